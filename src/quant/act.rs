@@ -1,0 +1,129 @@
+//! Activations in the form that a format's kernels multiply with.
+//!
+//! ```text
+//! F32   the row itself
+//! Q8    i8 per value, an f32 scale per 32 values
+//! Q8K   i8 per value, an f32 scale per 256 values (super-block formats sum whole super-blocks in integers)
+//! ```
+//! `d = max|x| / 127`, `q = round(x / d)` with ties to even. Both quantized forms carry the sum of `q` over every 16
+//! values, which formats with an offset or a minimum multiply with. A step quantizes its input once and every weight row
+//! shares it. ggml keeps the Q8 scale as f16 (`block_q8_0`); an f32 costs nothing here and is closer.
+
+use crate::simd::{self, Isa};
+
+/// A form of activations.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+pub enum Act {
+    /// As they are.
+    F32,
+    /// 8 bits, a scale per 32 values.
+    Q8,
+    /// 8 bits, a scale per 256 values.
+    Q8K,
+}
+
+impl Act {
+    /// Values that share one scale; rows must be a multiple of it. 1 for F32.
+    pub fn block(self) -> usize {
+        match self {
+            Act::F32 => 1,
+            Act::Q8 => 32,
+            Act::Q8K => 256,
+        }
+    }
+}
+
+/// One row of activations, borrowed. For `Act::F32` only `f` is filled, else only `q`, `d` and `sums`.
+#[derive(Clone, Copy, Debug)]
+pub struct ActRow<'a> {
+    /// Values in the row.
+    pub n: usize,
+    /// The values (F32).
+    pub f: &'a [f32],
+    /// The quantized values (n).
+    pub q: &'a [i8],
+    /// The scales (n / block).
+    pub d: &'a [f32],
+    /// The sum of `q` over every 16 values (n / 16).
+    pub sums: &'a [i16],
+}
+
+/// Rows of activations in one form, kept between steps so that memory is reused.
+#[derive(Debug, Default)]
+pub struct Acts {
+    act: Option<Act>,
+    n: usize,
+    q: Vec<i8>,
+    d: Vec<f32>,
+    sums: Vec<i16>,
+}
+
+impl Acts {
+    /// Quantizes `x` (rows of `n` values) into the form `act`. F32 rows are not copied: [`Acts::row`] hands them back.
+    pub fn set(&mut self, act: Act, n: usize, x: &[f32]) {
+        self.act = Some(act);
+        self.n = n;
+        if act == Act::F32 {
+            return;
+        }
+        let block = act.block();
+        debug_assert!(n.is_multiple_of(block) && x.len().is_multiple_of(n));
+        self.q.resize(x.len(), 0);
+        self.d.resize(x.len() / block, 0.0);
+        self.sums.resize(x.len() / 16, 0);
+        quantize(block, x, &mut self.q, &mut self.d, &mut self.sums);
+    }
+
+    /// Row `t`; `x` is the same slice that [`Acts::set`] was given.
+    pub fn row<'a>(&'a self, t: usize, x: &'a [f32]) -> ActRow<'a> {
+        let n = self.n;
+        match self.act {
+            None | Some(Act::F32) => ActRow { n, f: &x[t * n..(t + 1) * n], q: &[], d: &[], sums: &[] },
+            Some(act) => {
+                let (nd, ns) = (n / act.block(), n / 16);
+                ActRow {
+                    n,
+                    f: &[],
+                    q: &self.q[t * n..(t + 1) * n],
+                    d: &self.d[t * nd..(t + 1) * nd],
+                    sums: &self.sums[t * ns..(t + 1) * ns],
+                }
+            }
+        }
+    }
+}
+
+/// Quantizes whole blocks of `block` values: `q`, a scale per block, a sum per 16 values.
+pub fn quantize(block: usize, x: &[f32], q: &mut [i8], d: &mut [f32], sums: &mut [i16]) {
+    #[cfg(target_arch = "x86_64")]
+    if simd::isa() >= Isa::Avx2 {
+        #[allow(unsafe_code)]
+        // SAFETY: isa() says that this CPU has AVX2.
+        unsafe {
+            quantize_avx2(block, x, q, d, sums)
+        };
+        return;
+    }
+    quantize_scalar(block, x, q, d, sums);
+}
+
+fn quantize_scalar(block: usize, x: &[f32], q: &mut [i8], d: &mut [f32], sums: &mut [i16]) {
+    for (b, x) in x.chunks_exact(block).enumerate() {
+        let max = x.iter().fold(0f32, |m, v| m.max(v.abs()));
+        let inv = if max > 0.0 { 127.0 / max } else { 0.0 };
+        d[b] = max / 127.0;
+        for (q, x) in q[b * block..].iter_mut().zip(x) {
+            *q = (x * inv).round_ties_even() as i8;
+        }
+    }
+    for (s, q) in sums.iter_mut().zip(q.chunks_exact(16)) {
+        *s = q.iter().map(|&q| q as i16).sum();
+    }
+}
+
+/// The scalar form, compiled for AVX2: the compiler vectorises it well and the results are the same bits.
+#[cfg(target_arch = "x86_64")]
+#[target_feature(enable = "avx2")]
+fn quantize_avx2(block: usize, x: &[f32], q: &mut [i8], d: &mut [f32], sums: &mut [i16]) {
+    quantize_scalar(block, x, q, d, sums);
+}

@@ -1,0 +1,167 @@
+//! What the tests of every format share: kernels against the scalar truth, decoding against the reference's bytes.
+
+use super::act::Acts;
+use super::{QuantType, Rng};
+use crate::simd;
+
+/// Rows of random blocks. Every third block has its scale fields, wherever they are, scaled to an extreme by `random`
+/// being drawn again and some two-byte words zeroed, so that zero and tiny scales occur.
+fn random_rows(ty: &QuantType, rng: &mut Rng, rows: usize, n: usize, stride: usize) -> Vec<u8> {
+    let mut w = vec![0xa5; rows * stride];
+    for row in w.chunks_exact_mut(stride) {
+        for block in row[..ty.row_bytes(n)].chunks_exact_mut(ty.bytes) {
+            (ty.random)(rng, block);
+        }
+    }
+    w
+}
+
+/// Activations with quiet rows, loud rows, zeros and one spike.
+fn random_acts(rng: &mut Rng, n: usize) -> Vec<f32> {
+    let scale = [1e-6, 1.0, 1.0, 3e4][rng.below(4)];
+    let mut x: Vec<f32> = (0..n).map(|_| rng.normal() * scale).collect();
+    match rng.below(4) {
+        0 => x[..n / 2].fill(0.0),
+        1 => x[rng.below(n)] = 100.0 * scale,
+        _ => {}
+    }
+    x
+}
+
+/// Scales every f16 pair of bytes that decodes to a scale: the block is decoded, and if multiplying the two bytes at
+/// some even offset by a power of two multiplies all weights alike, that offset holds a scale.
+fn extreme(ty: &QuantType, rng: &mut Rng, w: &mut [u8]) {
+    if ty.block == 1 {
+        return;
+    }
+    let mut before = vec![0f32; ty.block];
+    let mut after = vec![0f32; ty.block];
+    for block in w.chunks_exact_mut(ty.bytes) {
+        if rng.below(3) != 0 {
+            continue;
+        }
+        (ty.dequant)(block, &mut before);
+        for at in (0..ty.bytes - 1).step_by(2) {
+            let keep = [block[at], block[at + 1]];
+            let x = half::f16::from_le_bytes(keep);
+            if !x.is_normal() {
+                continue;
+            }
+            let factor = [0.0, 1.0 / 4096.0, 64.0, -1.0][rng.below(4)];
+            block[at..at + 2].copy_from_slice(&half::f16::from_f32(x.to_f32() * factor).to_le_bytes());
+            (ty.dequant)(block, &mut after);
+            let scaled = before.iter().zip(&after).all(|(b, a)| (b * factor - a).abs() <= 2e-3 * (b * factor).abs());
+            if !scaled {
+                block[at..at + 2].copy_from_slice(&keep);
+            }
+        }
+    }
+}
+
+/// Every kernel of `ty` that this CPU has, against the scalar one and against decoded weights in f64: all row counts
+/// from 1 to 9 and some larger, row lengths that leave every tail, rows further apart than they are long.
+///
+/// The tolerance is that of an f32 sum: 2e-6 of the sum of the magnitudes. Integer parts are exact.
+pub fn kernels(ty: &'static QuantType) {
+    let mut rng = Rng(0x7a6d_0000 + ty.id as u64);
+    let unit = ty.block.max(ty.act.block());
+    let mut worst = vec![0f64; ty.kernels.len()];
+    for round in 0..60 {
+        let n = unit * (1 + if unit == 1 { round * 3 } else { round % 11 });
+        let rows = [1, 2, 3, 4, 5, 6, 7, 8, 9, 16, 33][round % 11];
+        let stride = ty.row_bytes(n) + ty.bytes * (round % 2);
+        let mut w = random_rows(ty, &mut rng, rows, n, stride);
+        if round % 3 == 2 {
+            for row in w.chunks_exact_mut(stride) {
+                extreme(ty, &mut rng, &mut row[..ty.row_bytes(n)]);
+            }
+        }
+        let x = random_acts(&mut rng, n);
+        let mut acts = Acts::default();
+        acts.set(ty.act, n, &x);
+        let row = acts.row(0, &x);
+        let xq: Vec<f64> = match ty.act.block() {
+            1 => x.iter().map(|&x| x as f64).collect(),
+            b => row.q.iter().enumerate().map(|(i, &q)| q as f64 * row.d[i / b] as f64).collect(),
+        };
+        let mut decoded = vec![0f32; n];
+        let (truth, size): (Vec<f64>, Vec<f64>) = (0..rows)
+            .map(|r| {
+                (ty.dequant)(&w[r * stride..][..ty.row_bytes(n)], &mut decoded);
+                let terms = decoded.iter().zip(&xq).map(|(&w, &x)| w as f64 * x);
+                terms.fold((0.0, 0.0), |(s, m), t| (s + t, m + t.abs()))
+            })
+            .unzip();
+        for (k, kernel) in ty.kernels.iter().enumerate().filter(|(_, k)| k.isa <= simd::detected()) {
+            let mut out = vec![f32::NAN; rows];
+            #[allow(unsafe_code)]
+            // SAFETY: the filter keeps the kernels whose instruction set this CPU has.
+            unsafe {
+                (kernel.dot)(&w, stride, row, &mut out)
+            };
+            for r in 0..rows {
+                let error = (out[r] as f64 - truth[r]).abs() / size[r].max(1e-30);
+                assert!(
+                    error <= 2e-6,
+                    "{} {}: row {r} of {rows}, n {n}: {} but the truth is {} (error {error:.1e} of the magnitudes)",
+                    ty.name,
+                    kernel.isa.name(),
+                    out[r],
+                    truth[r],
+                );
+                worst[k] = worst[k].max(error);
+            }
+        }
+    }
+    for (kernel, worst) in ty.kernels.iter().zip(worst) {
+        println!("{:8} {:7} worst error {worst:.1e} of the sum of magnitudes (limit 2e-6)", ty.name, kernel.isa.name());
+    }
+}
+
+/// Decoded rows against `tests/data/quant/NAME.f32`, bit by bit; the blocks are in `NAME.blocks`.
+pub fn dequant(ty: &'static QuantType) {
+    let dir = concat!(env!("CARGO_MANIFEST_DIR"), "/tests/data/quant/");
+    let read = |ext: &str| {
+        let path = format!("{dir}{}.{ext}", ty.name);
+        std::fs::read(&path).unwrap_or_else(|e| panic!("{path}: {e}"))
+    };
+    let (blocks, want) = (read("blocks"), read("f32"));
+    let mut got = vec![0f32; blocks.len() / ty.bytes * ty.block];
+    assert_eq!(got.len() * 4, want.len(), "{}: blocks and decoded rows differ in length", ty.name);
+    (ty.dequant)(&blocks, &mut got);
+    for (i, (got, want)) in got.iter().zip(want.as_chunks::<4>().0).enumerate() {
+        let want = f32::from_le_bytes(*want);
+        assert_eq!(got.to_bits(), want.to_bits(), "{}: weight {i} decodes to {got}, the reference has {want}", ty.name);
+    }
+    println!("{:8} {} weights decoded bit-equal to the reference", ty.name, got.len());
+}
+
+/// A KV row survives encoding within `tolerance` of its largest value, and every `axpy` adds `p` times it.
+pub fn kv(ty: &'static QuantType, tolerance: f32) {
+    let kv = ty.kv.as_ref().expect("a KV cache type");
+    let mut rng = Rng(77);
+    for round in 1..9 {
+        let n = ty.block.max(8) * round;
+        let x: Vec<f32> = (0..n).map(|_| rng.normal()).collect();
+        let max = x.iter().fold(0f32, |m, v| m.max(v.abs()));
+        let mut bytes = vec![0u8; ty.row_bytes(n)];
+        (kv.encode)(&x, &mut bytes);
+        let mut back = vec![0f32; n];
+        (ty.dequant)(&bytes, &mut back);
+        for (a, b) in x.iter().zip(&back) {
+            assert!((a - b).abs() <= tolerance * max, "{}: {a} came back as {b}", ty.name);
+        }
+        for &(isa, axpy) in kv.axpy.iter().filter(|(isa, _)| *isa <= simd::detected()) {
+            let mut out: Vec<f32> = x.iter().map(|v| v * 0.5).collect();
+            #[allow(unsafe_code)]
+            // SAFETY: the filter keeps the kernels whose instruction set this CPU has.
+            unsafe {
+                axpy(&bytes, 0.75, &mut out)
+            };
+            for i in 0..n {
+                let want = x[i] * 0.5 + 0.75 * back[i];
+                assert!((out[i] - want).abs() <= 1e-6 * max, "{} {}: {} for {want}", ty.name, isa.name(), out[i]);
+            }
+        }
+    }
+}

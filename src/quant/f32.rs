@@ -1,0 +1,108 @@
+//! F32: weights as they are. A block is one little-endian f32.
+
+use super::{Act, ActRow, Kernel, Kv, QuantType, Rng, rows};
+use crate::simd::Isa;
+
+/// The row of the format table.
+pub static TYPE: QuantType = QuantType {
+    id: 0,
+    name: "F32",
+    block: 1,
+    bytes: 4,
+    act: Act::F32,
+    dequant,
+    kernels: &[
+        #[cfg(target_arch = "x86_64")]
+        Kernel { isa: Isa::Avx2, dot: dot_avx2 },
+        Kernel { isa: Isa::Scalar, dot },
+    ],
+    random,
+    kv: Some(Kv {
+        encode,
+        axpy: &[
+            #[cfg(target_arch = "x86_64")]
+            (Isa::Avx2, axpy_avx2),
+            (Isa::Scalar, axpy),
+        ],
+    }),
+};
+
+fn values(blocks: &[u8]) -> impl Iterator<Item = f32> + '_ {
+    blocks.as_chunks::<4>().0.iter().map(|&b| f32::from_le_bytes(b))
+}
+
+fn dequant(blocks: &[u8], out: &mut [f32]) {
+    for (o, v) in out.iter_mut().zip(values(blocks)) {
+        *o = v;
+    }
+}
+
+fn dot(w: &[u8], stride: usize, x: ActRow<'_>, out: &mut [f32]) {
+    for (o, row) in out.iter_mut().zip(rows(w, stride, x.n * 4)) {
+        *o = values(row).zip(x.f).map(|(w, &x)| w as f64 * x as f64).sum::<f64>() as f32;
+    }
+}
+
+fn random(rng: &mut Rng, block: &mut [u8]) {
+    block.copy_from_slice(&rng.normal().to_le_bytes());
+}
+
+fn encode(x: &[f32], out: &mut [u8]) {
+    for (o, x) in out.as_chunks_mut::<4>().0.iter_mut().zip(x) {
+        *o = x.to_le_bytes();
+    }
+}
+
+fn axpy(row: &[u8], p: f32, out: &mut [f32]) {
+    for (o, v) in out.iter_mut().zip(values(row)) {
+        *o += p * v;
+    }
+}
+
+#[cfg(target_arch = "x86_64")]
+#[target_feature(enable = "avx2,fma")]
+fn axpy_avx2(row: &[u8], p: f32, out: &mut [f32]) {
+    for (o, v) in out.iter_mut().zip(values(row)) {
+        *o = v.mul_add(p, *o);
+    }
+}
+
+/// Four accumulators of 8 lanes hide the latency of the fused multiply-add.
+#[cfg(target_arch = "x86_64")]
+#[target_feature(enable = "avx2,fma")]
+fn dot_avx2(w: &[u8], stride: usize, x: ActRow<'_>, out: &mut [f32]) {
+    use crate::simd::x86::*;
+    use std::arch::x86_64::*;
+    for (o, row) in out.iter_mut().zip(rows(w, stride, x.n * 4)) {
+        let (row, _) = row.as_chunks::<4>();
+        let (row32, row_tail) = row.as_chunks::<32>();
+        let (x32, x_tail) = x.f.as_chunks::<32>();
+        let mut acc = [_mm256_setzero_ps(); 4];
+        for (w, x) in row32.iter().zip(x32) {
+            let w: [f32; 32] = w.map(f32::from_le_bytes);
+            let (w, x) = (w.as_chunks::<8>().0, x.as_chunks::<8>().0);
+            for i in 0..4 {
+                acc[i] = _mm256_fmadd_ps(load_f32x8(&w[i]), load_f32x8(&x[i]), acc[i]);
+            }
+        }
+        let sum = _mm256_add_ps(_mm256_add_ps(acc[0], acc[1]), _mm256_add_ps(acc[2], acc[3]));
+        let tail: f32 = row_tail.iter().zip(x_tail).map(|(&w, x)| f32::from_le_bytes(w) * x).sum();
+        *o = sum_f32x8(sum) + tail;
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::TYPE;
+    use crate::quant::check;
+
+    #[test]
+    fn every_kernel_equals_the_scalar_truth() {
+        check::kernels(&TYPE);
+    }
+
+    #[test]
+    fn a_kv_row_keeps_its_values_and_adds_them_up() {
+        check::kv(&TYPE, 0.0);
+    }
+}

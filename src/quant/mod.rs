@@ -1,0 +1,165 @@
+//! The weight formats: one file each, one row of the table below each.
+//!
+//! A format is its block layout, a scalar decode (bit-equal to the reference implementation), a scalar dot product (the
+//! truth that every faster kernel is held to), and the vector kernels. Every kernel has the same shape: a group of
+//! weight rows times one row of activations. Integer formats take activations quantized once per step by [`act`].
+//!
+//! Adding a format is a file and a line in `formats!`.
+
+pub mod act;
+#[cfg(test)]
+pub mod check;
+
+pub use act::{Act, ActRow};
+
+use crate::simd::{self, Isa};
+
+/// One weight format of GGUF.
+#[derive(Debug)]
+pub struct QuantType {
+    /// The type's number in a GGUF tensor directory (`ggml_type`).
+    pub id: u32,
+    /// The type's usual name, in capitals as GGUF tools print it.
+    pub name: &'static str,
+    /// Weights in a block; a row is a whole number of blocks.
+    pub block: usize,
+    /// Bytes of a block.
+    pub bytes: usize,
+    /// What the kernels multiply with.
+    pub act: Act,
+    /// Decodes whole blocks: `(blocks, out)` with `out.len() == blocks.len() / bytes * block`. Bit-equal to ggml.
+    pub dequant: fn(&[u8], &mut [f32]),
+    /// Best instruction set first, the scalar truth last.
+    pub kernels: &'static [Kernel],
+    /// Fills one block with random weights of about unit RMS: for tests and for synthetic models.
+    pub random: fn(&mut Rng, &mut [u8]),
+    /// What a KV cache needs, for the types that can be one.
+    pub kv: Option<Kv>,
+}
+
+/// Rows of weights times one row of activations: `out[r] = sum_i w[r][i] * x[i]`.
+///
+/// `(w, stride, x, out)`: row `r` starts at byte `r * stride` of `w` and has `x.n` weights.
+pub type DotRows = unsafe fn(&[u8], usize, ActRow<'_>, &mut [f32]);
+
+/// A dot kernel for one instruction set.
+#[derive(Debug, Clone, Copy)]
+pub struct Kernel {
+    /// What the CPU must have for `dot` to be called; that is the whole safety condition.
+    pub isa: Isa,
+    /// The kernel.
+    pub dot: DotRows,
+}
+
+/// `out[i] += p * row[i]`, the row decoded from one or more blocks: the value half of attention.
+pub type Axpy = unsafe fn(&[u8], f32, &mut [f32]);
+
+/// What a format needs to serve as a KV cache type.
+#[derive(Debug)]
+pub struct Kv {
+    /// Encodes `x` (a multiple of the block) into blocks.
+    pub encode: fn(&[f32], &mut [u8]),
+    /// Best instruction set first, scalar last.
+    pub axpy: &'static [(Isa, Axpy)],
+}
+
+impl QuantType {
+    /// Bytes of a row of `n` weights; `n` must be a multiple of the block.
+    pub fn row_bytes(&self, n: usize) -> usize {
+        debug_assert_eq!(n % self.block, 0);
+        n / self.block * self.bytes
+    }
+
+    /// The fastest kernel that this CPU (and `TANDEM_ISA`) allows.
+    pub fn kernel(&self) -> &'static Kernel {
+        self.kernels.iter().find(|k| k.isa <= simd::isa()).expect("a scalar kernel stands last")
+    }
+
+    /// Bits per weight, scales included.
+    pub fn bits(&self) -> f64 {
+        self.bytes as f64 * 8.0 / self.block as f64
+    }
+}
+
+impl PartialEq for QuantType {
+    fn eq(&self, other: &Self) -> bool {
+        self.id == other.id
+    }
+}
+
+macro_rules! formats {
+    ($($file:ident),* $(,)?) => {
+        $(pub mod $file;)*
+        /// Every format, in the order of its GGUF number.
+        pub static TYPES: &[&QuantType] = &[$(&$file::TYPE),*];
+    };
+}
+
+formats! {
+    f32,
+    q8_0,
+}
+
+/// The format with this GGUF number.
+pub fn by_id(id: u32) -> Option<&'static QuantType> {
+    TYPES.iter().copied().find(|t| t.id == id)
+}
+
+/// The format of this name, in any case: `q8_0`, `Q8_0`, `f16`.
+pub fn by_name(name: &str) -> Option<&'static QuantType> {
+    TYPES.iter().copied().find(|t| t.name.eq_ignore_ascii_case(name))
+}
+
+/// A small, fast, seeded generator (SplitMix64, public domain, Vigna 2015) for synthetic weights and tests.
+#[derive(Debug, Clone)]
+pub struct Rng(pub u64);
+
+impl Rng {
+    /// 64 random bits.
+    pub fn bits(&mut self) -> u64 {
+        self.0 = self.0.wrapping_add(0x9e37_79b9_7f4a_7c15);
+        let z = (self.0 ^ (self.0 >> 30)).wrapping_mul(0xbf58_476d_1ce4_e5b9);
+        let z = (z ^ (z >> 27)).wrapping_mul(0x94d0_49bb_1331_11eb);
+        z ^ (z >> 31)
+    }
+
+    /// Uniform in [0, 1).
+    pub fn unit(&mut self) -> f32 {
+        (self.bits() >> 40) as f32 / (1u32 << 24) as f32
+    }
+
+    /// Uniform in `0..n`.
+    pub fn below(&mut self, n: usize) -> usize {
+        (self.bits() % n as u64) as usize
+    }
+
+    /// About normal, mean 0 and variance 1 (the sum of twelve uniforms, less six).
+    pub fn normal(&mut self) -> f32 {
+        (0..12).map(|_| self.unit()).sum::<f32>() - 6.0
+    }
+
+    /// Fills `out` with random bytes.
+    pub fn fill(&mut self, out: &mut [u8]) {
+        for part in out.chunks_mut(8) {
+            let bits = self.bits().to_le_bytes();
+            part.copy_from_slice(&bits[..part.len()]);
+        }
+    }
+}
+
+/// The f16 at byte `at` of a block, widened.
+#[inline]
+pub(crate) fn f16_at(block: &[u8], at: usize) -> f32 {
+    half::f16::from_le_bytes([block[at], block[at + 1]]).to_f32()
+}
+
+/// Writes `x` as f16 at byte `at` of a block.
+pub(crate) fn put_f16(block: &mut [u8], at: usize, x: f32) {
+    block[at..at + 2].copy_from_slice(&half::f16::from_f32(x).to_le_bytes());
+}
+
+/// Splits row group `w` into its rows: `out.len()` rows of `bytes` bytes, `stride` apart.
+#[inline]
+pub(crate) fn rows<'a>(w: &'a [u8], stride: usize, bytes: usize) -> impl Iterator<Item = &'a [u8]> {
+    (0..).map(move |r| &w[r * stride..r * stride + bytes])
+}

@@ -1,0 +1,139 @@
+//! Q8_0: 32 weights of 8 bits with one f16 scale.
+//!
+//! ```text
+//! byte 0..2   d: f16
+//! byte 2..34  q: 32 x i8           w[i] = d * q[i]
+//! ```
+//! Layout: ggml-common.h `block_q8_0`.
+
+use super::{Act, ActRow, Kernel, Kv, QuantType, Rng, f16_at, put_f16, rows};
+use crate::simd::Isa;
+
+const BLOCK: usize = 32;
+const BYTES: usize = 34;
+const _: () = assert!(BYTES == 2 + BLOCK);
+
+/// The row of the format table.
+pub static TYPE: QuantType = QuantType {
+    id: 8,
+    name: "Q8_0",
+    block: BLOCK,
+    bytes: BYTES,
+    act: Act::Q8,
+    dequant,
+    kernels: &[
+        #[cfg(target_arch = "x86_64")]
+        Kernel { isa: Isa::Avx2, dot: dot_avx2 },
+        Kernel { isa: Isa::Scalar, dot },
+    ],
+    random,
+    kv: Some(Kv {
+        encode,
+        axpy: &[
+            #[cfg(target_arch = "x86_64")]
+            (Isa::Avx2, axpy_avx2),
+            (Isa::Scalar, axpy),
+        ],
+    }),
+};
+
+fn dequant(blocks: &[u8], out: &mut [f32]) {
+    for (b, o) in blocks.as_chunks::<BYTES>().0.iter().zip(out.as_chunks_mut::<BLOCK>().0) {
+        let d = f16_at(b, 0);
+        for (o, &q) in o.iter_mut().zip(&b[2..]) {
+            *o = q as i8 as f32 * d;
+        }
+    }
+}
+
+fn dot(w: &[u8], stride: usize, x: ActRow<'_>, out: &mut [f32]) {
+    for (o, row) in out.iter_mut().zip(rows(w, stride, x.n / BLOCK * BYTES)) {
+        let mut sum = 0f64;
+        for (i, (b, q)) in row.as_chunks::<BYTES>().0.iter().zip(x.q.as_chunks::<BLOCK>().0).enumerate() {
+            let dot: i32 = b[2..].iter().zip(q).map(|(&w, &q)| w as i8 as i32 * q as i32).sum();
+            sum += f16_at(b, 0) as f64 * x.d[i] as f64 * dot as f64;
+        }
+        *o = sum as f32;
+    }
+}
+
+fn random(rng: &mut Rng, block: &mut [u8]) {
+    rng.fill(&mut block[2..]);
+    put_f16(block, 0, (0.5 + rng.unit()) / 73.0); // uniform bytes have an RMS of 73
+}
+
+/// As ggml's `quantize_row_q8_0_ref`: the scale is rounded to f16 for storage, the division uses the exact one.
+fn encode(x: &[f32], out: &mut [u8]) {
+    for (x, b) in x.as_chunks::<BLOCK>().0.iter().zip(out.as_chunks_mut::<BYTES>().0) {
+        let max = x.iter().fold(0f32, |m, v| m.max(v.abs()));
+        let d = max / 127.0;
+        let inv = if d > 0.0 { 1.0 / d } else { 0.0 };
+        put_f16(b, 0, d);
+        for (q, x) in b[2..].iter_mut().zip(x) {
+            *q = (x * inv).round() as i8 as u8;
+        }
+    }
+}
+
+fn axpy(row: &[u8], p: f32, out: &mut [f32]) {
+    for (b, o) in row.as_chunks::<BYTES>().0.iter().zip(out.as_chunks_mut::<BLOCK>().0) {
+        let dp = f16_at(b, 0) * p;
+        for (o, &q) in o.iter_mut().zip(&b[2..]) {
+            *o += q as i8 as f32 * dp;
+        }
+    }
+}
+
+#[cfg(target_arch = "x86_64")]
+#[target_feature(enable = "avx2,fma")]
+fn axpy_avx2(row: &[u8], p: f32, out: &mut [f32]) {
+    for (b, o) in row.as_chunks::<BYTES>().0.iter().zip(out.as_chunks_mut::<BLOCK>().0) {
+        let dp = f16_at(b, 0) * p;
+        for (o, &q) in o.iter_mut().zip(&b[2..]) {
+            *o = (q as i8 as f32).mul_add(dp, *o);
+        }
+    }
+}
+
+/// `maddubs` wants unsigned times signed: the weight's sign moves to the activation. |w| * |q| <= 128 * 127, and a
+/// pair of those sums still fits i16 because activations never reach -128.
+#[cfg(target_arch = "x86_64")]
+#[target_feature(enable = "avx2,fma")]
+fn dot_avx2(w: &[u8], stride: usize, x: ActRow<'_>, out: &mut [f32]) {
+    use crate::simd::x86::*;
+    use std::arch::x86_64::*;
+    let ones = _mm256_set1_epi16(1);
+    for (o, row) in out.iter_mut().zip(rows(w, stride, x.n / BLOCK * BYTES)) {
+        let mut acc = _mm256_setzero_ps();
+        let blocks = row.as_chunks::<BYTES>().0.iter().zip(x.q.as_chunks::<BLOCK>().0).zip(x.d);
+        for ((b, q), d) in blocks {
+            let wv = load_u8x32(b[2..].as_array().unwrap());
+            let qv = load_i8x32(q);
+            let pairs = _mm256_maddubs_epi16(_mm256_sign_epi8(wv, wv), _mm256_sign_epi8(qv, wv));
+            let dot = _mm256_cvtepi32_ps(_mm256_madd_epi16(pairs, ones));
+            acc = _mm256_fmadd_ps(_mm256_set1_ps(f16_at(b, 0) * d), dot, acc);
+        }
+        *o = sum_f32x8(acc);
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::TYPE;
+    use crate::quant::check;
+
+    #[test]
+    fn every_kernel_equals_the_scalar_truth() {
+        check::kernels(&TYPE);
+    }
+
+    #[test]
+    fn decoded_rows_are_bit_equal_to_the_reference() {
+        check::dequant(&TYPE);
+    }
+
+    #[test]
+    fn a_kv_row_keeps_its_values_and_adds_them_up() {
+        check::kv(&TYPE, 0.005);
+    }
+}

@@ -1,0 +1,147 @@
+//! Which vector instructions this CPU has, found once at run time; and the few safe loads and folds that the kernels
+//! share.
+//!
+//! A kernel is a safe `#[target_feature]` function kept in a table beside the [`Isa`] it needs. Nothing above this
+//! floor compiles for a particular CPU, so a plain `cargo build --release` uses what the machine has.
+//! `TANDEM_ISA=scalar|avx2|avx512` lowers the choice (never raises it), which is how the tests hold one path to another.
+
+use std::sync::OnceLock;
+
+/// An instruction set that kernels are written for, in rising order.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
+pub enum Isa {
+    /// Plain Rust; every CPU.
+    Scalar,
+    /// AVX2 with FMA and F16C (Intel since Haswell, AMD since Zen).
+    Avx2,
+    /// AVX-512 F, BW, DQ, VL, VBMI and VNNI (Intel since Ice Lake, AMD since Zen 4).
+    Avx512,
+}
+
+impl Isa {
+    /// The name that `TANDEM_ISA` and the reports use.
+    pub fn name(self) -> &'static str {
+        match self {
+            Isa::Scalar => "scalar",
+            Isa::Avx2 => "avx2",
+            Isa::Avx512 => "avx512",
+        }
+    }
+}
+
+/// What the CPU itself offers, whatever the environment says.
+pub fn detected() -> Isa {
+    #[cfg(target_arch = "x86_64")]
+    {
+        let avx2 =
+            is_x86_feature_detected!("avx2") && is_x86_feature_detected!("fma") && is_x86_feature_detected!("f16c");
+        let avx512 = is_x86_feature_detected!("avx512f")
+            && is_x86_feature_detected!("avx512bw")
+            && is_x86_feature_detected!("avx512dq")
+            && is_x86_feature_detected!("avx512vl")
+            && is_x86_feature_detected!("avx512vbmi")
+            && is_x86_feature_detected!("avx512vnni");
+        match (avx2, avx512) {
+            (true, true) => return Isa::Avx512,
+            (true, false) => return Isa::Avx2,
+            _ => {}
+        }
+    }
+    Isa::Scalar
+}
+
+/// The instruction set in use: the detected one, or a lower one asked for by `TANDEM_ISA`. An unknown or unavailable
+/// value is said on stderr once and the detected set is used.
+pub fn isa() -> Isa {
+    static ISA: OnceLock<Isa> = OnceLock::new();
+    *ISA.get_or_init(|| {
+        let have = detected();
+        let Ok(asked) = std::env::var("TANDEM_ISA") else { return have };
+        let Some(want) = [Isa::Scalar, Isa::Avx2, Isa::Avx512].into_iter().find(|i| i.name() == asked) else {
+            eprintln!("TANDEM_ISA={asked} is not one of scalar, avx2, avx512; using {}", have.name());
+            return have;
+        };
+        if want > have {
+            eprintln!("TANDEM_ISA={asked} asks for more than this CPU has; using {}", have.name());
+        }
+        want.min(have)
+    })
+}
+
+/// Loads and horizontal sums for AVX2 kernels. All safe: a load takes an array reference of the full width.
+#[cfg(target_arch = "x86_64")]
+pub mod x86 {
+    #![allow(unsafe_code)] // SIMD loads: each takes a reference to as many bytes as it reads
+    use std::arch::x86_64::*;
+
+    /// 32 bytes, any alignment.
+    #[inline]
+    #[target_feature(enable = "avx2")]
+    pub fn load_u8x32(p: &[u8; 32]) -> __m256i {
+        // SAFETY: the reference covers the 32 bytes read.
+        unsafe { _mm256_loadu_si256(p.as_ptr().cast()) }
+    }
+
+    /// 32 signed bytes, any alignment.
+    #[inline]
+    #[target_feature(enable = "avx2")]
+    pub fn load_i8x32(p: &[i8; 32]) -> __m256i {
+        // SAFETY: the reference covers the 32 bytes read.
+        unsafe { _mm256_loadu_si256(p.as_ptr().cast()) }
+    }
+
+    /// 16 bytes, any alignment.
+    #[inline]
+    #[target_feature(enable = "avx2")]
+    pub fn load_u8x16(p: &[u8; 16]) -> __m128i {
+        // SAFETY: the reference covers the 16 bytes read.
+        unsafe { _mm_loadu_si128(p.as_ptr().cast()) }
+    }
+
+    /// 8 floats, any alignment.
+    #[inline]
+    #[target_feature(enable = "avx2")]
+    pub fn load_f32x8(p: &[f32; 8]) -> __m256 {
+        // SAFETY: the reference covers the 32 bytes read.
+        unsafe { _mm256_loadu_ps(p.as_ptr()) }
+    }
+
+    /// Writes 8 floats, any alignment.
+    #[inline]
+    #[target_feature(enable = "avx2")]
+    pub fn store_f32x8(p: &mut [f32; 8], v: __m256) {
+        // SAFETY: the reference covers the 32 bytes written.
+        unsafe { _mm256_storeu_ps(p.as_mut_ptr(), v) }
+    }
+
+    /// 16 two-byte values, any alignment.
+    #[inline]
+    #[target_feature(enable = "avx2")]
+    pub fn load_i16x16(p: &[i16; 16]) -> __m256i {
+        // SAFETY: the reference covers the 32 bytes read.
+        unsafe { _mm256_loadu_si256(p.as_ptr().cast()) }
+    }
+
+    /// 8 half-precision floats (their bits, little-endian bytes) widened to f32.
+    #[inline]
+    #[target_feature(enable = "avx2,f16c")]
+    pub fn load_f16x8(p: &[u8; 16]) -> __m256 {
+        _mm256_cvtph_ps(load_u8x16(p))
+    }
+
+    /// One half-precision float (its bits) widened to f32.
+    #[inline]
+    #[target_feature(enable = "avx2,f16c")]
+    pub fn f16_bits(bits: u16) -> f32 {
+        _mm_cvtss_f32(_mm_cvtph_ps(_mm_cvtsi32_si128(bits as i32)))
+    }
+
+    /// The sum of 8 floats.
+    #[inline]
+    #[target_feature(enable = "avx2")]
+    pub fn sum_f32x8(v: __m256) -> f32 {
+        let v = _mm_add_ps(_mm256_castps256_ps128(v), _mm256_extractf128_ps::<1>(v));
+        let v = _mm_add_ps(v, _mm_movehl_ps(v, v));
+        _mm_cvtss_f32(_mm_add_ss(v, _mm_movehdup_ps(v)))
+    }
+}
