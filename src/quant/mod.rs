@@ -9,6 +9,7 @@
 pub mod act;
 #[cfg(test)]
 pub mod check;
+pub mod retired;
 
 pub use act::{Act, ActRow};
 

@@ -1,0 +1,145 @@
+//! A file's bytes: mapped, or read into memory, and locked there if asked.
+//!
+//! Both kinds start on a page boundary, so a tensor is aligned in memory as it is in the file.
+
+use anyhow::{Context, Result, anyhow, bail};
+use memmap2::{Mmap, MmapMut};
+use rayon::prelude::*;
+use std::fs::File;
+use std::io;
+use std::path::Path;
+
+/// How to bring a model's files into memory.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Load {
+    /// Map the files, and let the system page them in as they are used. Otherwise read them whole, now.
+    pub mmap: bool,
+    /// Ask the system to keep the bytes in RAM. If it refuses, [`super::Gguf::unlocked`] says why.
+    pub mlock: bool,
+}
+
+impl Default for Load {
+    fn default() -> Load {
+        Load { mmap: true, mlock: false }
+    }
+}
+
+/// Bytes per read when a file is not mapped: large enough for full disk speed, small enough to share among threads.
+const READ: usize = 32 << 20;
+
+/// The bytes of one file.
+#[derive(Debug)]
+pub(super) struct FileBytes {
+    store: Store,
+    file: Option<File>,
+}
+
+#[derive(Debug)]
+enum Store {
+    Map(Mmap),
+    Read(Mmap), // pages of our own, not the file's
+    Vec(Vec<u8>),
+}
+
+impl From<Vec<u8>> for FileBytes {
+    fn from(bytes: Vec<u8>) -> FileBytes {
+        FileBytes { store: Store::Vec(bytes), file: None }
+    }
+}
+
+impl FileBytes {
+    /// Maps `path`, whatever `load` says: the header is read from the map, so a bad file is refused before its weights
+    /// are read. Where the file system cannot map, an unmapped load reads everything now.
+    pub(super) fn open(path: &Path, load: &Load) -> Result<FileBytes> {
+        let shown = path.display();
+        let file = File::open(path).with_context(|| format!("cannot open {shown}"))?;
+        let about = file.metadata().with_context(|| format!("cannot read {shown}"))?;
+        if !about.is_file() {
+            bail!("{shown} is not a file: give the path of a .gguf file");
+        }
+        let len = about.len();
+        if len == 0 {
+            bail!("{shown} is empty, a GGUF file has at least 24 bytes: fetch the file again");
+        }
+        // SAFETY: nothing here writes to the file, and `recheck` refuses one that changed length while it was opened.
+        // What remains is the caller's side of every memory map: the file must not be cut short or rewritten while the
+        // model runs (that reads other weights, or ends the process with SIGBUS).
+        #[allow(unsafe_code)]
+        let map = unsafe { Mmap::map(&file) };
+        let store = match map {
+            Ok(map) => Store::Map(map),
+            Err(_) if !load.mmap => Store::Read(read(path, &file, len)?),
+            Err(e) => return Err(e).context(format!("cannot map {shown} ({len} bytes): --no-mmap reads it instead")),
+        };
+        Ok(FileBytes { store, file: Some(file) })
+    }
+
+    /// Reads the weights if they are not to stay mapped.
+    pub(super) fn settle(&mut self, path: &Path, load: &Load) -> Result<()> {
+        if let (false, Store::Map(map), Some(file)) = (load.mmap, &self.store, &self.file) {
+            self.store = Store::Read(read(path, file, map.len() as u64)?);
+        }
+        Ok(())
+    }
+
+    /// The bytes.
+    pub(super) fn as_slice(&self) -> &[u8] {
+        match &self.store {
+            Store::Map(pages) | Store::Read(pages) => pages,
+            Store::Vec(bytes) => bytes,
+        }
+    }
+
+    /// Fails if the file no longer has the length that was mapped: it is still being written, or being replaced.
+    pub(super) fn recheck(&self, path: &Path) -> Result<()> {
+        let Some(file) = &self.file else { return Ok(()) };
+        let had = self.as_slice().len() as u64;
+        let has = file.metadata().with_context(|| format!("cannot read {}", path.display()))?.len();
+        if had != has {
+            let shown = path.display();
+            bail!("{shown} went from {had} to {has} bytes while it was being opened: wait until it is complete");
+        }
+        Ok(())
+    }
+
+    /// Locks the bytes in RAM, or says in words why not.
+    pub(super) fn lock(&self, path: &Path) -> Result<()> {
+        let (Store::Map(map) | Store::Read(map)) = &self.store else { return Ok(()) };
+        map.lock().map_err(|e| {
+            let (shown, len) = (path.display(), map.len());
+            anyhow!(
+                "cannot lock {shown} ({len} bytes) in RAM: {e}. Raise the limit (`ulimit -l` shows it, in KiB), free \
+                 memory, or do without --mlock"
+            )
+        })
+    }
+}
+
+/// Reads a whole file into fresh pages, several parts at once.
+fn read(path: &Path, file: &File, len: u64) -> Result<Mmap> {
+    let fill = || {
+        let len = usize::try_from(len).map_err(|_| io::Error::from(io::ErrorKind::OutOfMemory))?;
+        let mut pages = MmapMut::map_anon(len)?;
+        pages.par_chunks_mut(READ).enumerate().try_for_each(|(i, part)| read_at(file, part, (i * READ) as u64))?;
+        pages.make_read_only()
+    };
+    fill().with_context(|| format!("cannot read {} ({len} bytes) into memory", path.display()))
+}
+
+#[cfg(unix)]
+fn read_at(file: &File, part: &mut [u8], at: u64) -> io::Result<()> {
+    std::os::unix::fs::FileExt::read_exact_at(file, part, at)
+}
+
+#[cfg(windows)]
+fn read_at(file: &File, mut part: &mut [u8], mut at: u64) -> io::Result<()> {
+    while !part.is_empty() {
+        let n = std::os::windows::fs::FileExt::seek_read(file, part, at)?;
+        if n == 0 {
+            return Err(io::ErrorKind::UnexpectedEof.into());
+        }
+        part = &mut part[n..];
+        at += n as u64;
+    }
+    Ok(())
+}

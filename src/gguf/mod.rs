@@ -1,0 +1,258 @@
+//! GGUF files: metadata, the tensor directory, models split over several files, and the mapped bytes of the weights.
+//!
+//! ```text
+//! file    "GGUF" | u32 version | u64 tensors | u64 keys | key.. | tensor.. | padding | data
+//! key     str name | u32 kind | value
+//! array   u32 kind | u64 count | elements            an element that is an array starts again with its kind
+//! tensor  str name | u32 n | u64 dim (n times, row length first) | u32 type | u64 offset into data
+//! str     u64 length | UTF-8 bytes
+//! ```
+//!
+//! All numbers are little-endian. `data` and every tensor in it start on a multiple of `general.alignment` (32).
+//! Dimensions are turned round here, once: a [`Tensor`]'s shape reads (.., out, in), as the rest of the program does.
+//!
+//! Everything a file says is checked when it is opened; what [`Gguf::open`] returns can be trusted.
+
+pub mod map;
+mod meta;
+mod parse;
+mod split;
+mod write;
+
+pub use map::Load;
+pub use meta::{Array, FromValue, Meta, Scalar, Value};
+pub use parse::{Header, parse};
+pub use split::{shard_name, shard_of};
+pub use write::Writer;
+
+use crate::quant::{self, QuantType};
+use anyhow::{Result, bail};
+use map::FileBytes;
+use std::collections::HashMap;
+use std::fmt;
+use std::ops::Range;
+use std::path::{Path, PathBuf};
+
+/// What a tensor's elements are.
+#[derive(Clone, Copy, PartialEq)]
+pub enum TensorType {
+    /// A weight format.
+    Quant(&'static QuantType),
+    /// 8-bit integers: a table, not weights, like the other whole numbers here.
+    I8,
+    /// 16-bit integers.
+    I16,
+    /// 32-bit integers.
+    I32,
+    /// 64-bit integers.
+    I64,
+    /// 64-bit floats.
+    F64,
+}
+
+impl TensorType {
+    /// The type with this GGUF number.
+    pub fn by_id(id: u32) -> Option<TensorType> {
+        Some(match id {
+            24 => TensorType::I8,
+            25 => TensorType::I16,
+            26 => TensorType::I32,
+            27 => TensorType::I64,
+            28 => TensorType::F64,
+            _ => TensorType::Quant(quant::by_id(id)?),
+        })
+    }
+
+    /// The type's number in a GGUF file.
+    pub fn id(self) -> u32 {
+        match self {
+            TensorType::Quant(q) => q.id,
+            TensorType::I8 => 24,
+            TensorType::I16 => 25,
+            TensorType::I32 => 26,
+            TensorType::I64 => 27,
+            TensorType::F64 => 28,
+        }
+    }
+
+    /// The type's usual name, in capitals.
+    pub fn name(self) -> &'static str {
+        match self {
+            TensorType::Quant(q) => q.name,
+            TensorType::I8 => "I8",
+            TensorType::I16 => "I16",
+            TensorType::I32 => "I32",
+            TensorType::I64 => "I64",
+            TensorType::F64 => "F64",
+        }
+    }
+
+    /// Elements in a block, and the bytes of a block.
+    pub fn block(self) -> (usize, usize) {
+        match self {
+            TensorType::Quant(q) => (q.block, q.bytes),
+            TensorType::I8 => (1, 1),
+            TensorType::I16 => (1, 2),
+            TensorType::I32 => (1, 4),
+            TensorType::I64 | TensorType::F64 => (1, 8),
+        }
+    }
+
+    /// Bytes of a row of `n` elements; `n` must be a multiple of the block.
+    pub fn row_bytes(self, n: usize) -> usize {
+        let (block, bytes) = self.block();
+        debug_assert_eq!(n % block, 0);
+        n / block * bytes
+    }
+
+    /// The weight format, if it is one.
+    pub fn quant(self) -> Option<&'static QuantType> {
+        match self {
+            TensorType::Quant(q) => Some(q),
+            _ => None,
+        }
+    }
+
+    /// Bytes of a tensor of this type, or why there can be none of this shape (.., out, in).
+    pub(crate) fn bytes_of(self, shape: &[usize]) -> Result<usize, String> {
+        let (block, bytes) = self.block();
+        let (name, row) = (self.name(), shape.last().copied().unwrap_or(1));
+        if let Some(zero) = shape.iter().position(|&d| d == 0) {
+            return Err(format!("dimension {zero} of its shape {shape:?} is 0, every dimension must be at least 1"));
+        }
+        if !row.is_multiple_of(block) {
+            return Err(format!("its rows have {row} weights, but {name} packs blocks of {block}: not a whole number"));
+        }
+        shape
+            .iter()
+            .try_fold(1usize, |n, &d| n.checked_mul(d))
+            .and_then(|n| (n / block).checked_mul(bytes))
+            .filter(|&n| i64::try_from(n).is_ok())
+            .ok_or_else(|| format!("its shape {shape:?} of {name} is more bytes than any file can have"))
+    }
+}
+
+impl fmt::Debug for TensorType {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(self.name())
+    }
+}
+
+/// One tensor of the directory. Its bytes are at [`Gguf::data`].
+#[derive(Debug, Clone)]
+pub struct Tensor {
+    /// The tensor's name, unique in the model.
+    pub name: String,
+    /// (.., out, in): the row length is last. One to four dimensions, none of them 0.
+    pub shape: Vec<usize>,
+    /// What the elements are.
+    pub ty: TensorType,
+    /// Which file of a split model holds it, from 0.
+    pub shard: usize,
+    /// Where its bytes start, counted from the start of that file.
+    pub offset: u64,
+    /// How many bytes it has; they all lie inside the file.
+    pub bytes: usize,
+}
+
+impl Tensor {
+    /// How many elements it has.
+    pub fn elements(&self) -> usize {
+        self.shape.iter().product()
+    }
+
+    /// Its bytes' place in its file.
+    pub fn range(&self) -> Range<usize> {
+        let start = self.offset as usize;
+        start..start + self.bytes
+    }
+}
+
+/// One open file.
+#[derive(Debug)]
+struct Shard {
+    path: PathBuf,
+    bytes: FileBytes,
+}
+
+/// An open model: one GGUF file, or all the files of a split one.
+#[derive(Debug)]
+pub struct Gguf {
+    /// The path as it was given.
+    pub path: PathBuf,
+    /// The format's version, 2 or 3.
+    pub version: u32,
+    /// The model's metadata: the first file's.
+    pub meta: Meta,
+    /// Every tensor, file after file, in directory order.
+    pub tensors: Vec<Tensor>,
+    /// Why memory could not be locked, one line per file, where [`Load::mlock`] asked for it and it failed.
+    pub unlocked: Vec<String>,
+    files: Vec<Shard>,
+    index: HashMap<String, usize>,
+}
+
+impl Gguf {
+    /// Opens a model and maps its files; `path` may be any file of a split model.
+    pub fn open(path: &Path) -> Result<Gguf> {
+        Gguf::open_with(path, &Load::default())
+    }
+
+    /// Opens a model as `load` says.
+    pub fn open_with(path: &Path, load: &Load) -> Result<Gguf> {
+        split::open(path, load)
+    }
+
+    /// Opens one whole file from memory: for tests and tools. `name` stands for the file in errors.
+    pub fn from_bytes(bytes: Vec<u8>, name: &Path) -> Result<Gguf> {
+        let header = parse(&bytes, bytes.len() as u64, name)?;
+        if let Some(count @ 2..) = header.meta.opt_usize(split::COUNT)? {
+            bail!("{}: one of {count} files of a split model, which cannot be opened from memory", name.display());
+        }
+        let shard = Shard { path: name.to_owned(), bytes: FileBytes::from(bytes) };
+        Gguf::assemble(name, vec![(header, shard)])
+    }
+
+    /// Joins the files of a model, which are in order and agree with each other.
+    fn assemble(path: &Path, parts: Vec<(Header, Shard)>) -> Result<Gguf> {
+        let mut files: Vec<Shard> = Vec::with_capacity(parts.len());
+        let mut tensors: Vec<Tensor> = Vec::new();
+        let mut index = HashMap::new();
+        let mut first = None;
+        for (shard, (header, file)) in parts.into_iter().enumerate() {
+            for mut tensor in header.tensors {
+                tensor.shard = shard;
+                if let Some(other) = index.insert(tensor.name.clone(), tensors.len()) {
+                    let other = &files[tensors[other].shard].path;
+                    let (here, name) = (file.path.display(), &tensor.name);
+                    bail!("{here}: tensor {name:?} is also in {}: these are not parts of one model", other.display());
+                }
+                tensors.push(tensor);
+            }
+            first.get_or_insert((header.version, header.meta));
+            files.push(file);
+        }
+        let (version, meta) = first.expect("a model has at least one file");
+        Ok(Gguf { path: path.to_owned(), version, meta, tensors, unlocked: Vec::new(), files, index })
+    }
+
+    /// The tensor of this name.
+    pub fn tensor(&self, name: &str) -> Option<&Tensor> {
+        self.index.get(name).map(|&i| &self.tensors[i])
+    }
+
+    /// The bytes of one of this model's tensors.
+    pub fn data(&self, t: &Tensor) -> &[u8] {
+        &self.files[t.shard].bytes.as_slice()[t.range()]
+    }
+
+    /// The bytes of all tensors together.
+    pub fn bytes(&self) -> u64 {
+        self.tensors.iter().map(|t| t.bytes as u64).sum()
+    }
+
+    /// The model's files, in order.
+    pub fn shards(&self) -> impl Iterator<Item = &Path> {
+        self.files.iter().map(|f| f.path.as_path())
+    }
+}
