@@ -89,14 +89,7 @@ impl Op for DeltaOp {
 impl Builder<'_> {
     /// The gated delta rule over `q`, `k` (T, k_heads * dim), `v` (T, v_heads * dim), and the logits `beta` and `alpha`
     /// (T, v_heads); `dt` and `a` are full names of vectors (v_heads). (T, v_heads * dim).
-    pub fn delta(
-        &self,
-        label: String,
-        d: Delta,
-        [q, k, v, beta, alpha]: [Slot; 5],
-        dt: &str,
-        a: &str,
-    ) -> Result<Slot> {
+    pub fn delta(&self, label: String, d: Delta, [q, k, v, beta, alpha]: [Slot; 5], dt: &str, a: &str) -> Result<Slot> {
         for (x, want) in [(q, d.k_heads * d.dim), (k, d.k_heads * d.dim), (v, d.v_heads * d.dim)] {
             self.expect_width(&label, x, want)?;
         }

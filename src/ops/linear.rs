@@ -4,8 +4,9 @@
 
 use anyhow::Result;
 
+use super::Glu;
 use crate::cpu::{Group, grouped};
-use crate::tape::{Builder, CpuIo, Op, Slot, WeightId};
+use crate::tape::{Builder, CpuIo, Layer, Op, Slot, WeightId};
 
 #[derive(Debug)]
 struct Linear {
@@ -62,6 +63,14 @@ impl Builder<'_> {
         let w = self.matrix(&format!("{name}.weight"), &[heads, n_out, self.width(x) / heads])?;
         let op = Linear { heads, bias: false, scale: false };
         Ok(self.push(name, op, &[x], &[heads * n_out], &[w], &[])[0])
+    }
+
+    /// A feed-forward layer: `down(glu(gate(x), up(x)))`, the three named within the layer.
+    pub fn swiglu(&self, l: &Layer, x: Slot, names: [&str; 3], n_ff: usize, n_out: usize, kind: Glu) -> Result<Slot> {
+        let gate = self.linear(x, &l.w(names[0]), n_ff)?; // (T, n_ff)
+        let up = self.linear(x, &l.w(names[1]), n_ff)?; // (T, n_ff)
+        let label = l.w(&names[2].replace("down", "glu"));
+        self.linear(self.glu(label, kind, gate, up), &l.w(names[2]), n_out)
     }
 
     fn linear_with(&self, x: Slot, name: &str, n_out: usize, w: WeightId) -> Result<Slot> {

@@ -122,8 +122,9 @@ impl Op for RouteOp {
                 }
                 top_k(&biased, r.k, &mut chosen);
             }
-            let weights = &mut io.outs[1][t * r.k..(t + 1) * r.k];
-            for ((w, id), &e) in weights.iter_mut().zip(&mut io.outs[0][t * r.k..]).zip(&chosen) {
+            let [ids, weights] = &mut *io.outs else { unreachable!("the builder gives two outputs") };
+            let weights = &mut weights[t * r.k..(t + 1) * r.k];
+            for ((w, id), &e) in weights.iter_mut().zip(&mut ids[t * r.k..]).zip(&chosen) {
                 *id = e as f32;
                 *w = scores[e as usize];
             }

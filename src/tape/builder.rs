@@ -167,28 +167,19 @@ impl<'a> Builder<'a> {
     }
 
     fn weight(&self, name: &str, kind: WeightKind, want: &[usize]) -> Result<WeightId> {
-        let index = self
-            .gguf
-            .tensors
-            .iter()
-            .position(|t| t.name == name)
-            .ok_or_else(|| anyhow!(self.missing(name)))?;
+        let index = self.gguf.tensors.iter().position(|t| t.name == name).ok_or_else(|| anyhow!(self.missing(name)))?;
         let t = &self.gguf.tensors[index];
         // Leading ones carry no information: (1, n) and (n) are the same tensor.
         let trim = |s: &[usize]| s.iter().copied().skip_while(|&d| d == 1).collect::<Vec<_>>();
         if trim(&t.shape) != trim(want) && !(kind == WeightKind::Matrix && self.reshapes(&t.shape, want)) {
-            bail!(
-                "{}: tensor {name} has shape {:?}, {want:?} expected from the metadata",
-                self.file(),
-                t.shape
-            );
+            bail!("{}: tensor {name} has shape {:?}, {want:?} expected from the metadata", self.file(), t.shape);
         }
         let mut shape = [1; 3];
         for (s, w) in shape.iter_mut().rev().zip(want.iter().rev()) {
             *s = *w;
         }
         match kind {
-            WeightKind::Ints if t.ty.quant().is_some() => {
+            WeightKind::Ints { .. } if t.ty.quant().is_some() => {
                 bail!("{}: tensor {name} is {}, integers expected", self.file(), t.ty.name())
             }
             WeightKind::Matrix | WeightKind::Vector if t.ty.quant().is_none() => {
@@ -247,9 +238,16 @@ impl<'a> Builder<'a> {
         if self.has(name) { self.vector(name, shape).map(Some) } else { Ok(None) }
     }
 
-    /// An integer tensor (full name) of this shape.
-    pub fn ints(&self, name: &str, shape: &[usize]) -> Result<WeightId> {
-        self.weight(name, WeightKind::Ints, shape)
+    /// An integer table (full name) of `k` expert numbers for every token: (n_vocab, k), each below `n_expert`.
+    pub fn expert_table(&self, name: &str, k: usize, n_expert: usize) -> Result<WeightId> {
+        let id = self.weight(name, WeightKind::Ints { below: n_expert }, &[self.n_vocab()?, k])?;
+        Ok(id)
+    }
+
+    /// What q . k is multiplied with: the key `attention.scale` where there is one, else 1 / sqrt(dim).
+    pub fn scale(&self, dim: usize) -> Result<f32> {
+        let scale = self.f_or("attention.scale", 0.0)?;
+        Ok(if scale == 0.0 { 1.0 / (dim as f32).sqrt() } else { scale })
     }
 
     // ---- steps ----

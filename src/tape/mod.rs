@@ -54,8 +54,11 @@ pub enum WeightKind {
     Matrix,
     /// A small tensor, decoded to f32 when the model is opened (norms, biases, sinks, convolution taps).
     Vector,
-    /// Integers, decoded when the model is opened (a table of expert numbers).
-    Ints,
+    /// Integers, decoded when the model is opened and checked to lie in `0..below` (a table of expert numbers).
+    Ints {
+        /// The bound.
+        below: usize,
+    },
 }
 
 /// A tensor of the file, as the tape uses it.

@@ -49,6 +49,11 @@ impl StateSpec {
         }
     }
 
+    /// Whether later tokens destroy what earlier ones left (a window or a recurrence), so that going back may need help.
+    pub fn is_overwritten(&self) -> bool {
+        !matches!(self.kind, StateKind::Rows { window: None, .. })
+    }
+
     /// Bytes of this state for one sequence.
     pub fn bytes(&self, n_ctx: usize, n_batch: usize) -> usize {
         self.capacity(n_ctx, n_batch) * self.ty.row_bytes(self.width)
