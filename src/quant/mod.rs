@@ -102,6 +102,9 @@ formats! {
     q4_1,
     q5_0,
     q5_1,
+    iq4_nl,
+    mxfp4,
+    nvfp4,
 }
 
 /// The format with this GGUF number.
