@@ -105,6 +105,8 @@ formats! {
     iq4_nl,
     mxfp4,
     nvfp4,
+    q1_0,
+    q2_0,
 }
 
 /// The format with this GGUF number.
