@@ -98,11 +98,13 @@ macro_rules! formats {
 formats! {
     f32,
     q8_0,
+    f16,
     q4_0,
     q4_1,
     q5_0,
     q5_1,
     iq4_nl,
+    bf16,
     mxfp4,
     nvfp4,
     q1_0,
