@@ -72,6 +72,7 @@ pub fn isa() -> Isa {
 #[cfg(target_arch = "x86_64")]
 pub mod x86 {
     #![allow(unsafe_code)] // SIMD loads: each takes a reference to as many bytes as it reads
+    #![allow(clippy::missing_safety_doc)] // clippy takes a safe `target_feature` function for an unsafe one
     use std::arch::x86_64::*;
 
     /// 32 bytes, any alignment.
@@ -143,5 +144,13 @@ pub mod x86 {
         let v = _mm_add_ps(_mm256_castps256_ps128(v), _mm256_extractf128_ps::<1>(v));
         let v = _mm_add_ps(v, _mm_movehl_ps(v, v));
         _mm_cvtss_f32(_mm_add_ss(v, _mm_movehdup_ps(v)))
+    }
+
+    /// 16 signed bytes in the lower lane, 16 others in the upper, any alignment.
+    #[inline]
+    #[target_feature(enable = "avx2")]
+    pub fn load_i8x16_pair(lower: &[i8; 16], upper: &[i8; 16]) -> __m256i {
+        // SAFETY: each reference covers the 16 bytes read.
+        unsafe { _mm256_loadu2_m128i(upper.as_ptr().cast(), lower.as_ptr().cast()) }
     }
 }

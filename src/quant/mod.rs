@@ -10,6 +10,7 @@ pub mod act;
 #[cfg(test)]
 pub mod check;
 pub mod retired;
+mod super_block;
 
 pub use act::{Act, ActRow};
 
@@ -99,6 +100,11 @@ macro_rules! formats {
 formats! {
     f32,
     q8_0,
+    q2_k,
+    q3_k,
+    q4_k,
+    q5_k,
+    q6_k,
 }
 
 /// The format with this GGUF number.
@@ -161,6 +167,6 @@ pub(crate) fn put_f16(block: &mut [u8], at: usize, x: f32) {
 
 /// Splits row group `w` into its rows: `out.len()` rows of `bytes` bytes, `stride` apart.
 #[inline]
-pub(crate) fn rows<'a>(w: &'a [u8], stride: usize, bytes: usize) -> impl Iterator<Item = &'a [u8]> {
+pub(crate) fn rows(w: &[u8], stride: usize, bytes: usize) -> impl Iterator<Item = &[u8]> {
     (0..).map(move |r| &w[r * stride..r * stride + bytes])
 }
