@@ -105,6 +105,9 @@ formats! {
     q4_k,
     q5_k,
     q6_k,
+    iq4_xs,
+    tq1_0,
+    tq2_0,
 }
 
 /// The format with this GGUF number.
