@@ -210,4 +210,12 @@ pub mod x86 {
         // SAFETY: nothing is read, and no address faults.
         unsafe { _mm_prefetch::<_MM_HINT_T0>(p.as_ptr().wrapping_add(ahead).cast()) }
     }
+
+    /// 16 signed bytes in the lower lane, 16 others in the upper, any alignment.
+    #[inline]
+    #[target_feature(enable = "avx2")]
+    pub fn load_i8x16_pair(lower: &[i8; 16], upper: &[i8; 16]) -> __m256i {
+        // SAFETY: each reference covers the 16 bytes read.
+        unsafe { _mm256_loadu2_m128i(upper.as_ptr().cast(), lower.as_ptr().cast()) }
+    }
 }

@@ -165,3 +165,43 @@ pub fn kv(ty: &'static QuantType, tolerance: f32) {
         }
     }
 }
+
+/// Blocks at the edge of what their bits can say, times activations of 127 that follow each weight's sign: products are
+/// as large as they get and all have one sign, so an integer that is too narrow in some kernel shows here. `scales` are
+/// the bytes where a block's f16 scales stand; they take zero, subnormal, negative and large values in turn.
+pub fn extremes(ty: &'static QuantType, scales: &[usize]) {
+    let mut rng = Rng(ty.id as u64);
+    let n = 2 * ty.block.max(ty.act.block());
+    let mut w = vec![0u8; ty.row_bytes(n)];
+    let (mut decoded, mut acts) = (vec![0f32; n], Acts::default());
+    for fill in [Some(0x00), Some(0xff), Some(0x7f), Some(0x80), Some(0x0f), Some(0xf0), Some(0x55), Some(0xaa), None] {
+        for scale in [1.0, -1.0, 0.0, 6e-8, 3e-5, 60.0, 6e4] {
+            for block in w.chunks_exact_mut(ty.bytes) {
+                (ty.random)(&mut rng, block);
+                if let Some(byte) = fill {
+                    block.fill(byte);
+                }
+                scales.iter().for_each(|&at| super::put_f16(block, at, scale));
+            }
+            (ty.dequant)(&w, &mut decoded);
+            let x: Vec<f32> = decoded.iter().map(|w| if *w == 0.0 { 127.0 } else { w.signum() * 127.0 }).collect();
+            let truth = decoded.iter().map(|w| w.abs() as f64 * 127.0).sum::<f64>();
+            acts.set(ty.act, n, &x);
+            for kernel in ty.kernels.iter().filter(|k| k.isa <= simd::detected()) {
+                let mut out = [f32::NAN];
+                #[allow(unsafe_code)]
+                // SAFETY: the filter keeps the kernels whose instruction set this CPU has.
+                unsafe {
+                    (kernel.dot)(&w, w.len(), acts.row(0, &x), &mut out)
+                };
+                assert!(
+                    (out[0] as f64 - truth).abs() <= 2e-6 * truth,
+                    "{} {}: bytes {fill:02x?}, scale {scale}: {} but the truth is {truth}",
+                    ty.name,
+                    kernel.isa.name(),
+                    out[0],
+                );
+            }
+        }
+    }
+}

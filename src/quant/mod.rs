@@ -10,6 +10,7 @@ pub mod act;
 #[cfg(test)]
 pub mod check;
 pub mod retired;
+mod super_block;
 
 pub use act::{Act, ActRow};
 
@@ -98,14 +99,22 @@ macro_rules! formats {
 
 formats! {
     f32,
-    q8_0,
     f16,
     q4_0,
     q4_1,
     q5_0,
     q5_1,
+    q8_0,
+    q2_k,
+    q3_k,
+    q4_k,
+    q5_k,
+    q6_k,
     iq4_nl,
+    iq4_xs,
     bf16,
+    tq1_0,
+    tq2_0,
     mxfp4,
     nvfp4,
     q1_0,

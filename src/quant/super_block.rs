@@ -1,0 +1,82 @@
+//! What the formats of 256 weights to a super-block share: pairing blocks with activations, the 6-bit scales of Q4_K
+//! and Q5_K, and spreading a sub-block's scale over the vector that it multiplies.
+
+use super::ActRow;
+
+/// Weights in a super-block.
+pub(super) const N: usize = 256;
+
+/// Activations per super-block of a `Act::Q8K` row: 256 values, their scale, and their sum over every 16.
+#[inline]
+pub(super) fn acts(x: ActRow<'_>) -> impl Iterator<Item = (&[i8; N], f32, &[i16; N / 16])> {
+    let blocks = x.q.as_chunks().0.iter().zip(x.d).zip(x.sums.as_chunks().0);
+    blocks.map(|((q, &d), sums)| (q, d, sums))
+}
+
+/// The eight scales and the eight minimums of Q4_K and Q5_K, 6 bits each, one to a byte of the two results.
+///
+/// ```text
+/// byte 0..4    scale j: bits 0..6              high bits of scale 4+j: bits 6..8     (j = byte)
+/// byte 4..8    min j:   bits 0..6              high bits of min 4+j:   bits 6..8     (j = byte - 4)
+/// byte 8..12   low bits of scale 4+j: 0..4     low bits of min 4+j: bits 4..8        (j = byte - 8)
+/// ```
+#[inline]
+pub(super) fn scales_and_mins(b: &[u8; 12]) -> [u64; 2] {
+    let word = |at: usize| u32::from_le_bytes([b[at], b[at + 1], b[at + 2], b[at + 3]]);
+    let (s, m, low) = (word(0), word(4), word(8));
+    let scales = (low & 0x0f0f_0f0f) | (s >> 2 & 0x3030_3030);
+    let mins = (low >> 4 & 0x0f0f_0f0f) | (m >> 2 & 0x3030_3030);
+    [(s & 0x3f3f_3f3f) as u64 | (scales as u64) << 32, (m & 0x3f3f_3f3f) as u64 | (mins as u64) << 32]
+}
+
+/// Spreads a scale over a vector. The shuffles are tables, one load each, so that no kernel depends on its loops being
+/// unrolled.
+#[cfg(target_arch = "x86_64")]
+pub(super) mod x86 {
+    use crate::simd::x86::load_u8x32;
+    use std::arch::x86_64::*;
+
+    /// Row `j`: byte `j` of each lane as an i16, sixteen times (an index of 0x80 gives zero).
+    static BYTE: [[u8; 32]; 8] = {
+        let mut t = [[0x80; 32]; 8];
+        let mut i = 0;
+        while i < 8 * 16 {
+            t[i / 16][i % 16 * 2] = i as u8 / 16;
+            i += 1;
+        }
+        t
+    };
+
+    /// Row `k`: i16 number `2k` of the lower lane over the lower lane, `2k + 1` of the upper over the upper.
+    static PAIR: [[u8; 32]; 4] = {
+        let mut t = [[0; 32]; 4];
+        let mut i = 0;
+        while i < 4 * 32 {
+            let (k, lane, odd) = (i / 32, i % 32 / 16, i % 2);
+            t[k][i % 32] = (2 * (2 * k + lane) + odd) as u8;
+            i += 1;
+        }
+        t
+    };
+
+    /// Unsigned byte `j` of `v`, which holds the same eight bytes four times, as sixteen i16.
+    #[inline]
+    #[target_feature(enable = "avx2")]
+    pub(in crate::quant) fn spread_byte(v: __m256i, j: usize) -> __m256i {
+        _mm256_shuffle_epi8(v, load_u8x32(&BYTE[j]))
+    }
+
+    /// Of `v`, which holds the same eight i16 in both lanes: number `2k` over the lower lane, `2k + 1` over the upper.
+    #[inline]
+    #[target_feature(enable = "avx2")]
+    pub(in crate::quant) fn spread_pair(v: __m256i, k: usize) -> __m256i {
+        _mm256_shuffle_epi8(v, load_u8x32(&PAIR[k]))
+    }
+
+    /// The lower lane of `v` in both lanes, and the upper lane in both.
+    #[inline]
+    #[target_feature(enable = "avx2")]
+    pub(in crate::quant) fn lanes(v: __m256i) -> [__m256i; 2] {
+        [_mm256_permute4x64_epi64::<0x44>(v), _mm256_permute4x64_epi64::<0xee>(v)]
+    }
+}
