@@ -72,6 +72,7 @@ pub fn isa() -> Isa {
 #[cfg(target_arch = "x86_64")]
 pub mod x86 {
     #![allow(unsafe_code)] // SIMD loads: each takes a reference to as many bytes as it reads
+    #![allow(clippy::missing_safety_doc)] // clippy takes a safe `target_feature` function for an unsafe one
     use std::arch::x86_64::*;
 
     /// 32 bytes, any alignment.
@@ -143,5 +144,70 @@ pub mod x86 {
         let v = _mm_add_ps(_mm256_castps256_ps128(v), _mm256_extractf128_ps::<1>(v));
         let v = _mm_add_ps(v, _mm_movehl_ps(v, v));
         _mm_cvtss_f32(_mm_add_ss(v, _mm_movehdup_ps(v)))
+    }
+
+    /// 4 floats, any alignment, in both halves.
+    #[inline]
+    #[target_feature(enable = "avx2")]
+    pub fn load_f32x4_twice(p: &[f32; 4]) -> __m256 {
+        // SAFETY: the reference covers the 16 bytes read.
+        let v = unsafe { _mm_loadu_ps(p.as_ptr()) };
+        _mm256_set_m128(v, v)
+    }
+
+    /// 16 bytes, any alignment, in both halves.
+    #[inline]
+    #[target_feature(enable = "avx2")]
+    pub fn load_u8x16_twice(p: &[u8; 16]) -> __m256i {
+        _mm256_broadcastsi128_si256(load_u8x16(p))
+    }
+
+    /// One half-precision float (its bits) widened to f32, in all lanes. Copying before widening saves a shuffle.
+    #[inline]
+    #[target_feature(enable = "avx2,f16c")]
+    pub fn splat_f16(bits: u16) -> __m256 {
+        _mm256_cvtph_ps(_mm_set1_epi16(bits as i16))
+    }
+
+    /// The 32 nibbles of 16 bytes: all the low ones, then all the high ones.
+    #[inline]
+    #[target_feature(enable = "avx2")]
+    pub fn nibbles(p: &[u8; 16]) -> __m256i {
+        let v = _mm256_srlv_epi32(load_u8x16_twice(p), _mm256_setr_epi32(0, 0, 0, 0, 4, 4, 4, 4));
+        _mm256_and_si256(v, _mm256_set1_epi8(15))
+    }
+
+    /// 32 bits as 32 bytes: all ones where the bit is set, zero where it is not.
+    #[inline]
+    #[target_feature(enable = "avx2")]
+    pub fn bit_bytes(p: &[u8; 4]) -> __m256i {
+        let which = _mm256_setr_epi64x(0, 0x0101_0101_0101_0101, 0x0202_0202_0202_0202, 0x0303_0303_0303_0303);
+        let bit = _mm256_set1_epi64x(0x8040_2010_0804_0201_u64 as i64);
+        let v = _mm256_shuffle_epi8(_mm256_set1_epi32(i32::from_le_bytes(*p)), which);
+        _mm256_cmpeq_epi8(_mm256_and_si256(v, bit), bit)
+    }
+
+    /// Sums of four products each: unsigned bytes `u` times signed bytes `q`. A pair of products must fit an i16.
+    #[inline]
+    #[target_feature(enable = "avx2")]
+    pub fn dot_u8_i8(u: __m256i, q: __m256i) -> __m256i {
+        _mm256_madd_epi16(_mm256_maddubs_epi16(u, q), _mm256_set1_epi16(1))
+    }
+
+    /// Sums of four products each: signed bytes `w` times signed bytes `q`, of which `abs` is the magnitude; neither
+    /// is -128. The sign of `q` moves to `w`, because the multiply wants one side unsigned.
+    #[inline]
+    #[target_feature(enable = "avx2")]
+    pub fn dot_i8_i8(w: __m256i, q: __m256i, abs: __m256i) -> __m256i {
+        dot_u8_i8(abs, _mm256_sign_epi8(w, q))
+    }
+
+    /// Asks for the cache line that lies `ahead` bytes after the start of `p`, wherever that is: a hint never faults.
+    #[inline]
+    #[target_feature(enable = "avx2")]
+    #[allow(unused_unsafe)] // the intrinsic was declared unsafe before it was declared safe
+    pub fn prefetch(p: &[u8], ahead: usize) {
+        // SAFETY: nothing is read, and no address faults.
+        unsafe { _mm_prefetch::<_MM_HINT_T0>(p.as_ptr().wrapping_add(ahead).cast()) }
     }
 }

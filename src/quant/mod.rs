@@ -91,7 +91,7 @@ impl PartialEq for QuantType {
 macro_rules! formats {
     ($($file:ident),* $(,)?) => {
         $(pub mod $file;)*
-        /// Every format, in the order of its GGUF number.
+        /// Every format.
         pub static TYPES: &[&QuantType] = &[$(&$file::TYPE),*];
     };
 }
@@ -99,6 +99,17 @@ macro_rules! formats {
 formats! {
     f32,
     q8_0,
+    f16,
+    q4_0,
+    q4_1,
+    q5_0,
+    q5_1,
+    iq4_nl,
+    bf16,
+    mxfp4,
+    nvfp4,
+    q1_0,
+    q2_0,
 }
 
 /// The format with this GGUF number.
@@ -161,6 +172,35 @@ pub(crate) fn put_f16(block: &mut [u8], at: usize, x: f32) {
 
 /// Splits row group `w` into its rows: `out.len()` rows of `bytes` bytes, `stride` apart.
 #[inline]
-pub(crate) fn rows<'a>(w: &'a [u8], stride: usize, bytes: usize) -> impl Iterator<Item = &'a [u8]> {
+pub(crate) fn rows(w: &[u8], stride: usize, bytes: usize) -> impl Iterator<Item = &[u8]> {
     (0..).map(move |r| &w[r * stride..r * stride + bytes])
+}
+
+/// Hands the rows of `w` to a kernel four at a time, and the last three or fewer one at a time: `(rows, out)`.
+///
+/// Four rows share the loads of the activations and hide each other's latency: from cache that is 1.4 to 2 times the
+/// speed of one. From memory they are four short streams, which hardware prefetchers follow badly (Q4_0 on a Zen 4 core:
+/// 5 GB/s, one row at a time 10), so kernels ask for the same place in the next group: 10 GB/s and more.
+#[cfg(target_arch = "x86_64")]
+pub(crate) fn by_four(
+    w: &[u8],
+    stride: usize,
+    out: &mut [f32],
+    four: impl Fn(&[u8], &mut [f32; 4]),
+    one: impl Fn(&[u8], &mut [f32; 1]),
+) {
+    let (fours, rest) = out.as_chunks_mut::<4>();
+    let done = fours.len() * 4;
+    for (i, out) in fours.iter_mut().enumerate() {
+        four(&w[i * 4 * stride..], out);
+    }
+    for (i, out) in rest.as_chunks_mut::<1>().0.iter_mut().enumerate() {
+        one(&w[(done + i) * stride..], out);
+    }
+}
+
+/// The first `n` blocks of each of `R` rows, `stride` apart.
+#[cfg(target_arch = "x86_64")]
+pub(crate) fn blocks<const R: usize, const BYTES: usize>(w: &[u8], stride: usize, n: usize) -> [&[[u8; BYTES]]; R] {
+    std::array::from_fn(|r| &w[r * stride..].as_chunks().0[..n])
 }

@@ -1,0 +1,96 @@
+//! Weights times activations: one driver for every format, over the format's row kernels.
+//!
+//! All matrix work is a *grouped* product: matrices (experts, heads, or just one), and for each the list of activation
+//! rows it multiplies and the output rows it fills. The work is cut by bytes of weights, not by matrix, so that two
+//! threads share one expert as readily as two.
+
+#![allow(unsafe_code)] // the kernel call, and output rows written from several threads
+
+use super::Pool;
+use crate::quant::{ActRow, QuantType, act::Acts};
+use crate::simd;
+
+/// Bytes of weights in one piece of work: small enough to stay in a core's own cache while several tokens use it.
+const PIECE: usize = 48 * 1024;
+
+/// One matrix of a grouped product.
+#[derive(Debug)]
+pub struct Group<'a> {
+    /// The blocks of the matrix, row after row.
+    pub w: &'a [u8],
+    /// `(activation row, output row)` for each product. An output row occurs once in all groups together.
+    pub pairs: &'a [(u32, u32)],
+}
+
+/// `out[r] = row r of w . x`, rows `stride` bytes apart.
+pub fn dot_rows(ty: &'static QuantType, w: &[u8], stride: usize, x: ActRow<'_>, out: &mut [f32]) {
+    let kernel = ty.kernel();
+    assert!(out.is_empty() || w.len() >= (out.len() - 1) * stride + ty.row_bytes(x.n));
+    // SAFETY: `kernel()` picks a kernel whose instruction set the CPU has.
+    unsafe { (kernel.dot)(w, stride, x, out) }
+}
+
+/// `out += p * row`.
+pub fn axpy(ty: &'static QuantType, row: &[u8], p: f32, out: &mut [f32]) {
+    let kv = ty.kv.as_ref().expect("a cache type");
+    let (_, f) = kv.axpy.iter().find(|(isa, _)| *isa <= simd::isa()).expect("a scalar form stands last");
+    // SAFETY: the instruction set was just checked.
+    unsafe { f(row, p, out) }
+}
+
+struct Shared(*mut f32);
+// SAFETY: the pieces of work write disjoint parts (see `grouped`).
+unsafe impl Sync for Shared {}
+unsafe impl Send for Shared {}
+
+impl Shared {
+    /// # Safety
+    /// `at..at + n` lies inside the buffer and no other thread touches it meanwhile.
+    #[allow(clippy::mut_from_ref)]
+    unsafe fn part(&self, at: usize, n: usize) -> &mut [f32] {
+        // SAFETY: the caller's promise.
+        unsafe { std::slice::from_raw_parts_mut(self.0.add(at), n) }
+    }
+}
+
+/// For every group and pair: `out[pair.1] = w * x[pair.0]`, where `x` are rows of `n_in` and `out` rows of `n_out`.
+///
+/// `x` is quantized into `acts` first, in the form that the format wants.
+pub fn grouped(
+    pool: &Pool,
+    ty: &'static QuantType,
+    (n_out, n_in): (usize, usize),
+    groups: &[Group<'_>],
+    acts: &mut Acts,
+    x: &[f32],
+    out: &mut [f32],
+) {
+    let stride = ty.row_bytes(n_in);
+    let rows_out = out.len() / n_out;
+    let mut seen = vec![false; rows_out];
+    for g in groups {
+        assert!(g.w.len() >= n_out * stride);
+        for &(a, o) in g.pairs {
+            assert!((a as usize + 1) * n_in <= x.len());
+            // This is what makes the unsafe writes below disjoint.
+            assert!(!std::mem::replace(&mut seen[o as usize], true), "an output row is written twice");
+        }
+    }
+    acts.set(ty.act, n_in, x);
+    let acts = &*acts;
+    let piece_rows = (PIECE / stride).clamp(1, n_out);
+    let pieces = n_out.div_ceil(piece_rows);
+    let shared = Shared(out.as_mut_ptr());
+    let bytes = groups.iter().map(|g| n_out * stride * g.pairs.len().clamp(1, 4)).sum();
+    let shared = &shared;
+    pool.each(groups.len() * pieces, bytes, move |i| {
+        let (group, piece) = (&groups[i / pieces], i % pieces);
+        let r0 = piece * piece_rows;
+        let n = piece_rows.min(n_out - r0);
+        for &(a, o) in group.pairs {
+            // SAFETY: row `o` belongs to this pair alone (checked above), columns r0..r0+n to this piece alone.
+            let out = unsafe { shared.part(o as usize * n_out + r0, n) };
+            dot_rows(ty, &group.w[r0 * stride..], stride, acts.row(a as usize, x), out);
+        }
+    });
+}

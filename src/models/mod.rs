@@ -1,0 +1,43 @@
+//! The model families: one file each, one function in it, found by `general.architecture`.
+
+use anyhow::{Result, bail};
+
+use crate::gguf::Gguf;
+use crate::tape::{Builder, Settings, Slot, Tape};
+
+type Build = fn(&Builder) -> Result<Slot>;
+
+macro_rules! families {
+    ($($file:ident: $($arch:literal)*),* $(,)?) => {
+        $(mod $file;)*
+        static FAMILIES: &[(&str, Build)] = &[$($(($arch, $file::build),)*)*];
+    };
+}
+
+families! {
+    qwen3moe: "qwen3moe",
+    gpt_oss: "gpt-oss",
+    qwen35: "qwen35moe" "qwen35",
+    deepseek2: "deepseek2",
+    deepseek4: "deepseek4",
+}
+
+/// The architectures that this version runs.
+pub fn known() -> impl Iterator<Item = &'static str> {
+    FAMILIES.iter().map(|(arch, _)| *arch)
+}
+
+/// Records the tape of the model in `gguf`, from its header alone.
+pub fn build(gguf: &Gguf, settings: Settings) -> Result<Tape> {
+    let arch = gguf.meta.str("general.architecture")?;
+    let Some((_, build)) = FAMILIES.iter().find(|(a, _)| *a == arch) else {
+        bail!(
+            "{}: the architecture {arch:?} is not one that this version runs ({})",
+            gguf.path.display(),
+            known().collect::<Vec<_>>().join(", ")
+        );
+    };
+    let b = Builder::new(gguf, arch, settings);
+    let logits = build(&b)?;
+    b.finish(logits)
+}

@@ -1,0 +1,27 @@
+//! add: `x + y`.
+
+use crate::tape::{Builder, CpuIo, Op, Slot};
+
+#[derive(Debug)]
+struct Add;
+
+impl Op for Add {
+    fn name(&self) -> &'static str {
+        "add"
+    }
+
+    fn cpu(&self, io: &mut CpuIo<'_>) {
+        let (x, y) = (io.ins[0], io.ins[1]);
+        for ((o, x), y) in io.outs[0].iter_mut().zip(x).zip(y) {
+            *o = x + y;
+        }
+    }
+}
+
+impl Builder<'_> {
+    /// The sum of two values of one shape.
+    pub fn add(&self, label: String, x: Slot, y: Slot) -> Slot {
+        debug_assert_eq!(self.width(x), self.width(y));
+        self.push(label, Add, &[x, y], &[self.width(x)], &[], &[])[0]
+    }
+}

@@ -1,0 +1,106 @@
+//! compress: turns every `ratio` tokens into one cached row (DeepSeek-V4's compressed attention).
+//!
+//! ```text
+//! score[p] += ape[p mod ratio]
+//! block b, channel c:  row[c] = sum_p softmax_p(score[p][c]) * kv[p][c],  p over the block's tokens
+//! overlapping (kv and score twice as wide): p over the previous block's tokens with the first halves and over this
+//!   block's with the second halves; the first block has no predecessor
+//! row = rope(norm(row) * weight, at the block's first position)
+//! ```
+//! The row appears with the block's last token. What the open block has seen is kept as f32 rows by position, so the
+//! step can stop and go on at any token.
+
+use anyhow::Result;
+
+use super::norm::rms;
+use super::rope::Rope;
+use crate::tape::{Builder, CpuIo, Op, Slot, StateId};
+
+/// A compressor.
+#[derive(Clone, Copy, Debug)]
+pub struct Compress {
+    /// Tokens per row.
+    pub ratio: usize,
+    /// Columns of a row.
+    pub dim: usize,
+    /// Whether blocks overlap.
+    pub overlap: bool,
+    /// Of the norm.
+    pub eps: f32,
+    /// How rows are rotated.
+    pub rope: Rope,
+}
+
+#[derive(Debug)]
+struct CompressOp(Compress);
+
+impl Op for CompressOp {
+    fn name(&self) -> &'static str {
+        "compress"
+    }
+
+    fn cpu(&self, io: &mut CpuIo<'_>) {
+        let c = &self.0;
+        let wide = io.ins[0].len() / io.rows;
+        let (ape, norm) = (io.weights[0].values, io.weights[1].values);
+        let [kvs, scores, rows] = io.states else { unreachable!("the builder gives three states") };
+        let mut score = vec![0f32; wide];
+        let n = c.ratio * (1 + c.overlap as usize);
+        let (mut kv_rows, mut score_rows) = (vec![0f32; n * wide], vec![0f32; n * wide]);
+        let (mut row, mut out) = (vec![0f32; c.dim], vec![0f32; c.dim]);
+        for (t, at) in io.batch.rows.iter().enumerate() {
+            let pos = at.pos as usize;
+            score.copy_from_slice(&io.ins[1][t * wide..(t + 1) * wide]);
+            score.iter_mut().zip(&ape[pos % c.ratio * wide..]).for_each(|(s, a)| *s += a);
+            kvs.write(at.seq, pos, &io.ins[0][t * wide..(t + 1) * wide], pos + 1);
+            scores.write(at.seq, pos, &score, pos + 1);
+            if !(pos + 1).is_multiple_of(c.ratio) {
+                continue;
+            }
+            let block = pos / c.ratio;
+            // Positions in order; before the first block there are none.
+            let first = ((block + 1) * c.ratio).saturating_sub(n);
+            let count = pos + 1 - first;
+            for (i, p) in (first..=pos).enumerate() {
+                (kvs.ty().dequant)(kvs.row(at.seq, p), &mut kv_rows[i * wide..(i + 1) * wide]);
+                (scores.ty().dequant)(scores.row(at.seq, p), &mut score_rows[i * wide..(i + 1) * wide]);
+            }
+            for (ch, out) in row.iter_mut().enumerate() {
+                let column = |i: usize| {
+                    let own = first + i >= block * c.ratio;
+                    i * wide + ch + if c.overlap && own { c.dim } else { 0 }
+                };
+                let max = (0..count).fold(f32::NEG_INFINITY, |m, i| m.max(score_rows[column(i)]));
+                let (mut sum, mut total) = (0f32, 0f32);
+                for i in 0..count {
+                    let e = (score_rows[column(i)] - max).exp();
+                    sum += e * kv_rows[column(i)];
+                    total += e;
+                }
+                *out = sum / total;
+            }
+            rms(&row, Some(norm), c.eps, 1.0, &mut out);
+            c.rope.rotate(&c.rope.angles_at((block * c.ratio) as u32), &mut out);
+            rows.write(at.seq, block, &out, pos + 1);
+        }
+    }
+}
+
+impl Builder<'_> {
+    /// Compresses `kv` and `score` into a new state of rows, which it returns. `NAME_ape.weight` (ratio, width) and
+    /// `NAME_norm.weight` (dim) belong to it.
+    pub fn compress(&self, name: &str, c: Compress, kv: Slot, score: Slot) -> Result<StateId> {
+        let wide = c.dim * (1 + c.overlap as usize);
+        self.expect_width(name, kv, wide)?;
+        self.expect_width(name, score, wide)?;
+        let ape = self.vector(&format!("{name}_ape.weight"), &[c.ratio, wide])?;
+        let norm = self.vector(&format!("{name}_norm.weight"), &[c.dim])?;
+        let f32 = crate::quant::TYPES[0];
+        let window = Some(c.ratio * (1 + c.overlap as usize));
+        let kvs = self.rows_state(format!("{name}.open_kv"), wide, f32, 1, window)?;
+        let scores = self.rows_state(format!("{name}.open_score"), wide, f32, 1, window)?;
+        let rows = self.rows_state(format!("{name}.rows"), c.dim, self.settings.type_k, c.ratio, None)?;
+        self.push(name, CompressOp(c), &[kv, score], &[], &[ape, norm], &[kvs, scores, rows]);
+        Ok(rows)
+    }
+}

@@ -1,0 +1,104 @@
+//! delta: the gated delta rule, a recurrent attention with a (dim x dim) state per head (Qwen3-Next, Qwen3.5).
+//!
+//! ```text
+//! decay = exp(a * softplus(alpha + dt)),  beta = sigmoid(beta logit)          per head and token
+//! S    := decay * S
+//! S    += beta * (v - S^T k) k^T
+//! out   = S^T q / sqrt(dim)
+//! ```
+//! q and k come normalised; value head `h` uses key head `h mod key heads`. The state is f32: in bf16 it collapses
+//! within a few tokens. It is stored with the key index fastest, so that both products run along memory.
+
+use anyhow::{Result, bail};
+
+use super::glu::sigmoid;
+use super::route::softplus;
+use crate::tape::{Builder, CpuIo, Op, Slot};
+
+/// A gated delta net's shape.
+#[derive(Clone, Copy, Debug)]
+pub struct Delta {
+    /// Heads of q and k.
+    pub k_heads: usize,
+    /// Heads of v, of the state and of the output.
+    pub v_heads: usize,
+    /// Columns of a head of q, k or v.
+    pub dim: usize,
+}
+
+#[derive(Debug)]
+struct DeltaOp(Delta);
+
+impl Op for DeltaOp {
+    fn name(&self) -> &'static str {
+        "delta"
+    }
+
+    fn cpu(&self, io: &mut CpuIo<'_>) {
+        let d = &self.0;
+        let [q, k, v, beta, alpha] = io.ins else { unreachable!("the builder gives five inputs") };
+        let (dt, a) = (io.weights[0].values, io.weights[1].values);
+        let (n, scale) = (d.dim, 1.0 / (d.dim as f32).sqrt());
+        let rows = &io.batch.rows;
+        let mut from = 0;
+        while from < rows.len() {
+            let seq = rows[from].seq;
+            let count = rows[from..].iter().take_while(|r| r.seq == seq).count();
+            let to = from + count;
+            let [by_head, ..] = &mut io.work.buffers; // (heads, tokens, dim)
+            by_head.resize(d.v_heads * count * n, 0.0);
+            let state = io.states[0].fixed(seq, rows[to - 1].pos as usize + 1);
+            let bytes = count * state.len() * 12;
+            io.pool.pieces2((state, n * n), (by_head, count * n), bytes, |h, s, out| {
+                let mut delta = vec![0f32; n];
+                for (t, out) in (from..to).zip(out.chunks_exact_mut(n)) {
+                    let key = (t * d.k_heads + h % d.k_heads) * n;
+                    let (q, k) = (&q[key..key + n], &k[key..key + n]);
+                    let v = &v[(t * d.v_heads + h) * n..][..n];
+                    let decay = (a[h] * softplus(alpha[t * d.v_heads + h] + dt[h])).exp();
+                    let beta = sigmoid(beta[t * d.v_heads + h]);
+                    for (j, s) in s.chunks_exact_mut(n).enumerate() {
+                        let mut sum = 0f32;
+                        for (s, k) in s.iter_mut().zip(k) {
+                            *s *= decay;
+                            sum += *s * k;
+                        }
+                        delta[j] = (v[j] - sum) * beta;
+                    }
+                    for ((s, &delta), out) in s.chunks_exact_mut(n).zip(&delta).zip(out) {
+                        let mut sum = 0f32;
+                        for ((s, k), q) in s.iter_mut().zip(k).zip(q) {
+                            *s += k * delta;
+                            sum += *s * q;
+                        }
+                        *out = sum * scale;
+                    }
+                }
+            });
+            for t in from..to {
+                for h in 0..d.v_heads {
+                    let at = (h * count + t - from) * n;
+                    io.outs[0][(t * d.v_heads + h) * n..][..n].copy_from_slice(&by_head[at..at + n]);
+                }
+            }
+            from = to;
+        }
+    }
+}
+
+impl Builder<'_> {
+    /// The gated delta rule over `q`, `k` (T, k_heads * dim), `v` (T, v_heads * dim), and the logits `beta` and `alpha`
+    /// (T, v_heads); `dt` and `a` are full names of vectors (v_heads). (T, v_heads * dim).
+    pub fn delta(&self, label: String, d: Delta, [q, k, v, beta, alpha]: [Slot; 5], dt: &str, a: &str) -> Result<Slot> {
+        for (x, want) in [(q, d.k_heads * d.dim), (k, d.k_heads * d.dim), (v, d.v_heads * d.dim)] {
+            self.expect_width(&label, x, want)?;
+        }
+        if d.k_heads == 0 || !d.v_heads.is_multiple_of(d.k_heads) {
+            bail!("{}: {label}: {} value heads cannot share {} key heads", self.file(), d.v_heads, d.k_heads);
+        }
+        let weights = [self.vector(dt, &[d.v_heads])?, self.vector(a, &[d.v_heads])?];
+        let state = self.fixed_state(format!("{label}.state"), d.v_heads * d.dim * d.dim);
+        let ins = [q, k, v, beta, alpha];
+        Ok(self.push(label, DeltaOp(d), &ins, &[d.v_heads * d.dim], &weights, &[state])[0])
+    }
+}

@@ -1,0 +1,35 @@
+//! embed: the embedding row of each token.
+
+use anyhow::Result;
+
+use crate::tape::{Builder, CpuIo, Op, RowSet, Slot, Weight};
+
+#[derive(Debug)]
+struct Embed;
+
+impl Op for Embed {
+    fn name(&self) -> &'static str {
+        "embed"
+    }
+
+    fn cpu(&self, io: &mut CpuIo<'_>) {
+        let w = &io.weights[0];
+        let (ty, bytes) = (w.format(), w.row_bytes());
+        for (row, out) in io.batch.rows.iter().zip(io.outs[0].chunks_exact_mut(w.shape[2])) {
+            let at = row.token as usize * bytes;
+            (ty.dequant)(&w.data[at..at + bytes], out);
+        }
+    }
+
+    fn bytes_per_token(&self, weights: &[&Weight]) -> usize {
+        weights[0].bytes / weights[0].shape[1]
+    }
+}
+
+impl Builder<'_> {
+    /// The token embeddings: (T, n_embd), from `NAME.weight` (n_vocab, n_embd).
+    pub fn embed(&self, name: &str, n_embd: usize) -> Result<Slot> {
+        let w = self.matrix(&format!("{name}.weight"), &[self.n_vocab()?, n_embd])?;
+        Ok(self.push_rows(name, Embed, &[], &[n_embd], RowSet::All, &[w], &[])[0])
+    }
+}

@@ -1,0 +1,151 @@
+//! experts: every token through the experts that the router chose for it, weighted and summed.
+//!
+//! ```text
+//! out[t] = sum_j weight[t][j] * (down_e (glu(gate_e x[t] + bg_e, up_e x[t] + bu_e)) + bd_e),   e = id[t][j]
+//! ```
+//! Tokens are grouped by expert, so that a weight is read once for all tokens that share it. The sum over `j` runs in
+//! the router's order whatever the grouping, so the result does not depend on the batch.
+
+use anyhow::{Result, bail};
+
+use super::Glu;
+use crate::cpu::{Group, grouped};
+use crate::tape::{Builder, CpuIo, Op, Slot, Weight, WeightId};
+
+/// The shape of an expert layer.
+#[derive(Clone, Copy, Debug)]
+pub struct Experts {
+    /// Experts in the layer.
+    pub n: usize,
+    /// Width inside an expert.
+    pub n_ff: usize,
+    /// What joins the two halves.
+    pub glu: Glu,
+}
+
+#[derive(Debug)]
+struct ExpertsOp {
+    e: Experts,
+    k: usize,
+    /// Which of (gate, up, down) have a bias, and which a scale per expert; they follow the three matrices.
+    bias: [bool; 3],
+    scale: [bool; 3],
+}
+
+impl ExpertsOp {
+    /// `out[r] = out[r] * scale[e] + bias[e]` for each product's expert.
+    fn finish(io: &CpuIo<'_>, at: &mut usize, ids: &[u32], scale: bool, bias: bool, out: &mut [f32]) {
+        let width = out.len() / ids.len().max(1);
+        if scale {
+            let s = io.weights[*at].values;
+            *at += 1;
+            for (row, &e) in out.chunks_exact_mut(width).zip(ids) {
+                row.iter_mut().for_each(|o| *o *= s[e as usize]);
+            }
+        }
+        if bias {
+            let b = io.weights[*at].values;
+            *at += 1;
+            for (row, &e) in out.chunks_exact_mut(width).zip(ids) {
+                row.iter_mut().zip(&b[e as usize * width..]).for_each(|(o, b)| *o += b);
+            }
+        }
+    }
+}
+
+impl Op for ExpertsOp {
+    fn name(&self) -> &'static str {
+        "experts"
+    }
+
+    fn cpu(&self, io: &mut CpuIo<'_>) {
+        let (x, ids, weights) = (io.ins[0], io.ins[1], io.ins[2]);
+        let ids: Vec<u32> = ids.iter().map(|&e| e as u32).collect(); // (T * k): product p is token p / k
+        let n_embd = x.len() / io.rows.max(1);
+        let n_ff = self.e.n_ff;
+
+        // Products by expert, in rising order of both.
+        let mut order: Vec<u32> = (0..ids.len() as u32).collect();
+        order.sort_by_key(|&p| ids[p as usize]);
+        let by_token: Vec<(u32, u32)> = order.iter().map(|&p| (p / self.k as u32, p)).collect();
+        let by_product: Vec<(u32, u32)> = order.iter().map(|&p| (p, p)).collect();
+        let mut runs: Vec<(usize, usize, usize)> = Vec::new(); // (expert, from, to) in `order`
+        for (i, &p) in order.iter().enumerate() {
+            let e = ids[p as usize] as usize;
+            match runs.last_mut() {
+                Some(run) if run.0 == e => run.2 = i + 1,
+                _ => runs.push((e, i, i + 1)),
+            }
+        }
+        let mut buffers = std::mem::take(&mut io.work.buffers);
+        let [gate, up, down, _] = &mut buffers;
+        gate.resize(ids.len() * n_ff, 0.0);
+        up.resize(ids.len() * n_ff, 0.0);
+        down.resize(ids.len() * n_embd, 0.0);
+
+        let mut acts = std::mem::take(&mut io.work.acts);
+        let mut product = |m: usize, pairs: &[(u32, u32)], x: &[f32], out: &mut [f32]| {
+            let w = io.weights[m];
+            let groups: Vec<Group> =
+                runs.iter().map(|&(e, a, b)| Group { w: w.matrix(e), pairs: &pairs[a..b] }).collect();
+            grouped(io.pool, w.format(), (w.shape[1], w.shape[2]), &groups, &mut acts, x, out);
+        };
+        product(0, &by_token, x, gate);
+        product(1, &by_token, x, up);
+        let mut at = 3;
+        Self::finish(io, &mut at, &ids, self.scale[0], self.bias[0], gate);
+        Self::finish(io, &mut at, &ids, self.scale[1], self.bias[1], up);
+        let glu = self.e.glu;
+        io.pool.pieces(gate, n_ff, ids.len() * n_ff * 32, |p, row| {
+            for (g, &u) in row.iter_mut().zip(&up[p * n_ff..]) {
+                *g = glu.apply(*g, u);
+            }
+        });
+        product(2, &by_product, gate, down);
+        Self::finish(io, &mut at, &ids, self.scale[2], self.bias[2], down);
+        for (t, out) in io.outs[0].chunks_exact_mut(n_embd).enumerate() {
+            out.fill(0.0);
+            for j in 0..self.k {
+                let p = t * self.k + j;
+                let w = weights[p];
+                out.iter_mut().zip(&down[p * n_embd..]).for_each(|(o, d)| *o += w * d);
+            }
+        }
+        io.work.buffers = buffers;
+        io.work.acts = acts;
+    }
+
+    fn bytes_per_token(&self, weights: &[&Weight]) -> usize {
+        weights.iter().map(|w| w.bytes).sum::<usize>() / self.e.n * self.k
+    }
+}
+
+impl Builder<'_> {
+    /// `x` through the routed experts `PREFIX_gate_exps`, `PREFIX_up_exps`, `PREFIX_down_exps`: the width of `x`.
+    pub fn experts(&self, prefix: &str, x: Slot, (ids, weights): (Slot, Slot), e: Experts) -> Result<Slot> {
+        let n_embd = self.width(x);
+        let names = [format!("{prefix}_gate_exps"), format!("{prefix}_up_exps"), format!("{prefix}_down_exps")];
+        let shapes = [[e.n, e.n_ff, n_embd], [e.n, e.n_ff, n_embd], [e.n, n_embd, e.n_ff]];
+        let mut list: Vec<WeightId> = Vec::new();
+        for (name, shape) in names.iter().zip(&shapes) {
+            list.push(self.matrix(&format!("{name}.weight"), shape)?);
+        }
+        let (mut bias, mut scale) = ([false; 3], [false; 3]);
+        for (i, name) in names.iter().enumerate() {
+            if let Some(w) = self.opt_vector(&format!("{name}.scale"), &[e.n])? {
+                list.push(w);
+                scale[i] = true;
+            }
+            if let Some(w) = self.opt_vector(&format!("{name}.bias"), &[e.n, shapes[i][1]])? {
+                list.push(w);
+                bias[i] = true;
+            }
+        }
+        let k = self.width(ids);
+        if k != self.width(weights) {
+            bail!("{}: {prefix} experts get {k} ids and {} weights", self.file(), self.width(weights));
+        }
+        let op = ExpertsOp { e, k, bias, scale };
+        Ok(self.push(format!("{prefix}_exps"), op, &[x, ids, weights], &[n_embd], &list, &[])[0])
+    }
+}

@@ -1,0 +1,80 @@
+//! glu: one half of a feed-forward layer gates the other, element by element; also the plain sigmoid gates.
+//!
+//! ```text
+//! Silu           silu(g) * u
+//! SiluClamp(L)   silu(min(g, L)) * clamp(u, -L, L)                                     (DeepSeek-V4)
+//! Oai            h = min(g, 7); h * sigmoid(1.702 h) * (clamp(u, -7, 7) + 1)           (gpt-oss)
+//! Sigmoid        sigmoid(g) * u; a narrower g gates equal runs of u
+//! ```
+
+use crate::tape::{Builder, CpuIo, Op, Slot};
+
+/// The gating function.
+#[derive(Clone, Copy, Debug, PartialEq)]
+pub enum Glu {
+    /// SwiGLU.
+    Silu,
+    /// SwiGLU with both halves clamped.
+    SiluClamp(f32),
+    /// gpt-oss's clamped SwiGLU.
+    Oai,
+    /// A sigmoid gate.
+    Sigmoid,
+}
+
+/// 1 / (1 + e^-x).
+#[inline]
+pub(super) fn sigmoid(x: f32) -> f32 {
+    1.0 / (1.0 + (-x).exp())
+}
+
+/// x * sigmoid(x).
+#[inline]
+pub(super) fn silu(x: f32) -> f32 {
+    x / (1.0 + (-x).exp())
+}
+
+impl Glu {
+    /// One element.
+    #[inline]
+    pub(super) fn apply(self, g: f32, u: f32) -> f32 {
+        match self {
+            Glu::Silu => silu(g) * u,
+            Glu::SiluClamp(limit) => silu(g.min(limit)) * u.clamp(-limit, limit),
+            Glu::Oai => {
+                let h = g.min(7.0);
+                h / (1.0 + (-1.702 * h).exp()) * (u.clamp(-7.0, 7.0) + 1.0)
+            }
+            Glu::Sigmoid => sigmoid(g) * u,
+        }
+    }
+}
+
+#[derive(Debug)]
+struct GluOp(Glu);
+
+impl Op for GluOp {
+    fn name(&self) -> &'static str {
+        "glu"
+    }
+
+    fn cpu(&self, io: &mut CpuIo<'_>) {
+        let (g, u) = (io.ins[0], io.ins[1]);
+        let run = u.len() / g.len().max(1); // values of u that share a gate
+        let piece = run * (4096 / run).max(1);
+        io.pool.pieces(&mut io.outs[0], piece, u.len() * 32, |i, out| {
+            let at = i * piece;
+            for (j, o) in out.iter_mut().enumerate() {
+                *o = self.0.apply(g[(at + j) / run], u[at + j]);
+            }
+        });
+    }
+}
+
+impl Builder<'_> {
+    /// `glu(g, u)`; the width of `u`, which must be a multiple of the width of `g`.
+    pub fn glu(&self, label: String, kind: Glu, g: Slot, u: Slot) -> Slot {
+        debug_assert!(self.width(u).is_multiple_of(self.width(g)));
+        self.push(label, GluOp(kind), &[g, u], &[self.width(u)], &[], &[])[0]
+    }
+}

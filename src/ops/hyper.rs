@@ -1,0 +1,161 @@
+//! hyper: hyper-connections, `n` parallel residual streams that every block reads from and writes to (DeepSeek-V4).
+//!
+//! ```text
+//! mixes = fn . rmsnorm(all streams)                                        (2 n + n^2), or (n) at the head
+//! pre   = sigmoid(scale[0] * mixes[0..n] + base[0..n]) + eps               input  = sum_i pre[i] * stream[i]
+//! post  = 2 sigmoid(scale[1] * mixes[n..2n] + base[n..2n])
+//! comb  = sinkhorn(scale[2] * mixes[2n..] + base[2n..])                    (from, to)
+//! after the block:  stream[to] = post[to] * output + sum_from comb[from][to] * stream[from]
+//! ```
+//! Sinkhorn: softmax over `to`, plus eps; columns divided by their sum + eps; then rows and columns in turn.
+
+use anyhow::Result;
+
+use super::glu::sigmoid;
+use super::norm::rms;
+use crate::cpu::{Group, grouped};
+use crate::tape::{Builder, CpuIo, Op, Slot};
+
+/// The settings of a model's hyper-connections.
+#[derive(Clone, Copy, Debug)]
+pub struct Hyper {
+    /// Streams.
+    pub n: usize,
+    /// Columns of one stream.
+    pub width: usize,
+    /// Rounds of normalisation.
+    pub rounds: usize,
+    /// Keeps sums from vanishing.
+    pub eps: f32,
+    /// Of the norm before `fn`.
+    pub norm_eps: f32,
+}
+
+#[derive(Debug)]
+struct Pre {
+    h: Hyper,
+    /// At the end of the model: only `pre` exists.
+    head: bool,
+}
+
+/// Rows and columns of `m` (n x n) brought to sums of about 1.
+fn sinkhorn(m: &mut [f32], n: usize, rounds: usize, eps: f32) {
+    for row in m.chunks_exact_mut(n) {
+        let max = row.iter().fold(f32::NEG_INFINITY, |a, &b| a.max(b));
+        row.iter_mut().for_each(|v| *v = (*v - max).exp());
+        let sum: f32 = row.iter().sum();
+        row.iter_mut().for_each(|v| *v = *v / sum + eps);
+    }
+    for round in 0..rounds.max(1) {
+        if round > 0 {
+            for row in m.chunks_exact_mut(n) {
+                let sum = row.iter().sum::<f32>() + eps;
+                row.iter_mut().for_each(|v| *v /= sum);
+            }
+        }
+        for to in 0..n {
+            let sum = (0..n).map(|from| m[from * n + to]).sum::<f32>() + eps;
+            (0..n).for_each(|from| m[from * n + to] /= sum);
+        }
+    }
+}
+
+impl Op for Pre {
+    fn name(&self) -> &'static str {
+        "hyper"
+    }
+
+    fn cpu(&self, io: &mut CpuIo<'_>) {
+        let h = &self.h;
+        let (n, all) = (h.n, h.n * h.width);
+        let x = io.ins[0];
+        let [normed, mixes, ..] = &mut io.work.buffers;
+        normed.resize(x.len(), 0.0);
+        io.pool.pieces(normed, all, x.len() * 8, |t, out| rms(&x[t * all..(t + 1) * all], None, h.norm_eps, 1.0, out));
+        let w = io.weights[0];
+        let n_mix = w.shape[1];
+        mixes.resize(io.rows * n_mix, 0.0);
+        let pairs: Vec<(u32, u32)> = (0..io.rows as u32).map(|t| (t, t)).collect();
+        let group = Group { w: w.matrix(0), pairs: &pairs };
+        grouped(io.pool, w.format(), (n_mix, all), &[group], &mut io.work.acts, normed, mixes);
+        let (scale, base) = (io.weights[1].values, io.weights[2].values);
+        for t in 0..io.rows {
+            let mix = &mixes[t * n_mix..(t + 1) * n_mix];
+            let out = &mut io.outs[0][t * h.width..(t + 1) * h.width];
+            out.fill(0.0);
+            for i in 0..n {
+                let pre = sigmoid(mix[i] * scale[0] + base[i]) + h.eps;
+                let stream = &x[t * all + i * h.width..][..h.width];
+                out.iter_mut().zip(stream).for_each(|(o, s)| *o += pre * s);
+            }
+            if self.head {
+                continue;
+            }
+            let back = &mut io.outs[1][t * (n + n * n)..(t + 1) * (n + n * n)];
+            for i in 0..n {
+                back[i] = 2.0 * sigmoid(mix[n + i] * scale[1] + base[n + i]);
+            }
+            for i in 0..n * n {
+                back[n + i] = mix[2 * n + i] * scale[2] + base[2 * n + i];
+            }
+            sinkhorn(&mut back[n..], n, h.rounds, h.eps);
+        }
+    }
+}
+
+#[derive(Debug)]
+struct Post(Hyper);
+
+impl Op for Post {
+    fn name(&self) -> &'static str {
+        "hyper"
+    }
+
+    fn cpu(&self, io: &mut CpuIo<'_>) {
+        let (n, width) = (self.0.n, self.0.width);
+        let [x, streams, back] = io.ins else { unreachable!("the builder gives three inputs") };
+        io.pool.pieces(&mut io.outs[0], width, streams.len() * 16, |i, out| {
+            let (t, to) = (i / n, i % n);
+            let back = &back[t * (n + n * n)..(t + 1) * (n + n * n)];
+            for (o, x) in out.iter_mut().zip(&x[t * width..]) {
+                *o = x * back[to];
+            }
+            for from in 0..n {
+                let c = back[n + from * n + to];
+                let stream = &streams[(t * n + from) * width..][..width];
+                out.iter_mut().zip(stream).for_each(|(o, s)| *o += c * s);
+            }
+        });
+    }
+}
+
+impl Builder<'_> {
+    /// What a block reads from the streams, and how it writes back: (T, width) and (T, n + n^2), with `NAME_fn`,
+    /// `NAME_scale` and `NAME_base`.
+    pub fn hyper_pre(&self, name: &str, streams: Slot, h: Hyper) -> Result<(Slot, Slot)> {
+        let n_mix = 2 * h.n + h.n * h.n;
+        let weights = [
+            self.matrix(&format!("{name}_fn.weight"), &[n_mix, h.n * h.width])?,
+            self.vector(&format!("{name}_scale.weight"), &[3])?,
+            self.vector(&format!("{name}_base.weight"), &[n_mix])?,
+        ];
+        let outs = [h.width, h.n + h.n * h.n];
+        let outs = self.push(format!("{name}_pre"), Pre { h, head: false }, &[streams], &outs, &weights, &[]);
+        Ok((outs[0], outs[1]))
+    }
+
+    /// The streams after a block that read them with [`Builder::hyper_pre`] and gave `x`: (T, n * width).
+    pub fn hyper_post(&self, label: String, x: Slot, streams: Slot, back: Slot, h: Hyper) -> Slot {
+        self.push(label, Post(h), &[x, streams, back], &[h.n * h.width], &[], &[])[0]
+    }
+
+    /// The streams joined for the output head: (T, width).
+    pub fn hyper_head(&self, name: &str, streams: Slot, h: Hyper) -> Result<Slot> {
+        let weights = [
+            self.matrix(&format!("{name}_fn.weight"), &[h.n, h.n * h.width])?,
+            self.vector(&format!("{name}_scale.weight"), &[1])?,
+            self.vector(&format!("{name}_base.weight"), &[h.n])?,
+        ];
+        Ok(self.push(name, Pre { h, head: true }, &[streams], &[h.width], &weights, &[])[0])
+    }
+}

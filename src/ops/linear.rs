@@ -1,0 +1,83 @@
+//! linear: `x W^T`, times an optional scale, plus an optional bias; and the same per head.
+//!
+//! `NAME.bias` and `NAME.scale` are used wherever the file has them: a checkpoint that carries them means them.
+
+use anyhow::Result;
+
+use super::Glu;
+use crate::cpu::{Group, grouped};
+use crate::tape::{Builder, CpuIo, Layer, Op, Slot, WeightId};
+
+#[derive(Debug)]
+struct Linear {
+    /// Matrices in the stack: 1, or one per head, each multiplying its own part of the row.
+    heads: usize,
+    bias: bool,
+    scale: bool,
+}
+
+impl Op for Linear {
+    fn name(&self) -> &'static str {
+        if self.heads == 1 { "linear" } else { "heads" }
+    }
+
+    fn cpu(&self, io: &mut CpuIo<'_>) {
+        let w = io.weights[0];
+        let n_out = w.shape[1];
+        let pairs: Vec<Vec<(u32, u32)>> = (0..self.heads)
+            .map(|h| (0..io.rows).map(|t| (t * self.heads + h) as u32).map(|r| (r, r)).collect())
+            .collect();
+        let groups: Vec<Group> = pairs.iter().enumerate().map(|(h, pairs)| Group { w: w.matrix(h), pairs }).collect();
+        let out = &mut io.outs[0];
+        grouped(io.pool, w.format(), (n_out, w.shape[2]), &groups, &mut io.work.acts, io.ins[0], out);
+        let mut rest = io.weights[1..].iter();
+        if self.scale {
+            let s = rest.next().expect("a scale").values[0];
+            out.iter_mut().for_each(|o| *o *= s);
+        }
+        if self.bias {
+            let b = rest.next().expect("a bias").values;
+            for row in out.chunks_exact_mut(b.len()) {
+                row.iter_mut().zip(b).for_each(|(o, b)| *o += b);
+            }
+        }
+    }
+}
+
+impl Builder<'_> {
+    /// `x` times `NAME.weight` (n_out, width of x): (T, n_out).
+    pub fn linear(&self, x: Slot, name: &str, n_out: usize) -> Result<Slot> {
+        let w = self.matrix(&format!("{name}.weight"), &[n_out, self.width(x)])?;
+        self.linear_with(x, name, n_out, w)
+    }
+
+    /// The output head: `NAME.weight`, or the embedding where the file ties the two.
+    pub fn head(&self, x: Slot, name: &str, tied: &str) -> Result<Slot> {
+        let name = if self.has(&format!("{name}.weight")) { name } else { tied };
+        let n_vocab = self.n_vocab()?;
+        self.linear(x, name, n_vocab)
+    }
+
+    /// Head `h` of `x` times matrix `h` of `NAME.weight` (heads, n_out, width of a head): (T, heads * n_out).
+    pub fn head_linear(&self, x: Slot, name: &str, heads: usize, n_out: usize) -> Result<Slot> {
+        let w = self.matrix(&format!("{name}.weight"), &[heads, n_out, self.width(x) / heads])?;
+        let op = Linear { heads, bias: false, scale: false };
+        Ok(self.push(name, op, &[x], &[heads * n_out], &[w], &[])[0])
+    }
+
+    /// A feed-forward layer: `down(glu(gate(x), up(x)))`, the three named within the layer.
+    pub fn swiglu(&self, l: &Layer, x: Slot, names: [&str; 3], n_ff: usize, n_out: usize, kind: Glu) -> Result<Slot> {
+        let gate = self.linear(x, &l.w(names[0]), n_ff)?; // (T, n_ff)
+        let up = self.linear(x, &l.w(names[1]), n_ff)?; // (T, n_ff)
+        let label = l.w(&names[2].replace("down", "glu"));
+        self.linear(self.glu(label, kind, gate, up), &l.w(names[2]), n_out)
+    }
+
+    fn linear_with(&self, x: Slot, name: &str, n_out: usize, w: WeightId) -> Result<Slot> {
+        let scale = self.opt_vector(&format!("{name}.scale"), &[1])?;
+        let bias = self.opt_vector(&format!("{name}.bias"), &[n_out])?;
+        let op = Linear { heads: 1, bias: bias.is_some(), scale: scale.is_some() };
+        let weights: Vec<WeightId> = [Some(w), scale, bias].into_iter().flatten().collect();
+        Ok(self.push(name, op, &[x], &[n_out], &weights, &[])[0])
+    }
+}

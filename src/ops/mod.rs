@@ -1,0 +1,29 @@
+//! The ops: one file each, with the contract, the builder method that records it, and the CPU body.
+
+mod add;
+mod attend;
+mod compress;
+mod conv;
+mod delta;
+mod embed;
+mod experts;
+mod glu;
+mod hyper;
+mod index;
+mod linear;
+mod norm;
+mod pack;
+mod rope;
+mod route;
+mod wanted;
+
+pub use attend::{Attend, Extra};
+pub use compress::Compress;
+pub use delta::Delta;
+pub use experts::Experts;
+pub use glu::Glu;
+pub use hyper::Hyper;
+pub use index::Index;
+pub use pack::Part;
+pub use rope::{Pairs, Rope, Scaling};
+pub use route::{Gate, Route};

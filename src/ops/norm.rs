@@ -1,0 +1,67 @@
+//! norm: `x / sqrt(mean(x^2) + eps) * weight`, over the whole row or over each head of it.
+//!
+//! The sum of squares is kept in f64: it costs nothing beside the memory traffic and makes the result independent of
+//! the order of summation.
+
+use anyhow::Result;
+
+use crate::tape::{Builder, CpuIo, Op, Slot};
+
+#[derive(Debug)]
+struct Norm {
+    /// Values normalised together; the weight, if any, is as long and shared by all heads of the row.
+    head: usize,
+    eps: f32,
+    /// Multiplies the result: 1, or 1/sqrt(head) to make it an L2 norm.
+    scale: f32,
+}
+
+/// Normalises one head in place of the output.
+pub(super) fn rms(x: &[f32], weight: Option<&[f32]>, eps: f32, scale: f32, out: &mut [f32]) {
+    let sum: f64 = x.iter().map(|&v| v as f64 * v as f64).sum();
+    let inv = scale / ((sum / x.len() as f64) as f32 + eps).sqrt();
+    match weight {
+        Some(w) => out.iter_mut().zip(x).zip(w).for_each(|((o, x), w)| *o = x * inv * w),
+        None => out.iter_mut().zip(x).for_each(|(o, x)| *o = x * inv),
+    }
+}
+
+impl Op for Norm {
+    fn name(&self) -> &'static str {
+        "norm"
+    }
+
+    fn cpu(&self, io: &mut CpuIo<'_>) {
+        let weight = io.weights.first().map(|w| w.values);
+        let x = io.ins[0];
+        io.pool.pieces(&mut io.outs[0], self.head, x.len() * 8, |i, out| {
+            rms(&x[i * self.head..(i + 1) * self.head], weight, self.eps, self.scale, out)
+        });
+    }
+}
+
+impl Builder<'_> {
+    /// RMS norm of the whole row with `NAME.weight`.
+    pub fn norm(&self, x: Slot, name: &str, eps: f32) -> Result<Slot> {
+        self.head_norm(x, name, self.width(x), eps)
+    }
+
+    /// RMS norm of every `head` values with `NAME.weight` (head).
+    pub fn head_norm(&self, x: Slot, name: &str, head: usize, eps: f32) -> Result<Slot> {
+        let w = self.vector(&format!("{name}.weight"), &[head])?;
+        let op = Norm { head, eps, scale: 1.0 };
+        Ok(self.push(name, op, &[x], &[self.width(x)], &[w], &[])[0])
+    }
+
+    /// RMS norm of every `head` values, without a weight.
+    pub fn bare_norm(&self, label: String, x: Slot, head: usize, eps: f32) -> Slot {
+        self.push(label, Norm { head, eps, scale: 1.0 }, &[x], &[self.width(x)], &[], &[])[0]
+    }
+
+    /// L2 norm of every `head` values: `x / sqrt(sum(x^2) + eps)`.
+    pub fn l2_norm(&self, label: String, x: Slot, head: usize, eps: f32) -> Slot {
+        let n = head as f32;
+        let op = Norm { head, eps: eps / n, scale: 1.0 / n.sqrt() };
+        self.push(label, op, &[x], &[self.width(x)], &[], &[])[0]
+    }
+}

@@ -1,0 +1,66 @@
+//! pack: gathers pieces of every head into new heads: splits interleaved projections, joins rotated and plain parts,
+//! repeats a row for several streams.
+//!
+//! Head `h` of the output is the concatenation over the parts of `x[h * stride + offset ..][..len]`; a stride of 0
+//! gives every head the same piece.
+
+use crate::tape::{Builder, CpuIo, Op, Slot};
+
+/// Where one part of every head comes from.
+#[derive(Clone, Copy, Debug)]
+pub struct Part {
+    /// The value it is taken from.
+    pub x: Slot,
+    /// Columns from one head's piece to the next; 0 shares one piece.
+    pub stride: usize,
+    /// Column of head 0's piece.
+    pub offset: usize,
+    /// Columns taken.
+    pub len: usize,
+}
+
+#[derive(Debug)]
+struct Pack {
+    heads: usize,
+    parts: Vec<(usize, usize, usize)>, // (stride, offset, len) of each input
+}
+
+impl Op for Pack {
+    fn name(&self) -> &'static str {
+        "pack"
+    }
+
+    fn cpu(&self, io: &mut CpuIo<'_>) {
+        let head: usize = self.parts.iter().map(|p| p.2).sum();
+        for t in 0..io.rows {
+            let out = &mut io.outs[0][t * head * self.heads..(t + 1) * head * self.heads];
+            let mut at = 0;
+            for (x, &(stride, offset, len)) in io.ins.iter().zip(&self.parts) {
+                let width = x.len() / io.rows;
+                let row = &x[t * width..(t + 1) * width];
+                for h in 0..self.heads {
+                    out[h * head + at..][..len].copy_from_slice(&row[h * stride + offset..][..len]);
+                }
+                at += len;
+            }
+        }
+    }
+}
+
+impl Builder<'_> {
+    /// New heads from parts of others: (T, heads * sum of the parts' lengths).
+    pub fn pack(&self, label: String, heads: usize, parts: &[Part]) -> Slot {
+        for p in parts {
+            debug_assert!((heads - 1) * p.stride + p.offset + p.len <= self.width(p.x), "{label}: a part lies outside");
+        }
+        let ins: Vec<Slot> = parts.iter().map(|p| p.x).collect();
+        let width = heads * parts.iter().map(|p| p.len).sum::<usize>();
+        let op = Pack { heads, parts: parts.iter().map(|p| (p.stride, p.offset, p.len)).collect() };
+        self.push(label, op, &ins, &[width], &[], &[])[0]
+    }
+
+    /// Columns `offset..offset + len` of every row.
+    pub fn columns(&self, label: String, x: Slot, offset: usize, len: usize) -> Slot {
+        self.pack(label, 1, &[Part { x, stride: 0, offset, len }])
+    }
+}

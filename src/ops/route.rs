@@ -1,0 +1,167 @@
+//! route: which experts each token takes, and with what weights.
+//!
+//! ```text
+//! scores = gate(logits)
+//! choice = the k best of (scores + selection bias), if there are groups only within the best groups
+//!          (a group's score is the sum of its two best); or a table's row for the token, in hash-routed layers
+//! weight = scores of the chosen (never the biased ones), softmax over them if the gate says so,
+//!          divided by their sum if `norm`, times `scale`
+//! ```
+//! The sum is kept above 6.1e-5, as the reference does. Ties go to the lower number.
+
+use anyhow::{Result, bail};
+
+use super::glu::sigmoid;
+use crate::tape::{Builder, CpuIo, Op, Slot, WeightId};
+
+/// From logits to scores.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Gate {
+    /// Softmax over all experts, then choose.
+    Softmax,
+    /// A sigmoid each.
+    Sigmoid,
+    /// Choose by logits, then softmax over the chosen.
+    SoftmaxOfChosen,
+    /// sqrt(log(1 + e^x)).
+    SqrtSoftplus,
+}
+
+/// A router's settings.
+#[derive(Clone, Copy, Debug)]
+pub struct Route {
+    /// Experts per token.
+    pub k: usize,
+    /// From logits to scores.
+    pub gate: Gate,
+    /// Divide the weights by their sum.
+    pub norm: bool,
+    /// Multiplies the weights.
+    pub scale: f32,
+    /// `(groups, groups used)`; (1, 1) for none.
+    pub groups: (usize, usize),
+}
+
+#[derive(Debug)]
+struct RouteOp {
+    r: Route,
+    bias: bool,
+    table: bool,
+}
+
+/// Indices of the `k` largest values, largest first.
+pub(super) fn top_k(values: &[f32], k: usize, out: &mut Vec<u32>) {
+    out.clear();
+    out.extend(0..values.len() as u32);
+    let by = |a: &u32, b: &u32| values[*b as usize].total_cmp(&values[*a as usize]).then(a.cmp(b));
+    let k = k.min(values.len());
+    if k < out.len() {
+        out.select_nth_unstable_by(k, by);
+        out.truncate(k);
+    }
+    out.sort_unstable_by(by);
+}
+
+fn softmax(x: &mut [f32]) {
+    let max = x.iter().fold(f32::NEG_INFINITY, |m, &v| m.max(v));
+    let mut sum = 0f64;
+    for v in x.iter_mut() {
+        *v = (*v - max).exp();
+        sum += *v as f64;
+    }
+    let inv = (1.0 / sum) as f32;
+    x.iter_mut().for_each(|v| *v *= inv);
+}
+
+/// ln(1 + e^x) without overflow.
+pub(super) fn softplus(x: f32) -> f32 {
+    if x > 20.0 { x } else { x.exp().ln_1p() }
+}
+
+impl Op for RouteOp {
+    fn name(&self) -> &'static str {
+        "route"
+    }
+
+    fn cpu(&self, io: &mut CpuIo<'_>) {
+        let r = &self.r;
+        let n = io.ins[0].len() / io.rows;
+        let bias = self.bias.then(|| io.weights[0].values);
+        let table = self.table.then(|| io.weights[self.bias as usize].ints);
+        let (mut scores, mut biased, mut chosen) = (vec![0f32; n], vec![0f32; n], Vec::new());
+        let (mut groups, mut best) = (vec![0f32; r.groups.0], Vec::new());
+        for t in 0..io.rows {
+            scores.copy_from_slice(&io.ins[0][t * n..(t + 1) * n]);
+            match r.gate {
+                Gate::Softmax => softmax(&mut scores),
+                Gate::Sigmoid => scores.iter_mut().for_each(|v| *v = sigmoid(*v)),
+                Gate::SqrtSoftplus => scores.iter_mut().for_each(|v| *v = softplus(*v).sqrt()),
+                Gate::SoftmaxOfChosen => {}
+            }
+            if let Some(table) = table {
+                let row = &table[io.batch.rows[t].token as usize * r.k..][..r.k];
+                chosen.clear();
+                chosen.extend(row.iter().map(|&e| e as u32));
+            } else {
+                biased.copy_from_slice(&scores);
+                if let Some(bias) = bias {
+                    biased.iter_mut().zip(bias).for_each(|(v, b)| *v += b);
+                }
+                if r.groups.0 > 1 {
+                    let size = n / r.groups.0;
+                    for (g, group) in groups.iter_mut().zip(biased.chunks_exact(size)) {
+                        top_k(group, 2, &mut best);
+                        *g = best.iter().map(|&i| group[i as usize]).sum();
+                    }
+                    top_k(&groups, r.groups.1, &mut best);
+                    for (g, group) in biased.chunks_exact_mut(size).enumerate() {
+                        if !best.contains(&(g as u32)) {
+                            group.fill(f32::NEG_INFINITY);
+                        }
+                    }
+                }
+                top_k(&biased, r.k, &mut chosen);
+            }
+            let [ids, weights] = &mut *io.outs else { unreachable!("the builder gives two outputs") };
+            let weights = &mut weights[t * r.k..(t + 1) * r.k];
+            for ((w, id), &e) in weights.iter_mut().zip(&mut ids[t * r.k..]).zip(&chosen) {
+                *id = e as f32;
+                *w = scores[e as usize];
+            }
+            if r.gate == Gate::SoftmaxOfChosen {
+                softmax(weights);
+            }
+            if r.norm {
+                let sum: f32 = weights.iter().sum();
+                weights.iter_mut().for_each(|w| *w /= sum.max(6.103_515_6e-5));
+            }
+            weights.iter_mut().for_each(|w| *w *= r.scale);
+        }
+    }
+}
+
+impl Builder<'_> {
+    /// From router logits (T, n_expert) to `(ids, weights)`, both (T, k). `bias` names a vector added for the choice
+    /// alone; `table` an integer table (n_vocab, k) that makes the choice instead.
+    pub fn route(
+        &self,
+        label: String,
+        logits: Slot,
+        r: Route,
+        bias: Option<WeightId>,
+        table: Option<WeightId>,
+    ) -> Result<(Slot, Slot)> {
+        let n = self.width(logits);
+        let (groups, used) = r.groups;
+        if r.k == 0 || r.k > n || groups == 0 || !n.is_multiple_of(groups) || used == 0 || used > groups {
+            bail!("{}: {} of {n} experts, {used} of {groups} groups cannot be routed", self.file(), r.k);
+        }
+        if groups > 1 && used * (n / groups) < r.k {
+            bail!("{}: {used} groups of {} experts hold fewer than the {} to choose", self.file(), n / groups, r.k);
+        }
+        let op = RouteOp { r, bias: bias.is_some(), table: table.is_some() };
+        let weights: Vec<WeightId> = bias.into_iter().chain(table).collect();
+        let outs = self.push(label, op, &[logits], &[r.k, r.k], &weights, &[]);
+        Ok((outs[0], outs[1]))
+    }
+}

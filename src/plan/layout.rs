@@ -1,0 +1,69 @@
+//! Which buffer of a place holds each value: values that are never alive together share one.
+
+use super::{Place, Stage};
+use crate::tape::{Slot, Tape};
+
+/// The buffers of one place.
+#[derive(Clone, Debug)]
+pub struct Layout {
+    /// Buffer of each slot of the tape; None where the value never is at this place.
+    pub buffer: Vec<Option<u32>>,
+    /// Columns that each buffer must hold.
+    pub widths: Vec<usize>,
+}
+
+impl Layout {
+    /// Walks the stages once for the last use of each value and once to hand out buffers. A step's outputs never share
+    /// a buffer with its inputs.
+    pub fn new(tape: &Tape, stages: &[Stage], place: Place) -> Layout {
+        // Every moment at which this place reads or writes: (reads, writes).
+        let mut moments: Vec<(Vec<Slot>, Vec<Slot>)> = Vec::new();
+        for stage in stages {
+            match stage {
+                Stage::Copy(x, from, _) if *from == place => moments.push((vec![*x], vec![])),
+                Stage::Copy(x, _, to) if *to == place => moments.push((vec![], vec![*x])),
+                Stage::Run(p, range) if *p == place => {
+                    moments.extend(tape.steps[range.clone()].iter().map(|s| (s.ins.clone(), s.outs.clone())))
+                }
+                _ => {}
+            }
+        }
+        let mut last = vec![0; tape.slots.len()];
+        for (at, (reads, writes)) in moments.iter().enumerate() {
+            reads.iter().chain(writes).for_each(|x| last[x.0 as usize] = at);
+        }
+        if let Some(x) = tape.logits.filter(|_| place == Place::Cpu) {
+            last[x.0 as usize] = usize::MAX; // read after the walk
+        }
+        let mut layout = Layout { buffer: vec![None; tape.slots.len()], widths: Vec::new() };
+        let mut free: Vec<u32> = Vec::new();
+        for (at, (reads, writes)) in moments.iter().enumerate() {
+            for x in writes {
+                let width = tape.width(*x);
+                // The free buffer whose width is nearest, so that wide ones stay for wide values.
+                let near = |&i: &usize| layout.widths[free[i] as usize].abs_diff(width);
+                let pick = (0..free.len()).min_by_key(near);
+                let buffer = match pick {
+                    Some(i) => free.swap_remove(i),
+                    None => {
+                        layout.widths.push(0);
+                        layout.widths.len() as u32 - 1
+                    }
+                };
+                let w = &mut layout.widths[buffer as usize];
+                *w = width.max(*w);
+                layout.buffer[x.0 as usize] = Some(buffer);
+            }
+            let mut done: Vec<Slot> =
+                reads.iter().chain(writes).copied().filter(|x| last[x.0 as usize] == at).collect();
+            done.dedup();
+            for x in done {
+                let buffer = layout.buffer[x.0 as usize].expect("a value is written before it is read");
+                if !free.contains(&buffer) {
+                    free.push(buffer);
+                }
+            }
+        }
+        layout
+    }
+}

@@ -1,0 +1,91 @@
+//! BF16: the upper half of an f32. A block is one weight.
+//!
+//! ```text
+//! byte 0..2   w: bits 16..32 of an f32, little-endian; the lower bits are zero
+//! ```
+
+use super::{Act, ActRow, Kernel, QuantType, Rng, rows};
+use crate::simd::Isa;
+
+const BYTES: usize = 2;
+const _: () = assert!(BYTES == size_of::<half::bf16>());
+
+/// The row of the format table.
+pub static TYPE: QuantType = QuantType {
+    id: 30,
+    name: "BF16",
+    block: 1,
+    bytes: BYTES,
+    act: Act::F32,
+    dequant,
+    kernels: &[
+        #[cfg(target_arch = "x86_64")]
+        Kernel { isa: Isa::Avx2, dot: dot_avx2 },
+        Kernel { isa: Isa::Scalar, dot },
+    ],
+    random,
+    kv: None,
+};
+
+#[inline]
+fn value(b: &[u8; BYTES]) -> f32 {
+    f32::from_bits((u16::from_le_bytes(*b) as u32) << 16)
+}
+
+fn values(blocks: &[u8]) -> impl Iterator<Item = f32> + '_ {
+    blocks.as_chunks::<BYTES>().0.iter().map(value)
+}
+
+fn dequant(blocks: &[u8], out: &mut [f32]) {
+    for (o, v) in out.iter_mut().zip(values(blocks)) {
+        *o = v;
+    }
+}
+
+fn dot(w: &[u8], stride: usize, x: ActRow<'_>, out: &mut [f32]) {
+    for (o, row) in out.iter_mut().zip(rows(w, stride, x.n * BYTES)) {
+        *o = values(row).zip(x.f).map(|(w, &x)| w as f64 * x as f64).sum::<f64>() as f32;
+    }
+}
+
+fn random(rng: &mut Rng, block: &mut [u8]) {
+    block.copy_from_slice(&half::bf16::from_f32(rng.normal()).to_le_bytes());
+}
+
+/// Four accumulators of 8 lanes hide the latency of the fused multiply-add.
+#[cfg(target_arch = "x86_64")]
+#[target_feature(enable = "avx2,fma")]
+fn dot_avx2(w: &[u8], stride: usize, x: ActRow<'_>, out: &mut [f32]) {
+    use crate::simd::x86::*;
+    use std::arch::x86_64::*;
+    let (x32, x_tail) = x.f.as_chunks::<32>();
+    for (o, row) in out.iter_mut().zip(rows(w, stride, x.n * BYTES)) {
+        let (row32, row_tail) = row.as_chunks::<64>();
+        let mut acc = [_mm256_setzero_ps(); 4];
+        for (w, x) in row32.iter().zip(x32) {
+            let (w, x) = (w.as_chunks::<16>().0, x.as_chunks::<8>().0);
+            for i in 0..4 {
+                let bits = _mm256_slli_epi32::<16>(_mm256_cvtepu16_epi32(load_u8x16(&w[i])));
+                acc[i] = _mm256_fmadd_ps(_mm256_castsi256_ps(bits), load_f32x8(&x[i]), acc[i]);
+            }
+        }
+        let sum = _mm256_add_ps(_mm256_add_ps(acc[0], acc[1]), _mm256_add_ps(acc[2], acc[3]));
+        *o = sum_f32x8(sum) + values(row_tail).zip(x_tail).map(|(w, x)| w * x).sum::<f32>();
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::TYPE;
+    use crate::quant::check;
+
+    #[test]
+    fn every_kernel_equals_the_scalar_truth() {
+        check::kernels(&TYPE);
+    }
+
+    #[test]
+    fn decoded_rows_are_bit_equal_to_the_reference() {
+        check::dequant(&TYPE);
+    }
+}

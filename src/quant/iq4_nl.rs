@@ -1,0 +1,113 @@
+//! IQ4_NL: 32 weights of 4 bits that choose from 16 unevenly spaced values, with one f16 scale.
+//!
+//! ```text
+//! byte 0..2   d: f16
+//! byte 2..18  q: 32 x u4           low nibble of byte j: weight j; high nibble: weight j + 16
+//!                                  w[i] = d * VALUES[q[i]]
+//! ```
+//! Layout and values: ggml-common.h `block_iq4_nl`, `kvalues_iq4nl`.
+
+use super::{Act, ActRow, Kernel, QuantType, Rng, f16_at, put_f16, rows};
+#[cfg(target_arch = "x86_64")]
+use super::{blocks, by_four};
+use crate::simd::Isa;
+
+const BLOCK: usize = 32;
+const BYTES: usize = 18;
+const _: () = assert!(BYTES == 2 + BLOCK / 2);
+
+/// What a nibble stands for, in units of the block's scale.
+pub(crate) const VALUES: [i8; 16] = [-127, -104, -83, -65, -49, -35, -22, -10, 1, 13, 25, 38, 53, 69, 89, 113];
+
+/// The row of the format table.
+pub static TYPE: QuantType = QuantType {
+    id: 20,
+    name: "IQ4_NL",
+    block: BLOCK,
+    bytes: BYTES,
+    act: Act::Q8,
+    dequant,
+    kernels: &[
+        #[cfg(target_arch = "x86_64")]
+        Kernel { isa: Isa::Avx2, dot: dot_avx2 },
+        Kernel { isa: Isa::Scalar, dot },
+    ],
+    random,
+    kv: None,
+};
+
+/// The weights of a block, in units of its scale.
+fn units(b: &[u8; BYTES]) -> [i32; BLOCK] {
+    std::array::from_fn(|i| VALUES[(b[2 + i % 16] >> (i / 16 * 4) & 15) as usize] as i32)
+}
+
+fn dequant(blocks: &[u8], out: &mut [f32]) {
+    for (b, o) in blocks.as_chunks::<BYTES>().0.iter().zip(out.as_chunks_mut::<BLOCK>().0) {
+        let d = f16_at(b, 0);
+        *o = units(b).map(|w| w as f32 * d);
+    }
+}
+
+fn dot(w: &[u8], stride: usize, x: ActRow<'_>, out: &mut [f32]) {
+    for (o, row) in out.iter_mut().zip(rows(w, stride, x.n / BLOCK * BYTES)) {
+        let mut sum = 0f64;
+        for (i, (b, q)) in row.as_chunks::<BYTES>().0.iter().zip(x.q.as_chunks::<BLOCK>().0).enumerate() {
+            let dot: i32 = units(b).iter().zip(q).map(|(&w, &q)| w * q as i32).sum();
+            sum += f16_at(b, 0) as f64 * x.d[i] as f64 * dot as f64;
+        }
+        *o = sum as f32;
+    }
+}
+
+fn random(rng: &mut Rng, block: &mut [u8]) {
+    rng.fill(&mut block[2..]);
+    put_f16(block, 0, (0.5 + rng.unit()) / 67.0); // the 16 values have an RMS of 67
+}
+
+#[cfg(target_arch = "x86_64")]
+#[target_feature(enable = "avx2,fma,f16c")]
+fn dot_avx2(w: &[u8], stride: usize, x: ActRow<'_>, out: &mut [f32]) {
+    by_four(w, stride, out, |w, out| group(w, stride, x, out), |w, out| group(w, stride, x, out));
+}
+
+/// The values come from a byte shuffle. A pair of products is at most 127 * 127 * 2, which fits an i16.
+#[cfg(target_arch = "x86_64")]
+#[target_feature(enable = "avx2,fma,f16c")]
+fn group<const R: usize>(w: &[u8], stride: usize, x: ActRow<'_>, out: &mut [f32; R]) {
+    use crate::simd::x86::*;
+    use std::arch::x86_64::*;
+    let n = x.n / BLOCK;
+    let rows = blocks::<R, BYTES>(w, stride, n);
+    let (q, d) = (&x.q.as_chunks::<BLOCK>().0[..n], &x.d[..n]);
+    let values = load_u8x16_twice(&VALUES.map(|v| v as u8));
+    let mut acc = [_mm256_setzero_ps(); R];
+    for i in 0..n {
+        let qv = load_i8x32(&q[i]);
+        let abs = _mm256_abs_epi8(qv);
+        let dx = _mm256_set1_ps(d[i]);
+        for r in 0..R {
+            let b = &rows[r][i];
+            prefetch(b, R * stride);
+            let wv = _mm256_shuffle_epi8(values, nibbles(b[2..].as_array().unwrap()));
+            let scale = _mm256_mul_ps(splat_f16(u16::from_le_bytes([b[0], b[1]])), dx);
+            acc[r] = _mm256_fmadd_ps(scale, _mm256_cvtepi32_ps(dot_i8_i8(wv, qv, abs)), acc[r]);
+        }
+    }
+    *out = acc.map(|v| sum_f32x8(v));
+}
+
+#[cfg(test)]
+mod tests {
+    use super::TYPE;
+    use crate::quant::check;
+
+    #[test]
+    fn every_kernel_equals_the_scalar_truth() {
+        check::kernels(&TYPE);
+    }
+
+    #[test]
+    fn decoded_rows_are_bit_equal_to_the_reference() {
+        check::dequant(&TYPE);
+    }
+}

@@ -1,0 +1,148 @@
+//! Q1_0: 128 weights of one bit, plus or minus one f16 scale.
+//!
+//! ```text
+//! byte 0..2   d: f16
+//! byte 2..18  q: 128 x 1 bit       bit i % 8 of byte i / 8: weight i
+//!                                  w[i] = d where the bit is set, else -d
+//! ```
+//! Layout: ggml-common.h `block_q1_0`.
+
+use super::{Act, ActRow, Kernel, QuantType, Rng, f16_at, put_f16, rows};
+#[cfg(target_arch = "x86_64")]
+use super::{blocks, by_four};
+use crate::simd::Isa;
+
+const BLOCK: usize = 128;
+const BYTES: usize = 18;
+const _: () = assert!(BYTES == 2 + BLOCK / 8);
+
+/// The row of the format table.
+pub static TYPE: QuantType = QuantType {
+    id: 41,
+    name: "Q1_0",
+    block: BLOCK,
+    bytes: BYTES,
+    act: Act::Q8,
+    dequant,
+    kernels: &[
+        #[cfg(target_arch = "x86_64")]
+        Kernel { isa: Isa::Avx2, dot: dot_avx2 },
+        Kernel { isa: Isa::Scalar, dot },
+    ],
+    random,
+    kv: None,
+};
+
+/// The weights of a block, in units of its scale.
+fn units(b: &[u8; BYTES]) -> [i32; BLOCK] {
+    std::array::from_fn(|i| (b[2 + i / 8] >> (i % 8) & 1) as i32 * 2 - 1)
+}
+
+fn dequant(blocks: &[u8], out: &mut [f32]) {
+    for (b, o) in blocks.as_chunks::<BYTES>().0.iter().zip(out.as_chunks_mut::<BLOCK>().0) {
+        let d = f16_at(b, 0);
+        *o = units(b).map(|w| w as f32 * d);
+    }
+}
+
+fn dot(w: &[u8], stride: usize, x: ActRow<'_>, out: &mut [f32]) {
+    for (o, row) in out.iter_mut().zip(rows(w, stride, x.n / BLOCK * BYTES)) {
+        let mut sum = 0f64;
+        for (i, (b, q)) in row.as_chunks::<BYTES>().0.iter().zip(x.q.as_chunks::<BLOCK>().0).enumerate() {
+            let units = units(b);
+            for (g, (w, q)) in units.as_chunks::<32>().0.iter().zip(q.as_chunks::<32>().0).enumerate() {
+                let dot: i32 = w.iter().zip(q).map(|(&w, &q)| w * q as i32).sum();
+                sum += f16_at(b, 0) as f64 * x.d[i * 4 + g] as f64 * dot as f64;
+            }
+        }
+        *o = sum as f32;
+    }
+}
+
+fn random(rng: &mut Rng, block: &mut [u8]) {
+    rng.fill(&mut block[2..]);
+    put_f16(block, 0, 0.5 + rng.unit());
+}
+
+#[cfg(target_arch = "x86_64")]
+#[target_feature(enable = "avx2,fma,f16c")]
+fn dot_avx2(w: &[u8], stride: usize, x: ActRow<'_>, out: &mut [f32]) {
+    by_four(w, stride, out, |w, out| group(w, stride, x, out), |w, out| group(w, stride, x, out));
+}
+
+/// The bits stay where they are and the activations are put in their order, once for all rows. In `planes(q)[k]` byte m
+/// of dword g in half h is the activation 32g + 8m + 4h + k, whose weight is bit 4h + k of the block's byte 4g + m: a
+/// shift and a mask turn the block into the weights of plane k. Dword g then collects what the g-th activation scale
+/// multiplies. The bit counts 2 and the sum of all activations is taken off, which makes it plus or minus 1.
+#[cfg(target_arch = "x86_64")]
+#[target_feature(enable = "avx2,fma,f16c")]
+fn group<const R: usize>(w: &[u8], stride: usize, x: ActRow<'_>, out: &mut [f32; R]) {
+    use crate::simd::x86::*;
+    use std::arch::x86_64::*;
+    let n = x.n / BLOCK;
+    let rows = blocks::<R, BYTES>(w, stride, n);
+    let (q, d) = (&x.q.as_chunks::<BLOCK>().0[..n], &x.d.as_chunks::<4>().0[..n]);
+    let (one, two) = (_mm256_set1_epi8(1), _mm256_set1_epi8(2));
+    let halves = _mm256_setr_epi32(0, 0, 0, 0, 4, 4, 4, 4);
+    let mut acc = [_mm256_setzero_ps(); R];
+    for i in 0..n {
+        let planes = planes(&q[i]);
+        let [a, b, c, e] = planes.map(|p| _mm256_maddubs_epi16(one, p));
+        let offset = _mm256_add_epi16(_mm256_add_epi16(a, b), _mm256_add_epi16(c, e));
+        let dx = load_f32x4_twice(&d[i]);
+        for r in 0..R {
+            let b = &rows[r][i];
+            prefetch(b, R * stride);
+            let v = _mm256_srlv_epi32(load_u8x16_twice(b[2..].as_array().unwrap()), halves);
+            let bits = [_mm256_slli_epi16::<1>(v), v, _mm256_srli_epi16::<1>(v), _mm256_srli_epi16::<2>(v)];
+            let [b0, b1, b2, b3] = bits.map(|v| _mm256_and_si256(v, two));
+            let low = _mm256_add_epi16(_mm256_maddubs_epi16(b0, planes[0]), _mm256_maddubs_epi16(b1, planes[1]));
+            let high = _mm256_add_epi16(_mm256_maddubs_epi16(b2, planes[2]), _mm256_maddubs_epi16(b3, planes[3]));
+            let pairs = _mm256_sub_epi16(_mm256_add_epi16(low, high), offset);
+            let dot = _mm256_cvtepi32_ps(_mm256_madd_epi16(pairs, _mm256_set1_epi16(1)));
+            let scale = _mm256_mul_ps(splat_f16(u16::from_le_bytes([b[0], b[1]])), dx);
+            acc[r] = _mm256_fmadd_ps(scale, dot, acc[r]);
+        }
+    }
+    *out = acc.map(|v| sum_f32x8(v));
+}
+
+/// The activations of a block in the order that `group` draws.
+#[cfg(target_arch = "x86_64")]
+#[inline]
+#[target_feature(enable = "avx2")]
+fn planes(q: &[i8; BLOCK]) -> [std::arch::x86_64::__m256i; 4] {
+    use crate::simd::x86::*;
+    use std::arch::x86_64::*;
+    // Of 32 activations 8m + 4h + k, the dwords h go to half h, then a 4x4 transpose puts k before m.
+    let halves = _mm256_setr_epi32(0, 2, 4, 6, 1, 3, 5, 7);
+    let transpose = load_u8x16_twice(&[0, 4, 8, 12, 1, 5, 9, 13, 2, 6, 10, 14, 3, 7, 11, 15]);
+    let parts: &[[i8; 32]; 4] = q.as_chunks().0.as_array().unwrap();
+    let [a, b, c, d] = std::array::from_fn(|g| load_i8x32(&parts[g]))
+        .map(|v| _mm256_shuffle_epi8(_mm256_permutevar8x32_epi32(v, halves), transpose));
+    // Dword k of part g becomes dword g of plane k.
+    let (ab, cd) = (_mm256_unpacklo_epi32(a, b), _mm256_unpacklo_epi32(c, d));
+    let (ab_high, cd_high) = (_mm256_unpackhi_epi32(a, b), _mm256_unpackhi_epi32(c, d));
+    [
+        _mm256_unpacklo_epi64(ab, cd),
+        _mm256_unpackhi_epi64(ab, cd),
+        _mm256_unpacklo_epi64(ab_high, cd_high),
+        _mm256_unpackhi_epi64(ab_high, cd_high),
+    ]
+}
+
+#[cfg(test)]
+mod tests {
+    use super::TYPE;
+    use crate::quant::check;
+
+    #[test]
+    fn every_kernel_equals_the_scalar_truth() {
+        check::kernels(&TYPE);
+    }
+
+    #[test]
+    fn decoded_rows_are_bit_equal_to_the_reference() {
+        check::dequant(&TYPE);
+    }
+}

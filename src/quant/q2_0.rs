@@ -1,0 +1,138 @@
+//! Q2_0: 64 weights of 2 bits, -1 to 2 times one f16 scale.
+//!
+//! ```text
+//! byte 0..2   d: f16
+//! byte 2..18  q: 64 x u2           bits 2k, 2k+1 of byte j: weight 4j + k
+//!                                  w[i] = d * (q[i] - 1)
+//! ```
+//! Layout: ggml-common.h `block_q2_0`.
+
+use super::{Act, ActRow, Kernel, QuantType, Rng, f16_at, put_f16, rows};
+#[cfg(target_arch = "x86_64")]
+use super::{blocks, by_four};
+use crate::simd::Isa;
+
+const BLOCK: usize = 64;
+const BYTES: usize = 18;
+const _: () = assert!(BYTES == 2 + BLOCK / 4);
+
+/// The row of the format table.
+pub static TYPE: QuantType = QuantType {
+    id: 42,
+    name: "Q2_0",
+    block: BLOCK,
+    bytes: BYTES,
+    act: Act::Q8,
+    dequant,
+    kernels: &[
+        #[cfg(target_arch = "x86_64")]
+        Kernel { isa: Isa::Avx2, dot: dot_avx2 },
+        Kernel { isa: Isa::Scalar, dot },
+    ],
+    random,
+    kv: None,
+};
+
+/// The weights of a block, in units of its scale.
+fn units(b: &[u8; BYTES]) -> [i32; BLOCK] {
+    std::array::from_fn(|i| (b[2 + i / 4] >> (i % 4 * 2) & 3) as i32 - 1)
+}
+
+fn dequant(blocks: &[u8], out: &mut [f32]) {
+    for (b, o) in blocks.as_chunks::<BYTES>().0.iter().zip(out.as_chunks_mut::<BLOCK>().0) {
+        let d = f16_at(b, 0);
+        *o = units(b).map(|w| w as f32 * d);
+    }
+}
+
+fn dot(w: &[u8], stride: usize, x: ActRow<'_>, out: &mut [f32]) {
+    for (o, row) in out.iter_mut().zip(rows(w, stride, x.n / BLOCK * BYTES)) {
+        let mut sum = 0f64;
+        for (i, (b, q)) in row.as_chunks::<BYTES>().0.iter().zip(x.q.as_chunks::<BLOCK>().0).enumerate() {
+            let units = units(b);
+            for (g, (w, q)) in units.as_chunks::<32>().0.iter().zip(q.as_chunks::<32>().0).enumerate() {
+                let dot: i32 = w.iter().zip(q).map(|(&w, &q)| w * q as i32).sum();
+                sum += f16_at(b, 0) as f64 * x.d[i * 2 + g] as f64 * dot as f64;
+            }
+        }
+        *o = sum as f32;
+    }
+}
+
+fn random(rng: &mut Rng, block: &mut [u8]) {
+    rng.fill(&mut block[2..]);
+    put_f16(block, 0, (0.5 + rng.unit()) / 1.2); // the four values have an RMS of 1.2
+}
+
+#[cfg(target_arch = "x86_64")]
+#[target_feature(enable = "avx2,fma,f16c")]
+fn dot_avx2(w: &[u8], stride: usize, x: ActRow<'_>, out: &mut [f32]) {
+    by_four(w, stride, out, |w, out| group(w, stride, x, out), |w, out| group(w, stride, x, out));
+}
+
+/// The 2-bit fields stay where they are and the activations are put in their order, once for all rows. In
+/// `planes(q)[k]` byte j of half h is the activation 4j + 2h + k, whose weight is field 2h + k of the block's byte j: a
+/// shift and a mask turn the block into the weights of plane k. Dwords 0 and 1 of a half then collect what the first
+/// activation scale multiplies, dwords 2 and 3 the second. The offset of 1 is the sum of all activations.
+#[cfg(target_arch = "x86_64")]
+#[target_feature(enable = "avx2,fma,f16c")]
+fn group<const R: usize>(w: &[u8], stride: usize, x: ActRow<'_>, out: &mut [f32; R]) {
+    use crate::simd::x86::*;
+    use std::arch::x86_64::*;
+    let n = x.n / BLOCK;
+    let rows = blocks::<R, BYTES>(w, stride, n);
+    let (q, d) = (&x.q.as_chunks::<BLOCK>().0[..n], &x.d.as_chunks::<2>().0[..n]);
+    let (one, three) = (_mm256_set1_epi8(1), _mm256_set1_epi8(3));
+    let halves = _mm256_setr_epi32(0, 0, 0, 0, 4, 4, 4, 4);
+    let mut acc = [_mm256_setzero_ps(); R];
+    for i in 0..n {
+        let planes = planes(&q[i]);
+        let offset = _mm256_add_epi16(_mm256_maddubs_epi16(one, planes[0]), _mm256_maddubs_epi16(one, planes[1]));
+        let [da, db] = d[i];
+        let dx = _mm256_setr_ps(da, da, db, db, da, da, db, db);
+        for r in 0..R {
+            let b = &rows[r][i];
+            prefetch(b, R * stride);
+            let v = _mm256_srlv_epi32(load_u8x16_twice(b[2..].as_array().unwrap()), halves);
+            let first = _mm256_maddubs_epi16(_mm256_and_si256(v, three), planes[0]);
+            let second = _mm256_maddubs_epi16(_mm256_and_si256(_mm256_srli_epi16::<2>(v), three), planes[1]);
+            let pairs = _mm256_sub_epi16(_mm256_add_epi16(first, second), offset);
+            let dot = _mm256_cvtepi32_ps(_mm256_madd_epi16(pairs, _mm256_set1_epi16(1)));
+            let scale = _mm256_mul_ps(splat_f16(u16::from_le_bytes([b[0], b[1]])), dx);
+            acc[r] = _mm256_fmadd_ps(scale, dot, acc[r]);
+        }
+    }
+    *out = acc.map(|v| sum_f32x8(v));
+}
+
+/// The activations of a block in the order that `group` draws.
+#[cfg(target_arch = "x86_64")]
+#[inline]
+#[target_feature(enable = "avx2")]
+fn planes(q: &[i8; BLOCK]) -> [std::arch::x86_64::__m256i; 2] {
+    use crate::simd::x86::*;
+    use std::arch::x86_64::*;
+    // A 4x4 transpose in each 16 bytes puts the field before the byte, then the dwords of a field are joined.
+    let transpose = load_u8x16_twice(&[0, 4, 8, 12, 1, 5, 9, 13, 2, 6, 10, 14, 3, 7, 11, 15]);
+    let fields = _mm256_setr_epi32(0, 4, 1, 5, 2, 6, 3, 7);
+    let parts: &[[i8; 32]; 2] = q.as_chunks().0.as_array().unwrap();
+    let [a, b] = std::array::from_fn(|g| load_i8x32(&parts[g]))
+        .map(|v| _mm256_permutevar8x32_epi32(_mm256_shuffle_epi8(v, transpose), fields));
+    [_mm256_unpacklo_epi64(a, b), _mm256_unpackhi_epi64(a, b)]
+}
+
+#[cfg(test)]
+mod tests {
+    use super::TYPE;
+    use crate::quant::check;
+
+    #[test]
+    fn every_kernel_equals_the_scalar_truth() {
+        check::kernels(&TYPE);
+    }
+
+    #[test]
+    fn decoded_rows_are_bit_equal_to_the_reference() {
+        check::dequant(&TYPE);
+    }
+}

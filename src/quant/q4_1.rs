@@ -1,0 +1,115 @@
+//! Q4_1: 32 weights of 4 bits with an f16 scale and an f16 minimum.
+//!
+//! ```text
+//! byte 0..2   d: f16
+//! byte 2..4   m: f16
+//! byte 4..20  q: 32 x u4           low nibble of byte j: weight j; high nibble: weight j + 16
+//!                                  w[i] = d * q[i] + m
+//! ```
+//! Layout: ggml-common.h `block_q4_1`.
+
+use super::{Act, ActRow, Kernel, QuantType, Rng, f16_at, put_f16, rows};
+#[cfg(target_arch = "x86_64")]
+use super::{blocks, by_four};
+use crate::simd::Isa;
+
+const BLOCK: usize = 32;
+const BYTES: usize = 20;
+const _: () = assert!(BYTES == 2 + 2 + BLOCK / 2);
+
+/// The row of the format table.
+pub static TYPE: QuantType = QuantType {
+    id: 3,
+    name: "Q4_1",
+    block: BLOCK,
+    bytes: BYTES,
+    act: Act::Q8,
+    dequant,
+    kernels: &[
+        #[cfg(target_arch = "x86_64")]
+        Kernel { isa: Isa::Avx2, dot: dot_avx2 },
+        Kernel { isa: Isa::Scalar, dot },
+    ],
+    random,
+    kv: None,
+};
+
+/// The weights of a block, in units of its scale and above its minimum.
+fn units(b: &[u8; BYTES]) -> [i32; BLOCK] {
+    std::array::from_fn(|i| (b[4 + i % 16] >> (i / 16 * 4) & 15) as i32)
+}
+
+fn dequant(blocks: &[u8], out: &mut [f32]) {
+    for (b, o) in blocks.as_chunks::<BYTES>().0.iter().zip(out.as_chunks_mut::<BLOCK>().0) {
+        let (d, m) = (f16_at(b, 0), f16_at(b, 2));
+        *o = units(b).map(|w| w as f32 * d + m);
+    }
+}
+
+fn dot(w: &[u8], stride: usize, x: ActRow<'_>, out: &mut [f32]) {
+    for (o, row) in out.iter_mut().zip(rows(w, stride, x.n / BLOCK * BYTES)) {
+        let mut sum = 0f64;
+        for (i, (b, q)) in row.as_chunks::<BYTES>().0.iter().zip(x.q.as_chunks::<BLOCK>().0).enumerate() {
+            let dot: i32 = units(b).iter().zip(q).map(|(&w, &q)| w * q as i32).sum();
+            let total: i32 = q.iter().map(|&q| q as i32).sum();
+            let (d, m) = (f16_at(b, 0) as f64, f16_at(b, 2) as f64);
+            sum += (d * dot as f64 + m * total as f64) * x.d[i] as f64;
+        }
+        *o = sum as f32;
+    }
+}
+
+fn random(rng: &mut Rng, block: &mut [u8]) {
+    rng.fill(&mut block[4..]);
+    let d = (0.5 + rng.unit()) / 4.6; // uniform nibbles have a mean of 7.5 and a deviation of 4.6
+    put_f16(block, 0, d);
+    put_f16(block, 2, -d * (7.0 + rng.unit()));
+}
+
+#[cfg(target_arch = "x86_64")]
+#[target_feature(enable = "avx2,fma,f16c")]
+fn dot_avx2(w: &[u8], stride: usize, x: ActRow<'_>, out: &mut [f32]) {
+    by_four(w, stride, out, |w, out| group(w, stride, x, out), |w, out| group(w, stride, x, out));
+}
+
+/// The minimum times the sum of the activations goes to the same accumulator, an eighth of it to each lane.
+#[cfg(target_arch = "x86_64")]
+#[target_feature(enable = "avx2,fma,f16c")]
+fn group<const R: usize>(w: &[u8], stride: usize, x: ActRow<'_>, out: &mut [f32; R]) {
+    use crate::simd::x86::*;
+    use std::arch::x86_64::*;
+    let n = x.n / BLOCK;
+    let rows = blocks::<R, BYTES>(w, stride, n);
+    let (q, d, sums) = (&x.q.as_chunks::<BLOCK>().0[..n], &x.d[..n], &x.sums.as_chunks::<2>().0[..n]);
+    let mut acc = [_mm256_setzero_ps(); R];
+    for i in 0..n {
+        let qv = load_i8x32(&q[i]);
+        let dx = _mm256_set1_ps(d[i]);
+        let total = _mm256_set1_ps((sums[i][0] + sums[i][1]) as f32 * 0.125 * d[i]);
+        for r in 0..R {
+            let b = &rows[r][i];
+            prefetch(b, R * stride);
+            let dot = dot_u8_i8(nibbles(b[4..].as_array().unwrap()), qv);
+            let scale = _mm256_mul_ps(splat_f16(u16::from_le_bytes([b[0], b[1]])), dx);
+            acc[r] = _mm256_fmadd_ps(splat_f16(u16::from_le_bytes([b[2], b[3]])), total, acc[r]);
+            acc[r] = _mm256_fmadd_ps(scale, _mm256_cvtepi32_ps(dot), acc[r]);
+        }
+    }
+    *out = acc.map(|v| sum_f32x8(v));
+}
+
+#[cfg(test)]
+mod tests {
+    use super::TYPE;
+    use crate::quant::check;
+
+    #[test]
+    fn every_kernel_equals_the_scalar_truth() {
+        check::kernels(&TYPE);
+    }
+
+    #[test]
+    fn decoded_rows_are_bit_equal_to_the_reference() {
+        check::dequant(&TYPE);
+    }
+}

@@ -1,0 +1,352 @@
+//! A session: a model and the sequences it is reading. Tokens go in, logits come out; a sequence can go back, be
+//! saved, be copied.
+
+use std::path::Path;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
+
+use anyhow::{Result, bail};
+
+use crate::cpu::Pool;
+use crate::exec::{Engine, Observer};
+use crate::gguf::{Gguf, Load};
+use crate::models;
+use crate::plan::{Plan, Rules};
+use crate::quant::{self, QuantType};
+use crate::tape::{Batch, Row, Settings, Tape};
+
+/// Context used when none is asked for: enough for a talk, small enough that no model is refused for its cache.
+const DEFAULT_CONTEXT: usize = 8192;
+
+/// Checkpoints kept per sequence, and their bytes in all.
+const CHECKPOINTS: usize = 16;
+const CHECKPOINT_BYTES: usize = 512 << 20;
+
+/// How a model is opened.
+#[derive(Clone, Debug)]
+pub struct Options {
+    /// Tokens per sequence; None is the model's own context up to 8192, 0 all of it.
+    pub n_ctx: Option<usize>,
+    /// Tokens computed together when reading a prompt.
+    pub n_batch: usize,
+    /// Sequences.
+    pub n_seq: usize,
+    /// Threads; 0 is one per physical core.
+    pub threads: usize,
+    /// Format of cached keys.
+    pub type_k: &'static QuantType,
+    /// Format of cached values.
+    pub type_v: &'static QuantType,
+    /// Where steps run.
+    pub rules: Rules,
+    /// How the file is read.
+    pub load: Load,
+}
+
+impl Default for Options {
+    fn default() -> Options {
+        let f16 = quant::by_name("f16").expect("f16 is always known");
+        Options {
+            n_ctx: None,
+            n_batch: 512,
+            n_seq: 1,
+            threads: 0,
+            type_k: f16,
+            type_v: f16,
+            rules: Rules::default(),
+            load: Load::default(),
+        }
+    }
+}
+
+/// Which logits a call returns.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Want {
+    /// None.
+    None,
+    /// Those after the last token.
+    Last,
+    /// Those after every token.
+    All,
+}
+
+/// A call that did not finish.
+#[derive(Debug, PartialEq, Eq)]
+pub struct Interrupted;
+
+impl std::fmt::Display for Interrupted {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        write!(f, "interrupted")
+    }
+}
+
+impl std::error::Error for Interrupted {}
+
+/// Everything a sequence remembers, to be taken up again by a session of the same model and settings.
+#[derive(Clone, Debug, PartialEq)]
+pub struct Snapshot {
+    /// The tokens read.
+    pub tokens: Vec<u32>,
+    /// Each state's contents.
+    pub states: Vec<Vec<u8>>,
+}
+
+#[derive(Debug, Default)]
+struct Sequence {
+    tokens: Vec<u32>,
+    checkpoints: Vec<Snapshot>, // rising in length; states hold only what later tokens overwrite
+}
+
+/// A model with its sequences.
+#[derive(Debug)]
+pub struct Session {
+    engine: Engine,
+    seqs: Vec<Sequence>,
+    n_ctx: usize,
+    n_batch: usize,
+    n_vocab: usize,
+    stop: Arc<AtomicBool>,
+}
+
+/// The context that a model gets: what was asked, else its own up to 8192.
+pub fn context(gguf: &Gguf, asked: Option<usize>) -> Result<usize> {
+    let arch = gguf.meta.str("general.architecture")?;
+    let trained = gguf.meta.opt_usize(&format!("{arch}.context_length"))?.unwrap_or(DEFAULT_CONTEXT);
+    Ok(match asked {
+        None => trained.clamp(1, DEFAULT_CONTEXT),
+        Some(0) => trained.max(1),
+        Some(n) => n,
+    })
+}
+
+/// The tape of a file under these options, from its header.
+pub fn tape(gguf: &Gguf, o: &Options) -> Result<Tape> {
+    let settings = Settings { n_ctx: context(gguf, o.n_ctx)?, type_k: o.type_k, type_v: o.type_v };
+    models::build(gguf, settings)
+}
+
+impl Session {
+    /// Opens the model at `path` (any shard of it).
+    pub fn open(path: &Path, o: &Options) -> Result<Session> {
+        Session::new(Gguf::open_with(path, &o.load)?, o)
+    }
+
+    /// Opens a model whose header is read already.
+    pub fn new(gguf: Gguf, o: &Options) -> Result<Session> {
+        let tape = tape(&gguf, o)?;
+        let plan = Plan::new(&tape, &|tape, step| o.rules.place(tape, step));
+        Session::planned(gguf, tape, plan, o)
+    }
+
+    /// Opens a model with a plan of one's own.
+    pub fn planned(gguf: Gguf, tape: Tape, plan: Plan, o: &Options) -> Result<Session> {
+        if o.n_batch == 0 || o.n_seq == 0 {
+            bail!("a batch of {} tokens and {} sequences cannot be run; both must be at least 1", o.n_batch, o.n_seq);
+        }
+        let n_ctx = context(&gguf, o.n_ctx)?;
+        let n_vocab = tape.n_vocab();
+        let engine = Engine::new(gguf, tape, plan, Pool::new(o.threads)?, (o.n_seq, n_ctx, o.n_batch))?;
+        let seqs = (0..o.n_seq).map(|_| Sequence::default()).collect();
+        Ok(Session { engine, seqs, n_ctx, n_batch: o.n_batch, n_vocab, stop: Arc::default() })
+    }
+
+    /// The engine underneath.
+    pub fn engine(&self) -> &Engine {
+        &self.engine
+    }
+
+    /// Tokens a sequence may have.
+    pub fn n_ctx(&self) -> usize {
+        self.n_ctx
+    }
+
+    /// Size of the vocabulary.
+    pub fn n_vocab(&self) -> usize {
+        self.n_vocab
+    }
+
+    /// The tokens that a sequence has read.
+    pub fn tokens(&self, seq: usize) -> &[u32] {
+        &self.seqs[seq].tokens
+    }
+
+    /// Raised (from a signal handler, say), it makes a running [`Session::feed`] return [`Interrupted`] soon.
+    pub fn stop_flag(&self) -> Arc<AtomicBool> {
+        self.stop.clone()
+    }
+
+    /// Reads `tokens` into a sequence and returns the wanted logits: (1 or tokens, n_vocab).
+    ///
+    /// Fails, with the sequence as it was, on a token outside the vocabulary and when the context would overflow. On
+    /// [`Interrupted`] the sequence holds the batches that were finished.
+    pub fn feed(&mut self, seq: usize, tokens: &[u32], want: Want) -> Result<Vec<f32>> {
+        self.feed_observed(seq, tokens, want, None)
+    }
+
+    /// As [`Session::feed`]; `observer` sees every step's outputs.
+    pub fn feed_observed(
+        &mut self,
+        seq: usize,
+        tokens: &[u32],
+        want: Want,
+        mut observer: Option<Observer<'_>>,
+    ) -> Result<Vec<f32>> {
+        self.check(seq, tokens)?;
+        if tokens.len() > 1 {
+            self.checkpoint(seq);
+        }
+        let mut logits = Vec::new();
+        let chunks = tokens.chunks(self.n_batch);
+        let last = chunks.len().saturating_sub(1);
+        for (i, chunk) in chunks.enumerate() {
+            let from = self.seqs[seq].tokens.len();
+            let rows =
+                chunk.iter().enumerate().map(|(j, &token)| Row { token, seq: seq as u32, pos: (from + j) as u32 });
+            let n = chunk.len() as u32;
+            let wanted = match want {
+                Want::All => (0..n).collect(),
+                Want::Last if i == last => vec![n - 1],
+                _ => Vec::new(),
+            };
+            let batch = Batch { rows: rows.collect(), wanted };
+            let observer: Option<Observer<'_>> = match &mut observer {
+                Some(f) => Some(&mut **f),
+                None => None,
+            };
+            if !self.engine.walk(&batch, &self.stop, observer) {
+                self.stop.store(false, Ordering::Relaxed);
+                self.seqs[seq].tokens.extend_from_slice(chunk); // half-read: states may hold any of these
+                self.rewind(seq, from)?;
+                return Err(Interrupted.into());
+            }
+            self.seqs[seq].tokens.extend_from_slice(chunk);
+            if !batch.wanted.is_empty() {
+                logits.extend_from_slice(self.engine.logits());
+            }
+        }
+        if tokens.len() > 1 {
+            self.checkpoint(seq);
+        }
+        Ok(logits)
+    }
+
+    /// One token for each of several sequences, computed together: the logits of each, (sequences, n_vocab).
+    pub fn step(&mut self, rows: &[(usize, u32)]) -> Result<Vec<f32>> {
+        for &(seq, token) in rows {
+            self.check(seq, &[token])?;
+        }
+        let mut logits = Vec::new();
+        for rows in rows.chunks(self.n_batch) {
+            let at = |seq: usize| self.seqs[seq].tokens.len() as u32;
+            let list = rows.iter().map(|&(seq, token)| Row { token, seq: seq as u32, pos: at(seq) }).collect();
+            let batch = Batch { rows: list, wanted: (0..rows.len() as u32).collect() };
+            self.engine.walk(&batch, &AtomicBool::new(false), None);
+            for &(seq, token) in rows {
+                self.seqs[seq].tokens.push(token);
+            }
+            logits.extend_from_slice(self.engine.logits());
+        }
+        Ok(logits)
+    }
+
+    fn check(&self, seq: usize, tokens: &[u32]) -> Result<()> {
+        if let Some(bad) = tokens.iter().find(|&&t| t as usize >= self.n_vocab) {
+            bail!("token {bad} is outside the vocabulary of {} tokens", self.n_vocab);
+        }
+        let have = self.seqs[seq].tokens.len();
+        if have + tokens.len() > self.n_ctx {
+            bail!(
+                "the context of {} tokens is full: {have} are used and {} more were given (a larger -c gives room)",
+                self.n_ctx,
+                tokens.len()
+            );
+        }
+        Ok(())
+    }
+
+    /// Forgets a sequence.
+    pub fn clear(&mut self, seq: usize) {
+        self.seqs[seq] = Sequence::default();
+        self.engine.states.iter_mut().for_each(|s| s.clear(seq as u32));
+    }
+
+    fn save(&self, seq: usize, whole: bool) -> Snapshot {
+        let tokens = self.seqs[seq].tokens.clone();
+        let states = self.engine.states.iter().map(|s| s.save(seq as u32, tokens.len(), whole)).collect();
+        Snapshot { tokens, states }
+    }
+
+    /// Remembers what the sequence's next tokens will overwrite, so that a rewind need not read from the start.
+    fn checkpoint(&mut self, seq: usize) {
+        let n = self.seqs[seq].tokens.len();
+        let known = self.seqs[seq].checkpoints.last().is_some_and(|c| c.tokens.len() >= n);
+        if n == 0 || known || self.engine.tape.states.iter().all(|s| !s.is_overwritten()) {
+            return;
+        }
+        let new = self.save(seq, false);
+        let list = &mut self.seqs[seq].checkpoints;
+        list.push(new);
+        let bytes = |c: &Snapshot| c.states.iter().map(Vec::len).sum::<usize>();
+        while list.len() > CHECKPOINTS || (list.len() > 1 && list.iter().map(bytes).sum::<usize>() > CHECKPOINT_BYTES) {
+            list.remove(0);
+        }
+    }
+
+    /// Takes the sequence back to its first `n` tokens. Where what is stored does not reach back, the nearest
+    /// checkpoint is loaded and the tokens since are read again: the result is the same as if the rest never was.
+    pub fn rewind(&mut self, seq: usize, n: usize) -> Result<()> {
+        let have = self.seqs[seq].tokens.len();
+        if n > have {
+            bail!("cannot go back to {n} tokens: the sequence has {have}");
+        }
+        self.seqs[seq].checkpoints.retain(|c| c.tokens.len() <= n);
+        if self.engine.states.iter().all(|s| s.can_rewind(seq as u32, n)) {
+            self.seqs[seq].tokens.truncate(n);
+            return Ok(());
+        }
+        let again = self.seqs[seq].tokens[..n].to_vec();
+        let from = match self.seqs[seq].checkpoints.last() {
+            Some(c) => {
+                let c = c.clone();
+                for (state, bytes) in self.engine.states.iter_mut().zip(&c.states) {
+                    let ok = state.load(seq as u32, c.tokens.len(), false, bytes);
+                    debug_assert!(ok, "a checkpoint fits the state it was taken from");
+                }
+                c.tokens.len()
+            }
+            None => {
+                self.engine.states.iter_mut().for_each(|s| s.clear(seq as u32));
+                0
+            }
+        };
+        self.seqs[seq].tokens.truncate(from);
+        let checkpoints = std::mem::take(&mut self.seqs[seq].checkpoints);
+        self.feed(seq, &again[from..], Want::None)?;
+        let list = &mut self.seqs[seq].checkpoints;
+        let newer = std::mem::replace(list, checkpoints);
+        let longest = list.last().map_or(0, |c| c.tokens.len());
+        list.extend(newer.into_iter().filter(|c| c.tokens.len() > longest));
+        Ok(())
+    }
+
+    /// Everything the sequence remembers.
+    pub fn snapshot(&self, seq: usize) -> Snapshot {
+        self.save(seq, true)
+    }
+
+    /// Makes a sequence what it was when the snapshot was taken. Fails, with the sequence cleared, if the snapshot is
+    /// not from this model and these settings.
+    pub fn restore(&mut self, seq: usize, snapshot: &Snapshot) -> Result<()> {
+        self.clear(seq);
+        self.check(seq, &snapshot.tokens)?;
+        let n = snapshot.tokens.len();
+        let fits = snapshot.states.len() == self.engine.states.len()
+            && self.engine.states.iter_mut().zip(&snapshot.states).all(|(s, b)| s.load(seq as u32, n, true, b));
+        if !fits {
+            self.clear(seq);
+            bail!("the saved state does not fit this model and its cache types");
+        }
+        self.seqs[seq].tokens = snapshot.tokens.clone();
+        Ok(())
+    }
+}

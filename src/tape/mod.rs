@@ -1,0 +1,241 @@
+//! The tape: a model as a straight line of coarse steps over numbered values, recorded once from the file's header.
+//!
+//! A family function writes it through [`Builder`]; the plan places it; the walk runs it. There is no control flow in
+//! a tape: what depends on data (the router's choice, which rows attention selects) happens inside an op.
+
+mod builder;
+mod state;
+
+use std::collections::HashMap;
+use std::fmt::Debug;
+
+pub use builder::{Builder, Layer, Settings};
+pub use state::{State, StateKind, StateSpec};
+
+use crate::cpu::Pool;
+use crate::quant::QuantType;
+use crate::quant::act::Acts;
+
+/// A value of the tape: a matrix of f32 with one row per token. Small integers (expert numbers, selected rows) are kept
+/// as exact floats, -1 meaning none.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+pub struct Slot(pub u32);
+
+/// Which rows of a batch a value has.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum RowSet {
+    /// One per token.
+    All,
+    /// One per token whose logits are wanted.
+    Wanted,
+}
+
+/// What is known of a value before anything runs.
+#[derive(Clone, Copy, Debug)]
+pub struct SlotInfo {
+    /// Columns.
+    pub width: usize,
+    /// Rows.
+    pub rows: RowSet,
+}
+
+/// A weight's number in [`Tape::weights`].
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+pub struct WeightId(pub u32);
+
+/// A state's number in [`Tape::states`].
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+pub struct StateId(pub u32);
+
+/// How a step reads a weight.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum WeightKind {
+    /// Rows in the file's own blocks, multiplied by a format's kernels or decoded row by row.
+    Matrix,
+    /// A small tensor, decoded to f32 when the model is opened (norms, biases, sinks, convolution taps).
+    Vector,
+    /// Integers, decoded when the model is opened and checked to lie in `0..below` (a table of expert numbers).
+    Ints {
+        /// The bound.
+        below: usize,
+    },
+}
+
+/// A tensor of the file, as the tape uses it.
+#[derive(Clone, Debug)]
+pub struct Weight {
+    /// The tensor's name in the file.
+    pub name: String,
+    /// Its index in the file's directory.
+    pub tensor: usize,
+    /// (matrices, rows, columns); leading ones where the tensor has fewer dimensions.
+    pub shape: [usize; 3],
+    /// The format's name, for reports.
+    pub format: &'static str,
+    /// Bytes in the file.
+    pub bytes: usize,
+    /// How it is read.
+    pub kind: WeightKind,
+}
+
+impl Weight {
+    /// Number of weights.
+    pub fn count(&self) -> usize {
+        self.shape.iter().product()
+    }
+}
+
+/// One step: an op, what it reads, what it writes.
+#[derive(Debug)]
+pub struct Step {
+    /// A GGUF-like name, so that logs of two programs can be compared line by line.
+    pub label: String,
+    /// What is done.
+    pub op: Box<dyn Op>,
+    /// Values read.
+    pub ins: Vec<Slot>,
+    /// Values written; each slot is written by exactly one step.
+    pub outs: Vec<Slot>,
+    /// Weights read.
+    pub weights: Vec<WeightId>,
+    /// States read and written.
+    pub states: Vec<StateId>,
+}
+
+/// A model, recorded.
+#[derive(Debug, Default)]
+pub struct Tape {
+    /// Every value.
+    pub slots: Vec<SlotInfo>,
+    /// Every tensor in use.
+    pub weights: Vec<Weight>,
+    /// What a sequence remembers.
+    pub states: Vec<StateSpec>,
+    /// The steps, in the order in which they run.
+    pub steps: Vec<Step>,
+    /// The value that holds the logits: (wanted rows, n_vocab).
+    pub logits: Option<Slot>,
+    /// Tensors that the family leaves alone, and why (in words).
+    pub ignored: Vec<(String, &'static str)>,
+}
+
+impl Tape {
+    /// Width of a value.
+    pub fn width(&self, slot: Slot) -> usize {
+        self.slots[slot.0 as usize].width
+    }
+
+    /// Size of the vocabulary.
+    pub fn n_vocab(&self) -> usize {
+        self.width(self.logits.expect("a finished tape has logits"))
+    }
+}
+
+/// A row of a batch: a token of a sequence.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Row {
+    /// The token.
+    pub token: u32,
+    /// The sequence it belongs to.
+    pub seq: u32,
+    /// Its position there, from 0.
+    pub pos: u32,
+}
+
+/// The rows that one walk of the plan computes. Rows of one sequence stand together, in rising position.
+#[derive(Clone, Debug, Default)]
+pub struct Batch {
+    /// The rows.
+    pub rows: Vec<Row>,
+    /// Indices of the rows whose logits are wanted, rising.
+    pub wanted: Vec<u32>,
+}
+
+impl Batch {
+    /// Rows that a value of this row set has.
+    pub fn count(&self, rows: RowSet) -> usize {
+        match rows {
+            RowSet::All => self.rows.len(),
+            RowSet::Wanted => self.wanted.len(),
+        }
+    }
+}
+
+/// A weight as an op sees it while running.
+#[derive(Clone, Copy, Debug)]
+pub struct WeightView<'a> {
+    /// The blocks, for a matrix.
+    pub data: &'a [u8],
+    /// The decoded values, for a vector.
+    pub values: &'a [f32],
+    /// The decoded integers, for ints.
+    pub ints: &'a [i32],
+    /// (matrices, rows, columns).
+    pub shape: [usize; 3],
+    /// The format, for a matrix.
+    pub ty: Option<&'static QuantType>,
+}
+
+impl<'a> WeightView<'a> {
+    /// The format of a matrix.
+    pub fn format(&self) -> &'static QuantType {
+        self.ty.expect("a matrix has a format")
+    }
+
+    /// Bytes of one row of a matrix.
+    pub fn row_bytes(&self) -> usize {
+        self.format().row_bytes(self.shape[2])
+    }
+
+    /// The blocks of matrix `i` of a stack.
+    pub fn matrix(&self, i: usize) -> &'a [u8] {
+        let bytes = self.row_bytes() * self.shape[1];
+        &self.data[i * bytes..(i + 1) * bytes]
+    }
+}
+
+/// Memory that steps share within a walk and keep between walks.
+#[derive(Debug, Default)]
+pub struct Work {
+    /// Quantized activations of the step at hand.
+    pub acts: Acts,
+    /// Free use; contents mean nothing between steps.
+    pub buffers: [Vec<f32>; 4],
+    /// Rotation angles of this batch, by rope specification: `cos, sin` pairs, (rows, n_rot).
+    pub angles: HashMap<u64, Vec<f32>>,
+}
+
+/// Everything a CPU body may touch.
+#[derive(Debug)]
+pub struct CpuIo<'a> {
+    /// The batch.
+    pub batch: &'a Batch,
+    /// Rows of the inputs (for an op whose inputs and outputs differ in rows, of the inputs).
+    pub rows: usize,
+    /// The inputs, (rows, width) each.
+    pub ins: &'a [&'a [f32]],
+    /// The outputs, (rows, width) each; old contents are garbage and must be overwritten whole.
+    pub outs: &'a mut [Vec<f32>],
+    /// The weights, in the step's order.
+    pub weights: &'a [WeightView<'a>],
+    /// The states, in the step's order.
+    pub states: &'a mut [State],
+    /// Scratch memory.
+    pub work: &'a mut Work,
+    /// The threads.
+    pub pool: &'a Pool,
+}
+
+/// A coarse operation: one kernel, or one pass over memory.
+pub trait Op: Debug + Send + Sync {
+    /// A short name for reports: `linear`, `attend`.
+    fn name(&self) -> &'static str;
+
+    /// Computes the outputs on the CPU.
+    fn cpu(&self, io: &mut CpuIo<'_>);
+
+    /// Of the bytes of its weights, how many one token reads: all of them, unless the op picks experts or rows.
+    fn bytes_per_token(&self, weights: &[&Weight]) -> usize {
+        weights.iter().map(|w| w.bytes).sum()
+    }
+}
