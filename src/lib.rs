@@ -12,3 +12,4 @@ pub mod quant;
 pub mod session;
 pub mod simd;
 pub mod tape;
+pub mod text;
