@@ -1,5 +1,13 @@
 //! What the tests of every format share: kernels against the scalar truth, decoding against the reference's bytes.
 
+/// Prints a figure past the test harness, which keeps the output of passing tests to itself.
+macro_rules! say {
+    ($($part:tt)*) => {{
+        use std::io::Write;
+        let _ = writeln!(std::io::stderr(), $($part)*);
+    }};
+}
+
 use super::act::Acts;
 use super::{QuantType, Rng};
 use crate::simd;
@@ -114,7 +122,7 @@ pub fn kernels(ty: &'static QuantType) {
         }
     }
     for (kernel, worst) in ty.kernels.iter().zip(worst) {
-        println!("{:8} {:7} worst error {worst:.1e} of the sum of magnitudes (limit 2e-6)", ty.name, kernel.isa.name());
+        say!("{:8} {:7} worst error {worst:.1e} of the sum of magnitudes (limit 2e-6)", ty.name, kernel.isa.name());
     }
 }
 
@@ -133,7 +141,7 @@ pub fn dequant(ty: &'static QuantType) {
         let want = f32::from_le_bytes(*want);
         assert_eq!(got.to_bits(), want.to_bits(), "{}: weight {i} decodes to {got}, the reference has {want}", ty.name);
     }
-    println!("{:8} {} weights decoded bit-equal to the reference", ty.name, got.len());
+    say!("{:8} {} weights decoded bit-equal to the reference", ty.name, got.len());
 }
 
 /// A KV row survives encoding within `tolerance` of its largest value, and every `axpy` adds `p` times it.
