@@ -3,6 +3,7 @@
 #![deny(unsafe_code)] // allowed, block by block, only in the files that ARCHITECTURE.md names
 
 pub mod cpu;
+pub mod eval;
 pub mod exec;
 pub mod gguf;
 pub mod models;
