@@ -2,6 +2,7 @@
 
 #![deny(unsafe_code)] // allowed, block by block, only in the files that ARCHITECTURE.md names
 
+pub mod cli;
 pub mod cpu;
 pub mod eval;
 pub mod exec;
@@ -10,6 +11,8 @@ pub mod models;
 pub mod ops;
 pub mod plan;
 pub mod quant;
+pub mod sample;
 pub mod session;
 pub mod simd;
 pub mod tape;
+pub mod text;

@@ -1,1 +1,7 @@
-fn main() {}
+//! The `tandem` program: parse, run the verb, print the error chain, exit.
+
+use std::process::ExitCode;
+
+fn main() -> ExitCode {
+    tandem::cli::main(std::env::args_os())
+}

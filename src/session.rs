@@ -33,6 +33,8 @@ pub struct Options {
     pub n_seq: usize,
     /// Threads; 0 is one per physical core.
     pub threads: usize,
+    /// Threads for batches of more than one row; None is as `threads`.
+    pub threads_batch: Option<usize>,
     /// Format of cached keys.
     pub type_k: &'static QuantType,
     /// Format of cached values.
@@ -51,6 +53,7 @@ impl Default for Options {
             n_batch: 512,
             n_seq: 1,
             threads: 0,
+            threads_batch: None,
             type_k: f16,
             type_v: f16,
             rules: Rules::default(),
@@ -81,6 +84,26 @@ impl std::fmt::Display for Interrupted {
 }
 
 impl std::error::Error for Interrupted {}
+
+/// A call that the context has no room for.
+#[derive(Debug, PartialEq, Eq)]
+pub struct ContextFull {
+    /// Tokens a sequence may have.
+    pub n_ctx: usize,
+    /// Tokens it has.
+    pub used: usize,
+    /// Tokens given on top.
+    pub given: usize,
+}
+
+impl std::fmt::Display for ContextFull {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        let ContextFull { n_ctx, used, given } = self;
+        write!(f, "the context of {n_ctx} tokens is full: {used} are used and {given} more were given (a larger -c gives room)")
+    }
+}
+
+impl std::error::Error for ContextFull {}
 
 /// Everything a sequence remembers, to be taken up again by a session of the same model and settings.
 #[derive(Clone, Debug, PartialEq)]
@@ -145,7 +168,9 @@ impl Session {
         }
         let n_ctx = context(&gguf, o.n_ctx)?;
         let n_vocab = tape.n_vocab();
-        let engine = Engine::new(gguf, tape, plan, Pool::new(o.threads)?, (o.n_seq, n_ctx, o.n_batch))?;
+        let few = Pool::new(o.threads)?;
+        let many = o.threads_batch.filter(|n| *n != o.threads).map(Pool::new).transpose()?;
+        let engine = Engine::new(gguf, tape, plan, (few, many), (o.n_seq, n_ctx, o.n_batch))?;
         let seqs = (0..o.n_seq).map(|_| Sequence::default()).collect();
         Ok(Session { engine, seqs, n_ctx, n_batch: o.n_batch, n_vocab, stop: Arc::default() })
     }
@@ -255,11 +280,7 @@ impl Session {
         }
         let have = self.seqs[seq].tokens.len();
         if have + tokens.len() > self.n_ctx {
-            bail!(
-                "the context of {} tokens is full: {have} are used and {} more were given (a larger -c gives room)",
-                self.n_ctx,
-                tokens.len()
-            );
+            return Err(ContextFull { n_ctx: self.n_ctx, used: have, given: tokens.len() }.into());
         }
         Ok(())
     }

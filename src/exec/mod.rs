@@ -26,6 +26,8 @@ pub struct Engine {
     pub plan: Plan,
     /// The threads.
     pub pool: Pool,
+    /// Those for batches of more than one row, where they differ.
+    pub pool_batch: Option<Pool>,
     /// What the sequences remember.
     pub states: Vec<State>,
     weights: Weights,
@@ -46,7 +48,7 @@ impl Engine {
         gguf: Gguf,
         tape: Tape,
         plan: Plan,
-        pool: Pool,
+        (pool, pool_batch): (Pool, Option<Pool>),
         (n_seq, n_ctx, n_batch): (usize, usize, usize),
     ) -> Result<Engine> {
         let weights = Weights::load(&gguf, &tape, &plan)?;
@@ -56,7 +58,7 @@ impl Engine {
             .iter()
             .map(|l| Memory { buffers: vec![Vec::new(); l.widths.len()], work: Work::default() })
             .collect();
-        Ok(Engine { gguf, tape, plan, pool, states, weights, memory })
+        Ok(Engine { gguf, tape, plan, pool, pool_batch, states, weights, memory })
     }
 
     /// The file.
@@ -67,8 +69,8 @@ impl Engine {
     /// Computes the batch; the logits of its wanted rows, (wanted, n_vocab), are then in [`Engine::logits`]. Returns
     /// false, with the states of the batch's sequences half-written, when `stop` was raised meanwhile.
     pub fn walk(&mut self, batch: &Batch, stop: &AtomicBool, mut observer: Option<Observer<'_>>) -> bool {
-        let Engine { gguf, tape, plan, pool, states, weights, memory } = self;
-        let pool = &*pool;
+        let Engine { gguf, tape, plan, pool, pool_batch, states, weights, memory } = self;
+        let pool = pool_batch.as_ref().filter(|_| batch.rows.len() > 1).unwrap_or(pool);
         for m in memory.iter_mut() {
             m.work.angles.clear();
         }

@@ -5,7 +5,7 @@
 use anyhow::{Context, Result, anyhow, bail};
 use memmap2::{Mmap, MmapMut};
 use rayon::prelude::*;
-use std::fs::File;
+use std::fs::{self, File};
 use std::io;
 use std::path::Path;
 
@@ -52,12 +52,13 @@ impl FileBytes {
     /// are read. Where the file system cannot map, an unmapped load reads everything now.
     pub(super) fn open(path: &Path, load: &Load) -> Result<FileBytes> {
         let shown = path.display();
-        let file = File::open(path).with_context(|| format!("cannot open {shown}"))?;
-        let about = file.metadata().with_context(|| format!("cannot read {shown}"))?;
+        // Asked of the path first: opening a pipe would wait for its other end.
+        let about = fs::metadata(path).with_context(|| format!("cannot open {shown}"))?;
         if !about.is_file() {
             bail!("{shown} is not a file: give the path of a .gguf file");
         }
-        let len = about.len();
+        let file = File::open(path).with_context(|| format!("cannot open {shown}"))?;
+        let len = file.metadata().with_context(|| format!("cannot read {shown}"))?.len();
         if len == 0 {
             bail!("{shown} is empty, a GGUF file has at least 24 bytes: fetch the file again");
         }
@@ -142,4 +143,48 @@ fn read_at(file: &File, mut part: &mut [u8], mut at: u64) -> io::Result<()> {
         at += n as u64;
     }
     Ok(())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_file_that_changes_length_while_it_is_opened_is_refused() {
+        let path = std::env::temp_dir().join(format!("tandem-{}-changing.gguf", std::process::id()));
+        for (load, new) in
+            [(true, 100), (true, 9000), (false, 100)].map(|(mmap, new)| (Load { mmap, mlock: false }, new))
+        {
+            fs::write(&path, [7; 5000]).unwrap();
+            let mut bytes = FileBytes::open(&path, &load).unwrap();
+            bytes.recheck(&path).unwrap();
+            File::options().write(true).open(&path).unwrap().set_len(new).unwrap();
+            let said = bytes.recheck(&path).unwrap_err().to_string();
+            assert!(
+                said.contains("changing.gguf went from 5000 to") && said.contains(&format!("{new} bytes")),
+                "{said}"
+            );
+            if !load.mmap {
+                let said = format!("{:#}", bytes.settle(&path, &load).unwrap_err());
+                assert!(said.contains("cannot read") && said.contains("changing.gguf (5000 bytes)"), "{said}");
+            }
+        }
+        fs::remove_file(path).unwrap();
+    }
+
+    #[test]
+    fn a_file_of_several_reads_is_read_whole() {
+        let path = std::env::temp_dir().join(format!("tandem-{}-parts.gguf", std::process::id()));
+        let file = File::options().read(true).write(true).create(true).truncate(true).open(&path).unwrap();
+        file.set_len(READ as u64 * 2 + 5).unwrap();
+        for (at, byte) in [(0, 1u8), (READ - 1, 2), (READ, 3), (READ * 2 + 4, 4)] {
+            use std::io::{Seek, SeekFrom, Write};
+            (&file).seek(SeekFrom::Start(at as u64)).unwrap();
+            (&file).write_all(&[byte]).unwrap();
+        }
+        let pages = read(&path, &file, READ as u64 * 2 + 5).unwrap();
+        assert_eq!([pages[0], pages[READ - 1], pages[READ], pages[READ * 2 + 4]], [1, 2, 3, 4]);
+        assert_eq!(pages.iter().map(|&b| usize::from(b)).sum::<usize>(), 10);
+        fs::remove_file(path).unwrap();
+    }
 }

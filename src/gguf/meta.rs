@@ -181,7 +181,7 @@ impl Scalar for f32 {
     fn of(value: &Value) -> Option<f32> {
         match *value {
             Value::F32(v) => Some(v),
-            Value::F64(v) => Some(v as f32),
+            Value::F64(v) => Some(v as f32).filter(|f| f.is_finite() || !v.is_finite()),
             Value::Bool(_) => None,
             _ => value.int().map(|v| v as f32),
         }

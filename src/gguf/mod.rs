@@ -13,7 +13,7 @@
 //!
 //! Everything a file says is checked when it is opened; what [`Gguf::open`] returns can be trusted.
 
-pub mod map;
+mod map;
 mod meta;
 mod parse;
 mod split;

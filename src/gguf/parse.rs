@@ -12,6 +12,8 @@ use std::path::Path;
 
 /// The most bytes a header may have. The largest known (a vocabulary of 262144 tokens) is under 16 MiB.
 const MAX_HEADER: usize = 256 << 20;
+/// The most bytes the name of a key or tensor may have.
+const MAX_NAME: usize = 65535;
 /// How deep arrays may nest.
 const MAX_DEPTH: u32 = 8;
 /// What tensors are aligned to where the file does not say.
@@ -20,6 +22,7 @@ pub(super) const ALIGNMENT: u64 = 32;
 pub(super) const ALIGNMENT_KEY: &str = "general.alignment";
 
 const DAMAGED: &str = "the file is cut short or damaged: fetch it again";
+const TWICE: &str = "the file is damaged, or its writer is at fault";
 
 /// What one file's header says.
 #[derive(Debug, Clone)]
@@ -60,12 +63,12 @@ pub fn parse(bytes: &[u8], len: u64, file: &Path) -> Result<Header> {
     for i in 0..n_keys {
         let key = c.name().map_err(|e| anyhow!("{file}: the name of metadata key {i} of {n_keys}: {e}"))?;
         let value = c.u32().and_then(|kind| c.value(kind));
-        let value = value.map_err(|e| anyhow!("{file}: metadata key {key:?}: {e}"))?;
+        let value = value.map_err(|e| anyhow!("{file}: metadata key {}: {e}", shown(&key)))?;
         if std::mem::take(&mut c.repaired) {
             meta.note_repair(&key);
         }
         if meta.get(&key).is_some() {
-            bail!("{file}: metadata key {key:?} is there twice: the file is damaged or was written wrongly");
+            bail!("{file}: metadata key {} is there twice: {TWICE}", shown(&key));
         }
         meta.insert(key, value);
     }
@@ -81,10 +84,10 @@ pub fn parse(bytes: &[u8], len: u64, file: &Path) -> Result<Header> {
     for i in 0..n_tensors {
         let name = c.name().map_err(|e| anyhow!("{file}: the name of tensor {i} of {n_tensors}: {e}"))?;
         if !names.insert(name.clone()) {
-            bail!("{file}: tensor {name:?} is there twice: the file is damaged or was written wrongly");
+            bail!("{file}: tensor {} is there twice: {TWICE}", shown(&name));
         }
         let tensor = c.tensor(name.clone(), alignment);
-        tensors.push(tensor.map_err(|e| anyhow!("{file}: tensor {name:?}: {e}"))?);
+        tensors.push(tensor.map_err(|e| anyhow!("{file}: tensor {}: {e}", shown(&name)))?);
     }
 
     let data = if tensors.is_empty() { c.at as u64 } else { (c.at as u64).next_multiple_of(alignment) };
@@ -114,7 +117,7 @@ fn check_start(bytes: &[u8], len: u64) -> Result<u32, String> {
             [0, 0, 0, 0, ..] => "zeros, as an unfinished download leaves: fetch the file again",
             _ => "no GGUF file, or a damaged one",
         };
-        return Err(format!("it starts with {:?}, expected \"GGUF\": it is {what}", magic.escape_ascii().to_string()));
+        return Err(format!("it starts with \"{}\", expected \"GGUF\": it is {what}", magic.escape_ascii()));
     }
     match version {
         2 | 3 => Ok(version),
@@ -136,9 +139,9 @@ fn place(tensors: &mut [Tensor], data: u64, len: u64) -> Result<(), String> {
     for t in tensors.iter_mut() {
         t.offset = data.saturating_add(t.offset);
         if end(t).is_none_or(|end| end > len) {
-            let (name, bytes, at) = (&t.name, t.bytes, t.offset);
+            let (name, bytes, at) = (shown(&t.name), t.bytes, t.offset);
             return Err(format!(
-                "tensor {name:?}: its {bytes} bytes from byte {at} on end after the file's {len}: {DAMAGED}"
+                "tensor {name}: its {bytes} bytes from byte {at} on end after the file's {len}: {DAMAGED}"
             ));
         }
     }
@@ -147,12 +150,9 @@ fn place(tensors: &mut [Tensor], data: u64, len: u64) -> Result<(), String> {
     for pair in order.windows(2) {
         let (a, b) = (pair[0], pair[1]);
         if a.range().end as u64 > b.offset {
-            let (a_end, b_end) = (a.range().end, b.range().end);
-            return Err(format!(
-                "tensors {:?} (bytes {} to {a_end}) and {:?} (bytes {} to {b_end}) overlap: the file is damaged or \
-                 was written wrongly",
-                a.name, a.offset, b.name, b.offset
-            ));
+            let (one, other) = (shown(&a.name), shown(&b.name));
+            let (a, b) = (a.range(), b.range());
+            return Err(format!("tensors {one} (bytes {a:?}) and {other} (bytes {b:?}) overlap: {TWICE}"));
         }
     }
     Ok(())
@@ -209,7 +209,10 @@ impl<'a> Cursor<'a> {
     /// The name of a key or tensor.
     fn name(&mut self) -> Result<String, String> {
         match self.string()? {
-            [] => Err(format!("it is empty (byte {}): {DAMAGED}", self.at)),
+            [] => Err(format!("it is empty (before byte {}): {DAMAGED}", self.at)),
+            long if long.len() > MAX_NAME => {
+                Err(format!("it has {} bytes, expected at most {MAX_NAME}: {DAMAGED}", long.len()))
+            }
             bytes => str::from_utf8(bytes).map(str::to_owned).map_err(|_| {
                 let shown: String = bytes.escape_ascii().take(80).map(char::from).collect();
                 format!("it is not UTF-8 (\"{shown}\"): {DAMAGED}")
@@ -318,6 +321,14 @@ impl<'a> Cursor<'a> {
             return Err(format!("its data offset {offset} is not a multiple of the alignment {alignment}: {DAMAGED}"));
         }
         Ok(Tensor { name, shape, ty, shard: 0, offset, bytes })
+    }
+}
+
+/// A name, quoted, and cut where it is absurdly long.
+fn shown(name: &str) -> String {
+    match name.char_indices().nth(100) {
+        None => format!("{name:?}"),
+        Some((cut, _)) => format!("{:?}..", &name[..cut]),
     }
 }
 

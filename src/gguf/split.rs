@@ -52,17 +52,17 @@ pub(super) fn open(path: &Path, load: &Load) -> Result<Gguf> {
         agree(&parts)?;
     }
 
-    let mut unlocked = Vec::new();
-    for (_, shard) in &mut parts {
-        shard.bytes.settle(&shard.path, load)?;
-        shard.bytes.recheck(&shard.path)?;
+    let mut model = Gguf::assemble(path, parts)?;
+    for Shard { path, bytes } in &mut model.files {
+        bytes.recheck(path)?;
+        bytes.settle(path, load)?;
         if load.mlock
-            && let Err(e) = shard.bytes.lock(&shard.path)
+            && let Err(e) = bytes.lock(path)
         {
-            unlocked.push(e.to_string());
+            model.unlocked.push(e.to_string());
         }
     }
-    Ok(Gguf { unlocked, ..Gguf::assemble(path, parts)? })
+    Ok(model)
 }
 
 fn open_one(path: &Path, load: &Load) -> Result<(Header, Shard)> {
@@ -101,20 +101,20 @@ fn siblings(path: &Path, no: usize, count: usize) -> Result<Vec<PathBuf>> {
 
 /// Checks that the files, in order, say the same about the model.
 fn agree(parts: &[(Header, Shard)]) -> Result<()> {
-    let found: usize = parts.iter().map(|(h, _)| h.tensors.len()).sum();
-    for (i, (header, shard)) in parts.iter().enumerate() {
-        let file = shard.path.display();
-        let expect = |key: &str, want: usize, why: &str| match header.meta.opt_usize(key)? {
-            Some(n) if n != want => {
-                bail!("{file}: metadata key {key:?} is {n}, expected {want} {why}: the files are not of one model")
-            }
-            has => Ok(has),
+    let expect =
+        |(header, shard): &(Header, Shard), key: &str, want: usize, why: &str| match header.meta.opt_usize(key)? {
+            Some(n) if n != want => bail!(
+                "{}: metadata key {key:?} is {n}, expected {want} {why}: the files are not of one model",
+                shard.path.display()
+            ),
+            _ => Ok(()),
         };
-        header.meta.usize(NO)?;
-        header.meta.usize(COUNT)?;
-        expect(NO, i, "from the file's name")?;
-        expect(COUNT, parts.len(), "as in the other files")?;
-        expect(TENSORS, found, "(the tensors of all files)")?;
+    for (i, part) in parts.iter().enumerate() {
+        part.0.meta.usize(NO)?;
+        part.0.meta.usize(COUNT)?;
+        expect(part, NO, i, "as its name says")?;
+        expect(part, COUNT, parts.len(), "as in the other files")?;
     }
-    Ok(())
+    let found = parts.iter().map(|(h, _)| h.tensors.len()).sum();
+    parts.iter().try_for_each(|part| expect(part, TENSORS, found, "(the tensors found in all files)"))
 }

@@ -154,6 +154,7 @@ impl<'a> Writer<'a> {
         header.extend((tensors.len() as u64).to_le_bytes());
         header.extend((meta.len() as u64).to_le_bytes());
         for (key, value) in meta {
+            ensure!(!key.is_empty(), "a metadata key needs a name");
             put_str(&mut header, key);
             header.extend(value.id().to_le_bytes());
             put_value(&mut header, value);

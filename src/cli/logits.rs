@@ -1,0 +1,64 @@
+//! `tandem logits`: the logits of a list of tokens as raw f32, for anyone who compares engines.
+
+use std::io::{BufWriter, Write};
+use std::path::Path;
+
+use anyhow::{Context, Result, bail};
+use serde_json::Value;
+
+use super::{args, read_text, session, usage};
+use crate::session::Want;
+
+/// Runs the verb.
+pub fn run(a: &args::Logits) -> Result<()> {
+    let tokens = tokens(&a.tokens)?;
+    let positions = positions(&a.positions, tokens.len())?;
+    let mut session = session(&a.model)?;
+    let n_vocab = session.n_vocab();
+    let file = std::fs::File::create(&a.out).with_context(|| format!("cannot write {}", a.out.display()))?;
+    let mut out = BufWriter::new(file);
+    let logits = session.feed(0, &tokens, Want::All)?;
+    for &p in &positions {
+        for v in &logits[p * n_vocab..(p + 1) * n_vocab] {
+            out.write_all(&v.to_le_bytes())?;
+        }
+    }
+    out.flush().with_context(|| format!("cannot write {}", a.out.display()))?;
+    tracing::info!("{}: {} rows of {n_vocab} f32", a.out.display(), positions.len());
+    Ok(())
+}
+
+/// Token numbers: `1,2,3`, or a JSON file with a list or an object that has `prompt_ids`.
+fn tokens(text: &str) -> Result<Vec<u32>> {
+    let list = if text.split(',').all(|n| n.trim().parse::<u32>().is_ok()) {
+        text.split(',').map(|n| Ok(n.trim().parse()?)).collect::<Result<Vec<u32>>>()?
+    } else {
+        let json: Value = serde_json::from_str(&read_text(Path::new(text))?).with_context(|| format!("{text}: no JSON"))?;
+        let list = json.as_array().or_else(|| json["prompt_ids"].as_array());
+        let Some(list) = list else { bail!("{text}: a list of numbers, or an object with prompt_ids, expected") };
+        let number = |v: &Value| v.as_u64().and_then(|n| u32::try_from(n).ok());
+        list.iter()
+            .map(|v| number(v).with_context(|| format!("{text}: {v} is no token number")))
+            .collect::<Result<Vec<u32>>>()?
+    };
+    if list.is_empty() {
+        return usage(format!("--tokens {text}: at least one token expected"));
+    }
+    Ok(list)
+}
+
+/// Positions: `all`, or numbers of which negative ones count from the end.
+fn positions(text: &str, n: usize) -> Result<Vec<usize>> {
+    if text == "all" {
+        return Ok((0..n).collect());
+    }
+    text.split(',')
+        .map(|p| {
+            let at = p.trim().parse::<i64>().ok().map(|p| if p < 0 { n as i64 + p } else { p });
+            match at.and_then(|p| usize::try_from(p).ok()).filter(|p| *p < n) {
+                Some(p) => Ok(p),
+                None => usage(format!("--positions {p}: a position from {} to {} expected", -(n as i64), n - 1)),
+            }
+        })
+        .collect()
+}

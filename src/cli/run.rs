@@ -1,0 +1,134 @@
+//! `tandem run`: continues a prompt. stdout carries the model's text and nothing else.
+
+use std::io::{IsTerminal, Read, Write};
+use std::sync::atomic::Ordering;
+use std::time::Instant;
+
+use anyhow::{Context, Result, bail};
+use indicatif::{ProgressBar, ProgressStyle};
+
+use super::args::{self, Sampling};
+use super::{on_interrupt, read_text, session, usage};
+use crate::sample::Sampler;
+use crate::session::{Interrupted, Session, Want};
+use crate::text::Tokenizer;
+
+/// Runs the verb.
+pub fn run(a: &args::Run) -> Result<()> {
+    let prompt = prompt(a)?;
+    let mut sampler = sampler(&a.sampling)?;
+    let mut session = session(&a.model)?;
+    let tokenizer = Tokenizer::new(session.engine().gguf())?;
+    let tokens = tokenizer.encode(&prompt, true, true)?;
+    if tokens.is_empty() {
+        return usage("the prompt is empty; give some text with -p, -f or on stdin".into());
+    }
+    let asked = on_interrupt(&session)?;
+
+    let start = Instant::now();
+    let mut logits = read(&mut session, &tokens)?;
+    let prompt_s = start.elapsed().as_secs_f64();
+
+    let mut out = std::io::stdout().lock();
+    let mut stream = tokenizer.stream();
+    let start = Instant::now();
+    let mut made = 0usize;
+    let room = session.n_ctx() - tokens.len();
+    let limit = usize::try_from(a.n_predict).unwrap_or(usize::MAX);
+    let ended = loop {
+        if made >= limit {
+            break "the asked number of tokens";
+        }
+        if asked.load(Ordering::SeqCst) {
+            break "Ctrl-C";
+        }
+        let token = sampler.pick(finite(&logits)?);
+        if tokenizer.is_eog(token) && !a.ignore_eos {
+            break "the model's end of text";
+        }
+        made += 1;
+        out.write_all(stream.push(token).as_bytes())?;
+        out.flush()?;
+        if made > room {
+            break "the end of the context (a larger -c gives room)";
+        }
+        if made < limit {
+            logits = session.feed(0, &[token], Want::Last)?;
+        }
+    };
+    out.write_all(stream.finish().as_bytes())?;
+    out.flush()?;
+    if std::io::stdout().is_terminal() {
+        eprintln!();
+    }
+    let rate = |n: usize, s: f64| n as f64 / s.max(1e-9);
+    tracing::info!(
+        "prompt: {} tokens, {:.1} per second; text: {made} tokens, {:.1} per second; ended by {ended}",
+        tokens.len(),
+        rate(tokens.len(), prompt_s),
+        rate(made, start.elapsed().as_secs_f64()),
+    );
+    if asked.load(Ordering::SeqCst) {
+        return Err(Interrupted.into());
+    }
+    Ok(())
+}
+
+/// The prompt from -p, -f or piped stdin.
+fn prompt(a: &args::Run) -> Result<String> {
+    if let Some(text) = &a.prompt {
+        return Ok(text.clone());
+    }
+    if let Some(path) = &a.file {
+        return read_text(path);
+    }
+    if std::io::stdin().is_terminal() {
+        return usage("no prompt; give one with -p TEXT or -f FILE, or pipe it in".into());
+    }
+    let mut bytes = Vec::new();
+    std::io::stdin().read_to_end(&mut bytes).context("cannot read stdin")?;
+    String::from_utf8(bytes).context("stdin is not UTF-8 text")
+}
+
+/// The sampler that the flags ask for; a seed of its own choosing is said.
+fn sampler(a: &Sampling) -> Result<Sampler> {
+    if !(a.temp >= 0.0 && a.temp.is_finite()) {
+        return usage(format!("--temp {}: 0 or more expected", a.temp));
+    }
+    if !(0.0..=1.0).contains(&a.top_p) || !(0.0..=1.0).contains(&a.min_p) {
+        return usage(format!("--top-p {} --min-p {}: 0 to 1 expected", a.top_p, a.min_p));
+    }
+    let seed = a.seed.unwrap_or_else(|| {
+        let now = std::time::SystemTime::now().duration_since(std::time::UNIX_EPOCH);
+        let seed = now.map_or(0, |d| d.as_nanos() as u64) & 0xffff_ffff;
+        if a.temp > 0.0 {
+            tracing::info!("seed {seed} (--seed {seed} gives this text again)");
+        }
+        seed
+    });
+    Ok(Sampler::new(a.temp, a.top_k, a.top_p, a.min_p, seed))
+}
+
+/// Reads the prompt, with progress on a terminal, and returns the logits after it.
+fn read(session: &mut Session, tokens: &[u32]) -> Result<Vec<f32>> {
+    let bar = ProgressBar::new(tokens.len() as u64);
+    bar.set_style(ProgressStyle::with_template("reading the prompt {bar:30} {pos}/{len} tokens, {per_sec}, {eta} left")?);
+    // Drawn on stderr, and only where that is a terminal; short prompts are over before the first drawing.
+    let chunk = 512;
+    let last = (tokens.len() - 1) / chunk;
+    let mut logits = Vec::new();
+    for (i, part) in tokens.chunks(chunk).enumerate() {
+        logits = session.feed(0, part, if i == last { Want::Last } else { Want::None })?;
+        bar.inc(part.len() as u64);
+    }
+    bar.finish_and_clear();
+    Ok(logits)
+}
+
+/// The logits, if they are numbers.
+fn finite(logits: &[f32]) -> Result<&[f32]> {
+    if logits.iter().any(|v| v.is_nan()) {
+        bail!("the model computed NaN; the file is damaged, or this is a bug worth reporting with the model's name");
+    }
+    Ok(logits)
+}
