@@ -99,7 +99,10 @@ pub struct ContextFull {
 impl std::fmt::Display for ContextFull {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
         let ContextFull { n_ctx, used, given } = self;
-        write!(f, "the context of {n_ctx} tokens is full: {used} are used and {given} more were given (a larger -c gives room)")
+        write!(
+            f,
+            "the context of {n_ctx} tokens is full: {used} are used and {given} more were given (a larger -c gives room)"
+        )
     }
 }
 

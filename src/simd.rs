@@ -218,4 +218,12 @@ pub mod x86 {
         // SAFETY: each reference covers the 16 bytes read.
         unsafe { _mm256_loadu2_m128i(upper.as_ptr().cast(), lower.as_ptr().cast()) }
     }
+
+    /// 8 floats as little-endian bytes, any alignment.
+    #[inline]
+    #[target_feature(enable = "avx2")]
+    pub fn load_f32x8_bytes(p: &[u8; 32]) -> __m256 {
+        // SAFETY: the reference covers the 32 bytes read.
+        unsafe { _mm256_loadu_ps(p.as_ptr().cast()) }
+    }
 }

@@ -132,8 +132,8 @@ pub(crate) fn gguf(model: Option<&Path>, load: &Load) -> Result<Gguf> {
 pub(crate) fn options(a: &args::Model) -> Result<Options> {
     let cache = |flag: &str, name: &str| match quant::by_name(name) {
         Some(ty) if ty.kv.is_some() => Ok(ty),
-        Some(ty) => usage(format!("{flag} {name}: {} cannot be a cache type; f32, f16 or q8_0 can", ty.name)),
-        None => usage(format!("{flag} {name}: no such type; f32, f16 or q8_0 can be a cache type")),
+        Some(ty) => usage(format!("{flag} {name}: {} cannot be a cache type; {} can", ty.name, quant::cache_types())),
+        None => usage(format!("{flag} {name}: no such type; {} can be a cache type", quant::cache_types())),
     };
     let mut rules = Rules::default();
     for rule in &a.override_tensor {

@@ -1,7 +1,9 @@
 //! The CPU's threads and the drivers of the weight kernels.
 
+mod bandwidth;
 mod matmul;
 mod pool;
 
+pub use bandwidth::read_bandwidth;
 pub use matmul::{Group, axpy, dot_rows, grouped};
 pub use pool::Pool;

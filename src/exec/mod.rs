@@ -77,10 +77,6 @@ impl Engine {
         let width = |slot: crate::tape::Slot| tape.slots[slot.0 as usize].width;
         pool.enter(|| {
             for stage in &plan.stages {
-                // A single row is over in a moment, and undoing it may cost more.
-                if batch.rows.len() > 1 && stop.load(Ordering::Relaxed) {
-                    return false;
-                }
                 match stage {
                     Stage::Copy(slot, from, to) => {
                         let rows = batch.count(tape.slots[slot.0 as usize].rows);
@@ -95,6 +91,10 @@ impl Engine {
                         let memory = &mut memory[place.index()];
                         let at = |slot: crate::tape::Slot| layout.buffer[slot.0 as usize].unwrap() as usize;
                         for step in &tape.steps[range.clone()] {
+                            // A single row is over in a moment, and undoing it may cost more.
+                            if batch.rows.len() > 1 && stop.load(Ordering::Relaxed) {
+                                return false;
+                            }
                             let rows_of = |slot: crate::tape::Slot| batch.count(tape.slots[slot.0 as usize].rows);
                             let mut outs: Vec<Vec<f32>> = Vec::with_capacity(step.outs.len());
                             for &o in &step.outs {

@@ -113,7 +113,7 @@ fn quantize_scalar(block: usize, x: &[f32], q: &mut [i8], d: &mut [f32], sums: &
         let inv = if max > 0.0 { 127.0 / max } else { 0.0 };
         d[b] = max / 127.0;
         for (q, x) in q[b * block..].iter_mut().zip(x) {
-            *q = (x * inv).round_ties_even() as i8;
+            *q = (x * inv).round_ties_even().clamp(-127.0, 127.0) as i8; // 127 / a tiny max may overflow
         }
     }
     for (s, q) in sums.iter_mut().zip(q.chunks_exact(16)) {

@@ -74,19 +74,21 @@ fn dot_avx2(w: &[u8], stride: usize, x: ActRow<'_>, out: &mut [f32]) {
     use crate::simd::x86::*;
     use std::arch::x86_64::*;
     for (o, row) in out.iter_mut().zip(rows(w, stride, x.n * 4)) {
-        let (row, _) = row.as_chunks::<4>();
-        let (row32, row_tail) = row.as_chunks::<32>();
-        let (x32, x_tail) = x.f.as_chunks::<32>();
+        let (row8, row_tail) = row.as_chunks::<32>(); // 8 weights
+        let (x8, x_tail) = x.f.as_chunks::<8>();
         let mut acc = [_mm256_setzero_ps(); 4];
+        let (row32, row_rest) = row8.as_chunks::<4>();
+        let (x32, x_rest) = x8.as_chunks::<4>();
         for (w, x) in row32.iter().zip(x32) {
-            let w: [f32; 32] = w.map(f32::from_le_bytes);
-            let (w, x) = (w.as_chunks::<8>().0, x.as_chunks::<8>().0);
             for i in 0..4 {
-                acc[i] = _mm256_fmadd_ps(load_f32x8(&w[i]), load_f32x8(&x[i]), acc[i]);
+                acc[i] = _mm256_fmadd_ps(load_f32x8_bytes(&w[i]), load_f32x8(&x[i]), acc[i]);
             }
         }
+        for (w, x) in row_rest.iter().zip(x_rest) {
+            acc[0] = _mm256_fmadd_ps(load_f32x8_bytes(w), load_f32x8(x), acc[0]);
+        }
         let sum = _mm256_add_ps(_mm256_add_ps(acc[0], acc[1]), _mm256_add_ps(acc[2], acc[3]));
-        let tail: f32 = row_tail.iter().zip(x_tail).map(|(&w, x)| f32::from_le_bytes(w) * x).sum();
+        let tail: f32 = values(row_tail).zip(x_tail).map(|(w, x)| w * x).sum();
         *o = sum_f32x8(sum) + tail;
     }
 }

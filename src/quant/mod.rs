@@ -131,6 +131,12 @@ pub fn by_name(name: &str) -> Option<&'static QuantType> {
     TYPES.iter().copied().find(|t| t.name.eq_ignore_ascii_case(name))
 }
 
+/// The names of the formats that a KV cache can have, for messages: `f32, f16, ...`.
+pub fn cache_types() -> String {
+    let names: Vec<String> = TYPES.iter().filter(|t| t.kv.is_some()).map(|t| t.name.to_lowercase()).collect();
+    names.join(", ")
+}
+
 /// A small, fast, seeded generator (SplitMix64, public domain, Vigna 2015) for synthetic weights and tests.
 #[derive(Debug, Clone)]
 pub struct Rng(pub u64);

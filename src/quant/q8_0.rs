@@ -6,6 +6,8 @@
 //! ```
 //! Layout: ggml-common.h `block_q8_0`.
 
+#[cfg(target_arch = "x86_64")]
+use super::{blocks, by_four};
 use super::{Act, ActRow, Kernel, Kv, QuantType, Rng, f16_at, put_f16, rows};
 use crate::simd::Isa;
 
@@ -95,26 +97,35 @@ fn axpy_avx2(row: &[u8], p: f32, out: &mut [f32]) {
     }
 }
 
+#[cfg(target_arch = "x86_64")]
+#[target_feature(enable = "avx2,fma,f16c")]
+fn dot_avx2(w: &[u8], stride: usize, x: ActRow<'_>, out: &mut [f32]) {
+    by_four(w, stride, out, |w, out| group(w, stride, x, out), |w, out| group(w, stride, x, out));
+}
+
 /// `maddubs` wants unsigned times signed: the weight's sign moves to the activation. |w| * |q| <= 128 * 127, and a
 /// pair of those sums still fits i16 because activations never reach -128.
 #[cfg(target_arch = "x86_64")]
-#[target_feature(enable = "avx2,fma")]
-fn dot_avx2(w: &[u8], stride: usize, x: ActRow<'_>, out: &mut [f32]) {
+#[target_feature(enable = "avx2,fma,f16c")]
+fn group<const R: usize>(w: &[u8], stride: usize, x: ActRow<'_>, out: &mut [f32; R]) {
     use crate::simd::x86::*;
     use std::arch::x86_64::*;
-    let ones = _mm256_set1_epi16(1);
-    for (o, row) in out.iter_mut().zip(rows(w, stride, x.n / BLOCK * BYTES)) {
-        let mut acc = _mm256_setzero_ps();
-        let blocks = row.as_chunks::<BYTES>().0.iter().zip(x.q.as_chunks::<BLOCK>().0).zip(x.d);
-        for ((b, q), d) in blocks {
+    let n = x.n / BLOCK;
+    let rows = blocks::<R, BYTES>(w, stride, n);
+    let (q, d) = (&x.q.as_chunks::<BLOCK>().0[..n], &x.d[..n]);
+    let mut acc = [_mm256_setzero_ps(); R];
+    for i in 0..n {
+        let (qv, dx) = (load_i8x32(&q[i]), _mm256_set1_ps(d[i]));
+        for r in 0..R {
+            let b = &rows[r][i];
+            prefetch(b, R * stride);
             let wv = load_u8x32(b[2..].as_array().unwrap());
-            let qv = load_i8x32(q);
-            let pairs = _mm256_maddubs_epi16(_mm256_sign_epi8(wv, wv), _mm256_sign_epi8(qv, wv));
-            let dot = _mm256_cvtepi32_ps(_mm256_madd_epi16(pairs, ones));
-            acc = _mm256_fmadd_ps(_mm256_set1_ps(f16_at(b, 0) * d), dot, acc);
+            let dot = dot_u8_i8(_mm256_sign_epi8(wv, wv), _mm256_sign_epi8(qv, wv));
+            let scale = _mm256_mul_ps(splat_f16(u16::from_le_bytes([b[0], b[1]])), dx);
+            acc[r] = _mm256_fmadd_ps(scale, _mm256_cvtepi32_ps(dot), acc[r]);
         }
-        *o = sum_f32x8(acc);
     }
+    *out = acc.map(|v| sum_f32x8(v));
 }
 
 #[cfg(test)]

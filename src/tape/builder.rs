@@ -325,7 +325,7 @@ impl<'a> Builder<'a> {
         window: Option<usize>,
     ) -> Result<StateId> {
         if ty.kv.is_none() {
-            bail!("cache type {} cannot be written; choose f32, f16 or q8_0", ty.name);
+            bail!("{} cannot be a cache type; {} can", ty.name, crate::quant::cache_types());
         }
         if !width.is_multiple_of(ty.block) {
             bail!(

@@ -125,6 +125,17 @@ impl Tape {
         self.slots[slot.0 as usize].width
     }
 
+    /// Bytes of weights that one decoded token reads.
+    pub fn bytes_per_token(&self) -> usize {
+        self.steps.iter().map(|s| self.step_bytes(s)).sum()
+    }
+
+    /// Bytes of weights that one decoded token reads in a step.
+    pub fn step_bytes(&self, step: &Step) -> usize {
+        let weights: Vec<&Weight> = step.weights.iter().map(|w| &self.weights[w.0 as usize]).collect();
+        step.op.bytes_per_token(&weights)
+    }
+
     /// Size of the vocabulary.
     pub fn n_vocab(&self) -> usize {
         self.width(self.logits.expect("a finished tape has logits"))

@@ -1,6 +1,6 @@
 //! What the tests of whole models share: where the reference data is, and how far two sets of logits are apart.
 
-#![allow(dead_code)] // each test file uses its part
+#![allow(dead_code, unreachable_pub, missing_docs)] // each test file uses its part
 
 use std::path::{Path, PathBuf};
 

@@ -1,0 +1,185 @@
+//! `tandem bench`: prompt and decode rates on real text, with the share of this machine's memory bandwidth that decode
+//! reaches, and a hash of the last logits by which two builds can be told to compute the same.
+
+use std::time::Instant;
+
+use anyhow::Result;
+use serde_json::json;
+
+use super::args::{self, Output};
+use super::{gguf, options, usage};
+use crate::cpu::read_bandwidth;
+use crate::session::{Session, Want};
+use crate::simd;
+use crate::text::Tokenizer;
+
+/// The beginning of Shakespeare's Coriolanus (public domain): real text, since a router fed random tokens spreads its
+/// choice over experts as no reader's text does.
+static TEXT: &str = include_str!("../../benches/text.txt");
+
+/// One line of the table.
+struct Row {
+    test: String,
+    rates: Vec<f64>,
+    /// GB read per second, for decode.
+    gbps: Option<f64>,
+    hash: u64,
+}
+
+/// Runs the verb.
+pub fn run(a: &args::Bench) -> Result<()> {
+    if a.repetitions == 0 {
+        return usage("--repetitions must be at least 1".into());
+    }
+    let mut o = options(&a.model)?;
+    let most = |list: &[usize]| list.iter().copied().max().unwrap_or(0);
+    let need = most(&a.n_depth) + most(&a.n_prompt).max(most(&a.n_gen));
+    match o.n_ctx {
+        Some(n) if n != 0 && n < need => return usage(format!("-c {n}: these tests need {need} tokens of context")),
+        Some(_) => {}
+        None => o.n_ctx = Some(need),
+    }
+    let gguf = gguf(a.model.model.as_deref(), &o.load)?;
+    let name = gguf.meta.opt_str("general.name")?.unwrap_or("unnamed").to_string();
+    let tokenizer = Tokenizer::new(&gguf)?;
+    let mut s = Session::new(gguf, &o)?;
+    let text = tokenizer.encode(TEXT, true, false)?;
+    let token = |i: usize| text[i % text.len()];
+
+    let tape = &s.engine().tape;
+    let size: usize = tape.weights.iter().map(|w| w.bytes).sum();
+    let params: usize = tape.weights.iter().map(|w| w.count()).sum();
+    let per_token: usize = tape.bytes_per_token();
+    let threads = s.engine().pool.threads();
+    let roof = read_bandwidth(&s.engine().pool);
+
+    let mut rows = Vec::new();
+    for &depth in &a.n_depth {
+        for (&n, is_prompt) in
+            a.n_prompt.iter().map(|n| (n, true)).chain(a.n_gen.iter().map(|n| (n, false))).filter(|(n, _)| **n > 0)
+        {
+            let at = if depth > 0 { format!(" @ d{depth}") } else { String::new() };
+            let mut row = Row {
+                test: format!("{}{n}{at}", if is_prompt { "pp" } else { "tg" }),
+                rates: Vec::new(),
+                gbps: None,
+                hash: 0,
+            };
+            let before: Vec<u32> = (0..depth).map(token).collect();
+            let now: Vec<u32> = (depth..depth + n).map(token).collect();
+            // The first round warms caches and is not counted.
+            for round in 0..=a.repetitions {
+                if s.tokens(0).starts_with(&before) && s.tokens(0).len() >= depth {
+                    s.rewind(0, depth)?;
+                } else {
+                    s.clear(0);
+                    s.feed(0, &before, Want::None)?;
+                }
+                let start = Instant::now();
+                let mut logits = Vec::new();
+                if is_prompt {
+                    logits = s.feed(0, &now, Want::Last)?;
+                } else {
+                    for &t in &now {
+                        logits = s.feed(0, &[t], Want::Last)?;
+                    }
+                }
+                let seconds = start.elapsed().as_secs_f64();
+                if round > 0 {
+                    row.rates.push(n as f64 / seconds);
+                }
+                row.hash = hash(&logits);
+            }
+            if !is_prompt {
+                row.gbps = Some(median(&row.rates) * per_token as f64 / 1e9);
+            }
+            rows.push(row);
+        }
+    }
+    let isa = simd::isa().name();
+    print(a.output, &rows, &Head { name, size, params, per_token, threads, isa, roof })
+}
+
+/// What the whole table has in common.
+struct Head {
+    name: String,
+    size: usize,
+    params: usize,
+    per_token: usize,
+    threads: usize,
+    isa: &'static str,
+    /// GB/s.
+    roof: f64,
+}
+
+/// FNV-1a over the bits.
+fn hash(logits: &[f32]) -> u64 {
+    let bytes = logits.iter().flat_map(|v| v.to_bits().to_le_bytes());
+    bytes.fold(0xcbf2_9ce4_8422_2325, |h, b| (h ^ b as u64).wrapping_mul(0x100_0000_01b3))
+}
+
+fn median(v: &[f64]) -> f64 {
+    let mut v = v.to_vec();
+    v.sort_by(f64::total_cmp);
+    v[v.len() / 2]
+}
+
+fn print(form: Output, rows: &[Row], h: &Head) -> Result<()> {
+    use std::io::Write;
+    let mut out = std::io::stdout().lock();
+    let spread = |r: &[f64]| (r.iter().copied().fold(f64::MAX, f64::min), r.iter().copied().fold(0.0, f64::max));
+    if form == Output::Json {
+        let list: Vec<_> = rows
+            .iter()
+            .map(|r| {
+                json!({
+                    "model": h.name, "size_bytes": h.size, "params": h.params, "threads": h.threads, "isa": h.isa,
+                    "bytes_per_token": h.per_token, "test": r.test, "tokens_per_s": median(&r.rates),
+                    "tokens_per_s_each": r.rates, "gbps": r.gbps, "read_gbps": h.roof,
+                    "logits_hash": format!("{:016x}", r.hash),
+                })
+            })
+            .collect();
+        writeln!(out, "{}", serde_json::to_string_pretty(&list)?)?;
+        return Ok(());
+    }
+    let columns = ["model", "size GB", "params B", "isa", "threads", "test", "t/s", "min-max", "GB/s", "of read", "hash"];
+    let (open, sep, close) = if form == Output::Csv { ("", ",", "") } else { ("| ", " | ", " |") };
+    let line = |cells: &[String]| format!("{open}{}{close}", cells.join(sep));
+    writeln!(out, "{}", line(&columns.map(String::from)))?;
+    if form == Output::Md {
+        writeln!(out, "{}", line(&columns.map(|c| if matches!(c, "model" | "isa" | "test" | "hash") { "---" } else { "--:" }.into())))?;
+    }
+    for r in rows {
+        let (low, high) = spread(&r.rates);
+        let name = if form == Output::Csv { h.name.replace(',', ";") } else { h.name.replace('|', "/") };
+        writeln!(
+            out,
+            "{}",
+            line(&[
+                name,
+                format!("{:.2}", h.size as f64 / 1e9),
+                format!("{:.2}", h.params as f64 / 1e9),
+                h.isa.into(),
+                h.threads.to_string(),
+                r.test.clone(),
+                format!("{:.2}", median(&r.rates)),
+                format!("{low:.2}-{high:.2}"),
+                r.gbps.map_or("".into(), |g| format!("{g:.2}")),
+                r.gbps.map_or("".into(), |g| format!("{:.0}%", g / h.roof * 100.0)),
+                format!("{:016x}", r.hash),
+            ])
+        )?;
+    }
+    if form == Output::Md {
+        writeln!(
+            out,
+            "\n{:.3} GB of weights read per token; this machine reads {:.1} GB/s with {} threads, which allows {:.1} t/s.",
+            h.per_token as f64 / 1e9,
+            h.roof,
+            h.threads,
+            h.roof * 1e9 / h.per_token as f64
+        )?;
+    }
+    Ok(())
+}

@@ -1,0 +1,47 @@
+//! Every weight format through a whole model: as near to the exact logits as the reference itself, or nearer.
+
+mod common;
+
+use common::{exact, floats, ids, json, local, nmse, rows, whole};
+use tandem::session::{Session, Want};
+
+#[test]
+fn logits_in_every_format_are_no_farther_from_the_exact_ones_than_the_reference_s() {
+    let all = whole();
+    if all.is_none() {
+        println!("three formats only: the reference folder is not beside this checkout");
+    }
+    let dir = all.clone().unwrap_or_else(local).join("quants");
+    let prompt = ids(&json(&dir.join("qwen3moe-256.tokens.json"))["prompt_ids"]);
+    let mut files: Vec<_> = std::fs::read_dir(&dir).unwrap().map(|e| e.unwrap().path()).collect();
+    files.retain(|p| p.extension().is_some_and(|e| e == "gguf"));
+    files.sort();
+    assert!(files.len() >= if all.is_some() { 28 } else { 3 }, "the reference has a model in every format");
+    let mut failed = Vec::new();
+    for gguf in files {
+        let info = json(&gguf.with_extension("json"));
+        let name = info["llama_quantize_type"].as_str().or(info["name"].as_str()).unwrap().to_string();
+        let positions = ids(&info["positions"]);
+        let mut s = match Session::open(&gguf, &exact()) {
+            Ok(s) => s,
+            Err(e) => {
+                println!("{name:16} {e:#}");
+                failed.push(name);
+                continue;
+            }
+        };
+        let n = s.n_vocab();
+        let got = rows(&s.feed(0, &prompt, Want::All).unwrap(), n, &positions);
+        let want = floats(&gguf.with_extension("logits_exact.f32"));
+        let theirs = nmse(&want, &floats(&gguf.with_extension("logits.f32")));
+        let ours = nmse(&want, &got);
+        // The formats that are multiplied with f32 activations have no activation noise at all; the others may have
+        // half as much again as the reference.
+        let limit = 1.5 * theirs;
+        println!("{name:16} NMSE {ours:.1e}, the reference's own {theirs:.1e}, limit {limit:.1e}");
+        if !(ours <= limit) {
+            failed.push(name);
+        }
+    }
+    assert!(failed.is_empty(), "off: {failed:?}");
+}
