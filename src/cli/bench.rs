@@ -143,12 +143,17 @@ fn print(form: Output, rows: &[Row], h: &Head) -> Result<()> {
         writeln!(out, "{}", serde_json::to_string_pretty(&list)?)?;
         return Ok(());
     }
-    let columns = ["model", "size GB", "params B", "isa", "threads", "test", "t/s", "min-max", "GB/s", "of read", "hash"];
+    let columns =
+        ["model", "size GB", "params B", "isa", "threads", "test", "t/s", "min-max", "GB/s", "of read", "hash"];
     let (open, sep, close) = if form == Output::Csv { ("", ",", "") } else { ("| ", " | ", " |") };
     let line = |cells: &[String]| format!("{open}{}{close}", cells.join(sep));
     writeln!(out, "{}", line(&columns.map(String::from)))?;
     if form == Output::Md {
-        writeln!(out, "{}", line(&columns.map(|c| if matches!(c, "model" | "isa" | "test" | "hash") { "---" } else { "--:" }.into())))?;
+        writeln!(
+            out,
+            "{}",
+            line(&columns.map(|c| if matches!(c, "model" | "isa" | "test" | "hash") { "---" } else { "--:" }.into()))
+        )?;
     }
     for r in rows {
         let (low, high) = spread(&r.rates);

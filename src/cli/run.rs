@@ -112,7 +112,9 @@ fn sampler(a: &Sampling) -> Result<Sampler> {
 /// Reads the prompt, with progress on a terminal, and returns the logits after it.
 fn read(session: &mut Session, tokens: &[u32]) -> Result<Vec<f32>> {
     let bar = ProgressBar::new(tokens.len() as u64);
-    bar.set_style(ProgressStyle::with_template("reading the prompt {bar:30} {pos}/{len} tokens, {per_sec}, {eta} left")?);
+    bar.set_style(ProgressStyle::with_template(
+        "reading the prompt {bar:30} {pos}/{len} tokens, {per_sec}, {eta} left",
+    )?);
     // Drawn on stderr, and only where that is a terminal; short prompts are over before the first drawing.
     let chunk = 512;
     let last = (tokens.len() - 1) / chunk;

@@ -79,6 +79,12 @@ pub fn log_probs(logits: &[f32], n_vocab: usize) -> Result<Vec<LogProbs<'_>>> {
     logits.par_chunks_exact(n_vocab).map(LogProbs::new).collect()
 }
 
+/// The model's rows against the base's, each judged by its token.
+pub fn pairs(rows: &[LogProbs<'_>], base: &[BaseRow<'_>], tokens: &[u32]) -> Vec<Pair> {
+    let rows = rows.par_iter().zip_eq(base).zip_eq(tokens);
+    rows.map(|((row, base), &token)| row.against(base, token)).collect()
+}
+
 impl<'a> LogProbs<'a> {
     /// Fails where the logits have no softmax.
     pub fn new(logits: &'a [f32]) -> Result<LogProbs<'a>> {
