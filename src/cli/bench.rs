@@ -27,7 +27,7 @@ struct Row {
 }
 
 /// Runs the verb.
-pub fn run(a: &args::Bench) -> Result<()> {
+pub(super) fn run(a: &args::Bench) -> Result<()> {
     if a.repetitions == 0 {
         return usage("--repetitions must be at least 1".into());
     }

@@ -10,7 +10,7 @@ use super::{args, read_text, session, usage};
 use crate::session::Want;
 
 /// Runs the verb.
-pub fn run(a: &args::Logits) -> Result<()> {
+pub(super) fn run(a: &args::Logits) -> Result<()> {
     let tokens = tokens(&a.tokens)?;
     let positions = positions(&a.positions, tokens.len())?;
     let mut session = session(&a.model)?;
