@@ -128,7 +128,7 @@ fn every_line_of_a_comparison_with_a_base_is_the_reference_s_within_its_error_ba
         let by = (g.value - w.value).abs();
         let kind = if w.error.is_some() { "its error bar" } else { "no error bar" };
         println!("{:30} {:12} {:12}  off by {by:.6}, limit {limit:.6} ({kind})", w.label, g.value, w.value);
-        if !(by <= limit) {
+        if by > limit || by.is_nan() {
             off.push(&w.label);
         }
     }

@@ -18,7 +18,7 @@ use crate::text::Tokenizer;
 const DEFAULT_CHUNK: usize = 512;
 
 /// Runs the verb.
-pub fn run(a: &args::Perplexity) -> Result<()> {
+pub(super) fn run(a: &args::Perplexity) -> Result<()> {
     if a.chunks == 0 {
         return usage("--chunks 0 reads nothing; give 1 or more, or -1 for all".into());
     }

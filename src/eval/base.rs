@@ -261,7 +261,7 @@ mod tests {
     }
 
     fn error(bytes: &[u8]) -> String {
-        format!("{:#}", open(bytes).err().expect("an error"))
+        format!("{:#}", open(bytes).expect_err("it is refused"))
     }
 
     #[test]
