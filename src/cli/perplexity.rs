@@ -8,7 +8,7 @@ use std::time::Instant;
 use anyhow::{Context, Result, bail};
 
 use super::{Failure, args, gguf, on_interrupt, options, read_text, usage};
-use crate::eval::base::{Reader, Writer};
+use crate::eval::base::{Reader, Writer, file_bytes};
 use crate::eval::{self, Chunks, Divergence, Likelihood, LogProbs};
 use crate::gguf::Gguf;
 use crate::session::{Options, Session, Want, context};
@@ -47,21 +47,28 @@ fn measure(a: &args::Perplexity, base: Option<&Path>, limit: usize) -> Result<()
     let mut reading = Reading::new(gguf, o, &tokenizer, chunks, tokens)?;
     let n_vocab = reading.session.n_vocab();
     let mut writer = base.map(|path| Writer::create(path, chunks, n_vocab, &reading.tokens)).transpose()?;
+    if let Some(path) = base {
+        let mb = file_bytes(chunks, n_vocab) as f64 / 1e6;
+        tracing::info!("{}: the logits of {} rows, {mb:.1} MB when done", path.display(), chunks.n_rows());
+    }
     let mut sum = Likelihood::default();
     for i in 0..chunks.n {
-        reading.chunk(i, |rows, next| {
+        let read = reading.chunk(i, |rows, next| {
             rows.iter().zip(next).for_each(|(row, &token)| sum.add(row.nll(token)));
             writer.as_mut().map_or(Ok(()), |w| w.rows(rows))
-        })?;
+        });
+        if i > 0 && read.is_err() {
+            say("\n"); // what stopped it is said on a line of its own
+        }
+        read?;
         if i == 0 {
             reading.say_rest();
         }
         say(&format!("[{}]{:.4},", i + 1, sum.ppl().value));
     }
     say("\n");
-    if let (Some(writer), Some(path)) = (writer, base) {
+    if let Some(writer) = writer {
         writer.finish()?;
-        tracing::info!("{}: the logits of {} rows", path.display(), chunks.n_rows());
     }
     answer(&sum.report())
 }

@@ -26,6 +26,12 @@ pub fn row_bytes(n_vocab: usize) -> usize {
     8 + 2 * n_vocab.next_multiple_of(2)
 }
 
+/// Bytes of a file.
+pub fn file_bytes(chunks: Chunks, n_vocab: usize) -> u128 {
+    let rows = chunks.n_rows() as u128 * row_bytes(n_vocab) as u128; // a damaged head may ask for more than 64 bits
+    (HEAD_BYTES + 4 * chunks.n_tokens()) as u128 + rows
+}
+
 /// One row of a base file.
 #[derive(Clone, Copy, Debug)]
 pub struct BaseRow<'a> {
@@ -165,8 +171,7 @@ impl<R: Read> Reader<R> {
         }
         let chunks = Chunks { n_ctx: n_ctx as usize, n: n_chunk as usize };
         let n_vocab = n_vocab as usize;
-        let rows = chunks.n_rows() as u128 * row_bytes(n_vocab) as u128;
-        let whole = (HEAD_BYTES + 4 * chunks.n_tokens()) as u128 + rows;
+        let whole = file_bytes(chunks, n_vocab);
         if let Some(len) = len.filter(|&len| len as u128 != whole) {
             let why = if (len as u128) < whole { "it was cut short" } else { "it has bytes that do not belong to it" };
             bail!(
