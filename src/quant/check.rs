@@ -170,6 +170,11 @@ pub fn kv(ty: &'static QuantType, tolerance: f32) {
 /// as large as they get and all have one sign, so an integer that is too narrow in some kernel shows here. `scales` are
 /// the bytes where a block's f16 scales stand; they take zero, subnormal, negative and large values in turn.
 pub fn extremes(ty: &'static QuantType, scales: &[usize]) {
+    extremes_by(ty, |block, scale| scales.iter().for_each(|&at| super::put_f16(block, at, scale)));
+}
+
+/// The same for a block whose scale `put` writes.
+pub fn extremes_by(ty: &'static QuantType, put: impl Fn(&mut [u8], f32)) {
     let mut rng = Rng(ty.id as u64);
     let n = 2 * ty.block.max(ty.act.block());
     let mut w = vec![0u8; ty.row_bytes(n)];
@@ -181,7 +186,7 @@ pub fn extremes(ty: &'static QuantType, scales: &[usize]) {
                 if let Some(byte) = fill {
                     block.fill(byte);
                 }
-                scales.iter().for_each(|&at| super::put_f16(block, at, scale));
+                put(block, scale);
             }
             (ty.dequant)(&w, &mut decoded);
             let x: Vec<f32> = decoded.iter().map(|w| if *w == 0.0 { 127.0 } else { w.signum() * 127.0 }).collect();
