@@ -91,11 +91,11 @@ impl Op for AttendOp {
         let (q, new_k) = (io.ins[0], io.ins[1]);
         let k_width = new_k.len() / io.rows;
         for (t, row) in io.batch.rows.iter().enumerate() {
-            let (pos, tokens) = (row.pos as usize, row.pos as usize + 1);
-            io.states[0].write(row.seq, pos, &new_k[t * k_width..(t + 1) * k_width], tokens);
+            let pos = row.pos as usize;
+            io.states[0].write(row.seq, pos, &new_k[t * k_width..(t + 1) * k_width]);
             if !self.shared {
                 let width = io.ins[2].len() / io.rows;
-                io.states[1].write(row.seq, pos, &io.ins[2][t * width..(t + 1) * width], tokens);
+                io.states[1].write(row.seq, pos, &io.ins[2][t * width..(t + 1) * width]);
             }
         }
         let keys = &io.states[0];
