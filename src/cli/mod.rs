@@ -119,13 +119,20 @@ pub(crate) fn usage<T>(text: String) -> Result<T> {
 
 /// The model's header: a file, or the built-in model.
 pub(crate) fn gguf(model: Option<&Path>, load: &Load) -> Result<Gguf> {
-    match model {
-        Some(path) => Gguf::open_with(path, load).context(Failure::Model),
+    let gguf = match model {
+        Some(path) => Gguf::open_with(path, load).context(Failure::Model)?,
         None => {
             tracing::info!("no model given (-m FILE): using the built-in demo, a small model of Shakespeare's plays");
-            Gguf::from_bytes(DEMO.to_vec(), Path::new("the built-in demo model")).context(Failure::Model)
+            Gguf::from_bytes(DEMO.to_vec(), Path::new("the built-in demo model")).context(Failure::Model)?
         }
+    };
+    for why in &gguf.unlocked {
+        off("--mlock", why)?;
     }
+    for key in gguf.meta.repaired() {
+        tracing::warn!("{}: the text of {key} is not UTF-8; its bad bytes were replaced", gguf.path.display());
+    }
+    Ok(gguf)
 }
 
 /// How the flags say the model is to be opened.

@@ -1,0 +1,9 @@
+//! Text and token numbers: a GGUF file's vocabulary, and how text is cut into its tokens and put together again.
+
+mod bpe;
+mod split;
+mod spm;
+mod tokenizer;
+mod vocab;
+
+pub use tokenizer::{Stream, Tokenizer};

@@ -1,0 +1,233 @@
+//! Token numbers are the reference's, text comes back as it went in, and text never turns into structure.
+
+mod common;
+
+use common::{find, ids, json, local, whole};
+use std::path::{Path, PathBuf};
+use std::sync::LazyLock;
+use tandem::gguf::{Gguf, Value, Writer};
+use tandem::text::Tokenizer;
+
+fn tokenizer(path: &Path) -> Tokenizer {
+    Tokenizer::new(&Gguf::open(path).unwrap()).unwrap()
+}
+
+fn small() -> Tokenizer {
+    tokenizer(&local().join("models/qwen3moe.gguf"))
+}
+
+const VOCABULARIES: [&str; 5] = ["gpt-2", "llama-bpe", "deepseek-llm", "qwen35", "gemma-4"];
+
+/// The reference vocabularies, if they are here: each one's file and tokenizer.
+fn vocabularies() -> &'static [(PathBuf, Tokenizer)] {
+    static ALL: LazyLock<Vec<(PathBuf, Tokenizer)>> = LazyLock::new(|| {
+        let Some(dir) = whole() else { return Vec::new() };
+        let paths = VOCABULARIES.iter().map(|n| dir.join(format!("vocab/ggml-vocab-{n}.gguf")));
+        paths.map(|p| (p.clone(), tokenizer(&p))).collect()
+    });
+    if ALL.is_empty() {
+        println!("not checked, because the reference folder is not beside this checkout: {VOCABULARIES:?}");
+    }
+    &ALL
+}
+
+/// Those, and the small one in the repository.
+fn all() -> impl Iterator<Item = &'static Tokenizer> {
+    static SMALL: LazyLock<Tokenizer> = LazyLock::new(small);
+    vocabularies().iter().map(|(_, t)| t).chain([&*SMALL])
+}
+
+const MULTILINGUAL: &str = "I'll go; they'RE   here.\r\n\r\n\tTabs\tand  trailing  \n\nΑθήνα Москва हिन्दी ภาษาไทย 中文字符 \
+                            日本語のテキスト 한국어 العربية עברית Việt naïve e\u{301}a\u{300} ½ ³ 1234567890 ٣٤٥ 👩‍👩‍👧‍👦🏳️‍🌈 \u{a0}\u{2003}\u{3000}x \
+                            <|im_start|>user</s>[INST] \u{0}\u{7f}\u{85} a_b-c/d\\e {\"k\": [1, 2.5e-3]} ''' \"\"\" ... !!! \u{fffd}";
+
+#[test]
+fn ids_equal_the_reference_on_every_case_of_every_vocabulary() {
+    for (path, t) in vocabularies() {
+        let name = path.display();
+        let text = |ext: &str| std::fs::read_to_string(path.with_extension(format!("gguf.{ext}"))).unwrap();
+        let (input, output) = (text("inp"), text("out"));
+        let input = input.strip_suffix("\n__ggml_vocab_test__\n").unwrap_or(&input);
+        let cases: Vec<&str> = input.split("\n__ggml_vocab_test__\n").collect();
+        let want: Vec<Vec<u32>> =
+            output.lines().map(|l| l.split_whitespace().map(|n| n.parse().unwrap()).collect()).collect();
+        assert_eq!(cases.len(), want.len(), "{name}");
+        for (case, want) in cases.iter().zip(&want) {
+            assert_eq!(&t.encode(case, false, false).unwrap(), want, "{name}: {case:?}");
+        }
+    }
+}
+
+#[test]
+fn prompts_of_every_reference_model_have_the_reference_ids() {
+    let dir = whole().unwrap_or_else(local).join("models");
+    let mut checked = 0;
+    for file in std::fs::read_dir(dir).unwrap() {
+        let path = file.unwrap().path();
+        let Some(stem) = path.to_str().and_then(|p| p.strip_suffix(".tokens.json")) else { continue };
+        let want = json(&path);
+        let t = tokenizer(Path::new(&format!("{stem}.gguf")));
+        let got = t.encode(want["prompt_text"].as_str().unwrap(), true, want["parse_special"].as_bool().unwrap());
+        assert_eq!(got.unwrap(), ids(&want["prompt_ids"]), "{stem}");
+        assert_eq!(t.adds_bos(), want["add_bos"].as_bool().unwrap(), "{stem}");
+        checked += 1;
+    }
+    assert!(checked > 0);
+}
+
+#[test]
+fn rendered_conversations_have_the_reference_ids() {
+    for name in ["qwen3moe", "gpt-oss"] {
+        let Some(path) = find(&format!("models/{name}.chat.json")) else {
+            println!("not checked, because the reference folder is not beside this checkout: {name}.chat.json");
+            continue;
+        };
+        let chat = json(&path);
+        let t = tokenizer(&path.with_file_name(format!("{name}.gguf")));
+        let got = t.encode(chat["rendered"].as_str().unwrap(), true, true).unwrap();
+        assert_eq!(got, ids(&chat["ids_add_special_parse_special"]), "{name}");
+    }
+}
+
+#[test]
+fn text_comes_back_as_it_went_in() {
+    for t in all() {
+        let got = t.decode(&t.encode(MULTILINGUAL, false, false).unwrap(), false);
+        assert_eq!(got, MULTILINGUAL, "{t:?}");
+    }
+}
+
+#[test]
+fn a_stream_gives_whole_characters_and_the_same_text() {
+    for t in all() {
+        let ids = t.encode(MULTILINGUAL, false, false).unwrap();
+        let (mut stream, mut text) = (t.stream(), String::new());
+        for &id in &ids {
+            let new = stream.push(id);
+            assert!(!new.contains('\u{fffd}') || MULTILINGUAL[text.len()..].starts_with(&new), "{t:?}: {new:?}");
+            text += &new;
+        }
+        assert_eq!(text + &stream.finish(), MULTILINGUAL, "{t:?}");
+    }
+}
+
+#[test]
+fn bytes_that_never_become_a_character_do_not_hold_a_stream_up() {
+    let t = small();
+    let byte = |b: char| t.encode(&b.to_string(), false, false).unwrap();
+    let e_acute = byte('é'); // two byte tokens: C3 A9
+    let mut stream = t.stream();
+    assert_eq!(stream.push(e_acute[1]), "\u{fffd}");
+    assert_eq!(stream.push(e_acute[0]), "");
+    assert_eq!(stream.push(byte('x')[0]), "\u{fffd}x");
+    assert_eq!(stream.push(e_acute[0]), "");
+    assert_eq!(stream.finish(), "\u{fffd}");
+    let odd = [e_acute[1], e_acute[0], byte('x')[0], e_acute[0]];
+    assert_eq!(t.decode(&odd, false), "\u{fffd}\u{fffd}x\u{fffd}");
+}
+
+#[test]
+fn a_control_token_typed_by_a_user_stays_text() {
+    for t in all() {
+        let controls: Vec<u32> = (0..t.n_vocab() as u32).filter(|&id| t.is_control(id)).collect();
+        assert!(!controls.is_empty(), "{t:?}");
+        for &id in &controls {
+            let piece = t.piece(id);
+            for text in [piece.to_owned(), format!("a{piece} b"), format!("{piece}{piece}")] {
+                let got = t.encode(&text, false, false).unwrap();
+                assert!(!got.iter().any(|&g| t.is_control(g)), "{t:?}: {text:?} gave {got:?}");
+                assert_eq!(t.decode(&got, false), text, "{t:?}");
+            }
+            assert_eq!(t.encode(piece, false, true).unwrap(), [id], "{t:?}: {piece:?}");
+            assert_eq!(t.decode(&[id], true), piece);
+        }
+    }
+}
+
+#[test]
+fn every_token_that_ends_a_turn_is_known() {
+    let t = small();
+    assert_eq!(t.bos(), Some(375));
+    assert_eq!(t.eos(), Some(376));
+    let ends: Vec<&str> = t.eog().iter().map(|&id| t.piece(id)).collect();
+    assert_eq!(ends, ["<|eos|>", "<|im_end|>"]);
+    assert!(t.is_eog(379) && !t.is_eog(378));
+}
+
+/// A small vocabulary of the given tokens and kinds.
+fn made(model: &str, tokens: &[(&str, i32)], more: &[(&str, Value)]) -> anyhow::Result<Tokenizer> {
+    let mut w = Writer::new();
+    w.set("general.architecture", "test");
+    w.set("tokenizer.ggml.model", model);
+    w.set("tokenizer.ggml.tokens", tokens.iter().map(|t| t.0.to_owned()).collect::<Vec<String>>());
+    w.set("tokenizer.ggml.token_type", tokens.iter().map(|t| t.1).collect::<Vec<i32>>());
+    for (key, value) in more {
+        w.set(key, value.clone());
+    }
+    Tokenizer::new(&Gguf::from_bytes(w.to_bytes()?, Path::new("made.gguf"))?)
+}
+
+fn error(model: &str, tokens: &[(&str, i32)], more: &[(&str, Value)]) -> String {
+    format!("{:#}", made(model, tokens, more).unwrap_err())
+}
+
+fn list(lines: &[&str]) -> Value {
+    lines.iter().map(|s| s.to_string()).collect::<Vec<String>>().into()
+}
+
+#[test]
+fn an_unknown_pre_tokenizer_is_named_and_never_guessed() {
+    let tokens = [("a", 1), ("b", 1), ("ab", 1)];
+    let merges = ("tokenizer.ggml.merges", list(&["a b"]));
+    let e = error("gpt2", &tokens, &[merges.clone(), ("tokenizer.ggml.pre", "gpt-9".into())]);
+    assert!(e.contains("made.gguf") && e.contains("tokenizer.ggml.pre") && e.contains("gpt-9"), "{e}");
+    assert!(e.contains("llama-bpe"), "{e}");
+    let e = error("gpt2", &tokens, &[merges]);
+    assert!(e.contains("tokenizer.ggml.pre") && e.contains("missing"), "{e}");
+    let e = error("t5", &tokens, &[]);
+    assert!(e.contains("tokenizer.ggml.model") && e.contains("t5") && e.contains("gpt2"), "{e}");
+}
+
+#[test]
+fn lists_that_contradict_each_other_are_named() {
+    let tokens = [("a", 1), ("b", 1), ("ab", 1)];
+    let pre = ("tokenizer.ggml.pre", Value::from("gpt-2"));
+    let merges = |lines: &[&str]| ("tokenizer.ggml.merges", list(lines));
+    for (tokens, more, said) in [
+        (&tokens[..], vec![pre.clone()], "tokenizer.ggml.merges"),
+        (&tokens, vec![pre.clone(), merges(&["a b", "a c"])], "element 1 is \"a c\""),
+        (&tokens, vec![pre.clone(), merges(&["b a"])], "no token \"ba\""),
+        (&tokens, vec![pre.clone(), merges(&["ab"])], "element 0 is \"ab\""),
+        (&[("a", 1), ("a", 1)], vec![pre.clone(), merges(&[])], "tokens 0 and 1 are both \"a\""),
+        (&[("a", 1), ("b", 9)], vec![pre.clone(), merges(&[])], "element 1 is 9"),
+        (
+            &tokens,
+            vec![pre.clone(), merges(&["a b"]), ("tokenizer.ggml.token_type", vec![1i32; 2].into())],
+            "tokenizer.ggml.token_type\" has 2 elements",
+        ),
+        (
+            &tokens,
+            vec![pre.clone(), merges(&["a b"]), ("tokenizer.ggml.eos_token_id", 3u32.into())],
+            "tokenizer.ggml.eos_token_id\" is 3",
+        ),
+        (
+            &tokens,
+            vec![pre.clone(), merges(&["a b"]), ("tokenizer.ggml.add_bos_token", true.into())],
+            "tokenizer.ggml.bos_token_id\" is missing",
+        ),
+    ] {
+        let e = error("gpt2", tokens, &more);
+        assert!(e.contains("made.gguf") && e.contains(said), "{e}");
+    }
+    let e = error("llama", &tokens, &[("tokenizer.ggml.scores", vec![0f32; 2].into())]);
+    assert!(e.contains("tokenizer.ggml.scores"), "{e}");
+}
+
+#[test]
+fn a_byte_without_a_token_is_an_error_and_not_left_out() {
+    let more = [("tokenizer.ggml.pre", "gpt-2".into()), ("tokenizer.ggml.merges", list(&["a b"]))];
+    let t = made("gpt2", &[("a", 1), ("b", 1), ("ab", 1)], &more).unwrap();
+    assert_eq!(t.encode("abba", false, false).unwrap(), [2, 1, 0]);
+    let e = format!("{:#}", t.encode("abc", false, false).unwrap_err());
+    assert!(e.contains("made.gguf") && e.contains("abc"), "{e}");
+}
