@@ -188,7 +188,7 @@ fn bench_prints_a_row_per_test_in_every_form() {
 #[test]
 fn a_model_in_pieces_with_one_missing_names_the_missing_one() {
     let Some(dir) = common::whole() else {
-        println!("not checked: the reference folder is not beside this checkout");
+        say!("not checked: the reference folder is not beside this checkout");
         return;
     };
     let there = scratch("split");

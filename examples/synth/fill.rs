@@ -38,6 +38,17 @@ fn halve_bf16(b: &mut [u8]) -> bool {
     true
 }
 
+/// An f16 in quarters: the top four bits of four words, its lowest first.
+fn halve_quarters(b: &mut [u8]) -> bool {
+    let bits = (0..4).map(|i| (b[2 * i + 1] as u16 >> 4) << (4 * i)).sum::<u16>();
+    let mut whole = bits.to_le_bytes();
+    let exact = halve_f16(&mut whole);
+    for i in 0..4 {
+        b[2 * i + 1] = b[2 * i + 1] & 15 | (u16::from_le_bytes(whole) >> (4 * i) << 4) as u8;
+    }
+    exact
+}
+
 fn halve_f32(b: &mut [u8]) -> bool {
     let x = f32::from_le_bytes([b[0], b[1], b[2], b[3]]);
     b[..4].copy_from_slice(&(x / 2.0).to_le_bytes());
@@ -94,7 +105,7 @@ impl Scale {
         let halves_all = |halve: Halve, at: &[usize]| {
             Scale::effect(ty, &blocks, halve, at).is_some_and(|halved| halved.iter().all(|&h| h))
         };
-        for (halve, size) in [(halve_f32 as Halve, 4), (halve_bf16, 2), (halve_f16, 2)] {
+        for (halve, size) in [(halve_f32 as Halve, 4), (halve_bf16, 2), (halve_f16, 2), (halve_quarters, 8)] {
             let mut places = (0..=ty.bytes.saturating_sub(size)).step_by(2).filter(|_| ty.bytes >= size);
             if let Some(at) = places.find(|&at| halves_all(halve, &[at])) {
                 return Some(Scale { halve, at: vec![at], sign: Some(size - 1) });

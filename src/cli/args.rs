@@ -29,7 +29,7 @@ pub enum Verb {
     Run(Run),
     /// Write the logits of a token list as raw little-endian f32 rows
     Logits(Logits),
-    /// Perplexity and KL divergence over a text, as llama-perplexity computes them
+    /// Perplexity and KL divergence over a text, as llama-perplexity computes them (-c is 512 unless given)
     Perplexity(Perplexity),
     /// What a model is, what it costs and where its parts go, from the header alone
     Explain(Explain),

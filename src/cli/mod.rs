@@ -4,6 +4,7 @@ pub mod args;
 mod bench;
 mod explain;
 mod logits;
+mod perplexity;
 mod run;
 
 use std::ffi::OsString;
@@ -71,7 +72,8 @@ pub fn main(argv: impl Iterator<Item = OsString>) -> ExitCode {
         Verb::Logits(a) => logits::run(a),
         Verb::Bench(a) => bench::run(a),
         Verb::Explain(a) => explain::run(a),
-        Verb::Perplexity(_) | Verb::Tokenize(_) => Ok(()),
+        Verb::Perplexity(a) => perplexity::run(a),
+        Verb::Tokenize(_) => Ok(()),
     };
     match done {
         Ok(()) => ExitCode::SUCCESS,
