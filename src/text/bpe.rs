@@ -13,7 +13,8 @@ use anyhow::{Result, anyhow, bail};
 use tokenizers::Model;
 use tokenizers::models::bpe::{BPE, BpeBuilder, Merges, Vocab as Ids};
 
-use super::split::{Pre, Splitter};
+use super::pre::Pre;
+use super::split::Splitter;
 use super::vocab::{BYTE, NORMAL, Vocab};
 use crate::gguf::Meta;
 
@@ -53,14 +54,11 @@ impl Bpe {
     pub(super) fn new(meta: &Meta, vocab: &Vocab, mut ids: Ids, pre: &Pre, tiktoken: bool) -> Result<Bpe> {
         let file = meta.file().display();
         let merges = match meta.opt_strs(MERGES)? {
-            Some(lines) => parse(lines, &ids).map_err(|e| anyhow!("{file}: metadata key {MERGES:?}: {e}"))?,
+            Some(lines) => parse(lines, &ids, vocab).map_err(|e| anyhow!("{file}: metadata key {MERGES:?}: {e}"))?,
             None if tiktoken => joined_in_order(vocab, &ids),
             None => bail!("{file}: metadata key {MERGES:?} is missing: the vocabulary cannot join letters without it"),
         };
         // What is not there cannot be spelt: text never becomes a control token.
-        let reserved = |text: &str| ids.get(text).is_some_and(|&id| vocab.reserved(id));
-        let merges = merges.into_iter().filter(|(a, b)| ![a, b, &format!("{a}{b}")].into_iter().any(|t| reserved(t)));
-        let merges = merges.collect();
         ids.retain(|_, id| !vocab.reserved(*id));
         let model = BpeBuilder::new()
             .vocab_and_merges(ids, merges)
@@ -114,28 +112,30 @@ impl Bpe {
     }
 }
 
-/// The pairs of lines like `a b`, each of which joins two tokens to a third. Only the first of equal lines counts.
-fn parse(lines: &[String], ids: &Ids) -> Result<Merges, String> {
+/// The pairs of lines like `a b`, each of which joins two tokens to a third. Only the first of equal lines counts, and
+/// none that has to do with a control token.
+fn parse(lines: &[String], ids: &Ids, vocab: &Vocab) -> Result<Merges, String> {
     let mut seen = HashSet::with_capacity(lines.len());
     let mut merges = Vec::with_capacity(lines.len());
     let mut both = String::new();
     for (i, line) in lines.iter().enumerate() {
         // The space that parts them is not the first character: that may be a space of the token's own.
-        let space = line.char_indices().skip(1).find(|&(_, c)| c == ' ').map(|(at, _)| at);
+        let space = line.bytes().skip(1).position(|c| c == b' ').map(|at| at + 1);
         let Some((a, b)) = space.map(|at| (&line[..at], &line[at + 1..])) else {
             return Err(format!("element {i} is {line:?}, expected two tokens with a space between them"));
         };
         both.clear();
         both.extend([a, b]);
-        for text in [a, b, &both] {
-            if !ids.contains_key(text) {
-                return Err(format!(
+        let id = |text: &str| {
+            ids.get(text).copied().ok_or_else(|| {
+                format!(
                     "element {i} is {line:?}, but \"tokenizer.ggml.tokens\" has no token {text:?}: the two do not \
                      belong together"
-                ));
-            }
-        }
-        if seen.insert((ids[a], ids[b])) {
+                )
+            })
+        };
+        let (left, right, joined) = (id(a)?, id(b)?, id(&both)?);
+        if ![left, right, joined].iter().any(|&id| vocab.reserved(id)) && seen.insert((left, right)) {
             merges.push((a.to_owned(), b.to_owned()));
         }
     }
