@@ -4,6 +4,7 @@
 
 pub mod cli;
 pub mod cpu;
+pub mod eval;
 pub mod exec;
 pub mod gguf;
 pub mod models;

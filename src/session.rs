@@ -71,6 +71,8 @@ pub enum Want {
     Last,
     /// Those after every token.
     All,
+    /// Those after every token of the call from this one on.
+    From(usize),
 }
 
 /// A call that did not finish.
@@ -203,7 +205,7 @@ impl Session {
         self.stop.clone()
     }
 
-    /// Reads `tokens` into a sequence and returns the wanted logits: (1 or tokens, n_vocab).
+    /// Reads `tokens` into a sequence and returns the wanted logits: (wanted, n_vocab).
     ///
     /// Fails, with the sequence as it was, on a token outside the vocabulary and when the context would overflow. On
     /// [`Interrupted`] the sequence holds the batches that were finished.
@@ -233,6 +235,7 @@ impl Session {
             let n = chunk.len() as u32;
             let wanted = match want {
                 Want::All => (0..n).collect(),
+                Want::From(first) => (first.saturating_sub(i * self.n_batch) as u32..n).collect(),
                 Want::Last if i == last => vec![n - 1],
                 _ => Vec::new(),
             };

@@ -226,4 +226,35 @@ pub mod x86 {
         // SAFETY: the reference covers the 32 bytes read.
         unsafe { _mm256_loadu_ps(p.as_ptr().cast()) }
     }
+
+    /// Writes 16 two-byte values, any alignment.
+    #[inline]
+    #[target_feature(enable = "avx2")]
+    pub fn store_u16x16(p: &mut [u16; 16], v: __m256i) {
+        // SAFETY: the reference covers the 32 bytes written.
+        unsafe { _mm256_storeu_si256(p.as_mut_ptr().cast(), v) }
+    }
+
+    /// Writes 16 signed two-byte values, any alignment.
+    #[inline]
+    #[target_feature(enable = "avx2")]
+    pub fn store_i16x16(p: &mut [i16; 16], v: __m256i) {
+        // SAFETY: the reference covers the 32 bytes written.
+        unsafe { _mm256_storeu_si256(p.as_mut_ptr().cast(), v) }
+    }
+
+    /// Writes 8 four-byte values, any alignment.
+    #[inline]
+    #[target_feature(enable = "avx2")]
+    pub fn store_u32x8(p: &mut [u32; 8], v: __m256i) {
+        // SAFETY: the reference covers the 32 bytes written.
+        unsafe { _mm256_storeu_si256(p.as_mut_ptr().cast(), v) }
+    }
+
+    /// Reads one value from memory by a load of its own, which the optimiser may not widen, merge or leave out.
+    #[inline]
+    pub fn read_once<T: Copy>(p: &T) -> T {
+        // SAFETY: a reference is valid for reads.
+        unsafe { std::ptr::read_volatile(p) }
+    }
 }

@@ -24,7 +24,7 @@ fn a_prompt_read_whole_or_in_pieces_gives_the_same_logits() {
         for n in [1, 3, 7] {
             let pieces = in_pieces(&mut open(&r, &exact()), &r.prompt, n);
             let error = nmse(&whole, &pieces);
-            println!("{:24} pieces of {n}: NMSE {error:.1e} (limit 1e-10)", r.name);
+            say!("{:24} pieces of {n}: NMSE {error:.1e} (limit 1e-10)", r.name);
             assert!(error < 1e-10, "{}: pieces of {n} differ: {error:e}", r.name);
         }
     }
@@ -51,7 +51,7 @@ fn any_split_between_the_cpu_and_its_twin_gives_bit_equal_logits() {
             let split = in_pieces(&mut Session::planned(gguf, tape, plan, &o).unwrap(), prompt, 70);
             assert!(alone == split, "{}: split {round} ({copies} stages of {steps} steps) differs", r.name);
         }
-        println!("{:24} 6 random splits bit-equal", r.name);
+        say!("{:24} 6 random splits bit-equal", r.name);
     }
 }
 
@@ -78,7 +78,7 @@ fn going_back_and_reading_again_is_as_if_it_never_was() {
         assert_eq!(s.tokens(0), &r.prompt[..from]);
         let rest = s.feed(0, &r.prompt[from..], Want::All).unwrap();
         let error = nmse(&straight[from * n_vocab..], &rest);
-        println!("{:24} after 4 detours, from {from}: NMSE {error:.1e} (limit 1e-10)", r.name);
+        say!("{:24} after 4 detours, from {from}: NMSE {error:.1e} (limit 1e-10)", r.name);
         assert!(error < 1e-10, "{}: {error:e}", r.name);
     }
 }
@@ -129,7 +129,7 @@ fn sequences_read_side_by_side_do_not_see_each_other() {
         }
         let alone = open(&r, &exact()).feed(0, &r.prompt[..n + 20], Want::All).unwrap();
         let error = nmse(&alone[n * s.n_vocab()..], &got);
-        println!("{:24} among others: NMSE {error:.1e} (limit 1e-10)", r.name);
+        say!("{:24} among others: NMSE {error:.1e} (limit 1e-10)", r.name);
         assert!(error < 1e-10, "{}: {error:e}", r.name);
     }
 }
@@ -147,7 +147,7 @@ fn smaller_cache_types_stay_close_to_the_exact_one() {
                     // These tiny heads need not divide into blocks; that must be said, not rounded.
                     let text = format!("{e:#}");
                     assert!(name == "q8_0" && text.contains("choose f16"), "{}: {text}", r.name);
-                    println!("{:24} {name}: refused: {text}", r.name);
+                    say!("{:24} {name}: refused: {text}", r.name);
                     continue;
                 }
             };
@@ -158,7 +158,7 @@ fn smaller_cache_types_stay_close_to_the_exact_one() {
                 r.logits.chunks_exact(n).zip(got.chunks_exact(n)).map(|(a, b)| nmse(a, b)).collect();
             errors.sort_by(f64::total_cmp);
             let middle = errors[errors.len() / 2];
-            println!("{:24} {name}: middle NMSE {middle:.1e} (limit {limit:.0e})", r.name);
+            say!("{:24} {name}: middle NMSE {middle:.1e} (limit {limit:.0e})", r.name);
             assert!(middle < limit, "{} {name}: {middle:e}", r.name);
         }
     }

@@ -29,7 +29,7 @@ pub enum Verb {
     Run(Run),
     /// Write the logits of a token list as raw little-endian f32 rows
     Logits(Logits),
-    /// Perplexity and KL divergence over a text, as llama-perplexity computes them
+    /// Perplexity and KL divergence over a text, as llama-perplexity computes them (-c is 512 unless given)
     Perplexity(Perplexity),
     /// What a model is, what it costs and where its parts go, from the header alone
     Explain(Explain),
@@ -113,16 +113,16 @@ pub struct Run {
 #[derive(Debug, Args, Clone)]
 pub struct Sampling {
     /// 0 takes the likeliest token; higher is more daring
-    #[arg(long, value_name = "T", default_value_t = 0.8, visible_alias = "temperature")]
+    #[arg(long, value_name = "T", allow_negative_numbers = true, default_value_t = 0.8, visible_alias = "temperature")]
     pub temp: f32,
     /// Keep the K likeliest tokens; 0 keeps all
     #[arg(long, value_name = "K", default_value_t = 40)]
     pub top_k: usize,
     /// Keep the likeliest tokens that together reach P
-    #[arg(long, value_name = "P", default_value_t = 0.95)]
+    #[arg(long, value_name = "P", allow_negative_numbers = true, default_value_t = 0.95)]
     pub top_p: f32,
     /// Keep the tokens at least P times as likely as the likeliest
-    #[arg(long, value_name = "P", default_value_t = 0.05)]
+    #[arg(long, value_name = "P", allow_negative_numbers = true, default_value_t = 0.05)]
     pub min_p: f32,
     /// The same seed gives the same text [default: a new one each time, said on stderr]
     #[arg(short, long, value_name = "N")]

@@ -27,7 +27,7 @@ struct Row {
 }
 
 /// Runs the verb.
-pub fn run(a: &args::Bench) -> Result<()> {
+pub(super) fn run(a: &args::Bench) -> Result<()> {
     if a.repetitions == 0 {
         return usage("--repetitions must be at least 1".into());
     }
@@ -143,12 +143,17 @@ fn print(form: Output, rows: &[Row], h: &Head) -> Result<()> {
         writeln!(out, "{}", serde_json::to_string_pretty(&list)?)?;
         return Ok(());
     }
-    let columns = ["model", "size GB", "params B", "isa", "threads", "test", "t/s", "min-max", "GB/s", "of read", "hash"];
+    let columns =
+        ["model", "size GB", "params B", "isa", "threads", "test", "t/s", "min-max", "GB/s", "of read", "hash"];
     let (open, sep, close) = if form == Output::Csv { ("", ",", "") } else { ("| ", " | ", " |") };
     let line = |cells: &[String]| format!("{open}{}{close}", cells.join(sep));
     writeln!(out, "{}", line(&columns.map(String::from)))?;
     if form == Output::Md {
-        writeln!(out, "{}", line(&columns.map(|c| if matches!(c, "model" | "isa" | "test" | "hash") { "---" } else { "--:" }.into())))?;
+        writeln!(
+            out,
+            "{}",
+            line(&columns.map(|c| if matches!(c, "model" | "isa" | "test" | "hash") { "---" } else { "--:" }.into()))
+        )?;
     }
     for r in rows {
         let (low, high) = spread(&r.rates);

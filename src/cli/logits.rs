@@ -10,7 +10,7 @@ use super::{args, read_text, session, usage};
 use crate::session::Want;
 
 /// Runs the verb.
-pub fn run(a: &args::Logits) -> Result<()> {
+pub(super) fn run(a: &args::Logits) -> Result<()> {
     let tokens = tokens(&a.tokens)?;
     let positions = positions(&a.positions, tokens.len())?;
     let mut session = session(&a.model)?;
@@ -33,7 +33,8 @@ fn tokens(text: &str) -> Result<Vec<u32>> {
     let list = if text.split(',').all(|n| n.trim().parse::<u32>().is_ok()) {
         text.split(',').map(|n| Ok(n.trim().parse()?)).collect::<Result<Vec<u32>>>()?
     } else {
-        let json: Value = serde_json::from_str(&read_text(Path::new(text))?).with_context(|| format!("{text}: no JSON"))?;
+        let json: Value =
+            serde_json::from_str(&read_text(Path::new(text))?).with_context(|| format!("{text}: no JSON"))?;
         let list = json.as_array().or_else(|| json["prompt_ids"].as_array());
         let Some(list) = list else { bail!("{text}: a list of numbers, or an object with prompt_ids, expected") };
         let number = |v: &Value| v.as_u64().and_then(|n| u32::try_from(n).ok());

@@ -3,6 +3,7 @@
 pub mod args;
 mod bench;
 mod logits;
+mod perplexity;
 mod run;
 
 use std::ffi::OsString;
@@ -69,7 +70,8 @@ pub fn main(argv: impl Iterator<Item = OsString>) -> ExitCode {
         Verb::Run(a) => run::run(a),
         Verb::Logits(a) => logits::run(a),
         Verb::Bench(a) => bench::run(a),
-        Verb::Perplexity(_) | Verb::Explain(_) | Verb::Tokenize(_) => Ok(()),
+        Verb::Perplexity(a) => perplexity::run(a),
+        Verb::Explain(_) | Verb::Tokenize(_) => Ok(()),
     };
     match done {
         Ok(()) => ExitCode::SUCCESS,
@@ -119,13 +121,20 @@ pub(crate) fn usage<T>(text: String) -> Result<T> {
 
 /// The model's header: a file, or the built-in model.
 pub(crate) fn gguf(model: Option<&Path>, load: &Load) -> Result<Gguf> {
-    match model {
-        Some(path) => Gguf::open_with(path, load).context(Failure::Model),
+    let gguf = match model {
+        Some(path) => Gguf::open_with(path, load).context(Failure::Model)?,
         None => {
             tracing::info!("no model given (-m FILE): using the built-in demo, a small model of Shakespeare's plays");
-            Gguf::from_bytes(DEMO.to_vec(), Path::new("the built-in demo model")).context(Failure::Model)
+            Gguf::from_bytes(DEMO.to_vec(), Path::new("the built-in demo model")).context(Failure::Model)?
         }
+    };
+    for why in &gguf.unlocked {
+        off("--mlock", why)?;
     }
+    for key in gguf.meta.repaired() {
+        tracing::warn!("{}: the text of {key} is not UTF-8; its bad bytes were replaced", gguf.path.display());
+    }
+    Ok(gguf)
 }
 
 /// How the flags say the model is to be opened.

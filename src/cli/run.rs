@@ -14,10 +14,11 @@ use crate::session::{Interrupted, Session, Want};
 use crate::text::Tokenizer;
 
 /// Runs the verb.
-pub fn run(a: &args::Run) -> Result<()> {
+pub(super) fn run(a: &args::Run) -> Result<()> {
     let prompt = prompt(a)?;
-    let mut sampler = sampler(&a.sampling)?;
+    check(&a.sampling)?;
     let mut session = session(&a.model)?;
+    let mut sampler = sampler(&a.sampling);
     let tokenizer = Tokenizer::new(session.engine().gguf())?;
     let tokens = tokenizer.encode(&prompt, true, true)?;
     if tokens.is_empty() {
@@ -90,14 +91,19 @@ fn prompt(a: &args::Run) -> Result<String> {
     String::from_utf8(bytes).context("stdin is not UTF-8 text")
 }
 
-/// The sampler that the flags ask for; a seed of its own choosing is said.
-fn sampler(a: &Sampling) -> Result<Sampler> {
+/// Refuses sampling parameters that mean nothing.
+fn check(a: &Sampling) -> Result<()> {
     if !(a.temp >= 0.0 && a.temp.is_finite()) {
         return usage(format!("--temp {}: 0 or more expected", a.temp));
     }
     if !(0.0..=1.0).contains(&a.top_p) || !(0.0..=1.0).contains(&a.min_p) {
         return usage(format!("--top-p {} --min-p {}: 0 to 1 expected", a.top_p, a.min_p));
     }
+    Ok(())
+}
+
+/// The sampler that the flags ask for; a seed of its own choosing is said.
+fn sampler(a: &Sampling) -> Sampler {
     let seed = a.seed.unwrap_or_else(|| {
         let now = std::time::SystemTime::now().duration_since(std::time::UNIX_EPOCH);
         let seed = now.map_or(0, |d| d.as_nanos() as u64) & 0xffff_ffff;
@@ -106,13 +112,15 @@ fn sampler(a: &Sampling) -> Result<Sampler> {
         }
         seed
     });
-    Ok(Sampler::new(a.temp, a.top_k, a.top_p, a.min_p, seed))
+    Sampler::new(a.temp, a.top_k, a.top_p, a.min_p, seed)
 }
 
 /// Reads the prompt, with progress on a terminal, and returns the logits after it.
 fn read(session: &mut Session, tokens: &[u32]) -> Result<Vec<f32>> {
     let bar = ProgressBar::new(tokens.len() as u64);
-    bar.set_style(ProgressStyle::with_template("reading the prompt {bar:30} {pos}/{len} tokens, {per_sec}, {eta} left")?);
+    bar.set_style(ProgressStyle::with_template(
+        "reading the prompt {bar:30} {pos}/{len} tokens, {per_sec}, {eta} left",
+    )?);
     // Drawn on stderr, and only where that is a terminal; short prompts are over before the first drawing.
     let chunk = 512;
     let last = (tokens.len() - 1) / chunk;

@@ -236,9 +236,14 @@ impl Gguf {
         Ok(Gguf { path: path.to_owned(), version, meta, tensors, unlocked: Vec::new(), files, index })
     }
 
+    /// The place in [`Gguf::tensors`] of the tensor of this name.
+    pub fn index(&self, name: &str) -> Option<usize> {
+        self.index.get(name).copied()
+    }
+
     /// The tensor of this name.
     pub fn tensor(&self, name: &str) -> Option<&Tensor> {
-        self.index.get(name).map(|&i| &self.tensors[i])
+        self.index(name).map(|i| &self.tensors[i])
     }
 
     /// The bytes of one of this model's tensors.

@@ -1,5 +1,13 @@
 //! What the tests of every format share: kernels against the scalar truth, decoding against the reference's bytes.
 
+/// Prints a figure past the test harness, which keeps the output of passing tests to itself.
+macro_rules! say {
+    ($($part:tt)*) => {{
+        use std::io::Write;
+        let _ = writeln!(std::io::stderr(), $($part)*);
+    }};
+}
+
 use super::act::Acts;
 use super::{QuantType, Rng};
 use crate::simd;
@@ -114,7 +122,7 @@ pub fn kernels(ty: &'static QuantType) {
         }
     }
     for (kernel, worst) in ty.kernels.iter().zip(worst) {
-        println!("{:8} {:7} worst error {worst:.1e} of the sum of magnitudes (limit 2e-6)", ty.name, kernel.isa.name());
+        say!("{:8} {:7} worst error {worst:.1e} of the sum of magnitudes (limit 2e-6)", ty.name, kernel.isa.name());
     }
 }
 
@@ -133,7 +141,7 @@ pub fn dequant(ty: &'static QuantType) {
         let want = f32::from_le_bytes(*want);
         assert_eq!(got.to_bits(), want.to_bits(), "{}: weight {i} decodes to {got}, the reference has {want}", ty.name);
     }
-    println!("{:8} {} weights decoded bit-equal to the reference", ty.name, got.len());
+    say!("{:8} {} weights decoded bit-equal to the reference", ty.name, got.len());
 }
 
 /// A KV row survives encoding within `tolerance` of its largest value, and every `axpy` adds `p` times it.
@@ -170,6 +178,11 @@ pub fn kv(ty: &'static QuantType, tolerance: f32) {
 /// as large as they get and all have one sign, so an integer that is too narrow in some kernel shows here. `scales` are
 /// the bytes where a block's f16 scales stand; they take zero, subnormal, negative and large values in turn.
 pub fn extremes(ty: &'static QuantType, scales: &[usize]) {
+    extremes_by(ty, |block, scale| scales.iter().for_each(|&at| super::put_f16(block, at, scale)));
+}
+
+/// The same for a block whose scale `put` writes.
+pub fn extremes_by(ty: &'static QuantType, put: impl Fn(&mut [u8], f32)) {
     let mut rng = Rng(ty.id as u64);
     let n = 2 * ty.block.max(ty.act.block());
     let mut w = vec![0u8; ty.row_bytes(n)];
@@ -181,7 +194,7 @@ pub fn extremes(ty: &'static QuantType, scales: &[usize]) {
                 if let Some(byte) = fill {
                     block.fill(byte);
                 }
-                scales.iter().for_each(|&at| super::put_f16(block, at, scale));
+                put(block, scale);
             }
             (ty.dequant)(&w, &mut decoded);
             let x: Vec<f32> = decoded.iter().map(|w| if *w == 0.0 { 127.0 } else { w.signum() * 127.0 }).collect();

@@ -9,8 +9,10 @@
 pub mod act;
 #[cfg(test)]
 pub mod check;
+mod codebook;
 pub mod retired;
 mod super_block;
+mod tables;
 
 pub use act::{Act, ActRow};
 
@@ -119,6 +121,13 @@ formats! {
     nvfp4,
     q1_0,
     q2_0,
+    iq2_xxs,
+    iq2_xs,
+    iq3_xxs,
+    iq1_s,
+    iq3_s,
+    iq2_s,
+    iq1_m,
 }
 
 /// The format with this GGUF number.

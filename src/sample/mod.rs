@@ -80,6 +80,8 @@ impl Sampler {
 
 #[cfg(test)]
 mod tests {
+    use std::f32::consts::LN_2;
+
     use super::*;
 
     /// How often each token comes in `n` draws.
@@ -94,7 +96,7 @@ mod tests {
         assert!(got.iter().zip(want).all(|(a, b)| (a - b).abs() < 0.015), "{got:?} for {want:?}");
     }
 
-    const LN: [f32; 4] = [-0.693_147_2, -1.386_294_4, -2.079_441_5, -2.079_441_5]; // ln of 1/2, 1/4, 1/8, 1/8
+    const LN: [f32; 4] = [-LN_2, -2.0 * LN_2, -3.0 * LN_2, -3.0 * LN_2]; // ln of 1/2, 1/4, 1/8, 1/8
 
     #[test]
     fn with_everything_off_tokens_come_as_often_as_their_probability_says() {

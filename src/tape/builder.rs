@@ -167,7 +167,7 @@ impl<'a> Builder<'a> {
     }
 
     fn weight(&self, name: &str, kind: WeightKind, want: &[usize]) -> Result<WeightId> {
-        let index = self.gguf.tensors.iter().position(|t| t.name == name).ok_or_else(|| anyhow!(self.missing(name)))?;
+        let index = self.gguf.index(name).ok_or_else(|| anyhow!(self.missing(name)))?;
         let t = &self.gguf.tensors[index];
         // Leading ones carry no information: (1, n) and (n) are the same tensor.
         let trim = |s: &[usize]| s.iter().copied().skip_while(|&d| d == 1).collect::<Vec<_>>();
@@ -199,10 +199,10 @@ impl<'a> Builder<'a> {
             }
         }
         let mut known = self.known.borrow_mut();
-        if let Some(&id) = known.get(name) {
-            if self.tape.borrow().weights[id.0 as usize].kind == kind {
-                return Ok(id);
-            }
+        if let Some(&id) = known.get(name)
+            && self.tape.borrow().weights[id.0 as usize].kind == kind
+        {
+            return Ok(id);
         }
         let mut tape = self.tape.borrow_mut();
         let id = WeightId(tape.weights.len() as u32);

@@ -1,0 +1,107 @@
+//! Puts a synthetic model together: a shape, formats for its parts, numbers for its weights.
+
+mod fill;
+mod mix;
+mod shapes;
+mod vocab;
+
+use std::path::{Path, PathBuf};
+
+use anyhow::{Result, bail};
+use tandem::gguf::{TensorType, Value, Writer};
+use tandem::quant;
+
+use fill::Fill;
+pub(crate) use mix::{Mix, Part};
+pub(crate) use shapes::SHAPES;
+
+/// What a tensor holds.
+#[derive(Clone, Copy, Debug)]
+pub(crate) enum Kind {
+    /// A matrix in the mix's format: about unit length rows, so that what goes in at unit RMS comes out so.
+    Weight(Part),
+    /// Numbers about `mean`, `spread` in RMS around it.
+    F32 { mean: f32, spread: f32 },
+    /// Decay rates of a delta net, -1 to -16.
+    Decay,
+    /// Time step biases of a delta net: softplus of them is 0.001 to 0.1.
+    TimeStep,
+    /// For every row, different expert numbers below this.
+    Experts(usize),
+}
+
+/// A tensor to write.
+#[derive(Clone, Debug)]
+pub(crate) struct Spec {
+    pub(crate) name: String,
+    /// (.., out, in)
+    pub(crate) shape: Vec<usize>,
+    pub(crate) kind: Kind,
+}
+
+/// A model to write: its metadata without the vocabulary, and its tensors.
+#[derive(Debug, Default)]
+pub(crate) struct Model {
+    pub(crate) arch: &'static str,
+    pub(crate) meta: Vec<(String, Value)>,
+    pub(crate) tensors: Vec<Spec>,
+}
+
+/// What was asked for beside the shape.
+#[derive(Clone, Debug)]
+pub(crate) struct Synth {
+    pub(crate) layers: Option<usize>,
+    pub(crate) mix: Mix,
+    pub(crate) seed: u64,
+    pub(crate) vocab: Option<usize>,
+    pub(crate) header_only: bool,
+}
+
+impl Synth {
+    /// Writes the model, over `split` files if given. Returns the files and the bytes of each.
+    pub(crate) fn write(&self, shape: &str, split: Option<usize>, out: &Path) -> Result<Vec<(PathBuf, u64)>> {
+        let Some(shape) = SHAPES.iter().find(|s| s.name == shape) else {
+            let known: Vec<_> = SHAPES.iter().map(|s| s.name).collect();
+            bail!("no shape is called {shape:?}; there are {}", known.join(", "));
+        };
+        let n_vocab = self.vocab.unwrap_or(shape.n_vocab);
+        if self.layers.is_some_and(|n| n == 0 || n > shape.layers) {
+            bail!("{} has {} layers: 1 to {} can be written", shape.name, shape.layers, shape.layers);
+        }
+        let model = (shape.build)(self.layers, n_vocab);
+        let mut w = Writer::new();
+        w.set("general.architecture", model.arch).set("general.type", "model");
+        w.set("general.name", format!("{} shape, random weights", shape.name));
+        for (key, value) in &model.meta {
+            w.set(&format!("{}.{key}", model.arch), value.clone());
+        }
+        w.set("general.file_type", self.mix.file_type()).set("general.quantization_version", 2u32);
+        vocab::write(&mut w, n_vocab)?;
+        let fill = Fill::new(self.seed);
+        for t in &model.tensors {
+            let ty = match t.kind {
+                Kind::Weight(part) => TensorType::Quant(self.mix.format(part, t.shape[t.shape.len() - 1])),
+                Kind::Experts(_) => TensorType::I32,
+                _ => TensorType::Quant(quant::by_name("F32").expect("F32 is always known")),
+            };
+            match self.header_only {
+                true => w.add_hole(&t.name, &t.shape, ty)?,
+                false => w.add_tensor(&t.name, &t.shape, ty, fill.tensor(t, ty))?,
+            };
+        }
+        let paths = match split {
+            Some(n) => w.write_split(out, n)?,
+            None => {
+                w.write(out)?;
+                vec![out.to_owned()]
+            }
+        };
+        paths
+            .into_iter()
+            .map(|p| {
+                let bytes = std::fs::metadata(&p)?.len();
+                Ok((p, bytes))
+            })
+            .collect()
+    }
+}

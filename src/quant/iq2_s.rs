@@ -1,0 +1,104 @@
+//! IQ2_S: 256 weights in 82 bytes, 2.56 bits each: 8 at a time from a codebook of 1024, all 8 signs stored.
+//!
+//! ```text
+//! byte 0..2     d: f16
+//! byte 2..34    32 x u8: index into IQ2S of 8 weights, low 8 bits
+//! byte 34..66   32 x u8: the signs of 8 weights
+//! byte 66..74   32 x 2 bits: index, high 2 bits, the low bits of a byte first
+//! byte 74..82   16 x 4 bits: scale s of 16 weights, the low half of a byte first
+//! w[i] = d * (2s + 1) / 8 * +-grid
+//! ```
+//! Layout: ggml-common.h `block_iq2_s`.
+
+use super::codebook::{self, Super};
+use super::super_block::N as BLOCK;
+use super::tables::IQ2S;
+use super::{Act, ActRow, Kernel, QuantType, Rng, f16_at};
+use crate::simd::Isa;
+
+const BYTES: usize = 82;
+const _: () = assert!(BYTES == 2 + BLOCK / 8 * 2 + BLOCK / 32 * 2);
+
+/// The row of the format table.
+pub static TYPE: QuantType = QuantType {
+    id: 22,
+    name: "IQ2_S",
+    block: BLOCK,
+    bytes: BYTES,
+    act: Act::Q8K,
+    dequant,
+    kernels: &[
+        #[cfg(target_arch = "x86_64")]
+        Kernel { isa: Isa::Avx2, dot: dot_avx2 },
+        Kernel { isa: Isa::Scalar, dot },
+    ],
+    random,
+    kv: None,
+};
+
+fn unpack(b: &[u8; BYTES]) -> Super {
+    let mut s = Super { d: f16_at(b, 0) / 8.0, scale: codebook::nibble_scales(&b[74..]), q: [0; BLOCK] };
+    for (i, q) in s.q.as_chunks_mut::<8>().0.iter_mut().enumerate() {
+        let high = b[66 + i / 4] >> (2 * (i % 4)) & 3;
+        *q = codebook::signed(IQ2S[b[2 + i] as usize | (high as usize) << 8], b[34 + i]);
+    }
+    s
+}
+
+fn dequant(blocks: &[u8], out: &mut [f32]) {
+    codebook::dequant(unpack, blocks, out);
+}
+
+fn dot(w: &[u8], stride: usize, x: ActRow<'_>, out: &mut [f32]) {
+    codebook::dot(unpack, w, stride, x, out);
+}
+
+fn random(rng: &mut Rng, block: &mut [u8]) {
+    codebook::random(rng, block, 0, 56.4); // RMS of the scales 18.5, of the grid 24.4, / 8
+}
+
+#[cfg(target_arch = "x86_64")]
+#[target_feature(enable = "avx2,fma,f16c")]
+fn dot_avx2(w: &[u8], stride: usize, x: ActRow<'_>, out: &mut [f32]) {
+    use super::codebook::x86::*;
+    use crate::simd::x86::*;
+    use std::arch::x86_64::*;
+    // Shifts left that bring the bit pair of each of 4 words to bits 8 and 9, as factors.
+    let shift = _mm256_set1_epi64x(0x0004_0010_0040_0100);
+    let unpack = |b: &[u8; BYTES], s: &mut Stage| {
+        for h in 0..2 {
+            let high = spread_eights(u32::from_le_bytes(*b[66 + 4 * h..][..4].as_array().unwrap()));
+            let high = _mm256_and_si256(_mm256_mullo_epi16(high, shift), _mm256_set1_epi16(0x300));
+            put_indices(s, h, &b[2 + 16 * h..], high);
+        }
+        store_u32x8(&mut s.scales, scales_of_nibbles(b[74..].as_array().unwrap()));
+        s.d = f16_bits(u16::from_le_bytes([b[0], b[1]])) / 8.0;
+    };
+    let group = |b: &[u8; BYTES], s: &Stage, g: usize, q| {
+        let grid = eights(&IQ2S, index(s, g));
+        let signs = u32::from_le_bytes(*b[34 + 4 * g..][..4].as_array().unwrap());
+        _mm256_madd_epi16(signed_pairs(grid, signs, q), spread_scales(s.scales[g]))
+    };
+    dot_rows(w, stride, x, out, unpack, |_, _| _mm256_setzero_si256(), group);
+}
+
+#[cfg(test)]
+mod tests {
+    use super::TYPE;
+    use crate::quant::check;
+
+    #[test]
+    fn every_kernel_equals_the_scalar_truth() {
+        check::kernels(&TYPE);
+    }
+
+    #[test]
+    fn the_largest_weights_and_activations_overflow_nothing() {
+        check::extremes(&TYPE, &[0]);
+    }
+
+    #[test]
+    fn decoded_rows_are_bit_equal_to_the_reference() {
+        check::dequant(&TYPE);
+    }
+}

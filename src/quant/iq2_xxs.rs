@@ -1,0 +1,103 @@
+//! IQ2_XXS: 256 weights in 66 bytes, 2.06 bits each: 8 at a time from a codebook of 256, signs apart.
+//!
+//! ```text
+//! byte 0..2    d: f16
+//! byte 2..66   8 groups of 32 weights, 8 bytes each:
+//!              byte 0..4   4 x u8, indices into IQ2XXS, 8 weights each
+//!              byte 4..8   u32: 4 x 7 sign bits (the eighth makes the minuses even), scale s in bits 28..32
+//! w[i] = d * (2s + 1) / 8 * +-grid
+//! ```
+//! Layout: ggml-common.h `block_iq2_xxs`.
+
+use super::codebook::{self, Super};
+use super::super_block::N as BLOCK;
+use super::tables::IQ2XXS;
+use super::{Act, ActRow, Kernel, QuantType, Rng, f16_at};
+use crate::simd::Isa;
+
+const BYTES: usize = 66;
+const _: () = assert!(BYTES == 2 + BLOCK / 32 * 8);
+
+/// The row of the format table.
+pub static TYPE: QuantType = QuantType {
+    id: 16,
+    name: "IQ2_XXS",
+    block: BLOCK,
+    bytes: BYTES,
+    act: Act::Q8K,
+    dequant,
+    kernels: &[
+        #[cfg(target_arch = "x86_64")]
+        Kernel { isa: Isa::Avx2, dot: dot_avx2 },
+        Kernel { isa: Isa::Scalar, dot },
+    ],
+    random,
+    kv: None,
+};
+
+fn unpack(b: &[u8; BYTES]) -> Super {
+    let mut s = Super { d: f16_at(b, 0) / 8.0, scale: [0; 16], q: [0; BLOCK] };
+    for (g, b) in b[2..].as_chunks::<8>().0.iter().enumerate() {
+        let word = u32::from_le_bytes([b[4], b[5], b[6], b[7]]);
+        s.scale[2 * g..2 * g + 2].fill(2 * (word >> 28) as i32 + 1);
+        for (l, q) in s.q[32 * g..32 * g + 32].as_chunks_mut::<8>().0.iter_mut().enumerate() {
+            *q = codebook::signed(IQ2XXS[b[l] as usize], codebook::even_signs(word >> (7 * l)));
+        }
+    }
+    s
+}
+
+fn dequant(blocks: &[u8], out: &mut [f32]) {
+    codebook::dequant(unpack, blocks, out);
+}
+
+fn dot(w: &[u8], stride: usize, x: ActRow<'_>, out: &mut [f32]) {
+    codebook::dot(unpack, w, stride, x, out);
+}
+
+fn random(rng: &mut Rng, block: &mut [u8]) {
+    codebook::random(rng, block, 0, 53.4); // RMS of the scales 18.5, of the grid 23.1, / 8
+}
+
+#[cfg(target_arch = "x86_64")]
+#[target_feature(enable = "avx2,fma,f16c")]
+fn dot_avx2(w: &[u8], stride: usize, x: ActRow<'_>, out: &mut [f32]) {
+    use super::codebook::x86::*;
+    use crate::simd::x86::*;
+    use std::arch::x86_64::*;
+    let unpack = |b: &[u8; BYTES], s: &mut Stage| {
+        let (lo, hi) = (load_u8x32(b[2..34].as_array().unwrap()), load_u8x32(b[34..66].as_array().unwrap()));
+        // The second dword of every group, back in order: the shuffle works within lanes.
+        let words = _mm256_shuffle_ps::<0b11_01_11_01>(_mm256_castsi256_ps(lo), _mm256_castsi256_ps(hi));
+        let words = _mm256_permute4x64_epi64::<0b11_01_10_00>(_mm256_castps_si256(words));
+        store_u32x8(&mut s.eights, signs_of_28(words));
+        store_u32x8(&mut s.scales, scales_of_top(words));
+        s.d = f16_bits(u16::from_le_bytes([b[0], b[1]])) / 8.0;
+    };
+    let group = |b: &[u8; BYTES], s: &Stage, g: usize, q| {
+        let grid = eights(&IQ2XXS, b[2..].as_chunks::<4>().0[2 * g].each_ref().map(read_once));
+        _mm256_madd_epi16(signed_pairs(grid, s.eights[g], q), _mm256_set1_epi32(s.scales[g] as i32))
+    };
+    dot_rows(w, stride, x, out, unpack, |_, _| _mm256_setzero_si256(), group);
+}
+
+#[cfg(test)]
+mod tests {
+    use super::TYPE;
+    use crate::quant::check;
+
+    #[test]
+    fn every_kernel_equals_the_scalar_truth() {
+        check::kernels(&TYPE);
+    }
+
+    #[test]
+    fn the_largest_weights_and_activations_overflow_nothing() {
+        check::extremes(&TYPE, &[0]);
+    }
+
+    #[test]
+    fn decoded_rows_are_bit_equal_to_the_reference() {
+        check::dequant(&TYPE);
+    }
+}

@@ -1,0 +1,204 @@
+//! The program as a person or a script meets it: what is on stdout, what on stderr, how it ends.
+
+mod common;
+
+use std::io::{Read, Write};
+use std::process::{Command, Output, Stdio};
+
+use common::{floats, nmse, reference};
+
+fn tandem(args: &[&str]) -> Command {
+    let mut c = Command::new(env!("CARGO_BIN_EXE_tandem"));
+    c.args(args).stdin(Stdio::null());
+    c
+}
+
+fn run(args: &[&str]) -> Output {
+    tandem(args).output().unwrap()
+}
+
+fn err(o: &Output) -> String {
+    String::from_utf8_lossy(&o.stderr).into_owned()
+}
+
+/// A file of one test.
+fn scratch(name: &str) -> std::path::PathBuf {
+    let dir = std::path::Path::new(env!("CARGO_TARGET_TMPDIR")).join("cli");
+    std::fs::create_dir_all(&dir).unwrap();
+    dir.join(name)
+}
+
+#[test]
+fn run_writes_the_text_and_nothing_else_to_stdout() {
+    let o = run(&["run", "-p", "ROMEO:", "-n", "40", "--seed", "1"]);
+    assert!(o.status.success(), "{}", err(&o));
+    let text = String::from_utf8(o.stdout.clone()).expect("whole characters");
+    assert!(text.split_whitespace().count() >= 10, "forty tokens are a few words: {text:?}");
+    assert!(!text.contains("tandem") && !text.contains("token") && !text.contains("ROMEO:ROMEO"), "{text}");
+    assert!(err(&o).contains("built-in demo"), "what was used is said on stderr: {}", err(&o));
+}
+
+#[test]
+fn the_same_seed_gives_the_same_text_and_another_one_another() {
+    let text = |seed| run(&["run", "-p", "JULIET:", "-n", "30", "--seed", seed]).stdout;
+    assert_eq!(text("7"), text("7"));
+    assert_ne!(text("7"), text("8"));
+}
+
+#[test]
+fn temperature_zero_needs_no_seed_to_repeat_itself() {
+    let text = || run(&["run", "-p", "KING", "-n", "20", "--temp", "0"]).stdout;
+    let first = text();
+    assert!(!first.is_empty());
+    assert_eq!(first, text());
+}
+
+#[test]
+fn a_prompt_from_a_flag_a_file_and_a_pipe_is_the_same() {
+    let file = scratch("prompt.txt");
+    std::fs::write(&file, "First Citizen:\n").unwrap();
+    let tail = ["-n", "12", "--temp", "0"];
+    let with = |args: &[&str]| run(&[&["run"], args, &tail].concat()).stdout;
+    let flag = with(&["-p", "First Citizen:\n"]);
+    assert_eq!(flag, with(&["-f", file.to_str().unwrap()]));
+    let mut child = tandem(&[&["run"][..], &tail].concat())
+        .stdin(Stdio::piped())
+        .stdout(Stdio::piped())
+        .stderr(Stdio::null())
+        .spawn()
+        .unwrap();
+    child.stdin.take().unwrap().write_all(b"First Citizen:\n").unwrap();
+    assert_eq!(flag, child.wait_with_output().unwrap().stdout);
+}
+
+#[test]
+fn a_reader_that_goes_away_is_no_failure() {
+    let mut child = tandem(&["run", "-p", "ROMEO:", "-n", "400", "--ignore-eos"])
+        .stdout(Stdio::piped())
+        .stderr(Stdio::piped())
+        .spawn()
+        .unwrap();
+    let mut ten = [0; 10];
+    child.stdout.take().unwrap().read_exact(&mut ten).unwrap(); // and the pipe closes here
+    let o = child.wait_with_output().unwrap();
+    assert!(o.status.success(), "{}", err(&o));
+    assert!(!err(&o).contains("panicked") && !err(&o).contains("Broken pipe"), "{}", err(&o));
+}
+
+#[cfg(unix)]
+#[test]
+fn ctrl_c_ends_with_the_text_so_far_and_status_130() {
+    let mut child = tandem(&["run", "-p", "ROMEO:", "-n", "100000", "-c", "100000", "--ignore-eos"])
+        .stdout(Stdio::piped())
+        .stderr(Stdio::piped())
+        .spawn()
+        .unwrap();
+    let mut out = child.stdout.take().unwrap();
+    let mut first = [0; 20];
+    out.read_exact(&mut first).unwrap();
+    let kill = Command::new("kill").args(["-INT", &child.id().to_string()]).status().unwrap();
+    assert!(kill.success());
+    let mut rest = Vec::new();
+    out.read_to_end(&mut rest).unwrap();
+    let o = child.wait_with_output().unwrap();
+    assert_eq!(o.status.code(), Some(130), "{}", err(&o));
+    String::from_utf8([&first[..], &rest].concat()).expect("whole characters to the end");
+    assert!(err(&o).contains("ended by Ctrl-C"), "{}", err(&o));
+}
+
+#[test]
+fn failures_have_their_own_exit_status_and_say_what_to_do() {
+    let bad = scratch("bad.gguf");
+    std::fs::write(&bad, "GGUF but not really").unwrap();
+    let bad = bad.to_str().unwrap();
+    for (args, status, says) in [
+        (&["run", "-m", "/does/not/exist.gguf", "-p", "x"][..], 3, "/does/not/exist.gguf"),
+        (&["run", "-m", bad, "-p", "x"], 3, "bad.gguf"),
+        (&["run", "-p", "x", "--temp", "-1"], 2, "--temp"),
+        (&["run", "-p", "x", "--top-p", "1.5"], 2, "--top-p"),
+        (&["run", "-p", "x", "-ctk", "q9"], 2, "-ctk q9"),
+        (&["run", "-p", "x", "-ot", "exps=MOON"], 2, "MOON"),
+        (&["run", "-p", "x", "--strict", "-ngl", "99"], 2, "-ngl 99 is off"),
+        (&["run", "-p", "x", "--no-such-flag"], 2, "--no-such-flag"),
+        (&["run", "-p", ""], 2, "the prompt is empty"),
+        (&["run", "-p", "a long prompt in a small context", "-c", "4"], 4, "context of 4 tokens is full"),
+        (&["run", "-f", "/does/not/exist.txt"], 1, "/does/not/exist.txt"),
+    ] {
+        let o = run(args);
+        assert_eq!(o.status.code(), Some(status), "{args:?}: {}", err(&o));
+        assert!(err(&o).contains(says), "{args:?} says {}", err(&o));
+        assert!(o.stdout.is_empty(), "{args:?} wrote to stdout");
+        assert!(!err(&o).contains("panicked"), "{args:?}: {}", err(&o));
+    }
+}
+
+#[test]
+fn llama_cpp_s_short_flags_are_taken_and_an_option_without_effect_is_said() {
+    let args =
+        ["run", "-p", "x", "-n", "1", "-ngl", "99", "-cmoe", "-ncmoe", "3", "-ub", "64", "-tb", "1", "-ctk", "q8_0"];
+    let o = run(&[&args[..], &["-ctv=f32", "-ot", "exps=CPU"]].concat());
+    assert!(o.status.success(), "{}", err(&o));
+    assert!(err(&o).contains("-ngl 99: off, because"), "{}", err(&o));
+}
+
+#[test]
+fn logits_writes_the_asked_rows_and_they_equal_the_reference() {
+    let r = reference("qwen3moe").expect("a model of the repository");
+    let out = scratch("logits.f32");
+    let positions: Vec<String> = r.positions.iter().map(u32::to_string).collect();
+    let tokens: Vec<String> = r.prompt.iter().map(u32::to_string).collect();
+    let (model, path) = (r.gguf.to_str().unwrap(), out.to_str().unwrap());
+    let args = ["logits", "-m", model, "--tokens", &tokens.join(","), "--out", path, "-ctk", "f32", "-ctv", "f32"];
+    let o = run(&[&args[..], &["--positions", &positions.join(",")]].concat());
+    assert!(o.status.success(), "{}", err(&o));
+    assert!(nmse(&r.logits, &floats(&out)) < 1e-8);
+
+    // The last position, counted from the end, from a token file.
+    let file = r.gguf.with_extension("tokens.json");
+    let args = ["logits", "-m", model, "--tokens", file.to_str().unwrap(), "--positions", "-1", "--out", path];
+    let o = run(&args);
+    assert!(o.status.success(), "{}", err(&o));
+    let n = floats(&out).len();
+    assert!(nmse(&r.logits[r.logits.len() - n..], &floats(&out)) < 1e-5, "f16 cache by default");
+}
+
+#[test]
+fn bench_prints_a_row_per_test_in_every_form() {
+    let args = ["bench", "-p", "32", "-n", "4", "-d", "0,16", "-r", "2", "-o"];
+    let form = |o: &str| {
+        let o = run(&[&args[..], &[o]].concat());
+        assert!(o.status.success(), "{}", err(&o));
+        String::from_utf8(o.stdout).unwrap()
+    };
+    let md = form("md");
+    for test in ["pp32", "tg4", "pp32 @ d16", "tg4 @ d16"] {
+        assert!(md.contains(&format!("| {test} |")), "{md}");
+    }
+    assert_eq!(form("csv").lines().count(), 5);
+    let json: serde_json::Value = serde_json::from_str(&form("json")).unwrap();
+    let rows = json.as_array().unwrap();
+    assert_eq!(rows.len(), 4);
+    assert!(rows.iter().all(|r| r["tokens_per_s"].as_f64().unwrap() > 0.0));
+    // Text, model and arithmetic are fixed, so the last logits are too.
+    let hash = |i: usize| rows[i]["logits_hash"].as_str().unwrap().to_string();
+    assert_eq!(hash(0), serde_json::from_str::<serde_json::Value>(&form("json")).unwrap()[0]["logits_hash"]);
+    assert_ne!(hash(0), hash(1));
+}
+
+#[test]
+fn a_model_in_pieces_with_one_missing_names_the_missing_one() {
+    let Some(dir) = common::whole() else {
+        say!("not checked: the reference folder is not beside this checkout");
+        return;
+    };
+    let there = scratch("split");
+    let _ = std::fs::remove_dir_all(&there);
+    std::fs::create_dir_all(&there).unwrap();
+    for i in [1, 2, 4] {
+        let name = format!("qwen3moe-0000{i}-of-00004.gguf");
+        std::fs::copy(dir.join("split").join(&name), there.join(&name)).unwrap();
+    }
+    let o = run(&["run", "-m", there.join("qwen3moe-00002-of-00004.gguf").to_str().unwrap(), "-p", "x"]);
+    assert_eq!(o.status.code(), Some(3), "{}", err(&o));
+    assert!(err(&o).contains("qwen3moe-00003-of-00004.gguf"), "{}", err(&o));
+}
