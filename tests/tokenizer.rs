@@ -3,7 +3,9 @@
 mod common;
 
 use common::{find, ids, json, local, whole};
+use std::io::Write;
 use std::path::{Path, PathBuf};
+use std::process::{Command, Stdio};
 use std::sync::LazyLock;
 use tandem::gguf::{Gguf, Value, Writer};
 use tandem::text::Tokenizer;
@@ -292,7 +294,7 @@ fn longer_user_tokens_are_found_before_shorter_ones() {
 fn a_vocabulary_in_the_order_of_joining_needs_no_merges() {
     let pre = ("tokenizer.ggml.pre", Value::from("kimi-k2"));
     let tokens = [("a", 1), ("b", 1), ("c", 1), ("bc", 1), ("ab", 1), ("abc", 1), ("<go>", 3)];
-    let t = made("gpt2", &tokens, &[pre.clone()]).unwrap();
+    let t = made("gpt2", &tokens, std::slice::from_ref(&pre)).unwrap();
     assert_eq!(t.encode("abc", false, false).unwrap(), [5]);
     assert_eq!(t.encode("abab", false, false).unwrap(), [4, 4]);
     assert_eq!(t.encode("aabcb", false, false).unwrap(), [0, 5, 1]);
@@ -340,4 +342,45 @@ fn sentencepiece_joins_the_best_score_first_and_falls_back_to_bytes() {
     assert_eq!(t.eog(), [2]);
     let no_prefix = [&keys[..], &[("tokenizer.ggml.add_space_prefix", false.into())]].concat();
     assert_eq!(made("llama", &tokens, &no_prefix).unwrap().encode("ab", false, false).unwrap(), ids(&["ab"]));
+}
+
+/// What `tandem tokenize` prints; a failure is its error.
+fn printed(args: &[&str], stdin: &[u8]) -> Result<String, String> {
+    let mut child = Command::new(env!("CARGO_BIN_EXE_tandem"))
+        .arg("tokenize")
+        .args(args)
+        .stdin(Stdio::piped())
+        .stdout(Stdio::piped())
+        .stderr(Stdio::piped())
+        .spawn()
+        .unwrap();
+    // A program that was given its text otherwise need not read this.
+    let _ = child.stdin.take().unwrap().write_all(stdin);
+    let o = child.wait_with_output().unwrap();
+    match o.status.success() {
+        true => Ok(String::from_utf8_lossy(&o.stdout).into_owned()),
+        false => Err(String::from_utf8_lossy(&o.stderr).into_owned()),
+    }
+}
+
+#[test]
+fn the_program_prints_tokens_as_llama_tokenize_does() {
+    let path = local().join("models/qwen3moe.gguf");
+    let model = path.to_str().unwrap();
+    let say = |args: &[&str], stdin: &str| printed(&[&["-m", model], args].concat(), stdin.as_bytes()).unwrap();
+    assert_eq!(
+        say(&["-p", " the é"], ""),
+        "   258 -> ' the'\n   220 -> ' '\n   127 -> '\u{fffd}'\n   102 -> '\u{fffd}'\n"
+    );
+    assert_eq!(say(&["-p", " the<|im_end|>", "--ids"], ""), "[258, 379]\n");
+    assert!(!say(&["-p", " the<|im_end|>", "--ids", "--no-parse-special"], "").contains("379"));
+    assert_eq!(say(&["--ids", "--show-count"], " the\n"), "[258, 198]\nTotal number of tokens: 2\n");
+    assert_eq!(say(&["--ids", "--stdin"], " the"), "[258]\n");
+    let e = printed(&["-m", model], b"a\xffb").unwrap_err();
+    assert!(e.contains("stdin is not UTF-8 text (byte 1)"), "{e}");
+    if let Some((path, _)) = vocabularies().get(1) {
+        let model = path.to_str().unwrap();
+        assert_eq!(printed(&["-m", model, "-p", "Hi", "--ids"], b"").unwrap(), "[128000, 13347]\n");
+        assert_eq!(printed(&["-m", model, "-p", "Hi", "--ids", "--no-bos"], b"").unwrap(), "[13347]\n");
+    }
 }

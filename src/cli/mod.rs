@@ -5,6 +5,7 @@ mod bench;
 mod logits;
 mod perplexity;
 mod run;
+mod tokenize;
 
 use std::ffi::OsString;
 use std::io::{ErrorKind, IsTerminal};
@@ -71,7 +72,8 @@ pub fn main(argv: impl Iterator<Item = OsString>) -> ExitCode {
         Verb::Logits(a) => logits::run(a),
         Verb::Bench(a) => bench::run(a),
         Verb::Perplexity(a) => perplexity::run(a),
-        Verb::Explain(_) | Verb::Tokenize(_) => Ok(()),
+        Verb::Tokenize(a) => tokenize::run(a),
+        Verb::Explain(_) => Ok(()),
     };
     match done {
         Ok(()) => ExitCode::SUCCESS,

@@ -46,16 +46,16 @@ pub(super) struct Bpe {
     model: BPE,
     words: Splitter,
     raw: bool,
+    whole_newlines: bool,
 }
 
 impl Bpe {
-    /// Builds it from the merges; takes the map of texts, which is the larger part of it. `tiktoken`: a file without
-    /// merges is complete, because the tokens' order says what joins first.
-    pub(super) fn new(meta: &Meta, vocab: &Vocab, mut ids: Ids, pre: &Pre, tiktoken: bool) -> Result<Bpe> {
+    /// Builds it from the merges; takes the map of texts, which is the larger part of it.
+    pub(super) fn new(meta: &Meta, vocab: &Vocab, mut ids: Ids, pre: &Pre) -> Result<Bpe> {
         let file = meta.file().display();
         let merges = match meta.opt_strs(MERGES)? {
             Some(lines) => parse(lines, &ids, vocab).map_err(|e| anyhow!("{file}: metadata key {MERGES:?}: {e}"))?,
-            None if tiktoken => joined_in_order(vocab, &ids),
+            None if pre.ordered => joined_in_order(vocab, &ids),
             None => bail!("{file}: metadata key {MERGES:?} is missing: the vocabulary cannot join letters without it"),
         };
         // What is not there cannot be spelt: text never becomes a control token.
@@ -66,7 +66,7 @@ impl Bpe {
             .byte_fallback(pre.raw)
             .build()
             .map_err(|e| anyhow!("{file}: the vocabulary cannot be built: {e}"))?;
-        Ok(Bpe { model, words: Splitter::new(pre.rules)?, raw: pre.raw })
+        Ok(Bpe { model, words: Splitter::new(pre.rules)?, raw: pre.raw, whole_newlines: pre.whole_newlines })
     }
 
     /// Appends the tokens of a text without control tokens.
@@ -74,10 +74,10 @@ impl Bpe {
         if self.raw {
             let text = text.replace(' ', "▁");
             for word in self.words.pieces(&text) {
-                // Newlines were joined by the vocabulary's makers without heed to the merges.
-                match self.model.token_to_id(word).filter(|_| word.starts_with('\n')) {
-                    Some(id) => out.push(id),
-                    None => self.word(word, word, out)?,
+                let whole = self.whole_newlines && word.starts_with('\n');
+                match self.model.token_to_id(word) {
+                    Some(id) if whole => out.push(id),
+                    _ => self.word(word, word, out)?,
                 }
             }
             return Ok(());

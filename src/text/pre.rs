@@ -30,10 +30,22 @@ pub(super) struct Pre {
     pub(super) add_bos: bool,
     /// The vocabulary is in UTF-8 with ▁ for spaces, not in the 256 letters that stand for bytes.
     pub(super) raw: bool,
+    /// Newlines that together are a token are that token, whatever the merges would make of them.
+    pub(super) whole_newlines: bool,
+    /// The tokens are listed in the order in which they were joined, which replaces merges where there are none.
+    pub(super) ordered: bool,
 }
 
 /// Most of them: merges rule, no begin token, letters for bytes.
-const PLAIN: Pre = Pre { names: &[], rules: &[], ignore_merges: false, add_bos: false, raw: false };
+const PLAIN: Pre = Pre {
+    names: &[],
+    rules: &[],
+    ignore_merges: false,
+    add_bos: false,
+    raw: false,
+    whole_newlines: false,
+    ordered: false,
+};
 
 const GPT2: Rule = Words(r"'s|'t|'re|'ve|'m|'ll|'d| ?\p{L}+| ?\p{N}+| ?[^\s\p{L}\p{N}]+");
 const LLAMA3: Rule = Words(concat!(
@@ -219,7 +231,7 @@ const PRES: &[Pre] = &[
     Pre { names: &["granite-embed-multi-97m"], rules: &[GPT4O], ignore_merges: true, ..PLAIN },
     Pre { names: &["tiny_aya", "cohere2moe"], rules: &[Digits, GPT4O], ..PLAIN },
     Pre { names: &["tekken"], rules: &[TEKKEN], ignore_merges: true, add_bos: true, ..PLAIN },
-    Pre { names: &["kimi-k2"], rules: &[KIMI], ..PLAIN },
+    Pre { names: &["kimi-k2"], rules: &[KIMI], ordered: true, ..PLAIN },
     Pre {
         names: &["youtu"],
         rules: &[
@@ -234,6 +246,7 @@ const PRES: &[Pre] = &[
         rules: &[
             Each(r"[\r\n]"),
             CASED,
+            // Its makers' range ends in 、 and 。 but begins with U+3000, which stays with white space as above.
             Each(r"\s?[!-/:-~！-／：-～‘-‟、。]+"),
             Each(r"\s+$"),
             HAN_AND_HANGUL,
@@ -294,7 +307,14 @@ const PRES: &[Pre] = &[
         add_bos: true,
         ..PLAIN
     },
-    Pre { names: &["gemma4", "granite-embed-multi-311m"], rules: &[Lines], add_bos: true, raw: true, ..PLAIN },
+    Pre {
+        names: &["gemma4", "granite-embed-multi-311m"],
+        rules: &[Lines],
+        add_bos: true,
+        raw: true,
+        whole_newlines: true,
+        ..PLAIN
+    },
     Pre { names: &["sarvam-moe"], rules: &[Lines], raw: true, ..PLAIN },
 ];
 

@@ -63,7 +63,7 @@ impl Tokenizer {
                     tracing::warn!("{file}: \"tokenizer.ggml.add_bos_token\" is false, but this model needs the token");
                     vocab.add_bos = true;
                 }
-                let bpe = Bpe::new(meta, &vocab, ids, pre, name == "kimi-k2")?;
+                let bpe = Bpe::new(meta, &vocab, ids, pre)?;
                 (vocab, Model::Bpe(Box::new(bpe)))
             }
             "llama" => {
