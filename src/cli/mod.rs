@@ -6,6 +6,7 @@ mod explain;
 mod logits;
 mod perplexity;
 mod run;
+mod tokenize;
 
 use std::ffi::OsString;
 use std::io::{ErrorKind, IsTerminal};
@@ -73,7 +74,7 @@ pub fn main(argv: impl Iterator<Item = OsString>) -> ExitCode {
         Verb::Bench(a) => bench::run(a),
         Verb::Explain(a) => explain::run(a),
         Verb::Perplexity(a) => perplexity::run(a),
-        Verb::Tokenize(_) => Ok(()),
+        Verb::Tokenize(a) => tokenize::run(a),
     };
     match done {
         Ok(()) => ExitCode::SUCCESS,
