@@ -2,6 +2,7 @@
 
 pub mod args;
 mod bench;
+mod explain;
 mod logits;
 mod perplexity;
 mod run;
@@ -70,8 +71,9 @@ pub fn main(argv: impl Iterator<Item = OsString>) -> ExitCode {
         Verb::Run(a) => run::run(a),
         Verb::Logits(a) => logits::run(a),
         Verb::Bench(a) => bench::run(a),
+        Verb::Explain(a) => explain::run(a),
         Verb::Perplexity(a) => perplexity::run(a),
-        Verb::Explain(_) | Verb::Tokenize(_) => Ok(()),
+        Verb::Tokenize(_) => Ok(()),
     };
     match done {
         Ok(()) => ExitCode::SUCCESS,
