@@ -117,7 +117,6 @@ macro_rules! for_each_isa {
         ];
     };
 }
-pub(crate) use for_each_isa;
 
 macro_rules! formats {
     ($($file:ident),* $(,)?) => {

@@ -11,7 +11,7 @@
 
 use super::super_block::{N, acts, scales_and_mins};
 use super::tile::Codes;
-use super::{Act, ActRow, Kernel, QuantType, Rng, Tile, f16_at, for_each_isa, put_f16, rows};
+use super::{Act, ActRow, Kernel, QuantType, Rng, Tile, f16_at, put_f16, rows};
 use crate::simd::Isa;
 
 const BYTES: usize = 144;

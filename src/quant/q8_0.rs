@@ -9,7 +9,7 @@
 #[cfg(target_arch = "x86_64")]
 use super::{blocks, by_four};
 use super::tile::Codes;
-use super::{Act, ActRow, Kernel, Kv, QuantType, Rng, Tile, f16_at, for_each_isa, put_f16, rows};
+use super::{Act, ActRow, Kernel, Kv, QuantType, Rng, Tile, f16_at, put_f16, rows};
 use crate::simd::Isa;
 
 const BLOCK: usize = 32;
