@@ -257,4 +257,59 @@ pub mod x86 {
         // SAFETY: a reference is valid for reads.
         unsafe { std::ptr::read_volatile(p) }
     }
+
+    /// 64 signed bytes, any alignment.
+    #[inline]
+    #[target_feature(enable = "avx512f")]
+    pub fn load_i8x64(p: &[i8; 64]) -> __m512i {
+        // SAFETY: the reference covers the 64 bytes read.
+        unsafe { _mm512_loadu_si512(p.as_ptr().cast()) }
+    }
+
+    /// 128 bytes, any alignment.
+    #[inline]
+    #[target_feature(enable = "avx512f")]
+    pub fn load_u8x128(p: &[u8; 128]) -> [__m512i; 2] {
+        let (h, _) = p.as_chunks::<64>();
+        // SAFETY: each reference covers the 64 bytes read.
+        unsafe { [_mm512_loadu_si512(h[0].as_ptr().cast()), _mm512_loadu_si512(h[1].as_ptr().cast())] }
+    }
+
+    /// 32 integers, any alignment.
+    #[inline]
+    #[target_feature(enable = "avx512f")]
+    pub fn load_i32x32(p: &[i32; 32]) -> [__m512i; 2] {
+        let (h, _) = p.as_chunks::<16>();
+        // SAFETY: each reference covers the 64 bytes read.
+        unsafe { [_mm512_loadu_si512(h[0].as_ptr().cast()), _mm512_loadu_si512(h[1].as_ptr().cast())] }
+    }
+
+    /// 32 floats, any alignment.
+    #[inline]
+    #[target_feature(enable = "avx512f")]
+    pub fn load_f32x32(p: &[f32; 32]) -> [__m512; 2] {
+        let (h, _) = p.as_chunks::<16>();
+        // SAFETY: each reference covers the 64 bytes read.
+        unsafe { [_mm512_loadu_ps(h[0].as_ptr()), _mm512_loadu_ps(h[1].as_ptr())] }
+    }
+
+    /// Writes 32 floats, any alignment.
+    #[inline]
+    #[target_feature(enable = "avx512f")]
+    pub fn store_f32x32(p: &mut [f32; 32], v: [__m512; 2]) {
+        let (h, _) = p.as_chunks_mut::<16>();
+        // SAFETY: each reference covers the 64 bytes written.
+        unsafe {
+            _mm512_storeu_ps(h[0].as_mut_ptr(), v[0]);
+            _mm512_storeu_ps(h[1].as_mut_ptr(), v[1]);
+        }
+    }
+
+    /// Writes 64 bytes, any alignment.
+    #[inline]
+    #[target_feature(enable = "avx512f")]
+    pub fn store_u8x64(p: &mut [u8; 64], v: __m512i) {
+        // SAFETY: the reference covers the 64 bytes written.
+        unsafe { _mm512_storeu_si512(p.as_mut_ptr().cast(), v) }
+    }
 }

@@ -3,7 +3,9 @@
 mod common;
 
 use common::{find, ids, json, local, whole};
+use std::io::Write;
 use std::path::{Path, PathBuf};
+use std::process::{Command, Stdio};
 use std::sync::LazyLock;
 use tandem::gguf::{Gguf, Value, Writer};
 use tandem::text::Tokenizer;
@@ -152,6 +154,11 @@ fn every_token_that_ends_a_turn_is_known() {
     let ends: Vec<&str> = t.eog().iter().map(|&id| t.piece(id)).collect();
     assert_eq!(ends, ["<|eos|>", "<|im_end|>"]);
     assert!(t.is_eog(379) && !t.is_eog(378));
+    // As the reference prints them.
+    let want: [&[u32]; 5] = [&[50256], &[128001, 128009], &[100001], &[128247, 151643, 151645], &[1, 50, 106]];
+    for ((path, t), want) in vocabularies().iter().zip(want) {
+        assert_eq!(t.eog(), want, "{}", path.display());
+    }
 }
 
 /// A small vocabulary of the given tokens and kinds.
@@ -230,4 +237,150 @@ fn a_byte_without_a_token_is_an_error_and_not_left_out() {
     assert_eq!(t.encode("abba", false, false).unwrap(), [2, 1, 0]);
     let e = format!("{:#}", t.encode("abc", false, false).unwrap_err());
     assert!(e.contains("made.gguf") && e.contains("abc"), "{e}");
+}
+
+#[test]
+fn a_message_that_is_not_the_last_does_not_end_a_generation() {
+    let more = [("tokenizer.ggml.pre", "gpt-4o".into()), ("tokenizer.ggml.merges", list(&[]))];
+    let control = |texts: &[&'static str]| texts.iter().map(|t| (*t, 3)).collect::<Vec<_>>();
+    let harmony = control(&["<|return|>", "<|call|>", "<|end|>", "<|channel|>", "<|message|>", "<|start|>"]);
+    let t = made("gpt2", &harmony, &more).unwrap();
+    assert_eq!(t.eog(), [0, 1], "a message's end is no end where calls and returns are");
+    assert_eq!(t.decode(&[0, 1, 2, 3, 4, 5], false), "<|end|><|channel|><|message|><|start|>");
+    let t = made("gpt2", &control(&["<|end|>", "<|im_start|>", "</s>"]), &more).unwrap();
+    assert_eq!(t.eog(), [0, 2]);
+    let t = made("gpt2", &[("<|tool_response>", 4), ("</s>", 1), ("<turn|>", 3)], &more).unwrap();
+    assert_eq!(t.eog(), [0, 2], "where tools answer, </s> is HTML");
+    let t = made("gpt2", &[("<|im_end|>", 1), ("[PAD]", 1), ("x", 1)], &more).unwrap();
+    assert_eq!(t.eog(), [0, 1]);
+    assert!(t.is_control(0) && t.is_control(1) && !t.is_control(2), "whatever kind the file says they are");
+    assert_eq!(t.encode("x", false, false).unwrap(), [2]);
+    assert!(t.encode("<|im_end|>", false, false).is_err(), "it has no letters to spell it with");
+}
+
+#[test]
+fn the_begin_and_end_tokens_come_when_the_file_asks_for_them() {
+    let tokens = [("a", 1), ("b", 1), ("ab", 1), ("<go>", 3), ("<stop>", 3)];
+    let with = |pre: &str, more: &[(&'static str, Value)]| {
+        let base = [
+            ("tokenizer.ggml.pre", pre.into()),
+            ("tokenizer.ggml.merges", list(&["a b"])),
+            ("tokenizer.ggml.bos_token_id", 3u32.into()),
+            ("tokenizer.ggml.eos_token_id", 4u32.into()),
+        ];
+        let t = made("gpt2", &tokens, &[&base[..], more].concat()).unwrap();
+        assert_eq!(t.encode("ab", false, false).unwrap(), [2]);
+        t.encode("ab", true, false).unwrap()
+    };
+    let flag = |key: &'static str, on: bool| (key, Value::from(on));
+    let (bos, eos) = ("tokenizer.ggml.add_bos_token", "tokenizer.ggml.add_eos_token");
+    assert_eq!(with("gpt-2", &[]), [2]);
+    assert_eq!(with("gpt-2", &[flag(bos, true), flag(eos, true)]), [3, 2, 4]);
+    assert_eq!(with("llama-bpe", &[]), [3, 2], "this family has it unless the file says no");
+    assert_eq!(with("llama-bpe", &[flag(bos, false)]), [2]);
+}
+
+#[test]
+fn longer_user_tokens_are_found_before_shorter_ones() {
+    let tokens = [("a", 1), ("b", 1), ("c", 1), ("ab", 4), ("bca", 4), ("aa", 4)];
+    let more = [("tokenizer.ggml.pre", "gpt-2".into()), ("tokenizer.ggml.merges", list(&[]))];
+    let t = made("gpt2", &tokens, &more).unwrap();
+    assert_eq!(t.encode("abcab", false, false).unwrap(), [0, 4, 1]);
+    assert_eq!(t.encode("aaab", false, false).unwrap(), [5, 3]);
+    assert_eq!(t.encode("cab", false, false).unwrap(), [2, 3]);
+}
+
+#[test]
+fn a_vocabulary_in_the_order_of_joining_needs_no_merges() {
+    let pre = ("tokenizer.ggml.pre", Value::from("kimi-k2"));
+    let tokens = [("a", 1), ("b", 1), ("c", 1), ("bc", 1), ("ab", 1), ("abc", 1), ("<go>", 3)];
+    let t = made("gpt2", &tokens, std::slice::from_ref(&pre)).unwrap();
+    assert_eq!(t.encode("abc", false, false).unwrap(), [5]);
+    assert_eq!(t.encode("abab", false, false).unwrap(), [4, 4]);
+    assert_eq!(t.encode("aabcb", false, false).unwrap(), [0, 5, 1]);
+
+    let Some((path, _)) = vocabularies().iter().find(|(p, _)| p.to_str().unwrap().contains("llama-bpe")) else {
+        return;
+    };
+    let file = Gguf::open(path).unwrap();
+    let remade = |merges: bool| {
+        let mut w = Writer::new();
+        for (key, value) in file.meta.iter().filter(|(k, _)| merges || *k != "tokenizer.ggml.merges") {
+            w.set(key, if key == "tokenizer.ggml.pre" { pre.1.clone() } else { value.clone() });
+        }
+        Tokenizer::new(&Gguf::from_bytes(w.to_bytes().unwrap(), Path::new("remade.gguf")).unwrap()).unwrap()
+    };
+    let text = format!("{MULTILINGUAL} {}", std::fs::read_to_string(file!()).unwrap());
+    let ids = remade(false).encode(&text, false, false).unwrap();
+    assert_eq!(ids, remade(true).encode(&text, false, false).unwrap());
+}
+
+#[test]
+fn sentencepiece_joins_the_best_score_first_and_falls_back_to_bytes() {
+    let mut tokens: Vec<(String, i32)> = vec![("<unk>".into(), 2), ("<s>".into(), 3), ("</s>".into(), 3)];
+    tokens.extend((0..=255).map(|b| (format!("<0x{b:02X}>"), 6)));
+    let words = ["▁", "a", "b", "c", "s", "<", ">", "ab", "bc", "▁a", "aa", "s>", "/"];
+    tokens.extend(words.iter().map(|w| (w.to_string(), 1)));
+    let tokens: Vec<(&str, i32)> = tokens.iter().map(|(t, k)| (t.as_str(), *k)).collect();
+    let id = |t: &str| tokens.iter().position(|x| x.0 == t).unwrap() as u32;
+    let scores: Vec<f32> = tokens.iter().map(|(t, _)| if *t == "bc" { -1.0 } else { -2.0 }).collect();
+    let keys = [
+        ("tokenizer.ggml.scores", Value::from(scores)),
+        ("tokenizer.ggml.bos_token_id", 1u32.into()),
+        ("tokenizer.ggml.eos_token_id", 2u32.into()),
+    ];
+    let t = made("llama", &tokens, &keys).unwrap();
+    let ids = |names: &[&str]| names.iter().map(|n| id(n)).collect::<Vec<_>>();
+    let plain = |text: &str| t.encode(text, false, false).unwrap();
+    assert_eq!(plain("abc"), ids(&["▁a", "bc"]));
+    assert_eq!(plain("aaa"), ids(&["▁a", "aa"]), "of equals the leftmost");
+    assert_eq!(plain("é\n"), ids(&["▁", "<0xC3>", "<0xA9>", "<0x0A>"]));
+    assert_eq!(plain("<s>"), ids(&["▁", "<", "s>"]), "a control token cannot be spelt");
+    assert_eq!(t.encode("a<s>a", true, true).unwrap(), ids(&["<s>", "▁a", "<s>", "▁a"]));
+    assert_eq!(plain(""), [0u32; 0]);
+    assert_eq!(t.decode(&plain("a b é"), false), " a b é", "the space before the text is the vocabulary's");
+    assert_eq!(t.eog(), [2]);
+    let no_prefix = [&keys[..], &[("tokenizer.ggml.add_space_prefix", false.into())]].concat();
+    assert_eq!(made("llama", &tokens, &no_prefix).unwrap().encode("ab", false, false).unwrap(), ids(&["ab"]));
+}
+
+/// What `tandem tokenize` prints; a failure is its error.
+fn printed(args: &[&str], stdin: &[u8]) -> Result<String, String> {
+    let mut child = Command::new(env!("CARGO_BIN_EXE_tandem"))
+        .arg("tokenize")
+        .args(args)
+        .stdin(Stdio::piped())
+        .stdout(Stdio::piped())
+        .stderr(Stdio::piped())
+        .spawn()
+        .unwrap();
+    // A program that was given its text otherwise need not read this.
+    let _ = child.stdin.take().unwrap().write_all(stdin);
+    let o = child.wait_with_output().unwrap();
+    match o.status.success() {
+        true => Ok(String::from_utf8_lossy(&o.stdout).into_owned()),
+        false => Err(String::from_utf8_lossy(&o.stderr).into_owned()),
+    }
+}
+
+#[test]
+fn the_program_prints_tokens_as_llama_tokenize_does() {
+    let path = local().join("models/qwen3moe.gguf");
+    let model = path.to_str().unwrap();
+    let say = |args: &[&str], stdin: &str| printed(&[&["-m", model], args].concat(), stdin.as_bytes()).unwrap();
+    assert_eq!(
+        say(&["-p", " the é"], ""),
+        "   258 -> ' the'\n   220 -> ' '\n   127 -> '\u{fffd}'\n   102 -> '\u{fffd}'\n"
+    );
+    assert_eq!(say(&["-p", " the<|im_end|>", "--ids"], ""), "[258, 379]\n");
+    assert!(!say(&["-p", " the<|im_end|>", "--ids", "--no-parse-special"], "").contains("379"));
+    assert_eq!(say(&["--ids", "--show-count"], " the\n"), "[258, 198]\nTotal number of tokens: 2\n");
+    assert_eq!(say(&["--ids", "--stdin"], " the"), "[258]\n");
+    let e = printed(&["-m", model], b"a\xffb").unwrap_err();
+    assert!(e.contains("stdin is not UTF-8 text (byte 1)"), "{e}");
+    if let Some((path, _)) = vocabularies().get(1) {
+        let model = path.to_str().unwrap();
+        assert_eq!(printed(&["-m", model, "-p", "Hi", "--ids"], b"").unwrap(), "[128000, 13347]\n");
+        assert_eq!(printed(&["-m", model, "-p", "Hi", "--ids", "--no-bos"], b"").unwrap(), "[13347]\n");
+    }
 }

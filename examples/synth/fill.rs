@@ -162,7 +162,8 @@ impl Fill {
     /// Blocks of this format, halved so many times.
     fn blocks(&self, ty: &'static QuantType, times: u32) -> Blocks {
         let make = || {
-            let mut rng = Rng(self.seed ^ hash(ty.name));
+            // By length too: where the head holds rows of the embedding, a token's logit is that of itself.
+            let mut rng = Rng(self.seed ^ hash(ty.name) ^ times as u64);
             let scale = Scale::find(ty, &mut rng);
             let count = (1..=POOL / ty.bytes).rev().find(|&n| is_prime(n)).expect("2 is a prime");
             let mut bytes = vec![0; count * ty.bytes];

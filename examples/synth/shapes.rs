@@ -88,7 +88,7 @@ impl Model {
     /// Embedding and head. The last norm is larger, so that the logits are not all alike.
     fn ends(&mut self, n_vocab: usize, n_embd: usize) {
         self.weight("token_embd", &[n_vocab, n_embd], Part::Embed);
-        self.tensor("output_norm.weight", &[n_embd], Kind::F32 { mean: 4.0, spread: 0.4 });
+        self.tensor("output_norm.weight", &[n_embd], Kind::F32 { mean: 2.0, spread: 0.2 });
         self.weight("output", &[n_vocab, n_embd], Part::Output);
     }
 

@@ -3,11 +3,11 @@
 
 use std::time::Instant;
 
-use anyhow::Result;
+use anyhow::{Context, Result};
 use serde_json::json;
 
 use super::args::{self, Output};
-use super::{gguf, options, usage};
+use super::{Failure, gguf, options, usage};
 use crate::cpu::read_bandwidth;
 use crate::session::{Session, Want};
 use crate::simd;
@@ -41,7 +41,7 @@ pub(super) fn run(a: &args::Bench) -> Result<()> {
     }
     let gguf = gguf(a.model.model.as_deref(), &o.load)?;
     let name = gguf.meta.opt_str("general.name")?.unwrap_or("unnamed").to_string();
-    let tokenizer = Tokenizer::new(&gguf)?;
+    let tokenizer = Tokenizer::new(&gguf).context(Failure::Model)?;
     let mut s = Session::new(gguf, &o)?;
     let text = tokenizer.encode(TEXT, true, false)?;
     let token = |i: usize| text[i % text.len()];

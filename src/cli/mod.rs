@@ -2,9 +2,11 @@
 
 pub mod args;
 mod bench;
+mod explain;
 mod logits;
 mod perplexity;
 mod run;
+mod tokenize;
 
 use std::ffi::OsString;
 use std::io::{ErrorKind, IsTerminal};
@@ -70,8 +72,9 @@ pub fn main(argv: impl Iterator<Item = OsString>) -> ExitCode {
         Verb::Run(a) => run::run(a),
         Verb::Logits(a) => logits::run(a),
         Verb::Bench(a) => bench::run(a),
+        Verb::Explain(a) => explain::run(a),
         Verb::Perplexity(a) => perplexity::run(a),
-        Verb::Explain(_) | Verb::Tokenize(_) => Ok(()),
+        Verb::Tokenize(a) => tokenize::run(a),
     };
     match done {
         Ok(()) => ExitCode::SUCCESS,

@@ -8,7 +8,7 @@ use anyhow::{Context, Result, bail};
 use indicatif::{ProgressBar, ProgressStyle};
 
 use super::args::{self, Sampling};
-use super::{on_interrupt, read_text, session, usage};
+use super::{Failure, on_interrupt, read_text, session, usage};
 use crate::sample::Sampler;
 use crate::session::{Interrupted, Session, Want};
 use crate::text::Tokenizer;
@@ -19,7 +19,7 @@ pub(super) fn run(a: &args::Run) -> Result<()> {
     check(&a.sampling)?;
     let mut session = session(&a.model)?;
     let mut sampler = sampler(&a.sampling);
-    let tokenizer = Tokenizer::new(session.engine().gguf())?;
+    let tokenizer = Tokenizer::new(session.engine().gguf()).context(Failure::Model)?;
     let tokens = tokenizer.encode(&prompt, true, true)?;
     if tokens.is_empty() {
         return usage("the prompt is empty; give some text with -p, -f or on stdin".into());

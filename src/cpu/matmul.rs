@@ -6,8 +6,10 @@
 
 #![allow(unsafe_code)] // the kernel call, and output rows written from several threads
 
+use std::cell::RefCell;
+
 use super::Pool;
-use crate::quant::{ActRow, QuantType, act::Acts};
+use crate::quant::{ActRow, QuantType, act::Acts, tile};
 use crate::simd;
 
 /// Bytes of weights in one piece of work: small enough to stay in a core's own cache while several tokens use it.
@@ -78,19 +80,37 @@ pub fn grouped(
     }
     acts.set(ty.act, n_in, x);
     let acts = &*acts;
-    let piece_rows = (PIECE / stride).clamp(1, n_out);
+    // Whole panels, so that a piece can be used either way.
+    let piece_rows = (PIECE / stride / tile::ROWS * tile::ROWS).max(tile::ROWS);
     let pieces = n_out.div_ceil(piece_rows);
     let shared = Shared(out.as_mut_ptr());
     let bytes = groups.iter().map(|g| n_out * stride * g.pairs.len().clamp(1, 4)).sum();
     let shared = &shared;
+    let panels = ty.tile.is_some();
     pool.each(groups.len() * pieces, bytes, move |i| {
         let (group, piece) = (&groups[i / pieces], i % pieces);
         let r0 = piece * piece_rows;
         let n = piece_rows.min(n_out - r0);
+        let w = &group.w[r0 * stride..];
+        // SAFETY: row `o` belongs to its pair alone (checked above), columns r0..r0+n to this piece alone.
+        let part = |o: u32, r: usize, n: usize| unsafe { shared.part(o as usize * n_out + r0 + r, n) };
+        if panels && group.pairs.len() >= tile::FROM {
+            PANEL.with_borrow_mut(|panel| {
+                for r in (0..n).step_by(tile::ROWS) {
+                    let rows = tile::ROWS.min(n - r);
+                    panel.fill(ty, &w[r * stride..], stride, rows, n_in);
+                    panel.multiply(acts.tile(), group.pairs, |o, sums| part(o, r, rows).copy_from_slice(&sums[..rows]));
+                }
+            });
+            return;
+        }
         for &(a, o) in group.pairs {
-            // SAFETY: row `o` belongs to this pair alone (checked above), columns r0..r0+n to this piece alone.
-            let out = unsafe { shared.part(o as usize * n_out + r0, n) };
-            dot_rows(ty, &group.w[r0 * stride..], stride, acts.row(a as usize, x), out);
+            dot_rows(ty, w, stride, acts.row(a as usize, x), part(o, 0, n));
         }
     });
+}
+
+thread_local! {
+    /// Each thread's decoded rows.
+    static PANEL: RefCell<tile::Panel> = RefCell::default();
 }

@@ -12,7 +12,7 @@
 use anyhow::{Result, bail};
 
 use super::glu::sigmoid;
-use crate::tape::{Builder, CpuIo, Op, Slot, WeightId};
+use crate::tape::{Builder, CpuIo, Op, Slot, Weight, WeightId, WeightKind};
 
 /// From logits to scores.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -137,6 +137,11 @@ impl Op for RouteOp {
             }
             weights.iter_mut().for_each(|w| *w *= r.scale);
         }
+    }
+
+    fn bytes_per_token(&self, weights: &[&Weight]) -> usize {
+        let read = |w: &&Weight| if matches!(w.kind, WeightKind::Ints { .. }) { w.bytes / w.shape[1] } else { w.bytes };
+        weights.iter().map(read).sum()
     }
 }
 

@@ -54,6 +54,7 @@ pub struct Acts {
     act: Option<Act>,
     n: usize,
     q: Vec<i8>,
+    u: Vec<u8>,
     d: Vec<f32>,
     sums: Vec<i16>,
 }
@@ -72,6 +73,16 @@ impl Acts {
         self.d.resize(x.len() / block, 0.0);
         self.sums.resize(x.len() / 16, 0);
         quantize(block, x, &mut self.q, &mut self.d, &mut self.sums);
+        if x.len() / n >= super::tile::FROM {
+            self.u.clear();
+            self.u.extend(self.q.iter().map(|&q| q as u8 ^ 0x80));
+        }
+    }
+
+    /// All rows, for panels; only after [`Acts::set`] with at least [`super::tile::FROM`] rows of a quantized form.
+    pub fn tile(&self) -> super::tile::TileActs<'_> {
+        let block = self.act.map_or(1, Act::block);
+        super::tile::TileActs { n: self.n, block, u: &self.u, d: &self.d, sums: &self.sums }
     }
 
     /// Row `t`; `x` is the same slice that [`Acts::set`] was given.

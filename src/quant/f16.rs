@@ -17,6 +17,7 @@ pub static TYPE: QuantType = QuantType {
     block: 1,
     bytes: BYTES,
     act: Act::F32,
+    tile: None,
     dequant,
     kernels: &[
         #[cfg(target_arch = "x86_64")]

@@ -10,6 +10,7 @@ pub static TYPE: QuantType = QuantType {
     block: 1,
     bytes: 4,
     act: Act::F32,
+    tile: None,
     dequant,
     kernels: &[
         #[cfg(target_arch = "x86_64")]

@@ -25,6 +25,7 @@ pub static TYPE: QuantType = QuantType {
     block: BLOCK,
     bytes: BYTES,
     act: Act::Q8K,
+    tile: None,
     dequant,
     kernels: &[
         #[cfg(target_arch = "x86_64")]

@@ -26,6 +26,7 @@ pub static TYPE: QuantType = QuantType {
     block: BLOCK,
     bytes: BYTES,
     act: Act::Q8,
+    tile: None,
     dequant,
     kernels: &[
         #[cfg(target_arch = "x86_64")]

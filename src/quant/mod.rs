@@ -13,8 +13,10 @@ mod codebook;
 pub mod retired;
 mod super_block;
 mod tables;
+pub mod tile;
 
 pub use act::{Act, ActRow};
+pub use tile::Tile;
 
 use crate::simd::{self, Isa};
 
@@ -33,6 +35,8 @@ pub struct QuantType {
     pub act: Act,
     /// Decodes whole blocks: `(blocks, out)` with `out.len() == blocks.len() / bytes * block`. Bit-equal to ggml.
     pub dequant: fn(&[u8], &mut [f32]),
+    /// How it fills panels for many tokens; None for formats that are multiplied as floats.
+    pub tile: Option<Tile>,
     /// Best instruction set first, the scalar truth last.
     pub kernels: &'static [Kernel],
     /// Fills one block with random weights of about unit RMS: for tests and for synthetic models.
@@ -89,6 +93,29 @@ impl PartialEq for QuantType {
     fn eq(&self, other: &Self) -> bool {
         self.id == other.id
     }
+}
+
+/// One decoder, compiled for every instruction set: the compiler vectorises its plain loops for each.
+macro_rules! for_each_isa {
+    ($name:ident, $plain:ident) => {
+        #[cfg(target_arch = "x86_64")]
+        #[target_feature(enable = "avx512f,avx512bw,avx512dq,avx512vl,avx512vbmi,f16c")]
+        fn avx512(blocks: &[u8], codes: &mut crate::quant::tile::Codes) {
+            $plain(blocks, codes)
+        }
+        #[cfg(target_arch = "x86_64")]
+        #[target_feature(enable = "avx2,fma,f16c")]
+        fn avx2(blocks: &[u8], codes: &mut crate::quant::tile::Codes) {
+            $plain(blocks, codes)
+        }
+        static $name: &[(crate::simd::Isa, crate::quant::tile::Unpack)] = &[
+            #[cfg(target_arch = "x86_64")]
+            (crate::simd::Isa::Avx512, avx512),
+            #[cfg(target_arch = "x86_64")]
+            (crate::simd::Isa::Avx2, avx2),
+            (crate::simd::Isa::Scalar, $plain),
+        ];
+    };
 }
 
 macro_rules! formats {

@@ -27,6 +27,7 @@ pub static TYPE: QuantType = QuantType {
     block: N,
     bytes: BYTES,
     act: Act::Q8K,
+    tile: None,
     dequant,
     kernels: &[
         #[cfg(target_arch = "x86_64")]

@@ -10,7 +10,8 @@
 //! Layout: ggml-common.h `block_q4_K`.
 
 use super::super_block::{N, acts, scales_and_mins};
-use super::{Act, ActRow, Kernel, QuantType, Rng, f16_at, put_f16, rows};
+use super::tile::Codes;
+use super::{Act, ActRow, Kernel, QuantType, Rng, Tile, f16_at, put_f16, rows};
 use crate::simd::Isa;
 
 const BYTES: usize = 144;
@@ -25,6 +26,7 @@ pub static TYPE: QuantType = QuantType {
     block: N,
     bytes: BYTES,
     act: Act::Q8K,
+    tile: Some(Tile { group: 32, mins: true, unpack: UNPACK }),
     dequant,
     kernels: &[
         #[cfg(target_arch = "x86_64")]
@@ -36,6 +38,7 @@ pub static TYPE: QuantType = QuantType {
 };
 
 /// Sub-block scales, sub-block minimums and weights of a block, as integers.
+#[inline(always)]
 fn unpack(b: &[u8; BYTES]) -> ([u8; 8], [u8; 8], [i8; N]) {
     let [scales, mins] = scales_and_mins(b[SCALES..QS].as_array().unwrap());
     let mut codes = [0; N];
@@ -75,6 +78,20 @@ fn dot(w: &[u8], stride: usize, x: ActRow<'_>, out: &mut [f32]) {
             sum += d as f64 * (f16_at(b, 0) as f64 * dot as f64 - f16_at(b, 2) as f64 * min as f64);
         }
         *o = sum as f32;
+    }
+}
+
+for_each_isa!(UNPACK, fill);
+
+#[inline(always)]
+fn fill(blocks: &[u8], out: &mut Codes) {
+    let b = blocks.as_array().expect("one block");
+    let (d, dmin) = (f16_at(b, 0), f16_at(b, 2));
+    let (scales, mins, codes) = unpack(b);
+    out.q = codes;
+    for s in 0..8 {
+        out.scale[s] = d * scales[s] as f32;
+        out.min[s] = dmin * mins[s] as f32;
     }
 }
 
@@ -139,5 +156,10 @@ mod tests {
     #[test]
     fn the_largest_weights_and_activations_overflow_nothing() {
         check::extremes(&TYPE, &[0, 2]);
+    }
+
+    #[test]
+    fn panels_equal_the_decoded_weights() {
+        check::tile(&TYPE);
     }
 }

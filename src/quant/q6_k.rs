@@ -12,7 +12,8 @@
 //! Layout: ggml-common.h `block_q6_K`.
 
 use super::super_block::{N, acts};
-use super::{Act, ActRow, Kernel, QuantType, Rng, f16_at, put_f16, rows};
+use super::tile::Codes;
+use super::{Act, ActRow, Kernel, QuantType, Rng, Tile, f16_at, put_f16, rows};
 use crate::simd::Isa;
 
 const BYTES: usize = 210;
@@ -28,6 +29,7 @@ pub static TYPE: QuantType = QuantType {
     block: N,
     bytes: BYTES,
     act: Act::Q8K,
+    tile: Some(Tile { group: 16, mins: false, unpack: UNPACK }),
     dequant,
     kernels: &[
         #[cfg(target_arch = "x86_64")]
@@ -39,6 +41,7 @@ pub static TYPE: QuantType = QuantType {
 };
 
 /// The weights of a block as integers.
+#[inline(always)]
 fn unpack(b: &[u8; BYTES]) -> [i8; N] {
     let mut codes = [0; N];
     for (g, c) in codes.as_chunks_mut::<32>().0.iter_mut().enumerate() {
@@ -79,6 +82,18 @@ fn dot(w: &[u8], stride: usize, x: ActRow<'_>, out: &mut [f32]) {
             sum += d as f64 * f16_at(b, D) as f64 * dot as f64;
         }
         *o = sum as f32;
+    }
+}
+
+for_each_isa!(UNPACK, fill);
+
+#[inline(always)]
+fn fill(blocks: &[u8], out: &mut Codes) {
+    let b = blocks.as_array().expect("one block");
+    let d = f16_at(b, D);
+    out.q = unpack(b);
+    for s in 0..16 {
+        out.scale[s] = d * (b[SCALES + s] as i8) as f32;
     }
 }
 
@@ -145,5 +160,10 @@ mod tests {
     #[test]
     fn the_largest_weights_and_activations_overflow_nothing() {
         check::extremes(&TYPE, &[208]);
+    }
+
+    #[test]
+    fn panels_equal_the_decoded_weights() {
+        check::tile(&TYPE);
     }
 }

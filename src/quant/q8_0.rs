@@ -8,7 +8,8 @@
 
 #[cfg(target_arch = "x86_64")]
 use super::{blocks, by_four};
-use super::{Act, ActRow, Kernel, Kv, QuantType, Rng, f16_at, put_f16, rows};
+use super::tile::Codes;
+use super::{Act, ActRow, Kernel, Kv, QuantType, Rng, Tile, f16_at, put_f16, rows};
 use crate::simd::Isa;
 
 const BLOCK: usize = 32;
@@ -22,6 +23,7 @@ pub static TYPE: QuantType = QuantType {
     block: BLOCK,
     bytes: BYTES,
     act: Act::Q8,
+    tile: Some(Tile { group: 32, mins: false, unpack: UNPACK }),
     dequant,
     kernels: &[
         #[cfg(target_arch = "x86_64")]
@@ -56,6 +58,19 @@ fn dot(w: &[u8], stride: usize, x: ActRow<'_>, out: &mut [f32]) {
             sum += f16_at(b, 0) as f64 * x.d[i] as f64 * dot as f64;
         }
         *o = sum as f32;
+    }
+}
+
+for_each_isa!(UNPACK, fill);
+
+#[inline(always)]
+fn fill(blocks: &[u8], out: &mut Codes) {
+    let groups = out.q.as_chunks_mut::<BLOCK>().0.iter_mut().zip(&mut out.scale);
+    for (b, (q, scale)) in blocks.as_chunks::<BYTES>().0.iter().zip(groups) {
+        *scale = f16_at(b, 0);
+        for (q, &w) in q.iter_mut().zip(&b[2..]) {
+            *q = w as i8;
+        }
     }
 }
 
@@ -146,5 +161,10 @@ mod tests {
     #[test]
     fn a_kv_row_keeps_its_values_and_adds_them_up() {
         check::kv(&TYPE, 0.005);
+    }
+
+    #[test]
+    fn panels_equal_the_decoded_weights() {
+        check::tile(&TYPE);
     }
 }

@@ -13,7 +13,8 @@ use anyhow::{Result, anyhow, bail};
 use tokenizers::Model;
 use tokenizers::models::bpe::{BPE, BpeBuilder, Merges, Vocab as Ids};
 
-use super::split::{Pre, Splitter};
+use super::pre::Pre;
+use super::split::Splitter;
 use super::vocab::{BYTE, NORMAL, Vocab};
 use crate::gguf::Meta;
 
@@ -45,22 +46,19 @@ pub(super) struct Bpe {
     model: BPE,
     words: Splitter,
     raw: bool,
+    whole_newlines: bool,
 }
 
 impl Bpe {
-    /// Builds it from the merges; takes the map of texts, which is the larger part of it. `tiktoken`: a file without
-    /// merges is complete, because the tokens' order says what joins first.
-    pub(super) fn new(meta: &Meta, vocab: &Vocab, mut ids: Ids, pre: &Pre, tiktoken: bool) -> Result<Bpe> {
+    /// Builds it from the merges; takes the map of texts, which is the larger part of it.
+    pub(super) fn new(meta: &Meta, vocab: &Vocab, mut ids: Ids, pre: &Pre) -> Result<Bpe> {
         let file = meta.file().display();
         let merges = match meta.opt_strs(MERGES)? {
-            Some(lines) => parse(lines, &ids).map_err(|e| anyhow!("{file}: metadata key {MERGES:?}: {e}"))?,
-            None if tiktoken => joined_in_order(vocab, &ids),
+            Some(lines) => parse(lines, &ids, vocab).map_err(|e| anyhow!("{file}: metadata key {MERGES:?}: {e}"))?,
+            None if pre.ordered => joined_in_order(vocab, &ids),
             None => bail!("{file}: metadata key {MERGES:?} is missing: the vocabulary cannot join letters without it"),
         };
         // What is not there cannot be spelt: text never becomes a control token.
-        let reserved = |text: &str| ids.get(text).is_some_and(|&id| vocab.reserved(id));
-        let merges = merges.into_iter().filter(|(a, b)| ![a, b, &format!("{a}{b}")].into_iter().any(|t| reserved(t)));
-        let merges = merges.collect();
         ids.retain(|_, id| !vocab.reserved(*id));
         let model = BpeBuilder::new()
             .vocab_and_merges(ids, merges)
@@ -68,7 +66,7 @@ impl Bpe {
             .byte_fallback(pre.raw)
             .build()
             .map_err(|e| anyhow!("{file}: the vocabulary cannot be built: {e}"))?;
-        Ok(Bpe { model, words: Splitter::new(pre.rules)?, raw: pre.raw })
+        Ok(Bpe { model, words: Splitter::new(pre.rules)?, raw: pre.raw, whole_newlines: pre.whole_newlines })
     }
 
     /// Appends the tokens of a text without control tokens.
@@ -76,10 +74,10 @@ impl Bpe {
         if self.raw {
             let text = text.replace(' ', "▁");
             for word in self.words.pieces(&text) {
-                // Newlines were joined by the vocabulary's makers without heed to the merges.
-                match self.model.token_to_id(word).filter(|_| word.starts_with('\n')) {
-                    Some(id) => out.push(id),
-                    None => self.word(word, word, out)?,
+                let whole = self.whole_newlines && word.starts_with('\n');
+                match self.model.token_to_id(word) {
+                    Some(id) if whole => out.push(id),
+                    _ => self.word(word, word, out)?,
                 }
             }
             return Ok(());
@@ -114,28 +112,30 @@ impl Bpe {
     }
 }
 
-/// The pairs of lines like `a b`, each of which joins two tokens to a third. Only the first of equal lines counts.
-fn parse(lines: &[String], ids: &Ids) -> Result<Merges, String> {
+/// The pairs of lines like `a b`, each of which joins two tokens to a third. Only the first of equal lines counts, and
+/// none that has to do with a control token.
+fn parse(lines: &[String], ids: &Ids, vocab: &Vocab) -> Result<Merges, String> {
     let mut seen = HashSet::with_capacity(lines.len());
     let mut merges = Vec::with_capacity(lines.len());
     let mut both = String::new();
     for (i, line) in lines.iter().enumerate() {
         // The space that parts them is not the first character: that may be a space of the token's own.
-        let space = line.char_indices().skip(1).find(|&(_, c)| c == ' ').map(|(at, _)| at);
+        let space = line.bytes().skip(1).position(|c| c == b' ').map(|at| at + 1);
         let Some((a, b)) = space.map(|at| (&line[..at], &line[at + 1..])) else {
             return Err(format!("element {i} is {line:?}, expected two tokens with a space between them"));
         };
         both.clear();
         both.extend([a, b]);
-        for text in [a, b, &both] {
-            if !ids.contains_key(text) {
-                return Err(format!(
+        let id = |text: &str| {
+            ids.get(text).copied().ok_or_else(|| {
+                format!(
                     "element {i} is {line:?}, but \"tokenizer.ggml.tokens\" has no token {text:?}: the two do not \
                      belong together"
-                ));
-            }
-        }
-        if seen.insert((ids[a], ids[b])) {
+                )
+            })
+        };
+        let (left, right, joined) = (id(a)?, id(b)?, id(&both)?);
+        if ![left, right, joined].iter().any(|&id| vocab.reserved(id)) && seen.insert((left, right)) {
             merges.push((a.to_owned(), b.to_owned()));
         }
     }

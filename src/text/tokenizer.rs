@@ -7,7 +7,7 @@ use std::ops::Range;
 use anyhow::{Context, Result, bail};
 
 use super::bpe::Bpe;
-use super::split;
+use super::pre;
 use super::spm::Spm;
 use super::vocab::{BYTE, CONTROL, NORMAL, SHOWN, UNKNOWN, USER, Vocab};
 use crate::gguf::{Gguf, Meta};
@@ -49,16 +49,21 @@ impl Tokenizer {
         let (vocab, model) = match kind {
             "gpt2" | "gemma4" => {
                 let name = if kind == "gpt2" { pre_name(meta)? } else { kind };
-                let Some(pre) = split::pre(name) else {
+                let Some(pre) = pre::pre(name) else {
                     bail!(
                         "{file}: metadata key \"tokenizer.ggml.pre\" is {name:?}, which this version does not know: \
                          it cannot cut text as the model expects. If the model's authors say which known one it \
                          equals, set the key to that; known are {}",
-                        split::names().join(", ")
+                        pre::names().join(", ")
                     );
                 };
-                let (vocab, ids) = Vocab::new(meta, pre.add_bos)?;
-                let bpe = Bpe::new(meta, &vocab, ids, pre, name == "kimi-k2")?;
+                let (mut vocab, ids) = Vocab::new(meta, pre.add_bos)?;
+                if pre.raw && pre.add_bos && !vocab.add_bos {
+                    // The first converters of these models wrote false; without the token they talk nonsense.
+                    tracing::warn!("{file}: \"tokenizer.ggml.add_bos_token\" is false, but this model needs the token");
+                    vocab.add_bos = true;
+                }
+                let bpe = Bpe::new(meta, &vocab, ids, pre)?;
                 (vocab, Model::Bpe(Box::new(bpe)))
             }
             "llama" => {

@@ -1,0 +1,296 @@
+//! The numbers: sums over the tensor directory, the tape and the plan.
+
+use std::collections::{BTreeMap, HashSet};
+
+use anyhow::Result;
+
+use crate::gguf::Gguf;
+use crate::plan::{Place, Plan, Stage};
+use crate::session::{self, Options};
+use crate::tape::{RowSet, StateKind, Step, Tape, Weight, WeightKind};
+
+/// A model that is recorded and placed.
+pub(super) struct Model<'a> {
+    pub(super) gguf: &'a Gguf,
+    pub(super) tape: &'a Tape,
+    pub(super) plan: &'a Plan,
+    pub(super) options: &'a Options,
+}
+
+/// The tensors of one format.
+pub(super) struct Format {
+    pub(super) name: &'static str,
+    pub(super) tensors: usize,
+    pub(super) weights: usize,
+    pub(super) bytes: usize,
+}
+
+/// Tensors that the family leaves alone.
+pub(super) struct Unused {
+    pub(super) prefix: String,
+    pub(super) why: &'static str,
+    pub(super) tensors: usize,
+    pub(super) bytes: usize,
+}
+
+/// A part of the model.
+pub(super) struct Part {
+    pub(super) name: &'static str,
+    pub(super) bytes: usize,
+    pub(super) bytes_per_token: usize,
+}
+
+/// The expert layers.
+#[derive(Clone, Copy)]
+pub(super) struct Experts {
+    pub(super) layers: usize,
+    /// In a layer.
+    pub(super) count: usize,
+    /// Chosen for a token, in a layer.
+    pub(super) used: usize,
+}
+
+/// What stands at one place.
+pub(super) struct PlaceFacts {
+    pub(super) name: &'static str,
+    pub(super) steps: usize,
+    pub(super) weight_bytes: usize,
+    pub(super) state_bytes: usize,
+    pub(super) buffer_bytes: usize,
+}
+
+/// Everything that the header tells.
+pub(super) struct Facts {
+    pub(super) name: String,
+    pub(super) arch: String,
+    pub(super) files: Vec<(String, u64)>,
+    pub(super) layers: usize,
+    pub(super) n_vocab: usize,
+    pub(super) n_ctx_trained: Option<usize>,
+    pub(super) n_ctx: usize,
+    pub(super) n_batch: usize,
+    pub(super) params: usize,
+    pub(super) active: usize,
+    pub(super) experts: Option<Experts>,
+    pub(super) formats: Vec<Format>,
+    pub(super) unused: Vec<Unused>,
+    pub(super) bytes: usize,
+    pub(super) parts: Vec<Part>,
+    pub(super) tied: bool,
+    pub(super) bytes_per_token: usize,
+    pub(super) state_bytes: usize,
+    /// On average: some rows stand for several tokens.
+    pub(super) state_bytes_per_token: f64,
+    pub(super) state_fixed_bytes: usize,
+    pub(super) cache_types: (&'static str, &'static str),
+    pub(super) places: Vec<PlaceFacts>,
+}
+
+const EMBEDDING: usize = 0;
+const ATTENTION: usize = 1;
+const ROUTER: usize = 2;
+const SHARED: usize = 3;
+const DENSE: usize = 4;
+const EXPERTS: usize = 5;
+const OTHER: usize = 6;
+const HEAD: usize = 7;
+const PARTS: [&str; 8] =
+    ["embedding", "attention", "router", "shared experts", "dense layers", "experts", "norms and mixing", "head"];
+
+/// The part that a tensor belongs to, by the names that GGUF files share.
+fn part_of(name: &str) -> usize {
+    let own = match name.strip_prefix("blk.").and_then(|rest| rest.split_once('.')) {
+        Some((_, own)) => own,
+        None => return OTHER,
+    };
+    let is = |starts: &[&str]| starts.iter().any(|s| own.starts_with(s));
+    if own.contains("_exps") {
+        EXPERTS
+    } else if own.contains("_shexp") {
+        SHARED
+    } else if is(&["ffn_gate_inp", "ffn_gate_tid2eid", "exp_probs_b"]) {
+        ROUTER
+    } else if is(&["ffn_gate.", "ffn_up.", "ffn_down."]) {
+        DENSE
+    } else if is(&["attn_", "ssm_", "indexer"]) && own != "attn_norm.weight" {
+        ATTENTION
+    } else {
+        OTHER
+    }
+}
+
+/// The part that a step belongs to: its op's where that decides, else its first weight's.
+fn part_of_step(tape: &Tape, step: &Step) -> usize {
+    let rows = step.outs.first().map(|&x| tape.slots[x.0 as usize].rows);
+    match step.op.name() {
+        "embed" => EMBEDDING,
+        _ if rows == Some(RowSet::Wanted) => HEAD,
+        _ => step.weights.first().map_or(OTHER, |w| part_of(&tape.weights[w.0 as usize].name)),
+    }
+}
+
+fn weights<'a>(tape: &'a Tape, step: &Step) -> Vec<&'a Weight> {
+    step.weights.iter().map(|w| &tape.weights[w.0 as usize]).collect()
+}
+
+impl Facts {
+    pub(super) fn new(m: &Model<'_>) -> Result<Facts> {
+        let (gguf, tape, o) = (m.gguf, m.tape, m.options);
+        let arch = gguf.meta.str("general.architecture")?;
+        let key = |name: &str| gguf.meta.opt_usize(&format!("{arch}.{name}"));
+        let n_ctx = session::context(gguf, o.n_ctx)?;
+
+        let unused: Vec<Unused> = tape
+            .ignored
+            .iter()
+            .map(|(prefix, why)| {
+                let hit = || gguf.tensors.iter().filter(|t| t.name.starts_with(prefix));
+                Unused { prefix: prefix.clone(), why, tensors: hit().count(), bytes: hit().map(|t| t.bytes).sum() }
+            })
+            .filter(|u| u.tensors > 0)
+            .collect();
+        let mut formats: BTreeMap<&str, Format> = BTreeMap::new();
+        for t in &gguf.tensors {
+            let name = t.ty.name();
+            let f = formats.entry(name).or_insert(Format { name, tensors: 0, weights: 0, bytes: 0 });
+            f.tensors += 1;
+            f.weights += t.elements();
+            f.bytes += t.bytes;
+        }
+        let mut formats: Vec<Format> = formats.into_values().collect();
+        formats.sort_by_key(|f| std::cmp::Reverse(f.bytes));
+
+        let mut parts = PARTS.map(|name| Part { name, bytes: 0, bytes_per_token: 0 });
+        let mut places: Vec<PlaceFacts> = Vec::new();
+        let mut seen = HashSet::new(); // tensors; a tied head reads the embedding again
+        let (mut active, mut experts, mut tied) = (0f64, None::<Experts>, false);
+        for place in Place::ALL {
+            let here = || tape.steps.iter().zip(&m.plan.places).filter(|(_, p)| **p == place).map(|(s, _)| s);
+            let ids: HashSet<_> = here().flat_map(|s| &s.weights).collect();
+            let states = tape.states.iter().zip(&m.plan.state_places).filter(|(_, p)| **p == place);
+            places.push(PlaceFacts {
+                name: place.name(),
+                steps: here().count(),
+                weight_bytes: ids.iter().map(|w| tape.weights[w.0 as usize].bytes).sum(),
+                state_bytes: states.map(|(s, _)| s.bytes(n_ctx, o.n_batch)).sum(),
+                buffer_bytes: m.plan.buffer_bytes(place, o.n_batch.min(n_ctx)),
+            });
+        }
+        places.retain(|p| p.steps > 0);
+        for step in &tape.steps {
+            let part = &mut parts[part_of_step(tape, step)];
+            let list = weights(tape, step);
+            let (all, read) = (list.iter().map(|w| w.bytes).sum::<usize>(), tape.step_bytes(step));
+            part.bytes_per_token += read;
+            let share = read as f64 / all.max(1) as f64;
+            for w in list {
+                if seen.insert(w.tensor) {
+                    part.bytes += w.bytes;
+                } else {
+                    tied |= step.outs.first() == tape.logits.as_ref();
+                }
+                if !matches!(w.kind, WeightKind::Ints { .. }) {
+                    active += w.count() as f64 * share;
+                }
+            }
+            if step.op.name() == "experts" {
+                let (count, used) = (tape.weights[step.weights[0].0 as usize].shape[0], tape.width(step.ins[1]));
+                experts = Some(Experts { layers: 1 + experts.map_or(0, |e| e.layers), count, used });
+            }
+        }
+
+        let per_token = tape.states.iter().map(|s| match s.kind {
+            StateKind::Rows { every, window: None } => s.ty.row_bytes(s.width) as f64 / every as f64,
+            _ => 0.0,
+        });
+        let bytes_of = |fixed: bool| {
+            let list = tape.states.iter().filter(move |s| s.is_overwritten() == fixed);
+            list.map(|s| s.bytes(n_ctx, o.n_batch)).sum::<usize>()
+        };
+        Ok(Facts {
+            name: gguf.meta.opt_str("general.name")?.unwrap_or("a model without a name").to_owned(),
+            arch: arch.to_owned(),
+            files: gguf.shards().map(|p| (p.display().to_string(), file_bytes(gguf, p))).collect(),
+            layers: key("block_count")?.unwrap_or(0).saturating_sub(key("nextn_predict_layers")?.unwrap_or(0)),
+            n_vocab: tape.n_vocab(),
+            n_ctx_trained: key("context_length")?,
+            n_ctx,
+            n_batch: o.n_batch.min(n_ctx),
+            params: gguf.tensors.iter().filter(|t| t.ty.quant().is_some()).map(|t| t.elements()).sum(),
+            active: active.round() as usize,
+            experts,
+            formats,
+            unused,
+            bytes: gguf.tensors.iter().map(|t| t.bytes).sum(),
+            parts: parts.into_iter().filter(|p| p.bytes + p.bytes_per_token > 0).collect(),
+            tied,
+            bytes_per_token: tape.bytes_per_token(),
+            state_bytes: bytes_of(false) + bytes_of(true),
+            state_bytes_per_token: per_token.sum(),
+            state_fixed_bytes: bytes_of(true),
+            cache_types: (o.type_k.name, o.type_v.name),
+            places,
+        })
+    }
+
+    /// Bits per weight over all weights of the file.
+    pub(super) fn bits(&self) -> f64 {
+        let bytes: usize = self.formats.iter().map(|f| f.bytes).sum();
+        let weights: usize = self.formats.iter().map(|f| f.weights).sum();
+        bytes as f64 * 8.0 / weights.max(1) as f64
+    }
+}
+
+/// Bytes of a file on disk; of a model that is no file, those of its tensors.
+fn file_bytes(gguf: &Gguf, path: &std::path::Path) -> u64 {
+    std::fs::metadata(path).map_or_else(|_| gguf.bytes(), |m| m.len())
+}
+
+/// A line of the table of steps.
+pub(super) enum StepFacts {
+    Step {
+        label: String,
+        op: &'static str,
+        shape: String,
+        formats: String,
+        bytes: usize,
+        bytes_per_token: usize,
+        place: &'static str,
+    },
+    /// A value carried from one place to another before the next step.
+    Copy { label: String, from: &'static str, to: &'static str },
+}
+
+/// The steps in the order in which they run, with the copies between them.
+pub(super) fn steps(m: &Model<'_>) -> Vec<StepFacts> {
+    let tape = m.tape;
+    let mut list = Vec::new();
+    for stage in &m.plan.stages {
+        match stage {
+            Stage::Copy(slot, from, to) => {
+                let maker = tape.steps.iter().find(|s| s.outs.contains(slot)).expect("every value is made by a step");
+                list.push(StepFacts::Copy { label: maker.label.clone(), from: from.name(), to: to.name() });
+            }
+            Stage::Run(place, range) => list.extend(tape.steps[range.clone()].iter().map(|s| {
+                let shape = |x: &crate::tape::Slot| {
+                    let info = tape.slots[x.0 as usize];
+                    let rows = if info.rows == RowSet::All { "T" } else { "W" };
+                    format!("({rows}, {})", info.width)
+                };
+                let list = weights(tape, s);
+                let mut formats: Vec<&str> = list.iter().map(|w| w.format).collect();
+                formats.dedup();
+                StepFacts::Step {
+                    label: s.label.clone(),
+                    op: s.op.name(),
+                    shape: s.outs.iter().map(shape).collect::<Vec<_>>().join(" "),
+                    formats: formats.join(" "),
+                    bytes: list.iter().map(|w| w.bytes).sum(),
+                    bytes_per_token: tape.step_bytes(s),
+                    place: place.name(),
+                }
+            })),
+        }
+    }
+    list
+}

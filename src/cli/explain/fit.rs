@@ -1,0 +1,194 @@
+//! Whether a model fits into this machine's memory, and what to do where it does not.
+
+use super::facts::{Facts, Model};
+use super::text::size;
+
+/// This machine's memory, in bytes.
+#[derive(Clone, Copy)]
+pub(super) struct Memory {
+    pub(super) total: usize,
+    /// What programs can have without anything being swapped out.
+    pub(super) free: usize,
+}
+
+impl Memory {
+    /// From /proc/meminfo, less where a container's limit allows less. None where the system does not say.
+    pub(super) fn of_this_machine() -> Option<Memory> {
+        let mut memory = Memory::parse(&std::fs::read_to_string("/proc/meminfo").ok()?)?;
+        let number = |name: &str| -> Option<usize> {
+            std::fs::read_to_string(format!("/sys/fs/cgroup/{name}")).ok()?.trim().parse().ok()
+        };
+        if let Some(limit) = number("memory.max").filter(|&n| n < memory.total) {
+            let used = number("memory.current").unwrap_or(0);
+            memory = Memory { total: limit, free: memory.free.min(limit.saturating_sub(used)) };
+        }
+        Some(memory)
+    }
+
+    fn parse(meminfo: &str) -> Option<Memory> {
+        let line = |name: &str| -> Option<usize> {
+            let rest = meminfo.lines().find_map(|l| l.strip_prefix(name))?;
+            rest.trim().strip_suffix("kB")?.trim().parse::<usize>().ok().map(|kb| kb * 1024)
+        };
+        Some(Memory { total: line("MemTotal:")?, free: line("MemAvailable:")? })
+    }
+}
+
+/// The judgement.
+#[derive(Clone, Copy, Debug, PartialEq)]
+pub(super) enum Verdict {
+    Yes,
+    /// Into the machine, but not beside what runs now.
+    Crowded,
+    No,
+    Unknown,
+}
+
+impl Verdict {
+    pub(super) fn word(self) -> &'static str {
+        match self {
+            Verdict::Yes => "yes",
+            Verdict::Crowded => "crowded",
+            Verdict::No => "no",
+            Verdict::Unknown => "unknown",
+        }
+    }
+}
+
+/// What is needed, what is there, and the words for it.
+pub(super) struct Fit {
+    pub(super) memory: Option<Memory>,
+    pub(super) needed: usize,
+    pub(super) verdict: Verdict,
+    pub(super) words: Vec<String>,
+}
+
+/// Of the memory that is there, the share that one program should count on.
+const USABLE: f64 = 0.95;
+
+impl Fit {
+    pub(super) fn new(m: &Model<'_>, f: &Facts, memory: Option<Memory>) -> Fit {
+        let weights: usize = f.places.iter().map(|p| p.weight_bytes).sum();
+        let rest: usize = f.places.iter().map(|p| p.state_bytes + p.buffer_bytes).sum();
+        let needed = weights + rest;
+        let Some(at) = memory else {
+            let words = vec!["This system does not say how much memory it has.".into()];
+            return Fit { memory, needed, verdict: Verdict::Unknown, words };
+        };
+        let usable = (at.total as f64 * USABLE) as usize;
+        let (verdict, words) = if needed <= at.free {
+            (Verdict::Yes, vec![format!("It fits: {} of the {} that are free.", size(needed), size(at.free))])
+        } else if needed <= usable {
+            let gap = size(needed - at.free);
+            let text = format!(
+                "It fits into this machine, but not beside what runs now: close programs that hold {gap}, or the model \
+                 will be slow, because parts of it are read from disk again and again."
+            );
+            (Verdict::Crowded, vec![text])
+        } else {
+            (Verdict::No, too_large(m, f, weights, rest, usable))
+        };
+        Fit { memory, needed, verdict, words }
+    }
+}
+
+/// What happens and what helps when weights and the rest are more than `usable`.
+fn too_large(m: &Model<'_>, f: &Facts, weights: usize, rest: usize, usable: usize) -> Vec<String> {
+    let missing = weights + rest - usable;
+    let mut words = vec![format!("It does not fit: {} more than this machine has.", size(missing))];
+    // What every token needs stays in memory; of the experts, what has no room comes from disk when it is chosen.
+    let experts = f.parts.iter().find(|p| p.name == "experts").filter(|p| p.bytes > missing);
+    if let Some(p) = experts {
+        let disk = p.bytes_per_token as f64 * missing as f64 / p.bytes as f64;
+        words.push(format!(
+            "It still runs, since the file is mapped and read as needed, but about {} of what each token reads then \
+             comes from disk: a disk of 3 GB/s allows {:.1} tokens/s.",
+            size(disk as usize),
+            3e9 / disk
+        ));
+    }
+    // A shorter context, if that alone is enough.
+    let fixed = rest - f.state_bytes;
+    let at = |n_ctx: usize| m.tape.states.iter().map(|s| s.bytes(n_ctx, m.options.n_batch)).sum::<usize>();
+    let fits = |n_ctx: usize| weights + fixed + at(n_ctx) <= usable;
+    let step = 256;
+    if f.n_ctx > step && fits(step) {
+        let (mut low, mut high) = (1, f.n_ctx / step);
+        while low < high {
+            let mid = (low + high).div_ceil(2);
+            if fits(mid * step) { low = mid } else { high = mid - 1 }
+        }
+        words.push(format!("What helps: a context of at most {} tokens (-c {0}).", low * step));
+        return words;
+    }
+    let cache = f.state_bytes - f.state_fixed_bytes;
+    if cache * 10 > usable && f.cache_types != ("Q8_0", "Q8_0") {
+        let text = "What helps with the cache: a smaller -c, or -ctk q8_0 -ctv q8_0, which takes about half of f16.";
+        words.push(text.into());
+    }
+    let room = usable.saturating_sub(rest) as f64 * 8.0 / f.params as f64;
+    words.push(if room >= 1.6 {
+        format!(
+            "What helps: a file with at most {room:.1} bits per weight (this one has {:.1}), or more memory.",
+            f.bits()
+        )
+    } else {
+        let least = (f.params as f64 * 2.0 / 8.0 + rest as f64) / USABLE;
+        format!(
+            "No format makes it small enough for this machine: even with 2 bits per weight it needs {:.0} GB.",
+            least / 1e9
+        )
+    });
+    words
+}
+
+#[cfg(test)]
+mod tests {
+    use std::path::Path;
+
+    use super::*;
+    use crate::gguf::Gguf;
+    use crate::plan::Plan;
+    use crate::session::{self, Options};
+
+    #[test]
+    fn memory_is_read_in_kilobytes_of_1024() {
+        let text =
+            "MemTotal:       24576000 kB\nMemFree:          100 kB\nMemAvailable:   20480000 kB\nBuffers: 1 kB\n";
+        let m = Memory::parse(text).unwrap();
+        assert_eq!((m.total, m.free), (24_576_000 * 1024, 20_480_000 * 1024));
+        assert!(Memory::parse("MemTotal: 5 kB\n").is_none(), "a kernel without MemAvailable says nothing");
+    }
+
+    /// What is said of a small model with `n_ctx` tokens on a machine whose memory is `total(needed)`, `free` of it free.
+    fn said(n_ctx: usize, total: impl Fn(usize) -> usize, free: f64) -> (Verdict, String) {
+        let path = Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/data/models/qwen3moe.gguf");
+        let gguf = Gguf::open(&path).unwrap();
+        let options = Options { n_ctx: Some(n_ctx), n_batch: 8, ..Options::default() };
+        let tape = session::tape(&gguf, &options).unwrap();
+        let plan = Plan::cpu(&tape);
+        let model = Model { gguf: &gguf, tape: &tape, plan: &plan, options: &options };
+        let facts = Facts::new(&model).unwrap();
+        let total = total(Fit::new(&model, &facts, None).needed);
+        let fit = Fit::new(&model, &facts, Some(Memory { total, free: (total as f64 * free) as usize }));
+        (fit.verdict, fit.words.join(" "))
+    }
+
+    #[test]
+    fn a_model_fits_or_fits_once_others_leave_or_does_not_fit() {
+        let (verdict, words) = said(512, |n| n * 2, 1.0);
+        assert!(verdict == Verdict::Yes && words.starts_with("It fits:"), "{words}");
+        let (verdict, words) = said(512, |n| n * 2, 0.25);
+        assert!(verdict == Verdict::Crowded && words.contains("close programs"), "{words}");
+        let (verdict, words) = said(256, |n| n * 3 / 4, 1.0);
+        assert!(verdict == Verdict::No && words.contains("It still runs"), "{words}");
+        assert!(words.contains("bits per weight (this one has 32"), "{words}");
+    }
+
+    #[test]
+    fn where_a_shorter_context_is_enough_the_longest_that_fits_is_named() {
+        // 3 layers with keys and values of 64 columns in f16 are 768 bytes per token.
+        let (verdict, words) = said(4096, |n| ((n - 768 * 1000) as f64 / USABLE) as usize, 1.0);
+        assert!(verdict == Verdict::No && words.contains("-c 3072"), "{words}");
+    }
+}

@@ -1,0 +1,187 @@
+//! The report in words and aligned columns.
+
+use super::facts::{Facts, StepFacts};
+use super::fit::Fit;
+
+/// Bytes for people: GB are 1e9.
+pub(super) fn size(bytes: usize) -> String {
+    let n = bytes as f64;
+    match bytes {
+        100_000_000.. => format!("{:.1} GB", n / 1e9),
+        100_000.. => format!("{:.1} MB", n / 1e6),
+        1000.. => format!("{:.1} kB", n / 1e3),
+        _ => format!("{bytes} B"),
+    }
+}
+
+/// A count for people.
+fn count(n: usize) -> String {
+    let x = n as f64;
+    match n {
+        100_000_000.. => format!("{:.1} billion", x / 1e9),
+        100_000.. => format!("{:.1} million", x / 1e6),
+        _ => format!("{n}"),
+    }
+}
+
+/// Rows of cells: each column as wide as its widest cell, `right` says which stand to the right. Lines are indented by
+/// two and have no trailing spaces.
+fn table(rows: &[Vec<String>], right: &[bool]) -> String {
+    let cells = |c: usize| rows.iter().filter_map(move |r| r.get(c)).map(|s| s.chars().count());
+    let widths: Vec<usize> = (0..right.len()).map(|c| cells(c).max().unwrap_or(0)).collect();
+    let mut out = String::new();
+    for row in rows {
+        let mut line = String::from(" ");
+        for ((cell, &width), &right) in row.iter().zip(&widths).zip(right) {
+            line += &if right { format!(" {cell:>width$} ") } else { format!(" {cell:<width$} ") };
+        }
+        out += line.trim_end();
+        out.push('\n');
+    }
+    out
+}
+
+fn row<const N: usize>(cells: [&dyn std::fmt::Display; N]) -> Vec<String> {
+    cells.iter().map(|c| c.to_string()).collect()
+}
+
+/// Words cut into lines of at most 98 characters, indented by two.
+fn wrapped(text: &str) -> String {
+    let (mut out, mut line) = (String::new(), String::new());
+    for word in text.split(' ') {
+        if !line.is_empty() && line.chars().count() + 1 + word.chars().count() > 98 {
+            out += &format!("  {line}\n");
+            line.clear();
+        }
+        if !line.is_empty() {
+            line.push(' ');
+        }
+        line += word;
+    }
+    out + &format!("  {line}\n")
+}
+
+/// The whole report.
+pub(super) fn report(f: &Facts, fit: &Fit) -> String {
+    let mut out = format!("{}\n", f.name);
+    let trained = f.n_ctx_trained.map_or("not given".into(), |n| format!("{n} tokens"));
+    let layers = match f.experts {
+        Some(e) if e.layers == f.layers => {
+            format!("{}, each with {} experts of which a token uses {}", f.layers, e.count, e.used)
+        }
+        Some(e) => {
+            format!("{}, {} of them with {} experts of which a token uses {}", f.layers, e.layers, e.count, e.used)
+        }
+        None => f.layers.to_string(),
+    };
+    let mut about = vec![
+        row([&"architecture", &f.arch]),
+        row([&"layers", &layers]),
+        row([&"parameters", &format!("{}, of which a token uses {}", count(f.params), count(f.active))]),
+        row([&"vocabulary", &format!("{} tokens", f.n_vocab)]),
+        row([&"context", &format!("{trained}; {} used here (-c)", f.n_ctx)]),
+    ];
+    for (i, (path, bytes)) in f.files.iter().enumerate() {
+        let what = match (i, f.files.len()) {
+            (0, 1) => "file".into(),
+            (0, n) => format!("{n} files"),
+            _ => String::new(),
+        };
+        about.push(row([&what, &format!("{path} ({})", size(*bytes as usize))]));
+    }
+    out += &table(&about, &[false, false]);
+
+    out += "\nFormats\n";
+    let mut rows = vec![row([&"", &"tensors", &"weights", &"size", &"share"])];
+    for x in &f.formats {
+        let share = format!("{:.1} %", x.bytes as f64 * 100.0 / f.bytes.max(1) as f64);
+        rows.push(row([&x.name, &x.tensors, &count(x.weights), &size(x.bytes), &share]));
+    }
+    let tensors: usize = f.formats.iter().map(|x| x.tensors).sum();
+    let bits = format!("{:.2} bits per weight", f.bits());
+    rows.push(row([&"all", &tensors, &count(f.formats.iter().map(|x| x.weights).sum()), &size(f.bytes), &bits]));
+    out += &table(&rows, &[false, true, true, true, true]);
+    for u in &f.unused {
+        out += &wrapped(&format!("Not used: {} tensors {}*, {}: {}.", u.tensors, u.prefix, size(u.bytes), u.why));
+    }
+
+    out += "\nWeights, and how much of them one generated token reads\n";
+    let mut rows = vec![row([&"", &"size", &"read per token", &""])];
+    for p in &f.parts {
+        let note = match (p.name, f.experts) {
+            ("experts", Some(e)) => format!("{} of {}", e.used, e.count),
+            ("head", _) if f.tied => "shared with the embedding".into(),
+            ("embedding", _) => "one row".into(),
+            _ => String::new(),
+        };
+        rows.push(row([&p.name, &size(p.bytes), &size(p.bytes_per_token), &note]));
+    }
+    let used: usize = f.parts.iter().map(|p| p.bytes).sum();
+    rows.push(row([&"all", &size(used), &size(f.bytes_per_token), &""]));
+    out += &table(&rows, &[false, true, true, false]);
+    out += &wrapped(&format!(
+        "A token takes at least as long as reading these from memory: for every 10 GB/s that the memory gives, at most \
+         {:.1} tokens/s.",
+        10e9 / f.bytes_per_token.max(1) as f64
+    ));
+
+    out += "\nMemory\n";
+    let several = f.places.len() > 1;
+    let all: usize = f.places.iter().map(|p| p.steps).sum();
+    let mut rows = Vec::new();
+    for p in &f.places {
+        let at = if several { format!(" on {}", p.name) } else { String::new() };
+        let steps = if several { format!("{} of {all} steps", p.steps) } else { String::new() };
+        rows.push(row([&format!("weights{at}"), &size(p.weight_bytes), &steps]));
+        rows.push(row([
+            &format!("a sequence{at}"),
+            &size(p.state_bytes),
+            &if several { String::new() } else { cache(f) },
+        ]));
+        let note = format!("for {} tokens at once", f.n_batch);
+        rows.push(row([&format!("working buffers{at}"), &size(p.buffer_bytes), &note]));
+    }
+    rows.push(row([&"all", &size(fit.needed), &""]));
+    if let Some(m) = fit.memory {
+        rows.push(row([&"this machine", &size(m.total), &format!("{} of it free", size(m.free))]));
+    }
+    out += &table(&rows, &[false, true, false]);
+    if several {
+        out += &wrapped(&format!("A sequence in all: {}, {}.", size(f.state_bytes), cache(f)));
+    }
+    for words in &fit.words {
+        out += &wrapped(words);
+    }
+    out
+}
+
+/// How the bytes of a sequence come about.
+fn cache(f: &Facts) -> String {
+    let (k, v) = (f.cache_types.0.to_lowercase(), f.cache_types.1.to_lowercase());
+    let types = if k == v { k } else { format!("{k} and {v}") };
+    let mut text =
+        format!("at {} tokens: {} per token in {types}", f.n_ctx, size(f.state_bytes_per_token.round() as usize));
+    if f.state_fixed_bytes > 0 {
+        text += &format!(", and {} that do not grow", size(f.state_fixed_bytes));
+    }
+    text
+}
+
+/// The table of steps.
+pub(super) fn steps(list: &[StepFacts]) -> String {
+    let mut rows = vec![row([&"step", &"op", &"output", &"format", &"size", &"per token", &"place"])];
+    for s in list {
+        rows.push(match s {
+            StepFacts::Step { label, op, shape, formats, bytes, bytes_per_token, place } => {
+                let shown = |n: &usize| if *n == 0 { String::new() } else { size(*n) };
+                row([label, op, shape, formats, &shown(bytes), &shown(bytes_per_token), place])
+            }
+            StepFacts::Copy { label, from, to } => {
+                row([label, &"copy", &format!("{from} to {to}"), &"", &"", &"", &""])
+            }
+        });
+    }
+    let n = list.iter().filter(|s| matches!(s, StepFacts::Step { .. })).count();
+    let head = format!("\nSteps: {n} (T rows are a batch's tokens, W rows those whose logits are wanted)\n");
+    head + &table(&rows, &[false, false, false, false, true, true, false])
+}

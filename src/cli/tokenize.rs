@@ -1,0 +1,49 @@
+//! `tandem tokenize`: text to token numbers, printed as llama-tokenize prints them.
+
+use std::io::{BufWriter, IsTerminal, Read, Write};
+
+use anyhow::{Context, Result, anyhow};
+
+use super::{Failure, args, gguf, read_text, usage};
+use crate::gguf::Load;
+use crate::text::Tokenizer;
+
+/// Runs the verb.
+pub(super) fn run(a: &args::Tokenize) -> Result<()> {
+    let text = text(a)?;
+    let gguf = gguf(a.model.as_deref(), &Load::default())?;
+    let tokenizer = Tokenizer::new(&gguf).context(Failure::Model)?;
+    let ids = tokenizer.encode(&text, tokenizer.adds_bos() && !a.no_bos, !a.no_parse_special)?;
+    let mut out = BufWriter::new(std::io::stdout().lock());
+    if a.ids {
+        writeln!(out, "{ids:?}")?;
+    } else {
+        for &id in &ids {
+            write!(out, "{id:6} -> '")?;
+            // A token's bytes need not be whole characters; they are written as they are.
+            out.write_all(&tokenizer.bytes(id, true))?;
+            writeln!(out, "'")?;
+        }
+    }
+    if a.show_count {
+        writeln!(out, "Total number of tokens: {}", ids.len())?;
+    }
+    out.flush()?;
+    Ok(())
+}
+
+/// The text from -p, -f or stdin.
+fn text(a: &args::Tokenize) -> Result<String> {
+    if let Some(text) = &a.prompt {
+        return Ok(text.clone());
+    }
+    if let Some(path) = &a.file {
+        return read_text(path);
+    }
+    if !a.stdin && std::io::stdin().is_terminal() {
+        return usage("no text; give one with -p TEXT or -f FILE, or pipe it in".into());
+    }
+    let mut bytes = Vec::new();
+    std::io::stdin().read_to_end(&mut bytes).context("cannot read stdin")?;
+    String::from_utf8(bytes).map_err(|e| anyhow!("stdin is not UTF-8 text (byte {})", e.utf8_error().valid_up_to()))
+}

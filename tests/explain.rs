@@ -1,0 +1,157 @@
+//! `tandem explain` against sums that are made another way, and over files whose weights are not there.
+
+mod common;
+#[path = "../examples/synth/model.rs"]
+mod model;
+
+use std::path::{Path, PathBuf};
+use std::process::Command;
+
+use serde_json::Value;
+use tandem::gguf::{Gguf, Tensor};
+
+fn explain(args: &[&str]) -> String {
+    let o = Command::new(env!("CARGO_BIN_EXE_tandem")).arg("explain").args(args).output().unwrap();
+    assert!(o.status.success(), "{}", String::from_utf8_lossy(&o.stderr));
+    String::from_utf8(o.stdout).unwrap()
+}
+
+fn json(path: &Path, args: &[&str]) -> Value {
+    let text = explain(&[&[path.to_str().unwrap(), "--json"], args].concat());
+    serde_json::from_str(&text).unwrap_or_else(|e| panic!("{e}: {text}"))
+}
+
+fn small(name: &str) -> PathBuf {
+    common::local().join(format!("models/{name}.gguf"))
+}
+
+fn sum(gguf: &Gguf, which: impl Fn(&Tensor) -> bool, what: impl Fn(&Tensor) -> usize) -> u64 {
+    gguf.tensors.iter().filter(|t| which(t)).map(what).sum::<usize>() as u64
+}
+
+#[test]
+fn the_numbers_are_those_of_the_tensor_directory() {
+    let path = small("qwen3moe"); // 3 layers, 8 experts of which 3, 2 key heads of 32, 384 tokens
+    let gguf = Gguf::open(&path).unwrap();
+    let j = json(&path, &["-c", "300"]);
+    let experts = |t: &Tensor| t.name.contains("_exps");
+    let embedding = |t: &Tensor| t.name == "token_embd.weight";
+    let dense = |t: &Tensor| !experts(t) && !embedding(t);
+
+    assert_eq!(j["architecture"], "qwen3moe");
+    assert_eq!(j["layers"], 3);
+    assert_eq!((&j["experts"]["count"], &j["experts"]["used"]), (&8.into(), &3.into()));
+    assert_eq!((&j["context"]["trained"], &j["context"]["used"]), (&4096.into(), &300.into()));
+    assert_eq!(j["parameters"]["total"], sum(&gguf, |_| true, Tensor::elements));
+    let active = sum(&gguf, dense, Tensor::elements) + sum(&gguf, experts, |t| t.elements() * 3 / 8) + 64;
+    assert_eq!(j["parameters"]["active"], active);
+    assert_eq!(j["weights"]["bytes"], sum(&gguf, |_| true, |t| t.bytes));
+    assert_eq!(j["weights"]["bits_per_weight"], 32.0);
+    let read = sum(&gguf, dense, |t| t.bytes) + sum(&gguf, experts, |t| t.bytes * 3 / 8) + 64 * 4;
+    assert_eq!(j["bytes_per_token"], read);
+
+    // Keys and values: 3 layers x 2 x 2 heads x 32 values x 2 bytes.
+    assert_eq!(j["state"]["bytes_per_token"], (3 * 2 * 2 * 32 * 2) as f64);
+    assert_eq!(j["state"]["bytes"], 300 * 3 * 2 * 2 * 32 * 2);
+    assert_eq!(j["state"]["fixed_bytes"], 0);
+    let part = |name: &str| {
+        let found = j["parts"].as_array().unwrap().iter().find(|p| p["part"] == name);
+        found.unwrap_or_else(|| panic!("no part {name}"))["bytes"].as_u64().unwrap()
+    };
+    assert_eq!(part("experts"), sum(&gguf, experts, |t| t.bytes));
+    assert_eq!(part("router"), sum(&gguf, |t| t.name.contains("ffn_gate_inp"), |t| t.bytes));
+    assert_eq!(part("head"), sum(&gguf, |t| t.name.starts_with("output"), |t| t.bytes));
+    let all: u64 = j["parts"].as_array().unwrap().iter().map(|p| p["bytes"].as_u64().unwrap()).sum();
+    assert_eq!(all, j["weights"]["bytes"], "the parts are the whole");
+    let place = &j["places"][0];
+    let needed = ["weight_bytes", "state_bytes", "buffer_bytes"].map(|k| place[k].as_u64().unwrap());
+    assert_eq!(j["memory"]["needed_bytes"], needed.iter().sum::<u64>());
+}
+
+#[test]
+fn every_family_is_explained_and_its_parts_add_up() {
+    for name in ["qwen3moe", "gpt-oss", "qwen35", "qwen35moe", "deepseek2-v3", "deepseek4"] {
+        let j = json(&small(name), &["--steps"]);
+        let sum = |list: &str, key: &str| -> u64 {
+            j[list].as_array().unwrap().iter().map(|p| p[key].as_u64().unwrap()).sum()
+        };
+        assert_eq!(sum("parts", "bytes"), j["weights"]["bytes"], "{name}");
+        assert_eq!(sum("parts", "bytes_per_token"), j["bytes_per_token"], "{name}");
+        assert_eq!(sum("steps", "bytes_per_token"), j["bytes_per_token"], "{name}: the steps' sum");
+        let text = explain(&[small(name).to_str().unwrap()]);
+        for head in ["parameters", "Formats", "read per token", "Memory", "this machine"] {
+            assert!(text.contains(head), "{name}: {head} is not in {text}");
+        }
+        assert!(text.lines().all(|l| l.chars().count() <= 120 || l.contains(".gguf")), "{name}: {text}");
+    }
+}
+
+#[test]
+fn recurrent_and_windowed_states_do_not_grow_with_the_context() {
+    for name in ["qwen35moe", "gpt-oss", "deepseek4"] {
+        let at = |n: &str| json(&small(name), &["-c", n, "-b", "64"]);
+        let (a, b) = (at("2048"), at("4096"));
+        assert_eq!(a["state"]["fixed_bytes"], b["state"]["fixed_bytes"], "{name}");
+        assert!(a["state"]["fixed_bytes"].as_u64() > Some(0), "{name}");
+        let more = b["state"]["bytes"].as_u64().unwrap() - a["state"]["bytes"].as_u64().unwrap();
+        assert_eq!(more as f64, 2048.0 * a["state"]["bytes_per_token"].as_f64().unwrap(), "{name}");
+    }
+}
+
+#[test]
+fn steps_have_a_shape_and_a_place_and_copies_stand_between_places() {
+    let text = explain(&[small("qwen3moe").to_str().unwrap(), "--steps", "-ot", "blk.1.*_exps=TWIN"]);
+    assert!(text.lines().any(|l| l.contains("weights on TWIN") && l.contains(" 1 of ")), "{text}");
+    let lines: Vec<&str> = text.lines().map(str::trim).collect();
+    let at = |start: &str| lines.iter().position(|l| l.starts_with(start)).unwrap_or_else(|| panic!("{start}: {text}"));
+    let experts = at("blk.1.ffn_exps");
+    assert!(lines[experts].contains("(T, 64)") && lines[experts].ends_with("TWIN"), "{}", lines[experts]);
+    assert!(lines[experts - 1].contains("CPU to TWIN") && lines[experts + 1].contains("TWIN to CPU"), "{text}");
+    assert!(lines[at("output_norm")].contains("(W, 64)"), "{text}");
+}
+
+#[test]
+fn a_model_over_three_files_without_its_weights_is_explained() {
+    let dir = Path::new(env!("CARGO_TARGET_TMPDIR")).join("explain");
+    std::fs::create_dir_all(&dir).unwrap();
+    let synth = model::Synth { layers: None, mix: "Q4_K_M".parse().unwrap(), seed: 1, vocab: None, header_only: true };
+    let shards = synth.write("qwen3-235b-a22b", Some(3), &dir.join("big.gguf")).unwrap();
+    assert_eq!(shards.len(), 3);
+    for (shard, _) in &shards {
+        let j = json(shard, &[]);
+        let files = j["files"].as_array().unwrap();
+        assert_eq!(files.len(), 3, "from any of the files: {}", shard.display());
+        for (file, (path, bytes)) in files.iter().zip(&shards) {
+            assert_eq!((file["path"].as_str(), file["bytes"].as_u64()), (path.to_str(), Some(*bytes)));
+        }
+        let params = j["parameters"]["total"].as_f64().unwrap();
+        assert!((params / 235.1e9 - 1.0).abs() < 0.01, "{params}");
+        // 94 layers x 2 x 4 heads x 128 values x 2 bytes.
+        assert_eq!(j["state"]["bytes_per_token"], (94 * 2 * 4 * 128 * 2) as f64);
+    }
+    let text = explain(&[shards[1].0.to_str().unwrap()]);
+    assert!(text.contains("3 files") && text.matches(".gguf (").count() == 3, "{text}");
+    shards.iter().for_each(|(path, _)| std::fs::remove_file(path).unwrap());
+}
+
+#[test]
+fn of_a_table_of_experts_by_token_one_row_is_read() {
+    let dir = Path::new(env!("CARGO_TARGET_TMPDIR")).join("explain");
+    std::fs::create_dir_all(&dir).unwrap();
+    let mix = "Q4_K_M".parse().unwrap();
+    let synth = model::Synth { layers: Some(1), mix, seed: 1, vocab: None, header_only: true };
+    let path = synth.write("deepseek-v4-flash", None, &dir.join("hash.gguf")).unwrap()[0].0.clone();
+    let j = json(&path, &[]);
+    let router = j["parts"].as_array().unwrap().iter().find(|p| p["part"] == "router").unwrap();
+    let matrix = 256 * 4096 * 4; // 256 experts, 4096 wide, f32
+    assert_eq!(router["bytes"], matrix + 129_280 * 6 * 4);
+    assert_eq!(router["bytes_per_token"], matrix + 6 * 4);
+    std::fs::remove_file(path).unwrap();
+}
+
+#[test]
+fn the_built_in_model_is_explained_and_two_models_are_one_too_many() {
+    assert!(explain(&[]).contains("Shakespeare"));
+    let o = Command::new(env!("CARGO_BIN_EXE_tandem")).args(["explain", "a.gguf", "-m", "b.gguf"]).output().unwrap();
+    assert_eq!(o.status.code(), Some(2));
+}
