@@ -265,7 +265,9 @@ fn a_context_that_the_machine_cannot_hold_is_refused_with_both_numbers() {
             };
             let text = format!("{e:#}");
             let room = text.contains("GB of memory beside the weights, but") && text.contains(r.name.as_str());
-            assert!(text.contains(&format!("context of {n} tokens")) && (room || n > u32::MAX as usize), "{text}");
+            let counted = text.contains("that can be"); // positions and row numbers end before memory does
+            assert!(text.contains(&format!("context of {n} tokens")) && (room || counted), "{text}");
+            say!("{text}");
         }
         let many = Options { n_seq: 1 << 40, n_ctx: Some(512), ..exact() };
         let Err(e) = Session::open(&r.gguf, &many) else { panic!("{}: 2^40 sequences", r.name) };

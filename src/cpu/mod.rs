@@ -7,5 +7,5 @@ mod pool;
 
 pub use bandwidth::read_bandwidth;
 pub use matmul::{Group, axpy, dot_rows, grouped};
-pub use memory::memory;
+pub use memory::Memory;
 pub use pool::Pool;

@@ -51,7 +51,7 @@ impl Engine {
         (pool, pool_batch): (Pool, Option<Pool>),
         (n_seq, n_ctx, n_batch): (usize, usize, usize),
     ) -> Result<Engine> {
-        check_room(&gguf, &tape.states, (n_seq, n_ctx, n_batch), cpu::memory())?;
+        check_room(&gguf, &tape.states, (n_seq, n_ctx, n_batch), cpu::Memory::of_this_machine())?;
         let weights = Weights::load(&gguf, &tape, &plan)?;
         let states = tape.states.iter().map(|s| State::new(s, n_seq, n_ctx, n_batch)).collect();
         let memory = plan
@@ -153,17 +153,17 @@ fn check_room(
     gguf: &Gguf,
     states: &[StateSpec],
     (n_seq, n_ctx, n_batch): (usize, usize, usize),
-    memory: Option<usize>,
+    memory: Option<cpu::Memory>,
 ) -> Result<()> {
     let one = states.iter().fold(0usize, |sum, s| sum.saturating_add(s.bytes(n_ctx, n_batch)));
     let need = one.saturating_mul(n_seq);
     let had = Vec::<u8>::new().try_reserve_exact(need).is_ok(); // asked for and given back, never touched
-    if had && memory.is_none_or(|m| need <= m) {
+    if had && memory.is_none_or(|m| need <= m.total) {
         return Ok(());
     }
     let gb = |bytes: usize| format!("{:.1} GB", bytes as f64 / 1e9);
     let has = match memory {
-        Some(m) => format!("this machine has {}", gb(m)),
+        Some(m) => format!("this machine has {}", gb(m.total)),
         None => "the system does not give that much".into(),
     };
     let sequences = if n_seq == 1 { String::new() } else { format!("{n_seq} sequences of ") };

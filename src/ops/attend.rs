@@ -191,12 +191,14 @@ impl Builder<'_> {
     ) -> Result<Slot> {
         self.expect_width(&label, q, a.heads * a.k_dim)?;
         self.expect_width(&label, k, a.kv_heads * a.k_dim)?;
-        if a.kv_heads == 0 || !a.heads.is_multiple_of(a.kv_heads) {
-            bail!("{}: {label}: {} heads cannot share {} key heads", self.file(), a.heads, a.kv_heads);
-        }
-        if v.is_none() && a.kv_heads != 1 {
-            bail!("{}: {label}: keys serve as values only with one key head", self.file());
-        }
+        debug_assert!(
+            a.heads.is_multiple_of(a.kv_heads) && a.window != Some(0),
+            "the keys were read by heads and tokens"
+        );
+        debug_assert!(
+            v.is_some() || a.kv_heads == 1 && a.v_dim <= a.k_dim,
+            "keys serve as values in one key head only"
+        );
         let (type_k, type_v) = (self.settings.type_k, self.settings.type_v);
         let mut states = vec![self.head_rows(&label, "k", type_k, a.kv_heads, a.k_dim, a.v_dim, a.window)?];
         let mut ins = vec![q, k];
