@@ -14,8 +14,8 @@ pub(super) fn build(b: &Builder) -> Result<Slot> {
     let rope = b.rope_from_keys(dim, Pairs::Halves)?;
     let rope_windowed = Rope { base: b.positive_or("rope.freq_base_swa", rope.base)?, ..rope };
     let window = b.tokens("attention.sliding_window")?;
-    let (scale, groups) = (b.expert_scale()?, b.expert_groups()?);
-    let route = Route { k: b.n("expert_used_count")?, gate: Gate::SoftmaxOfChosen, norm: false, scale, groups };
+    let (k, groups) = (b.n("expert_used_count")?, b.expert_groups()?);
+    let route = Route { k, gate: Gate::SoftmaxOfChosen, norm: false, scale: 1.0, groups };
     let n_expert = b.n("expert_count")?;
     let experts = Experts { n: n_expert, n_ff: b.n("expert_feed_forward_length")?, glu: Glu::Oai };
 

@@ -39,7 +39,8 @@ fn attention(b: &Builder, l: &Layer, h: Slot, eps: f32) -> Result<Slot> {
     let gate = b.pack(l.w("gate"), heads, &[part(dim)])?; // (T, heads * dim)
     let q = b.rope(l.w("q_rope"), b.head_norm(q, &l.w("attn_q_norm"), dim, eps)?, dim, &rope)?;
     let k = b.rope(l.w("k_rope"), b.head_norm(k, &l.w("attn_k_norm"), dim, eps)?, dim, &rope)?;
-    let attend = Attend { heads, kv_heads, k_dim: dim, v_dim: dim, scale: b.scale(dim)?, window: None, soft_cap: None };
+    let scale = 1.0 / (dim as f32).sqrt();
+    let attend = Attend { heads, kv_heads, k_dim: dim, v_dim: dim, scale, window: None, soft_cap: None };
     let a = b.attend(l.w("attn"), attend, (q, k, Some(v)), None, None)?; // (T, heads * dim)
     b.linear(b.glu(l.w("attn_gated"), Glu::Sigmoid, gate, a), &l.w("attn_output"), n_embd)
 }
@@ -84,8 +85,8 @@ fn delta_net(b: &Builder, l: &Layer, h: Slot, eps: f32) -> Result<Slot> {
 fn mixture(b: &Builder, l: &Layer, h: Slot) -> Result<Slot> {
     let n_embd = b.n("embedding_length")?;
     let n_expert = b.n("expert_count")?;
-    let (scale, groups) = (b.expert_scale()?, b.expert_groups()?);
-    let route = Route { k: b.n("expert_used_count")?, gate: Gate::Softmax, norm: true, scale, groups };
+    let (k, groups) = (b.n("expert_used_count")?, b.expert_groups()?);
+    let route = Route { k, gate: Gate::Softmax, norm: true, scale: 1.0, groups };
     let experts = Experts { n: n_expert, n_ff: b.n("expert_feed_forward_length")?, glu: Glu::Silu };
     let logits = b.linear(h, &l.w("ffn_gate_inp"), n_expert)?; // (T, n_expert)
     let chosen = b.route(l.w("ffn_moe_topk"), logits, route, None, None)?; // (T, k) each

@@ -11,9 +11,10 @@ pub(super) fn build(b: &Builder) -> Result<Slot> {
     let dim = b.head_dim(heads, n_embd)?;
     let eps = b.eps()?;
     let rope = b.rope_from_keys(dim, Pairs::Halves)?;
-    let attend = Attend { heads, kv_heads, k_dim: dim, v_dim: dim, scale: b.scale(dim)?, window: None, soft_cap: None };
-    let (scale, groups) = (b.expert_scale()?, b.expert_groups()?);
-    let route = Route { k: b.n("expert_used_count")?, gate: Gate::Softmax, norm: true, scale, groups };
+    let scale = 1.0 / (dim as f32).sqrt();
+    let attend = Attend { heads, kv_heads, k_dim: dim, v_dim: dim, scale, window: None, soft_cap: None };
+    let (k, groups) = (b.n("expert_used_count")?, b.expert_groups()?);
+    let route = Route { k, gate: Gate::Softmax, norm: true, scale: 1.0, groups };
     let n_expert = b.n("expert_count")?;
     let experts = Experts { n: n_expert, n_ff: b.n("expert_feed_forward_length")?, glu: Glu::Silu };
 

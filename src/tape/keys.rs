@@ -171,12 +171,6 @@ impl Builder<'_> {
         if (0.0..1.0).contains(&eps) { Ok(eps) } else { Err(self.bad_key(name, eps, "a number from 0, below 1")) }
     }
 
-    /// What q . k is multiplied with: the key `attention.scale` where there is one, else 1 / sqrt(dim).
-    pub fn scale(&self, dim: usize) -> Result<f32> {
-        let scale = self.f_or("attention.scale", 0.0)?;
-        Ok(if scale == 0.0 { 1.0 / (dim as f32).sqrt() } else { scale })
-    }
-
     /// What the weights of experts are multiplied with; 0 stands for nothing.
     pub fn expert_scale(&self) -> Result<f32> {
         let scale = self.f_or("expert_weights_scale", 1.0)?;

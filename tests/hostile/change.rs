@@ -1,23 +1,9 @@
 //! The ways in which a good file is made a bad one, one key or one tensor at a time.
 
-use tandem::gguf::{Array, Gguf, TensorType, Value, Writer};
+use tandem::gguf::{Array, TensorType, Value, Writer};
 use tandem::quant::{self, Rng};
 
-/// A good model, taken apart.
-pub(crate) struct Source {
-    pub(crate) name: String,
-    pub(crate) arch: String,
-    pub(crate) meta: Vec<(String, Value)>,
-    pub(crate) tensors: Vec<Part>,
-}
-
-/// One of its tensors.
-pub(crate) struct Part {
-    pub(crate) name: String,
-    pub(crate) shape: Vec<usize>,
-    pub(crate) ty: TensorType,
-    pub(crate) data: Vec<u8>,
-}
+use crate::common::source::Source;
 
 /// One change.
 #[derive(Clone, Debug)]
@@ -34,24 +20,22 @@ pub(crate) enum Change {
     Type(usize, TensorType),
 }
 
-impl Source {
-    pub(crate) fn new(name: &str, gguf: &Gguf) -> Source {
-        let part = |t: &tandem::gguf::Tensor| Part {
-            name: t.name.clone(),
-            shape: t.shape.clone(),
-            ty: t.ty,
-            data: gguf.data(t).to_vec(),
-        };
-        Source {
-            name: name.into(),
-            arch: gguf.meta.str("general.architecture").unwrap().into(),
-            meta: gguf.meta.iter().map(|(k, v)| (k.to_owned(), v.clone())).collect(),
-            tensors: gguf.tensors.iter().map(part).collect(),
-        }
-    }
-
+/// What is tried with a model.
+pub(crate) trait Changes {
     /// The file with these changes; None where no file can say them (a row that is no whole number of blocks).
-    pub(crate) fn with(&self, changes: &[Change]) -> Option<Vec<u8>> {
+    fn with(&self, changes: &[Change]) -> Option<Vec<u8>>;
+    /// Whether the engine, and not the tokenizer or a reader of file lists, gives this key a meaning.
+    fn is_engine_key(&self, key: &str) -> bool;
+    /// What is tried with key `i`.
+    fn key_changes(&self, i: usize) -> Vec<Change>;
+    /// What is tried with tensor `i`.
+    fn tensor_changes(&self, i: usize) -> Vec<Change>;
+    /// The change in words.
+    fn describe(&self, c: &Change) -> String;
+}
+
+impl Changes for Source {
+    fn with(&self, changes: &[Change]) -> Option<Vec<u8>> {
         let mut w = Writer::new();
         for (i, (key, value)) in self.meta.iter().enumerate() {
             let new = changes.iter().find_map(|c| match c {
@@ -96,13 +80,11 @@ impl Source {
         w.to_bytes().ok()
     }
 
-    /// Whether the engine, and not the tokenizer or a reader of file lists, gives this key a meaning.
-    pub(crate) fn is_engine_key(&self, key: &str) -> bool {
+    fn is_engine_key(&self, key: &str) -> bool {
         key == "general.architecture" || key.starts_with(&format!("{}.", self.arch))
     }
 
-    /// What is tried with key `i`.
-    pub(crate) fn key_changes(&self, i: usize) -> Vec<Change> {
+    fn key_changes(&self, i: usize) -> Vec<Change> {
         let mut new: Vec<Value> = match &self.meta[i].1 {
             Value::F32(v) => floats(*v).into_iter().map(Value::from).collect(),
             Value::Bool(v) => vec![Value::Bool(!v), "yes".into()],
@@ -114,8 +96,7 @@ impl Source {
         [None].into_iter().chain(new.into_iter().map(Some)).map(|v| Change::Key(i, v)).collect()
     }
 
-    /// What is tried with tensor `i`.
-    pub(crate) fn tensor_changes(&self, i: usize) -> Vec<Change> {
+    fn tensor_changes(&self, i: usize) -> Vec<Change> {
         let part = &self.tensors[i];
         let mut list = vec![Change::Remove(i), Change::Rename(i, format!("{}x", part.name))];
         let mut shapes = vec![part.shape[1..].to_vec(), vec![part.shape.iter().product()]];
@@ -143,8 +124,7 @@ impl Source {
         list
     }
 
-    /// The change in words.
-    pub(crate) fn describe(&self, c: &Change) -> String {
+    fn describe(&self, c: &Change) -> String {
         let name = |i: &usize| &self.tensors[*i].name;
         match c {
             Change::Key(i, None) => format!("without {}", self.meta[*i].0),

@@ -13,8 +13,9 @@ use std::sync::Mutex;
 use std::sync::atomic::{AtomicUsize, Ordering};
 use std::time::{Duration, Instant};
 
-use change::{Change, Source};
+use change::{Change, Changes};
 use common::references;
+use common::source::Source;
 use tandem::gguf::Gguf;
 use tandem::models;
 use tandem::quant::{self, Rng};
@@ -153,7 +154,7 @@ fn no_whole_model_made_bad_panics_hangs_or_asks_for_absurd_memory() {
     let mut files: Vec<(String, PathBuf)> = references().into_iter().map(|r| (r.name, r.gguf)).collect();
     let quants = ["Q4_K_M", "MXFP4_MOE", "IQ2_XXS"].map(|ty| format!("qwen3moe-256.{ty}"));
     files.extend(quants.map(|name| (name.clone(), common::local().join(format!("quants/{name}.gguf")))));
-    let sources: Vec<Source> = files.iter().map(|(n, path)| Source::new(n, &Gguf::open(path).unwrap())).collect();
+    let sources: Vec<Source> = files.iter().map(|(n, path)| Source::open(n, path)).collect();
     let all: Vec<Variant> = sources.iter().flat_map(variants).collect();
     let next = AtomicUsize::new(0);
     let running: Mutex<Vec<Option<(usize, Instant)>>> = Mutex::new(vec![None; 2]);
