@@ -1,10 +1,13 @@
 //! The thread pool: rayon's, entered once per walk, so that every step inside forks from a worker.
 
-use anyhow::{Context, Result};
+use anyhow::{Context, Result, ensure};
 use rayon::prelude::*;
 
 /// Work below this many bytes touched is done by the calling thread: waking the others costs more.
 const SMALL: usize = 64 * 1024;
+
+/// The most threads of a pool: more than any one machine has cores.
+const MOST: usize = 1024;
 
 /// Threads for the CPU's share of a walk.
 #[derive(Debug)]
@@ -17,6 +20,7 @@ impl Pool {
     /// A pool of `n` threads; 0 means one per physical core.
     pub fn new(n: usize) -> Result<Pool> {
         let n = if n == 0 { physical_cores() } else { n };
+        ensure!(n <= MOST, "{n} threads (-t) are more than the {MOST} that can be; one per core is best");
         let pool = rayon::ThreadPoolBuilder::new()
             .num_threads(n)
             .thread_name(|i| format!("tandem-{i}"))
@@ -80,4 +84,17 @@ fn physical_cores() -> usize {
         cores.insert(siblings);
     }
     if cores.is_empty() { allowed } else { allowed.min(cores.len()) }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn an_absurd_number_of_threads_is_an_error_and_not_an_endless_wait() {
+        for n in [5000, usize::MAX] {
+            assert!(Pool::new(n).unwrap_err().to_string().contains("more than the 1024"));
+        }
+        assert_eq!(Pool::new(3).unwrap().threads(), 3);
+    }
 }
