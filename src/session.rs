@@ -396,6 +396,7 @@ impl Session {
             bail!("the saved state does not fit this model and its cache types");
         }
         self.seqs[seq].tokens = snapshot.tokens.clone();
+        self.checkpoint(seq); // going back to here must not mean reading it all
         Ok(())
     }
 }

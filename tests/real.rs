@@ -295,6 +295,17 @@ fn groups_of_experts_limit_the_choice_in_every_family() {
 }
 
 #[test]
+fn a_bias_that_a_family_cannot_do_without_is_missed_by_name() {
+    each(&["gpt-oss"], |s| {
+        for part in ["attn_output", "ffn_gate_inp", "ffn_gate_exps", "ffn_up_exps", "ffn_down_exps"] {
+            let (mut less, name) = (s.clone(), format!("blk.1.{part}.bias"));
+            less.take(&name);
+            assert!(refusal(&less).contains(&name), "{name}");
+        }
+    });
+}
+
+#[test]
 fn keys_that_ask_for_what_is_not_computed_are_refused_by_name() {
     let cases: [(&str, &str, Value); 9] = [
         ("qwen3moe", "attention.causal", false.into()),

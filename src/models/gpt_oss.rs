@@ -28,6 +28,13 @@ pub(super) fn build(b: &Builder) -> Result<Slot> {
         let rope = if windowed[l.i] { &rope_windowed } else { &rope };
         let q = b.rope(l.w("q_rope"), q, dim, rope)?;
         let k = b.rope(l.w("k_rope"), k, dim, rope)?;
+        // Linear layers use a bias where there is one; here there must be.
+        let inner: &[_] = match b.has(&l.w("ffn_gate_up_exps.weight")) {
+            true => &["ffn_gate_up_exps"],
+            false => &["ffn_gate_exps", "ffn_up_exps"],
+        };
+        let biased = ["attn_output", "ffn_gate_inp", "ffn_down_exps"];
+        biased.iter().chain(inner).try_for_each(|name| b.need(&l.w(&format!("{name}.bias"))))?;
         let sinks = b.vector(&l.w("attn_sinks.weight"), &[heads])?;
         let window = windowed[l.i].then_some(window);
         let scale = 1.0 / (dim as f32).sqrt();

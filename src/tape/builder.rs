@@ -99,6 +99,11 @@ impl<'a> Builder<'a> {
         self.gguf.tensor(name).is_some()
     }
 
+    /// Fails unless the file has this tensor (full name): where what reads it would do without.
+    pub fn need(&self, name: &str) -> Result<()> {
+        if self.has(name) { Ok(()) } else { bail!(self.missing(name)) }
+    }
+
     /// Marks the tensors whose names start so as deliberately unused.
     pub fn ignore(&self, prefix: &str, why: &'static str) {
         self.tape.borrow_mut().ignored.push((prefix.into(), why));
