@@ -312,4 +312,16 @@ pub mod x86 {
         // SAFETY: the reference covers the 64 bytes written.
         unsafe { _mm512_storeu_si512(p.as_mut_ptr().cast(), v) }
     }
+
+    /// Writes 32 integers, any alignment.
+    #[inline]
+    #[target_feature(enable = "avx512f")]
+    pub fn store_i32x32(p: &mut [i32; 32], v: [__m512i; 2]) {
+        let (h, _) = p.as_chunks_mut::<16>();
+        // SAFETY: each reference covers the 64 bytes written.
+        unsafe {
+            _mm512_storeu_si512(h[0].as_mut_ptr().cast(), v[0]);
+            _mm512_storeu_si512(h[1].as_mut_ptr().cast(), v[1]);
+        }
+    }
 }

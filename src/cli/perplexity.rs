@@ -159,9 +159,7 @@ impl Reading {
             let skip = counted.start.saturating_sub(from).min(part.len());
             let logits = self.session.feed(0, part, Want::From(skip))?;
             let next = &tokens[from + skip + 1..from + part.len() + 1];
-            let (engine, n_vocab) = (self.session.engine(), self.session.n_vocab());
-            let pool = engine.pool_batch.as_ref().unwrap_or(&engine.pool);
-            pool.enter(|| take(&eval::log_probs(&logits, n_vocab)?, next))
+            take(&eval::log_probs(&logits, self.session.n_vocab())?, next)
                 .with_context(|| format!("chunk {} of {}", i + 1, self.chunks.n))?;
         }
         Ok(())

@@ -17,15 +17,13 @@ pub fn read_bandwidth(pool: &Pool) -> f64 {
     let mut best = 0f64;
     for _ in 0..4 {
         let start = Instant::now();
-        pool.enter(|| {
-            pool.each(pieces.len(), BYTES, |i| {
-                // Eight sums, so that the loop waits for memory and not for its own additions.
-                let mut sums = [0u64; 8];
-                for eight in pieces[i].as_chunks::<8>().0 {
-                    sums.iter_mut().zip(eight).for_each(|(s, v)| *s = s.wrapping_add(*v));
-                }
-                total.fetch_add(sums.iter().sum(), Ordering::Relaxed);
-            });
+        pool.each(pieces.len(), BYTES, |i| {
+            // Eight sums, so that the loop waits for memory and not for its own additions.
+            let mut sums = [0u64; 8];
+            for eight in pieces[i].as_chunks::<8>().0 {
+                sums.iter_mut().zip(eight).for_each(|(s, v)| *s = s.wrapping_add(*v));
+            }
+            total.fetch_add(sums.iter().sum(), Ordering::Relaxed);
         });
         best = best.max(BYTES as f64 / start.elapsed().as_secs_f64() / 1e9);
     }

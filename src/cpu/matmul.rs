@@ -9,6 +9,7 @@
 use std::cell::RefCell;
 
 use super::Pool;
+use super::pool::Parts;
 use crate::quant::{ActRow, QuantType, act::Acts, tile};
 use crate::simd;
 
@@ -40,21 +41,6 @@ pub fn axpy(ty: &'static QuantType, row: &[u8], p: f32, out: &mut [f32]) {
     unsafe { f(row, p, out) }
 }
 
-struct Shared(*mut f32);
-// SAFETY: the pieces of work write disjoint parts (see `grouped`).
-unsafe impl Sync for Shared {}
-unsafe impl Send for Shared {}
-
-impl Shared {
-    /// # Safety
-    /// `at..at + n` lies inside the buffer and no other thread touches it meanwhile.
-    #[allow(clippy::mut_from_ref)]
-    unsafe fn part(&self, at: usize, n: usize) -> &mut [f32] {
-        // SAFETY: the caller's promise.
-        unsafe { std::slice::from_raw_parts_mut(self.0.add(at), n) }
-    }
-}
-
 /// For every group and pair: `out[pair.1] = w * x[pair.0]`, where `x` are rows of `n_in` and `out` rows of `n_out`.
 ///
 /// `x` is quantized into `acts` first, in the form that the format wants.
@@ -83,7 +69,7 @@ pub fn grouped(
     // Whole panels, so that a piece can be used either way.
     let piece_rows = (PIECE / stride / tile::ROWS * tile::ROWS).max(tile::ROWS);
     let pieces = n_out.div_ceil(piece_rows);
-    let shared = Shared(out.as_mut_ptr());
+    let shared = Parts(out.as_mut_ptr());
     let bytes = groups.iter().map(|g| n_out * stride * g.pairs.len().clamp(1, 4)).sum();
     let shared = &shared;
     let panels = ty.tile.is_some();

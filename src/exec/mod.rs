@@ -76,7 +76,7 @@ impl Engine {
             m.work.angles.clear();
         }
         let width = |slot: crate::tape::Slot| tape.slots[slot.0 as usize].width;
-        pool.enter(|| {
+        {
             for stage in &plan.stages {
                 match stage {
                     Stage::Copy(slot, from, to) => {
@@ -136,7 +136,7 @@ impl Engine {
                 }
             }
             true
-        })
+        }
     }
 
     /// The logits of the last walk: (wanted, n_vocab).

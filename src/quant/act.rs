@@ -118,6 +118,7 @@ pub fn quantize(block: usize, x: &[f32], q: &mut [i8], d: &mut [f32], sums: &mut
     quantize_scalar(block, x, q, d, sums);
 }
 
+#[inline(always)] // so that the form below is compiled anew for its instruction set
 fn quantize_scalar(block: usize, x: &[f32], q: &mut [i8], d: &mut [f32], sums: &mut [i16]) {
     for (b, x) in x.chunks_exact(block).enumerate() {
         let max = x.iter().fold(0f32, |m, v| m.max(v.abs()));

@@ -109,6 +109,7 @@ impl Panel {
                 self.weave(&sixteen, half, at, len);
             }
         }
+        self.offsets();
     }
 
     /// Puts 16 rows' codes into the panel's columns `at..at + len`.
@@ -142,11 +143,27 @@ impl Panel {
                     self.min[g0 + g][half * 16 + r] = row.min[g];
                 }
             }
-            let steps = &self.codes[(at + g * self.group) / 4..][..self.group / 4];
-            let offset: &mut [i32; 16] = self.offset[g0 + g][half * 16..][..16].as_mut_array().unwrap();
+        }
+    }
+
+    /// Sums up each group's codes, once all are there.
+    fn offsets(&mut self) {
+        let codes = self.codes.chunks_exact(self.group / 4);
+        #[cfg(target_arch = "x86_64")]
+        if simd::isa() >= Isa::Avx512 {
+            for (steps, offset) in codes.zip(&mut self.offset) {
+                #[allow(unsafe_code)]
+                // SAFETY: isa() says that this CPU has AVX-512 with VNNI.
+                unsafe {
+                    offsets_avx512(steps, offset)
+                };
+            }
+            return;
+        }
+        for (steps, offset) in codes.zip(&mut self.offset) {
             offset.fill(0);
             for step in steps {
-                for (o, codes) in offset.iter_mut().zip(step[half * 64..][..64].as_chunks::<4>().0) {
+                for (o, codes) in offset.iter_mut().zip(step.as_chunks::<4>().0) {
                     *o -= 128 * codes.iter().map(|&c| c as i8 as i32).sum::<i32>();
                 }
             }
@@ -267,6 +284,22 @@ impl Panel {
             store_f32x32(&mut out[t], sums[t]);
         }
     }
+}
+
+/// `-128 * sum of the codes` of each row: the product with activations of zero, which stand as 128, taken off.
+#[cfg(target_arch = "x86_64")]
+#[target_feature(enable = "avx512f,avx512bw,avx512vl,avx512vnni")]
+fn offsets_avx512(steps: &[[u8; 4 * ROWS]], offset: &mut [i32; ROWS]) {
+    use crate::simd::x86::*;
+    use std::arch::x86_64::*;
+    let zero = _mm512_setzero_si512();
+    let x = _mm512_set1_epi8(-128); // 128, unsigned
+    let mut sums = [zero; 2];
+    for step in steps {
+        let [lo, hi] = load_u8x128(step);
+        sums = [_mm512_dpbusd_epi32(sums[0], x, lo), _mm512_dpbusd_epi32(sums[1], x, hi)];
+    }
+    store_i32x32(offset, sums.map(|s| _mm512_sub_epi32(zero, s)));
 }
 
 /// 16 rows of codes, turned so that 4 columns of all rows stand together: a transposition of 16 x 16 four-byte words.

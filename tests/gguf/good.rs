@@ -160,33 +160,35 @@ fn a_value_for_all_layers_may_be_one_number_or_one_per_layer() {
 
 #[test]
 #[cfg(unix)] // elsewhere a file of this size is not sparse by itself
-fn a_200_gb_header_with_a_large_vocabulary_opens_in_well_under_100_ms() {
+fn a_200_gb_model_opens_as_fast_as_a_small_one_with_the_same_header() {
     let words = |n: usize| (0..n).map(|i| format!("Ġword{i}")).collect::<Vec<_>>();
-    let mut w = Writer::new();
-    w.set("tokenizer.ggml.tokens", words(150_000));
-    w.set("tokenizer.ggml.scores", vec![0.0f32; 150_000]);
-    w.set("tokenizer.ggml.token_type", vec![1i32; 150_000]);
-    w.set("tokenizer.ggml.merges", words(150_000));
-    for l in 0..125 {
-        for part in ["gate", "up", "down"] {
-            w.add_hole(&format!("blk.{l}.ffn_{part}_exps.weight"), &[128, 2048, 2048], TensorType::I8).unwrap();
-        }
-    }
     let dir = folder("large");
-    let path = dir.join("large.gguf");
-    w.write(&path).unwrap();
-    assert!(w.bytes() > 200_000_000_000);
-    let best = (0..5)
-        .map(|_| {
+    let open = |name: &str, n: usize| {
+        let mut w = Writer::new();
+        w.set("tokenizer.ggml.tokens", words(150_000));
+        w.set("tokenizer.ggml.scores", vec![0.0f32; 150_000]);
+        w.set("tokenizer.ggml.token_type", vec![1i32; 150_000]);
+        w.set("tokenizer.ggml.merges", words(150_000));
+        for l in 0..125 {
+            for part in ["gate", "up", "down"] {
+                w.add_hole(&format!("blk.{l}.ffn_{part}_exps.weight"), &[n, 2048, 2048], TensorType::I8).unwrap();
+            }
+        }
+        let path = dir.join(name);
+        w.write(&path).unwrap();
+        let times = (0..5).map(|_| {
             let start = std::time::Instant::now();
-            let m = Gguf::open(&path).unwrap();
-            assert_eq!(m.tensors.len(), 375);
+            assert_eq!(Gguf::open(&path).unwrap().tensors.len(), 375);
             start.elapsed()
-        })
-        .min();
-    std::fs::remove_dir_all(dir).unwrap();
-    println!("opened in {best:?}");
-    assert!(best.unwrap().as_millis() < 100, "{best:?}");
+        });
+        (w.bytes(), times.min().unwrap())
+    };
+    let (small, quick) = open("small.gguf", 1);
+    let (large, time) = open("large.gguf", 128);
+    assert!(large > 200_000_000_000 && small < 2_000_000_000);
+    std::fs::remove_dir_all(&dir).unwrap();
+    // Any work per byte of data would be a factor of 128; 3 leaves room for a busy machine.
+    assert!(time < quick * 3, "{time:?} against {quick:?}");
 }
 
 #[test]
