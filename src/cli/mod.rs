@@ -17,6 +17,7 @@ use std::sync::atomic::{AtomicBool, Ordering};
 use anyhow::{Context, Result, bail};
 use clap::Parser;
 
+use crate::cpu::Memory;
 use crate::gguf::{Gguf, Load};
 use crate::plan::Rules;
 use crate::quant;
@@ -181,6 +182,15 @@ pub(crate) fn options(a: &args::Model) -> Result<Options> {
 pub(crate) fn session(a: &args::Model) -> Result<Session> {
     let o = options(a)?;
     let gguf = gguf(a.model.as_deref(), &o.load)?;
+    if let Some(memory) = Memory::of_this_machine().filter(|m| gguf.bytes() > m.total as u64) {
+        let gb = |n: f64| n / 1e9;
+        tracing::warn!(
+            "the model's {:.1} GB are more than this machine's {:.1} GB of memory: parts of it are read from disk for \
+             every token, which is slow (tandem explain says how slow)",
+            gb(gguf.bytes() as f64),
+            gb(memory.total as f64)
+        );
+    }
     Session::new(gguf, &o).context(Failure::Model)
 }
 

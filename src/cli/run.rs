@@ -10,7 +10,7 @@ use indicatif::{ProgressBar, ProgressStyle};
 use super::args::{self, Sampling};
 use super::{Failure, on_interrupt, read_text, session, usage};
 use crate::sample::Sampler;
-use crate::session::{Interrupted, Session, Want};
+use crate::session::{ContextFull, Interrupted, Session, Want};
 use crate::text::Tokenizer;
 
 /// Runs the verb.
@@ -23,6 +23,10 @@ pub(super) fn run(a: &args::Run) -> Result<()> {
     let tokens = tokenizer.encode(&prompt, true, true)?;
     if tokens.is_empty() {
         return usage("the prompt is empty; give some text with -p, -f or on stdin".into());
+    }
+    if tokens.len() > session.n_ctx() {
+        // Said before the first batch is read, with the whole count.
+        return Err(ContextFull { n_ctx: session.n_ctx(), used: 0, given: tokens.len() }.into());
     }
     let asked = on_interrupt(&session)?;
 
