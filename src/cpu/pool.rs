@@ -147,17 +147,18 @@ impl Pool {
         let parked = (1..n).map(|_| AtomicBool::new(false)).collect();
         let runs = (0..n).map(|_| Run::default()).collect();
         let shared = Arc::new(Shared { parked, runs, ..Shared::default() });
-        let mut workers = Vec::new();
+        // A pool from the start, so that threads that did start end again where one does not.
+        let mut pool = Pool { shared, workers: Vec::new(), threads: Vec::new(), n, turn: Mutex::new(()) };
         for me in 0..n - 1 {
-            let shared = shared.clone();
+            let shared = pool.shared.clone();
             let worker = std::thread::Builder::new()
                 .name(format!("tandem-{}", me + 1))
                 .spawn(move || shared.work(me))
                 .with_context(|| format!("cannot start {n} threads"))?;
-            workers.push(worker);
+            pool.threads.push(worker.thread().clone());
+            pool.workers.push(worker);
         }
-        let threads = workers.iter().map(|w| w.thread().clone()).collect();
-        Ok(Pool { shared, workers, threads, n, turn: Mutex::new(()) })
+        Ok(pool)
     }
 
     /// Threads in the pool, the caller included.
@@ -178,7 +179,8 @@ impl Pool {
         };
         let s = &*self.shared;
         let body = Body { f: &f };
-        debug_assert!(n < 1 << 32);
+        assert!(n < 1 << 32, "indices have 32 bits; a longer loop would hand some out twice");
+        s.panicked.store(false, SeqCst); // by a loop whose caller panicked too
         for (me, run) in s.runs.iter().enumerate() {
             run.set(n * me / self.n, n * (me + 1) / self.n);
         }

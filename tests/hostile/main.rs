@@ -110,23 +110,16 @@ fn names_the_culprit(v: &Variant, said: &str) -> bool {
     })
 }
 
-/// Every single change, and some pairs and more. Of tensors that differ only in their layer, the first and the last
-/// stand for all.
+/// Every single change, and some pairs and more. Of tensors that differ only in their layer, the first stands for all.
 fn variants(source: &Source) -> Vec<Variant<'_>> {
     let kind = |name: &str| match name.strip_prefix("blk.").and_then(|n| n.split_once('.')) {
         Some((_, rest)) => rest.to_owned(),
         None => name.to_owned(),
     };
     let keys: Vec<Change> = (0..source.meta.len()).flat_map(|i| source.key_changes(i)).collect();
-    let n = source.tensors.len();
-    let once = |order: &mut dyn Iterator<Item = usize>| {
-        let mut seen = HashSet::new();
-        order.filter(|&i| seen.insert(kind(&source.tensors[i].name))).collect::<Vec<usize>>()
-    };
-    let mut picked = [once(&mut (0..n)), once(&mut (0..n).rev())].concat();
-    picked.sort_unstable();
-    picked.dedup();
-    let tensors: Vec<Change> = picked.into_iter().flat_map(|i| source.tensor_changes(i)).collect();
+    let mut seen = HashSet::new();
+    let picked = (0..source.tensors.len()).filter(|&i| seen.insert(kind(&source.tensors[i].name)));
+    let tensors: Vec<Change> = picked.flat_map(|i| source.tensor_changes(i)).collect();
     let engine: Vec<&Change> =
         keys.iter().filter(|c| matches!(c, Change::Key(i, _) if source.is_engine_key(&source.meta[*i].0))).collect();
     let mut rng = Rng(source.meta.len() as u64 + source.tensors.len() as u64);
