@@ -5,5 +5,5 @@ mod matmul;
 mod pool;
 
 pub use bandwidth::read_bandwidth;
-pub use matmul::{Group, axpy, dot_rows, grouped};
+pub use matmul::{Group, dot_rows, grouped, sum_rows};
 pub use pool::Pool;
