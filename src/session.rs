@@ -18,6 +18,9 @@ use crate::tape::{Batch, Row, Settings, Tape};
 /// Context used when none is asked for: enough for a talk, small enough that no model is refused for its cache.
 const DEFAULT_CONTEXT: usize = 8192;
 
+/// Positions are kept in 32 bits.
+const MAX_CONTEXT: usize = u32::MAX as usize;
+
 /// Checkpoints kept per sequence, and their bytes in all.
 const CHECKPOINTS: usize = 16;
 const CHECKPOINT_BYTES: usize = 512 << 20;
@@ -138,13 +141,19 @@ pub struct Session {
 
 /// The context that a model gets: what was asked, else its own up to 8192.
 pub fn context(gguf: &Gguf, asked: Option<usize>) -> Result<usize> {
-    let arch = gguf.meta.str("general.architecture")?;
-    let trained = gguf.meta.opt_usize(&format!("{arch}.context_length"))?.unwrap_or(DEFAULT_CONTEXT);
-    Ok(match asked {
-        None => trained.clamp(1, DEFAULT_CONTEXT),
-        Some(0) => trained.max(1),
-        Some(n) => n,
-    })
+    let key = format!("{}.context_length", gguf.meta.str("general.architecture")?);
+    let trained = gguf.meta.opt_usize(&key)?;
+    let file = gguf.path.display();
+    if let Some(bad) = trained.filter(|n| !(1..=MAX_CONTEXT).contains(n)) {
+        bail!("{file}: metadata key {key:?} is {bad}, a number of tokens from 1 to {MAX_CONTEXT} expected");
+    }
+    let trained = trained.unwrap_or(DEFAULT_CONTEXT);
+    match asked {
+        None => Ok(trained.min(DEFAULT_CONTEXT)),
+        Some(0) => Ok(trained),
+        Some(n) if n > MAX_CONTEXT => bail!("a context of {n} tokens (-c) is more than the {MAX_CONTEXT} that can be"),
+        Some(n) => Ok(n),
+    }
 }
 
 /// The tape of a file under these options, from its header.
@@ -240,6 +249,8 @@ impl Session {
                 _ => Vec::new(),
             };
             let batch = Batch { rows: rows.collect(), wanted };
+            // Going back from a half-read batch must not mean reading all batches before it again.
+            let before = (i > 0 && self.is_overwritten()).then(|| self.save(seq, false));
             let observer: Option<Observer<'_>> = match &mut observer {
                 Some(f) => Some(&mut **f),
                 None => None,
@@ -247,6 +258,7 @@ impl Session {
             if !self.engine.walk(&batch, &self.stop, observer) {
                 self.stop.store(false, Ordering::Relaxed);
                 self.seqs[seq].tokens.extend_from_slice(chunk); // half-read: states may hold any of these
+                self.seqs[seq].checkpoints.extend(before);
                 self.rewind(seq, from)?;
                 return Err(Interrupted.into());
             }
@@ -263,8 +275,13 @@ impl Session {
 
     /// One token for each of several sequences, computed together: the logits of each, (sequences, n_vocab).
     pub fn step(&mut self, rows: &[(usize, u32)]) -> Result<Vec<f32>> {
-        for &(seq, token) in rows {
+        for (i, &(seq, token)) in rows.iter().enumerate() {
             self.check(seq, &[token])?;
+            if rows[..i].iter().any(|r| r.0 == seq) {
+                bail!(
+                    "sequence {seq} is given two tokens in one step; one token for each of several sequences expected"
+                );
+            }
         }
         let mut logits = Vec::new();
         for rows in rows.chunks(self.n_batch) {
@@ -303,11 +320,16 @@ impl Session {
         Snapshot { tokens, states }
     }
 
+    /// Whether later tokens destroy anything that earlier ones left.
+    fn is_overwritten(&self) -> bool {
+        self.engine.tape.states.iter().any(|s| s.is_overwritten())
+    }
+
     /// Remembers what the sequence's next tokens will overwrite, so that a rewind need not read from the start.
     fn checkpoint(&mut self, seq: usize) {
         let n = self.seqs[seq].tokens.len();
         let known = self.seqs[seq].checkpoints.last().is_some_and(|c| c.tokens.len() >= n);
-        if n == 0 || known || self.engine.tape.states.iter().all(|s| !s.is_overwritten()) {
+        if n == 0 || known || !self.is_overwritten() {
             return;
         }
         let new = self.save(seq, false);
@@ -348,12 +370,12 @@ impl Session {
         };
         self.seqs[seq].tokens.truncate(from);
         let checkpoints = std::mem::take(&mut self.seqs[seq].checkpoints);
-        self.feed(seq, &again[from..], Want::None)?;
+        let read = self.feed(seq, &again[from..], Want::None);
         let list = &mut self.seqs[seq].checkpoints;
         let newer = std::mem::replace(list, checkpoints);
         let longest = list.last().map_or(0, |c| c.tokens.len());
         list.extend(newer.into_iter().filter(|c| c.tokens.len() > longest));
-        Ok(())
+        read.map(drop)
     }
 
     /// Everything the sequence remembers.
@@ -374,6 +396,7 @@ impl Session {
             bail!("the saved state does not fit this model and its cache types");
         }
         self.seqs[seq].tokens = snapshot.tokens.clone();
+        self.checkpoint(seq); // going back to here must not mean reading it all
         Ok(())
     }
 }

@@ -184,22 +184,93 @@ fn a_full_context_and_a_foreign_token_are_errors_that_change_nothing() {
 fn an_interrupted_prompt_leaves_the_finished_batches_and_goes_on_alike() {
     for r in references() {
         let o = Options { n_batch: 16, ..exact() };
-        let mut s = open(&r, &o);
-        s.feed(0, &r.prompt[..40], Want::None).unwrap();
-        let stop = s.stop_flag();
-        let mut steps = 0;
-        let mut observer = |_: &str, _: &[f32], _: usize| {
-            steps += 1;
-            if steps == 40 {
-                stop.store(true, std::sync::atomic::Ordering::SeqCst);
-            }
-        };
-        let done = s.feed_observed(0, &r.prompt[40..100], Want::Last, Some(&mut observer));
-        let have = s.tokens(0).len();
-        assert!(have == 100 || done.unwrap_err().is::<session::Interrupted>());
-        assert!(have >= 40 && (have - 40).is_multiple_of(16) || have == 100);
-        let rest = s.feed(0, &r.prompt[have..104], Want::Last).unwrap();
         let straight = open(&r, &exact()).feed(0, &r.prompt[..104], Want::Last).unwrap();
-        assert!(nmse(&straight, &rest) < 1e-10, "{}: differs after an interruption", r.name);
+        for at in [40, 150, 280] {
+            let mut s = open(&r, &o);
+            s.feed(0, &r.prompt[..40], Want::None).unwrap();
+            let stop = s.stop_flag();
+            let mut steps = 0;
+            let mut observer = |_: &str, _: &[f32], _: usize| {
+                steps += 1;
+                if steps == at {
+                    stop.store(true, std::sync::atomic::Ordering::SeqCst);
+                }
+            };
+            let done = s.feed_observed(0, &r.prompt[40..100], Want::Last, Some(&mut observer));
+            let have = s.tokens(0).len();
+            assert!(have == 100 || done.unwrap_err().is::<session::Interrupted>());
+            assert!(have >= 40 && (have - 40).is_multiple_of(16) || have == 100);
+            s.stop_flag().store(false, std::sync::atomic::Ordering::SeqCst); // raised with nothing left to stop
+            let rest = s.feed(0, &r.prompt[have..104], Want::Last).unwrap();
+            assert!(nmse(&straight, &rest) < 1e-10, "{}: differs after an interruption at {have}", r.name);
+        }
+    }
+}
+
+/// A ring is full, then goes round: what a session does to a sequence must be as if it had only ever read what it keeps.
+#[test]
+fn a_full_ring_can_be_rewound_restored_and_shared_like_an_empty_one() {
+    for r in references() {
+        let (n_ctx, n_batch) = (1100, 16);
+        let o = Options { n_ctx: Some(n_ctx), n_batch, n_seq: 2, ..exact() };
+        let mut s = open(&r, &o);
+        let n_vocab = s.n_vocab();
+        let mut rng = Rng(23);
+        let mut draw = |n: usize| (0..n).map(|_| rng.below(n_vocab) as u32).collect::<Vec<u32>>();
+        let text = draw(700);
+        s.feed(0, &text[..500], Want::None).unwrap();
+        s.feed(1, &text[100..160], Want::None).unwrap();
+        s.feed(0, &text[500..700], Want::None).unwrap();
+        let whole = s.snapshot(0);
+        // Far beyond a window, a batch and the slack; then back behind it, and then a little further back.
+        s.feed(0, &draw(380), Want::None).unwrap();
+        s.rewind(0, 702).unwrap();
+        s.rewind(0, 697).unwrap();
+        let after = |s: &mut Session, seq: usize, from: usize| {
+            let logits = s.feed(seq, &text[from..700], Want::All).unwrap();
+            logits[logits.len() - 3 * n_vocab..].to_vec()
+        };
+        let want = after(&mut open(&r, &o), 0, 0);
+        let near = |what: &str, got: &[f32]| {
+            let error = nmse(&want, got);
+            say!("{:24} {what}: NMSE {error:.1e} (limit 1e-10)", r.name);
+            assert!(error < 1e-10, "{}, {what}: {error:e}", r.name);
+        };
+        near("back behind a checkpoint", &after(&mut s, 0, 697));
+        // What a restored sequence does not carry must not be believed to be there.
+        s.restore(1, &whole).unwrap();
+        s.rewind(1, 690).unwrap();
+        near("restored, then back", &after(&mut s, 1, 690));
+        s.rewind(0, 40).unwrap();
+        assert_eq!(s.tokens(0), &text[..40]);
+        near("back to the start", &after(&mut s, 0, 40));
+    }
+}
+
+#[test]
+fn two_tokens_for_one_sequence_in_a_step_are_an_error_that_changes_nothing() {
+    let r = &references()[0];
+    let mut s = open(r, &Options { n_seq: 2, ..exact() });
+    let error = s.step(&[(0, 1), (1, 2), (0, 3)]).unwrap_err().to_string();
+    assert!(error.contains("sequence 0 is given two tokens"), "{error}");
+    assert!(s.tokens(0).is_empty() && s.tokens(1).is_empty());
+}
+
+#[test]
+fn a_context_that_the_machine_cannot_hold_is_refused_with_both_numbers() {
+    for r in references() {
+        for n in [4_000_000_000, 5_000_000_000, usize::MAX] {
+            let Err(e) = Session::open(&r.gguf, &Options { n_ctx: Some(n), ..exact() }) else {
+                panic!("{}: a context of {n} tokens was believed", r.name)
+            };
+            let text = format!("{e:#}");
+            let room = text.contains("GB of memory beside the weights, but") && text.contains(r.name.as_str());
+            let counted = text.contains("that can be"); // positions and row numbers end before memory does
+            assert!(text.contains(&format!("context of {n} tokens")) && (room || counted), "{text}");
+            say!("{text}");
+        }
+        let many = Options { n_seq: 1 << 40, n_ctx: Some(512), ..exact() };
+        let Err(e) = Session::open(&r.gguf, &many) else { panic!("{}: 2^40 sequences", r.name) };
+        assert!(format!("{e:#}").contains("1099511627776 sequences of a context of 512 tokens needs"), "{e:#}");
     }
 }

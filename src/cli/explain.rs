@@ -32,11 +32,12 @@ use anyhow::{Context, Result};
 use serde_json::{Value, json};
 
 use super::{Failure, args, gguf, options, usage};
+use crate::cpu::Memory;
 use crate::gguf::Load;
 use crate::plan::Plan;
 use crate::session;
 use facts::{Facts, Model, StepFacts};
-use fit::{Fit, Memory};
+use fit::Fit;
 
 /// Runs the verb.
 pub(super) fn run(a: &args::Explain) -> Result<()> {

@@ -17,7 +17,7 @@ use std::sync::{Arc, Mutex, TryLockError};
 use std::thread::{JoinHandle, Thread};
 use std::time::{Duration, Instant};
 
-use anyhow::{Context, Result};
+use anyhow::{Context, Result, ensure};
 
 /// Work below this many bytes touched is done by the calling thread: even a spinning worker takes a microsecond.
 const SMALL: usize = 32 * 1024;
@@ -125,6 +125,9 @@ impl Shared {
     }
 }
 
+/// The most threads of a pool: more than any one machine has cores.
+const MOST: usize = 1024;
+
 /// Threads for the CPU's share of a walk: the caller and `n - 1` workers.
 #[derive(Debug)]
 pub struct Pool {
@@ -140,6 +143,7 @@ impl Pool {
     /// A pool of `n` threads; 0 means one per physical core.
     pub fn new(n: usize) -> Result<Pool> {
         let n = if n == 0 { physical_cores() } else { n };
+        ensure!(n <= MOST, "{n} threads (-t) are more than the {MOST} that can be; one per core is best");
         let parked = (1..n).map(|_| AtomicBool::new(false)).collect();
         let runs = (0..n).map(|_| Run::default()).collect();
         let shared = Arc::new(Shared { parked, runs, ..Shared::default() });
@@ -328,5 +332,13 @@ mod tests {
             count.fetch_add(1, SeqCst);
         });
         assert_eq!(count.into_inner(), 100);
+    }
+
+    #[test]
+    fn an_absurd_number_of_threads_is_an_error_and_not_an_endless_wait() {
+        for n in [5000, usize::MAX] {
+            assert!(Pool::new(n).unwrap_err().to_string().contains("more than the 1024"));
+        }
+        assert_eq!(Pool::new(3).unwrap().threads(), 3);
     }
 }

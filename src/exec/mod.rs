@@ -4,12 +4,12 @@ mod weights;
 
 use std::sync::atomic::{AtomicBool, Ordering};
 
-use anyhow::Result;
+use anyhow::{Result, bail};
 
-use crate::cpu::Pool;
+use crate::cpu::{self, Pool};
 use crate::gguf::Gguf;
 use crate::plan::{Place, Plan, Stage};
-use crate::tape::{Batch, CpuIo, State, Tape, WeightView, Work};
+use crate::tape::{Batch, CpuIo, State, StateSpec, Tape, WeightView, Work};
 
 use weights::Weights;
 
@@ -51,6 +51,7 @@ impl Engine {
         (pool, pool_batch): (Pool, Option<Pool>),
         (n_seq, n_ctx, n_batch): (usize, usize, usize),
     ) -> Result<Engine> {
+        check_room(&gguf, &tape.states, (n_seq, n_ctx, n_batch), cpu::Memory::of_this_machine())?;
         let weights = Weights::load(&gguf, &tape, &plan)?;
         let states = tape.states.iter().map(|s| State::new(s, n_seq, n_ctx, n_batch)).collect();
         let memory = plan
@@ -144,4 +145,32 @@ impl Engine {
         let buffer = self.plan.layouts[Place::Cpu.index()].buffer[slot.0 as usize];
         &self.memory[Place::Cpu.index()].buffers[buffer.expect("the plan brings the logits to the CPU") as usize]
     }
+}
+
+/// Fails if what the sequences remember needs more memory than there is: asking for it would end the program, at once
+/// or in the middle of a long text.
+fn check_room(
+    gguf: &Gguf,
+    states: &[StateSpec],
+    (n_seq, n_ctx, n_batch): (usize, usize, usize),
+    memory: Option<cpu::Memory>,
+) -> Result<()> {
+    let one = states.iter().fold(0usize, |sum, s| sum.saturating_add(s.bytes(n_ctx, n_batch)));
+    let need = one.saturating_mul(n_seq);
+    let had = Vec::<u8>::new().try_reserve_exact(need).is_ok(); // asked for and given back, never touched
+    if had && memory.is_none_or(|m| need <= m.total) {
+        return Ok(());
+    }
+    let gb = |bytes: usize| format!("{:.1} GB", bytes as f64 / 1e9);
+    let has = match memory {
+        Some(m) => format!("this machine has {}", gb(m.total)),
+        None => "the system does not give that much".into(),
+    };
+    let sequences = if n_seq == 1 { String::new() } else { format!("{n_seq} sequences of ") };
+    bail!(
+        "{}: {sequences}a context of {n_ctx} tokens needs {} of memory beside the weights, but {has}: choose a smaller \
+         context with -c, or a smaller cache type",
+        gguf.path.display(),
+        gb(need)
+    );
 }

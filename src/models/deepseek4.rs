@@ -6,32 +6,32 @@
 //! rotated back before the grouped low-rank output projection. Layers with compression use a second rope base, and
 //! YaRN without its usual magnitude.
 
-use anyhow::{Result, bail};
+use anyhow::Result;
 
 use crate::ops::{Attend, Compress, Experts, Extra, Gate, Glu, Hyper, Index, Pairs, Part, Rope, Route, Scaling};
 use crate::tape::{Builder, Layer, Slot};
 
 pub(super) fn build(b: &Builder) -> Result<Slot> {
     let n_embd = b.n("embedding_length")?;
-    let eps = b.f("attention.layer_norm_rms_epsilon")?;
+    let eps = b.eps()?;
     let hyper = Hyper {
         n: b.n("hyper_connection.count")?,
         width: n_embd,
-        rounds: b.n("hyper_connection.sinkhorn_iterations")?,
+        rounds: b.n_to("hyper_connection.sinkhorn_iterations", 1000)?,
         eps: b.f("hyper_connection.epsilon")?,
         norm_eps: eps,
     };
     let layers = b.layers()?;
-    let Some(ratios) = b.per_layer("attention.compress_ratios", layers.len())? else {
-        bail!("{}: key attention.compress_ratios is missing; one entry per layer expected", b.file());
+    let Some(ratios) = b.per_layer_n("attention.compress_ratios", layers.len())? else {
+        return Err(b.bad_key("attention.compress_ratios", "missing", "an entry for each layer"));
     };
 
     let x = b.embed("token_embd", n_embd)?; // (T, n_embd)
-    let mut s = b.pack("hc_init".into(), hyper.n, &[Part { x, stride: 0, offset: 0, len: n_embd }]); // (T, n * n_embd)
+    let mut s = b.pack("hc_init".into(), hyper.n, &[Part { x, stride: 0, offset: 0, len: n_embd }])?; // (T, n * n_embd)
     for l in layers {
         let (h, back) = b.hyper_pre(&l.w("hc_attn"), s, hyper)?; // (T, n_embd)
         let h = b.norm(h, &l.w("attn_norm"), eps)?;
-        let a = attention(b, &l, h, eps, ratios[l.i] as usize)?;
+        let a = attention(b, &l, h, eps, ratios[l.i])?;
         s = b.hyper_post(l.w("hc_attn_post"), a, s, back, hyper);
 
         let (h, back) = b.hyper_pre(&l.w("hc_ffn"), s, hyper)?;
@@ -45,13 +45,13 @@ pub(super) fn build(b: &Builder) -> Result<Slot> {
 
 /// The rotation of the last columns of a `dim`-wide head.
 fn rope(b: &Builder, dim: usize, compressed: bool) -> Result<Rope> {
-    let mut rope = b.rope_from_keys(b.n("rope.dimension_count")?, Pairs::Adjacent)?;
+    let mut rope = b.rope_from_keys(dim, Pairs::Adjacent)?;
     let Some(offset) = dim.checked_sub(rope.n_rot) else {
-        bail!("{}: heads of {dim} are narrower than the {} values that are rotated", b.file(), rope.n_rot);
+        return Err(b.bad_key("rope.dimension_count", rope.n_rot, format!("no more than the {dim} columns of a head")));
     };
     rope.offset = offset;
     if compressed {
-        rope.base = b.f("attention.compress_rope_freq_base")?;
+        rope.base = b.positive("attention.compress_rope_freq_base")?;
         if let Scaling::Yarn { magnitude, .. } = &mut rope.scaling {
             *magnitude = 1.0;
         }
@@ -69,9 +69,9 @@ fn attention(b: &Builder, l: &Layer, h: Slot, eps: f32, ratio: usize) -> Result<
     let q_low = b.linear(h, &l.w("attn_q_a"), b.n("attention.q_lora_rank")?)?;
     let q_low = b.norm(q_low, &l.w("attn_q_a_norm"), eps)?; // (T, q_lora_rank)
     let q = b.linear(q_low, &l.w("attn_q_b"), heads * dim)?; // (T, heads * dim)
-    let q = b.rope(l.w("q_rope"), b.bare_norm(l.w("q_norm"), q, dim, eps), dim, &rot);
+    let q = b.rope(l.w("q_rope"), b.bare_norm(l.w("q_norm"), q, dim, eps), dim, &rot)?;
     let kv = b.norm(b.linear(h, &l.w("attn_kv"), dim)?, &l.w("attn_kv_a_norm"), eps)?; // (T, dim)
-    let kv = b.rope(l.w("kv_rope"), kv, dim, &rot);
+    let kv = b.rope(l.w("kv_rope"), kv, dim, &rot)?;
 
     let compress = |name: &str, dim: usize| {
         let overlap = ratio == 4;
@@ -89,20 +89,20 @@ fn attention(b: &Builder, l: &Layer, h: Slot, eps: f32, ratio: usize) -> Result<
             let (n, dim) = (b.n("attention.indexer.head_count")?, b.n("attention.indexer.key_length")?);
             let keys = compress("indexer_compressor", dim)?;
             let q = b.linear(q_low, &l.w("indexer.attn_q_b"), n * dim)?; // (T, n * dim)
-            let q = b.rope(l.w("indexer.q_rope"), q, dim, &rope(b, dim, true)?);
+            let q = b.rope(l.w("indexer.q_rope"), q, dim, &rope(b, dim, true)?)?;
             let weights = b.linear(h, &l.w("indexer.proj"), n)?; // (T, n)
             let x = Index { heads: n, dim, k: b.n("attention.indexer.top_k")?, every: ratio };
             let select = Some(b.index(l.w("indexer.top_k"), x, q, weights, keys)?); // (T, top_k)
             Some(Extra { state, every: ratio, select })
         }
-        other => bail!("{}: layer {} compresses {other} to 1; 0, 4 or 128 expected", b.file(), l.i),
+        other => return Err(b.bad_key("attention.compress_ratios", other, format!("0, 4 or 128 in layer {}", l.i))),
     };
     let sinks = b.vector(&l.w("attn_sinks.weight"), &[heads])?;
-    let window = Some(b.n("attention.sliding_window")?);
+    let window = Some(b.tokens("attention.sliding_window")?);
     let scale = 1.0 / (dim as f32).sqrt();
     let attend = Attend { heads, kv_heads: 1, k_dim: dim, v_dim: dim, scale, window, soft_cap: None };
     let a = b.attend(l.w("attn"), attend, (q, kv, None), Some(sinks), extra)?; // (T, heads * dim)
-    let a = b.rope(l.w("attn_derope"), a, dim, &Rope { inverse: true, ..rot });
+    let a = b.rope(l.w("attn_derope"), a, dim, &Rope { inverse: true, ..rot })?;
     let (groups, rank) = (b.n("attention.output_group_count")?, b.n("attention.output_lora_rank")?);
     let a = b.head_linear(a, &l.w("attn_output_a"), groups, rank)?; // (T, groups * rank)
     b.linear(a, &l.w("attn_output_b"), n_embd)
@@ -112,22 +112,25 @@ fn mixture(b: &Builder, l: &Layer, h: Slot) -> Result<Slot> {
     let n_embd = b.n("embedding_length")?;
     let (n_expert, k) = (b.n("expert_count")?, b.n("expert_used_count")?);
     let layers = l.i + 1;
-    let limit = |key: &str| Ok(b.per_layer(key, layers)?.map_or(0.0, |v| v[l.i])) as Result<f32>;
     let glu = |limit: f32| if limit > 1e-6 { Glu::SiluClamp(limit) } else { Glu::Silu };
-    let clamp = limit("swiglu_clamp_exp")?;
-    let shared_clamp = if b.has_key("swiglu_clamp_shexp") { limit("swiglu_clamp_shexp")? } else { clamp };
-    match b.n("expert_gating_func")? {
-        4 => {}
-        other => bail!("{}: expert_gating_func is {other}; 4 (sqrt-softplus) expected", b.file()),
+    let Some(clamps) = b.per_layer("swiglu_clamp_exp", layers)? else {
+        return Err(b.bad_key("swiglu_clamp_exp", "missing", "a limit for each layer, 0 for none"));
+    };
+    let clamp = clamps[l.i];
+    let shared_clamp = b.per_layer("swiglu_clamp_shexp", layers)?.map_or(clamp, |v| v[l.i]);
+    let gate = b.n("expert_gating_func")?;
+    if gate != 4 {
+        return Err(b.bad_key("expert_gating_func", gate, "4 (sqrt-softplus)"));
     }
     let route = Route {
         k,
         gate: Gate::SqrtSoftplus,
         norm: b.flag_or("expert_weights_norm", false)?,
-        scale: b.f_or("expert_weights_scale", 1.0)?,
-        groups: (1, 1),
+        scale: b.expert_scale()?,
+        groups: b.expert_groups()?,
     };
-    let (bias, table) = if l.i < b.n("hash_layer_count")? {
+    b.ignore(&l.w("exp_probs_b_vl.bias"), "it routes images");
+    let (bias, table) = if l.i < b.opt_n("hash_layer_count")?.unwrap_or(0) {
         (None, Some(b.expert_table(&l.w("ffn_gate_tid2eid.weight"), k, n_expert)?))
     } else {
         (Some(b.vector(&l.w("exp_probs_b.bias"), &[n_expert])?), None)

@@ -32,12 +32,15 @@ pub fn build(gguf: &Gguf, settings: Settings) -> Result<Tape> {
     let arch = gguf.meta.str("general.architecture")?;
     let Some((_, build)) = FAMILIES.iter().find(|(a, _)| *a == arch) else {
         bail!(
-            "{}: the architecture {arch:?} is not one that this version runs ({})",
+            "{}: metadata key \"general.architecture\" is {arch:?}, expected one that this version runs ({})",
             gguf.path.display(),
             known().collect::<Vec<_>>().join(", ")
         );
     };
     let b = Builder::new(gguf, arch, settings);
+    if !b.flag_or("attention.causal", true)? {
+        return Err(b.bad_key("attention.causal", false, "true: this version reads from left to right only"));
+    }
     let logits = build(&b)?;
     b.finish(logits)
 }

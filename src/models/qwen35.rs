@@ -7,9 +7,9 @@ use crate::tape::{Builder, Layer, Slot};
 
 pub(super) fn build(b: &Builder) -> Result<Slot> {
     let n_embd = b.n("embedding_length")?;
-    let eps = b.f("attention.layer_norm_rms_epsilon")?;
+    let eps = b.eps()?;
     let layers = b.layers()?;
-    let every = b.n_or("full_attention_interval", 4)?.max(1);
+    let every = b.n_or("full_attention_interval", 4)?;
     let listed = b.per_layer_flag("attention.recurrent_layers", layers.len())?;
 
     let mut x = b.embed("token_embd", n_embd)?; // (T, n_embd)
@@ -26,24 +26,36 @@ pub(super) fn build(b: &Builder) -> Result<Slot> {
     b.head(b.norm(b.wanted(x), "output_norm", eps)?, "output", "token_embd") // (W, n_vocab)
 }
 
-/// Attention whose output is gated by a sigmoid; `attn_q` holds query and gate of each head side by side. The rotation
-/// is in sections for images; for text all sections count the same position, so it is the plain one.
+/// Attention whose output is gated by a sigmoid; `attn_q` holds query and gate of each head side by side.
 fn attention(b: &Builder, l: &Layer, h: Slot, eps: f32) -> Result<Slot> {
     let n_embd = b.n("embedding_length")?;
-    let (heads, kv_heads) = (b.n("attention.head_count")?, b.n("attention.head_count_kv")?);
-    let dim = b.n_or("attention.key_length", n_embd / heads)?;
-    let rope = b.rope_from_keys(b.n_or("rope.dimension_count", dim)?, Pairs::Halves)?;
-    let qg = b.linear(h, &l.w("attn_q"), heads * dim * 2)?; // (T, heads * (q | gate))
+    let (heads, kv_heads) = b.heads()?;
+    let dim = b.head_dim(heads, n_embd)?;
+    let rope = b.rope_from_keys(dim, Pairs::Halves)?;
+    check_sections(b, rope.n_rot / 2)?;
+    let [qg, k, v] = b.qkv(l, h, [heads * dim * 2, kv_heads * dim, kv_heads * dim])?; // (T, heads * (q | gate)) ...
     let part = |offset| Part { x: qg, stride: dim * 2, offset, len: dim };
-    let q = b.pack(l.w("q"), heads, &[part(0)]); // (T, heads * dim)
-    let gate = b.pack(l.w("gate"), heads, &[part(dim)]); // (T, heads * dim)
-    let k = b.linear(h, &l.w("attn_k"), kv_heads * dim)?; // (T, kv_heads * dim)
-    let v = b.linear(h, &l.w("attn_v"), kv_heads * dim)?; // (T, kv_heads * dim)
-    let q = b.rope(l.w("q_rope"), b.head_norm(q, &l.w("attn_q_norm"), dim, eps)?, dim, &rope);
-    let k = b.rope(l.w("k_rope"), b.head_norm(k, &l.w("attn_k_norm"), dim, eps)?, dim, &rope);
-    let attend = Attend { heads, kv_heads, k_dim: dim, v_dim: dim, scale: b.scale(dim)?, window: None, soft_cap: None };
+    let q = b.pack(l.w("q"), heads, &[part(0)])?; // (T, heads * dim)
+    let gate = b.pack(l.w("gate"), heads, &[part(dim)])?; // (T, heads * dim)
+    let q = b.rope(l.w("q_rope"), b.head_norm(q, &l.w("attn_q_norm"), dim, eps)?, dim, &rope)?;
+    let k = b.rope(l.w("k_rope"), b.head_norm(k, &l.w("attn_k_norm"), dim, eps)?, dim, &rope)?;
+    let scale = 1.0 / (dim as f32).sqrt();
+    let attend = Attend { heads, kv_heads, k_dim: dim, v_dim: dim, scale, window: None, soft_cap: None };
     let a = b.attend(l.w("attn"), attend, (q, k, Some(v)), None, None)?; // (T, heads * dim)
     b.linear(b.glu(l.w("attn_gated"), Glu::Sigmoid, gate, a), &l.w("attn_output"), n_embd)
+}
+
+/// The rotation is in interleaved sections that count time, height and width. In a text these are the same position, so
+/// it is the plain rotation, as long as every pair belongs to one of the three.
+fn check_sections(b: &Builder, pairs: usize) -> Result<()> {
+    const SECTIONS: &str = "rope.dimension_sections";
+    let Some(sections) = b.per_layer_n(SECTIONS, 3)? else { return Ok(()) };
+    let all: usize = sections.iter().sum();
+    if all == 0 || !(0..pairs).map(|i| i % all).all(|i| i < 3 * sections[i % 3]) {
+        let found = format!("{sections:?}");
+        return Err(b.bad_key(SECTIONS, found, format!("sections that cover all {pairs} pairs of a head")));
+    }
+    Ok(())
 }
 
 /// Gated delta net: convolution over q, k and v, the delta rule, a norm gated by SiLU.
@@ -51,15 +63,19 @@ fn delta_net(b: &Builder, l: &Layer, h: Slot, eps: f32) -> Result<Slot> {
     let n_embd = b.n("embedding_length")?;
     let (k_heads, v_heads) = (b.n("ssm.group_count")?, b.n("ssm.time_step_rank")?);
     let dim = b.n("ssm.state_size")?;
+    let inner = b.n_or("ssm.inner_size", v_heads * dim)?;
+    if inner != v_heads * dim {
+        return Err(b.bad_key("ssm.inner_size", inner, format!("{v_heads} heads of {dim}, as wide as those of the keys")));
+    }
     let (n_k, n_v) = (k_heads * dim, v_heads * dim);
     let qkv = b.linear(h, &l.w("attn_qkv"), 2 * n_k + n_v)?; // (T, q | k | v)
     let z = b.linear(h, &l.w("attn_gate"), n_v)?; // (T, n_v)
     let beta = b.linear(h, &l.w("ssm_beta"), v_heads)?; // (T, v_heads)
     let alpha = b.linear(h, &l.w("ssm_alpha"), v_heads)?; // (T, v_heads)
     let qkv = b.conv(qkv, &l.w("ssm_conv1d"), b.n("ssm.conv_kernel")?)?;
-    let q = b.l2_norm(l.w("q_l2"), b.columns(l.w("q_conv"), qkv, 0, n_k), dim, eps); // (T, n_k)
-    let k = b.l2_norm(l.w("k_l2"), b.columns(l.w("k_conv"), qkv, n_k, n_k), dim, eps); // (T, n_k)
-    let v = b.columns(l.w("v_conv"), qkv, 2 * n_k, n_v); // (T, n_v)
+    let q = b.l2_norm(l.w("q_l2"), b.columns(l.w("q_conv"), qkv, 0, n_k)?, dim, eps); // (T, n_k)
+    let k = b.l2_norm(l.w("k_l2"), b.columns(l.w("k_conv"), qkv, n_k, n_k)?, dim, eps); // (T, n_k)
+    let v = b.columns(l.w("v_conv"), qkv, 2 * n_k, n_v)?; // (T, n_v)
     let shape = Delta { k_heads, v_heads, dim };
     let y = b.delta(l.w("delta"), shape, [q, k, v, beta, alpha], &l.w("ssm_dt.bias"), &l.w("ssm_a"))?; // (T, n_v)
     let y = b.head_norm(y, &l.w("ssm_norm"), dim, eps)?;
@@ -69,9 +85,8 @@ fn delta_net(b: &Builder, l: &Layer, h: Slot, eps: f32) -> Result<Slot> {
 fn mixture(b: &Builder, l: &Layer, h: Slot) -> Result<Slot> {
     let n_embd = b.n("embedding_length")?;
     let n_expert = b.n("expert_count")?;
-    let scale = b.f_or("expert_weights_scale", 1.0)?;
-    let scale = if scale == 0.0 { 1.0 } else { scale };
-    let route = Route { k: b.n("expert_used_count")?, gate: Gate::Softmax, norm: true, scale, groups: (1, 1) };
+    let (k, groups) = (b.n("expert_used_count")?, b.expert_groups()?);
+    let route = Route { k, gate: Gate::Softmax, norm: true, scale: 1.0, groups };
     let experts = Experts { n: n_expert, n_ff: b.n("expert_feed_forward_length")?, glu: Glu::Silu };
     let logits = b.linear(h, &l.w("ffn_gate_inp"), n_expert)?; // (T, n_expert)
     let chosen = b.route(l.w("ffn_moe_topk"), logits, route, None, None)?; // (T, k) each

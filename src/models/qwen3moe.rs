@@ -7,24 +7,23 @@ use crate::tape::{Builder, Slot};
 
 pub(super) fn build(b: &Builder) -> Result<Slot> {
     let n_embd = b.n("embedding_length")?;
-    let (heads, kv_heads) = (b.n("attention.head_count")?, b.n("attention.head_count_kv")?);
-    let dim = b.n_or("attention.key_length", n_embd / heads)?;
-    let eps = b.f("attention.layer_norm_rms_epsilon")?;
-    let rope = b.rope_from_keys(b.n_or("rope.dimension_count", dim)?, Pairs::Halves)?;
-    let attend = Attend { heads, kv_heads, k_dim: dim, v_dim: dim, scale: b.scale(dim)?, window: None, soft_cap: None };
-    let scale = b.f_or("expert_weights_scale", 1.0)?;
-    let route = Route { k: b.n("expert_used_count")?, gate: Gate::Softmax, norm: true, scale, groups: (1, 1) };
+    let (heads, kv_heads) = b.heads()?;
+    let dim = b.head_dim(heads, n_embd)?;
+    let eps = b.eps()?;
+    let rope = b.rope_from_keys(dim, Pairs::Halves)?;
+    let scale = 1.0 / (dim as f32).sqrt();
+    let attend = Attend { heads, kv_heads, k_dim: dim, v_dim: dim, scale, window: None, soft_cap: None };
+    let (k, groups) = (b.n("expert_used_count")?, b.expert_groups()?);
+    let route = Route { k, gate: Gate::Softmax, norm: true, scale: 1.0, groups };
     let n_expert = b.n("expert_count")?;
     let experts = Experts { n: n_expert, n_ff: b.n("expert_feed_forward_length")?, glu: Glu::Silu };
 
     let mut x = b.embed("token_embd", n_embd)?; // (T, n_embd)
     for l in b.layers()? {
         let h = b.norm(x, &l.w("attn_norm"), eps)?; // (T, n_embd)
-        let q = b.linear(h, &l.w("attn_q"), heads * dim)?; // (T, heads * dim)
-        let k = b.linear(h, &l.w("attn_k"), kv_heads * dim)?; // (T, kv_heads * dim)
-        let v = b.linear(h, &l.w("attn_v"), kv_heads * dim)?; // (T, kv_heads * dim)
-        let q = b.rope(l.w("q_rope"), b.head_norm(q, &l.w("attn_q_norm"), dim, eps)?, dim, &rope);
-        let k = b.rope(l.w("k_rope"), b.head_norm(k, &l.w("attn_k_norm"), dim, eps)?, dim, &rope);
+        let [q, k, v] = b.qkv(&l, h, [heads * dim, kv_heads * dim, kv_heads * dim])?; // (T, heads * dim) ...
+        let q = b.rope(l.w("q_rope"), b.head_norm(q, &l.w("attn_q_norm"), dim, eps)?, dim, &rope)?;
+        let k = b.rope(l.w("k_rope"), b.head_norm(k, &l.w("attn_k_norm"), dim, eps)?, dim, &rope)?;
         let a = b.attend(l.w("attn"), attend, (q, k, Some(v)), None, None)?; // (T, heads * dim)
         x = b.add(l.w("ffn_inp"), x, b.linear(a, &l.w("attn_output"), n_embd)?);
 

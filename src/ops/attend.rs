@@ -88,11 +88,11 @@ impl Op for AttendOp {
         let (q, new_k) = (io.ins[0], io.ins[1]);
         let k_width = new_k.len() / io.rows;
         for (t, row) in io.batch.rows.iter().enumerate() {
-            let (pos, tokens) = (row.pos as usize, row.pos as usize + 1);
-            io.states[0].write(row.seq, pos, &new_k[t * k_width..(t + 1) * k_width], tokens);
+            let pos = row.pos as usize;
+            io.states[0].write(row.seq, pos, &new_k[t * k_width..(t + 1) * k_width]);
             if !self.shared {
                 let width = io.ins[2].len() / io.rows;
-                io.states[1].write(row.seq, pos, &io.ins[2][t * width..(t + 1) * width], tokens);
+                io.states[1].write(row.seq, pos, &io.ins[2][t * width..(t + 1) * width]);
             }
         }
         let keys = &io.states[0];
@@ -188,12 +188,14 @@ impl Builder<'_> {
     ) -> Result<Slot> {
         self.expect_width(&label, q, a.heads * a.k_dim)?;
         self.expect_width(&label, k, a.kv_heads * a.k_dim)?;
-        if a.kv_heads == 0 || !a.heads.is_multiple_of(a.kv_heads) {
-            bail!("{}: {label}: {} heads cannot share {} key heads", self.file(), a.heads, a.kv_heads);
-        }
-        if v.is_none() && a.kv_heads != 1 {
-            bail!("{}: {label}: keys serve as values only with one key head", self.file());
-        }
+        debug_assert!(
+            a.heads.is_multiple_of(a.kv_heads) && a.window != Some(0),
+            "the keys were read by heads and tokens"
+        );
+        debug_assert!(
+            v.is_some() || a.kv_heads == 1 && a.v_dim <= a.k_dim,
+            "keys serve as values in one key head only"
+        );
         let (type_k, type_v) = (self.settings.type_k, self.settings.type_v);
         let mut states = vec![self.head_rows(&label, "k", type_k, a.kv_heads, a.k_dim, a.v_dim, a.window)?];
         let mut ins = vec![q, k];

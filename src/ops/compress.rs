@@ -52,8 +52,8 @@ impl Op for CompressOp {
             let pos = at.pos as usize;
             score.copy_from_slice(&io.ins[1][t * wide..(t + 1) * wide]);
             score.iter_mut().zip(&ape[pos % c.ratio * wide..]).for_each(|(s, a)| *s += a);
-            kvs.write(at.seq, pos, &io.ins[0][t * wide..(t + 1) * wide], pos + 1);
-            scores.write(at.seq, pos, &score, pos + 1);
+            kvs.write(at.seq, pos, &io.ins[0][t * wide..(t + 1) * wide]);
+            scores.write(at.seq, pos, &score);
             if !(pos + 1).is_multiple_of(c.ratio) {
                 continue;
             }
@@ -81,7 +81,7 @@ impl Op for CompressOp {
             }
             rms(&row, Some(norm), c.eps, 1.0, &mut out);
             c.rope.rotate(&c.rope.angles_at((block * c.ratio) as u32), &mut out);
-            rows.write(at.seq, block, &out, pos + 1);
+            rows.write(at.seq, block, &out);
         }
     }
 }

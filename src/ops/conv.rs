@@ -21,7 +21,7 @@ impl Op for Conv {
         let x = io.ins[0];
         let n = x.len() / io.rows;
         for (t, row) in io.batch.rows.iter().enumerate() {
-            io.states[0].write(row.seq, row.pos as usize, &x[t * n..(t + 1) * n], row.pos as usize + 1);
+            io.states[0].write(row.seq, row.pos as usize, &x[t * n..(t + 1) * n]);
         }
         let (past, w) = (&io.states[0], io.weights[0].values);
         io.pool.pieces(&mut io.outs[0], n, x.len() * self.taps * 8, |t, out| {

@@ -9,7 +9,7 @@
 //! q and k come normalised; value head `h` uses key head `h mod key heads`. The state is f32: in bf16 it collapses
 //! within a few tokens. It is stored with the key index fastest, so that both products run along memory.
 
-use anyhow::{Result, bail};
+use anyhow::Result;
 
 use super::glu::sigmoid;
 use super::route::softplus;
@@ -93,8 +93,9 @@ impl Builder<'_> {
         for (x, want) in [(q, d.k_heads * d.dim), (k, d.k_heads * d.dim), (v, d.v_heads * d.dim)] {
             self.expect_width(&label, x, want)?;
         }
-        if d.k_heads == 0 || !d.v_heads.is_multiple_of(d.k_heads) {
-            bail!("{}: {label}: {} value heads cannot share {} key heads", self.file(), d.v_heads, d.k_heads);
+        if !d.v_heads.is_multiple_of(d.k_heads) {
+            let want = format!("a divisor of the {} value heads (ssm.time_step_rank)", d.v_heads);
+            return Err(self.bad_key("ssm.group_count", d.k_heads, want));
         }
         let weights = [self.vector(dt, &[d.v_heads])?, self.vector(a, &[d.v_heads])?];
         let state = self.fixed_state(format!("{label}.state"), d.v_heads * d.dim * d.dim);

@@ -27,14 +27,15 @@ pub struct Experts {
 struct ExpertsOp {
     e: Experts,
     k: usize,
-    /// Which of (gate, up, down) have a bias, and which a scale per expert; they follow the three matrices.
-    bias: [bool; 3],
-    scale: [bool; 3],
+    /// Whether gate and up are one matrix, gate's rows first.
+    fused: bool,
+    /// Which of the matrices have a scale per expert, and which a bias; those follow the matrices.
+    extras: Vec<(bool, bool)>,
 }
 
 impl ExpertsOp {
     /// `out[r] = out[r] * scale[e] + bias[e]` for each product's expert.
-    fn finish(io: &CpuIo<'_>, at: &mut usize, ids: &[u32], scale: bool, bias: bool, out: &mut [f32]) {
+    fn finish(io: &CpuIo<'_>, at: &mut usize, ids: &[u32], (scale, bias): (bool, bool), out: &mut [f32]) {
         let width = out.len() / ids.len().max(1);
         if scale {
             let s = io.weights[*at].values;
@@ -78,9 +79,11 @@ impl Op for ExpertsOp {
             }
         }
         let mut buffers = std::mem::take(&mut io.work.buffers);
-        let [gate, up, down, _] = &mut buffers;
-        gate.resize(ids.len() * n_ff, 0.0);
-        up.resize(ids.len() * n_ff, 0.0);
+        let [gate, up, hidden, down] = &mut buffers;
+        let (n_gate, n_up) = if self.fused { (2 * n_ff, 0) } else { (n_ff, n_ff) };
+        gate.resize(ids.len() * n_gate, 0.0);
+        up.resize(ids.len() * n_up, 0.0);
+        hidden.resize(ids.len() * n_ff, 0.0);
         down.resize(ids.len() * n_embd, 0.0);
 
         let mut acts = std::mem::take(&mut io.work.acts);
@@ -90,19 +93,24 @@ impl Op for ExpertsOp {
                 runs.iter().map(|&(e, a, b)| Group { w: w.matrix(e), pairs: &pairs[a..b] }).collect();
             grouped(io.pool, w.format(), (w.shape[1], w.shape[2]), &groups, &mut acts, x, out);
         };
+        let last = self.extras.len() - 1;
+        let mut at = self.extras.len();
         product(0, &by_token, x, gate);
-        product(1, &by_token, x, up);
-        let mut at = 3;
-        Self::finish(io, &mut at, &ids, self.scale[0], self.bias[0], gate);
-        Self::finish(io, &mut at, &ids, self.scale[1], self.bias[1], up);
+        Self::finish(io, &mut at, &ids, self.extras[0], gate);
+        if !self.fused {
+            product(1, &by_token, x, up);
+            Self::finish(io, &mut at, &ids, self.extras[1], up);
+        }
         let glu = self.e.glu;
-        io.pool.pieces(gate, n_ff, ids.len() * n_ff * 32, |p, row| {
-            for (g, &u) in row.iter_mut().zip(&up[p * n_ff..]) {
-                *g = glu.apply(*g, u);
+        io.pool.pieces(hidden, n_ff, ids.len() * n_ff * 32, |p, row| {
+            let g = &gate[p * n_gate..];
+            let u = if self.fused { &g[n_ff..] } else { &up[p * n_ff..] };
+            for ((h, &g), &u) in row.iter_mut().zip(g).zip(u) {
+                *h = glu.apply(g, u);
             }
         });
-        product(2, &by_product, gate, down);
-        Self::finish(io, &mut at, &ids, self.scale[2], self.bias[2], down);
+        product(last, &by_product, hidden, down);
+        Self::finish(io, &mut at, &ids, self.extras[last], down);
         for (t, out) in io.outs[0].chunks_exact_mut(n_embd).enumerate() {
             out.fill(0.0);
             for j in 0..self.k {
@@ -121,31 +129,32 @@ impl Op for ExpertsOp {
 }
 
 impl Builder<'_> {
-    /// `x` through the routed experts `PREFIX_gate_exps`, `PREFIX_up_exps`, `PREFIX_down_exps`: the width of `x`.
+    /// `x` through the routed experts `PREFIX_gate_exps`, `PREFIX_up_exps`, `PREFIX_down_exps`: the width of `x`. Gate
+    /// and up may stand below each other in one `PREFIX_gate_up_exps`.
     pub fn experts(&self, prefix: &str, x: Slot, (ids, weights): (Slot, Slot), e: Experts) -> Result<Slot> {
         let n_embd = self.width(x);
-        let names = [format!("{prefix}_gate_exps"), format!("{prefix}_up_exps"), format!("{prefix}_down_exps")];
-        let shapes = [[e.n, e.n_ff, n_embd], [e.n, e.n_ff, n_embd], [e.n, n_embd, e.n_ff]];
+        let fused = self.has(&format!("{prefix}_gate_up_exps.weight"));
+        let mut matrices = match fused {
+            true => vec![("gate_up", e.n_ff * 2, n_embd)],
+            false => vec![("gate", e.n_ff, n_embd), ("up", e.n_ff, n_embd)],
+        };
+        matrices.push(("down", n_embd, e.n_ff));
         let mut list: Vec<WeightId> = Vec::new();
-        for (name, shape) in names.iter().zip(&shapes) {
-            list.push(self.matrix(&format!("{name}.weight"), shape)?);
+        for (part, rows, cols) in &matrices {
+            list.push(self.matrix(&format!("{prefix}_{part}_exps.weight"), &[e.n, *rows, *cols])?);
         }
-        let (mut bias, mut scale) = ([false; 3], [false; 3]);
-        for (i, name) in names.iter().enumerate() {
-            if let Some(w) = self.opt_vector(&format!("{name}.scale"), &[e.n])? {
-                list.push(w);
-                scale[i] = true;
-            }
-            if let Some(w) = self.opt_vector(&format!("{name}.bias"), &[e.n, shapes[i][1]])? {
-                list.push(w);
-                bias[i] = true;
-            }
+        let mut extras = Vec::new();
+        for (part, rows, _) in &matrices {
+            let scale = self.opt_vector(&format!("{prefix}_{part}_exps.scale"), &[e.n])?;
+            let bias = self.opt_vector(&format!("{prefix}_{part}_exps.bias"), &[e.n, *rows])?;
+            extras.push((scale.is_some(), bias.is_some()));
+            list.extend(scale.into_iter().chain(bias));
         }
         let k = self.width(ids);
         if k != self.width(weights) {
             bail!("{}: {prefix} experts get {k} ids and {} weights", self.file(), self.width(weights));
         }
-        let op = ExpertsOp { e, k, bias, scale };
+        let op = ExpertsOp { e, k, fused, extras };
         Ok(self.push(format!("{prefix}_exps"), op, &[x, ids, weights], &[n_embd], &list, &[])[0])
     }
 }

@@ -60,7 +60,7 @@ impl Op for GluOp {
 
     fn cpu(&self, io: &mut CpuIo<'_>) {
         let (g, u) = (io.ins[0], io.ins[1]);
-        let run = u.len() / g.len().max(1); // values of u that share a gate
+        let run = u.len() / g.len(); // values of u that share a gate
         let piece = run * (4096 / run).max(1);
         io.pool.pieces(&mut io.outs[0], piece, u.len() * 32, |i, out| {
             let at = i * piece;

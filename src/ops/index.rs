@@ -5,11 +5,14 @@
 //! ```
 //! A constant factor on the weights would not change the choice and is left out. Ties go to the older row.
 
-use anyhow::Result;
+use anyhow::{Result, bail};
 
 use super::route::top_k;
 use crate::cpu::dot_rows;
 use crate::tape::{Builder, CpuIo, Op, Slot, StateId};
+
+/// Row numbers below this are exact as f32.
+const EXACT: usize = 1 << 24;
 
 /// An indexer.
 #[derive(Clone, Copy, Debug)]
@@ -73,6 +76,14 @@ impl Builder<'_> {
     pub fn index(&self, label: String, x: Index, q: Slot, weights: Slot, keys: StateId) -> Result<Slot> {
         self.expect_width(&label, q, x.heads * x.dim)?;
         self.expect_width(&label, weights, x.heads)?;
+        let rows = self.settings.n_ctx.div_ceil(x.every);
+        if rows > EXACT {
+            let most = EXACT * x.every;
+            let (file, n) = (self.file(), self.settings.n_ctx);
+            bail!("{file}: a context of {n} tokens (-c) is more than the {most} that can be, because of {label}");
+        }
+        // There is no use for room for more rows than there will be.
+        let x = Index { k: x.k.min(rows.max(1)), ..x };
         Ok(self.push(label, IndexOp(x), &[q, weights], &[x.k], &[], &[keys])[0])
     }
 }

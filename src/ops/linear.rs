@@ -2,7 +2,7 @@
 //!
 //! `NAME.bias` and `NAME.scale` are used wherever the file has them: a checkpoint that carries them means them.
 
-use anyhow::Result;
+use anyhow::{Result, bail};
 
 use super::Glu;
 use crate::cpu::{Group, grouped};
@@ -47,8 +47,19 @@ impl Op for Linear {
 impl Builder<'_> {
     /// `x` times `NAME.weight` (n_out, width of x): (T, n_out).
     pub fn linear(&self, x: Slot, name: &str, n_out: usize) -> Result<Slot> {
-        let w = self.matrix(&format!("{name}.weight"), &[n_out, self.width(x)])?;
-        self.linear_with(x, name, n_out, w)
+        self.stack(x, name, 1, n_out)
+    }
+
+    /// `q`, `k` and `v` of these widths: from `attn_q`, `attn_k` and `attn_v`, or from `attn_qkv`, where a converter has
+    /// put the three below each other.
+    pub fn qkv(&self, l: &Layer, x: Slot, [n_q, n_k, n_v]: [usize; 3]) -> Result<[Slot; 3]> {
+        if !self.has(&l.w("attn_qkv.weight")) {
+            let one = |name, n| self.linear(x, &l.w(name), n);
+            return Ok([one("attn_q", n_q)?, one("attn_k", n_k)?, one("attn_v", n_v)?]);
+        }
+        let all = self.linear(x, &l.w("attn_qkv"), n_q + n_k + n_v)?; // (T, q | k | v)
+        let part = |name, at, n| self.columns(l.w(name), all, at, n);
+        Ok([part("attn_q", 0, n_q)?, part("attn_k", n_q, n_k)?, part("attn_v", n_q + n_k, n_v)?])
     }
 
     /// The output head: `NAME.weight`, or the embedding where the file ties the two.
@@ -60,9 +71,11 @@ impl Builder<'_> {
 
     /// Head `h` of `x` times matrix `h` of `NAME.weight` (heads, n_out, width of a head): (T, heads * n_out).
     pub fn head_linear(&self, x: Slot, name: &str, heads: usize, n_out: usize) -> Result<Slot> {
-        let w = self.matrix(&format!("{name}.weight"), &[heads, n_out, self.width(x) / heads])?;
-        let op = Linear { heads, bias: false, scale: false };
-        Ok(self.push(name, op, &[x], &[heads * n_out], &[w], &[])[0])
+        let width = self.width(x);
+        if !width.is_multiple_of(heads) {
+            bail!("{}: tensor {name}.weight: {width} columns cannot be shared by {heads} heads", self.file());
+        }
+        self.stack(x, name, heads, n_out)
     }
 
     /// A feed-forward layer: `down(glu(gate(x), up(x)))`, the three named within the layer.
@@ -73,11 +86,12 @@ impl Builder<'_> {
         self.linear(self.glu(label, kind, gate, up), &l.w(names[2]), n_out)
     }
 
-    fn linear_with(&self, x: Slot, name: &str, n_out: usize, w: WeightId) -> Result<Slot> {
+    fn stack(&self, x: Slot, name: &str, heads: usize, n_out: usize) -> Result<Slot> {
+        let w = self.matrix(&format!("{name}.weight"), &[heads, n_out, self.width(x) / heads])?;
         let scale = self.opt_vector(&format!("{name}.scale"), &[1])?;
-        let bias = self.opt_vector(&format!("{name}.bias"), &[n_out])?;
-        let op = Linear { heads: 1, bias: bias.is_some(), scale: scale.is_some() };
+        let bias = self.opt_vector(&format!("{name}.bias"), &[heads * n_out])?;
+        let op = Linear { heads, bias: bias.is_some(), scale: scale.is_some() };
         let weights: Vec<WeightId> = [Some(w), scale, bias].into_iter().flatten().collect();
-        Ok(self.push(name, op, &[x], &[n_out], &weights, &[])[0])
+        Ok(self.push(name, op, &[x], &[heads * n_out], &weights, &[])[0])
     }
 }

@@ -4,6 +4,8 @@
 //! Head `h` of the output is the concatenation over the parts of `x[h * stride + offset ..][..len]`; a stride of 0
 //! gives every head the same piece.
 
+use anyhow::{Result, bail};
+
 use crate::tape::{Builder, CpuIo, Op, Slot};
 
 /// Where one part of every head comes from.
@@ -49,18 +51,21 @@ impl Op for Pack {
 
 impl Builder<'_> {
     /// New heads from parts of others: (T, heads * sum of the parts' lengths).
-    pub fn pack(&self, label: String, heads: usize, parts: &[Part]) -> Slot {
+    pub fn pack(&self, label: String, heads: usize, parts: &[Part]) -> Result<Slot> {
         for p in parts {
-            debug_assert!((heads - 1) * p.stride + p.offset + p.len <= self.width(p.x), "{label}: a part lies outside");
+            let (end, width) = ((heads - 1) * p.stride + p.offset + p.len, self.width(p.x));
+            if end > width || p.len == 0 {
+                bail!("{}: step {label} takes {} columns that end at {end} of {width}", self.file(), p.len);
+            }
         }
         let ins: Vec<Slot> = parts.iter().map(|p| p.x).collect();
         let width = heads * parts.iter().map(|p| p.len).sum::<usize>();
         let op = Pack { heads, parts: parts.iter().map(|p| (p.stride, p.offset, p.len)).collect() };
-        self.push(label, op, &ins, &[width], &[], &[])[0]
+        Ok(self.push(label, op, &ins, &[width], &[], &[])[0])
     }
 
     /// Columns `offset..offset + len` of every row.
-    pub fn columns(&self, label: String, x: Slot, offset: usize, len: usize) -> Slot {
+    pub fn columns(&self, label: String, x: Slot, offset: usize, len: usize) -> Result<Slot> {
         self.pack(label, 1, &[Part { x, stride: 0, offset, len }])
     }
 }

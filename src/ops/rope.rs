@@ -14,9 +14,12 @@
 use std::f64::consts::PI;
 use std::hash::{DefaultHasher, Hash, Hasher};
 
-use anyhow::{Result, bail};
+use anyhow::Result;
 
-use crate::tape::{Builder, CpuIo, Op, Slot, WeightId};
+use crate::tape::{Builder, CpuIo, Op, Slot};
+
+const N_ROT: &str = "rope.dimension_count";
+const ATTN_FACTOR: &str = "rope.scaling.attn_factor";
 
 /// Which values of a head form a pair.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -75,10 +78,10 @@ impl Rope {
     }
 
     /// Radians per position of pair `i`, and the magnitude.
-    fn frequencies(&self, factors: Option<&[f32]>) -> (Vec<f64>, f64) {
+    fn frequencies(&self) -> (Vec<f64>, f64) {
         let n = self.n_rot as f64;
         let base = self.base as f64;
-        let plain = |i: usize| base.powf(-2.0 * i as f64 / n) / factors.map_or(1.0, |f| f[i] as f64);
+        let plain = |i: usize| base.powf(-2.0 * i as f64 / n);
         let pairs = 0..self.n_rot / 2;
         match self.scaling {
             Scaling::None => (pairs.map(plain).collect(), 1.0),
@@ -107,7 +110,7 @@ impl Rope {
 
     /// The angles of one position, for ops that rotate rows of their own.
     pub(super) fn angles_at(&self, pos: u32) -> Vec<f32> {
-        let (freq, magnitude) = self.frequencies(None);
+        let (freq, magnitude) = self.frequencies();
         let mut out = Vec::with_capacity(self.n_rot);
         Rope::angles(&freq, magnitude, pos, &mut out);
         out
@@ -145,9 +148,8 @@ impl Op for RopeOp {
 
     fn cpu(&self, io: &mut CpuIo<'_>) {
         let rope = &self.rope;
-        let factors = io.weights.first().map(|w| w.values);
         let table = io.work.angles.entry(self.key).or_insert_with(|| {
-            let (freq, magnitude) = rope.frequencies(factors);
+            let (freq, magnitude) = rope.frequencies();
             let mut table = Vec::with_capacity(io.batch.rows.len() * rope.n_rot);
             io.batch.rows.iter().for_each(|r| Rope::angles(&freq, magnitude, r.pos, &mut table));
             table
@@ -165,41 +167,52 @@ impl Op for RopeOp {
 }
 
 impl Builder<'_> {
-    /// The rotation that the `rope.*` keys describe: `n_rot` values from the start of each head.
+    /// The rotation that the `rope.*` keys describe: of `rope.dimension_count` values from the start of each head of
+    /// `head`, or of all.
     ///
     /// `attention.scale`-like corrections stay with the family; cos and sin get YaRN's usual `1 + 0.1 ln(factor)`.
-    pub fn rope_from_keys(&self, n_rot: usize, pairs: Pairs) -> Result<Rope> {
-        let base = self.f_or("rope.freq_base", 10000.0)?;
-        let factor = self.f_or("rope.scaling.factor", 1.0)?;
+    pub fn rope_from_keys(&self, head: usize, pairs: Pairs) -> Result<Rope> {
+        let n_rot = self.n_or(N_ROT, head)?;
+        if !n_rot.is_multiple_of(2) {
+            return Err(self.bad_key(N_ROT, n_rot, "an even number: values are rotated in pairs"));
+        }
+        let base = self.positive_or("rope.freq_base", 10000.0)?;
+        // 0 stands for no scaling, and so does an absent key; `scale_linear` is the factor's older name.
+        let factor = self.f_or("rope.scaling.factor", self.f_or("rope.scale_linear", 0.0)?)?;
+        let factor = if factor == 0.0 { 1.0 } else { factor };
+        if factor < 0.0 {
+            return Err(self.bad_key("rope.scaling.factor", factor, "a number above 0"));
+        }
+        let magnitude = self.positive_or(ATTN_FACTOR, 1.0)?;
         let scaling = match self.opt_str("rope.scaling.type")? {
-            None | Some("none") => Scaling::None,
-            Some("linear") => Scaling::Linear(factor),
             Some("yarn") => Scaling::Yarn {
                 factor,
-                n_orig: self.n_or("rope.scaling.original_context_length", self.n("context_length")?)?,
+                n_orig: match self.has_key("rope.scaling.original_context_length") {
+                    true => self.tokens("rope.scaling.original_context_length")?,
+                    false => self.tokens("context_length")?,
+                },
                 // Files carry yarn_beta_fast and _slow, but the reference reads them for two families only and takes
                 // these for all others, so the files were made and tested with these.
                 beta_fast: 32.0,
                 beta_slow: 1.0,
-                magnitude: (1.0 + 0.1 * factor.ln()) * self.f_or("rope.scaling.attn_factor", 1.0)?,
+                magnitude: magnitude * (1.0 + 0.1 * factor.ln().max(0.0)),
             },
-            Some(other) => bail!("{}: rope scaling type {other:?} is not known to this version", self.file()),
+            _ if magnitude != 1.0 => return Err(self.bad_key(ATTN_FACTOR, magnitude, "1, except with yarn scaling")),
+            Some("none") => Scaling::None,
+            None | Some("linear") if factor == 1.0 => Scaling::None,
+            None | Some("linear") => Scaling::Linear(factor),
+            Some(other) => return Err(self.bad_key("rope.scaling.type", other, "none, linear or yarn")),
         };
-        if !(factor > 0.0 && base > 0.0) || n_rot == 0 || !n_rot.is_multiple_of(2) {
-            bail!("{}: rope over {n_rot} values, base {base}, factor {factor} makes no sense", self.file());
-        }
         Ok(Rope { n_rot, offset: 0, pairs, base, scaling, inverse: false })
     }
 
     /// Rotates every head of `head` values by its row's position.
-    pub fn rope(&self, label: String, x: Slot, head: usize, rope: &Rope) -> Slot {
-        self.rope_with(label, x, head, rope, None)
-    }
-
-    fn rope_with(&self, label: String, x: Slot, head: usize, rope: &Rope, factors: Option<WeightId>) -> Slot {
-        debug_assert!(rope.offset + rope.n_rot <= head && self.width(x).is_multiple_of(head));
-        let key = rope.key() ^ factors.map_or(0, |f| 1 + f.0 as u64);
-        let weights: Vec<WeightId> = factors.into_iter().collect();
-        self.push(label, RopeOp { rope: *rope, head, key }, &[x], &[self.width(x)], &weights, &[])[0]
+    pub fn rope(&self, label: String, x: Slot, head: usize, rope: &Rope) -> Result<Slot> {
+        debug_assert!(self.width(x).is_multiple_of(head));
+        if rope.offset + rope.n_rot > head {
+            return Err(self.bad_key(N_ROT, rope.n_rot, format!("no more than the {head} columns of a head")));
+        }
+        let op = RopeOp { rope: *rope, head, key: rope.key() };
+        Ok(self.push(label, op, &[x], &[self.width(x)], &[], &[])[0])
     }
 }

@@ -9,7 +9,7 @@
 //! ```
 //! The sum is kept above 6.1e-5, as the reference does. Ties go to the lower number.
 
-use anyhow::{Result, bail};
+use anyhow::Result;
 
 use super::glu::sigmoid;
 use crate::tape::{Builder, CpuIo, Op, Slot, Weight, WeightId, WeightKind};
@@ -158,11 +158,15 @@ impl Builder<'_> {
     ) -> Result<(Slot, Slot)> {
         let n = self.width(logits);
         let (groups, used) = r.groups;
-        if r.k == 0 || r.k > n || groups == 0 || !n.is_multiple_of(groups) || used == 0 || used > groups {
-            bail!("{}: {} of {n} experts, {used} of {groups} groups cannot be routed", self.file(), r.k);
+        if r.k > n {
+            return Err(self.bad_key("expert_used_count", r.k, format!("no more than the {n} experts")));
         }
-        if groups > 1 && used * (n / groups) < r.k {
-            bail!("{}: {used} groups of {} experts hold fewer than the {} to choose", self.file(), n / groups, r.k);
+        if !n.is_multiple_of(groups) {
+            return Err(self.bad_key("expert_group_count", groups, format!("a divisor of the {n} experts")));
+        }
+        if used * (n / groups) < r.k {
+            let want = format!("enough groups of {} experts for the {} to choose", n / groups, r.k);
+            return Err(self.bad_key("expert_group_used_count", used, want));
         }
         let op = RouteOp { r, bias: bias.is_some(), table: table.is_some() };
         let weights: Vec<WeightId> = bias.into_iter().chain(table).collect();

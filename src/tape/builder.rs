@@ -7,8 +7,13 @@ use std::collections::HashMap;
 use anyhow::{Context, Result, anyhow, bail};
 
 use super::{Op, RowSet, Slot, SlotInfo, StateId, StateKind, StateSpec, Step, Tape, Weight, WeightId, WeightKind};
-use crate::gguf::{Gguf, Value};
+use crate::gguf::{Gguf, TensorType};
 use crate::quant::QuantType;
+
+/// Some converters flatten a stack of matrices: (groups * rows, columns) for (groups, rows, columns).
+fn flattens(have: &[usize], want: &[usize]) -> bool {
+    matches!((have, want), (&[n, cols], &[groups, rows, c]) if cols == c && groups.checked_mul(rows) == Some(n))
+}
 
 /// What the user chose that shapes a tape.
 #[derive(Clone, Debug)]
@@ -24,8 +29,8 @@ pub struct Settings {
 /// The tape being written, and the file it is written from.
 #[derive(Debug)]
 pub struct Builder<'a> {
-    gguf: &'a Gguf,
-    arch: String,
+    pub(super) gguf: &'a Gguf,
+    pub(super) arch: String,
     /// What the user chose.
     pub settings: Settings,
     tape: RefCell<Tape>,
@@ -52,74 +57,6 @@ impl<'a> Builder<'a> {
         Builder { gguf, arch: arch.into(), settings, tape: RefCell::default(), known: RefCell::default() }
     }
 
-    // ---- metadata: keys are given without the architecture's prefix ----
-
-    fn key(&self, name: &str) -> String {
-        format!("{}.{name}", self.arch)
-    }
-
-    /// Whether the key is there.
-    pub fn has_key(&self, name: &str) -> bool {
-        self.gguf.meta.get(&self.key(name)).is_some()
-    }
-
-    /// A required count.
-    pub fn n(&self, name: &str) -> Result<usize> {
-        self.gguf.meta.usize(&self.key(name))
-    }
-
-    /// A count, or a default where the key is absent.
-    pub fn n_or(&self, name: &str, default: usize) -> Result<usize> {
-        Ok(self.gguf.meta.opt_usize(&self.key(name))?.unwrap_or(default))
-    }
-
-    /// A required number.
-    pub fn f(&self, name: &str) -> Result<f32> {
-        self.gguf.meta.f32(&self.key(name))
-    }
-
-    /// A number, or a default where the key is absent.
-    pub fn f_or(&self, name: &str, default: f32) -> Result<f32> {
-        Ok(self.gguf.meta.opt_f32(&self.key(name))?.unwrap_or(default))
-    }
-
-    /// A flag, or a default where the key is absent.
-    pub fn flag_or(&self, name: &str, default: bool) -> Result<bool> {
-        Ok(self.gguf.meta.opt_bool(&self.key(name))?.unwrap_or(default))
-    }
-
-    /// A word, if the key is there.
-    pub fn opt_str(&self, name: &str) -> Result<Option<&str>> {
-        self.gguf.meta.opt_str(&self.key(name))
-    }
-
-    /// A number for each of `n` layers: from an array with at least `n` entries, or one value for all.
-    pub fn per_layer(&self, name: &str, n: usize) -> Result<Option<Vec<f32>>> {
-        let key = self.key(name);
-        let values = match self.gguf.meta.get(&key) {
-            None => return Ok(None),
-            Some(Value::Arr(_)) => self.gguf.meta.f32s(&key)?,
-            Some(_) => vec![self.gguf.meta.f32(&key)?; n],
-        };
-        if values.len() < n {
-            bail!("{}: key {key} has {} entries, one for each of {n} layers expected", self.file(), values.len());
-        }
-        Ok(Some(values))
-    }
-
-    /// A flag for each of `n` layers.
-    pub fn per_layer_flag(&self, name: &str, n: usize) -> Result<Option<Vec<bool>>> {
-        let key = self.key(name);
-        if self.gguf.meta.get(&key).is_none() {
-            return Ok(None);
-        }
-        let values = self.gguf.meta.bools(&key)?;
-        if values.len() < n {
-            bail!("{}: key {key} has {} entries, one for each of {n} layers expected", self.file(), values.len());
-        }
-        Ok(Some(values))
-    }
-
     /// The file, for messages.
     pub fn file(&self) -> String {
         self.gguf.path.display().to_string()
@@ -131,14 +68,24 @@ impl<'a> Builder<'a> {
         Ok(t.shape[0])
     }
 
-    /// The layers that take part: `block_count`, less the multi-token-prediction blocks at the end, whose tensors are
-    /// ignored.
+    /// The layers that take part: `block_count`, less the blocks at the end that predict further tokens
+    /// (`nextn_predict_layers`) and are ignored.
     pub fn layers(&self) -> Result<Vec<Layer>> {
         let all = self.n("block_count")?;
-        let extra = self.n_or("nextn_predict_layers", 0)?;
-        let n = all.checked_sub(extra).ok_or_else(|| {
-            anyhow!("{}: {} is {extra} but there are only {all} blocks", self.file(), self.key("nextn_predict_layers"))
-        })?;
+        if all > self.gguf.tensors.len() {
+            let want = format!("no more blocks than the file's {} tensors", self.gguf.tensors.len());
+            return Err(self.bad_key("block_count", all, want));
+        }
+        let extra = self.opt_n("nextn_predict_layers")?.unwrap_or(0);
+        let Some(mut n) = all.checked_sub(extra).filter(|&n| n > 0) else {
+            return Err(self.bad_key("nextn_predict_layers", extra, format!("fewer than the {all} blocks")));
+        };
+        let any = |prefix: &str| self.gguf.tensors.iter().any(|t| t.name.starts_with(prefix));
+        // A block that predicts further tokens has tensors of that name. Some files state such blocks and come without
+        // them, with block_count less by as many: there the last blocks are layers like the others.
+        while n < all && any(&format!("blk.{n}.")) && !any(&format!("blk.{n}.nextn.")) {
+            n += 1;
+        }
         for i in n..all {
             self.ignore(&format!("blk.{i}."), "multi-token prediction is not used yet");
         }
@@ -150,6 +97,11 @@ impl<'a> Builder<'a> {
     /// Whether the file has this tensor (full name).
     pub fn has(&self, name: &str) -> bool {
         self.gguf.tensor(name).is_some()
+    }
+
+    /// Fails unless the file has this tensor (full name): where what reads it would do without.
+    pub fn need(&self, name: &str) -> Result<()> {
+        if self.has(name) { Ok(()) } else { bail!(self.missing(name)) }
     }
 
     /// Marks the tensors whose names start so as deliberately unused.
@@ -171,16 +123,19 @@ impl<'a> Builder<'a> {
         let t = &self.gguf.tensors[index];
         // Leading ones carry no information: (1, n) and (n) are the same tensor.
         let trim = |s: &[usize]| s.iter().copied().skip_while(|&d| d == 1).collect::<Vec<_>>();
-        if trim(&t.shape) != trim(want) && !(kind == WeightKind::Matrix && self.reshapes(&t.shape, want)) {
-            bail!("{}: tensor {name} has shape {:?}, {want:?} expected from the metadata", self.file(), t.shape);
+        if trim(&t.shape) != trim(want) && !(kind == WeightKind::Matrix && flattens(&t.shape, want)) {
+            let (file, have, want) = (self.file(), &t.shape, &want[want.iter().take_while(|&&d| d == 1).count()..]);
+            bail!(
+                "{file}: tensor {name} has shape {have:?}, {want:?} expected from the metadata and the other tensors"
+            );
         }
         let mut shape = [1; 3];
         for (s, w) in shape.iter_mut().rev().zip(want.iter().rev()) {
             *s = *w;
         }
         match kind {
-            WeightKind::Ints { .. } if t.ty.quant().is_some() => {
-                bail!("{}: tensor {name} is {}, integers expected", self.file(), t.ty.name())
+            WeightKind::Ints { .. } if t.ty != TensorType::I32 => {
+                bail!("{}: tensor {name} is {}, I32 expected", self.file(), t.ty.name())
             }
             WeightKind::Matrix | WeightKind::Vector if t.ty.quant().is_none() => {
                 bail!("{}: tensor {name} is {}, a weight format expected", self.file(), t.ty.name())
@@ -218,11 +173,6 @@ impl<'a> Builder<'a> {
         Ok(id)
     }
 
-    /// Some converters flatten a stack of matrices: (groups * rows, columns) for (groups, rows, columns).
-    fn reshapes(&self, have: &[usize], want: &[usize]) -> bool {
-        have.last() == want.last() && have.iter().product::<usize>() == want.iter().product::<usize>()
-    }
-
     /// A matrix (full name) of this shape: (rows, columns), or (matrices, rows, columns).
     pub fn matrix(&self, name: &str, shape: &[usize]) -> Result<WeightId> {
         self.weight(name, WeightKind::Matrix, shape)
@@ -242,12 +192,6 @@ impl<'a> Builder<'a> {
     pub fn expert_table(&self, name: &str, k: usize, n_expert: usize) -> Result<WeightId> {
         let id = self.weight(name, WeightKind::Ints { below: n_expert }, &[self.n_vocab()?, k])?;
         Ok(id)
-    }
-
-    /// What q . k is multiplied with: the key `attention.scale` where there is one, else 1 / sqrt(dim).
-    pub fn scale(&self, dim: usize) -> Result<f32> {
-        let scale = self.f_or("attention.scale", 0.0)?;
-        Ok(if scale == 0.0 { 1.0 / (dim as f32).sqrt() } else { scale })
     }
 
     // ---- steps ----
@@ -355,6 +299,12 @@ impl<'a> Builder<'a> {
         let mut tape = self.tape.into_inner();
         tape.logits = Some(logits);
         let known = self.known.into_inner();
+        // What 4-bit activations would be divided by on hardware that has them. Here they are not 4-bit.
+        for t in self.gguf.tensors.iter().filter(|t| !known.contains_key(&t.name)) {
+            if t.name.strip_suffix(".input_scale").is_some_and(|n| known.contains_key(&format!("{n}.weight"))) {
+                tape.ignored.push((t.name.clone(), "activations are not quantized to 4 bits"));
+            }
+        }
         let left: Vec<&str> = self
             .gguf
             .tensors

@@ -4,6 +4,7 @@
 //! a tape: what depends on data (the router's choice, which rows attention selects) happens inside an op.
 
 mod builder;
+mod keys;
 mod state;
 
 use std::collections::HashMap;

@@ -44,7 +44,8 @@ impl StateSpec {
             StateKind::Fixed => 1,
             StateKind::Rows { every, window } => {
                 let all = n_ctx.div_ceil(every).max(1);
-                window.map_or(all, |w| all.min(w + n_batch.div_ceil(every) + SLACK))
+                let ring = |w: usize| w.saturating_add(n_batch.div_ceil(every)).saturating_add(SLACK);
+                window.map_or(all, |w| all.min(ring(w)))
             }
         }
     }
@@ -54,9 +55,9 @@ impl StateSpec {
         !matches!(self.kind, StateKind::Rows { window: None, .. })
     }
 
-    /// Bytes of this state for one sequence.
+    /// Bytes of this state for one sequence; the largest number there is, where it would be more.
     pub fn bytes(&self, n_ctx: usize, n_batch: usize) -> usize {
-        self.capacity(n_ctx, n_batch) * self.ty.row_bytes(self.width)
+        self.capacity(n_ctx, n_batch).saturating_mul(self.ty.row_bytes(self.width))
     }
 }
 
@@ -75,7 +76,9 @@ struct Part {
     bytes: Vec<u8>,
     /// The block of a fixed state.
     fixed: Vec<f32>,
-    /// Tokens absorbed: for rows, the highest ever since the last load.
+    /// The first row that is still there: those before it were overwritten, or were not part of what was loaded.
+    low: usize,
+    /// Tokens that a fixed block has absorbed.
     high: usize,
 }
 
@@ -112,14 +115,14 @@ impl State {
         self.row_bytes
     }
 
-    /// Stores row `index` (position / every) of a sequence; `tokens` is how many tokens the sequence has with it.
-    pub fn write(&mut self, seq: u32, index: usize, values: &[f32], tokens: usize) {
+    /// Stores row `index` (position / every) of a sequence.
+    pub fn write(&mut self, seq: u32, index: usize, values: &[f32]) {
         debug_assert_eq!(values.len(), self.spec.width);
         let kv = self.spec.ty.kv.as_ref().expect("a state is kept in a type that encodes");
         let part = &mut self.seqs[seq as usize];
         let at = index % self.capacity * self.row_bytes;
         (kv.encode)(values, &mut part.bytes[at..at + self.row_bytes]);
-        part.high = part.high.max(tokens);
+        part.low = part.low.max((index + 1).saturating_sub(self.capacity));
     }
 
     /// The rows `from..to` of a sequence as one or two runs of adjacent rows: `(first index, bytes)`.
@@ -149,71 +152,148 @@ impl State {
     pub fn clear(&mut self, seq: u32) {
         let part = &mut self.seqs[seq as usize];
         part.fixed.fill(0.0);
-        part.high = 0;
+        (part.low, part.high) = (0, 0);
     }
 
     /// Whether the sequence can go back to `tokens` tokens with what is stored.
     pub fn can_rewind(&self, seq: u32, tokens: usize) -> bool {
-        let high = self.seqs[seq as usize].high;
+        let part = &self.seqs[seq as usize];
         match self.spec.kind {
-            _ if tokens >= high => true,
-            StateKind::Fixed => false,
+            StateKind::Fixed => tokens >= part.high,
             StateKind::Rows { window: None, .. } => true,
-            StateKind::Rows { every, window: Some(w) } => {
-                // The rows below high - capacity are overwritten; a sequence of `tokens` looks back to tokens - window.
-                (tokens / every).saturating_sub(w) + self.capacity >= high.div_ceil(every)
+            // The next row is tokens / every, and a window ends with it.
+            StateKind::Rows { every, window: Some(w) } => (tokens / every + 1).saturating_sub(w) >= part.low,
+        }
+    }
+
+    /// The first row that a saved sequence of `tokens` tokens carries, and the row after the last.
+    fn saved(&self, tokens: usize, whole: bool) -> (usize, usize) {
+        match self.spec.kind {
+            StateKind::Fixed => (0, 0),
+            StateKind::Rows { every, window } => {
+                let to = tokens / every;
+                match window {
+                    Some(w) => (to.saturating_sub(w), to),
+                    None if whole => (0, to),
+                    None => (to, to),
+                }
             }
         }
     }
 
     /// What cannot be found again after the sequence has grown beyond `tokens` (`whole`: everything it remembers).
     pub fn save(&self, seq: u32, tokens: usize, whole: bool) -> Vec<u8> {
-        let part = &self.seqs[seq as usize];
-        match self.spec.kind {
-            StateKind::Fixed => bytemuck::cast_slice(&part.fixed).to_vec(),
-            StateKind::Rows { every, window } => {
-                let to = tokens / every;
-                let from = match window {
-                    Some(w) => to.saturating_sub(w),
-                    None if whole => 0,
-                    None => to,
-                };
-                self.runs(seq, from, to).flat_map(|(_, bytes)| bytes).copied().collect()
-            }
+        if self.spec.kind == StateKind::Fixed {
+            return bytemuck::cast_slice(&self.seqs[seq as usize].fixed).to_vec();
         }
+        let (from, to) = self.saved(tokens, whole);
+        self.runs(seq, from, to).flat_map(|(_, bytes)| bytes).copied().collect()
     }
 
     /// Takes back what [`State::save`] gave for the same `tokens` and `whole`. Returns false, with nothing changed, when
     /// the length is not what this state would have saved.
     pub fn load(&mut self, seq: u32, tokens: usize, whole: bool, bytes: &[u8]) -> bool {
+        let (from, to) = self.saved(tokens, whole);
         let (capacity, row_bytes) = (self.capacity, self.row_bytes);
         let part = &mut self.seqs[seq as usize];
-        match self.spec.kind {
-            StateKind::Fixed => {
-                if bytes.len() != part.fixed.len() * 4 {
-                    return false;
-                }
-                for (f, b) in part.fixed.iter_mut().zip(bytes.as_chunks::<4>().0) {
-                    *f = f32::from_ne_bytes(*b);
-                }
+        if self.spec.kind == StateKind::Fixed {
+            if bytes.len() != part.fixed.len() * 4 {
+                return false;
             }
-            StateKind::Rows { every, window } => {
-                let to = tokens / every;
-                let from = match window {
-                    Some(w) => to.saturating_sub(w),
-                    None if whole => 0,
-                    None => to,
-                };
-                if bytes.len() != (to - from) * row_bytes || to - from > capacity {
-                    return false;
-                }
-                for (i, row) in (from..to).zip(bytes.chunks_exact(row_bytes)) {
-                    let at = i % capacity * row_bytes;
-                    part.bytes[at..at + row_bytes].copy_from_slice(row);
-                }
+            for (f, b) in part.fixed.iter_mut().zip(bytes.as_chunks::<4>().0) {
+                *f = f32::from_ne_bytes(*b);
             }
+            part.high = tokens;
+            return true;
         }
-        part.high = tokens;
+        if bytes.len() != (to - from) * row_bytes || to - from > capacity {
+            return false;
+        }
+        for (i, row) in (from..to).zip(bytes.chunks_exact(row_bytes)) {
+            let at = i % capacity * row_bytes;
+            part.bytes[at..at + row_bytes].copy_from_slice(row);
+        }
+        if self.spec.is_overwritten() {
+            part.low = from; // older rows may have been there, but later ones may lie over them by now
+        }
         true
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::quant::Rng;
+
+    fn rows(window: Option<usize>, every: usize) -> StateSpec {
+        let kind = StateKind::Rows { every, window };
+        StateSpec { label: "test".into(), width: 1, ty: quant::TYPES[0], kind }
+    }
+
+    fn value(s: &State, row: usize) -> f32 {
+        f32::from_le_bytes(s.row(0, row).try_into().unwrap())
+    }
+
+    /// Feeds, rewinds, saves and loads at random; `can_rewind` may only promise rows that are really there.
+    #[test]
+    fn a_rewind_that_is_allowed_finds_every_row_that_is_looked_at_again() {
+        for (seed, window, every) in [(1, Some(3), 1), (2, Some(40), 1), (3, Some(5), 4), (4, None, 4), (5, Some(1), 1)]
+        {
+            let mut rng = Rng(seed);
+            let spec = rows(window, every);
+            let mut s = State::new(&spec, 1, 100_000, 16);
+            let mut wrote: Vec<f32> = Vec::new(); // the true content of every row
+            let (mut tokens, mut allowed) = (0usize, 0);
+            let mut saved: Vec<(usize, Vec<u8>)> = Vec::new();
+            for round in 0..3000 {
+                for _ in 0..rng.below(if round % 7 == 0 { 700 } else { 30 }) {
+                    tokens += 1;
+                    if tokens.is_multiple_of(every) {
+                        let row = tokens / every - 1;
+                        let v = rng.unit();
+                        wrote.truncate(row);
+                        wrote.push(v);
+                        s.write(0, row, &[v]);
+                    }
+                }
+                if rng.below(4) == 0 {
+                    saved.push((tokens, s.save(0, tokens, false)));
+                }
+                let to = tokens - rng.below(600).min(tokens);
+                saved.retain(|(n, _)| *n <= to);
+                if s.can_rewind(0, to) {
+                    allowed += 1;
+                    tokens = to;
+                } else if let Some((n, bytes)) = saved.last() {
+                    assert!(s.load(0, *n, false, bytes));
+                    assert!(s.can_rewind(0, *n), "what was loaded can be used");
+                    tokens = *n;
+                } else {
+                    s.clear(0);
+                    tokens = 0;
+                }
+                wrote.truncate(tokens / every);
+                let next = tokens / every;
+                for row in window.map_or(0, |w| (next + 1).saturating_sub(w))..next {
+                    assert_eq!(value(&s, row), wrote[row], "row {row} of {tokens} tokens, window {window:?}");
+                }
+                if tokens > 50_000 {
+                    s.clear(0);
+                    tokens = 0;
+                    wrote.clear();
+                    saved.clear();
+                }
+            }
+            assert!(allowed > 100, "rewinds are mostly free: {allowed}");
+        }
+    }
+
+    #[test]
+    fn a_window_keeps_at_least_the_window_a_batch_and_some_slack() {
+        assert_eq!(rows(Some(100), 1).capacity(100_000, 512), 100 + 512 + SLACK);
+        assert_eq!(rows(Some(100), 1).capacity(50, 512), 50);
+        assert_eq!(rows(None, 4).capacity(50, 512), 13);
+        assert_eq!(rows(Some(usize::MAX), 1).capacity(usize::MAX, 512), usize::MAX);
+        assert_eq!(rows(None, 1).bytes(usize::MAX, 1), usize::MAX);
     }
 }

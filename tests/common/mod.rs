@@ -2,6 +2,8 @@
 
 #![allow(dead_code, unreachable_pub, missing_docs)] // each test file uses its part
 
+pub mod source;
+
 use std::path::{Path, PathBuf};
 
 /// Prints a figure past the test harness, which keeps the output of passing tests to itself.

@@ -97,6 +97,11 @@ const HEAD: usize = 7;
 const PARTS: [&str; 8] =
     ["embedding", "attention", "router", "shared experts", "dense layers", "experts", "norms and mixing", "head"];
 
+/// The number of the layer that a tensor belongs to.
+fn layer_of(name: &str) -> Option<&str> {
+    name.strip_prefix("blk.")?.split_once('.').map(|(number, _)| number)
+}
+
 /// The part that a tensor belongs to, by the names that GGUF files share.
 fn part_of(name: &str) -> usize {
     let own = match name.strip_prefix("blk.").and_then(|rest| rest.split_once('.')) {
@@ -211,7 +216,7 @@ impl Facts {
             name: gguf.meta.opt_str("general.name")?.unwrap_or("a model without a name").to_owned(),
             arch: arch.to_owned(),
             files: gguf.shards().map(|p| (p.display().to_string(), file_bytes(gguf, p))).collect(),
-            layers: key("block_count")?.unwrap_or(0).saturating_sub(key("nextn_predict_layers")?.unwrap_or(0)),
+            layers: tape.weights.iter().filter_map(|w| layer_of(&w.name)).collect::<HashSet<_>>().len(),
             n_vocab: tape.n_vocab(),
             n_ctx_trained: key("context_length")?,
             n_ctx,

@@ -2,37 +2,7 @@
 
 use super::facts::{Facts, Model};
 use super::text::size;
-
-/// This machine's memory, in bytes.
-#[derive(Clone, Copy)]
-pub(super) struct Memory {
-    pub(super) total: usize,
-    /// What programs can have without anything being swapped out.
-    pub(super) free: usize,
-}
-
-impl Memory {
-    /// From /proc/meminfo, less where a container's limit allows less. None where the system does not say.
-    pub(super) fn of_this_machine() -> Option<Memory> {
-        let mut memory = Memory::parse(&std::fs::read_to_string("/proc/meminfo").ok()?)?;
-        let number = |name: &str| -> Option<usize> {
-            std::fs::read_to_string(format!("/sys/fs/cgroup/{name}")).ok()?.trim().parse().ok()
-        };
-        if let Some(limit) = number("memory.max").filter(|&n| n < memory.total) {
-            let used = number("memory.current").unwrap_or(0);
-            memory = Memory { total: limit, free: memory.free.min(limit.saturating_sub(used)) };
-        }
-        Some(memory)
-    }
-
-    fn parse(meminfo: &str) -> Option<Memory> {
-        let line = |name: &str| -> Option<usize> {
-            let rest = meminfo.lines().find_map(|l| l.strip_prefix(name))?;
-            rest.trim().strip_suffix("kB")?.trim().parse::<usize>().ok().map(|kb| kb * 1024)
-        };
-        Some(Memory { total: line("MemTotal:")?, free: line("MemAvailable:")? })
-    }
-}
+use crate::cpu::Memory;
 
 /// The judgement.
 #[derive(Clone, Copy, Debug, PartialEq)]
@@ -150,15 +120,6 @@ mod tests {
     use crate::gguf::Gguf;
     use crate::plan::Plan;
     use crate::session::{self, Options};
-
-    #[test]
-    fn memory_is_read_in_kilobytes_of_1024() {
-        let text =
-            "MemTotal:       24576000 kB\nMemFree:          100 kB\nMemAvailable:   20480000 kB\nBuffers: 1 kB\n";
-        let m = Memory::parse(text).unwrap();
-        assert_eq!((m.total, m.free), (24_576_000 * 1024, 20_480_000 * 1024));
-        assert!(Memory::parse("MemTotal: 5 kB\n").is_none(), "a kernel without MemAvailable says nothing");
-    }
 
     /// What is said of a small model with `n_ctx` tokens on a machine whose memory is `total(needed)`, `free` of it free.
     fn said(n_ctx: usize, total: impl Fn(usize) -> usize, free: f64) -> (Verdict, String) {

@@ -1,0 +1,340 @@
+//! What real files carry beyond the reference models: other layouts of the same weights, tensors for parts that are not
+//! used, older and newer keys. Each is computed as it means, or refused by name.
+
+mod common;
+
+use common::source::Source;
+use common::{exact, find};
+use tandem::gguf::{Array, Gguf, Value};
+use tandem::session::{Session, Want};
+
+/// The reference model of this name, if it is here.
+fn source(name: &str) -> Option<Source> {
+    find(&format!("models/{name}.gguf")).map(|p| Source::open(name, &p))
+}
+
+fn open(s: &Source) -> anyhow::Result<Session> {
+    Session::new(Gguf::from_bytes(s.bytes(), "real.gguf".as_ref())?, &exact())
+}
+
+/// Logits after each of 60 tokens.
+fn logits(s: &Source) -> Vec<f32> {
+    let mut session = open(s).unwrap_or_else(|e| panic!("{}: {e:#}", s.name));
+    let n = session.n_vocab();
+    let ids: Vec<u32> = (0..60).map(|i| (i * i * 31 + i) as u32 % n as u32).collect();
+    session.feed(0, &ids, Want::All).unwrap()
+}
+
+fn refusal(s: &Source) -> String {
+    match open(s) {
+        Ok(_) => panic!("{}: opened", s.name),
+        Err(e) => format!("{e:#}"),
+    }
+}
+
+#[track_caller]
+fn same(a: &Source, b: &Source, what: &str) {
+    assert!(logits(a) == logits(b), "{}: {what}", a.name);
+}
+
+#[track_caller]
+fn differ(a: &Source, b: &Source, what: &str) {
+    assert!(logits(a) != logits(b), "{}: {what}", a.name);
+}
+
+/// `change` of every model here that is listed; how many there were.
+fn each(names: &[&str], mut change: impl FnMut(&Source)) {
+    let n = names.iter().filter_map(|n| source(n)).inspect(|s| change(s)).count();
+    assert!(n > 0, "none of {names:?} is here");
+}
+
+fn layers(s: &Source) -> usize {
+    let Some(Value::U32(n)) = s.key("block_count") else { panic!("block_count") };
+    *n as usize
+}
+
+#[test]
+fn gate_and_up_experts_in_one_tensor_are_the_same_model() {
+    each(&["qwen3moe", "qwen35moe", "gpt-oss", "deepseek2-v3", "deepseek4"], |s| {
+        let mut fused = s.clone();
+        for l in 0..layers(s) {
+            for suffix in ["weight", "bias"] {
+                let name = |part: &str| format!("blk.{l}.ffn_{part}_exps.{suffix}");
+                if !s.has(&name("gate")) {
+                    continue;
+                }
+                let (gate, up) = (fused.take(&name("gate")), fused.take(&name("up")));
+                let mut shape = gate.shape.clone();
+                shape[1] *= 2;
+                let per_expert = gate.data.len() / 4 / shape[0];
+                let (g, u) = (gate.floats(), up.floats());
+                let pairs = g.chunks(per_expert).zip(u.chunks(per_expert));
+                let values: Vec<f32> = pairs.flat_map(|(g, u)| [g, u].concat()).collect();
+                fused.add(&name("gate_up"), &shape, &values);
+            }
+        }
+        same(s, &fused, "fused experts");
+    });
+}
+
+#[test]
+fn q_k_and_v_in_one_tensor_are_the_same_model() {
+    each(&["qwen3moe", "qwen35moe", "qwen35", "gpt-oss"], |s| {
+        let mut fused = s.clone();
+        for l in 0..layers(s) {
+            for suffix in ["weight", "bias"] {
+                let name = |part: &str| format!("blk.{l}.attn_{part}.{suffix}");
+                if !s.has(&name("q")) {
+                    continue;
+                }
+                let parts = ["q", "k", "v"].map(|p| fused.take(&name(p)));
+                let mut shape = parts[0].shape.clone();
+                shape[0] = parts.iter().map(|p| p.shape[0]).sum();
+                let values: Vec<f32> = parts.iter().flat_map(|p| p.floats()).collect();
+                fused.add(&name("qkv"), &shape, &values);
+            }
+        }
+        same(s, &fused, "fused q, k and v");
+    });
+}
+
+#[test]
+fn blocks_that_predict_further_tokens_take_no_part() {
+    each(&["qwen3moe", "qwen35moe", "qwen35", "deepseek2-v3", "deepseek4"], |s| {
+        let n = layers(s);
+        let mut more = s.clone();
+        more.set("block_count", n as u32 + 1).set("nextn_predict_layers", 1u32);
+        for t in &s.tensors {
+            if let Some(rest) = t.name.strip_prefix(&format!("blk.{}.", n - 1)) {
+                let values = vec![0.5; t.shape.iter().product()];
+                more.add(&format!("blk.{n}.{rest}"), &t.shape, &values);
+            }
+        }
+        for name in ["eh_proj.weight", "enorm.weight", "hnorm.weight", "shared_head_norm.weight", "eh_proj.scale"] {
+            more.add(&format!("blk.{n}.nextn.{name}"), &[2, 3], &[1.0; 6]);
+        }
+        if let Some(Value::Arr(Array::Bool(flags))) = s.key("attention.recurrent_layers").cloned() {
+            more.set("attention.recurrent_layers", [flags, vec![false]].concat());
+        }
+        same(s, &more, "a block for further tokens");
+        let session = open(&more).unwrap();
+        let ignored = &session.engine().tape.ignored;
+        assert!(ignored.iter().any(|(p, _)| *p == format!("blk.{n}.")), "{}: {ignored:?}", s.name);
+    });
+}
+
+/// DeepSeek-V4 files of some converters say that they have such a block, but their block_count does not count it.
+#[test]
+fn a_last_layer_is_not_dropped_for_a_block_that_is_not_there() {
+    each(&["deepseek4", "qwen3moe", "deepseek2-v3"], |s| {
+        let mut claims = s.clone();
+        claims.set("nextn_predict_layers", 1u32);
+        same(s, &claims, "a claim of a further block");
+        // Where it is counted but its tensors were left out, the rest is the model.
+        claims.set("block_count", layers(s) as u32 + 1);
+        if s.arch != "deepseek4" {
+            same(s, &claims, "a block that was left out");
+        }
+    });
+}
+
+#[test]
+fn scales_beside_weights_are_multiplied_with_and_input_scales_are_left_alone() {
+    each(&["qwen3moe", "deepseek2-v3", "qwen35moe"], |s| {
+        let (mut halved, mut scaled) = (s.clone(), s.clone());
+        let n_expert = s.tensors.iter().find(|t| t.name.ends_with("ffn_down_exps.weight")).unwrap().shape[0];
+        let mut count = 0;
+        for part in ["attn_q", "attn_q_b", "attn_k_b", "attn_qkv", "ffn_up_exps", "ffn_down_exps", "ffn_up_shexp"] {
+            for l in 0..layers(s) {
+                let name = format!("blk.{l}.{part}");
+                if !s.has(&format!("{name}.weight")) {
+                    continue;
+                }
+                let t = halved.tensor(&format!("{name}.weight"));
+                t.data = t.floats().iter().flat_map(|v| (v * 0.5).to_le_bytes()).collect();
+                let n = if part.ends_with("_exps") { n_expert } else { 1 };
+                scaled.add(&format!("{name}.scale"), &[n], &vec![0.5; n]);
+                scaled.add(&format!("{name}.input_scale"), &[n], &vec![7.0; n]);
+                count += 1;
+            }
+        }
+        assert!(count > 3);
+        same(&halved, &scaled, "scales");
+        differ(s, &scaled, "scales that change nothing");
+        let mut alone = s.clone();
+        alone.add("blk.0.no_such_thing.input_scale", &[1], &[1.0]);
+        assert!(refusal(&alone).contains("blk.0.no_such_thing.input_scale"));
+    });
+}
+
+#[test]
+fn tensors_that_say_the_same_twice_or_serve_images_change_nothing() {
+    each(&["deepseek2-v3"], |s| {
+        let mut both = s.clone();
+        for l in 0..layers(s) {
+            both.add(&format!("blk.{l}.attn_kv_b.weight"), &[2, 3], &[9.0; 6]);
+        }
+        same(s, &both, "attn_kv_b beside its two halves");
+    });
+    each(&["deepseek4"], |s| {
+        let mut images = s.clone();
+        for l in 0..layers(s) {
+            images.add(&format!("blk.{l}.exp_probs_b_vl.bias"), &[8], &[9.0; 8]);
+        }
+        same(s, &images, "a routing bias for images");
+    });
+}
+
+#[test]
+fn a_stack_of_matrices_may_be_flat_but_not_turned() {
+    each(&["deepseek2-v3", "deepseek4"], |s| {
+        for name in ["blk.0.attn_v_b.weight", "blk.0.attn_output_a.weight"].iter().filter(|n| s.has(n)) {
+            let (mut flat, mut turned) = (s.clone(), s.clone());
+            let t = flat.tensor(name);
+            t.shape = vec![t.shape[0] * t.shape[1], t.shape[2]];
+            same(s, &flat, name);
+            turned.tensor(name).shape.swap(0, 1);
+            assert!(refusal(&turned).contains(name), "{}: {name} turned", s.name);
+        }
+    });
+}
+
+#[test]
+fn a_head_that_the_file_leaves_out_is_the_embedding() {
+    each(&["qwen3moe", "qwen35moe", "gpt-oss", "deepseek2-v3", "deepseek4"], |s| {
+        let (mut tied, mut copied) = (s.clone(), s.clone());
+        tied.take("output.weight");
+        copied.tensor("output.weight").data = s.clone().tensor("token_embd.weight").data.clone();
+        same(&copied, &tied, "tied");
+    });
+}
+
+#[test]
+fn tensors_of_unknown_purpose_are_refused_by_name() {
+    let names = [
+        "rope_freqs.weight",
+        "rope_factors_long.weight",
+        "blk.0.attn_rot_embd.weight",
+        "blk.0.attn_norm.bias",
+        "output_norm.bias",
+        "blk.0.exp_probs_b.weight",
+        "blk.0.ffn_gate_exps.weight.lora_a",
+        "output.scales",
+        "nextn.eh_proj.weight",
+        "blk.1.attn_q_norm.bias",
+        "v.blk.0.attn_q.weight",
+    ];
+    each(&["qwen3moe", "gpt-oss", "qwen35moe", "deepseek2-v3", "deepseek4"], |s| {
+        for name in names {
+            let mut more = s.clone();
+            more.add(name, &[4], &[1.0; 4]);
+            let said = refusal(&more);
+            assert!(said.contains(name) && said.contains("real.gguf"), "{}: {said}", s.name);
+        }
+    });
+}
+
+#[test]
+fn rope_scaling_is_what_the_newer_and_the_older_keys_say() {
+    each(&["qwen3moe"], |s| {
+        let with = |list: &[(&str, Value)]| {
+            let mut s = s.clone();
+            for (k, v) in list {
+                s.set(k, v.clone());
+            }
+            s
+        };
+        let ty = |t: &str| ("rope.scaling.type", Value::from(t));
+        let factor = |f: f32| ("rope.scaling.factor", Value::from(f));
+        let linear = with(&[ty("linear"), factor(4.0)]);
+        differ(s, &linear, "a linear factor");
+        same(&linear, &with(&[factor(4.0)]), "linear is what is meant without a type");
+        same(&linear, &with(&[("rope.scale_linear", 4f32.into())]), "the older name of the factor");
+        same(s, &with(&[ty("none"), factor(4.0)]), "none means none");
+        same(s, &with(&[ty("linear"), factor(0.0)]), "0 means none");
+        differ(s, &with(&[ty("yarn"), factor(4.0)]), "yarn");
+        for (keys, named) in [
+            (vec![ty("longrope"), factor(4.0)], "longrope"),
+            (vec![factor(-1.0)], "rope.scaling.factor"),
+            (vec![("rope.scaling.attn_factor", 1.5f32.into())], "rope.scaling.attn_factor"),
+            (vec![("rope.dimension_count", 34u32.into())], "rope.dimension_count"),
+        ] {
+            assert!(refusal(&with(&keys)).contains(named), "{named}");
+        }
+    });
+}
+
+#[test]
+fn windows_lie_on_the_layers_that_the_pattern_names() {
+    each(&["gpt-oss"], |s| {
+        let with = |v: Value| {
+            let mut s = s.clone();
+            s.set("attention.sliding_window_pattern", v);
+            s
+        };
+        same(s, &with(2u32.into()), "every other layer is the default");
+        same(s, &with(vec![true, false, true, false].into()), "a list");
+        same(&with(1u32.into()), &with(vec![false; 4].into()), "no windows");
+        same(&with(4u32.into()), &with(vec![true, true, true, false].into()), "three of four");
+        differ(s, &with(1u32.into()), "windows that change nothing");
+        let mut base = s.clone();
+        base.set("rope.freq_base_swa", 500f32);
+        differ(s, &base, "a base of their own that changes nothing");
+    });
+}
+
+#[test]
+fn groups_of_experts_limit_the_choice_in_every_family() {
+    each(&["qwen3moe", "qwen35moe", "gpt-oss"], |s| {
+        let mut groups = s.clone();
+        groups.set("expert_group_count", 4u32).set("expert_group_used_count", 2u32);
+        differ(s, &groups, "groups that change nothing");
+        groups.set("expert_group_count", 1u32).set("expert_group_used_count", 1u32);
+        same(s, &groups, "one group is none");
+    });
+}
+
+#[test]
+fn a_bias_that_a_family_cannot_do_without_is_missed_by_name() {
+    each(&["gpt-oss"], |s| {
+        for part in ["attn_output", "ffn_gate_inp", "ffn_gate_exps", "ffn_up_exps", "ffn_down_exps"] {
+            let (mut less, name) = (s.clone(), format!("blk.1.{part}.bias"));
+            less.take(&name);
+            assert!(refusal(&less).contains(&name), "{name}");
+        }
+    });
+}
+
+#[test]
+fn keys_that_ask_for_what_is_not_computed_are_refused_by_name() {
+    let cases: [(&str, &str, Value); 9] = [
+        ("qwen3moe", "attention.causal", false.into()),
+        ("qwen35moe", "rope.dimension_sections", vec![2i32, 2, 2, 2].into()),
+        ("qwen35", "ssm.inner_size", 96u32.into()),
+        ("deepseek2-v3", "attention.temperature_scale", 0.1f32.into()),
+        ("deepseek2-v3", "rope.scaling.type", "linear".into()),
+        ("deepseek2-v3", "expert_gating_func", 3u32.into()),
+        ("deepseek4", "attention.compress_ratios", vec![0i32, 8, 128, 4].into()),
+        ("deepseek4", "expert_gating_func", 2u32.into()),
+        ("gpt-oss", "attention.head_count", vec![8u32, 8, 4, 8].into()),
+    ];
+    for (name, key, value) in cases {
+        let Some(mut s) = source(name) else { continue };
+        let said = refusal(s.set(key, value));
+        assert!(said.contains(key) && said.contains("real.gguf"), "{name}: {said}");
+    }
+    let Some(mut s) = source("deepseek4") else { return };
+    assert!(refusal(s.unset("swiglu_clamp_exp")).contains("swiglu_clamp_exp"));
+}
+
+#[test]
+fn an_absent_count_of_key_heads_means_one_for_every_head() {
+    each(&["deepseek2-legacy-kvb", "qwen3moe"], |s| {
+        let mut absent = s.clone();
+        absent.unset("attention.head_count_kv");
+        if s.arch == "deepseek2" {
+            return same(s, &absent, "the count is not used here");
+        }
+        assert!(refusal(&absent).contains("attn_k.weight"), "four key heads are not in this file");
+    });
+}
