@@ -6,6 +6,6 @@ mod memory;
 mod pool;
 
 pub use bandwidth::read_bandwidth;
-pub use matmul::{Group, axpy, dot_rows, grouped};
+pub use matmul::{Group, dot_rows, grouped, sum_rows};
 pub use memory::Memory;
 pub use pool::Pool;

@@ -10,7 +10,7 @@
 
 use anyhow::{Result, bail};
 
-use crate::cpu::{axpy, dot_rows};
+use crate::cpu::{dot_rows, sum_rows};
 use crate::tape::{Builder, CpuIo, Op, Slot, State, StateId, WeightId};
 
 /// An attention layer.
@@ -73,11 +73,8 @@ impl Head<'_> {
 
     /// Adds `p` times each of the rows' values.
     fn gather(&self, values: &State, bytes: &[u8], p: &[f32], out: &mut [f32]) {
-        let n = values.ty().row_bytes(self.op.a.v_dim);
-        let at = self.kv_head * n;
-        for (row, &p) in bytes.chunks_exact(values.row_bytes()).zip(p) {
-            axpy(values.ty(), &row[at..at + n], p, out);
-        }
+        let at = self.kv_head * values.ty().row_bytes(self.op.a.v_dim);
+        sum_rows(values.ty(), &bytes[at..], values.row_bytes(), p, out);
     }
 }
 

@@ -27,10 +27,10 @@ pub static TYPE: QuantType = QuantType {
     random,
     kv: Some(Kv {
         encode,
-        axpy: &[
+        sum_rows: &[
             #[cfg(target_arch = "x86_64")]
-            (Isa::Avx2, axpy_avx2),
-            (Isa::Scalar, axpy),
+            (Isa::Avx2, sum_rows_avx2),
+            (Isa::Scalar, sum_rows),
         ],
     }),
 };
@@ -61,25 +61,35 @@ fn encode(x: &[f32], out: &mut [u8]) {
     }
 }
 
-fn axpy(row: &[u8], p: f32, out: &mut [f32]) {
-    for (o, v) in out.iter_mut().zip(values(row)) {
-        *o += p * v;
+fn sum_rows(w: &[u8], stride: usize, p: &[f32], out: &mut [f32]) {
+    for (&p, row) in p.iter().zip(rows(w, stride, out.len() * BYTES)) {
+        for (o, v) in out.iter_mut().zip(values(row)) {
+            *o += p * v;
+        }
     }
 }
 
 #[cfg(target_arch = "x86_64")]
 #[target_feature(enable = "avx2,fma,f16c")]
-fn axpy_avx2(row: &[u8], p: f32, out: &mut [f32]) {
+fn sum_rows_avx2(w: &[u8], stride: usize, p: &[f32], out: &mut [f32]) {
     use crate::simd::x86::*;
     use std::arch::x86_64::*;
-    let pv = _mm256_set1_ps(p);
-    let (row8, row_tail) = row.as_chunks::<16>();
-    let (out8, out_tail) = out.as_chunks_mut::<8>();
-    for (w, o) in row8.iter().zip(out8) {
-        store_f32x8(o, _mm256_fmadd_ps(load_f16x8(w), pv, load_f32x8(o)));
+    let (strips, rest) = out.as_chunks_mut::<64>();
+    let done = strips.len() * 64;
+    // A strip of the output stays in registers while all rows go by.
+    for (s, out) in strips.iter_mut().enumerate() {
+        let (out, _) = out.as_chunks_mut::<8>();
+        let mut acc: [__m256; 8] = std::array::from_fn(|i| load_f32x8(&out[i]));
+        for (&p, row) in p.iter().zip(rows(&w[s * 128..], stride, 128)) {
+            let (row, pv) = (row.as_chunks::<16>().0, _mm256_set1_ps(p));
+            for i in 0..8 {
+                acc[i] = _mm256_fmadd_ps(load_f16x8(&row[i]), pv, acc[i]);
+            }
+        }
+        out.iter_mut().zip(acc).for_each(|(o, a)| store_f32x8(o, a));
     }
-    for (w, o) in row_tail.as_chunks::<BYTES>().0.iter().zip(out_tail) {
-        *o = f16_bits(u16::from_le_bytes(*w)).mul_add(p, *o);
+    if !rest.is_empty() {
+        sum_rows(&w[done * BYTES..], stride, p, rest);
     }
 }
 

@@ -59,8 +59,10 @@ pub struct Kernel {
     pub dot: DotRows,
 }
 
-/// `out[i] += p * row[i]`, the row decoded from one or more blocks: the value half of attention.
-pub type Axpy = unsafe fn(&[u8], f32, &mut [f32]);
+/// The value half of attention: `out[i] += sum_r p[r] * w[r][i]`, rows added in order.
+///
+/// `(w, stride, p, out)`: row `r` starts at byte `r * stride` of `w` and has `out.len()` values.
+pub type SumRows = unsafe fn(&[u8], usize, &[f32], &mut [f32]);
 
 /// What a format needs to serve as a KV cache type.
 #[derive(Debug)]
@@ -68,7 +70,7 @@ pub struct Kv {
     /// Encodes `x` (a multiple of the block) into blocks.
     pub encode: fn(&[f32], &mut [u8]),
     /// Best instruction set first, scalar last.
-    pub axpy: &'static [(Isa, Axpy)],
+    pub sum_rows: &'static [(Isa, SumRows)],
 }
 
 impl QuantType {
