@@ -9,7 +9,7 @@ use anyhow::{Result, bail};
 use crate::cpu::{self, Pool};
 use crate::gguf::Gguf;
 use crate::plan::{Place, Plan, Stage};
-use crate::tape::{Batch, CpuIo, State, StateSpec, Tape, WeightView, Work};
+use crate::tape::{Batch, CpuIo, Slot, State, StateSpec, Tape, WeightView, Work};
 
 use weights::Weights;
 
@@ -75,68 +75,66 @@ impl Engine {
         for m in memory.iter_mut() {
             m.work.angles.clear();
         }
-        let width = |slot: crate::tape::Slot| tape.slots[slot.0 as usize].width;
-        {
-            for stage in &plan.stages {
-                match stage {
-                    Stage::Copy(slot, from, to) => {
-                        let rows = batch.count(tape.slots[slot.0 as usize].rows);
-                        let buffer = |p: &Place| plan.layouts[p.index()].buffer[slot.0 as usize].unwrap() as usize;
-                        let mut out = std::mem::take(&mut memory[to.index()].buffers[buffer(to)]);
-                        out.clear();
-                        out.extend_from_slice(&memory[from.index()].buffers[buffer(from)][..rows * width(*slot)]);
-                        memory[to.index()].buffers[buffer(to)] = out;
-                    }
-                    Stage::Run(place, range) => {
-                        let layout = &plan.layouts[place.index()];
-                        let memory = &mut memory[place.index()];
-                        let at = |slot: crate::tape::Slot| layout.buffer[slot.0 as usize].unwrap() as usize;
-                        for step in &tape.steps[range.clone()] {
-                            // A single row is over in a moment, and undoing it may cost more.
-                            if batch.rows.len() > 1 && stop.load(Ordering::Relaxed) {
-                                return false;
+        let width = |slot: Slot| tape.slots[slot.0 as usize].width;
+        for stage in &plan.stages {
+            match stage {
+                Stage::Copy(slot, from, to) => {
+                    let rows = batch.count(tape.slots[slot.0 as usize].rows);
+                    let buffer = |p: &Place| plan.layouts[p.index()].buffer[slot.0 as usize].unwrap() as usize;
+                    let mut out = std::mem::take(&mut memory[to.index()].buffers[buffer(to)]);
+                    out.clear();
+                    out.extend_from_slice(&memory[from.index()].buffers[buffer(from)][..rows * width(*slot)]);
+                    memory[to.index()].buffers[buffer(to)] = out;
+                }
+                Stage::Run(place, range) => {
+                    let layout = &plan.layouts[place.index()];
+                    let memory = &mut memory[place.index()];
+                    let at = |slot: Slot| layout.buffer[slot.0 as usize].unwrap() as usize;
+                    for step in &tape.steps[range.clone()] {
+                        // A single row is over in a moment, and undoing it may cost more.
+                        if batch.rows.len() > 1 && stop.load(Ordering::Relaxed) {
+                            return false;
+                        }
+                        let rows_of = |slot: Slot| batch.count(tape.slots[slot.0 as usize].rows);
+                        let mut outs: Vec<Vec<f32>> = Vec::with_capacity(step.outs.len());
+                        for &o in &step.outs {
+                            let mut out = std::mem::take(&mut memory.buffers[at(o)]);
+                            out.resize(rows_of(o) * width(o), 0.0);
+                            outs.push(out);
+                        }
+                        let rows = step.ins.first().map_or(batch.rows.len(), |&x| rows_of(x));
+                        if rows > 0 {
+                            let ins: Vec<&[f32]> =
+                                step.ins.iter().map(|&x| &memory.buffers[at(x)][..rows_of(x) * width(x)]).collect();
+                            let views: Vec<WeightView> =
+                                step.weights.iter().map(|&w| weights.view(gguf, tape, *place, w)).collect();
+                            let mut own: Vec<State> =
+                                step.states.iter().map(|s| std::mem::take(&mut states[s.0 as usize])).collect();
+                            step.op.cpu(&mut CpuIo {
+                                batch,
+                                rows,
+                                ins: &ins,
+                                outs: &mut outs,
+                                weights: &views,
+                                states: &mut own,
+                                work: &mut memory.work,
+                                pool,
+                            });
+                            for (s, state) in step.states.iter().zip(own) {
+                                states[s.0 as usize] = state;
                             }
-                            let rows_of = |slot: crate::tape::Slot| batch.count(tape.slots[slot.0 as usize].rows);
-                            let mut outs: Vec<Vec<f32>> = Vec::with_capacity(step.outs.len());
-                            for &o in &step.outs {
-                                let mut out = std::mem::take(&mut memory.buffers[at(o)]);
-                                out.resize(rows_of(o) * width(o), 0.0);
-                                outs.push(out);
+                        }
+                        for (&o, out) in step.outs.iter().zip(outs) {
+                            if let Some(f) = &mut observer {
+                                f(&step.label, &out, width(o));
                             }
-                            let rows = step.ins.first().map_or(batch.rows.len(), |&x| rows_of(x));
-                            if rows > 0 {
-                                let ins: Vec<&[f32]> =
-                                    step.ins.iter().map(|&x| &memory.buffers[at(x)][..rows_of(x) * width(x)]).collect();
-                                let views: Vec<WeightView> =
-                                    step.weights.iter().map(|&w| weights.view(gguf, tape, *place, w)).collect();
-                                let mut own: Vec<State> =
-                                    step.states.iter().map(|s| std::mem::take(&mut states[s.0 as usize])).collect();
-                                step.op.cpu(&mut CpuIo {
-                                    batch,
-                                    rows,
-                                    ins: &ins,
-                                    outs: &mut outs,
-                                    weights: &views,
-                                    states: &mut own,
-                                    work: &mut memory.work,
-                                    pool,
-                                });
-                                for (s, state) in step.states.iter().zip(own) {
-                                    states[s.0 as usize] = state;
-                                }
-                            }
-                            for (&o, out) in step.outs.iter().zip(outs) {
-                                if let Some(f) = &mut observer {
-                                    f(&step.label, &out, width(o));
-                                }
-                                memory.buffers[at(o)] = out;
-                            }
+                            memory.buffers[at(o)] = out;
                         }
                     }
                 }
             }
-            true
         }
+        true
     }
 
     /// The logits of the last walk: (wanted, n_vocab).
