@@ -82,11 +82,13 @@ pub fn grouped(
         // SAFETY: row `o` belongs to its pair alone (checked above), columns r0..r0+n to this piece alone.
         let part = |o: u32, r: usize, n: usize| unsafe { shared.part(o as usize * n_out + r0 + r, n) };
         if panels && group.pairs.len() >= tile::FROM {
-            PANEL.with_borrow_mut(|panel| {
+            TILE.with_borrow_mut(|work| {
                 for r in (0..n).step_by(tile::ROWS) {
                     let rows = tile::ROWS.min(n - r);
-                    panel.fill(ty, &w[r * stride..], stride, rows, n_in);
-                    panel.multiply(acts.tile(), group.pairs, |o, sums| part(o, r, rows).copy_from_slice(&sums[..rows]));
+                    let source = tile::Source { w: &w[r * stride..], stride, rows };
+                    work.multiply(ty, source, acts.tile(), group.pairs, simd::isa(), |o, sums| {
+                        part(o, r, rows).copy_from_slice(sums)
+                    });
                 }
             });
             return;
@@ -99,5 +101,5 @@ pub fn grouped(
 
 thread_local! {
     /// Each thread's decoded rows.
-    static PANEL: RefCell<tile::Panel> = RefCell::default();
+    static TILE: RefCell<tile::Work> = RefCell::default();
 }

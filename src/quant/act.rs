@@ -82,7 +82,7 @@ impl Acts {
     /// All rows, for panels; only after [`Acts::set`] with at least [`super::tile::FROM`] rows of a quantized form.
     pub fn tile(&self) -> super::tile::TileActs<'_> {
         let block = self.act.map_or(1, Act::block);
-        super::tile::TileActs { n: self.n, block, u: &self.u, d: &self.d, sums: &self.sums }
+        super::tile::TileActs { n: self.n, block, q: &self.q, u: &self.u, d: &self.d, sums: &self.sums }
     }
 
     /// Row `t`; `x` is the same slice that [`Acts::set`] was given.

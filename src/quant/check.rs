@@ -228,44 +228,55 @@ pub fn extremes_by(ty: &'static QuantType, put: impl Fn(&mut [u8], f32)) {
     }
 }
 
-/// Panels against decoded weights in f64: row counts below and above a panel, every count of tokens up to 13, row lengths
-/// that are not whole chunks. Limit as in [`kernels`], over the terms of codes and minimums.
+/// Panels against decoded weights in f64, on every instruction set that this CPU has: row counts below and above a half
+/// panel, every count of tokens up to 13, row lengths that are not whole chunks. Limit as in [`kernels`], over the terms
+/// of codes and minimums.
 pub fn tile(ty: &'static QuantType) {
-    use super::tile::{CHUNK, Panel, ROWS};
+    use super::tile::{CHUNK, FROM, ROWS, Source, Work};
+    use crate::simd::Isa;
     let mut rng = Rng(0x711e + ty.id as u64);
     let unit = ty.block.max(ty.act.block());
-    let (mut panel, mut worst) = (Panel::default(), 0f64);
-    for round in 0..26 {
-        let n = unit * [1, 2, 3, 5, 9][round % 5].max(if unit < CHUNK { 1 + round } else { 1 });
-        let (rows, count) = (1 + rng.below(ROWS), 1 + round % 13);
-        let stride = ty.row_bytes(n) + ty.bytes * (round % 2);
-        let w = random_rows(ty, &mut rng, rows, n, stride);
-        let x: Vec<f32> = (0..count).flat_map(|_| random_acts(&mut rng, n)).collect();
-        let mut padded = x.clone();
-        padded.resize(x.len().max(super::tile::FROM * n), 0.0);
-        let mut acts = Acts::default();
-        acts.set(ty.act, n, &padded);
-        let tokens: Vec<(u32, u32)> = (0..count as u32).rev().map(|t| (t, t + 100)).collect();
-        panel.fill(ty, &w, stride, rows, n);
-        let mut decoded = vec![0f32; n];
-        let mut seen = 0;
-        panel.multiply(acts.tile(), &tokens, |o, sums| {
-            seen += 1;
-            let x = acts.row(o as usize - 100, &padded);
-            for r in 0..rows {
-                (ty.dequant)(&w[r * stride..][..ty.row_bytes(n)], &mut decoded);
-                let b = ty.act.block();
-                let terms =
-                    decoded.iter().zip(x.q).enumerate().map(|(i, (&w, &q))| (w as f64, q as f64 * x.d[i / b] as f64));
-                // A minimum is taken off after the sum, so the size is that of code and minimum apart.
-                let (sum, size, most) =
-                    terms.fold((0.0, 0.0, 0.0f64), |(s, m, w), (a, x)| (s + a * x, m + x.abs(), w.max(a.abs())));
-                let error = (sums[r] as f64 - sum).abs() / (2.0 * size * most).max(1e-30);
-                assert!(error < 2e-6, "{}: row {r} of {rows}, n {n}: {} for {sum}", ty.name, sums[r]);
-                worst = worst.max(error);
+    let mut work = Work::default();
+    for isa in [Isa::Avx512, Isa::Avx2, Isa::Scalar].into_iter().filter(|i| *i <= simd::detected()) {
+        let mut worst = 0f64;
+        for round in 0..26 {
+            let n = unit * [1, 2, 3, 5, 9][round % 5].max(if unit < CHUNK { 1 + round } else { 1 });
+            let (rows, count) = (1 + rng.below(ROWS), 1 + round % 13);
+            let stride = ty.row_bytes(n) + ty.bytes * (round % 2);
+            let mut w = random_rows(ty, &mut rng, rows, n, stride);
+            if round % 3 == 2 {
+                for row in w.chunks_exact_mut(stride) {
+                    extreme(ty, &mut rng, &mut row[..ty.row_bytes(n)]);
+                }
             }
-        });
-        assert_eq!(seen, count);
+            let x: Vec<f32> = (0..count).flat_map(|_| random_acts(&mut rng, n)).collect();
+            let mut padded = x.clone();
+            padded.resize(x.len().max(FROM * n), 0.0);
+            let mut acts = Acts::default();
+            acts.set(ty.act, n, &padded);
+            let tokens: Vec<(u32, u32)> = (0..count as u32).rev().map(|t| (t, t + 100)).collect();
+            let mut decoded = vec![0f32; n];
+            let mut seen = 0;
+            work.multiply(ty, Source { w: &w, stride, rows }, acts.tile(), &tokens, isa, |o, sums| {
+                seen += 1;
+                assert_eq!(sums.len(), rows);
+                let x = acts.row(o as usize - 100, &padded);
+                for r in 0..rows {
+                    (ty.dequant)(&w[r * stride..][..ty.row_bytes(n)], &mut decoded);
+                    let b = ty.act.block();
+                    let xs = x.q.iter().enumerate().map(|(i, &q)| q as f64 * x.d[i / b] as f64);
+                    let terms = decoded.iter().map(|&w| w as f64).zip(xs);
+                    // A minimum is taken off after the sum, so the size is that of code and minimum apart.
+                    let (sum, size, most) =
+                        terms.fold((0.0, 0.0, 0.0f64), |(s, m, w), (a, x)| (s + a * x, m + x.abs(), w.max(a.abs())));
+                    let error = (sums[r] as f64 - sum).abs() / (2.0 * size * most).max(1e-30);
+                    let isa = isa.name();
+                    assert!(error < 2e-6, "{} {isa}: row {r} of {rows}, n {n}: {} for {sum}", ty.name, sums[r]);
+                    worst = worst.max(error);
+                }
+            });
+            assert_eq!(seen, count);
+        }
+        say!("{:8} {:7} panels: worst error {worst:.1e} of the magnitudes (limit 2e-6)", ty.name, isa.name());
     }
-    say!("{:8} panels  worst error {worst:.1e} of the sum of magnitudes (limit 2e-6)", ty.name);
 }

@@ -13,7 +13,9 @@
 //! to an entry, 12 to 14 for IQ3. Left: super-blocks unpacked one at a time (1.1 to 1.3 times slower), and all groups in
 //! one run of code (1.1 to 1.6 times; see `dot_rows` and `index`).
 
+use super::lanes::Lanes;
 use super::super_block::{N as BLOCK, acts};
+use super::tile::Half;
 use super::{ActRow, Rng, put_f16, rows};
 
 /// A super-block as integers.
@@ -80,6 +82,28 @@ pub(super) fn shifted(grid: u64, minus: bool) -> [i8; 8] {
 /// 16 scales of 4 bits, the low half of a byte first, as `2s + 1`.
 pub(super) fn nibble_scales(bytes: &[u8]) -> [i32; 16] {
     std::array::from_fn(|i| 2 * (bytes[i / 2] >> (4 * (i % 2)) & 15) as i32 + 1)
+}
+
+/// `2s + 1` as f32.
+#[inline(always)]
+pub(super) fn odd_scale<V: Lanes>(s: V) -> V {
+    s.add(s).or(s.splat(1)).to_f32()
+}
+
+/// The low 28 bits of a word, 4 fields of 7 signs, as bytes of 8 signs: the eighth makes the number of minuses even.
+#[inline(always)]
+pub(super) fn signs_of_28<V: Lanes>(v: V) -> V {
+    static PARITY: [i8; 16] = [0, -128, -128, 0, -128, 0, 0, -128, -128, 0, 0, -128, 0, -128, -128, 0];
+    let v = v.mask(0x3fff).or(v.mask(0x0fff_c000).shl(2));
+    let v = v.mask(0x007f_007f).or(v.mask(0x3f80_3f80).shl(1));
+    v.or(v.xor(v.shr(4)).mask(0x0f0f_0f0f).look_up8(&PARITY))
+}
+
+/// Puts 8 weights, two steps, with the signs of the low 8 bits of `signs`.
+#[inline(always)]
+pub(super) fn put_signed<V: Lanes>(out: &mut Half<'_>, step: usize, [low, high]: [V; 2], signs: V) {
+    out.codes(step, low.negate8(signs));
+    out.codes(step + 1, high.negate8(signs.shr(4)));
 }
 
 /// The vector pieces. Every function is compiled for the same features as the kernels, so that it inlines into them.

@@ -12,7 +12,9 @@
 use super::codebook::{self, Super};
 use super::super_block::N as BLOCK;
 use super::tables::IQ2XXS;
-use super::{Act, ActRow, Kernel, QuantType, Rng, f16_at};
+use super::lanes::{Block, Lanes};
+use super::tile::{Half, tile};
+use super::{Act, ActRow, Kernel, QuantType, Rng, Tile, f16_at};
 use crate::simd::Isa;
 
 const BYTES: usize = 66;
@@ -25,7 +27,7 @@ pub static TYPE: QuantType = QuantType {
     block: BLOCK,
     bytes: BYTES,
     act: Act::Q8K,
-    tile: None,
+    tile: Some(Tile { group: 32, mins: false, fill: FILL }),
     dequant,
     kernels: &[
         #[cfg(target_arch = "x86_64")]
@@ -54,6 +56,24 @@ fn dequant(blocks: &[u8], out: &mut [f32]) {
 
 fn dot(w: &[u8], stride: usize, x: ActRow<'_>, out: &mut [f32]) {
     codebook::dot(unpack, w, stride, x, out);
+}
+
+tile!(FILL, decode, BLOCK, 32);
+
+#[inline(always)]
+fn decode<V: Lanes>(b: &Block<'_, V, BYTES>, out: &mut Half<'_>) {
+    let d = b.f16(0).mul_f32(b.splat(0.125f32.to_bits()));
+    for i in 0..4 {
+        let [_, even, _, odd] = b.words(2 + 16 * i);
+        for (g, word) in [(2 * i, even), (2 * i + 1, odd)] {
+            out.scale(g, codebook::odd_scale(word.shr(28)).mul_f32(d));
+            let signs = codebook::signs_of_28(word);
+            for l in 0..4 {
+                let grid = b.each_pair(|b| IQ2XXS[b[2 + 8 * g + l] as usize]);
+                codebook::put_signed(out, 8 * g + 2 * l, grid, signs.shr(8 * l as u32));
+            }
+        }
+    }
 }
 
 fn random(rng: &mut Rng, block: &mut [u8]) {
@@ -95,6 +115,11 @@ mod tests {
     #[test]
     fn the_largest_weights_and_activations_overflow_nothing() {
         check::extremes(&TYPE, &[0]);
+    }
+
+    #[test]
+    fn panels_equal_the_decoded_weights() {
+        check::tile(&TYPE);
     }
 
     #[test]

@@ -10,6 +10,7 @@ pub mod act;
 #[cfg(test)]
 pub mod check;
 mod codebook;
+pub mod lanes;
 pub mod retired;
 mod super_block;
 mod tables;
@@ -95,29 +96,6 @@ impl PartialEq for QuantType {
     fn eq(&self, other: &Self) -> bool {
         self.id == other.id
     }
-}
-
-/// One decoder, compiled for every instruction set: the compiler vectorises its plain loops for each.
-macro_rules! for_each_isa {
-    ($name:ident, $plain:ident) => {
-        #[cfg(target_arch = "x86_64")]
-        #[target_feature(enable = "avx512f,avx512bw,avx512dq,avx512vl,avx512vbmi,f16c")]
-        fn avx512(blocks: &[u8], codes: &mut crate::quant::tile::Codes) {
-            $plain(blocks, codes)
-        }
-        #[cfg(target_arch = "x86_64")]
-        #[target_feature(enable = "avx2,fma,f16c")]
-        fn avx2(blocks: &[u8], codes: &mut crate::quant::tile::Codes) {
-            $plain(blocks, codes)
-        }
-        static $name: &[(crate::simd::Isa, crate::quant::tile::Unpack)] = &[
-            #[cfg(target_arch = "x86_64")]
-            (crate::simd::Isa::Avx512, avx512),
-            #[cfg(target_arch = "x86_64")]
-            (crate::simd::Isa::Avx2, avx2),
-            (crate::simd::Isa::Scalar, $plain),
-        ];
-    };
 }
 
 macro_rules! formats {

@@ -9,8 +9,9 @@
 //! ```
 //! Layout: ggml-common.h `block_q4_K`.
 
-use super::super_block::{N, acts, scales_and_mins};
-use super::tile::Codes;
+use super::lanes::{Block, Lanes};
+use super::super_block::{N, acts, scales_and_mins, scales_and_mins_16};
+use super::tile::{Half, tile};
 use super::{Act, ActRow, Kernel, QuantType, Rng, Tile, f16_at, put_f16, rows};
 use crate::simd::Isa;
 
@@ -26,7 +27,7 @@ pub static TYPE: QuantType = QuantType {
     block: N,
     bytes: BYTES,
     act: Act::Q8K,
-    tile: Some(Tile { group: 32, mins: true, unpack: UNPACK }),
+    tile: Some(Tile { group: 32, mins: true, fill: FILL }),
     dequant,
     kernels: &[
         #[cfg(target_arch = "x86_64")]
@@ -81,17 +82,22 @@ fn dot(w: &[u8], stride: usize, x: ActRow<'_>, out: &mut [f32]) {
     }
 }
 
-for_each_isa!(UNPACK, fill);
+tile!(FILL, decode, N, 32);
 
 #[inline(always)]
-fn fill(blocks: &[u8], out: &mut Codes) {
-    let b = blocks.as_array().expect("one block");
-    let (d, dmin) = (f16_at(b, 0), f16_at(b, 2));
-    let (scales, mins, codes) = unpack(b);
-    out.q = codes;
-    for s in 0..8 {
-        out.scale[s] = d * scales[s] as f32;
-        out.min[s] = dmin * mins[s] as f32;
+fn decode<V: Lanes>(b: &Block<'_, V, BYTES>, out: &mut Half<'_>) {
+    let [d, s, m, low] = b.words(0);
+    let (d, dmin) = (d.f16_to_f32(), d.shr(16).f16_to_f32());
+    scales_and_mins_16(s, m, low, |g, s, m| {
+        out.scale(g, s.to_f32().mul_f32(d));
+        out.min(g, m.to_f32().mul_f32(dmin));
+    });
+    for i in 0..8 {
+        for (w, v) in b.words(QS + 16 * i).into_iter().enumerate() {
+            let step = i / 2 * 16 + i % 2 * 4 + w;
+            out.codes(step, v.mask(0x0f0f_0f0f));
+            out.codes(step + 8, v.shr(4).mask(0x0f0f_0f0f));
+        }
     }
 }
 

@@ -12,7 +12,8 @@
 //! Layout: ggml-common.h `block_q6_K`.
 
 use super::super_block::{N, acts};
-use super::tile::Codes;
+use super::lanes::{Block, Lanes};
+use super::tile::{Half, tile};
 use super::{Act, ActRow, Kernel, QuantType, Rng, Tile, f16_at, put_f16, rows};
 use crate::simd::Isa;
 
@@ -29,7 +30,7 @@ pub static TYPE: QuantType = QuantType {
     block: N,
     bytes: BYTES,
     act: Act::Q8K,
-    tile: Some(Tile { group: 16, mins: false, unpack: UNPACK }),
+    tile: Some(Tile { group: 16, mins: false, fill: FILL }),
     dequant,
     kernels: &[
         #[cfg(target_arch = "x86_64")]
@@ -85,15 +86,30 @@ fn dot(w: &[u8], stride: usize, x: ActRow<'_>, out: &mut [f32]) {
     }
 }
 
-for_each_isa!(UNPACK, fill);
+tile!(FILL, decode, N, 16);
 
 #[inline(always)]
-fn fill(blocks: &[u8], out: &mut Codes) {
-    let b = blocks.as_array().expect("one block");
-    let d = f16_at(b, D);
-    out.q = unpack(b);
-    for s in 0..16 {
-        out.scale[s] = d * (b[SCALES + s] as i8) as f32;
+fn decode<V: Lanes>(b: &Block<'_, V, BYTES>, out: &mut Half<'_>) {
+    let d = b.words(BYTES - 16)[3].shr(16).f16_to_f32();
+    for (w, s) in b.words(SCALES).into_iter().enumerate() {
+        for j in 0..4 {
+            out.scale(4 * w + j, s.signed_byte(j as u32).to_f32().mul_f32(d));
+        }
+    }
+    let offset = b.splat(0x2020_2020);
+    for h in 0..2 {
+        for i in 0..2 {
+            let high = b.words(QH + 32 * h + 16 * i);
+            for odd in 0..2 {
+                for (w, low) in b.words(64 * h + 32 * odd + 16 * i).into_iter().enumerate() {
+                    for j in [odd, odd + 2] {
+                        let low = low.shr(j as u32 / 2 * 4).mask(0x0f0f_0f0f);
+                        let high = high[w].shr(2 * j as u32).mask(0x0303_0303).shl(4);
+                        out.codes(32 * h + 8 * j + 4 * i + w, low.or(high).sub8(offset));
+                    }
+                }
+            }
+        }
     }
 }
 

@@ -8,7 +8,8 @@
 
 #[cfg(target_arch = "x86_64")]
 use super::{blocks, by_four};
-use super::tile::Codes;
+use super::lanes::{Block, Lanes};
+use super::tile::{Half, tile};
 use super::{Act, ActRow, Kernel, Kv, QuantType, Rng, Tile, f16_at, put_f16, rows};
 use crate::simd::Isa;
 
@@ -23,7 +24,7 @@ pub static TYPE: QuantType = QuantType {
     block: BLOCK,
     bytes: BYTES,
     act: Act::Q8,
-    tile: Some(Tile { group: 32, mins: false, unpack: UNPACK }),
+    tile: Some(Tile { group: 32, mins: false, fill: FILL }),
     dequant,
     kernels: &[
         #[cfg(target_arch = "x86_64")]
@@ -61,16 +62,13 @@ fn dot(w: &[u8], stride: usize, x: ActRow<'_>, out: &mut [f32]) {
     }
 }
 
-for_each_isa!(UNPACK, fill);
+tile!(FILL, decode, BLOCK, 32);
 
 #[inline(always)]
-fn fill(blocks: &[u8], out: &mut Codes) {
-    let groups = out.q.as_chunks_mut::<BLOCK>().0.iter_mut().zip(&mut out.scale);
-    for (b, (q, scale)) in blocks.as_chunks::<BYTES>().0.iter().zip(groups) {
-        *scale = f16_at(b, 0);
-        for (q, &w) in q.iter_mut().zip(&b[2..]) {
-            *q = w as i8;
-        }
+fn decode<V: Lanes>(b: &Block<'_, V, BYTES>, out: &mut Half<'_>) {
+    out.scale(0, b.f16(0));
+    for i in 0..2 {
+        b.words(2 + 16 * i).into_iter().enumerate().for_each(|(w, v)| out.codes(4 * i + w, v));
     }
 }
 

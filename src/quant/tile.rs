@@ -2,38 +2,90 @@
 //! panels.
 //!
 //! ```text
-//! panel of 32 rows:   for every 4 columns: 32 x (4 codes, i8), row after row                      (a "step", 128 bytes)
-//!                     for every group of 16 or 32 columns: 32 scales, 32 minimums (f32), 32 offsets (i32)
+//! panel of 32 rows x 256 columns:   for every 4 columns: 32 x (4 codes, i8), row after row        (a "step", 128 bytes)
+//!                                   for every group of 16 or 32 columns: 32 scales, 32 minimums (f32), 32 offsets (i32)
 //! w[r][k]  = scale[r][k / group] * code[r][k] - min[r][k / group]
 //! out[t][r] = sum over groups of  d[t] * (scale[r] * sum_k code * q[t][k] - min[r] * sum_k q[t][k])
 //! ```
-//! Decoding a block costs about as much as multiplying it with two or three tokens, so a panel is made once and used
-//! for all tokens that share the rows. `vpdpbusd` multiplies unsigned by signed bytes: the activations are shifted by
-//! 128 and the panel's offsets, `-128 * sum of the group's codes`, take that off again, exactly, in integers.
+//! Decoding a block costs about as much as multiplying it with one or two tokens, so a panel is made once and used for
+//! all tokens that share the rows. It stays in the first-level cache meanwhile; the tokens' sums wait in memory, which
+//! costs a load and a store per 256 columns. `vpdpbusd` multiplies unsigned by signed bytes: the activations are shifted
+//! by 128 and the panel's offsets, `-128 * sum of the group's codes`, take that off again, exactly, in integers.
 
-use super::QuantType;
-use crate::simd::{self, Isa};
+use super::lanes::{Block, Lanes};
+use super::{QuantType, act::Act};
+use crate::simd::Isa;
 
 /// Tokens from which a panel is worth making.
 pub const FROM: usize = 4;
 /// Rows of a panel.
 pub const ROWS: usize = 32;
-/// Columns that [`Unpack`] decodes at a time.
+/// Columns of a panel.
 pub const CHUNK: usize = 256;
+/// Tokens that are multiplied together.
+const TOKENS: usize = 6;
 
-/// Up to [`CHUNK`] weights of a row: codes, and a scale and minimum for every group of them.
-#[derive(Clone, Debug)]
-pub struct Codes {
-    /// The codes, -128 to 127.
-    pub q: [i8; CHUNK],
-    /// What a group's codes are multiplied with.
-    pub scale: [f32; CHUNK / 16],
-    /// What is then taken off; untouched by formats without minimums.
-    pub min: [f32; CHUNK / 16],
+/// Decoded rows: [`ROWS`] rows of up to [`CHUNK`] columns.
+#[derive(Debug)]
+#[repr(align(64))]
+pub struct Panel {
+    codes: [[u8; 4 * ROWS]; CHUNK / 4],
+    scale: [[f32; ROWS]; CHUNK / 16],
+    min: [[f32; ROWS]; CHUNK / 16],
+    offset: [[i32; ROWS]; CHUNK / 16],
 }
 
-/// Decodes blocks of at most [`CHUNK`] weights.
-pub type Unpack = unsafe fn(&[u8], &mut Codes);
+/// Half of a panel's rows, as decoders fill them.
+#[derive(Debug)]
+pub struct Half<'a> {
+    panel: &'a mut Panel,
+    /// 0 or 1.
+    half: usize,
+    /// The step and the group that the block begins with.
+    step: usize,
+    group: usize,
+}
+
+impl Half<'_> {
+    /// Columns `4 * step..4 * step + 4` of the block.
+    #[inline(always)]
+    pub fn codes(&mut self, step: usize, codes: impl Lanes) {
+        let to = &mut self.panel.codes[self.step + step].as_chunks_mut::<64>().0[self.half];
+        codes.store(to);
+    }
+
+    /// What the codes of the block's group `g` are multiplied with (f32).
+    #[inline(always)]
+    pub fn scale(&mut self, g: usize, scale: impl Lanes) {
+        put(&mut self.panel.scale[self.group + g], self.half, scale);
+    }
+
+    /// What is then taken off the weights of the block's group `g` (f32).
+    #[inline(always)]
+    pub fn min(&mut self, g: usize, min: impl Lanes) {
+        put(&mut self.panel.min[self.group + g], self.half, min);
+    }
+}
+
+#[inline(always)]
+fn put(to: &mut [f32; ROWS], half: usize, v: impl Lanes) {
+    let bytes: &mut [u8; 4 * ROWS] = bytemuck::cast_mut(to);
+    v.store(&mut bytes.as_chunks_mut::<64>().0[half]);
+}
+
+/// Where a panel's rows are.
+#[derive(Clone, Copy, Debug)]
+pub struct Source<'a> {
+    /// The weights, from the first row's first block on.
+    pub w: &'a [u8],
+    /// Bytes from a row to the next.
+    pub stride: usize,
+    /// Rows that there are: 1 to [`ROWS`]. The last stands in for those that are missing.
+    pub rows: usize,
+}
+
+/// Decodes `(bytes, to)` of the rows into a panel: whole blocks, at most [`CHUNK`] columns.
+pub type Fill = unsafe fn(&Source<'_>, std::ops::Range<usize>, &mut Panel);
 
 /// How a format fills panels.
 #[derive(Clone, Copy, Debug)]
@@ -43,29 +95,80 @@ pub struct Tile {
     /// Whether it has minimums.
     pub mins: bool,
     /// Best instruction set first, scalar last.
-    pub unpack: &'static [(Isa, Unpack)],
+    pub fill: &'static [(Isa, Fill)],
 }
 
-/// Decoded rows, kept by a thread between panels.
-#[derive(Debug, Default)]
-pub struct Panel {
-    n: usize,
-    group: usize,
-    mins: bool,
-    codes: Vec<[u8; 4 * ROWS]>,
-    scale: Vec<[f32; ROWS]>,
-    min: Vec<[f32; ROWS]>,
-    offset: Vec<[i32; ROWS]>,
+impl Source<'_> {
+    /// The body of every [`Fill`]: blocks of `block` weights through the format's decoder, 16 rows at a time.
+    #[inline(always)]
+    pub(super) fn decode<V: Lanes, const BYTES: usize>(
+        &self,
+        bytes: std::ops::Range<usize>,
+        panel: &mut Panel,
+        zero: V,
+        (block, group): (usize, usize),
+        decode: impl Fn(&Block<'_, V, BYTES>, &mut Half<'_>),
+    ) {
+        for half in 0..2 {
+            let row = |r: usize| &self.w[(half * 16 + r).min(self.rows - 1) * self.stride..][bytes.clone()];
+            let rows: [&[[u8; BYTES]]; 16] = std::array::from_fn(|r| row(r).as_chunks().0);
+            for b in 0..bytes.len() / BYTES {
+                let block16 = Block::new(std::array::from_fn(|r| &rows[r][b]), zero);
+                decode(&block16, &mut Half { panel, half, step: b * block / 4, group: b * block / group });
+            }
+        }
+    }
 }
 
-/// Activations for panels: bytes shifted by 128, and what turns sums back into values.
+/// A format's decoder (generic over [`Lanes`]), compiled for every instruction set: `tile!(FILL, decode, block, group)`.
+macro_rules! tile {
+    ($name:ident, $decode:ident, $block:expr, $group:expr) => {
+        #[cfg(target_arch = "x86_64")]
+        #[target_feature(enable = "avx512f,avx512bw,avx512dq,avx512vl,avx512vbmi,f16c")]
+        fn fill_avx512(
+            s: &crate::quant::tile::Source<'_>,
+            bytes: std::ops::Range<usize>,
+            to: &mut crate::quant::tile::Panel,
+        ) {
+            s.decode(bytes, to, crate::quant::lanes::Wide::zero(), ($block, $group), $decode);
+        }
+        #[cfg(target_arch = "x86_64")]
+        #[target_feature(enable = "avx2,fma,f16c")]
+        fn fill_avx2(
+            s: &crate::quant::tile::Source<'_>,
+            bytes: std::ops::Range<usize>,
+            to: &mut crate::quant::tile::Panel,
+        ) {
+            s.decode(bytes, to, crate::quant::lanes::Plain([0; 16]), ($block, $group), $decode);
+        }
+        fn fill_plain(
+            s: &crate::quant::tile::Source<'_>,
+            bytes: std::ops::Range<usize>,
+            to: &mut crate::quant::tile::Panel,
+        ) {
+            s.decode(bytes, to, crate::quant::lanes::Plain([0; 16]), ($block, $group), $decode);
+        }
+        static $name: &[(crate::simd::Isa, crate::quant::tile::Fill)] = &[
+            #[cfg(target_arch = "x86_64")]
+            (crate::simd::Isa::Avx512, fill_avx512),
+            #[cfg(target_arch = "x86_64")]
+            (crate::simd::Isa::Avx2, fill_avx2),
+            (crate::simd::Isa::Scalar, fill_plain),
+        ];
+    };
+}
+pub(super) use tile;
+
+/// Activations for panels.
 #[derive(Clone, Copy, Debug)]
 pub struct TileActs<'a> {
     /// Values in a row.
     pub n: usize,
     /// Values that share a scale.
     pub block: usize,
-    /// The rows, `q + 128`.
+    /// The rows, `q`.
+    pub q: &'a [i8],
+    /// The rows as `q + 128`.
     pub u: &'a [u8],
     /// Scales, n / block a row.
     pub d: &'a [f32],
@@ -73,186 +176,164 @@ pub struct TileActs<'a> {
     pub sums: &'a [i16],
 }
 
-impl Panel {
-    /// Decodes `rows` (at most [`ROWS`]) rows of `n` weights, `stride` bytes apart; missing rows become zeros.
-    pub fn fill(&mut self, ty: &QuantType, w: &[u8], stride: usize, rows: usize, n: usize) {
-        let tile = ty.tile.as_ref().expect("a format that fills panels");
-        let groups = n / tile.group;
-        (self.n, self.group, self.mins) = (n, tile.group, tile.mins);
-        self.codes.resize(n / 4, [0; 4 * ROWS]);
-        self.scale.resize(groups, [0.0; ROWS]);
-        self.offset.resize(groups, [0; ROWS]);
-        if tile.mins {
-            self.min.resize(groups, [0.0; ROWS]);
-        }
-        let (_, unpack) = tile.unpack.iter().find(|(isa, _)| *isa <= simd::isa()).expect("a scalar form stands last");
-        let zero = Codes { q: [0; CHUNK], scale: [0.0; CHUNK / 16], min: [0.0; CHUNK / 16] };
-        let mut sixteen: [Codes; 16] = std::array::from_fn(|_| zero.clone());
-        let chunk_bytes = CHUNK / ty.block * ty.bytes;
-        for half in 0..2 {
-            for (c, at) in (0..n).step_by(CHUNK).enumerate() {
-                let len = CHUNK.min(n - at);
-                let bytes = ty.row_bytes(len);
-                for (i, codes) in sixteen.iter_mut().enumerate() {
-                    let r = half * 16 + i;
-                    if r < rows {
-                        let from = r * stride + c * chunk_bytes;
-                        #[allow(unsafe_code)]
-                        // SAFETY: the instruction set was just checked.
-                        unsafe {
-                            unpack(&w[from..from + bytes], codes)
-                        };
-                    } else if c == 0 {
-                        codes.clone_from(&zero);
-                    }
-                }
-                self.weave(&sixteen, half, at, len);
-            }
-        }
-        self.offsets();
-    }
+/// A thread's panel, and its tokens' sums.
+#[derive(Debug)]
+pub struct Work {
+    panel: Box<Panel>,
+    sums: Vec<[f32; ROWS]>,
+}
 
-    /// Puts 16 rows' codes into the panel's columns `at..at + len`.
-    fn weave(&mut self, rows: &[Codes; 16], half: usize, at: usize, len: usize) {
-        let steps = &mut self.codes[at / 4..(at + len) / 4];
-        #[cfg(target_arch = "x86_64")]
-        let done = simd::isa() >= Isa::Avx512 && {
-            #[allow(unsafe_code)]
-            // SAFETY: isa() says that this CPU has AVX-512.
-            unsafe {
-                weave_avx512(rows, half, steps)
-            };
-            true
+impl Default for Work {
+    fn default() -> Work {
+        let panel = Panel {
+            codes: [[0; 4 * ROWS]; CHUNK / 4],
+            scale: [[0.0; ROWS]; CHUNK / 16],
+            min: [[0.0; ROWS]; CHUNK / 16],
+            offset: [[0; ROWS]; CHUNK / 16],
         };
-        #[cfg(not(target_arch = "x86_64"))]
-        let done = false;
-        if !done {
-            for (s, step) in steps.iter_mut().enumerate() {
-                for (r, row) in rows.iter().enumerate() {
-                    for b in 0..4 {
-                        step[(half * 16 + r) * 4 + b] = row.q[s * 4 + b] as u8;
-                    }
-                }
-            }
-        }
-        let g0 = at / self.group;
-        for g in 0..len / self.group {
-            for (r, row) in rows.iter().enumerate() {
-                self.scale[g0 + g][half * 16 + r] = row.scale[g];
-                if self.mins {
-                    self.min[g0 + g][half * 16 + r] = row.min[g];
-                }
-            }
-        }
+        Work { panel: Box::new(panel), sums: Vec::new() }
     }
+}
 
-    /// Sums up each group's codes, once all are there.
-    fn offsets(&mut self) {
-        let codes = self.codes.chunks_exact(self.group / 4);
-        #[cfg(target_arch = "x86_64")]
-        if simd::isa() >= Isa::Avx512 {
-            for (steps, offset) in codes.zip(&mut self.offset) {
-                #[allow(unsafe_code)]
-                // SAFETY: isa() says that this CPU has AVX-512 with VNNI.
-                unsafe {
-                    offsets_avx512(steps, offset)
-                };
-            }
-            return;
-        }
-        for (steps, offset) in codes.zip(&mut self.offset) {
-            offset.fill(0);
-            for step in steps {
-                for (o, codes) in offset.iter_mut().zip(step.as_chunks::<4>().0) {
-                    *o -= 128 * codes.iter().map(|&c| c as i8 as i32).sum::<i32>();
-                }
-            }
-        }
-    }
-
-    /// `out(i)[r] = row r . x row tokens[i]` for every token and all rows of the panel.
-    pub fn multiply(&self, x: TileActs<'_>, tokens: &[(u32, u32)], mut out: impl FnMut(u32, &[f32; ROWS])) {
-        debug_assert_eq!(x.n, self.n);
-        let mut sums = [[0f32; ROWS]; 6];
-        for some in tokens.chunks(6) {
-            let ids: [usize; 6] = std::array::from_fn(|i| some[i.min(some.len() - 1)].0 as usize);
-            #[cfg(target_arch = "x86_64")]
-            let done = simd::isa() >= Isa::Avx512 && {
-                #[allow(unsafe_code)]
-                // SAFETY: isa() says that this CPU has AVX-512 with VNNI.
-                unsafe {
-                    match (some.len(), self.group, self.mins) {
-                        (1..=2, 32, false) => self.multiply_avx512::<2, 8, false>(x, ids, &mut sums),
-                        (1..=2, 32, true) => self.multiply_avx512::<2, 8, true>(x, ids, &mut sums),
-                        (1..=2, _, false) => self.multiply_avx512::<2, 4, false>(x, ids, &mut sums),
-                        (1..=2, _, true) => self.multiply_avx512::<2, 4, true>(x, ids, &mut sums),
-                        (3..=4, 32, false) => self.multiply_avx512::<4, 8, false>(x, ids, &mut sums),
-                        (3..=4, 32, true) => self.multiply_avx512::<4, 8, true>(x, ids, &mut sums),
-                        (3..=4, _, false) => self.multiply_avx512::<4, 4, false>(x, ids, &mut sums),
-                        (3..=4, _, true) => self.multiply_avx512::<4, 4, true>(x, ids, &mut sums),
-                        (_, 32, false) => self.multiply_avx512::<6, 8, false>(x, ids, &mut sums),
-                        (_, 32, true) => self.multiply_avx512::<6, 8, true>(x, ids, &mut sums),
-                        (_, _, false) => self.multiply_avx512::<6, 4, false>(x, ids, &mut sums),
-                        (_, _, true) => self.multiply_avx512::<6, 4, true>(x, ids, &mut sums),
-                    }
-                };
-                true
+impl Work {
+    /// `out(i)[r] = row r . x row t` for every `(t, i)` of `tokens` and the rows of `w`.
+    pub fn multiply(
+        &mut self,
+        ty: &QuantType,
+        w: Source<'_>,
+        x: TileActs<'_>,
+        tokens: &[(u32, u32)],
+        isa: Isa,
+        mut out: impl FnMut(u32, &[f32]),
+    ) {
+        let tile = ty.tile.as_ref().expect("a format that fills panels");
+        let (_, fill) = tile.fill.iter().find(|(i, _)| *i <= isa).expect("a scalar form stands last");
+        self.sums.clear();
+        self.sums.resize(tokens.len().next_multiple_of(2), [0.0; ROWS]);
+        for at in (0..x.n).step_by(CHUNK) {
+            let len = CHUNK.min(x.n - at);
+            let bytes = ty.row_bytes(at)..ty.row_bytes(at + len);
+            #[allow(unsafe_code)]
+            // SAFETY: the instruction set was just compared with what the CPU has.
+            unsafe {
+                fill(&w, bytes, &mut self.panel)
             };
-            #[cfg(not(target_arch = "x86_64"))]
-            let done = false;
-            if !done {
-                for (i, sum) in sums.iter_mut().enumerate().take(some.len()) {
-                    self.multiply_scalar(x, ids[i], sum);
-                }
+            let part = Part { panel: &self.panel, x, at, len, group: tile.group };
+            #[cfg(target_arch = "x86_64")]
+            if isa >= Isa::Avx512 {
+                #[allow(unsafe_code)]
+                // SAFETY: as above.
+                unsafe {
+                    offsets_avx512(&mut self.panel, tile.group, len);
+                    let part = Part { panel: &self.panel, x, at, len, group: tile.group };
+                    part.multiply_avx512(tokens, &mut self.sums, tile.mins)
+                };
+                continue;
+            } else if isa == Isa::Avx2 {
+                #[allow(unsafe_code)]
+                // SAFETY: as above.
+                unsafe {
+                    part.multiply_avx2(tokens, &mut self.sums, tile.mins)
+                };
+                continue;
             }
-            for (&(_, o), sum) in some.iter().zip(&sums) {
-                out(o, sum);
+            for (&(t, _), sums) in tokens.iter().zip(&mut self.sums) {
+                part.multiply(t as usize, sums, tile.mins);
             }
         }
+        for (&(_, o), sums) in tokens.iter().zip(&self.sums) {
+            out(o, &sums[..w.rows]);
+        }
     }
+}
 
-    fn multiply_scalar(&self, x: TileActs<'_>, t: usize, out: &mut [f32; ROWS]) {
-        out.fill(0.0);
-        for g in 0..self.n / self.group {
-            let u = &x.u[t * x.n + g * self.group..][..self.group];
-            let d = x.d[(t * x.n + g * self.group) / x.block];
-            let sums = &x.sums[(t * x.n + g * self.group) / 16..][..self.group / 16];
-            let sum = sums.iter().map(|&s| s as i32).sum::<i32>() as f32 * d;
+/// A panel and the columns of the activations that it meets.
+struct Part<'a> {
+    panel: &'a Panel,
+    x: TileActs<'a>,
+    at: usize,
+    len: usize,
+    group: usize,
+}
+
+impl Part<'_> {
+    /// Adds token `t`'s products to `out`: the truth.
+    fn multiply(&self, t: usize, out: &mut [f32; ROWS], mins: bool) {
+        let (x, p) = (&self.x, self.panel);
+        for g in 0..self.len / self.group {
+            let k = t * x.n + self.at + g * self.group;
+            let q = &x.q[k..][..self.group];
+            let d = x.d[k / x.block];
+            let sum = x.sums[k / 16..][..self.group / 16].iter().map(|&s| s as i32).sum::<i32>() as f32 * d;
             for (r, out) in out.iter_mut().enumerate() {
-                let mut dot = self.offset[g][r];
-                for (step, u) in self.codes[g * self.group / 4..].iter().zip(u.as_chunks::<4>().0) {
-                    dot += (0..4).map(|b| step[r * 4 + b] as i8 as i32 * u[b] as i32).sum::<i32>();
+                let mut dot = 0;
+                for (step, q) in p.codes[g * self.group / 4..].iter().zip(q.as_chunks::<4>().0) {
+                    dot += (0..4).map(|b| step[r * 4 + b] as i8 as i32 * q[b] as i32).sum::<i32>();
                 }
-                *out += dot as f32 * (self.scale[g][r] * d);
-                if self.mins {
-                    *out -= self.min[g][r] * sum;
+                *out += dot as f32 * (p.scale[g][r] * d);
+                if mins {
+                    *out -= p.min[g][r] * sum;
                 }
             }
         }
     }
 
-    /// `T` tokens times the panel; `S` steps to a group. Twelve integer and twelve float sums, two vectors of codes:
-    /// 26 of the 32 registers.
     #[cfg(target_arch = "x86_64")]
     #[target_feature(enable = "avx512f,avx512bw,avx512vl,avx512vnni")]
-    fn multiply_avx512<const T: usize, const S: usize, const MINS: bool>(
+    fn multiply_avx512(&self, tokens: &[(u32, u32)], sums: &mut [[f32; ROWS]], mins: bool) {
+        let by_256 = self.x.block == Act::Q8K.block();
+        for (some, sums) in tokens.chunks(TOKENS).zip(sums.chunks_mut(TOKENS)) {
+            let ids: [usize; TOKENS] = std::array::from_fn(|i| some[i.min(some.len() - 1)].0 as usize);
+            macro_rules! tokens {
+                ($t:literal) => {
+                    match (self.group, mins, by_256) {
+                        (32, false, false) => self.avx512::<$t, 8, false, false>(ids, sums),
+                        (32, false, true) => self.avx512::<$t, 8, false, true>(ids, sums),
+                        (32, true, false) => self.avx512::<$t, 8, true, false>(ids, sums),
+                        (32, true, true) => self.avx512::<$t, 8, true, true>(ids, sums),
+                        (_, false, false) => self.avx512::<$t, 4, false, false>(ids, sums),
+                        (_, false, true) => self.avx512::<$t, 4, false, true>(ids, sums),
+                        (_, true, false) => self.avx512::<$t, 4, true, false>(ids, sums),
+                        (_, true, true) => self.avx512::<$t, 4, true, true>(ids, sums),
+                    }
+                };
+            }
+            match some.len() {
+                1..=2 => tokens!(2),
+                3..=4 => tokens!(4),
+                _ => tokens!(6),
+            }
+        }
+    }
+
+    /// `T` tokens times the panel; `S` steps to a group, one activation scale for all (`K`) or one per 32 columns.
+    /// Twelve integer and twelve float sums, two vectors of codes: 26 of the 32 registers.
+    #[cfg(target_arch = "x86_64")]
+    #[target_feature(enable = "avx512f,avx512bw,avx512vl,avx512vnni")]
+    fn avx512<const T: usize, const S: usize, const MINS: bool, const K: bool>(
         &self,
-        x: TileActs<'_>,
-        ids: [usize; 6],
-        out: &mut [[f32; ROWS]; 6],
+        ids: [usize; TOKENS],
+        out: &mut [[f32; ROWS]],
     ) {
         use crate::simd::x86::*;
         use std::arch::x86_64::*;
-        let groups = self.n / (S * 4);
-        let u: [&[[u8; 4]]; T] = std::array::from_fn(|t| &x.u[ids[t] * x.n..][..x.n].as_chunks::<4>().0[..groups * S]);
-        let per_group = x.block / (S * 4); // groups that share an activation scale
-        let d: [&[f32]; T] = std::array::from_fn(|t| &x.d[ids[t] * x.n / x.block..][..x.n / x.block]);
-        let s: [&[i16]; T] = std::array::from_fn(|t| &x.sums[ids[t] * x.n / 16..][..x.n / 16]);
+        let (x, p) = (&self.x, self.panel);
+        let groups = self.len / (S * 4);
+        let (codes, offsets, scales) = (&p.codes[..groups * S], &p.offset[..groups], &p.scale[..groups]);
+        let from = |t: usize| ids[t] * x.n + self.at;
+        let u: [&[[u8; 4]]; T] = std::array::from_fn(|t| &x.u[from(t)..][..self.len].as_chunks::<4>().0[..groups * S]);
+        let d: [&[f32]; T] = std::array::from_fn(|t| &x.d[from(t) / x.block..][..self.len.div_ceil(x.block)]);
+        let s: [&[i16]; T] = std::array::from_fn(|t| &x.sums[from(t) / 16..][..self.len / 16]);
+        let out = &mut out[..T];
         let mut sums = [[_mm512_setzero_ps(); 2]; T];
+        if !K {
+            for t in 0..T {
+                sums[t] = load_f32x32(&out[t]);
+            }
+        }
         for g in 0..groups {
-            let offset = load_i32x32(&self.offset[g]);
-            let mut dots = [offset; T];
-            for (j, step) in self.codes[g * S..][..S].iter().enumerate() {
+            let mut dots = [load_i32x32(&offsets[g]); T];
+            for (j, step) in codes[g * S..][..S].iter().enumerate() {
                 let [lo, hi] = load_u8x128(step);
                 for t in 0..T {
                     let u = _mm512_set1_epi32(i32::from_le_bytes(u[t][g * S + j]));
@@ -260,28 +341,98 @@ impl Panel {
                     dots[t][1] = _mm512_dpbusd_epi32(dots[t][1], u, hi);
                 }
             }
-            let scale = load_f32x32(&self.scale[g]);
+            let scale = load_f32x32(&scales[g]);
             for t in 0..T {
-                let dt = d[t][g / per_group];
-                let dv = _mm512_set1_ps(dt);
                 for h in 0..2 {
-                    let v = _mm512_mul_ps(scale[h], dv);
+                    let mut v = scale[h];
+                    if !K {
+                        v = _mm512_mul_ps(v, _mm512_set1_ps(d[t][g * S / 8]));
+                    }
                     sums[t][h] = _mm512_fmadd_ps(_mm512_cvtepi32_ps(dots[t][h]), v, sums[t][h]);
                 }
             }
             if MINS {
-                let min = load_f32x32(&self.min[g]);
+                let min = load_f32x32(&p.min[g]);
                 for t in 0..T {
                     let sum: i32 = s[t][g * S / 4..][..S / 4].iter().map(|&s| s as i32).sum();
-                    let sum = _mm512_set1_ps(sum as f32 * d[t][g / per_group]);
+                    let sum = sum as f32 * if K { 1.0 } else { d[t][g * S / 8] };
                     for h in 0..2 {
-                        sums[t][h] = _mm512_fnmadd_ps(min[h], sum, sums[t][h]);
+                        sums[t][h] = _mm512_fnmadd_ps(min[h], _mm512_set1_ps(sum), sums[t][h]);
                     }
                 }
             }
         }
         for t in 0..T {
+            if K {
+                let (before, d) = (load_f32x32(&out[t]), _mm512_set1_ps(d[t][0]));
+                for h in 0..2 {
+                    sums[t][h] = _mm512_fmadd_ps(sums[t][h], d, before[h]);
+                }
+            }
             store_f32x32(&mut out[t], sums[t]);
+        }
+    }
+
+    #[cfg(target_arch = "x86_64")]
+    #[target_feature(enable = "avx2,fma")]
+    fn multiply_avx2(&self, tokens: &[(u32, u32)], sums: &mut [[f32; ROWS]], mins: bool) {
+        for (two, sums) in tokens.chunks(2).zip(sums.as_chunks_mut::<2>().0) {
+            let ids = [two[0].0 as usize, two[two.len() - 1].0 as usize];
+            for half in 0..2 {
+                match (self.group, mins) {
+                    (32, false) => self.avx2::<8, false>(ids, half, sums),
+                    (32, true) => self.avx2::<8, true>(ids, half, sums),
+                    (_, false) => self.avx2::<4, false>(ids, half, sums),
+                    (_, true) => self.avx2::<4, true>(ids, half, sums),
+                }
+            }
+        }
+    }
+
+    /// Two tokens times 16 rows. `maddubs` wants one side unsigned: the code's sign moves to the activation, which is
+    /// never -128. |code| * |q| is at most 128 * 127, and a pair of those still fits an i16.
+    #[cfg(target_arch = "x86_64")]
+    #[target_feature(enable = "avx2,fma")]
+    fn avx2<const S: usize, const MINS: bool>(&self, ids: [usize; 2], half: usize, out: &mut [[f32; ROWS]; 2]) {
+        use crate::simd::x86::*;
+        use std::arch::x86_64::*;
+        let (x, p) = (&self.x, self.panel);
+        let groups = self.len / (S * 4);
+        let from = |t: usize| ids[t] * x.n + self.at;
+        let q: [&[[i8; 4]]; 2] = std::array::from_fn(|t| &x.q[from(t)..][..self.len].as_chunks::<4>().0[..groups * S]);
+        let at = |r: &[f32; ROWS], i: usize| load_f32x8(&r.as_chunks::<8>().0[2 * half + i]);
+        let mut sums: [[__m256; 2]; 2] = std::array::from_fn(|t| [at(&out[t], 0), at(&out[t], 1)]);
+        for g in 0..groups {
+            let mut dots = [[_mm256_setzero_si256(); 2]; 2];
+            for (j, step) in p.codes[g * S..][..S].iter().enumerate() {
+                let codes = step.as_chunks::<32>().0;
+                for i in 0..2 {
+                    let w = load_u8x32(&codes[2 * half + i]);
+                    let size = _mm256_abs_epi8(w);
+                    for t in 0..2 {
+                        let q = _mm256_set1_epi32(i32::from_le_bytes(q[t][g * S + j].map(|q| q as u8)));
+                        dots[t][i] = _mm256_add_epi32(dots[t][i], dot_u8_i8(size, _mm256_sign_epi8(q, w)));
+                    }
+                }
+            }
+            for t in 0..2 {
+                let k = from(t) + g * S * 4;
+                let d = x.d[k / x.block];
+                let sum: i32 = x.sums[k / 16..][..S / 4].iter().map(|&s| s as i32).sum();
+                let (dv, sum) = (_mm256_set1_ps(d), _mm256_set1_ps(sum as f32 * d));
+                for i in 0..2 {
+                    let scale = _mm256_mul_ps(at(&p.scale[g], i), dv);
+                    sums[t][i] = _mm256_fmadd_ps(_mm256_cvtepi32_ps(dots[t][i]), scale, sums[t][i]);
+                    if MINS {
+                        sums[t][i] = _mm256_fnmadd_ps(at(&p.min[g], i), sum, sums[t][i]);
+                    }
+                }
+            }
+        }
+        for t in 0..2 {
+            for i in 0..2 {
+                store_f32x8(&mut out[t].as_chunks_mut::<8>().0[2 * half + i], sums[t][i]);
+            }
         }
     }
 }
@@ -289,57 +440,17 @@ impl Panel {
 /// `-128 * sum of the codes` of each row: the product with activations of zero, which stand as 128, taken off.
 #[cfg(target_arch = "x86_64")]
 #[target_feature(enable = "avx512f,avx512bw,avx512vl,avx512vnni")]
-fn offsets_avx512(steps: &[[u8; 4 * ROWS]], offset: &mut [i32; ROWS]) {
+fn offsets_avx512(panel: &mut Panel, group: usize, len: usize) {
     use crate::simd::x86::*;
     use std::arch::x86_64::*;
     let zero = _mm512_setzero_si512();
     let x = _mm512_set1_epi8(-128); // 128, unsigned
-    let mut sums = [zero; 2];
-    for step in steps {
-        let [lo, hi] = load_u8x128(step);
-        sums = [_mm512_dpbusd_epi32(sums[0], x, lo), _mm512_dpbusd_epi32(sums[1], x, hi)];
-    }
-    store_i32x32(offset, sums.map(|s| _mm512_sub_epi32(zero, s)));
-}
-
-/// 16 rows of codes, turned so that 4 columns of all rows stand together: a transposition of 16 x 16 four-byte words.
-#[cfg(target_arch = "x86_64")]
-#[target_feature(enable = "avx512f,avx512bw")]
-fn weave_avx512(rows: &[Codes; 16], half: usize, steps: &mut [[u8; 4 * ROWS]]) {
-    use crate::simd::x86::*;
-    use std::arch::x86_64::*;
-    for (s, steps) in steps.chunks_mut(16).enumerate() {
-        let r: [__m512i; 16] = std::array::from_fn(|r| load_i8x64(rows[r].q[s * 64..][..64].as_array().unwrap()));
-        // Words of rows (0,1), (2,3), ...; then pairs of rows (0..4), ...; then fours of rows.
-        let mut a = [_mm512_setzero_si512(); 16];
-        for i in 0..8 {
-            a[2 * i] = _mm512_unpacklo_epi32(r[2 * i], r[2 * i + 1]);
-            a[2 * i + 1] = _mm512_unpackhi_epi32(r[2 * i], r[2 * i + 1]);
+    for (steps, offset) in panel.codes[..len / 4].chunks_exact(group / 4).zip(&mut panel.offset) {
+        let mut sums = [zero; 2];
+        for step in steps {
+            let [lo, hi] = load_u8x128(step);
+            sums = [_mm512_dpbusd_epi32(sums[0], x, lo), _mm512_dpbusd_epi32(sums[1], x, hi)];
         }
-        let mut b = [_mm512_setzero_si512(); 16]; // b[4 q + w]: rows 4q..4q+4, words w, 4 + w, 8 + w, 12 + w by lane
-        for q in 0..4 {
-            b[4 * q] = _mm512_unpacklo_epi64(a[4 * q], a[4 * q + 2]);
-            b[4 * q + 1] = _mm512_unpackhi_epi64(a[4 * q], a[4 * q + 2]);
-            b[4 * q + 2] = _mm512_unpacklo_epi64(a[4 * q + 1], a[4 * q + 3]);
-            b[4 * q + 3] = _mm512_unpackhi_epi64(a[4 * q + 1], a[4 * q + 3]);
-        }
-        for w in 0..4 {
-            let (r0, r1, r2, r3) = (b[w], b[4 + w], b[8 + w], b[12 + w]);
-            let lo01 = _mm512_shuffle_i32x4::<0x44>(r0, r1); // lanes 0, 1 of rows 0..4, then of rows 4..8
-            let hi01 = _mm512_shuffle_i32x4::<0xee>(r0, r1);
-            let lo23 = _mm512_shuffle_i32x4::<0x44>(r2, r3);
-            let hi23 = _mm512_shuffle_i32x4::<0xee>(r2, r3);
-            let words = [
-                _mm512_shuffle_i32x4::<0x88>(lo01, lo23),
-                _mm512_shuffle_i32x4::<0xdd>(lo01, lo23),
-                _mm512_shuffle_i32x4::<0x88>(hi01, hi23),
-                _mm512_shuffle_i32x4::<0xdd>(hi01, hi23),
-            ];
-            for (lane, v) in words.into_iter().enumerate() {
-                if let Some(step) = steps.get_mut(lane * 4 + w) {
-                    store_u8x64(step[half * 64..][..64].as_mut_array().unwrap(), v);
-                }
-            }
-        }
+        store_i32x32(offset, sums.map(|s| _mm512_sub_epi32(zero, s)));
     }
 }

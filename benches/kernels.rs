@@ -1,0 +1,66 @@
+//! How fast one thread computes each format from its own cache, without memory: `cargo bench --bench kernels [FORMAT..]`.
+//!
+//! Weights per nanosecond of the row kernel (decode), then products per nanosecond with a panel shared by 4, 32 and 128
+//! tokens (prompts). A machine that does other things disturbs the figures; compare within one run.
+
+use std::hint::black_box;
+use std::time::Instant;
+
+use tandem::quant::act::Acts;
+use tandem::quant::tile::{Source, Work};
+use tandem::quant::{self, QuantType, Rng};
+use tandem::simd;
+
+/// Columns and rows: a megabyte at most, in 32 rows' steps.
+const N: usize = 2048;
+const ROWS: usize = 32;
+
+/// The shortest of many short runs, in nanoseconds.
+fn best(mut f: impl FnMut()) -> f64 {
+    let start = Instant::now();
+    let mut best = f64::MAX;
+    while start.elapsed().as_millis() < 60 {
+        let one = Instant::now();
+        f();
+        best = best.min(one.elapsed().as_nanos() as f64);
+    }
+    best
+}
+
+fn line(ty: &'static QuantType) {
+    let mut rng = Rng(1);
+    let stride = ty.row_bytes(N);
+    let mut w = vec![0; ROWS * stride];
+    w.chunks_exact_mut(ty.bytes).for_each(|b| (ty.random)(&mut rng, b));
+    let x: Vec<f32> = (0..128 * N).map(|_| rng.normal()).collect();
+    let mut acts = Acts::default();
+    acts.set(ty.act, N, &x);
+    let mut out = [0f32; ROWS];
+    let products = (ROWS * N) as f64;
+    let ns = best(|| tandem::cpu::dot_rows(ty, &w, stride, acts.row(0, &x), black_box(&mut out)));
+    let mut text = format!("{:8} {:6.1} {:6.1}", ty.name, products / ns, w.len() as f64 / ns);
+    if ty.tile.is_some() {
+        let mut work = Work::default();
+        for count in [4, 32, 128] {
+            let tokens: Vec<(u32, u32)> = (0..count).map(|t| (t, t)).collect();
+            let source = Source { w: &w, stride, rows: ROWS };
+            let ns = best(|| {
+                work.multiply(ty, source, acts.tile(), &tokens, simd::isa(), |_, sums| {
+                    black_box(sums);
+                })
+            });
+            text += &format!(" {:8.1}", products * count as f64 / ns);
+        }
+    }
+    println!("{text}");
+}
+
+fn main() {
+    let asked: Vec<String> = std::env::args().skip(1).filter(|a| !a.starts_with('-')).collect();
+    println!("{}: one row: weights/ns, GB/s; panels: products/ns with 4, 32, 128 tokens", simd::isa().name());
+    for ty in quant::TYPES {
+        if asked.is_empty() || asked.iter().any(|a| a.eq_ignore_ascii_case(ty.name)) {
+            line(ty);
+        }
+    }
+}
