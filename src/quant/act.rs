@@ -9,6 +9,7 @@
 //! values, which formats with an offset or a minimum multiply with. A step quantizes its input once and every weight row
 //! shares it. ggml keeps the Q8 scale as f16 (`block_q8_0`); an f32 costs nothing here and is closer.
 
+use super::tile::{CHUNK, Columns, TileActs};
 use crate::simd::{self, Isa};
 
 /// A form of activations.
@@ -54,7 +55,7 @@ pub struct Acts {
     act: Option<Act>,
     n: usize,
     q: Vec<i8>,
-    u: Vec<u8>,
+    columns: Vec<Columns>,
     d: Vec<f32>,
     sums: Vec<i16>,
 }
@@ -74,15 +75,32 @@ impl Acts {
         self.sums.resize(x.len() / 16, 0);
         quantize(block, x, &mut self.q, &mut self.d, &mut self.sums);
         if x.len() / n >= super::tile::FROM {
-            self.u.clear();
-            self.u.extend(self.q.iter().map(|&q| q as u8 ^ 0x80));
+            self.turn(block);
+        }
+    }
+
+    /// Lays the rows out for panels.
+    fn turn(&mut self, block: usize) {
+        let (n, rows) = (self.n, self.q.len() / self.n);
+        self.columns.resize(n.div_ceil(CHUNK) * rows, Columns::ZERO);
+        for (i, to) in self.columns.iter_mut().enumerate() {
+            let (c, t) = (i / rows, i % rows);
+            let at = t * n + c * CHUNK;
+            let len = CHUNK.min(n - c * CHUNK);
+            to.u.iter_mut().zip(&self.q[at..at + len]).for_each(|(u, &q)| *u = q as u8 ^ 0x80);
+            for (g, d) in to.d.iter_mut().enumerate().take(len / 32) {
+                *d = self.d[(at + 32 * g) / block];
+            }
+            for (g, sum) in to.sums.iter_mut().enumerate().take(len / 16) {
+                *sum = self.sums[at / 16 + g] as f32 * if block == CHUNK { 1.0 } else { to.d[g / 2] };
+            }
         }
     }
 
     /// All rows, for panels; only after [`Acts::set`] with at least [`super::tile::FROM`] rows of a quantized form.
-    pub fn tile(&self) -> super::tile::TileActs<'_> {
+    pub fn tile(&self) -> TileActs<'_> {
         let block = self.act.map_or(1, Act::block);
-        super::tile::TileActs { n: self.n, block, q: &self.q, u: &self.u, d: &self.d, sums: &self.sums }
+        TileActs { n: self.n, block, rows: self.q.len() / self.n, columns: &self.columns }
     }
 
     /// Row `t`; `x` is the same slice that [`Acts::set`] was given.

@@ -159,21 +159,35 @@ macro_rules! tile {
 }
 pub(super) use tile;
 
+/// [`CHUNK`] activations of a row, and what goes with them.
+#[derive(Clone, Debug)]
+#[repr(align(64))]
+pub struct Columns {
+    /// `q + 128`.
+    pub u: [u8; CHUNK],
+    /// The scale of every 32; all the same where 256 share one.
+    pub d: [f32; CHUNK / 32],
+    /// The sum of `q` over every 16, times the scale where 32 share one.
+    pub sums: [f32; CHUNK / 16],
+}
+
+impl Columns {
+    /// Nothing.
+    pub const ZERO: Columns = Columns { u: [0; CHUNK], d: [0.0; CHUNK / 32], sums: [0.0; CHUNK / 16] };
+}
+
 /// Activations for panels.
 #[derive(Clone, Copy, Debug)]
 pub struct TileActs<'a> {
     /// Values in a row.
     pub n: usize,
-    /// Values that share a scale.
+    /// Values that share a scale: 32 or 256.
     pub block: usize,
-    /// The rows, `q`.
-    pub q: &'a [i8],
-    /// The rows as `q + 128`.
-    pub u: &'a [u8],
-    /// Scales, n / block a row.
-    pub d: &'a [f32],
-    /// Sums of `q` over every 16 values, n / 16 a row.
-    pub sums: &'a [i16],
+    /// Rows.
+    pub rows: usize,
+    /// The first [`CHUNK`] columns of every row, then the next: neighbours in a panel's columns would fall into the same
+    /// few sets of the cache if they lay a power of two apart. The last may not be full.
+    pub columns: &'a [Columns],
 }
 
 /// A thread's panel, and its tokens' sums.
@@ -218,27 +232,31 @@ impl Work {
             unsafe {
                 fill(&w, bytes, &mut self.panel)
             };
-            let part = Part { panel: &self.panel, x, at, len, group: tile.group };
             #[cfg(target_arch = "x86_64")]
             if isa >= Isa::Avx512 {
                 #[allow(unsafe_code)]
                 // SAFETY: as above.
                 unsafe {
-                    offsets_avx512(&mut self.panel, tile.group, len);
-                    let part = Part { panel: &self.panel, x, at, len, group: tile.group };
-                    part.multiply_avx512(tokens, &mut self.sums, tile.mins)
+                    offsets_avx512(&mut self.panel, tile.group, len)
                 };
-                continue;
-            } else if isa == Isa::Avx2 {
+            }
+            let columns = &x.columns[at / CHUNK * x.rows..][..x.rows];
+            let by_256 = x.block == Act::Q8K.block();
+            let part = Part { panel: &self.panel, x: columns, len, group: tile.group, mins: tile.mins, by_256 };
+            #[cfg(target_arch = "x86_64")]
+            if isa >= Isa::Avx2 {
                 #[allow(unsafe_code)]
                 // SAFETY: as above.
                 unsafe {
-                    part.multiply_avx2(tokens, &mut self.sums, tile.mins)
+                    match isa >= Isa::Avx512 {
+                        true => part.multiply_avx512(tokens, &mut self.sums),
+                        false => part.multiply_avx2(tokens, &mut self.sums),
+                    }
                 };
                 continue;
             }
             for (&(t, _), sums) in tokens.iter().zip(&mut self.sums) {
-                part.multiply(t as usize, sums, tile.mins);
+                part.multiply(t as usize, sums);
             }
         }
         for (&(_, o), sums) in tokens.iter().zip(&self.sums) {
@@ -250,28 +268,29 @@ impl Work {
 /// A panel and the columns of the activations that it meets.
 struct Part<'a> {
     panel: &'a Panel,
-    x: TileActs<'a>,
-    at: usize,
+    /// One for each row of activations.
+    x: &'a [Columns],
     len: usize,
     group: usize,
+    mins: bool,
+    by_256: bool,
 }
 
 impl Part<'_> {
     /// Adds token `t`'s products to `out`: the truth.
-    fn multiply(&self, t: usize, out: &mut [f32; ROWS], mins: bool) {
-        let (x, p) = (&self.x, self.panel);
+    fn multiply(&self, t: usize, out: &mut [f32; ROWS]) {
+        let (x, p) = (&self.x[t], self.panel);
         for g in 0..self.len / self.group {
-            let k = t * x.n + self.at + g * self.group;
-            let q = &x.q[k..][..self.group];
-            let d = x.d[k / x.block];
-            let sum = x.sums[k / 16..][..self.group / 16].iter().map(|&s| s as i32).sum::<i32>() as f32 * d;
+            let k = g * self.group;
+            let d = x.d[k / 32];
+            let sum = x.sums[k / 16..][..self.group / 16].iter().sum::<f32>() * if self.by_256 { d } else { 1.0 };
             for (r, out) in out.iter_mut().enumerate() {
                 let mut dot = 0;
-                for (step, q) in p.codes[g * self.group / 4..].iter().zip(q.as_chunks::<4>().0) {
-                    dot += (0..4).map(|b| step[r * 4 + b] as i8 as i32 * q[b] as i32).sum::<i32>();
+                for (step, u) in p.codes[k / 4..].iter().zip(x.u[k..][..self.group].as_chunks::<4>().0) {
+                    dot += (0..4).map(|b| step[r * 4 + b] as i8 as i32 * (u[b] as i32 - 128)).sum::<i32>();
                 }
                 *out += dot as f32 * (p.scale[g][r] * d);
-                if mins {
+                if self.mins {
                     *out -= p.min[g][r] * sum;
                 }
             }
@@ -280,21 +299,20 @@ impl Part<'_> {
 
     #[cfg(target_arch = "x86_64")]
     #[target_feature(enable = "avx512f,avx512bw,avx512vl,avx512vnni")]
-    fn multiply_avx512(&self, tokens: &[(u32, u32)], sums: &mut [[f32; ROWS]], mins: bool) {
-        let by_256 = self.x.block == Act::Q8K.block();
+    fn multiply_avx512(&self, tokens: &[(u32, u32)], sums: &mut [[f32; ROWS]]) {
         for (some, sums) in tokens.chunks(TOKENS).zip(sums.chunks_mut(TOKENS)) {
-            let ids: [usize; TOKENS] = std::array::from_fn(|i| some[i.min(some.len() - 1)].0 as usize);
+            let x: [&Columns; TOKENS] = std::array::from_fn(|i| &self.x[some[i.min(some.len() - 1)].0 as usize]);
             macro_rules! tokens {
                 ($t:literal) => {
-                    match (self.group, mins, by_256) {
-                        (32, false, false) => self.avx512::<$t, 8, false, false>(ids, sums),
-                        (32, false, true) => self.avx512::<$t, 8, false, true>(ids, sums),
-                        (32, true, false) => self.avx512::<$t, 8, true, false>(ids, sums),
-                        (32, true, true) => self.avx512::<$t, 8, true, true>(ids, sums),
-                        (_, false, false) => self.avx512::<$t, 4, false, false>(ids, sums),
-                        (_, false, true) => self.avx512::<$t, 4, false, true>(ids, sums),
-                        (_, true, false) => self.avx512::<$t, 4, true, false>(ids, sums),
-                        (_, true, true) => self.avx512::<$t, 4, true, true>(ids, sums),
+                    match (self.group, self.mins, self.by_256) {
+                        (32, false, false) => self.avx512::<$t, 8, false, false>(x, sums),
+                        (32, false, true) => self.avx512::<$t, 8, false, true>(x, sums),
+                        (32, true, false) => self.avx512::<$t, 8, true, false>(x, sums),
+                        (32, true, true) => self.avx512::<$t, 8, true, true>(x, sums),
+                        (_, false, false) => self.avx512::<$t, 4, false, false>(x, sums),
+                        (_, false, true) => self.avx512::<$t, 4, false, true>(x, sums),
+                        (_, true, false) => self.avx512::<$t, 4, true, false>(x, sums),
+                        (_, true, true) => self.avx512::<$t, 4, true, true>(x, sums),
                     }
                 };
             }
@@ -307,23 +325,18 @@ impl Part<'_> {
     }
 
     /// `T` tokens times the panel; `S` steps to a group, one activation scale for all (`K`) or one per 32 columns.
-    /// Twelve integer and twelve float sums, two vectors of codes: 26 of the 32 registers.
+    /// Twelve integer and twelve float sums, two vectors of codes: 26 of the 32 registers. Indices are masked where a
+    /// bounds check would stand in the innermost loops.
     #[cfg(target_arch = "x86_64")]
     #[target_feature(enable = "avx512f,avx512bw,avx512vl,avx512vnni")]
     fn avx512<const T: usize, const S: usize, const MINS: bool, const K: bool>(
         &self,
-        ids: [usize; TOKENS],
+        x: [&Columns; TOKENS],
         out: &mut [[f32; ROWS]],
     ) {
         use crate::simd::x86::*;
         use std::arch::x86_64::*;
-        let (x, p) = (&self.x, self.panel);
-        let groups = self.len / (S * 4);
-        let (codes, offsets, scales) = (&p.codes[..groups * S], &p.offset[..groups], &p.scale[..groups]);
-        let from = |t: usize| ids[t] * x.n + self.at;
-        let u: [&[[u8; 4]]; T] = std::array::from_fn(|t| &x.u[from(t)..][..self.len].as_chunks::<4>().0[..groups * S]);
-        let d: [&[f32]; T] = std::array::from_fn(|t| &x.d[from(t) / x.block..][..self.len.div_ceil(x.block)]);
-        let s: [&[i16]; T] = std::array::from_fn(|t| &x.sums[from(t) / 16..][..self.len / 16]);
+        let p = self.panel;
         let out = &mut out[..T];
         let mut sums = [[_mm512_setzero_ps(); 2]; T];
         if !K {
@@ -331,22 +344,24 @@ impl Part<'_> {
                 sums[t] = load_f32x32(&out[t]);
             }
         }
-        for g in 0..groups {
-            let mut dots = [load_i32x32(&offsets[g]); T];
-            for (j, step) in codes[g * S..][..S].iter().enumerate() {
-                let [lo, hi] = load_u8x128(step);
+        for g in 0..self.len / (S * 4) {
+            let g = g & (CHUNK / 4 / S - 1);
+            let mut dots = [load_i32x32(&p.offset[g]); T];
+            for j in 0..S {
+                let [lo, hi] = load_u8x128(&p.codes[g * S + j]);
                 for t in 0..T {
-                    let u = _mm512_set1_epi32(i32::from_le_bytes(u[t][g * S + j]));
+                    let u = x[t].u.as_chunks::<4>().0[g * S + j];
+                    let u = _mm512_set1_epi32(i32::from_le_bytes(u));
                     dots[t][0] = _mm512_dpbusd_epi32(dots[t][0], u, lo);
                     dots[t][1] = _mm512_dpbusd_epi32(dots[t][1], u, hi);
                 }
             }
-            let scale = load_f32x32(&scales[g]);
+            let scale = load_f32x32(&p.scale[g]);
             for t in 0..T {
                 for h in 0..2 {
                     let mut v = scale[h];
                     if !K {
-                        v = _mm512_mul_ps(v, _mm512_set1_ps(d[t][g * S / 8]));
+                        v = _mm512_mul_ps(v, _mm512_set1_ps(x[t].d[g * S / 8]));
                     }
                     sums[t][h] = _mm512_fmadd_ps(_mm512_cvtepi32_ps(dots[t][h]), v, sums[t][h]);
                 }
@@ -354,8 +369,8 @@ impl Part<'_> {
             if MINS {
                 let min = load_f32x32(&p.min[g]);
                 for t in 0..T {
-                    let sum: i32 = s[t][g * S / 4..][..S / 4].iter().map(|&s| s as i32).sum();
-                    let sum = sum as f32 * if K { 1.0 } else { d[t][g * S / 8] };
+                    let sums16 = &x[t].sums;
+                    let sum = if S == 8 { sums16[2 * g & 15] + sums16[(2 * g & 15) + 1] } else { sums16[g & 15] };
                     for h in 0..2 {
                         sums[t][h] = _mm512_fnmadd_ps(min[h], _mm512_set1_ps(sum), sums[t][h]);
                     }
@@ -364,7 +379,7 @@ impl Part<'_> {
         }
         for t in 0..T {
             if K {
-                let (before, d) = (load_f32x32(&out[t]), _mm512_set1_ps(d[t][0]));
+                let (before, d) = (load_f32x32(&out[t]), _mm512_set1_ps(x[t].d[0]));
                 for h in 0..2 {
                     sums[t][h] = _mm512_fmadd_ps(sums[t][h], d, before[h]);
                 }
@@ -375,15 +390,15 @@ impl Part<'_> {
 
     #[cfg(target_arch = "x86_64")]
     #[target_feature(enable = "avx2,fma")]
-    fn multiply_avx2(&self, tokens: &[(u32, u32)], sums: &mut [[f32; ROWS]], mins: bool) {
+    fn multiply_avx2(&self, tokens: &[(u32, u32)], sums: &mut [[f32; ROWS]]) {
         for (two, sums) in tokens.chunks(2).zip(sums.as_chunks_mut::<2>().0) {
-            let ids = [two[0].0 as usize, two[two.len() - 1].0 as usize];
+            let x = [&self.x[two[0].0 as usize], &self.x[two[two.len() - 1].0 as usize]];
             for half in 0..2 {
-                match (self.group, mins) {
-                    (32, false) => self.avx2::<8, false>(ids, half, sums),
-                    (32, true) => self.avx2::<8, true>(ids, half, sums),
-                    (_, false) => self.avx2::<4, false>(ids, half, sums),
-                    (_, true) => self.avx2::<4, true>(ids, half, sums),
+                match (self.group, self.mins) {
+                    (32, false) => self.avx2::<8, false>(x, half, sums),
+                    (32, true) => self.avx2::<8, true>(x, half, sums),
+                    (_, false) => self.avx2::<4, false>(x, half, sums),
+                    (_, true) => self.avx2::<4, true>(x, half, sums),
                 }
             }
         }
@@ -393,33 +408,31 @@ impl Part<'_> {
     /// never -128. |code| * |q| is at most 128 * 127, and a pair of those still fits an i16.
     #[cfg(target_arch = "x86_64")]
     #[target_feature(enable = "avx2,fma")]
-    fn avx2<const S: usize, const MINS: bool>(&self, ids: [usize; 2], half: usize, out: &mut [[f32; ROWS]; 2]) {
+    fn avx2<const S: usize, const MINS: bool>(&self, x: [&Columns; 2], half: usize, out: &mut [[f32; ROWS]; 2]) {
         use crate::simd::x86::*;
         use std::arch::x86_64::*;
-        let (x, p) = (&self.x, self.panel);
-        let groups = self.len / (S * 4);
-        let from = |t: usize| ids[t] * x.n + self.at;
-        let q: [&[[i8; 4]]; 2] = std::array::from_fn(|t| &x.q[from(t)..][..self.len].as_chunks::<4>().0[..groups * S]);
+        let p = self.panel;
         let at = |r: &[f32; ROWS], i: usize| load_f32x8(&r.as_chunks::<8>().0[2 * half + i]);
         let mut sums: [[__m256; 2]; 2] = std::array::from_fn(|t| [at(&out[t], 0), at(&out[t], 1)]);
-        for g in 0..groups {
+        for g in 0..self.len / (S * 4) {
+            let g = g & (CHUNK / 4 / S - 1);
             let mut dots = [[_mm256_setzero_si256(); 2]; 2];
-            for (j, step) in p.codes[g * S..][..S].iter().enumerate() {
-                let codes = step.as_chunks::<32>().0;
+            for j in 0..S {
+                let codes = p.codes[g * S + j].as_chunks::<32>().0;
                 for i in 0..2 {
                     let w = load_u8x32(&codes[2 * half + i]);
                     let size = _mm256_abs_epi8(w);
                     for t in 0..2 {
-                        let q = _mm256_set1_epi32(i32::from_le_bytes(q[t][g * S + j].map(|q| q as u8)));
+                        let u = x[t].u.as_chunks::<4>().0[g * S + j];
+                        let q = _mm256_set1_epi32((u32::from_le_bytes(u) ^ 0x8080_8080) as i32);
                         dots[t][i] = _mm256_add_epi32(dots[t][i], dot_u8_i8(size, _mm256_sign_epi8(q, w)));
                     }
                 }
             }
             for t in 0..2 {
-                let k = from(t) + g * S * 4;
-                let d = x.d[k / x.block];
-                let sum: i32 = x.sums[k / 16..][..S / 4].iter().map(|&s| s as i32).sum();
-                let (dv, sum) = (_mm256_set1_ps(d), _mm256_set1_ps(sum as f32 * d));
+                let d = x[t].d[g * S / 8];
+                let sum: f32 = x[t].sums[g * S / 4..][..S / 4].iter().sum();
+                let (dv, sum) = (_mm256_set1_ps(d), _mm256_set1_ps(if self.by_256 { sum * d } else { sum }));
                 for i in 0..2 {
                     let scale = _mm256_mul_ps(at(&p.scale[g], i), dv);
                     sums[t][i] = _mm256_fmadd_ps(_mm256_cvtepi32_ps(dots[t][i]), scale, sums[t][i]);
