@@ -3,7 +3,7 @@
 //!
 //! A kernel is a safe `#[target_feature]` function kept in a table beside the [`Isa`] it needs. Nothing above this
 //! floor compiles for a particular CPU, so a plain `cargo build --release` uses what the machine has.
-//! `TANDEM_ISA=scalar|avx2|avx512` lowers the choice (never raises it), which is how the tests hold one path to another.
+//! `TANDEM_ISA=scalar|avx2|avx512|avx512bf16` lowers the choice (never raises it), which is how the tests hold one path to another.
 
 use std::sync::OnceLock;
 
@@ -16,15 +16,21 @@ pub enum Isa {
     Avx2,
     /// AVX-512 F, BW, DQ, VL, VBMI and VNNI (Intel since Ice Lake, AMD since Zen 4).
     Avx512,
+    /// The same and AVX512_BF16 (AMD since Zen 4, Intel since Sapphire Rapids).
+    Avx512Bf16,
 }
 
 impl Isa {
+    /// Every one, in rising order.
+    pub const ALL: [Isa; 4] = [Isa::Scalar, Isa::Avx2, Isa::Avx512, Isa::Avx512Bf16];
+
     /// The name that `TANDEM_ISA` and the reports use.
     pub fn name(self) -> &'static str {
         match self {
             Isa::Scalar => "scalar",
             Isa::Avx2 => "avx2",
             Isa::Avx512 => "avx512",
+            Isa::Avx512Bf16 => "avx512bf16",
         }
     }
 }
@@ -42,6 +48,7 @@ pub fn detected() -> Isa {
             && is_x86_feature_detected!("avx512vbmi")
             && is_x86_feature_detected!("avx512vnni");
         match (avx2, avx512) {
+            (true, true) if is_x86_feature_detected!("avx512bf16") => return Isa::Avx512Bf16,
             (true, true) => return Isa::Avx512,
             (true, false) => return Isa::Avx2,
             _ => {}
@@ -57,8 +64,9 @@ pub fn isa() -> Isa {
     *ISA.get_or_init(|| {
         let have = detected();
         let Ok(asked) = std::env::var("TANDEM_ISA") else { return have };
-        let Some(want) = [Isa::Scalar, Isa::Avx2, Isa::Avx512].into_iter().find(|i| i.name() == asked) else {
-            eprintln!("TANDEM_ISA={asked} is not one of scalar, avx2, avx512; using {}", have.name());
+        let Some(want) = Isa::ALL.into_iter().find(|i| i.name() == asked) else {
+            let names = Isa::ALL.map(Isa::name).join(", ");
+            eprintln!("TANDEM_ISA={asked} is not one of {names}; using {}", have.name());
             return have;
         };
         if want > have {
@@ -227,6 +235,21 @@ pub mod x86 {
         unsafe { _mm256_loadu_ps(p.as_ptr().cast()) }
     }
 
+    /// Writes 8 floats as little-endian bytes, any alignment.
+    #[inline]
+    #[target_feature(enable = "avx2")]
+    pub fn store_f32x8_bytes(p: &mut [u8; 32], v: __m256) {
+        // SAFETY: the reference covers the 32 bytes written.
+        unsafe { _mm256_storeu_ps(p.as_mut_ptr().cast(), v) }
+    }
+
+    /// 8 upper halves of floats (little-endian bytes) widened to f32.
+    #[inline]
+    #[target_feature(enable = "avx2")]
+    pub fn load_bf16x8(p: &[u8; 16]) -> __m256 {
+        _mm256_castsi256_ps(_mm256_slli_epi32::<16>(_mm256_cvtepu16_epi32(load_u8x16(p))))
+    }
+
     /// Writes 16 two-byte values, any alignment.
     #[inline]
     #[target_feature(enable = "avx2")]
@@ -323,5 +346,143 @@ pub mod x86 {
             _mm512_storeu_si512(h[0].as_mut_ptr().cast(), v[0]);
             _mm512_storeu_si512(h[1].as_mut_ptr().cast(), v[1]);
         }
+    }
+
+    /// 64 bytes, any alignment.
+    #[inline]
+    #[target_feature(enable = "avx512f")]
+    pub fn load_u8x64(p: &[u8; 64]) -> __m512i {
+        // SAFETY: the reference covers the 64 bytes read.
+        unsafe { _mm512_loadu_si512(p.as_ptr().cast()) }
+    }
+
+    /// 16 floats, any alignment.
+    #[inline]
+    #[target_feature(enable = "avx512f")]
+    pub fn load_f32x16(p: &[f32; 16]) -> __m512 {
+        // SAFETY: the reference covers the 64 bytes read.
+        unsafe { _mm512_loadu_ps(p.as_ptr()) }
+    }
+
+    /// Writes 16 floats, any alignment.
+    #[inline]
+    #[target_feature(enable = "avx512f")]
+    pub fn store_f32x16(p: &mut [f32; 16], v: __m512) {
+        // SAFETY: the reference covers the 64 bytes written.
+        unsafe { _mm512_storeu_ps(p.as_mut_ptr(), v) }
+    }
+
+    /// 16 floats as little-endian bytes, any alignment.
+    #[inline]
+    #[target_feature(enable = "avx512f")]
+    pub fn load_f32x16_bytes(p: &[u8; 64]) -> __m512 {
+        _mm512_castsi512_ps(load_u8x64(p))
+    }
+
+    /// 16 half-precision floats (their bits, little-endian bytes) widened to f32.
+    #[inline]
+    #[target_feature(enable = "avx512f")]
+    pub fn load_f16x16(p: &[u8; 32]) -> __m512 {
+        _mm512_cvtph_ps(load_u8x32(p))
+    }
+
+    /// 16 upper halves of floats (little-endian bytes) widened to f32.
+    #[inline]
+    #[target_feature(enable = "avx512f")]
+    pub fn load_bf16x16(p: &[u8; 32]) -> __m512 {
+        _mm512_castsi512_ps(_mm512_slli_epi32::<16>(_mm512_cvtepu16_epi32(load_u8x32(p))))
+    }
+
+    /// `sum + a0 * b0 + a1 * b1` in every lane, where `a` and `b` hold two upper halves of floats to a lane.
+    #[inline]
+    #[target_feature(enable = "avx512f,avx512bf16")]
+    pub fn dot_bf16(sum: __m512, a: __m512i, b: __m512i) -> __m512 {
+        // SAFETY: both types are 64 bytes that may be anything.
+        let (a, b) =
+            unsafe { (std::mem::transmute::<__m512i, __m512bh>(a), std::mem::transmute::<__m512i, __m512bh>(b)) };
+        _mm512_dpbf16_ps(sum, a, b)
+    }
+
+    /// 16 rows of 16 words turned: word `r` of vector `w` is word `w` of row `r`.
+    #[inline]
+    #[target_feature(enable = "avx512f")]
+    pub fn turn16(rows: [__m512i; 16]) -> [__m512i; 16] {
+        // 4 by 4 words within lanes of 128 bits, four times over; then 4 by 4 lanes.
+        let mut v = rows;
+        for i in 0..4 {
+            let (a, b, c, d) = (rows[4 * i], rows[4 * i + 1], rows[4 * i + 2], rows[4 * i + 3]);
+            let (ab0, ab1) = (_mm512_unpacklo_epi32(a, b), _mm512_unpackhi_epi32(a, b));
+            let (cd0, cd1) = (_mm512_unpacklo_epi32(c, d), _mm512_unpackhi_epi32(c, d));
+            v[i] = _mm512_unpacklo_epi64(ab0, cd0);
+            v[4 + i] = _mm512_unpackhi_epi64(ab0, cd0);
+            v[8 + i] = _mm512_unpacklo_epi64(ab1, cd1);
+            v[12 + i] = _mm512_unpackhi_epi64(ab1, cd1);
+        }
+        // v[4 w + i]: lane l has word 4 l + w of rows 4 i..4 i + 4.
+        let mut out = v;
+        for w in 0..4 {
+            let (a, b, c, d) = (v[4 * w], v[4 * w + 1], v[4 * w + 2], v[4 * w + 3]);
+            let (ab0, ab1) = (_mm512_shuffle_i32x4::<0x44>(a, b), _mm512_shuffle_i32x4::<0xee>(a, b));
+            let (cd0, cd1) = (_mm512_shuffle_i32x4::<0x44>(c, d), _mm512_shuffle_i32x4::<0xee>(c, d));
+            out[w] = _mm512_shuffle_i32x4::<0x88>(ab0, cd0);
+            out[4 + w] = _mm512_shuffle_i32x4::<0xdd>(ab0, cd0);
+            out[8 + w] = _mm512_shuffle_i32x4::<0x88>(ab1, cd1);
+            out[12 + w] = _mm512_shuffle_i32x4::<0xdd>(ab1, cd1);
+        }
+        out
+    }
+
+    /// 8 rows of 8 floats turned.
+    #[inline]
+    #[target_feature(enable = "avx2")]
+    pub fn turn8(rows: [__m256; 8]) -> [__m256; 8] {
+        let mut v = rows;
+        for i in 0..2 {
+            let (a, b, c, d) = (rows[4 * i], rows[4 * i + 1], rows[4 * i + 2], rows[4 * i + 3]);
+            let (ab0, ab1) = (_mm256_unpacklo_ps(a, b), _mm256_unpackhi_ps(a, b));
+            let (cd0, cd1) = (_mm256_unpacklo_ps(c, d), _mm256_unpackhi_ps(c, d));
+            v[4 * i] = _mm256_shuffle_ps::<0x44>(ab0, cd0);
+            v[4 * i + 1] = _mm256_shuffle_ps::<0xee>(ab0, cd0);
+            v[4 * i + 2] = _mm256_shuffle_ps::<0x44>(ab1, cd1);
+            v[4 * i + 3] = _mm256_shuffle_ps::<0xee>(ab1, cd1);
+        }
+        let mut out = v;
+        for w in 0..4 {
+            out[w] = _mm256_permute2f128_ps::<0x20>(v[w], v[4 + w]);
+            out[4 + w] = _mm256_permute2f128_ps::<0x31>(v[w], v[4 + w]);
+        }
+        out
+    }
+
+    /// Writes 64 signed bytes, any alignment.
+    #[inline]
+    #[target_feature(enable = "avx512f")]
+    pub fn store_i8x64(p: &mut [i8; 64], v: __m512i) {
+        // SAFETY: the reference covers the 64 bytes written.
+        unsafe { _mm512_storeu_si512(p.as_mut_ptr().cast(), v) }
+    }
+
+    /// 64 integers as bytes, in order; those that do not fit become the nearest that does.
+    #[inline]
+    #[target_feature(enable = "avx512f,avx512bw")]
+    pub fn pack_i32x64(v: [__m512i; 4]) -> __m512i {
+        // Packing works within lanes of 128 bits: each comes out with four bytes of each vector.
+        let turned = _mm512_packs_epi16(_mm512_packs_epi32(v[0], v[1]), _mm512_packs_epi32(v[2], v[3]));
+        let order = _mm512_setr_epi32(0, 4, 8, 12, 1, 5, 9, 13, 2, 6, 10, 14, 3, 7, 11, 15);
+        _mm512_permutexvar_epi32(order, turned)
+    }
+
+    /// The sums of every 16 of 256 signed bytes.
+    #[inline]
+    #[target_feature(enable = "avx512f,avx512bw,avx512vl,avx512vnni")]
+    pub fn sum_by_16(v: [__m512i; 4], to: &mut [i16; 16]) {
+        let ones = _mm512_set1_epi8(1);
+        let [a, b, c, d] = v.map(|v| _mm512_dpbusd_epi32(_mm512_setzero_si512(), ones, v));
+        let ab = _mm512_add_epi32(_mm512_unpacklo_epi32(a, b), _mm512_unpackhi_epi32(a, b));
+        let cd = _mm512_add_epi32(_mm512_unpacklo_epi32(c, d), _mm512_unpackhi_epi32(c, d));
+        let sums = _mm512_add_epi32(_mm512_unpacklo_epi64(ab, cd), _mm512_unpackhi_epi64(ab, cd));
+        // Lane l has the sums of lane l of each vector.
+        let order = _mm512_setr_epi32(0, 4, 8, 12, 1, 5, 9, 13, 2, 6, 10, 14, 3, 7, 11, 15);
+        store_i16x16(to, _mm512_cvtepi32_epi16(_mm512_permutexvar_epi32(order, sums)));
     }
 }

@@ -10,7 +10,8 @@ use std::cell::RefCell;
 
 use super::Pool;
 use super::pool::Parts;
-use crate::quant::{ActRow, QuantType, act::Acts, tile};
+use crate::quant::act::{Acts, PanelPart, RowPart};
+use crate::quant::{ActRow, QuantType, tile};
 use crate::simd;
 
 /// Bytes of weights in one piece of work: small enough to stay in a core's own cache while several tokens use it.
@@ -44,7 +45,7 @@ pub fn sum_rows(ty: &'static QuantType, w: &[u8], stride: usize, p: &[f32], out:
 
 /// For every group and pair: `out[pair.1] = w * x[pair.0]`, where `x` are rows of `n_in` and `out` rows of `n_out`.
 ///
-/// `x` is quantized into `acts` first, in the form that the format wants.
+/// `x` is quantized into `acts` first, in the form that the format wants: for row kernels, for panels, or for both.
 pub fn grouped(
     pool: &Pool,
     ty: &'static QuantType,
@@ -65,7 +66,13 @@ pub fn grouped(
             assert!(!std::mem::replace(&mut seen[o as usize], true), "an output row is written twice");
         }
     }
-    acts.set(ty.act, n_in, x);
+    let panels = |g: &Group<'_>| ty.tile.is_some() && g.pairs.len() >= tile::FROM;
+    if groups.iter().any(|g| !panels(g)) {
+        pool.each_of(acts.row_parts(ty.act, n_in, x), size_of_val(x), RowPart::fill);
+    }
+    if groups.iter().any(panels) {
+        pool.each_of(acts.panel_parts(ty.act, simd::isa(), n_in, x), size_of_val(x), PanelPart::fill);
+    }
     let acts = &*acts;
     // Whole panels, so that a piece can be used either way.
     let piece_rows = (PIECE / stride / tile::ROWS * tile::ROWS).max(tile::ROWS);
@@ -73,7 +80,6 @@ pub fn grouped(
     let shared = Parts(out.as_mut_ptr());
     let bytes = groups.iter().map(|g| n_out * stride * g.pairs.len().clamp(1, 4)).sum();
     let shared = &shared;
-    let panels = ty.tile.is_some();
     pool.each(groups.len() * pieces, bytes, move |i| {
         let (group, piece) = (&groups[i / pieces], i % pieces);
         let r0 = piece * piece_rows;
@@ -81,7 +87,7 @@ pub fn grouped(
         let w = &group.w[r0 * stride..];
         // SAFETY: row `o` belongs to its pair alone (checked above), columns r0..r0+n to this piece alone.
         let part = |o: u32, r: usize, n: usize| unsafe { shared.part(o as usize * n_out + r0 + r, n) };
-        if panels && group.pairs.len() >= tile::FROM {
+        if panels(group) {
             TILE.with_borrow_mut(|work| {
                 for r in (0..n).step_by(tile::ROWS) {
                     let rows = tile::ROWS.min(n - r);

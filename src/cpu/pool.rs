@@ -213,6 +213,19 @@ impl Pool {
         assert!(!s.panicked.swap(false, SeqCst), "a worker thread panicked");
     }
 
+    /// Calls `f` with every item, in parallel when `bytes` is worth it.
+    pub fn each_of<T: Send>(&self, items: impl Iterator<Item = T>, bytes: usize, f: impl Fn(T) + Sync + Send) {
+        if self.n == 1 || bytes < SMALL {
+            return items.for_each(f);
+        }
+        // Each is taken once: the locks are never waited for.
+        let items: Vec<Mutex<Option<T>>> = items.map(|item| Mutex::new(Some(item))).collect();
+        self.each(items.len(), bytes, |i| {
+            let item = items[i].lock().ok().and_then(|mut item| item.take());
+            f(item.expect("every index is taken once"));
+        });
+    }
+
     /// Calls `f` with every piece of `out` of `width` values and its number, in parallel when `bytes` is worth it.
     pub fn pieces(&self, out: &mut [f32], width: usize, bytes: usize, f: impl Fn(usize, &mut [f32]) + Sync + Send) {
         let len = out.len();
@@ -310,6 +323,14 @@ mod tests {
         let mut out = vec![0.0; 1003];
         pool.pieces(&mut out, 10, SMALL, |i, part| part.fill(i as f32));
         assert!(out.iter().enumerate().all(|(at, v)| *v == (at / 10) as f32));
+    }
+
+    #[test]
+    fn items_are_handed_out_once_each() {
+        let pool = Pool::new(3).unwrap();
+        let mut out = vec![0; 1003];
+        pool.each_of(out.chunks_mut(10), SMALL, |part| part.iter_mut().for_each(|v| *v += 1));
+        assert!(out.iter().all(|v| *v == 1));
     }
 
     #[test]

@@ -3,8 +3,12 @@
 //! ```text
 //! byte 0..2   w: bits 16..32 of an f32, little-endian; the lower bits are zero
 //! ```
+//! A prompt's activations are rounded to BF16 where the CPU multiplies BF16 (AVX512_BF16), as llama.cpp and
+//! ik_llama.cpp do there; see floats.rs. A single token's stay f32, which costs nothing: weights come from memory more
+//! slowly than they are multiplied.
 
-use super::{Act, ActRow, Kernel, QuantType, Rng, rows};
+use super::floats::floats;
+use super::{Act, ActRow, Kernel, QuantType, Rng, Tile, rows};
 use crate::simd::Isa;
 
 const BYTES: usize = 2;
@@ -16,10 +20,12 @@ pub static TYPE: QuantType = QuantType {
     name: "BF16",
     block: 1,
     bytes: BYTES,
-    act: Act::F32,
-    tile: None,
+    act: Act::Bf16,
+    tile: Some(Tile { group: 1, mins: false, fill: FILL }),
     dequant,
     kernels: &[
+        #[cfg(target_arch = "x86_64")]
+        Kernel { isa: Isa::Avx512, dot: dot_avx512 },
         #[cfg(target_arch = "x86_64")]
         Kernel { isa: Isa::Avx2, dot: dot_avx2 },
         Kernel { isa: Isa::Scalar, dot },
@@ -53,6 +59,22 @@ fn random(rng: &mut Rng, block: &mut [u8]) {
     block.copy_from_slice(&half::bf16::from_f32(rng.normal()).to_le_bytes());
 }
 
+#[cfg(target_arch = "x86_64")]
+#[target_feature(enable = "avx512f,avx512bw,avx512vl,avx512bf16,f16c")]
+fn fill_pairs(s: &super::tile::Source<'_>, bytes: std::ops::Range<usize>, to: &mut super::tile::Panel) {
+    super::floats::x86::fill16::<64>(s, bytes, to, |b| crate::simd::x86::load_u8x64(b));
+}
+#[cfg(target_arch = "x86_64")]
+floats!(FILL, value, load_bf16x8, load_bf16x16, (Isa::Avx512Bf16, fill_pairs));
+#[cfg(not(target_arch = "x86_64"))]
+floats!(FILL, value, load_bf16x8, load_bf16x16);
+
+#[cfg(target_arch = "x86_64")]
+#[target_feature(enable = "avx512f,avx512bw,avx2")]
+fn dot_avx512(w: &[u8], stride: usize, x: ActRow<'_>, out: &mut [f32]) {
+    super::floats::x86::dot::<32, BYTES>(w, stride, x, out, |b| crate::simd::x86::load_bf16x16(b), value);
+}
+
 /// Four accumulators of 8 lanes hide the latency of the fused multiply-add.
 #[cfg(target_arch = "x86_64")]
 #[target_feature(enable = "avx2,fma")]
@@ -83,6 +105,11 @@ mod tests {
     #[test]
     fn every_kernel_equals_the_scalar_truth() {
         check::kernels(&TYPE);
+    }
+
+    #[test]
+    fn panels_equal_the_scalar_truth() {
+        check::tile(&TYPE);
     }
 
     #[test]

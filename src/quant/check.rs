@@ -232,12 +232,15 @@ pub fn extremes_by(ty: &'static QuantType, put: impl Fn(&mut [u8], f32)) {
 /// panel, every count of tokens up to 13, row lengths that are not whole chunks. Limit as in [`kernels`], over the terms
 /// of codes and minimums.
 pub fn tile(ty: &'static QuantType) {
-    use super::tile::{CHUNK, FROM, ROWS, Source, Work};
+    use super::floats::Form;
+    use super::tile::{CHUNK, ROWS, Source, Work};
     use crate::simd::Isa;
     let mut rng = Rng(0x711e + ty.id as u64);
-    let unit = ty.block.max(ty.act.block());
+    // Floats may be any number to a row.
+    let floats = ty.act.block() == 1;
+    let unit = if floats { 61 } else { ty.block.max(ty.act.block()) };
     let mut work = Work::default();
-    for isa in [Isa::Avx512, Isa::Avx2, Isa::Scalar].into_iter().filter(|i| *i <= simd::detected()) {
+    for isa in Isa::ALL.into_iter().filter(|i| *i <= simd::detected()) {
         let mut worst = 0f64;
         for round in 0..26 {
             let n = unit * [1, 2, 3, 5, 9][round % 5].max(if unit < CHUNK { 1 + round } else { 1 });
@@ -250,22 +253,28 @@ pub fn tile(ty: &'static QuantType) {
                 }
             }
             let x: Vec<f32> = (0..count).flat_map(|_| random_acts(&mut rng, n)).collect();
-            let mut padded = x.clone();
-            padded.resize(x.len().max(FROM * n), 0.0);
             let mut acts = Acts::default();
-            acts.set(ty.act, n, &padded);
+            acts.set(ty.act, n, &x);
+            acts.set_panels(ty.act, isa, n, &x);
+            // What a panel of BF16 is meant to multiply with; the rounding itself has a test in floats.rs.
+            let rounded = |x: &f32| match ty.act.form(isa) {
+                Form::Bf16 => half::bf16::from_f32(*x).to_f64(),
+                _ => *x as f64,
+            };
             let tokens: Vec<(u32, u32)> = (0..count as u32).rev().map(|t| (t, t + 100)).collect();
             let mut decoded = vec![0f32; n];
             let mut seen = 0;
             work.multiply(ty, Source { w: &w, stride, rows }, acts.tile(), &tokens, isa, |o, sums| {
                 seen += 1;
                 assert_eq!(sums.len(), rows);
-                let x = acts.row(o as usize - 100, &padded);
+                let x = acts.row(o as usize - 100, &x);
+                let xs: Vec<f64> = match floats {
+                    true => x.f.iter().map(rounded).collect(),
+                    false => x.q.iter().enumerate().map(|(i, &q)| q as f64 * x.d[i / ty.act.block()] as f64).collect(),
+                };
                 for r in 0..rows {
                     (ty.dequant)(&w[r * stride..][..ty.row_bytes(n)], &mut decoded);
-                    let b = ty.act.block();
-                    let xs = x.q.iter().enumerate().map(|(i, &q)| q as f64 * x.d[i / b] as f64);
-                    let terms = decoded.iter().map(|&w| w as f64).zip(xs);
+                    let terms = decoded.iter().map(|&w| w as f64).zip(xs.iter().copied());
                     // A minimum is taken off after the sum, so the size is that of code and minimum apart.
                     let (sum, size, most) =
                         terms.fold((0.0, 0.0, 0.0f64), |(s, m, w), (a, x)| (s + a * x, m + x.abs(), w.max(a.abs())));

@@ -4,7 +4,8 @@
 //! byte 0..2   w: f16, little-endian
 //! ```
 
-use super::{Act, ActRow, Kernel, Kv, QuantType, Rng, f16_at, put_f16, rows};
+use super::floats::floats;
+use super::{Act, ActRow, Kernel, Kv, QuantType, Rng, Tile, f16_at, put_f16, rows};
 use crate::simd::Isa;
 
 const BYTES: usize = 2;
@@ -17,9 +18,11 @@ pub static TYPE: QuantType = QuantType {
     block: 1,
     bytes: BYTES,
     act: Act::F32,
-    tile: None,
+    tile: Some(Tile { group: 1, mins: false, fill: FILL }),
     dequant,
     kernels: &[
+        #[cfg(target_arch = "x86_64")]
+        Kernel { isa: Isa::Avx512, dot: dot_avx512 },
         #[cfg(target_arch = "x86_64")]
         Kernel { isa: Isa::Avx2, dot: dot_avx2 },
         Kernel { isa: Isa::Scalar, dot },
@@ -29,14 +32,20 @@ pub static TYPE: QuantType = QuantType {
         encode,
         sum_rows: &[
             #[cfg(target_arch = "x86_64")]
+            (Isa::Avx512, sum_rows_avx512),
+            #[cfg(target_arch = "x86_64")]
             (Isa::Avx2, sum_rows_avx2),
             (Isa::Scalar, sum_rows),
         ],
     }),
 };
 
+fn value(b: &[u8; BYTES]) -> f32 {
+    f16_at(b, 0)
+}
+
 fn values(blocks: &[u8]) -> impl Iterator<Item = f32> + '_ {
-    blocks.as_chunks::<BYTES>().0.iter().map(|b| f16_at(b, 0))
+    blocks.as_chunks::<BYTES>().0.iter().map(value)
 }
 
 fn dequant(blocks: &[u8], out: &mut [f32]) {
@@ -67,6 +76,20 @@ fn sum_rows(w: &[u8], stride: usize, p: &[f32], out: &mut [f32]) {
             *o += p * v;
         }
     }
+}
+
+floats!(FILL, value, load_f16x8, load_f16x16);
+
+#[cfg(target_arch = "x86_64")]
+#[target_feature(enable = "avx512f,avx512bw,avx2")]
+fn dot_avx512(w: &[u8], stride: usize, x: ActRow<'_>, out: &mut [f32]) {
+    super::floats::x86::dot::<32, BYTES>(w, stride, x, out, |b| crate::simd::x86::load_f16x16(b), value);
+}
+
+#[cfg(target_arch = "x86_64")]
+#[target_feature(enable = "avx512f,avx512bw,avx2")]
+fn sum_rows_avx512(w: &[u8], stride: usize, p: &[f32], out: &mut [f32]) {
+    super::floats::x86::sum_rows::<32>(w, stride, p, out, |b| crate::simd::x86::load_f16x16(b), sum_rows);
 }
 
 #[cfg(target_arch = "x86_64")]
@@ -123,6 +146,11 @@ mod tests {
     #[test]
     fn every_kernel_equals_the_scalar_truth() {
         check::kernels(&TYPE);
+    }
+
+    #[test]
+    fn panels_equal_the_scalar_truth() {
+        check::tile(&TYPE);
     }
 
     #[test]

@@ -1,4 +1,7 @@
 //! F32: weights as they are. A block is one little-endian f32.
+//!
+//! It has no panels: models of F32 are references, whose logits are bit-equal however a prompt is cut, and panels add in
+//! an order of their own.
 
 use super::{Act, ActRow, Kernel, Kv, QuantType, Rng, rows};
 use crate::simd::Isa;
@@ -14,6 +17,8 @@ pub static TYPE: QuantType = QuantType {
     dequant,
     kernels: &[
         #[cfg(target_arch = "x86_64")]
+        Kernel { isa: Isa::Avx512, dot: dot_avx512 },
+        #[cfg(target_arch = "x86_64")]
         Kernel { isa: Isa::Avx2, dot: dot_avx2 },
         Kernel { isa: Isa::Scalar, dot },
     ],
@@ -22,14 +27,20 @@ pub static TYPE: QuantType = QuantType {
         encode,
         sum_rows: &[
             #[cfg(target_arch = "x86_64")]
+            (Isa::Avx512, sum_rows_avx512),
+            #[cfg(target_arch = "x86_64")]
             (Isa::Avx2, sum_rows_avx2),
             (Isa::Scalar, sum_rows),
         ],
     }),
 };
 
+fn value(b: &[u8; 4]) -> f32 {
+    f32::from_le_bytes(*b)
+}
+
 fn values(blocks: &[u8]) -> impl Iterator<Item = f32> + '_ {
-    blocks.as_chunks::<4>().0.iter().map(|&b| f32::from_le_bytes(b))
+    blocks.as_chunks::<4>().0.iter().map(value)
 }
 
 fn dequant(blocks: &[u8], out: &mut [f32]) {
@@ -60,6 +71,18 @@ fn sum_rows(w: &[u8], stride: usize, p: &[f32], out: &mut [f32]) {
             *o += p * v;
         }
     }
+}
+
+#[cfg(target_arch = "x86_64")]
+#[target_feature(enable = "avx512f,avx512bw,avx2")]
+fn dot_avx512(w: &[u8], stride: usize, x: ActRow<'_>, out: &mut [f32]) {
+    super::floats::x86::dot::<64, 4>(w, stride, x, out, |b| crate::simd::x86::load_f32x16_bytes(b), value);
+}
+
+#[cfg(target_arch = "x86_64")]
+#[target_feature(enable = "avx512f,avx512bw,avx2")]
+fn sum_rows_avx512(w: &[u8], stride: usize, p: &[f32], out: &mut [f32]) {
+    super::floats::x86::sum_rows::<64>(w, stride, p, out, |b| crate::simd::x86::load_f32x16_bytes(b), sum_rows);
 }
 
 #[cfg(target_arch = "x86_64")]

@@ -10,6 +10,7 @@ pub mod act;
 #[cfg(test)]
 pub mod check;
 mod codebook;
+pub mod floats;
 pub mod lanes;
 pub mod retired;
 mod super_block;
@@ -36,7 +37,7 @@ pub struct QuantType {
     pub act: Act,
     /// Decodes whole blocks: `(blocks, out)` with `out.len() == blocks.len() / bytes * block`. Bit-equal to ggml.
     pub dequant: fn(&[u8], &mut [f32]),
-    /// How it fills panels for many tokens; None for formats that are multiplied as floats.
+    /// How it fills panels for many tokens; None for F32, which says why.
     pub tile: Option<Tile>,
     /// Best instruction set first, the scalar truth last.
     pub kernels: &'static [Kernel],

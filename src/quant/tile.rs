@@ -1,5 +1,5 @@
 //! Many tokens at once: blocks of any integer format become a panel of plain 8-bit codes, and one kernel multiplies
-//! panels.
+//! panels. Formats of floats have panels of their own, in floats.rs, and share the frame.
 //!
 //! ```text
 //! panel of 32 rows x 256 columns:   for every 4 columns: 32 x (4 codes, i8), row after row        (a "step", 128 bytes)
@@ -12,6 +12,7 @@
 //! costs a load and a store per 256 columns. `vpdpbusd` multiplies unsigned by signed bytes: the activations are shifted
 //! by 128 and the panel's offsets, `-128 * sum of the group's codes`, take that off again, exactly, in integers.
 
+use super::floats::{self, Form, WORDS, Words};
 use super::lanes::{Block, Lanes};
 use super::{QuantType, act::Act};
 use crate::simd::Isa;
@@ -29,7 +30,8 @@ const TOKENS: usize = 6;
 #[derive(Debug)]
 #[repr(align(64))]
 pub struct Panel {
-    codes: [[u8; 4 * ROWS]; CHUNK / 4],
+    /// The steps: 64 of codes, or [`WORDS`] of floats.
+    pub(super) codes: [[u8; 4 * ROWS]; WORDS],
     scale: [[f32; ROWS]; CHUNK / 16],
     min: [[f32; ROWS]; CHUNK / 16],
     offset: [[i32; ROWS]; CHUNK / 16],
@@ -90,15 +92,21 @@ pub type Fill = unsafe fn(&Source<'_>, std::ops::Range<usize>, &mut Panel);
 /// How a format fills panels.
 #[derive(Clone, Copy, Debug)]
 pub struct Tile {
-    /// Codes that share a scale: 16 or 32.
+    /// Codes that share a scale: 16 or 32. Floats have none.
     pub group: usize,
-    /// Whether it has minimums.
+    /// Whether it has minimums. Floats have none.
     pub mins: bool,
     /// Best instruction set first, scalar last.
     pub fill: &'static [(Isa, Fill)],
 }
 
 impl Source<'_> {
+    /// Row `r`'s bytes and those after it; the last row again where there are fewer.
+    #[inline(always)]
+    pub(super) fn row(&self, r: usize) -> &[u8] {
+        &self.w[r.min(self.rows - 1) * self.stride..]
+    }
+
     /// The body of every [`Fill`]: blocks of `block` weights through the format's decoder, 16 rows at a time.
     #[inline(always)]
     pub(super) fn decode<V: Lanes, const BYTES: usize>(
@@ -110,7 +118,7 @@ impl Source<'_> {
         decode: impl Fn(&Block<'_, V, BYTES>, &mut Half<'_>),
     ) {
         for half in 0..2 {
-            let row = |r: usize| &self.w[(half * 16 + r).min(self.rows - 1) * self.stride..][bytes.clone()];
+            let row = |r: usize| &self.row(half * 16 + r)[bytes.clone()];
             let rows: [&[[u8; BYTES]]; 16] = std::array::from_fn(|r| row(r).as_chunks().0);
             for b in 0..bytes.len() / BYTES {
                 let block16 = Block::new(std::array::from_fn(|r| &rows[r][b]), zero);
@@ -185,9 +193,13 @@ pub struct TileActs<'a> {
     pub block: usize,
     /// Rows.
     pub rows: usize,
+    /// What panels they meet.
+    pub form: Form,
     /// The first [`CHUNK`] columns of every row, then the next: neighbours in a panel's columns would fall into the same
     /// few sets of the cache if they lay a power of two apart. The last may not be full.
     pub columns: &'a [Columns],
+    /// The same for floats, a panel's columns at a time.
+    pub words: &'a [Words],
 }
 
 /// A thread's panel, and its tokens' sums.
@@ -200,7 +212,7 @@ pub struct Work {
 impl Default for Work {
     fn default() -> Work {
         let panel = Panel {
-            codes: [[0; 4 * ROWS]; CHUNK / 4],
+            codes: [[0; 4 * ROWS]; WORDS],
             scale: [[0.0; ROWS]; CHUNK / 16],
             min: [[0.0; ROWS]; CHUNK / 16],
             offset: [[0; ROWS]; CHUNK / 16],
@@ -224,14 +236,23 @@ impl Work {
         let (_, fill) = tile.fill.iter().find(|(i, _)| *i <= isa).expect("a scalar form stands last");
         self.sums.clear();
         self.sums.resize(tokens.len().next_multiple_of(2), [0.0; ROWS]);
-        for at in (0..x.n).step_by(CHUNK) {
-            let len = CHUNK.min(x.n - at);
+        let form = ty.act.form(isa);
+        assert!(x.form == form, "activations laid out for {:?} meet panels of {form:?}", x.form);
+        let chunk = form.columns();
+        for at in (0..x.n).step_by(chunk) {
+            let len = chunk.min(x.n - at);
             let bytes = ty.row_bytes(at)..ty.row_bytes(at + len);
             #[allow(unsafe_code)]
             // SAFETY: the instruction set was just compared with what the CPU has.
             unsafe {
                 fill(&w, bytes, &mut self.panel)
             };
+            if form != Form::Codes {
+                let words = &x.words[at / chunk * x.rows..][..x.rows];
+                let steps = if form == Form::Bf16 { len.div_ceil(2) } else { len };
+                self.multiply_floats(form, steps, words, tokens, isa);
+                continue;
+            }
             #[cfg(target_arch = "x86_64")]
             if isa >= Isa::Avx512 {
                 #[allow(unsafe_code)]
@@ -261,6 +282,28 @@ impl Work {
         }
         for (&(_, o), sums) in tokens.iter().zip(&self.sums) {
             out(o, &sums[..w.rows]);
+        }
+    }
+
+    /// Adds the products of a panel of floats.
+    fn multiply_floats(&mut self, form: Form, steps: usize, x: &[Words], tokens: &[(u32, u32)], isa: Isa) {
+        let (panel, sums) = (&*self.panel, &mut self.sums[..tokens.len()]);
+        #[cfg(target_arch = "x86_64")]
+        if isa >= Isa::Avx2 {
+            #[allow(unsafe_code)]
+            // SAFETY: the instruction set was compared with what the CPU has, and the form follows from it.
+            unsafe {
+                match form {
+                    Form::Bf16 => floats::x86::multiply_bf16(panel, steps, x, tokens, sums),
+                    _ if isa >= Isa::Avx512 => floats::x86::multiply_avx512(panel, steps, x, tokens, sums),
+                    _ => floats::x86::multiply_avx2(panel, steps, x, tokens, sums),
+                }
+            };
+            return;
+        }
+        debug_assert!(form == Form::F32);
+        for (&(t, _), sums) in tokens.iter().zip(sums) {
+            floats::multiply(panel, steps, &x[t as usize], sums);
         }
     }
 }
@@ -370,7 +413,7 @@ impl Part<'_> {
                 let min = load_f32x32(&p.min[g]);
                 for t in 0..T {
                     let sums16 = &x[t].sums;
-                    let sum = if S == 8 { sums16[2 * g & 15] + sums16[(2 * g & 15) + 1] } else { sums16[g & 15] };
+                    let sum = if S == 8 { sums16[(2 * g) & 15] + sums16[((2 * g) & 15) + 1] } else { sums16[g & 15] };
                     for h in 0..2 {
                         sums[t][h] = _mm512_fnmadd_ps(min[h], _mm512_set1_ps(sum), sums[t][h]);
                     }

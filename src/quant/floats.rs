@@ -1,0 +1,407 @@
+//! Panels of floats, for formats whose weights are floats themselves (see tile.rs for panels of codes).
+//!
+//! ```text
+//! panel of 32 rows:   for every word of the rows: 32 x 4 bytes, row after row          (a "step", 128 bytes; 128 steps)
+//! F32                 a word is one column as f32: 128 columns
+//! Bf16                a word is two columns as BF16: 256 columns
+//! out[t][r] = sum over words of  panel[word][r] . x[t][word]
+//! ```
+//! There is nothing to decode: a row's words are turned so that 32 rows stand side by side, BF16 weights as they are.
+//! `vdpbf16ps` multiplies 32 pairs where a fused multiply-add multiplies 16 floats, but wants both sides as BF16: a
+//! prompt's activations are rounded (to nearest, ties to even), which is what other engines do with BF16 weights on such
+//! CPUs. A single token's are not. The instruction takes subnormals for zero.
+
+use super::tile::{Panel, ROWS, Source};
+
+/// Words of a panel's row, or of a token's.
+pub const WORDS: usize = 128;
+
+/// What a word of a panel holds.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Form {
+    /// Four 8-bit codes: tile.rs.
+    Codes,
+    /// One f32.
+    F32,
+    /// Two columns as BF16.
+    Bf16,
+}
+
+impl Form {
+    /// Columns of a panel.
+    pub fn columns(self) -> usize {
+        match self {
+            Form::Codes => super::tile::CHUNK,
+            Form::F32 => WORDS,
+            Form::Bf16 => 2 * WORDS,
+        }
+    }
+}
+
+/// A panel's columns of one row of activations; zeros where the row has ended.
+#[derive(Clone, Debug)]
+#[repr(align(64))]
+pub struct Words(pub [u32; WORDS]);
+
+impl Words {
+    /// Nothing.
+    pub const ZERO: Words = Words([0; WORDS]);
+
+    /// Takes up to a panel's columns of a row.
+    #[inline(always)]
+    pub(super) fn set(&mut self, form: Form, x: &[f32]) {
+        match form {
+            Form::Bf16 => {
+                let to: &mut [u16; 2 * WORDS] = bytemuck::cast_mut(&mut self.0);
+                to.iter_mut().zip(x).for_each(|(to, &x)| *to = round(x));
+                to[x.len()..].fill(0);
+            }
+            _ => {
+                self.0.iter_mut().zip(x).for_each(|(to, x)| *to = x.to_bits());
+                self.0[x.len()..].fill(0);
+            }
+        }
+    }
+}
+
+/// The nearest BF16, ties to even; a NaN stays one.
+#[inline(always)]
+fn round(x: f32) -> u16 {
+    let bits = x.to_bits();
+    let up = 0x7fff + (bits >> 16 & 1);
+    (if x.is_nan() { bits | 0x40_0000 } else { bits + up } >> 16) as u16
+}
+
+/// The words of the 32 rows one by one: `word(bytes)` of every `BYTES` bytes.
+pub(super) fn fill<const BYTES: usize>(
+    s: &Source<'_>,
+    bytes: std::ops::Range<usize>,
+    to: &mut Panel,
+    word: impl Fn(&[u8; BYTES]) -> u32,
+) {
+    for r in 0..ROWS {
+        for (step, b) in to.codes.iter_mut().zip(s.row(r)[bytes.clone()].as_chunks().0) {
+            step.as_chunks_mut::<4>().0[r] = word(b).to_le_bytes();
+        }
+    }
+}
+
+/// Adds a token's products to `out`: the truth for words of f32.
+pub(super) fn multiply(panel: &Panel, steps: usize, x: &Words, out: &mut [f32; ROWS]) {
+    for (step, &x) in panel.codes[..steps].iter().zip(&x.0) {
+        let x = f32::from_bits(x);
+        for (out, w) in out.iter_mut().zip(step.as_chunks::<4>().0) {
+            *out += f32::from_le_bytes(*w) * x;
+        }
+    }
+}
+
+/// Fills panels of f32 from weights of two bytes: `floats!(FILL, word, load8, load16)` with the scalar decoder and the
+/// loads of simd.rs; what stands in front of those goes in front of the rest.
+macro_rules! floats {
+    ($name:ident, $word:ident, $load8:ident, $load16:ident $(, $more:expr)*) => {
+        #[cfg(target_arch = "x86_64")]
+        #[target_feature(enable = "avx512f,avx512bw,avx512vl,f16c")]
+        fn fill_avx512(
+            s: &crate::quant::tile::Source<'_>,
+            bytes: std::ops::Range<usize>,
+            to: &mut crate::quant::tile::Panel,
+        ) {
+            use std::arch::x86_64::_mm512_castps_si512;
+            crate::quant::floats::x86::fill16::<32>(s, bytes, to, |b| {
+                _mm512_castps_si512(crate::simd::x86::$load16(b))
+            });
+        }
+        #[cfg(target_arch = "x86_64")]
+        #[target_feature(enable = "avx2,fma,f16c")]
+        fn fill_avx2(
+            s: &crate::quant::tile::Source<'_>,
+            bytes: std::ops::Range<usize>,
+            to: &mut crate::quant::tile::Panel,
+        ) {
+            crate::quant::floats::x86::fill8(s, bytes, to, |b| crate::simd::x86::$load8(b));
+        }
+        fn fill_plain(
+            s: &crate::quant::tile::Source<'_>,
+            bytes: std::ops::Range<usize>,
+            to: &mut crate::quant::tile::Panel,
+        ) {
+            crate::quant::floats::fill(s, bytes, to, |b| $word(b).to_bits());
+        }
+        static $name: &[(crate::simd::Isa, crate::quant::tile::Fill)] = &[
+            $($more,)*
+            #[cfg(target_arch = "x86_64")]
+            (crate::simd::Isa::Avx512, fill_avx512),
+            #[cfg(target_arch = "x86_64")]
+            (crate::simd::Isa::Avx2, fill_avx2),
+            (crate::simd::Isa::Scalar, fill_plain),
+        ];
+    };
+}
+pub(super) use floats;
+
+#[cfg(target_arch = "x86_64")]
+pub(super) mod x86 {
+    use super::*;
+    use crate::quant::{ActRow, rows};
+    use crate::simd::x86::*;
+    use std::arch::x86_64::*;
+
+    /// Tokens that are multiplied together.
+    const TOKENS: usize = 6;
+
+    /// The last bytes of a row, zeros after them.
+    #[inline(always)]
+    fn padded<const BYTES: usize>(rest: &[u8]) -> [u8; BYTES] {
+        let mut all = [0; BYTES];
+        all[..rest.len()].copy_from_slice(rest);
+        all
+    }
+
+    /// Turns 16 words of 16 rows at a time: `load` makes them from `BYTES` bytes.
+    #[inline]
+    #[target_feature(enable = "avx512f,avx512bw,avx512vl,f16c")]
+    pub(in crate::quant) fn fill16<const BYTES: usize>(
+        s: &Source<'_>,
+        bytes: std::ops::Range<usize>,
+        to: &mut Panel,
+        load: impl Fn(&[u8; BYTES]) -> __m512i,
+    ) {
+        for half in 0..2 {
+            let count = bytes.len() / BYTES;
+            let rows: [&[[u8; BYTES]]; 16] =
+                std::array::from_fn(|r| &s.row(half * 16 + r)[bytes.clone()].as_chunks().0[..count]);
+            let (whole, rest) = to.codes.as_chunks_mut::<16>().0.split_at_mut(count);
+            let put = |to: &mut [[u8; 128]; 16], words: [__m512i; 16]| {
+                for (to, v) in to.iter_mut().zip(turn16(words)) {
+                    store_u8x64(&mut to.as_chunks_mut::<64>().0[half], v);
+                }
+            };
+            for (b, to) in whole.iter_mut().enumerate() {
+                put(to, std::array::from_fn(|r| load(&rows[r][b])));
+            }
+            if !bytes.len().is_multiple_of(BYTES) {
+                let last = |r: usize| padded(&s.row(half * 16 + r)[bytes.start + count * BYTES..bytes.end]);
+                put(&mut rest[0], std::array::from_fn(|r| load(&last(r))));
+            }
+        }
+    }
+
+    /// Turns 8 floats of 8 rows at a time: `load` makes them from 16 bytes.
+    #[inline]
+    #[target_feature(enable = "avx2,fma,f16c")]
+    pub(in crate::quant) fn fill8(
+        s: &Source<'_>,
+        bytes: std::ops::Range<usize>,
+        to: &mut Panel,
+        load: impl Fn(&[u8; 16]) -> __m256,
+    ) {
+        for part in 0..4 {
+            let count = bytes.len() / 16;
+            let rows: [&[[u8; 16]]; 8] =
+                std::array::from_fn(|r| &s.row(part * 8 + r)[bytes.clone()].as_chunks().0[..count]);
+            let (whole, rest) = to.codes.as_chunks_mut::<8>().0.split_at_mut(count);
+            let put = |to: &mut [[u8; 128]; 8], words: [__m256; 8]| {
+                for (to, v) in to.iter_mut().zip(turn8(words)) {
+                    store_f32x8_bytes(&mut to.as_chunks_mut::<32>().0[part], v);
+                }
+            };
+            for (b, to) in whole.iter_mut().enumerate() {
+                put(to, std::array::from_fn(|r| load(&rows[r][b])));
+            }
+            if !bytes.len().is_multiple_of(16) {
+                let last = |r: usize| padded(&s.row(part * 8 + r)[bytes.start + count * 16..bytes.end]);
+                put(&mut rest[0], std::array::from_fn(|r| load(&last(r))));
+            }
+        }
+    }
+
+    /// The row kernel of every float format: `load` makes 16 floats of `BYTES` bytes, `value` one float of its share.
+    ///
+    /// One row after the other, as one long stream of memory; eight sums hide the latency of the fused multiply-add.
+    #[inline]
+    #[target_feature(enable = "avx512f,avx512bw,avx2")]
+    pub(in crate::quant) fn dot<const BYTES: usize, const ONE: usize>(
+        w: &[u8],
+        stride: usize,
+        x: ActRow<'_>,
+        out: &mut [f32],
+        load: impl Fn(&[u8; BYTES]) -> __m512,
+        value: impl Fn(&[u8; ONE]) -> f32,
+    ) {
+        let (x16, x_tail) = x.f.as_chunks::<16>();
+        let (x128, x_rest) = x16.as_chunks::<8>();
+        for (out, row) in out.iter_mut().zip(rows(w, stride, x.n * ONE)) {
+            let (row16, row_tail) = row.as_chunks::<BYTES>();
+            let (row128, row_rest) = row16.as_chunks::<8>();
+            let mut sums = [_mm512_setzero_ps(); 8];
+            for (w, x) in row128.iter().zip(x128) {
+                for i in 0..8 {
+                    sums[i] = _mm512_fmadd_ps(load(&w[i]), load_f32x16(&x[i]), sums[i]);
+                }
+            }
+            for ((w, x), sum) in row_rest.iter().zip(x_rest).zip(&mut sums) {
+                *sum = _mm512_fmadd_ps(load(w), load_f32x16(x), *sum);
+            }
+            for half in [4, 2, 1] {
+                for i in 0..half {
+                    sums[i] = _mm512_add_ps(sums[i], sums[i + half]);
+                }
+            }
+            let tail = row_tail.as_chunks::<ONE>().0.iter().zip(x_tail);
+            *out = _mm512_reduce_add_ps(sums[0]) + tail.map(|(w, x)| value(w) * x).sum::<f32>();
+        }
+    }
+
+    /// Adds value rows up, as a KV cache wants it: 128 columns stay in registers while all rows go by. `BYTES` bytes are
+    /// 16 values; `rest` takes the columns after the last 16.
+    #[inline]
+    #[target_feature(enable = "avx512f,avx512bw,avx2")]
+    pub(in crate::quant) fn sum_rows<const BYTES: usize>(
+        w: &[u8],
+        stride: usize,
+        p: &[f32],
+        out: &mut [f32],
+        load: impl Fn(&[u8; BYTES]) -> __m512,
+        rest: fn(&[u8], usize, &[f32], &mut [f32]),
+    ) {
+        let (out16, out_tail) = out.as_chunks_mut::<16>();
+        let tail = out16.len() * BYTES;
+        let (strips, last) = out16.as_chunks_mut::<8>();
+        let last_at = strips.len() * 8 * BYTES;
+        for (s, out) in strips.iter_mut().enumerate() {
+            let mut sums: [__m512; 8] = std::array::from_fn(|i| load_f32x16(&out[i]));
+            for (&p, row) in p.iter().zip(rows(&w[s * 8 * BYTES..], stride, 8 * BYTES)) {
+                let (row, p) = (row.as_chunks::<BYTES>().0, _mm512_set1_ps(p));
+                for i in 0..8 {
+                    sums[i] = _mm512_fmadd_ps(load(&row[i]), p, sums[i]);
+                }
+            }
+            out.iter_mut().zip(sums).for_each(|(out, sum)| store_f32x16(out, sum));
+        }
+        for (i, out) in last.iter_mut().enumerate() {
+            let mut sum = load_f32x16(out);
+            for (&p, row) in p.iter().zip(rows(&w[last_at + i * BYTES..], stride, BYTES)) {
+                sum = _mm512_fmadd_ps(load(&row.as_chunks().0[0]), _mm512_set1_ps(p), sum);
+            }
+            store_f32x16(out, sum);
+        }
+        if !out_tail.is_empty() {
+            rest(&w[tail..], stride, p, out_tail);
+        }
+    }
+
+    /// Tokens in groups as even as can be: few sums in flight leave the multiplier waiting.
+    fn groups(tokens: usize, most: usize) -> impl Iterator<Item = std::ops::Range<usize>> {
+        let n = tokens.div_ceil(most);
+        (0..n).map(move |i| tokens * i / n..tokens * (i + 1) / n)
+    }
+
+    /// The tokens times the panel with 512-bit vectors: twelve sums, two vectors of weights.
+    macro_rules! wide {
+        ($name:ident, $one:ident, $features:literal, $dot:expr) => {
+            #[target_feature(enable = $features)]
+            pub(in crate::quant) fn $name(
+                panel: &Panel,
+                steps: usize,
+                x: &[Words],
+                tokens: &[(u32, u32)],
+                out: &mut [[f32; ROWS]],
+            ) {
+                for some in groups(tokens.len(), TOKENS) {
+                    let (some, out) = (&tokens[some.clone()], &mut out[some]);
+                    let x: [&Words; TOKENS] = std::array::from_fn(|i| &x[some[i.min(some.len() - 1)].0 as usize]);
+                    match some.len() {
+                        1 => $one::<1>(panel, steps, x, out),
+                        2 => $one::<2>(panel, steps, x, out),
+                        3 => $one::<3>(panel, steps, x, out),
+                        4 => $one::<4>(panel, steps, x, out),
+                        5 => $one::<5>(panel, steps, x, out),
+                        _ => $one::<6>(panel, steps, x, out),
+                    }
+                }
+            }
+
+            #[target_feature(enable = $features)]
+            fn $one<const T: usize>(panel: &Panel, steps: usize, x: [&Words; TOKENS], out: &mut [[f32; ROWS]]) {
+                let out = &mut out[..T];
+                let mut sums: [[__m512; 2]; T] = std::array::from_fn(|t| load_f32x32(&out[t]));
+                for (i, step) in panel.codes[..steps].iter().enumerate() {
+                    let w = load_u8x128(step);
+                    for t in 0..T {
+                        let x = _mm512_set1_epi32(x[t].0[i & (WORDS - 1)] as i32);
+                        for h in 0..2 {
+                            sums[t][h] = $dot(sums[t][h], w[h], x);
+                        }
+                    }
+                }
+                out.iter_mut().zip(sums).for_each(|(out, sums)| store_f32x32(out, sums));
+            }
+        };
+    }
+    wide!(multiply_bf16, bf16, "avx512f,avx512bw,avx512bf16", dot_bf16);
+    wide!(multiply_avx512, f32s, "avx512f,avx512bw", |sum, w, x| {
+        _mm512_fmadd_ps(_mm512_castsi512_ps(w), _mm512_castsi512_ps(x), sum)
+    });
+
+    /// Four tokens times 16 rows, then the other 16: eight sums, two vectors of weights.
+    #[target_feature(enable = "avx2,fma")]
+    pub(in crate::quant) fn multiply_avx2(
+        panel: &Panel,
+        steps: usize,
+        x: &[Words],
+        tokens: &[(u32, u32)],
+        out: &mut [[f32; ROWS]],
+    ) {
+        for some in groups(tokens.len(), 4) {
+            let (some, out) = (&tokens[some.clone()], &mut out[some]);
+            let x: [&Words; 4] = std::array::from_fn(|i| &x[some[i.min(some.len() - 1)].0 as usize]);
+            for half in 0..2 {
+                match some.len() {
+                    1 => narrow::<1>(panel, steps, x, half, out),
+                    2 => narrow::<2>(panel, steps, x, half, out),
+                    3 => narrow::<3>(panel, steps, x, half, out),
+                    _ => narrow::<4>(panel, steps, x, half, out),
+                }
+            }
+        }
+    }
+
+    #[target_feature(enable = "avx2,fma")]
+    fn narrow<const T: usize>(panel: &Panel, steps: usize, x: [&Words; 4], half: usize, out: &mut [[f32; ROWS]]) {
+        let out = &mut out[..T];
+        let at = |r: &[f32; ROWS], i: usize| load_f32x8(&r.as_chunks::<8>().0[2 * half + i]);
+        let mut sums: [[__m256; 2]; T] = std::array::from_fn(|t| [at(&out[t], 0), at(&out[t], 1)]);
+        for (i, step) in panel.codes[..steps].iter().enumerate() {
+            let step = step.as_chunks::<32>().0;
+            let w = [load_f32x8_bytes(&step[2 * half]), load_f32x8_bytes(&step[2 * half + 1])];
+            for t in 0..T {
+                let x = _mm256_set1_ps(f32::from_bits(x[t].0[i & (WORDS - 1)]));
+                for h in 0..2 {
+                    sums[t][h] = _mm256_fmadd_ps(w[h], x, sums[t][h]);
+                }
+            }
+        }
+        for t in 0..T {
+            for h in 0..2 {
+                store_f32x8(&mut out[t].as_chunks_mut::<8>().0[2 * half + h], sums[t][h]);
+            }
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::round;
+
+    #[test]
+    fn activations_are_rounded_to_the_nearest_and_ties_to_even() {
+        for i in 0..1 << 22 {
+            let x = f32::from_bits((i as u32) << 10 | (i as u32 * 7) & 0x3ff);
+            assert_eq!(round(x), half::bf16::from_f32(x).to_bits(), "{x}");
+        }
+        for (x, want) in [(0x3f80_8000, 0x3f80), (0x3f81_8000, 0x3f82), (0x7f7f_ffff, 0x7f80), (0x7f80_0001, 0x7fc0)] {
+            assert_eq!(round(f32::from_bits(x)), want);
+        }
+    }
+}
