@@ -138,6 +138,20 @@ pub mod x86 {
         _mm256_cvtph_ps(load_u8x16(p))
     }
 
+    /// 8 half-precision floats (their bits) widened to f32.
+    #[inline]
+    #[target_feature(enable = "avx2,f16c")]
+    pub fn widen_f16x8(v: __m128i) -> __m256 {
+        _mm256_cvtph_ps(v)
+    }
+
+    /// 8 upper halves of floats widened to f32.
+    #[inline]
+    #[target_feature(enable = "avx2")]
+    pub fn widen_bf16x8(v: __m128i) -> __m256 {
+        _mm256_castsi256_ps(_mm256_slli_epi32::<16>(_mm256_cvtepu16_epi32(v)))
+    }
+
     /// One half-precision float (its bits) widened to f32.
     #[inline]
     #[target_feature(enable = "avx2,f16c")]
@@ -235,19 +249,12 @@ pub mod x86 {
         unsafe { _mm256_loadu_ps(p.as_ptr().cast()) }
     }
 
-    /// Writes 8 floats as little-endian bytes, any alignment.
+    /// Writes 32 bytes, any alignment.
     #[inline]
     #[target_feature(enable = "avx2")]
-    pub fn store_f32x8_bytes(p: &mut [u8; 32], v: __m256) {
+    pub fn store_u8x32(p: &mut [u8; 32], v: __m256i) {
         // SAFETY: the reference covers the 32 bytes written.
-        unsafe { _mm256_storeu_ps(p.as_mut_ptr().cast(), v) }
-    }
-
-    /// 8 upper halves of floats (little-endian bytes) widened to f32.
-    #[inline]
-    #[target_feature(enable = "avx2")]
-    pub fn load_bf16x8(p: &[u8; 16]) -> __m256 {
-        _mm256_castsi256_ps(_mm256_slli_epi32::<16>(_mm256_cvtepu16_epi32(load_u8x16(p))))
+        unsafe { _mm256_storeu_si256(p.as_mut_ptr().cast(), v) }
     }
 
     /// Writes 16 two-byte values, any alignment.
@@ -403,55 +410,49 @@ pub mod x86 {
         _mm512_dpbf16_ps(sum, a, b)
     }
 
-    /// 16 rows of 16 words turned: word `r` of vector `w` is word `w` of row `r`.
-    #[inline]
-    #[target_feature(enable = "avx512f")]
-    pub fn turn16(rows: [__m512i; 16]) -> [__m512i; 16] {
-        // 4 by 4 words within lanes of 128 bits, four times over; then 4 by 4 lanes.
-        let mut v = rows;
-        for i in 0..4 {
-            let (a, b, c, d) = (rows[4 * i], rows[4 * i + 1], rows[4 * i + 2], rows[4 * i + 3]);
-            let (ab0, ab1) = (_mm512_unpacklo_epi32(a, b), _mm512_unpackhi_epi32(a, b));
-            let (cd0, cd1) = (_mm512_unpacklo_epi32(c, d), _mm512_unpackhi_epi32(c, d));
-            v[i] = _mm512_unpacklo_epi64(ab0, cd0);
-            v[4 + i] = _mm512_unpackhi_epi64(ab0, cd0);
-            v[8 + i] = _mm512_unpacklo_epi64(ab1, cd1);
-            v[12 + i] = _mm512_unpackhi_epi64(ab1, cd1);
-        }
-        // v[4 w + i]: lane l has word 4 l + w of rows 4 i..4 i + 4.
-        let mut out = v;
-        for w in 0..4 {
-            let (a, b, c, d) = (v[4 * w], v[4 * w + 1], v[4 * w + 2], v[4 * w + 3]);
-            let (ab0, ab1) = (_mm512_shuffle_i32x4::<0x44>(a, b), _mm512_shuffle_i32x4::<0xee>(a, b));
-            let (cd0, cd1) = (_mm512_shuffle_i32x4::<0x44>(c, d), _mm512_shuffle_i32x4::<0xee>(c, d));
-            out[w] = _mm512_shuffle_i32x4::<0x88>(ab0, cd0);
-            out[4 + w] = _mm512_shuffle_i32x4::<0xdd>(ab0, cd0);
-            out[8 + w] = _mm512_shuffle_i32x4::<0x88>(ab1, cd1);
-            out[12 + w] = _mm512_shuffle_i32x4::<0xdd>(ab1, cd1);
-        }
-        out
-    }
-
-    /// 8 rows of 8 floats turned.
+    /// 4 words of 8 rows, turned: word `r` of vector `w` is word `w` of row `r`.
     #[inline]
     #[target_feature(enable = "avx2")]
-    pub fn turn8(rows: [__m256; 8]) -> [__m256; 8] {
-        let mut v = rows;
-        for i in 0..2 {
-            let (a, b, c, d) = (rows[4 * i], rows[4 * i + 1], rows[4 * i + 2], rows[4 * i + 3]);
-            let (ab0, ab1) = (_mm256_unpacklo_ps(a, b), _mm256_unpackhi_ps(a, b));
-            let (cd0, cd1) = (_mm256_unpacklo_ps(c, d), _mm256_unpackhi_ps(c, d));
-            v[4 * i] = _mm256_shuffle_ps::<0x44>(ab0, cd0);
-            v[4 * i + 1] = _mm256_shuffle_ps::<0xee>(ab0, cd0);
-            v[4 * i + 2] = _mm256_shuffle_ps::<0x44>(ab1, cd1);
-            v[4 * i + 3] = _mm256_shuffle_ps::<0xee>(ab1, cd1);
-        }
-        let mut out = v;
-        for w in 0..4 {
-            out[w] = _mm256_permute2f128_ps::<0x20>(v[w], v[4 + w]);
-            out[4 + w] = _mm256_permute2f128_ps::<0x31>(v[w], v[4 + w]);
-        }
-        out
+    pub fn turn_words(rows: [&[u8; 16]; 8]) -> [__m256i; 4] {
+        // Rows i and 4 + i, a lane each; then a turn of 4 by 4 within the lanes.
+        let two = |i: usize| {
+            let low = _mm256_castsi128_si256(load_u8x16(rows[i]));
+            _mm256_inserti128_si256::<1>(low, load_u8x16(rows[4 + i]))
+        };
+        let (a, b, c, d) = (two(0), two(1), two(2), two(3));
+        let (ab0, ab1) = (_mm256_unpacklo_epi32(a, b), _mm256_unpackhi_epi32(a, b));
+        let (cd0, cd1) = (_mm256_unpacklo_epi32(c, d), _mm256_unpackhi_epi32(c, d));
+        [
+            _mm256_unpacklo_epi64(ab0, cd0),
+            _mm256_unpackhi_epi64(ab0, cd0),
+            _mm256_unpacklo_epi64(ab1, cd1),
+            _mm256_unpackhi_epi64(ab1, cd1),
+        ]
+    }
+
+    /// 16 values of two bytes of 8 rows, turned: vector `k` has value `k` of each row in its lower half, value `8 + k`
+    /// in its upper.
+    #[inline]
+    #[target_feature(enable = "avx2")]
+    pub fn turn_halves(rows: [&[u8; 32]; 8]) -> [__m256i; 8] {
+        // Row by row the pairs (0, 1), (2, 3) ..; then words of two values are turned as above.
+        let pair = |i: usize| {
+            let (a, b) = (load_u8x32(rows[2 * i]), load_u8x32(rows[2 * i + 1]));
+            (_mm256_unpacklo_epi16(a, b), _mm256_unpackhi_epi16(a, b))
+        };
+        let (p, q, r, s) = (pair(0), pair(1), pair(2), pair(3));
+        let four = |a, b, c, d| {
+            let (ab0, ab1) = (_mm256_unpacklo_epi32(a, b), _mm256_unpackhi_epi32(a, b));
+            let (cd0, cd1) = (_mm256_unpacklo_epi32(c, d), _mm256_unpackhi_epi32(c, d));
+            [
+                _mm256_unpacklo_epi64(ab0, cd0),
+                _mm256_unpackhi_epi64(ab0, cd0),
+                _mm256_unpacklo_epi64(ab1, cd1),
+                _mm256_unpackhi_epi64(ab1, cd1),
+            ]
+        };
+        let ([a, b, c, d], [e, f, g, h]) = (four(p.0, q.0, r.0, s.0), four(p.1, q.1, r.1, s.1));
+        [a, b, c, d, e, f, g, h]
     }
 
     /// Writes 64 signed bytes, any alignment.

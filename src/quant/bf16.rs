@@ -21,7 +21,17 @@ pub static TYPE: QuantType = QuantType {
     block: 1,
     bytes: BYTES,
     act: Act::Bf16,
-    tile: Some(Tile { group: 1, mins: false, fill: FILL }),
+    tile: Some(Tile {
+        group: 1,
+        mins: false,
+        fill: &[
+            #[cfg(target_arch = "x86_64")]
+            (Isa::Avx512Bf16, super::floats::x86::fill_words),
+            #[cfg(target_arch = "x86_64")]
+            (Isa::Avx2, fill_avx2),
+            (Isa::Scalar, fill_plain),
+        ],
+    }),
     dequant,
     kernels: &[
         #[cfg(target_arch = "x86_64")]
@@ -59,15 +69,7 @@ fn random(rng: &mut Rng, block: &mut [u8]) {
     block.copy_from_slice(&half::bf16::from_f32(rng.normal()).to_le_bytes());
 }
 
-#[cfg(target_arch = "x86_64")]
-#[target_feature(enable = "avx512f,avx512bw,avx512vl,avx512bf16,f16c")]
-fn fill_pairs(s: &super::tile::Source<'_>, bytes: std::ops::Range<usize>, to: &mut super::tile::Panel) {
-    super::floats::x86::fill16::<64>(s, bytes, to, |b| crate::simd::x86::load_u8x64(b));
-}
-#[cfg(target_arch = "x86_64")]
-floats!(FILL, value, load_bf16x8, load_bf16x16, (Isa::Avx512Bf16, fill_pairs));
-#[cfg(not(target_arch = "x86_64"))]
-floats!(FILL, value, load_bf16x8, load_bf16x16);
+floats!(value, widen_bf16x8);
 
 #[cfg(target_arch = "x86_64")]
 #[target_feature(enable = "avx512f,avx512bw,avx2")]

@@ -18,7 +18,15 @@ pub static TYPE: QuantType = QuantType {
     block: 1,
     bytes: BYTES,
     act: Act::F32,
-    tile: Some(Tile { group: 1, mins: false, fill: FILL }),
+    tile: Some(Tile {
+        group: 1,
+        mins: false,
+        fill: &[
+            #[cfg(target_arch = "x86_64")]
+            (Isa::Avx2, fill_avx2),
+            (Isa::Scalar, fill_plain),
+        ],
+    }),
     dequant,
     kernels: &[
         #[cfg(target_arch = "x86_64")]
@@ -78,7 +86,7 @@ fn sum_rows(w: &[u8], stride: usize, p: &[f32], out: &mut [f32]) {
     }
 }
 
-floats!(FILL, value, load_f16x8, load_f16x16);
+floats!(value, widen_f16x8);
 
 #[cfg(target_arch = "x86_64")]
 #[target_feature(enable = "avx512f,avx512bw,avx2")]

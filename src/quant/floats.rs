@@ -96,22 +96,10 @@ pub(super) fn multiply(panel: &Panel, steps: usize, x: &Words, out: &mut [f32; R
     }
 }
 
-/// Fills panels of f32 from weights of two bytes: `floats!(FILL, word, load8, load16)` with the scalar decoder and the
-/// loads of simd.rs; what stands in front of those goes in front of the rest.
+/// Fills panels of f32 from weights of two bytes: `floats!(value, widen)` with the decoder of one weight and that
+/// of eight (simd.rs).
 macro_rules! floats {
-    ($name:ident, $word:ident, $load8:ident, $load16:ident $(, $more:expr)*) => {
-        #[cfg(target_arch = "x86_64")]
-        #[target_feature(enable = "avx512f,avx512bw,avx512vl,f16c")]
-        fn fill_avx512(
-            s: &crate::quant::tile::Source<'_>,
-            bytes: std::ops::Range<usize>,
-            to: &mut crate::quant::tile::Panel,
-        ) {
-            use std::arch::x86_64::_mm512_castps_si512;
-            crate::quant::floats::x86::fill16::<32>(s, bytes, to, |b| {
-                _mm512_castps_si512(crate::simd::x86::$load16(b))
-            });
-        }
+    ($value:ident, $widen:ident) => {
         #[cfg(target_arch = "x86_64")]
         #[target_feature(enable = "avx2,fma,f16c")]
         fn fill_avx2(
@@ -119,23 +107,15 @@ macro_rules! floats {
             bytes: std::ops::Range<usize>,
             to: &mut crate::quant::tile::Panel,
         ) {
-            crate::quant::floats::x86::fill8(s, bytes, to, |b| crate::simd::x86::$load8(b));
+            crate::quant::floats::x86::fill_halves(s, bytes, to, |v| crate::simd::x86::$widen(v));
         }
         fn fill_plain(
             s: &crate::quant::tile::Source<'_>,
             bytes: std::ops::Range<usize>,
             to: &mut crate::quant::tile::Panel,
         ) {
-            crate::quant::floats::fill(s, bytes, to, |b| $word(b).to_bits());
+            crate::quant::floats::fill(s, bytes, to, |b| $value(b).to_bits());
         }
-        static $name: &[(crate::simd::Isa, crate::quant::tile::Fill)] = &[
-            $($more,)*
-            #[cfg(target_arch = "x86_64")]
-            (crate::simd::Isa::Avx512, fill_avx512),
-            #[cfg(target_arch = "x86_64")]
-            (crate::simd::Isa::Avx2, fill_avx2),
-            (crate::simd::Isa::Scalar, fill_plain),
-        ];
     };
 }
 pub(super) use floats;
@@ -150,70 +130,63 @@ pub(super) mod x86 {
     /// Tokens that are multiplied together.
     const TOKENS: usize = 6;
 
-    /// The last bytes of a row, zeros after them.
+    /// `PARTS` runs of 8 rows' bytes, all of a panel's columns, to `turn`: arrays of that length need no checks of bounds.
+    /// Rows that end before the panel does go through a copy, zeros after them.
     #[inline(always)]
-    fn padded<const BYTES: usize>(rest: &[u8]) -> [u8; BYTES] {
-        let mut all = [0; BYTES];
-        all[..rest.len()].copy_from_slice(rest);
-        all
-    }
-
-    /// Turns 16 words of 16 rows at a time: `load` makes them from `BYTES` bytes.
-    #[inline]
-    #[target_feature(enable = "avx512f,avx512bw,avx512vl,f16c")]
-    pub(in crate::quant) fn fill16<const BYTES: usize>(
+    fn by_eight<const BYTES: usize, const PARTS: usize>(
         s: &Source<'_>,
         bytes: std::ops::Range<usize>,
-        to: &mut Panel,
-        load: impl Fn(&[u8; BYTES]) -> __m512i,
+        mut turn: impl FnMut(usize, [&[[u8; BYTES]; PARTS]; 8]),
     ) {
-        for half in 0..2 {
-            let count = bytes.len() / BYTES;
-            let rows: [&[[u8; BYTES]]; 16] =
-                std::array::from_fn(|r| &s.row(half * 16 + r)[bytes.clone()].as_chunks().0[..count]);
-            let (whole, rest) = to.codes.as_chunks_mut::<16>().0.split_at_mut(count);
-            let put = |to: &mut [[u8; 128]; 16], words: [__m512i; 16]| {
-                for (to, v) in to.iter_mut().zip(turn16(words)) {
-                    store_u8x64(&mut to.as_chunks_mut::<64>().0[half], v);
-                }
-            };
-            for (b, to) in whole.iter_mut().enumerate() {
-                put(to, std::array::from_fn(|r| load(&rows[r][b])));
+        for part in 0..ROWS / 8 {
+            let row = |r: usize| &s.row(8 * part + r)[bytes.clone()];
+            if bytes.len() == BYTES * PARTS {
+                turn(part, std::array::from_fn(|r| row(r).as_chunks().0.as_array().expect("a panel's columns")));
+                continue;
             }
-            if !bytes.len().is_multiple_of(BYTES) {
-                let last = |r: usize| padded(&s.row(half * 16 + r)[bytes.start + count * BYTES..bytes.end]);
-                put(&mut rest[0], std::array::from_fn(|r| load(&last(r))));
+            let mut copy = [[[0; BYTES]; PARTS]; 8];
+            for (r, copy) in copy.iter_mut().enumerate() {
+                copy.as_flattened_mut()[..bytes.len()].copy_from_slice(row(r));
             }
+            turn(part, copy.each_ref());
         }
     }
 
-    /// Turns 8 floats of 8 rows at a time: `load` makes them from 16 bytes.
+    /// Turns words as they are.
+    #[target_feature(enable = "avx2")]
+    pub(in crate::quant) fn fill_words(s: &Source<'_>, bytes: std::ops::Range<usize>, to: &mut Panel) {
+        #[target_feature(enable = "avx2")]
+        fn turn(part: usize, rows: [&[[u8; 16]; WORDS / 4]; 8], to: &mut Panel) {
+            for (b, to) in to.codes.as_chunks_mut::<4>().0.iter_mut().enumerate() {
+                for (to, v) in to.iter_mut().zip(turn_words(std::array::from_fn(|r| &rows[r][b]))) {
+                    store_u8x32(&mut to.as_chunks_mut::<32>().0[part], v);
+                }
+            }
+        }
+        by_eight(s, bytes, |part, rows| turn(part, rows, to));
+    }
+
+    /// Turns weights of two bytes, which `widen` makes floats.
     #[inline]
-    #[target_feature(enable = "avx2,fma,f16c")]
-    pub(in crate::quant) fn fill8(
+    #[target_feature(enable = "avx2,f16c")]
+    pub(in crate::quant) fn fill_halves(
         s: &Source<'_>,
         bytes: std::ops::Range<usize>,
         to: &mut Panel,
-        load: impl Fn(&[u8; 16]) -> __m256,
+        widen: impl Fn(__m128i) -> __m256,
     ) {
-        for part in 0..4 {
-            let count = bytes.len() / 16;
-            let rows: [&[[u8; 16]]; 8] =
-                std::array::from_fn(|r| &s.row(part * 8 + r)[bytes.clone()].as_chunks().0[..count]);
-            let (whole, rest) = to.codes.as_chunks_mut::<8>().0.split_at_mut(count);
-            let put = |to: &mut [[u8; 128]; 8], words: [__m256; 8]| {
-                for (to, v) in to.iter_mut().zip(turn8(words)) {
-                    store_f32x8_bytes(&mut to.as_chunks_mut::<32>().0[part], v);
+        by_eight(s, bytes, |part, rows: [&[[u8; 32]; WORDS / 16]; 8]| {
+            for (b, to) in to.codes.as_chunks_mut::<16>().0.iter_mut().enumerate() {
+                let turned = turn_halves(std::array::from_fn(|r| &rows[r][b]));
+                let mut put = |step: usize, v: __m128i| {
+                    store_u8x32(&mut to[step].as_chunks_mut::<32>().0[part], _mm256_castps_si256(widen(v)))
+                };
+                for (i, v) in turned.into_iter().enumerate() {
+                    put(i, _mm256_castsi256_si128(v));
+                    put(8 + i, _mm256_extracti128_si256::<1>(v));
                 }
-            };
-            for (b, to) in whole.iter_mut().enumerate() {
-                put(to, std::array::from_fn(|r| load(&rows[r][b])));
             }
-            if !bytes.len().is_multiple_of(16) {
-                let last = |r: usize| padded(&s.row(part * 8 + r)[bytes.start + count * 16..bytes.end]);
-                put(&mut rest[0], std::array::from_fn(|r| load(&last(r))));
-            }
-        }
+        });
     }
 
     /// The row kernel of every float format: `load` makes 16 floats of `BYTES` bytes, `value` one float of its share.

@@ -100,10 +100,10 @@ pub struct Tile {
     pub fill: &'static [(Isa, Fill)],
 }
 
-impl Source<'_> {
+impl<'a> Source<'a> {
     /// Row `r`'s bytes and those after it; the last row again where there are fewer.
     #[inline(always)]
-    pub(super) fn row(&self, r: usize) -> &[u8] {
+    pub(super) fn row(&self, r: usize) -> &'a [u8] {
         &self.w[r.min(self.rows - 1) * self.stride..]
     }
 
