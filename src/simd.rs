@@ -233,6 +233,15 @@ pub mod x86 {
         unsafe { _mm_prefetch::<_MM_HINT_T0>(p.as_ptr().wrapping_add(ahead).cast()) }
     }
 
+    /// As [`prefetch`], into the second-level cache only.
+    #[inline]
+    #[target_feature(enable = "avx2")]
+    #[allow(unused_unsafe)] // as above
+    pub fn prefetch_l2(p: &[u8], ahead: usize) {
+        // SAFETY: nothing is read, and no address faults.
+        unsafe { _mm_prefetch::<_MM_HINT_T1>(p.as_ptr().wrapping_add(ahead).cast()) }
+    }
+
     /// 16 signed bytes in the lower lane, 16 others in the upper, any alignment.
     #[inline]
     #[target_feature(enable = "avx2")]

@@ -11,7 +11,7 @@
 //! prompt's activations are rounded (to nearest, ties to even), which is what other engines do with BF16 weights on such
 //! CPUs. A single token's are not. The instruction takes subnormals for zero.
 
-use super::tile::{Panel, ROWS, Source};
+use super::tile::{Ahead, Panel, ROWS, Source};
 
 /// Words of a panel's row, or of a token's.
 pub const WORDS: usize = 128;
@@ -168,7 +168,7 @@ pub(super) mod x86 {
 
     /// Turns weights of two bytes, which `widen` makes floats.
     #[inline]
-    #[target_feature(enable = "avx2,f16c")]
+    #[target_feature(enable = "avx2,fma,f16c")] // as the callers', or `widen` becomes a call
     pub(in crate::quant) fn fill_halves(
         s: &Source<'_>,
         bytes: std::ops::Range<usize>,
@@ -280,8 +280,10 @@ pub(super) mod x86 {
                 x: &[Words],
                 tokens: &[(u32, u32)],
                 out: &mut [[f32; ROWS]],
+                ahead: Ahead<'_>,
             ) {
                 for some in groups(tokens.len(), TOKENS) {
+                    ahead.ask(&some, tokens.len());
                     let (some, out) = (&tokens[some.clone()], &mut out[some]);
                     let x: [&Words; TOKENS] = std::array::from_fn(|i| &x[some[i.min(some.len() - 1)].0 as usize]);
                     match some.len() {
@@ -325,8 +327,10 @@ pub(super) mod x86 {
         x: &[Words],
         tokens: &[(u32, u32)],
         out: &mut [[f32; ROWS]],
+        ahead: Ahead<'_>,
     ) {
         for some in groups(tokens.len(), 4) {
+            ahead.ask(&some, tokens.len());
             let (some, out) = (&tokens[some.clone()], &mut out[some]);
             let x: [&Words; 4] = std::array::from_fn(|i| &x[some[i.min(some.len() - 1)].0 as usize]);
             for half in 0..2 {

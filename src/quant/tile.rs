@@ -128,6 +128,32 @@ impl<'a> Source<'a> {
     }
 }
 
+/// What the next panel will be made of, asked for while this one is multiplied: 32 short pieces that lie far apart, which
+/// hardware does not foresee. Without this, filling a BF16 panel from memory costs nearly as much as multiplying it with 32
+/// tokens, with it a quarter; for Q4_K and Q6_K it saves a tenth of a prompt's time.
+#[derive(Clone, Copy, Debug)]
+pub(super) struct Ahead<'a> {
+    w: &'a [u8],
+    /// The first row's piece; a hint may lie beyond the matrix.
+    at: usize,
+    stride: usize,
+    len: usize,
+}
+
+#[cfg(target_arch = "x86_64")]
+impl Ahead<'_> {
+    /// Asks for the share of these of `n` tokens.
+    #[inline]
+    #[target_feature(enable = "avx2")]
+    pub(super) fn ask(&self, tokens: &std::ops::Range<usize>, n: usize) {
+        for row in ROWS * tokens.start / n..ROWS * tokens.end / n {
+            for at in (0..self.len).step_by(64) {
+                crate::simd::x86::prefetch_l2(self.w, self.at + row * self.stride + at);
+            }
+        }
+    }
+}
+
 /// A format's decoder (generic over [`Lanes`]), compiled for every instruction set: `tile!(FILL, decode, block, group)`.
 macro_rules! tile {
     ($name:ident, $decode:ident, $block:expr, $group:expr) => {
@@ -242,6 +268,9 @@ impl Work {
         for at in (0..x.n).step_by(chunk) {
             let len = chunk.min(x.n - at);
             let bytes = ty.row_bytes(at)..ty.row_bytes(at + len);
+            // The rows' next columns, or the first ones of the rows after them.
+            let next = if at + len < x.n { bytes.end } else { ROWS * w.stride };
+            let ahead = Ahead { w: w.w, at: next, stride: w.stride, len: bytes.len() };
             #[allow(unsafe_code)]
             // SAFETY: the instruction set was just compared with what the CPU has.
             unsafe {
@@ -250,7 +279,7 @@ impl Work {
             if form != Form::Codes {
                 let words = &x.words[at / chunk * x.rows..][..x.rows];
                 let steps = if form == Form::Bf16 { len.div_ceil(2) } else { len };
-                self.multiply_floats(form, steps, words, tokens, isa);
+                self.multiply_floats(form, steps, words, tokens, isa, ahead);
                 continue;
             }
             #[cfg(target_arch = "x86_64")]
@@ -270,7 +299,7 @@ impl Work {
                 // SAFETY: as above.
                 unsafe {
                     match isa >= Isa::Avx512 {
-                        true => part.multiply_avx512(tokens, &mut self.sums),
+                        true => part.multiply_avx512(tokens, &mut self.sums, ahead),
                         false => part.multiply_avx2(tokens, &mut self.sums),
                     }
                 };
@@ -286,7 +315,15 @@ impl Work {
     }
 
     /// Adds the products of a panel of floats.
-    fn multiply_floats(&mut self, form: Form, steps: usize, x: &[Words], tokens: &[(u32, u32)], isa: Isa) {
+    fn multiply_floats(
+        &mut self,
+        form: Form,
+        steps: usize,
+        x: &[Words],
+        tokens: &[(u32, u32)],
+        isa: Isa,
+        ahead: Ahead<'_>,
+    ) {
         let (panel, sums) = (&*self.panel, &mut self.sums[..tokens.len()]);
         #[cfg(target_arch = "x86_64")]
         if isa >= Isa::Avx2 {
@@ -294,9 +331,9 @@ impl Work {
             // SAFETY: the instruction set was compared with what the CPU has, and the form follows from it.
             unsafe {
                 match form {
-                    Form::Bf16 => floats::x86::multiply_bf16(panel, steps, x, tokens, sums),
-                    _ if isa >= Isa::Avx512 => floats::x86::multiply_avx512(panel, steps, x, tokens, sums),
-                    _ => floats::x86::multiply_avx2(panel, steps, x, tokens, sums),
+                    Form::Bf16 => floats::x86::multiply_bf16(panel, steps, x, tokens, sums, ahead),
+                    _ if isa >= Isa::Avx512 => floats::x86::multiply_avx512(panel, steps, x, tokens, sums, ahead),
+                    _ => floats::x86::multiply_avx2(panel, steps, x, tokens, sums, ahead),
                 }
             };
             return;
@@ -341,9 +378,10 @@ impl Part<'_> {
     }
 
     #[cfg(target_arch = "x86_64")]
-    #[target_feature(enable = "avx512f,avx512bw,avx512vl,avx512vnni")]
-    fn multiply_avx512(&self, tokens: &[(u32, u32)], sums: &mut [[f32; ROWS]]) {
-        for (some, sums) in tokens.chunks(TOKENS).zip(sums.chunks_mut(TOKENS)) {
+    #[target_feature(enable = "avx512f,avx512bw,avx512vl,avx512vnni,avx2")]
+    fn multiply_avx512(&self, tokens: &[(u32, u32)], sums: &mut [[f32; ROWS]], ahead: Ahead<'_>) {
+        for (i, (some, sums)) in tokens.chunks(TOKENS).zip(sums.chunks_mut(TOKENS)).enumerate() {
+            ahead.ask(&(i * TOKENS..i * TOKENS + some.len()), tokens.len());
             let x: [&Columns; TOKENS] = std::array::from_fn(|i| &self.x[some[i.min(some.len() - 1)].0 as usize]);
             macro_rules! tokens {
                 ($t:literal) => {
