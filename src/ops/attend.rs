@@ -14,7 +14,7 @@ use anyhow::{Result, bail};
 
 use crate::cpu::dense::{self, COLS, Rows};
 use crate::cpu;
-use crate::simd::exp;
+use crate::simd::{self, exp};
 use crate::tape::{Builder, CpuIo, Op, Slot, State, StateId, WeightId};
 
 /// An attention layer.
@@ -242,14 +242,15 @@ impl Attention<'_> {
             _ => (self.keys, self.values),
         };
         let n = to - from;
-        self.decode(keys, part, own, (from, to), a.k_dim, a.k_dim, &mut s.decoded);
+        // While keys are decoded their values are asked for, and while those are decoded the next keys.
+        self.decode(keys, part, own, (from, to), a.k_dim, a.k_dim, &mut s.decoded, (values, a.v_dim, 0));
         s.decoded.resize(BLOCK * a.k_dim, 0.0);
         s.keys.resize(BLOCK * a.k_dim, 0.0);
         for half in 0..n.div_ceil(32) {
             let rows = &s.decoded[half * 32 * a.k_dim..][..32 * a.k_dim];
             dense::turn(rows, a.k_dim, &mut s.keys[half * 32..], BLOCK);
         }
-        self.decode(values, part, own, (from, to), a.v_dim, chunk.width, &mut s.values);
+        self.decode(values, part, own, (from, to), a.v_dim, chunk.width, &mut s.values, (keys, a.k_dim, BLOCK));
 
         let rows = tile.n * per_kv;
         s.scores.resize(rows * BLOCK, 0.0);
@@ -284,7 +285,8 @@ impl Attention<'_> {
         }
     }
 
-    /// The first `dim` columns of the part's head of cached rows, `stride` apart; columns beyond are zeros.
+    /// The first `dim` columns of the part's head of cached rows, `stride` apart; columns beyond are zeros. For each row
+    /// the row of `next` that lies so much further is asked for.
     fn decode(
         &self,
         cache: &State,
@@ -294,26 +296,31 @@ impl Attention<'_> {
         dim: usize,
         stride: usize,
         out: &mut Vec<f32>,
+        next: (&State, usize, usize),
     ) {
-        let bytes = cache.ty().row_bytes(dim);
-        let at = part.kv_head * cache.ty().row_bytes(cache.width() / self.a.kv_heads);
+        let head = |cache: &State, dim: usize| {
+            let at = part.kv_head * cache.ty().row_bytes(cache.width() / self.a.kv_heads);
+            at..at + cache.ty().row_bytes(dim)
+        };
         let seq = self.rows[part.tile.from].seq;
         if stride > dim || out.len() < BLOCK * stride {
             out.clear();
             out.resize(BLOCK * stride, 0.0);
         }
-        let mut rows = out.chunks_exact_mut(stride);
-        let mut put = |row: &[u8]| {
-            let to = rows.next().expect("a block of rows at most");
-            cpu::decode(cache.ty(), &row[at..at + bytes], &mut to[..dim]);
-        };
-        match self.select.filter(|_| !own) {
-            Some(select) => {
-                let k = select.len() / self.rows.len();
-                let list = &select[part.tile.from * k..][from..to];
-                list.iter().for_each(|&r| put(cache.row(seq, r as usize)));
-            }
-            None => cache.runs(seq, from, to).for_each(|(_, b)| b.chunks_exact(cache.row_bytes()).for_each(&mut put)),
+        let (bytes, next_bytes) = (head(cache, dim), head(next.0, next.1));
+        let chosen = self.select.filter(|_| !own).map(|select| {
+            let k = select.len() / self.rows.len();
+            &select[part.tile.from * k..][from..to]
+        });
+        for (i, to) in (from..to).zip(out.chunks_exact_mut(stride)) {
+            let row = match chosen {
+                Some(list) => cache.row(seq, list[i - from] as usize),
+                None => {
+                    simd::prefetch(&next.0.row(seq, i + next.2)[next_bytes.clone()]);
+                    cache.row(seq, i)
+                }
+            };
+            cpu::decode(cache.ty(), &row[bytes.clone()], &mut to[..dim]);
         }
     }
 }
