@@ -205,6 +205,19 @@ for_each_isa! {
 }
 
 for_each_isa! {
+    /// The wrapping sum.
+    pub fn sum(v: &[u64]) -> u64 {
+        // Eight vectors of sums, so that the loop waits for memory and not for its own additions.
+        let mut sums = [0u64; 64];
+        let (full, rest) = v.as_chunks::<64>();
+        for part in full {
+            sums.iter_mut().zip(part).for_each(|(s, v)| *s = s.wrapping_add(*v));
+        }
+        sums.iter().chain(rest).fold(0, |s, v| s.wrapping_add(*v))
+    }
+}
+
+for_each_isa! {
     /// Turns 32 rows of `k` values into columns: `to[i * stride + r] = rows[r * k + i]`.
     pub fn turn(rows: &[f32], k: usize, to: &mut [f32], stride: usize) {
         let mut i = 0;
@@ -255,7 +268,11 @@ mod tests {
                             false => start[r * sc + j] as f64,
                         };
                         // 70 terms of about 1, rounded one after the other.
-                        assert!((c[r * sc + j] as f64 - want).abs() < 4e-5, "{rows} rows: {} for {want}", c[r * sc + j]);
+                        assert!(
+                            (c[r * sc + j] as f64 - want).abs() < 4e-5,
+                            "{rows} rows: {} for {want}",
+                            c[r * sc + j]
+                        );
                     }
                 }
             }

@@ -6,7 +6,7 @@ mod matmul;
 mod memory;
 mod pool;
 
-pub use bandwidth::read_bandwidth;
+pub use bandwidth::Bandwidth;
 pub use matmul::{Group, decode, dot_rows, grouped};
 pub use memory::Memory;
 pub use pool::Pool;

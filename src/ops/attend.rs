@@ -12,8 +12,8 @@ use std::cell::RefCell;
 
 use anyhow::{Result, bail};
 
-use crate::cpu::dense::{self, COLS, Rows};
 use crate::cpu;
+use crate::cpu::dense::{self, COLS, Rows};
 use crate::simd::{self, exp};
 use crate::tape::{Builder, CpuIo, Op, Slot, State, StateId, WeightId};
 
@@ -217,9 +217,9 @@ impl Attention<'_> {
             let n_own = tile.own.1 - tile.own.0;
             let (first, own) = if c < n_own { (tile.own.0 + c, true) } else { (c - n_own, false) };
             let most = match own {
-                true => (tile.from..tile.from + tile.n).map(|t| self.visible(t)).fold((usize::MAX, 0), |m, v| {
-                    (m.0.min(v.0), m.1.max(v.1))
-                }),
+                true => (tile.from..tile.from + tile.n)
+                    .map(|t| self.visible(t))
+                    .fold((usize::MAX, 0), |m, v| (m.0.min(v.0), m.1.max(v.1))),
                 false => (0, (tile.from..tile.from + tile.n).map(|t| self.visible_extra(t)).max().unwrap_or(0)),
             };
             let mut at = first * CHUNK;
@@ -373,7 +373,8 @@ impl Op for AttendOp {
         let size = rows * (width + 2);
         let mut buffer = std::mem::take(&mut io.work.buffers[0]);
         buffer.resize(parts.len() * size, 0.0);
-        let keys_seen: usize = (0..io.rows).map(|t| work.visible(t).1 - work.visible(t).0 + work.visible_extra(t)).sum();
+        let keys_seen: usize =
+            (0..io.rows).map(|t| work.visible(t).1 - work.visible(t).0 + work.visible_extra(t)).sum();
         io.pool.pieces(&mut buffer, size, keys_seen * a.heads * (a.k_dim + a.v_dim), |i, buffer| {
             let part = &parts[i];
             let mut soft = Soft::new(part.tile.n * per_kv, width, buffer);
