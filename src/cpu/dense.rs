@@ -205,6 +205,20 @@ for_each_isa! {
 }
 
 for_each_isa! {
+    /// `x = 1 / (1 + e^(-k x))`.
+    pub fn sigmoids(x: &mut [f32], k: f32) {
+        x.iter_mut().for_each(|x| *x = 1.0 / (1.0 + simd::exp(-k * *x)));
+    }
+}
+
+for_each_isa! {
+    /// `a += x * b`.
+    pub fn add_times(a: &mut [f32], x: f32, b: &[f32]) {
+        a.iter_mut().zip(b).for_each(|(a, &b)| *a += x * b);
+    }
+}
+
+for_each_isa! {
     /// The wrapping sum.
     pub fn sum(v: &[u64]) -> u64 {
         // Eight vectors of sums, so that the loop waits for memory and not for its own additions.
