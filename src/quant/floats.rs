@@ -28,6 +28,16 @@ pub enum Form {
 }
 
 impl Form {
+    /// Tokens from which a panel is quicker than the row kernel for each of them, measured from cache (Zen 4): BF16
+    /// pairs 31 products/ns at two, 46 at three, the row kernel 30; f32 words 27 at four, the row kernel 26; codes 64
+    /// (Q4_K) and 24 (IQ2_XXS) at three, and the row kernels 46 and 20, with faster ones to come.
+    pub fn worth(self) -> usize {
+        match self {
+            Form::Bf16 => 3,
+            Form::Codes | Form::F32 => 4,
+        }
+    }
+
     /// Columns of a panel.
     pub fn columns(self) -> usize {
         match self {
@@ -223,44 +233,6 @@ pub(super) mod x86 {
             }
             let tail = row_tail.as_chunks::<ONE>().0.iter().zip(x_tail);
             *out = _mm512_reduce_add_ps(sums[0]) + tail.map(|(w, x)| value(w) * x).sum::<f32>();
-        }
-    }
-
-    /// Adds value rows up, as a KV cache wants it: 128 columns stay in registers while all rows go by. `BYTES` bytes are
-    /// 16 values; `rest` takes the columns after the last 16.
-    #[inline]
-    #[target_feature(enable = "avx512f,avx512bw,avx2")]
-    pub(in crate::quant) fn sum_rows<const BYTES: usize>(
-        w: &[u8],
-        stride: usize,
-        p: &[f32],
-        out: &mut [f32],
-        load: impl Fn(&[u8; BYTES]) -> __m512,
-        rest: fn(&[u8], usize, &[f32], &mut [f32]),
-    ) {
-        let (out16, out_tail) = out.as_chunks_mut::<16>();
-        let tail = out16.len() * BYTES;
-        let (strips, last) = out16.as_chunks_mut::<8>();
-        let last_at = strips.len() * 8 * BYTES;
-        for (s, out) in strips.iter_mut().enumerate() {
-            let mut sums: [__m512; 8] = std::array::from_fn(|i| load_f32x16(&out[i]));
-            for (&p, row) in p.iter().zip(rows(&w[s * 8 * BYTES..], stride, 8 * BYTES)) {
-                let (row, p) = (row.as_chunks::<BYTES>().0, _mm512_set1_ps(p));
-                for i in 0..8 {
-                    sums[i] = _mm512_fmadd_ps(load(&row[i]), p, sums[i]);
-                }
-            }
-            out.iter_mut().zip(sums).for_each(|(out, sum)| store_f32x16(out, sum));
-        }
-        for (i, out) in last.iter_mut().enumerate() {
-            let mut sum = load_f32x16(out);
-            for (&p, row) in p.iter().zip(rows(&w[last_at + i * BYTES..], stride, BYTES)) {
-                sum = _mm512_fmadd_ps(load(&row.as_chunks().0[0]), _mm512_set1_ps(p), sum);
-            }
-            store_f32x16(out, sum);
-        }
-        if !out_tail.is_empty() {
-            rest(&w[tail..], stride, p, out_tail);
         }
     }
 
