@@ -50,7 +50,7 @@ fn unpack(b: &[u8; BYTES]) -> Super {
     let mut s = Super { d: d / 8.0, scale: std::array::from_fn(scale), q: [0; BLOCK] };
     for (i, q) in s.q.as_chunks_mut::<8>().0.iter_mut().enumerate() {
         let high = b[32 + i / 2] >> (4 * (i % 2));
-        *q = codebook::shifted(IQ1S[b[i] as usize | ((high & 7) as usize) << 8], high & 8 != 0);
+        *q = codebook::shifted(IQ1S.entries[b[i] as usize | ((high & 7) as usize) << 8], high & 8 != 0);
     }
     s
 }
@@ -104,7 +104,7 @@ fn dot_avx2(w: &[u8], stride: usize, x: ActRow<'_>, out: &mut [f32]) {
         s.d = f16_bits(d_bits(b)) / 8.0;
     };
     let group = |_: &[u8; BYTES], s: &Stage, g: usize, q| {
-        let grid = eights(&IQ1S, index(s, g));
+        let grid = eights(&IQ1S.entries, index(s, g));
         let grid = _mm256_or_si256(grid, spread_eights(s.eights[g]));
         _mm256_madd_epi16(_mm256_maddubs_epi16(grid, q), spread_scales(s.scales[g]))
     };

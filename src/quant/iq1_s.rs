@@ -42,7 +42,7 @@ fn unpack(b: &[u8; BYTES]) -> Super {
         s.scale[2 * g..2 * g + 2].fill(2 * (word >> 12 & 7) as i32 + 1);
         for (l, q) in s.q[32 * g..32 * g + 32].as_chunks_mut::<8>().0.iter_mut().enumerate() {
             let i = b[2 + 4 * g + l] as usize | ((word >> (3 * l) & 7) as usize) << 8;
-            *q = codebook::shifted(IQ1S[i], word >> 15 != 0);
+            *q = codebook::shifted(IQ1S.entries[i], word >> 15 != 0);
         }
     }
     s
@@ -86,7 +86,7 @@ fn dot_avx2(w: &[u8], stride: usize, x: ActRow<'_>, out: &mut [f32]) {
         s.d = f16_bits(u16::from_le_bytes([b[0], b[1]])) / 8.0;
     };
     let group = |_: &[u8; BYTES], s: &Stage, g: usize, q| {
-        let grid = eights(&IQ1S, index(s, g));
+        let grid = eights(&IQ1S.entries, index(s, g));
         _mm256_madd_epi16(_mm256_maddubs_epi16(grid, q), _mm256_set1_epi32(s.scales[g] as i32))
     };
     dot_rows(w, stride, x, out, unpack, |s, sums| offsets(s, sums), group);

@@ -41,7 +41,7 @@ fn unpack(b: &[u8; BYTES]) -> Super {
     let mut s = Super { d: f16_at(b, 0) / 8.0, scale: codebook::nibble_scales(&b[74..]), q: [0; BLOCK] };
     for (i, q) in s.q.as_chunks_mut::<8>().0.iter_mut().enumerate() {
         let high = b[66 + i / 4] >> (2 * (i % 4)) & 3;
-        *q = codebook::signed(IQ2S[b[2 + i] as usize | (high as usize) << 8], b[34 + i]);
+        *q = codebook::signed(IQ2S.entries[b[2 + i] as usize | (high as usize) << 8], b[34 + i]);
     }
     s
 }
@@ -76,7 +76,7 @@ fn dot_avx2(w: &[u8], stride: usize, x: ActRow<'_>, out: &mut [f32]) {
         s.d = f16_bits(u16::from_le_bytes([b[0], b[1]])) / 8.0;
     };
     let group = |b: &[u8; BYTES], s: &Stage, g: usize, q| {
-        let grid = eights(&IQ2S, index(s, g));
+        let grid = eights(&IQ2S.entries, index(s, g));
         let signs = u32::from_le_bytes(*b[34 + 4 * g..][..4].as_array().unwrap());
         _mm256_madd_epi16(signed_pairs(grid, signs, q), spread_scales(s.scales[g]))
     };

@@ -40,7 +40,7 @@ pub static TYPE: QuantType = QuantType {
 fn unpack(b: &[u8; BYTES]) -> Super {
     let scale = |g: usize| 2 * (b[106 + g / 2] >> (4 * (g % 2)) & 15) as i32 + 1;
     let mut s = Super { d: f16_at(b, 0), scale: std::array::from_fn(|i| scale(i / 2)), q: [0; BLOCK] };
-    let grid = |i: usize| IQ3S[b[2 + i] as usize | (b[66 + i / 8] as usize >> (i % 8) & 1) << 8] as u64;
+    let grid = |i: usize| IQ3S.entries[b[2 + i] as usize | (b[66 + i / 8] as usize >> (i % 8) & 1) << 8] as u64;
     for (i, q) in s.q.as_chunks_mut::<8>().0.iter_mut().enumerate() {
         *q = codebook::signed(grid(2 * i) | grid(2 * i + 1) << 32, b[74 + i]);
     }
@@ -79,7 +79,7 @@ fn dot_avx2(w: &[u8], stride: usize, x: ActRow<'_>, out: &mut [f32]) {
         s.d = f16_bits(u16::from_le_bytes([b[0], b[1]]));
     };
     let group = |b: &[u8; BYTES], s: &Stage, g: usize, q| {
-        let grid = fours(&IQ3S, index(s, g));
+        let grid = fours(&IQ3S.entries, index(s, g));
         let signs = u32::from_le_bytes(*b[74 + 4 * g..][..4].as_array().unwrap());
         _mm256_madd_epi16(signed_pairs(grid, signs, q), _mm256_set1_epi32(s.scales[g] as i32))
     };

@@ -10,6 +10,8 @@ pub mod act;
 #[cfg(test)]
 pub mod check;
 mod codebook;
+#[cfg(target_arch = "x86_64")]
+mod grid512;
 pub mod lanes;
 pub mod retired;
 mod super_block;

@@ -124,7 +124,7 @@ impl Source<'_> {
 macro_rules! tile {
     ($name:ident, $decode:ident, $block:expr, $group:expr) => {
         #[cfg(target_arch = "x86_64")]
-        #[target_feature(enable = "avx512f,avx512bw,avx512dq,avx512vl,avx512vbmi,f16c")]
+        #[target_feature(enable = "avx512f,avx512bw,avx512dq,avx512vl,avx512vbmi,avx512bitalg,f16c")]
         fn fill_avx512(
             s: &crate::quant::tile::Source<'_>,
             bytes: std::ops::Range<usize>,
