@@ -74,10 +74,53 @@ pub(super) static FOURS: Order = {
 const STRIP: usize = 32;
 
 #[repr(align(64))]
-struct Strip([Turned; STRIP]);
+struct Aligned([Turned; STRIP]);
 
-/// The kernels' frame. `d(bytes)` is a block's scale; `dots` returns 16 integers each for two blocks, whose sum is the dot
-/// product over `d`. The last block of an odd number comes twice, and its second result is not used.
+/// What a block meets: its activations, their sums over every 16, their scale.
+pub(super) type Acts<'a> = (&'a Turned, &'a [i16; 16], f32);
+
+/// A strip of activations.
+#[derive(Clone, Copy)]
+struct Strip<'a> {
+    turned: &'a [Turned],
+    sums: &'a [[i16; 16]],
+    d: &'a [f32],
+}
+
+impl<'a> Strip<'a> {
+    fn at(&self, i: usize) -> Acts<'a> {
+        (&self.turned[i], &self.sums[i], self.d[i])
+    }
+}
+
+/// The kernels' frame: `sum` multiplies a stretch of a row with a strip.
+#[inline]
+#[target_feature(enable = "avx512f,avx512bw,avx512dq,avx512vl,avx512vbmi,avx512vnni,avx512bitalg,avx2,fma,f16c")]
+fn dot_strips<const BYTES: usize>(
+    w: &[u8],
+    stride: usize,
+    x: ActRow<'_>,
+    out: &mut [f32],
+    order: &Order,
+    sum: impl Fn(&[[u8; BYTES]], Strip<'_>) -> __m512,
+) {
+    let count = x.n / BLOCK;
+    let mut turned = Aligned([[[0; 64]; 4]; STRIP]);
+    out.fill(0.0);
+    for start in (0..count).step_by(STRIP) {
+        let part = start..count.min(start + STRIP);
+        for ((q, ..), to) in acts(x).skip(start).zip(&mut turned.0) {
+            turn(order, q, to);
+        }
+        let turned = &turned.0[..part.len()];
+        let strip = Strip { turned, sums: &x.sums.as_chunks().0[part.clone()], d: &x.d[part.clone()] };
+        for (o, row) in out.iter_mut().zip(rows(w, stride, count * BYTES)) {
+            *o += _mm512_reduce_add_ps(sum(&row.as_chunks().0[part.clone()], strip));
+        }
+    }
+}
+
+/// Rows block by block: `dot` returns a block's scale, and 16 integers whose sum is its dot product over that.
 #[inline]
 #[target_feature(enable = "avx512f,avx512bw,avx512dq,avx512vl,avx512vbmi,avx512vnni,avx512bitalg,avx2,fma,f16c")]
 pub(super) fn dot_rows<const BYTES: usize>(
@@ -86,43 +129,52 @@ pub(super) fn dot_rows<const BYTES: usize>(
     x: ActRow<'_>,
     out: &mut [f32],
     order: &Order,
-    d: impl Fn(&[u8; BYTES]) -> f32,
-    dots: impl Fn([&[u8; BYTES]; 2], [(&Turned, &[i16; 16]); 2]) -> [__m512i; 2],
+    dot: impl Fn(&[u8; BYTES], Acts<'_>) -> (f32, __m512i),
 ) {
-    let count = x.n / BLOCK;
-    let mut strip = Strip([[[0; 64]; 4]; STRIP]);
-    for start in (0..count).step_by(STRIP) {
-        let len = STRIP.min(count - start);
-        for ((q, ..), to) in acts(x).skip(start).zip(&mut strip.0) {
-            turn(order, q, to);
+    dot_strips(w, stride, x, out, order, |row, strip| {
+        let mut acc = _mm512_setzero_ps();
+        for (i, b) in row.iter().enumerate() {
+            prefetch(b, AHEAD);
+            acc = add(acc, strip.at(i), dot(b, strip.at(i)));
         }
-        let sums = &x.sums.as_chunks().0[start..start + len];
-        let (turned, ds) = (&strip.0[..len], &x.d[start..start + len]);
-        for (o, row) in out.iter_mut().zip(rows(w, stride, count * BYTES)) {
-            let row = &row.as_chunks::<BYTES>().0[start..start + len];
-            let mut acc = _mm512_setzero_ps();
-            let mut add = |b: &[u8; BYTES], dx: f32, dot: __m512i| {
-                acc = _mm512_fmadd_ps(_mm512_set1_ps(d(b) * dx), _mm512_cvtepi32_ps(dot), acc);
-            };
-            let (twos, last) = row.as_chunks::<2>();
-            let acts = turned.as_chunks::<2>().0.iter().zip(sums.as_chunks::<2>().0).zip(ds.as_chunks::<2>().0);
-            for ([a, b], ((q, sums), dx)) in twos.iter().zip(acts) {
-                prefetch(a, AHEAD);
-                prefetch(b, AHEAD);
-                let dot = dots([a, b], [(&q[0], &sums[0]), (&q[1], &sums[1])]);
-                add(a, dx[0], dot[0]);
-                add(b, dx[1], dot[1]);
+        acc
+    })
+}
+
+/// Rows two blocks at a time: `grids` finds the grid bytes of both, of which `dot` then gets one's. The last block of an
+/// odd number is its own partner.
+#[inline]
+#[target_feature(enable = "avx512f,avx512bw,avx512dq,avx512vl,avx512vbmi,avx512vnni,avx512bitalg,avx2,fma,f16c")]
+pub(super) fn dot_rows_by_two<const BYTES: usize>(
+    w: &[u8],
+    stride: usize,
+    x: ActRow<'_>,
+    out: &mut [f32],
+    order: &Order,
+    grids: impl Fn([&[u8; BYTES]; 2]) -> [[__m512i; 4]; 2],
+    dot: impl Fn(&[u8; BYTES], [__m512i; 4], Acts<'_>) -> (f32, __m512i),
+) {
+    dot_strips(w, stride, x, out, order, |row, strip| {
+        let mut acc = _mm512_setzero_ps();
+        for i in (0..row.len()).step_by(2) {
+            let two = [&row[i], row.get(i + 1).unwrap_or(&row[i])];
+            let grids = grids(two);
+            for j in 0..2 {
+                if i + j < row.len() {
+                    prefetch(two[j], AHEAD);
+                    acc = add(acc, strip.at(i + j), dot(two[j], grids[j], strip.at(i + j)));
+                }
             }
-            if let ([b], [.., q], [.., sums], [.., dx]) = (last, turned, sums, ds) {
-                add(b, *dx, dots([b, b], [(q, sums), (q, sums)])[0]);
-            }
-            let sum = _mm512_reduce_add_ps(acc);
-            *o = if start == 0 { sum } else { *o + sum };
         }
-    }
-    if count == 0 {
-        out.fill(0.0);
-    }
+        acc
+    })
+}
+
+/// Adds a block's 16 sums.
+#[inline]
+#[target_feature(enable = "avx512f,avx512bw,avx512dq,avx512vl,avx512vbmi,avx512vnni,avx512bitalg,avx2,fma,f16c")]
+fn add(acc: __m512, (_, _, dx): Acts<'_>, (d, dot): (f32, __m512i)) -> __m512 {
+    _mm512_fmadd_ps(_mm512_set1_ps(d * dx), _mm512_cvtepi32_ps(dot), acc)
 }
 
 /// Bytes from a block to what is fetched meanwhile.
@@ -240,6 +292,14 @@ pub(super) fn bits_at(v: __m512i, at: u64) -> __m512i {
 #[target_feature(enable = "avx512f,avx512bw,avx512dq,avx512vl,avx512vbmi,avx512vnni,avx512bitalg,avx2,fma,f16c")]
 pub(super) fn scale_at(v: __m512i, at: u8) -> __m512i {
     odd(_mm512_multishift_epi64_epi8(_mm512_set1_epi8(at.wrapping_sub(1) as i8), v), 15)
+}
+
+/// The sums of the halves of groups times their scales: bits 0..4 and 4..8 of each qword.
+#[inline]
+#[target_feature(enable = "avx512f,avx512bw,avx512dq,avx512vl,avx512vbmi,avx512vnni,avx512bitalg,avx2,fma,f16c")]
+pub(super) fn scale_halves([first, second]: [__m512i; 2], scales: __m512i) -> __m512i {
+    let first = _mm512_mullo_epi32(first, scale_at(scales, 0));
+    _mm512_add_epi32(first, _mm512_mullo_epi32(second, scale_at(scales, 4)))
 }
 
 /// `2s + 1` in every dword, of `s` in its bits 1 and up: those in `mask << 1`.

@@ -120,20 +120,17 @@ fn dot_avx512(w: &[u8], stride: usize, x: ActRow<'_>, out: &mut [f32]) {
         }
         t
     };
-    let d = |b: &[u8; BYTES]| f16_first(b) / 8.0;
-    dot_rows(w, stride, x, out, &EIGHTS, d, |b, acts| {
-        let blocks = b.map(|b| load_u8x64(b[2..66].as_array().unwrap()));
-        let index = _mm512_permutex2var_epi8(blocks[0], load_u8x64(&INDEX), blocks[1]);
-        let high = _mm512_permutex2var_epi8(blocks[0], load_u8x64(&HIGH), blocks[1]);
+    let grids = |b: [&[u8; BYTES]; 2]| {
+        let [a, b] = b.map(|b| load_u8x64(b[2..66].as_array().unwrap()));
+        let index = _mm512_permutex2var_epi8(a, load_u8x64(&INDEX), b);
+        let high = _mm512_permutex2var_epi8(a, load_u8x64(&HIGH), b);
         let ninth = _mm512_test_epi8_mask(high, _mm512_set1_epi8(1));
-        let grids = eights(&IQ2XS, look_up(&IQ2XS.fields, index, [ninth, 0, 0]));
-        std::array::from_fn(|j| {
-            let signs = even_signs(bits_at(blocks[j], 0x3929_1909));
-            let scales = bytes_to_qwords(b[j][66..].as_array().unwrap());
-            let [first, second] = signed_dots(&EIGHTS, grids[j], signs, acts[j].0);
-            let first = _mm512_mullo_epi32(first, scale_at(scales, 0));
-            _mm512_add_epi32(first, _mm512_mullo_epi32(second, scale_at(scales, 4)))
-        })
+        eights(&IQ2XS, look_up(&IQ2XS.fields, index, [ninth, 0, 0]))
+    };
+    dot_rows_by_two(w, stride, x, out, &EIGHTS, grids, |b, grid, (q, ..)| {
+        let signs = even_signs(bits_at(load_u8x64(b[2..66].as_array().unwrap()), 0x3929_1909));
+        let dots = signed_dots(&EIGHTS, grid, signs, q);
+        (f16_first(b) / 8.0, scale_halves(dots, bytes_to_qwords(b[66..].as_array().unwrap())))
     });
 }
 

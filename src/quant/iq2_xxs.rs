@@ -108,16 +108,16 @@ fn dot_avx512(w: &[u8], stride: usize, x: ActRow<'_>, out: &mut [f32]) {
     use crate::simd::x86::*;
     use std::arch::x86_64::*;
     static INDEX: [u8; 64] = paired(8, 1);
-    let d = |b: &[u8; BYTES]| f16_first(b) / 8.0;
-    dot_rows(w, stride, x, out, &EIGHTS, d, |b, acts| {
-        let blocks = b.map(|b| load_u8x64(b[2..].as_array().unwrap()));
-        let index = _mm512_permutex2var_epi8(blocks[0], load_u8x64(&INDEX), blocks[1]);
-        let grids = eights(&IQ2XXS, look_up(&IQ2XXS.fields, index, [0; 3]));
-        std::array::from_fn(|j| {
-            let signs = even_signs(bits_at(blocks[j], 0x352e_2720));
-            let [dot] = signed_dots(&EIGHTS, grids[j], signs, acts[j].0);
-            _mm512_mullo_epi32(dot, scale_at(blocks[j], 60))
-        })
+    let grids = |b: [&[u8; BYTES]; 2]| {
+        let [a, b] = b.map(|b| load_u8x64(b[2..].as_array().unwrap()));
+        let index = _mm512_permutex2var_epi8(a, load_u8x64(&INDEX), b);
+        eights(&IQ2XXS, look_up(&IQ2XXS.fields, index, [0; 3]))
+    };
+    dot_rows_by_two(w, stride, x, out, &EIGHTS, grids, |b, grid, (q, ..)| {
+        let block = load_u8x64(b[2..].as_array().unwrap());
+        let signs = even_signs(bits_at(block, 0x352e_2720));
+        let [dot] = signed_dots(&EIGHTS, grid, signs, q);
+        (f16_first(b) / 8.0, _mm512_mullo_epi32(dot, scale_at(block, 60)))
     });
 }
 

@@ -108,16 +108,12 @@ fn dot_avx512(w: &[u8], stride: usize, x: ActRow<'_>, out: &mut [f32]) {
     use super::grid512::*;
     use crate::simd::x86::*;
     use std::arch::x86_64::*;
-    let d = |b: &[u8; BYTES]| f16_first(b) / 4.0;
-    dot_rows(w, stride, x, out, &FOURS, d, |b, acts| {
-        std::array::from_fn(|j| {
-            let index = load_u8x64(b[j][2..66].as_array().unwrap());
-            let words = dwords_to_qwords(b[j][66..].as_array().unwrap());
-            let grid = fours(&IQ3XXS, look_up(&IQ3XXS.fields, index, [0; 3]));
-            let signs = even_signs(bits_at(words, 0x150e_0700));
-            let [dot] = signed_dots(&FOURS, grid, signs, acts[j].0);
-            _mm512_mullo_epi32(dot, scale_at(words, 28))
-        })
+    dot_rows(w, stride, x, out, &FOURS, |b: &[u8; BYTES], (q, ..)| {
+        let index = load_u8x64(b[2..66].as_array().unwrap());
+        let words = dwords_to_qwords(b[66..].as_array().unwrap());
+        let grid = fours(&IQ3XXS, look_up(&IQ3XXS.fields, index, [0; 3]));
+        let [dot] = signed_dots(&FOURS, grid, even_signs(bits_at(words, 0x150e_0700)), q);
+        (f16_first(b) / 4.0, _mm512_mullo_epi32(dot, scale_at(words, 28)))
     });
 }
 
