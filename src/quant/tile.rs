@@ -121,6 +121,7 @@ impl Source<'_> {
 }
 
 /// A format's decoder (generic over [`Lanes`]), compiled for every instruction set: `tile!(FILL, decode, block, group)`.
+/// The closures carry the instruction set into a decoder too large for the compiler to inline by itself.
 macro_rules! tile {
     ($name:ident, $decode:ident, $block:expr, $group:expr) => {
         #[cfg(target_arch = "x86_64")]
@@ -130,7 +131,7 @@ macro_rules! tile {
             bytes: std::ops::Range<usize>,
             to: &mut crate::quant::tile::Panel,
         ) {
-            s.decode(bytes, to, crate::quant::lanes::Wide::zero(), ($block, $group), $decode);
+            s.decode(bytes, to, crate::quant::lanes::Wide::zero(), ($block, $group), |b, to| $decode(b, to));
         }
         #[cfg(target_arch = "x86_64")]
         #[target_feature(enable = "avx2,fma,f16c")]
@@ -139,14 +140,14 @@ macro_rules! tile {
             bytes: std::ops::Range<usize>,
             to: &mut crate::quant::tile::Panel,
         ) {
-            s.decode(bytes, to, crate::quant::lanes::Plain([0; 16]), ($block, $group), $decode);
+            s.decode(bytes, to, crate::quant::lanes::Plain([0; 16]), ($block, $group), |b, to| $decode(b, to));
         }
         fn fill_plain(
             s: &crate::quant::tile::Source<'_>,
             bytes: std::ops::Range<usize>,
             to: &mut crate::quant::tile::Panel,
         ) {
-            s.decode(bytes, to, crate::quant::lanes::Plain([0; 16]), ($block, $group), $decode);
+            s.decode(bytes, to, crate::quant::lanes::Plain([0; 16]), ($block, $group), |b, to| $decode(b, to));
         }
         static $name: &[(crate::simd::Isa, crate::quant::tile::Fill)] = &[
             #[cfg(target_arch = "x86_64")]
