@@ -26,6 +26,7 @@ use crate::simd::x86::*;
 pub(super) type Turned = [[u8; 64]; 4];
 
 /// Which activation stands where: byte `b` of qword `i` is one of group `i`.
+#[repr(align(64))]
 pub(super) struct Order {
     columns: Turned,
     /// Each one's number in its group: where its sign stands among the group's 32.
@@ -198,21 +199,25 @@ fn turn(order: &Order, q: &[i8; BLOCK], to: &mut Turned) {
 pub(super) fn look_up<const N: usize>(fields: &[[u8; N]; 2], i: __m512i, bits: [__mmask64; 3]) -> [__m512i; 2] {
     const { assert!(N.is_power_of_two() && N >= 256 && N <= 2048) }
     let bits = [_mm512_movepi8_mask(i), bits[0], bits[1], bits[2]];
-    fields.each_ref().map(|t| {
-        // Neighbours are chosen from as soon as both are there: `at[n]` waits for its partner of 128 << n entries.
-        let mut at = [_mm512_setzero_si512(); 5];
-        for (p, part) in t.as_chunks::<128>().0.iter().enumerate() {
-            let (part, _) = part.as_chunks::<64>();
-            let mut v = _mm512_permutex2var_epi8(load_u8x64(&part[0]), i, load_u8x64(&part[1]));
-            let mut n = 0;
-            while p >> n & 1 == 1 {
-                v = _mm512_mask_mov_epi8(at[n], bits[n], v);
-                n += 1;
-            }
-            at[n] = v;
-        }
-        at[(N / 128).ilog2() as usize]
-    })
+    let [a, b] = fields;
+    [look_up_part(a, i, &bits), look_up_part(b, i, &bits)]
+}
+
+/// One table. Written out, or the compiler keeps the parts in memory.
+#[inline]
+#[target_feature(enable = "avx512f,avx512bw,avx512dq,avx512vl,avx512vbmi")]
+fn look_up_part<const N: usize>(t: &[u8; N], i: __m512i, bits: &[__mmask64; 4]) -> __m512i {
+    let (t, _) = t.as_chunks::<64>();
+    let of_128 = |at: usize| _mm512_permutex2var_epi8(load_u8x64(&t[at]), i, load_u8x64(&t[at + 1]));
+    let of_256 = |at: usize| _mm512_mask_mov_epi8(of_128(at), bits[0], of_128(at + 2));
+    let of_512 = |at: usize| _mm512_mask_mov_epi8(of_256(at), bits[1], of_256(at + 4));
+    let of_1024 = |at: usize| _mm512_mask_mov_epi8(of_512(at), bits[2], of_512(at + 8));
+    match N {
+        256 => of_256(0),
+        512 => of_512(0),
+        1024 => of_1024(0),
+        _ => _mm512_mask_mov_epi8(of_1024(0), bits[3], of_1024(16)),
+    }
 }
 
 /// The grid bytes of entries of 8: the fields of two blocks, each lane of 128 bits 8 indices of the first (4 of a group,
@@ -262,6 +267,46 @@ pub(super) fn signed_dots<const PARTS: usize>(
         *dot = _mm512_dpbusd_epi32(*dot, grid[v], q);
     }
     dots
+}
+
+/// The same without signs.
+#[inline]
+#[target_feature(enable = "avx512f,avx512bw,avx512dq,avx512vl,avx512vbmi,avx512vnni,avx512bitalg,avx2,fma,f16c")]
+pub(super) fn plain_dots<const PARTS: usize>(grid: [__m512i; 4], q: &Turned) -> [__m512i; PARTS] {
+    let mut dots = [_mm512_setzero_si512(); PARTS];
+    for v in 0..4 {
+        let dot = &mut dots[v * PARTS / 4];
+        *dot = _mm512_dpbusd_epi32(*dot, grid[v], load_u8x64(&q[v]));
+    }
+    dots
+}
+
+/// The grid bytes of two blocks of the IQ1 formats: 8 bits of each index in `low`; `high` has a word for each group with
+/// three more, for its four entries from the bits that `at` counts, the first in its lowest byte.
+#[inline]
+#[target_feature(enable = "avx512f,avx512bw,avx512dq,avx512vl,avx512vbmi,avx512vnni,avx512bitalg,avx2,fma,f16c")]
+pub(super) fn ternary<const N: usize>(
+    grid: &Grid<u64, N>,
+    low: [&[u8; 32]; 2],
+    high: [&[u8; 16]; 2],
+    at: u32,
+) -> [[__m512i; 4]; 2] {
+    static INDEX: [u8; 64] = paired(4, 1);
+    let [a, b] = low.map(|low| _mm512_castsi256_si512(load_u8x32(low)));
+    let index = _mm512_permutex2var_epi8(a, load_u8x64(&INDEX), b);
+    // In the order of the index: two words of the first block, two of the second, to a qword each.
+    let [a, b] = high.map(|high| load_u8x16(high));
+    let high = _mm512_cvtepu32_epi64(_mm256_set_m128i(_mm_unpackhi_epi32(a, b), _mm_unpacklo_epi32(a, b)));
+    let at = at as u64 | (at as u64 + 0x1010_1010) << 32;
+    let bit = |b: u64| _mm512_bitshuffle_epi64_mask(high, _mm512_set1_epi64((at + b * 0x0101_0101_0101_0101) as i64));
+    eights(grid, look_up(&grid.fields, index, [bit(0), bit(1), bit(2)]))
+}
+
+/// The sums of activations as integers: in the order of the halves of groups, as dwords.
+#[inline]
+#[target_feature(enable = "avx512f,avx512bw,avx512dq,avx512vl,avx512vbmi,avx512vnni,avx512bitalg,avx2,fma,f16c")]
+pub(super) fn widen(sums: &[i16; 16]) -> __m512i {
+    _mm512_cvtepi16_epi32(load_i16x16(sums))
 }
 
 /// Bytes of 7 signs as bytes of 8: the eighth, whatever stood there, makes the number of minuses even.

@@ -211,8 +211,8 @@ impl Lanes for Plain {
     #[inline(always)]
     fn pick8(self, b: Self, from: [u8; 4]) -> Self {
         self.zip(b, |a, b| {
-            let both = a as u64 | (b as u64) << 32;
-            u32::from_le_bytes(from.map(|f| (both >> (8 * f)) as u8))
+            let byte = |f: u8| if f < 4 { a >> (8 * f) } else { b >> (8 * (f - 4)) } & 255;
+            byte(from[0]) | byte(from[1]) << 8 | byte(from[2]) << 16 | byte(from[3]) << 24
         })
     }
     #[inline(always)]

@@ -10,6 +10,7 @@
 /// A codebook: entries of 8 (`u64`) or 4 (`u32`) values, a byte each, the first in the lowest byte; and the same as
 /// vector kernels look it up, entries as fields of a few bits in two tables of bytes.
 #[derive(Debug)]
+#[repr(align(64))]
 pub struct Grid<E, const N: usize> {
     /// The entries.
     pub entries: [E; N],
