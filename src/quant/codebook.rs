@@ -1,11 +1,11 @@
 //! What the codebook formats (IQ1, IQ2, IQ3) share: a super-block as plain integers for the scalar truth, and the pieces
-//! of the vector kernels.
+//! of the AVX2 kernels and the panels.
 //!
 //! ```text
 //! w[i] = d * scale[i / 16] * q[i]     d holds the fraction of the format: f16 / 8, f16 / 4 or f16
 //! q[i] = +-grid byte                  |q| <= 62, scale <= 31: every product is exact in f32, whatever its order
 //! ```
-//! The vector kernels unpack a few super-blocks ahead (grid indices, sign bytes, scales), then loop over groups of 32
+//! The AVX2 kernels unpack a few super-blocks ahead (grid indices, sign bytes, scales), then loop over groups of 32
 //! weights: grid entries looked up one by one, the signs moved to the activations, `maddubs`, `madd` with the scale; exact
 //! integers up to the super-block's end.
 //!

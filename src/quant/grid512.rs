@@ -10,10 +10,11 @@
 //! ```
 //! Two blocks of 32 indices are unpacked together. All is exact in integers up to the super-block's end.
 //!
-//! Measured on one Zen 4 core, rows in cache, in weights a nanosecond (AVX2 before it: 20, 17, 14, 12, 16): IQ2_XXS 36,
-//! IQ2_XS 29, IQ3_XXS 34, IQ3_S 29, IQ2_S 25. Left, for IQ2_XXS: activations in their own order, with a scale spread for
-//! every 64 weights (24); vpermi2w over one block's 32 indices (32); masks made by vptestmb of spread bytes (29) or
-//! reloaded from memory (31); grid entries loaded one by one (24).
+//! Measured on one Zen 4 core, rows in cache, in weights a nanosecond, and the AVX2 kernels in brackets: IQ2_XXS 34 (20),
+//! IQ2_XS 26 (17), IQ3_XXS 33 (14), IQ3_S 29 (12), IQ2_S 23 (17). Left, for IQ2_XXS: activations in their own order with a
+//! scale spread for every 64 weights (24); vpermi2w over one block's 32 indices (32); sign masks made by vptestmb of spread
+//! bytes (29) or reloaded from memory (31); grid entries loaded one by one (24). Left, for the 2048 entries of IQ1_S, where
+//! AVX2 loads entries one by one (20): the same look-ups (19), fields loaded one by one into the same frame (16).
 
 use std::arch::x86_64::*;
 
@@ -269,46 +270,6 @@ pub(super) fn signed_dots<const PARTS: usize>(
     dots
 }
 
-/// The same without signs.
-#[inline]
-#[target_feature(enable = "avx512f,avx512bw,avx512dq,avx512vl,avx512vbmi,avx512vnni,avx512bitalg,avx2,fma,f16c")]
-pub(super) fn plain_dots<const PARTS: usize>(grid: [__m512i; 4], q: &Turned) -> [__m512i; PARTS] {
-    let mut dots = [_mm512_setzero_si512(); PARTS];
-    for v in 0..4 {
-        let dot = &mut dots[v * PARTS / 4];
-        *dot = _mm512_dpbusd_epi32(*dot, grid[v], load_u8x64(&q[v]));
-    }
-    dots
-}
-
-/// The grid bytes of two blocks of the IQ1 formats: 8 bits of each index in `low`; `high` has a word for each group with
-/// three more, for its four entries from the bits that `at` counts, the first in its lowest byte.
-#[inline]
-#[target_feature(enable = "avx512f,avx512bw,avx512dq,avx512vl,avx512vbmi,avx512vnni,avx512bitalg,avx2,fma,f16c")]
-pub(super) fn ternary<const N: usize>(
-    grid: &Grid<u64, N>,
-    low: [&[u8; 32]; 2],
-    high: [&[u8; 16]; 2],
-    at: u32,
-) -> [[__m512i; 4]; 2] {
-    static INDEX: [u8; 64] = paired(4, 1);
-    let [a, b] = low.map(|low| _mm512_castsi256_si512(load_u8x32(low)));
-    let index = _mm512_permutex2var_epi8(a, load_u8x64(&INDEX), b);
-    // In the order of the index: two words of the first block, two of the second, to a qword each.
-    let [a, b] = high.map(|high| load_u8x16(high));
-    let high = _mm512_cvtepu32_epi64(_mm256_set_m128i(_mm_unpackhi_epi32(a, b), _mm_unpacklo_epi32(a, b)));
-    let at = at as u64 | (at as u64 + 0x1010_1010) << 32;
-    let bit = |b: u64| _mm512_bitshuffle_epi64_mask(high, _mm512_set1_epi64((at + b * 0x0101_0101_0101_0101) as i64));
-    eights(grid, look_up(&grid.fields, index, [bit(0), bit(1), bit(2)]))
-}
-
-/// The sums of activations as integers: in the order of the halves of groups, as dwords.
-#[inline]
-#[target_feature(enable = "avx512f,avx512bw,avx512dq,avx512vl,avx512vbmi,avx512vnni,avx512bitalg,avx2,fma,f16c")]
-pub(super) fn widen(sums: &[i16; 16]) -> __m512i {
-    _mm512_cvtepi16_epi32(load_i16x16(sums))
-}
-
 /// Bytes of 7 signs as bytes of 8: the eighth, whatever stood there, makes the number of minuses even.
 #[inline]
 #[target_feature(enable = "avx512f,avx512bw,avx512dq,avx512vl,avx512vbmi,avx512vnni,avx512bitalg,avx2,fma,f16c")]
@@ -387,4 +348,47 @@ pub(super) const fn paired(run: usize, step: usize) -> [u8; 64] {
         i += 1;
     }
     t
+}
+
+#[cfg(test)]
+mod tests {
+    use crate::quant::act::Acts;
+    use crate::quant::{QuantType, Rng, iq2_xxs, iq3_xxs};
+    use crate::simd::{self, Isa};
+
+    /// The scalar kernel and the fastest agree on rows of `blocks` blocks.
+    fn agree(ty: &'static QuantType, blocks: usize) {
+        if simd::detected() < Isa::Avx512 {
+            return;
+        }
+        let mut rng = Rng(blocks as u64);
+        let (n, stride) = (blocks * super::BLOCK, blocks * ty.bytes);
+        let mut w = vec![0; 3 * stride];
+        w.chunks_exact_mut(ty.bytes).for_each(|b| (ty.random)(&mut rng, b));
+        let x: Vec<f32> = (0..n).map(|_| rng.normal()).collect();
+        let mut acts = Acts::default();
+        acts.set(ty.act, n, &x);
+        let all = ty.kernels.iter().map(|kernel| {
+            let mut out = [f32::NAN; 3];
+            #[allow(unsafe_code)]
+            // SAFETY: the CPU has AVX-512, and with it what every other kernel needs.
+            unsafe {
+                (kernel.dot)(&w, stride, acts.row(0, &x), &mut out)
+            };
+            out
+        });
+        let all: Vec<[f32; 3]> = all.collect();
+        let size = (n as f32).sqrt();
+        for (one, truth) in all[0].iter().zip(&all[all.len() - 1]) {
+            assert!((one - truth).abs() <= 1e-5 * size, "{} of {blocks} blocks: {one} for {truth}", ty.name);
+        }
+    }
+
+    #[test]
+    fn rows_longer_than_a_strip_are_summed_over_all_strips() {
+        for blocks in [31, 32, 33, 63, 64, 65] {
+            agree(&iq2_xxs::TYPE, blocks);
+            agree(&iq3_xxs::TYPE, blocks);
+        }
+    }
 }

@@ -31,8 +31,6 @@ pub static TYPE: QuantType = QuantType {
     dequant,
     kernels: &[
         #[cfg(target_arch = "x86_64")]
-        Kernel { isa: Isa::Avx512, dot: dot_avx512 },
-        #[cfg(target_arch = "x86_64")]
         Kernel { isa: Isa::Avx2, dot: dot_avx2 },
         Kernel { isa: Isa::Scalar, dot },
     ],
@@ -142,49 +140,6 @@ fn dot_avx2(w: &[u8], stride: usize, x: ActRow<'_>, out: &mut [f32]) {
         _mm256_madd_epi16(_mm256_maddubs_epi16(grid, q), spread_scales(s.scales[g]))
     };
     dot_rows(w, stride, x, out, unpack, |s, sums| offsets(s, sums), group);
-}
-
-#[cfg(target_arch = "x86_64")]
-#[target_feature(enable = "avx512f,avx512bw,avx512dq,avx512vl,avx512vbmi,avx512vnni,avx512bitalg,avx2,fma,f16c")]
-fn dot_avx512(w: &[u8], stride: usize, x: ActRow<'_>, out: &mut [f32]) {
-    use super::grid512::*;
-    use crate::simd::x86::*;
-    use std::arch::x86_64::*;
-    /// Where the scales of the halves of group `g` begin, less one bit: see `odd`.
-    const fn scales(half: u8) -> [[u8; 8]; 8] {
-        let mut t = [[0; 8]; 8];
-        let mut g = 0;
-        while g < 8 {
-            t[g] = [(16 * (g as u8 / 2) + 6 * (g as u8 % 2) + 3 * half + 63) % 64; 8];
-            g += 1;
-        }
-        t
-    }
-    static SCALES: [[[u8; 8]; 8]; 2] = [scales(0), scales(1)];
-    let grids = |b: [&[u8; BYTES]; 2]| {
-        let low = b.map(|b| b[..32].as_array().unwrap());
-        ternary(&IQ1S, low, b.map(|b| b[32..48].as_array().unwrap()), 0x0c08_0400)
-    };
-    dot_rows_by_two(w, stride, x, out, &EIGHTS, grids, |b, mut grid, (q, sums, _)| {
-        // 8 (grid +- 1/8) is the table's byte, with 2 added for plus, less 9.
-        let words = _mm512_cvtepu16_epi64(load_u8x16(b[32..48].as_array().unwrap()));
-        let two = _mm512_set1_epi8(2);
-        for (v, grid) in grid.iter_mut().enumerate() {
-            let minus = _mm512_bitshuffle_epi64_mask(words, _mm512_set1_epi8(4 * v as i8 + 3));
-            *grid = _mm512_mask_add_epi8(*grid, !minus, *grid, two);
-        }
-        let [first, second] = plain_dots(grid, q);
-        let nine = _mm512_mullo_epi32(widen(sums), _mm512_set1_epi32(9));
-        let first = _mm512_mask_sub_epi32(first, 0x5555, first, nine);
-        let second = _mm512_mask_sub_epi32(second, 0xaaaa, second, nine);
-        let scales = _mm512_set1_epi64(i64::from_le_bytes(*b[48..].as_array().unwrap()));
-        let scale = |half: usize| {
-            let at = load_u8x64(SCALES[half].as_flattened().as_array().unwrap());
-            odd(_mm512_multishift_epi64_epi8(at, scales), 7)
-        };
-        let dot = _mm512_add_epi32(_mm512_mullo_epi32(first, scale(0)), _mm512_mullo_epi32(second, scale(1)));
-        (f16_bits(d_bits(b)) / 8.0, dot)
-    });
 }
 
 #[cfg(test)]

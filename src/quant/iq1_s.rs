@@ -30,8 +30,6 @@ pub static TYPE: QuantType = QuantType {
     dequant,
     kernels: &[
         #[cfg(target_arch = "x86_64")]
-        Kernel { isa: Isa::Avx512, dot: dot_avx512 },
-        #[cfg(target_arch = "x86_64")]
         Kernel { isa: Isa::Avx2, dot: dot_avx2 },
         Kernel { isa: Isa::Scalar, dot },
     ],
@@ -118,28 +116,6 @@ fn dot_avx2(w: &[u8], stride: usize, x: ActRow<'_>, out: &mut [f32]) {
         _mm256_madd_epi16(_mm256_maddubs_epi16(grid, q), _mm256_set1_epi32(s.scales[g] as i32))
     };
     dot_rows(w, stride, x, out, unpack, |s, sums| offsets(s, sums), group);
-}
-
-#[cfg(target_arch = "x86_64")]
-#[target_feature(enable = "avx512f,avx512bw,avx512dq,avx512vl,avx512vbmi,avx512vnni,avx512bitalg,avx2,fma,f16c")]
-fn dot_avx512(w: &[u8], stride: usize, x: ActRow<'_>, out: &mut [f32]) {
-    use super::grid512::*;
-    use crate::simd::x86::*;
-    use std::arch::x86_64::*;
-    let grids = |b: [&[u8; BYTES]; 2]| {
-        let low = b.map(|b| b[2..34].as_array().unwrap());
-        ternary(&IQ1S, low, b.map(|b| b[34..].as_array().unwrap()), 0x0906_0300)
-    };
-    dot_rows_by_two(w, stride, x, out, &EIGHTS, grids, |b, grid, (q, sums, _)| {
-        let words = _mm512_cvtepu16_epi64(load_u8x16(b[34..].as_array().unwrap()));
-        let [dot] = plain_dots(grid, q);
-        // 8 (grid +- 1/8) is the table's byte less 7 or 9.
-        let minus = _mm512_and_si512(_mm512_multishift_epi64_epi8(_mm512_set1_epi8(14), words), _mm512_set1_epi32(2));
-        let less = _mm512_add_epi32(minus, _mm512_set1_epi32(7));
-        let dot = _mm512_sub_epi32(dot, _mm512_mullo_epi32(less, widen(sums)));
-        let scale = odd(_mm512_multishift_epi64_epi8(_mm512_set1_epi8(11), words), 7);
-        (f16_first(b) / 8.0, _mm512_mullo_epi32(dot, scale))
-    });
 }
 
 #[cfg(test)]
