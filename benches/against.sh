@@ -30,7 +30,7 @@ run_tandem() { # kind count depth: tokens/s, and the share of the read bandwidth
     [ "$1" = pp ] && p=$2 || n=$2
     local json
     json=$("$tandem" bench -m "$model" -t "$threads" -p "$p" -n "$n" -d "$3" -r 1 -o json)
-    echo "$(number tokens_per_s <<<"$json") $(number gbps <<<"$json") $(number read_gbps <<<"$json")"
+    echo "$(number tokens_per_s <<<"$json") $(number share_of_read <<<"$json")"
 }
 
 run_peer() {
@@ -67,7 +67,7 @@ for test in $tests; do
         }
         {
             n++; a[n] = $1; b[n] = $NF; r[n] = $1 / $NF
-            if (kind == "tg") share[n] = $2 / $3
+            if (kind == "tg") share[n] = $2
         }
         END {
             if (!n) exit 1

@@ -96,6 +96,8 @@ fn only_models_name_architectures_and_only_quant_names_formats() {
 fn unsafe_code_stands_only_in_its_named_files_and_says_what_it_leans_on() {
     let named = [
         "src/quant/tile.rs",
+        "src/quant/lanes.rs",
+        "src/cpu/dense.rs",
         "src/simd.rs",
         "src/gguf/map.rs",
         "src/cpu/matmul.rs",

@@ -17,6 +17,7 @@ pub(crate) static SHAPES: &[Shape] = &[
     Shape { name: "tiny", layers: 4, n_vocab: 1024, build: |l, v| TINY.model(l, v) },
     Shape { name: "qwen3-30b-a3b", layers: 48, n_vocab: 151_936, build: |l, v| QWEN3_30B.model(l, v) },
     Shape { name: "qwen3-235b-a22b", layers: 94, n_vocab: 151_936, build: |l, v| QWEN3_235B.model(l, v) },
+    Shape { name: "v4-flash-experts", layers: 4, n_vocab: 32_768, build: |l, v| V4_FLASH_EXPERTS.model(l, v) },
     Shape { name: "gpt-oss-20b", layers: 24, n_vocab: 201_088, build: |l, v| gpt_oss(l.unwrap_or(24), 32, v) },
     Shape { name: "gpt-oss-120b", layers: 36, n_vocab: 201_088, build: |l, v| gpt_oss(l.unwrap_or(36), 128, v) },
     Shape { name: "qwen3.5-35b-a3b", layers: 40, n_vocab: 248_320, build: |l, v| QWEN35_35B.model(l, v) },
@@ -123,6 +124,10 @@ const QWEN3_30B: Qwen3 =
     Qwen3 { layers: 48, n_embd: 2048, heads: (32, 4), dim: 128, n_ff: 6144, experts: (128, 8), n_ff_exp: 768 };
 const QWEN3_235B: Qwen3 =
     Qwen3 { layers: 94, n_embd: 4096, heads: (64, 4), dim: 128, n_ff: 12288, experts: (128, 8), n_ff_exp: 1536 };
+
+/// DeepSeek-V4-Flash's routed experts in a plain transformer: what every engine runs, for comparisons of experts alone.
+const V4_FLASH_EXPERTS: Qwen3 =
+    Qwen3 { layers: 4, n_embd: 4096, heads: (32, 4), dim: 128, n_ff: 8192, experts: (256, 6), n_ff_exp: 2048 };
 
 impl Qwen3 {
     fn model(&self, layers: Option<usize>, n_vocab: usize) -> Model {

@@ -8,7 +8,7 @@ use serde_json::json;
 
 use super::args::{self, Output};
 use super::{Failure, gguf, options, usage};
-use crate::cpu::read_bandwidth;
+use crate::cpu::Bandwidth;
 use crate::session::{Session, Want};
 use crate::simd;
 use crate::text::Tokenizer;
@@ -21,8 +21,9 @@ static TEXT: &str = include_str!("../../benches/text.txt");
 struct Row {
     test: String,
     rates: Vec<f64>,
-    /// GB read per second, for decode.
-    gbps: Option<f64>,
+    /// For decode: GB of weights read per second, what the machine read right before and after, and the ratio of the two
+    /// round by round. Medians.
+    read: Option<[f64; 3]>,
     hash: u64,
 }
 
@@ -51,7 +52,7 @@ pub(super) fn run(a: &args::Bench) -> Result<()> {
     let params: usize = tape.weights.iter().map(|w| w.count()).sum();
     let per_token: usize = tape.bytes_per_token();
     let threads = s.engine().pool.threads();
-    let roof = read_bandwidth(&s.engine().pool);
+    let bandwidth = Bandwidth::default();
 
     let mut rows = Vec::new();
     for &depth in &a.n_depth {
@@ -62,11 +63,12 @@ pub(super) fn run(a: &args::Bench) -> Result<()> {
             let mut row = Row {
                 test: format!("{}{n}{at}", if is_prompt { "pp" } else { "tg" }),
                 rates: Vec::new(),
-                gbps: None,
+                read: None,
                 hash: 0,
             };
             let before: Vec<u32> = (0..depth).map(token).collect();
             let now: Vec<u32> = (depth..depth + n).map(token).collect();
+            let (mut gbps, mut roofs, mut shares) = (Vec::new(), Vec::new(), Vec::new());
             // The first round warms caches and is not counted.
             for round in 0..=a.repetitions {
                 if s.tokens(0).starts_with(&before) && s.tokens(0).len() >= depth {
@@ -75,6 +77,7 @@ pub(super) fn run(a: &args::Bench) -> Result<()> {
                     s.clear(0);
                     s.feed(0, &before, Want::None)?;
                 }
+                let before = if is_prompt { 0.0 } else { bandwidth.measure(&s.engine().pool) };
                 let start = Instant::now();
                 let mut logits = Vec::new();
                 if is_prompt {
@@ -88,16 +91,23 @@ pub(super) fn run(a: &args::Bench) -> Result<()> {
                 if round > 0 {
                     row.rates.push(n as f64 / seconds);
                 }
+                if round > 0 && !is_prompt {
+                    let roof = (before + bandwidth.measure(&s.engine().pool)) / 2.0;
+                    let rate = (n * per_token) as f64 / seconds / 1e9;
+                    gbps.push(rate);
+                    roofs.push(roof);
+                    shares.push(rate / roof);
+                }
                 row.hash = hash(&logits);
             }
             if !is_prompt {
-                row.gbps = Some(median(&row.rates) * per_token as f64 / 1e9);
+                row.read = Some([median(&gbps), median(&roofs), median(&shares)]);
             }
             rows.push(row);
         }
     }
     let isa = simd::isa().name();
-    print(a.output, &rows, &Head { name, size, params, per_token, threads, isa, roof })
+    print(a.output, &rows, &Head { name, size, params, per_token, threads, isa })
 }
 
 /// What the whole table has in common.
@@ -108,8 +118,6 @@ struct Head {
     per_token: usize,
     threads: usize,
     isa: &'static str,
-    /// GB/s.
-    roof: f64,
 }
 
 /// FNV-1a over the bits.
@@ -135,7 +143,8 @@ fn print(form: Output, rows: &[Row], h: &Head) -> Result<()> {
                 json!({
                     "model": h.name, "size_bytes": h.size, "params": h.params, "threads": h.threads, "isa": h.isa,
                     "bytes_per_token": h.per_token, "test": r.test, "tokens_per_s": median(&r.rates),
-                    "tokens_per_s_each": r.rates, "gbps": r.gbps, "read_gbps": h.roof,
+                    "tokens_per_s_each": r.rates, "gbps": r.read.map(|r| r[0]), "read_gbps": r.read.map(|r| r[1]),
+                    "share_of_read": r.read.map(|r| r[2]),
                     "logits_hash": format!("{:016x}", r.hash),
                 })
             })
@@ -170,21 +179,20 @@ fn print(form: Output, rows: &[Row], h: &Head) -> Result<()> {
                 r.test.clone(),
                 format!("{:.2}", median(&r.rates)),
                 format!("{low:.2}-{high:.2}"),
-                r.gbps.map_or("".into(), |g| format!("{g:.2}")),
-                r.gbps.map_or("".into(), |g| format!("{:.0}%", g / h.roof * 100.0)),
+                r.read.map_or("".into(), |r| format!("{:.2}", r[0])),
+                r.read.map_or("".into(), |r| format!("{:.0}%", r[2] * 100.0)),
                 format!("{:016x}", r.hash),
             ])
         )?;
     }
     if form == Output::Md {
-        writeln!(
-            out,
-            "\n{:.3} GB of weights read per token; this machine reads {:.1} GB/s with {} threads, which allows {:.1} t/s.",
-            h.per_token as f64 / 1e9,
-            h.roof,
-            h.threads,
-            h.roof * 1e9 / h.per_token as f64
-        )?;
+        let gb = h.per_token as f64 / 1e9;
+        let roof = rows.iter().find_map(|r| r.read).map(|r| r[1]);
+        let allows = roof.map_or("".into(), |roof| {
+            let (n, most) = (h.threads, roof / gb);
+            format!("; this machine reads {roof:.1} GB/s with {n} threads, which allows {most:.1} t/s")
+        });
+        writeln!(out, "\n{gb:.3} GB of weights read per token{allows}.")?;
     }
     Ok(())
 }

@@ -33,13 +33,12 @@ pub fn dot_rows(ty: &'static QuantType, w: &[u8], stride: usize, x: ActRow<'_>, 
     unsafe { (kernel.dot)(w, stride, x, out) }
 }
 
-/// `out += sum_r p[r] * row r of w`, rows `stride` bytes apart.
-pub fn sum_rows(ty: &'static QuantType, w: &[u8], stride: usize, p: &[f32], out: &mut [f32]) {
+/// The values of cached blocks.
+pub fn decode(ty: &'static QuantType, blocks: &[u8], out: &mut [f32]) {
     let kv = ty.kv.as_ref().expect("a cache type");
-    let (_, f) = kv.sum_rows.iter().find(|(isa, _)| *isa <= simd::isa()).expect("a scalar form stands last");
-    assert!(p.is_empty() || w.len() >= (p.len() - 1) * stride + ty.row_bytes(out.len()));
+    let (_, f) = kv.decode.iter().find(|(isa, _)| *isa <= simd::isa()).expect("a scalar form stands last");
     // SAFETY: the instruction set was just checked.
-    unsafe { f(w, stride, p, out) }
+    unsafe { f(blocks, out) }
 }
 
 /// For every group and pair: `out[pair.1] = w * x[pair.0]`, where `x` are rows of `n_in` and `out` rows of `n_out`.

@@ -8,9 +8,13 @@
 //! the two are one (latent attention, DeepSeek-V4). `extra` adds the rows of a second, compressed cache: all complete
 //! ones, or those that an index step selected. The batch's own rows are cached before anything is computed.
 
+use std::cell::RefCell;
+
 use anyhow::{Result, bail};
 
-use crate::cpu::{dot_rows, sum_rows};
+use crate::cpu;
+use crate::cpu::dense::{self, COLS, Rows};
+use crate::simd::{self, exp};
 use crate::tape::{Builder, CpuIo, Op, Slot, State, StateId, WeightId};
 
 /// An attention layer.
@@ -53,28 +57,271 @@ struct AttendOp {
     extra: Option<(usize, bool)>,
 }
 
-/// One head of one token: its scores and what they sum up.
-struct Head<'a> {
-    op: &'a AttendOp,
-    kv_head: usize,
-    keys: &'a State,
-    values: &'a State,
-    extra: Option<&'a State>,
+/// Keys that are scored together; a block starts at a multiple.
+const BLOCK: usize = 64;
+/// Keys whose softmax is worked out apart from the others', always the same ones, and then joined with them in order: so
+/// one token's keys can be shared among threads, and the result is the same bits whether they were or not.
+const CHUNK: usize = 512;
+/// Query rows (heads of a group, times tokens) that share a block's decoded keys, about.
+const TILE: usize = 64;
+/// Below every score.
+const LOWEST: f32 = -1e30;
+
+/// Tokens of one sequence, neighbours in the batch.
+#[derive(Clone, Copy)]
+struct Tile {
+    /// Rows of the batch.
+    from: usize,
+    n: usize,
+    /// The chunks of keys that one of them sees, and how many chunks of the second cache.
+    own: (usize, usize),
+    extra: usize,
+    /// The first of its parts.
+    part: usize,
 }
 
-impl Head<'_> {
-    /// Scores `rows` adjacent cached rows.
-    fn score(&self, keys: &State, bytes: &[u8], q: crate::quant::ActRow<'_>, scores: &mut Vec<f32>) {
-        let at = self.kv_head * keys.ty().row_bytes(self.op.a.k_dim);
-        let from = scores.len();
-        scores.resize(from + bytes.len() / keys.row_bytes(), 0.0);
-        dot_rows(keys.ty(), &bytes[at..], keys.row_bytes(), q, &mut scores[from..]);
+impl Tile {
+    fn chunks(&self) -> usize {
+        self.own.1 - self.own.0 + self.extra
+    }
+}
+
+/// Chunks of keys for one key head: a piece of work.
+struct Part {
+    tile: Tile,
+    kv_head: usize,
+    /// Chunks, counted over the tile's own and then the extra ones.
+    chunks: std::ops::Range<usize>,
+}
+
+/// What a step's threads share.
+struct Attention<'a> {
+    a: &'a Attend,
+    rows: &'a [crate::tape::Row],
+    q: &'a [f32],
+    keys: &'a State,
+    values: &'a State,
+    extra: Option<(&'a State, usize)>,
+    /// Rows of the second cache for each token, -1 for none.
+    select: Option<&'a [f32]>,
+}
+
+/// A thread's memory.
+#[derive(Default)]
+struct Scratch {
+    q: Vec<f32>,
+    decoded: Vec<f32>,
+    keys: Vec<f32>,
+    values: Vec<f32>,
+    scores: Vec<f32>,
+    chunk: Vec<f32>,
+}
+
+thread_local! {
+    static SCRATCH: RefCell<Scratch> = RefCell::default();
+}
+
+/// The softmax of some keys for some query rows: the largest score, the sum of the others' ratios to it, and the sum of
+/// the values in those proportions, a row after the other.
+struct Soft<'a> {
+    most: &'a mut [f32],
+    sum: &'a mut [f32],
+    out: &'a mut [f32],
+    width: usize,
+}
+
+impl<'a> Soft<'a> {
+    /// `rows` rows of `width` columns, in a buffer of `rows * (width + 2)` values.
+    fn new(rows: usize, width: usize, buffer: &'a mut [f32]) -> Soft<'a> {
+        let (most, rest) = buffer.split_at_mut(rows);
+        let (sum, rest) = rest.split_at_mut(rows);
+        Soft { most, sum, out: &mut rest[..rows * width], width }
     }
 
-    /// Adds `p` times each of the rows' values.
-    fn gather(&self, values: &State, bytes: &[u8], p: &[f32], out: &mut [f32]) {
-        let at = self.kv_head * values.ty().row_bytes(self.op.a.v_dim);
-        sum_rows(values.ty(), &bytes[at..], values.row_bytes(), p, out);
+    fn clear(&mut self) {
+        self.most.fill(LOWEST);
+        self.sum.fill(0.0);
+        self.out.fill(0.0);
+    }
+
+    /// Adds another's keys.
+    fn join(&mut self, other: &Soft<'_>) {
+        for r in 0..self.most.len() {
+            let most = self.most[r].max(other.most[r]);
+            let (x, y) = (exp(self.most[r] - most), exp(other.most[r] - most));
+            let at = r * self.width..(r + 1) * self.width;
+            dense::blend(&mut self.out[at.clone()], x, &other.out[at], y);
+            self.sum[r] = self.sum[r] * x + other.sum[r] * y;
+            self.most[r] = most;
+        }
+    }
+}
+
+impl Attention<'_> {
+    fn per_kv(&self) -> usize {
+        self.a.heads / self.a.kv_heads
+    }
+
+    /// The positions that a token sees.
+    fn visible(&self, token: usize) -> (usize, usize) {
+        let end = self.rows[token].pos as usize + 1;
+        (self.a.window.map_or(0, |w| end.saturating_sub(w)), end)
+    }
+
+    /// Rows of the second cache that a token sees: complete ones, or how many were selected for it.
+    fn visible_extra(&self, token: usize) -> usize {
+        match (self.select, self.extra) {
+            (Some(select), _) => {
+                let k = select.len() / self.rows.len();
+                select[token * k..(token + 1) * k].iter().take_while(|&&r| r >= 0.0).count()
+            }
+            (None, Some((_, every))) => (self.rows[token].pos as usize + 1) / every,
+            (None, None) => 0,
+        }
+    }
+
+    /// The batch as tiles.
+    fn tiles(&self) -> Vec<Tile> {
+        let most = if self.select.is_some() { 1 } else { (TILE / self.per_kv()).max(1) };
+        let mut tiles: Vec<Tile> = Vec::new();
+        for (t, row) in self.rows.iter().enumerate() {
+            let (start, end) = self.visible(t);
+            let own = (start / CHUNK, end.div_ceil(CHUNK));
+            let extra = self.visible_extra(t).div_ceil(CHUNK);
+            match tiles.last_mut() {
+                Some(tile) if tile.n < most && self.rows[tile.from].seq == row.seq => {
+                    tile.n += 1;
+                    tile.own = (tile.own.0.min(own.0), tile.own.1.max(own.1));
+                    tile.extra = tile.extra.max(extra);
+                }
+                _ => tiles.push(Tile { from: t, n: 1, own, extra, part: 0 }),
+            }
+        }
+        tiles
+    }
+
+    /// The softmax of a part's keys, chunk by chunk.
+    fn run(&self, part: &Part, s: &mut Scratch, soft: &mut Soft<'_>) {
+        let (a, tile, per_kv) = (self.a, part.tile, self.per_kv());
+        s.q.clear();
+        for t in tile.from..tile.from + tile.n {
+            let at = (t * a.heads + part.kv_head * per_kv) * a.k_dim;
+            s.q.extend_from_slice(&self.q[at..at + per_kv * a.k_dim]);
+        }
+        soft.clear();
+        let mut buffer = std::mem::take(&mut s.chunk);
+        buffer.resize(tile.n * per_kv * (soft.width + 2), 0.0);
+        for c in part.chunks.clone() {
+            let mut chunk = Soft::new(tile.n * per_kv, soft.width, &mut buffer);
+            chunk.clear();
+            let n_own = tile.own.1 - tile.own.0;
+            let (first, own) = if c < n_own { (tile.own.0 + c, true) } else { (c - n_own, false) };
+            let most = match own {
+                true => (tile.from..tile.from + tile.n)
+                    .map(|t| self.visible(t))
+                    .fold((usize::MAX, 0), |m, v| (m.0.min(v.0), m.1.max(v.1))),
+                false => (0, (tile.from..tile.from + tile.n).map(|t| self.visible_extra(t)).max().unwrap_or(0)),
+            };
+            let mut at = first * CHUNK;
+            while at < most.1.min((first + 1) * CHUNK) {
+                if at + BLOCK > most.0 {
+                    self.block(part, own, (at, (at + BLOCK).min(most.1)), s, &mut chunk);
+                }
+                at += BLOCK;
+            }
+            soft.join(&chunk);
+        }
+        s.chunk = buffer;
+    }
+
+    /// Adds the keys `from..to`, a block or its beginning, to a chunk's softmax.
+    fn block(&self, part: &Part, own: bool, (from, to): (usize, usize), s: &mut Scratch, chunk: &mut Soft<'_>) {
+        let (a, tile, per_kv) = (self.a, part.tile, self.per_kv());
+        let (keys, values) = match (own, self.extra) {
+            (false, Some((rows, _))) => (rows, rows),
+            _ => (self.keys, self.values),
+        };
+        let n = to - from;
+        // While keys are decoded their values are asked for, and while those are decoded the next keys.
+        self.decode(keys, part, own, (from, to), a.k_dim, a.k_dim, &mut s.decoded, (values, a.v_dim, 0));
+        s.decoded.resize(BLOCK * a.k_dim, 0.0);
+        s.keys.resize(BLOCK * a.k_dim, 0.0);
+        for half in 0..n.div_ceil(32) {
+            let rows = &s.decoded[half * 32 * a.k_dim..][..32 * a.k_dim];
+            dense::turn(rows, a.k_dim, &mut s.keys[half * 32..], BLOCK);
+        }
+        self.decode(values, part, own, (from, to), a.v_dim, chunk.width, &mut s.values, (keys, a.k_dim, BLOCK));
+
+        let rows = tile.n * per_kv;
+        s.scores.resize(rows * BLOCK, 0.0);
+        for half in 0..n.div_ceil(32) {
+            let (q, k) = (Rows { at: &s.q, stride: a.k_dim }, Rows { at: &s.keys[half * 32..], stride: BLOCK });
+            dense::product(rows, a.k_dim, q, k, &mut s.scores[half * 32..], BLOCK, false);
+        }
+        for i in 0..tile.n {
+            let (start, end) = match own {
+                true => self.visible(tile.from + i),
+                false => (0, self.visible_extra(tile.from + i)),
+            };
+            let (low, high) = (start.clamp(from, to) - from, end.clamp(from, to) - from);
+            for r in i * per_kv..(i + 1) * per_kv {
+                let scores = &mut s.scores[r * BLOCK..][..BLOCK];
+                scores[..low].fill(0.0);
+                scores[high..].fill(0.0);
+                let seen = &mut scores[low..high];
+                let most = dense::scale_scores(seen, a.scale, a.soft_cap).max(chunk.most[r]);
+                let sum = dense::exponentials(seen, most);
+                let less = exp(chunk.most[r] - most);
+                if less != 1.0 {
+                    chunk.out[r * chunk.width..][..chunk.width].iter_mut().for_each(|o| *o *= less);
+                }
+                chunk.sum[r] = chunk.sum[r] * less + sum;
+                chunk.most[r] = most;
+            }
+        }
+        for at in (0..chunk.width).step_by(COLS) {
+            let (p, v) = (Rows { at: &s.scores, stride: BLOCK }, Rows { at: &s.values[at..], stride: chunk.width });
+            dense::product(rows, n, p, v, &mut chunk.out[at..], chunk.width, true);
+        }
+    }
+
+    /// The first `dim` columns of the part's head of cached rows, `stride` apart; columns beyond are zeros. For each row
+    /// the row of `next` that lies so much further is asked for.
+    fn decode(
+        &self,
+        cache: &State,
+        part: &Part,
+        own: bool,
+        (from, to): (usize, usize),
+        dim: usize,
+        stride: usize,
+        out: &mut Vec<f32>,
+        next: (&State, usize, usize),
+    ) {
+        let head = |cache: &State, dim: usize| {
+            let at = part.kv_head * cache.ty().row_bytes(cache.width() / self.a.kv_heads);
+            at..at + cache.ty().row_bytes(dim)
+        };
+        let seq = self.rows[part.tile.from].seq;
+        if stride > dim || out.len() < BLOCK * stride {
+            out.clear();
+            out.resize(BLOCK * stride, 0.0);
+        }
+        let (bytes, next_bytes) = (head(cache, dim), head(next.0, next.1));
+        let chosen = self.select.filter(|_| !own).map(|select| {
+            let k = select.len() / self.rows.len();
+            &select[part.tile.from * k..][from..to]
+        });
+        for (i, to) in (from..to).zip(out.chunks_exact_mut(stride)) {
+            let row = match chosen {
+                Some(list) => cache.row(seq, list[i - from] as usize),
+                None => {
+                    simd::prefetch(&next.0.row(seq, i + next.2)[next_bytes.clone()]);
+                    cache.row(seq, i)
+                }
+            };
+            cpu::decode(cache.ty(), &row[bytes.clone()], &mut to[..dim]);
+        }
     }
 }
 
@@ -96,82 +343,76 @@ impl Op for AttendOp {
             }
         }
         let keys = &io.states[0];
-        let values = if self.shared { keys } else { &io.states[1] };
-        let extra = self.extra.map(|_| &io.states[if self.shared { 1 } else { 2 }]);
-        let sinks = self.sinks.then(|| io.weights[0].values);
-        let select = match self.extra {
-            Some((_, true)) => Some(io.ins[if self.shared { 2 } else { 3 }]),
-            _ => None,
+        let work = Attention {
+            a,
+            rows: &io.batch.rows,
+            q,
+            keys,
+            values: if self.shared { keys } else { &io.states[1] },
+            extra: self.extra.map(|(every, _)| (&io.states[if self.shared { 1 } else { 2 }], every)),
+            select: match self.extra {
+                Some((_, true)) => Some(io.ins[if self.shared { 2 } else { 3 }]),
+                _ => None,
+            },
         };
-        let mut acts = std::mem::take(&mut io.work.acts);
-        acts.set(keys.ty().act, a.k_dim, q);
-        let per_kv = a.heads / a.kv_heads;
-        let depth = io.batch.rows.iter().map(|r| r.pos as usize + 1).max().unwrap_or(0);
-        let bytes = io.rows * a.heads * a.window.map_or(depth, |w| depth.min(w)) * (a.k_dim + a.v_dim);
-        io.pool.pieces(&mut io.outs[0], a.v_dim, bytes, |i, out| {
-            let (t, h) = (i / a.heads, i % a.heads);
-            let row = io.batch.rows[t];
-            let end = row.pos as usize + 1;
-            let start = a.window.map_or(0, |w| end.saturating_sub(w));
-            let x = acts.row(i, q);
-            let head = Head { op: self, kv_head: h / per_kv, keys, values, extra };
-            let mut s = Vec::with_capacity(end - start + 8);
-            for (_, bytes) in keys.runs(row.seq, start, end) {
-                head.score(head.keys, bytes, x, &mut s);
+        let mut tiles = work.tiles();
+        // Chunks by themselves only where there is too little else to share out: each needs room for its results.
+        let apart = tiles.len() * a.kv_heads < 4 * io.pool.threads();
+        let mut parts: Vec<Part> = Vec::new();
+        for tile in &mut tiles {
+            tile.part = parts.len();
+            let (n, each) = (tile.chunks(), if apart { 1 } else { tile.chunks() });
+            for kv_head in 0..a.kv_heads {
+                let chunks = (0..n).step_by(each).map(|c| c..(c + each).min(n));
+                parts.extend(chunks.map(|chunks| Part { tile: *tile, kv_head, chunks }));
             }
-            let own = s.len();
-            let chosen: Option<Vec<usize>> = select.map(|sel| {
-                let k = sel.len() / io.rows;
-                sel[t * k..(t + 1) * k].iter().take_while(|&&r| r >= 0.0).map(|&r| r as usize).collect()
-            });
-            let complete = self.extra.map_or(0, |(every, _)| end / every);
-            if let Some(rows) = head.extra {
-                match &chosen {
-                    Some(list) => list.iter().for_each(|&r| head.score(rows, rows.row(row.seq, r), x, &mut s)),
-                    None => rows.runs(row.seq, 0, complete).for_each(|(_, b)| head.score(rows, b, x, &mut s)),
+        }
+        let per_kv = work.per_kv();
+        let width = a.v_dim.next_multiple_of(COLS);
+        let rows = tiles.iter().map(|t| t.n).max().unwrap_or(0) * per_kv;
+        let size = rows * (width + 2);
+        let mut buffer = std::mem::take(&mut io.work.buffers[0]);
+        buffer.resize(parts.len() * size, 0.0);
+        let keys_seen: usize =
+            (0..io.rows).map(|t| work.visible(t).1 - work.visible(t).0 + work.visible_extra(t)).sum();
+        io.pool.pieces(&mut buffer, size, keys_seen * a.heads * (a.k_dim + a.v_dim), |i, buffer| {
+            let part = &parts[i];
+            let mut soft = Soft::new(part.tile.n * per_kv, width, buffer);
+            SCRATCH.with_borrow_mut(|s| work.run(part, s, &mut soft));
+        });
+        let sinks = self.sinks.then(|| io.weights[0].values);
+        let tile_of: Vec<usize> = tiles.iter().enumerate().flat_map(|(i, t)| std::iter::repeat_n(i, t.n)).collect();
+        for tile in &tiles {
+            // Later parts of a head are joined with its first, in order.
+            let each = if apart { tile.chunks() } else { 1 };
+            for head in 0..a.kv_heads {
+                let first = tile.part + head * each;
+                let (done, rest) = buffer[first * size..(first + each) * size].split_at_mut(size);
+                let mut soft = Soft::new(tile.n * per_kv, width, done);
+                rest.chunks_exact_mut(size).for_each(|b| soft.join(&Soft::new(tile.n * per_kv, width, b)));
+            }
+        }
+        let done = &buffer;
+        io.pool.pieces(&mut io.outs[0], a.heads * a.v_dim, io.rows * a.heads * a.v_dim * 8, |t, out| {
+            let tile = &tiles[tile_of[t]];
+            let each = if apart { tile.chunks() } else { 1 };
+            for (h, out) in out.chunks_exact_mut(a.v_dim).enumerate() {
+                let part = &done[(tile.part + h / per_kv * each) * size..][..size];
+                let (n, r) = (tile.n * per_kv, (t - tile.from) * per_kv + h % per_kv);
+                let (mut most, mut sum) = (part[r], part[n + r]);
+                let mut factor = 1.0;
+                if let Some(sinks) = sinks {
+                    let before = most;
+                    most = most.max(sinks[h]);
+                    factor = exp(before - most);
+                    sum = sum * factor + exp(sinks[h] - most);
                 }
-            }
-            let mut max = sinks.map_or(f32::NEG_INFINITY, |s| s[h]);
-            for v in s.iter_mut() {
-                *v *= a.scale;
-                if let Some(cap) = a.soft_cap {
-                    *v = cap * (*v / cap).tanh();
-                }
-                max = max.max(*v);
-            }
-            let mut sum = sinks.map_or(0.0, |s| ((s[h] - max).exp()) as f64);
-            for v in s.iter_mut() {
-                *v = (*v - max).exp();
-                sum += *v as f64;
-            }
-            let inv = (1.0 / sum) as f32;
-            s.iter_mut().for_each(|v| *v *= inv);
-            out.fill(0.0);
-            let mut at = 0;
-            for (_, bytes) in head.values.runs(row.seq, start, end) {
-                let n = bytes.len() / head.values.row_bytes();
-                head.gather(head.values, bytes, &s[at..at + n], out);
-                at += n;
-            }
-            debug_assert_eq!(at, own);
-            if let Some(rows) = head.extra {
-                match &chosen {
-                    Some(list) => {
-                        for (&r, p) in list.iter().zip(&s[own..]) {
-                            head.gather(rows, rows.row(row.seq, r), std::slice::from_ref(p), out);
-                        }
-                    }
-                    None => {
-                        for (_, bytes) in rows.runs(row.seq, 0, complete) {
-                            let n = bytes.len() / rows.row_bytes();
-                            head.gather(rows, bytes, &s[at..at + n], out);
-                            at += n;
-                        }
-                    }
-                }
+                let factor = factor / sum;
+                let from = &part[2 * n + r * width..];
+                out.iter_mut().zip(from).for_each(|(o, v)| *o = v * factor);
             }
         });
-        io.work.acts = acts;
+        io.work.buffers[0] = buffer;
     }
 }
 

@@ -9,7 +9,7 @@
 use anyhow::{Result, bail};
 
 use super::Glu;
-use crate::cpu::{Group, grouped};
+use crate::cpu::{Group, dense, grouped};
 use crate::tape::{Builder, CpuIo, Op, Slot, Weight, WeightId};
 
 /// The shape of an expert layer.
@@ -105,20 +105,17 @@ impl Op for ExpertsOp {
         io.pool.pieces(hidden, n_ff, ids.len() * n_ff * 32, |p, row| {
             let g = &gate[p * n_gate..];
             let u = if self.fused { &g[n_ff..] } else { &up[p * n_ff..] };
-            for ((h, &g), &u) in row.iter_mut().zip(g).zip(u) {
-                *h = glu.apply(g, u);
-            }
+            glu.apply(&g[..n_ff], &u[..n_ff], row);
         });
         product(last, &by_product, hidden, down);
         Self::finish(io, &mut at, &ids, self.extras[last], down);
-        for (t, out) in io.outs[0].chunks_exact_mut(n_embd).enumerate() {
+        let down = &*down;
+        io.pool.pieces(&mut io.outs[0], n_embd, ids.len() * n_embd * 4, |t, out| {
             out.fill(0.0);
-            for j in 0..self.k {
-                let p = t * self.k + j;
-                let w = weights[p];
-                out.iter_mut().zip(&down[p * n_embd..]).for_each(|(o, d)| *o += w * d);
+            for p in t * self.k..(t + 1) * self.k {
+                dense::add_times(out, weights[p], &down[p * n_embd..(p + 1) * n_embd]);
             }
-        }
+        });
         io.work.buffers = buffers;
         io.work.acts = acts;
     }

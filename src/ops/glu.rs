@@ -7,6 +7,7 @@
 //! Sigmoid        sigmoid(g) * u; a narrower g gates equal runs of u
 //! ```
 
+use crate::cpu::dense;
 use crate::tape::{Builder, CpuIo, Op, Slot};
 
 /// The gating function.
@@ -35,17 +36,23 @@ pub(super) fn silu(x: f32) -> f32 {
 }
 
 impl Glu {
-    /// One element.
-    #[inline]
-    pub(super) fn apply(self, g: f32, u: f32) -> f32 {
-        match self {
-            Glu::Silu => silu(g) * u,
-            Glu::SiluClamp(limit) => silu(g.min(limit)) * u.clamp(-limit, limit),
-            Glu::Oai => {
-                let h = g.min(7.0);
-                h / (1.0 + (-1.702 * h).exp()) * (u.clamp(-7.0, 7.0) + 1.0)
-            }
-            Glu::Sigmoid => sigmoid(g) * u,
+    /// `out = glu(g, u)`, element by element.
+    pub(super) fn apply(self, g: &[f32], u: &[f32], out: &mut [f32]) {
+        let limit = match self {
+            Glu::Silu | Glu::Sigmoid => f32::INFINITY,
+            Glu::SiluClamp(limit) => limit,
+            Glu::Oai => 7.0,
+        };
+        let steep = if self == Glu::Oai { 1.702 } else { 1.0 };
+        out.iter_mut().zip(g).for_each(|(o, &g)| *o = g.min(limit));
+        dense::sigmoids(out, steep);
+        for ((o, &g), &u) in out.iter_mut().zip(g).zip(u) {
+            *o *= match self {
+                Glu::Silu => g * u,
+                Glu::SiluClamp(_) => g.min(limit) * u.clamp(-limit, limit),
+                Glu::Oai => g.min(limit) * (u.clamp(-limit, limit) + 1.0),
+                Glu::Sigmoid => u,
+            };
         }
     }
 }
@@ -64,8 +71,12 @@ impl Op for GluOp {
         let piece = run * (4096 / run).max(1);
         io.pool.pieces(&mut io.outs[0], piece, u.len() * 32, |i, out| {
             let at = i * piece;
-            for (j, o) in out.iter_mut().enumerate() {
-                *o = self.0.apply(g[(at + j) / run], u[at + j]);
+            if run == 1 {
+                return self.0.apply(&g[at..at + out.len()], &u[at..at + out.len()], out);
+            }
+            for (j, out) in out.chunks_mut(run).enumerate() {
+                let gates = vec![g[at / run + j]; out.len()];
+                self.0.apply(&gates, &u[at + j * run..][..out.len()], out);
             }
         });
     }

@@ -250,6 +250,7 @@ pub use x86::Wide;
 
 #[cfg(target_arch = "x86_64")]
 mod x86 {
+    #![allow(clippy::missing_safety_doc)] // clippy takes a safe `target_feature` function for an unsafe one
     use super::{Grid, Lanes};
     use crate::quant::grid512::look_up;
     use crate::simd::x86::load_u8x64;
@@ -362,7 +363,7 @@ mod x86 {
                 let mut t = [0; 16];
                 let mut i = 0;
                 while i < 64 {
-                    t[i / 4] |= if i / 4 >> (i % 4) & 1 == 1 { 255 << (8 * (i % 4)) } else { 0 };
+                    t[i / 4] |= if ((i / 4) >> (i % 4)) & 1 == 1 { 255 << (8 * (i % 4)) } else { 0 };
                     i += 1;
                 }
                 t

@@ -62,18 +62,16 @@ pub struct Kernel {
     pub dot: DotRows,
 }
 
-/// The value half of attention: `out[i] += sum_r p[r] * w[r][i]`, rows added in order.
-///
-/// `(w, stride, p, out)`: row `r` starts at byte `r * stride` of `w` and has `out.len()` values.
-pub type SumRows = unsafe fn(&[u8], usize, &[f32], &mut [f32]);
+/// Decodes whole blocks: `(blocks, out)`.
+pub type Decode = unsafe fn(&[u8], &mut [f32]);
 
 /// What a format needs to serve as a KV cache type.
 #[derive(Debug)]
 pub struct Kv {
     /// Encodes `x` (a multiple of the block) into blocks.
     pub encode: fn(&[f32], &mut [u8]),
-    /// Best instruction set first, scalar last.
-    pub sum_rows: &'static [(Isa, SumRows)],
+    /// Decodes whole blocks, as `dequant`, with vectors: best instruction set first, scalar last.
+    pub decode: &'static [(Isa, Decode)],
 }
 
 impl QuantType {

@@ -371,7 +371,10 @@ impl Part<'_> {
                 let min = load_f32x32(&p.min[g]);
                 for t in 0..T {
                     let sums16 = &x[t].sums;
-                    let sum = if S == 8 { sums16[2 * g & 15] + sums16[(2 * g & 15) + 1] } else { sums16[g & 15] };
+                    let sum = match S {
+                        8 => sums16[(2 * g) & 15] + sums16[((2 * g) & 15) + 1],
+                        _ => sums16[g & 15],
+                    };
                     for h in 0..2 {
                         sums[t][h] = _mm512_fnmadd_ps(min[h], _mm512_set1_ps(sum), sums[t][h]);
                     }

@@ -110,6 +110,11 @@ impl State {
         self.spec.ty
     }
 
+    /// Values in a row.
+    pub fn width(&self) -> usize {
+        self.spec.width
+    }
+
     /// Bytes from one row to the next.
     pub fn row_bytes(&self) -> usize {
         self.row_bytes
