@@ -15,7 +15,7 @@ pub enum Isa {
     Scalar,
     /// AVX2 with FMA and F16C (Intel since Haswell, AMD since Zen).
     Avx2,
-    /// AVX-512 F, BW, DQ, VL, VBMI and VNNI (Intel since Ice Lake, AMD since Zen 4).
+    /// AVX-512 F, BW, DQ, VL, VBMI, VNNI and BITALG (Intel since Ice Lake, AMD since Zen 4).
     Avx512,
     /// The same and AVX512_BF16 (AMD since Zen 4, Intel since Sapphire Rapids).
     Avx512Bf16,
@@ -47,7 +47,8 @@ pub fn detected() -> Isa {
             && is_x86_feature_detected!("avx512dq")
             && is_x86_feature_detected!("avx512vl")
             && is_x86_feature_detected!("avx512vbmi")
-            && is_x86_feature_detected!("avx512vnni");
+            && is_x86_feature_detected!("avx512vnni")
+            && is_x86_feature_detected!("avx512bitalg");
         match (avx2, avx512) {
             (true, true) if is_x86_feature_detected!("avx512bf16") => return Isa::Avx512Bf16,
             (true, true) => return Isa::Avx512,
@@ -337,6 +338,14 @@ pub mod x86 {
     #[inline]
     #[target_feature(enable = "avx512f")]
     pub fn load_i8x64(p: &[i8; 64]) -> __m512i {
+        // SAFETY: the reference covers the 64 bytes read.
+        unsafe { _mm512_loadu_si512(p.as_ptr().cast()) }
+    }
+
+    /// 64 bytes, any alignment.
+    #[inline]
+    #[target_feature(enable = "avx512f")]
+    pub fn load_u8x64(p: &[u8; 64]) -> __m512i {
         // SAFETY: the reference covers the 64 bytes read.
         unsafe { _mm512_loadu_si512(p.as_ptr().cast()) }
     }

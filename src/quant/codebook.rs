@@ -1,11 +1,11 @@
 //! What the codebook formats (IQ1, IQ2, IQ3) share: a super-block as plain integers for the scalar truth, and the pieces
-//! of the vector kernels.
+//! of the AVX2 kernels and the panels.
 //!
 //! ```text
 //! w[i] = d * scale[i / 16] * q[i]     d holds the fraction of the format: f16 / 8, f16 / 4 or f16
 //! q[i] = +-grid byte                  |q| <= 62, scale <= 31: every product is exact in f32, whatever its order
 //! ```
-//! The vector kernels unpack a few super-blocks ahead (grid indices, sign bytes, scales), then loop over groups of 32
+//! The AVX2 kernels unpack a few super-blocks ahead (grid indices, sign bytes, scales), then loop over groups of 32
 //! weights: grid entries looked up one by one, the signs moved to the activations, `maddubs`, `madd` with the scale; exact
 //! integers up to the super-block's end.
 //!
@@ -13,7 +13,7 @@
 //! to an entry, 12 to 14 for IQ3. Left: super-blocks unpacked one at a time (1.1 to 1.3 times slower), and all groups in
 //! one run of code (1.1 to 1.6 times; see `dot_rows` and `index`).
 
-use super::lanes::Lanes;
+use super::lanes::{Block, Lanes};
 use super::super_block::{N as BLOCK, acts};
 use super::tile::Half;
 use super::{ActRow, Rng, put_f16, rows};
@@ -90,20 +90,48 @@ pub(super) fn odd_scale<V: Lanes>(s: V) -> V {
     s.add(s).or(s.splat(1)).to_f32()
 }
 
-/// The low 28 bits of a word, 4 fields of 7 signs, as bytes of 8 signs: the eighth makes the number of minuses even.
+/// The low 28 bits of a word, 4 fields of 7 signs, as bytes of 8 signs.
 #[inline(always)]
 pub(super) fn signs_of_28<V: Lanes>(v: V) -> V {
-    static PARITY: [i8; 16] = [0, -128, -128, 0, -128, 0, 0, -128, -128, 0, 0, -128, 0, -128, -128, 0];
     let v = v.mask(0x3fff).or(v.mask(0x0fff_c000).shl(2));
-    let v = v.mask(0x007f_007f).or(v.mask(0x3f80_3f80).shl(1));
+    with_parity(v.mask(0x007f_007f).or(v.mask(0x3f80_3f80).shl(1)))
+}
+
+/// Gives every byte (7 sign bits) its eighth: the parity of the others.
+#[inline(always)]
+pub(super) fn with_parity<V: Lanes>(v: V) -> V {
+    static PARITY: [i8; 16] = [0, -128, -128, 0, -128, 0, 0, -128, -128, 0, 0, -128, 0, -128, -128, 0];
     v.or(v.xor(v.shr(4)).mask(0x0f0f_0f0f).look_up8(&PARITY))
 }
 
-/// Puts 8 weights, two steps, with the signs of the low 8 bits of `signs`.
+/// Puts a group's 4 entries of 8 weights, byte `l` of `signs` for entry `l`.
 #[inline(always)]
-pub(super) fn put_signed<V: Lanes>(out: &mut Half<'_>, step: usize, [low, high]: [V; 2], signs: V) {
-    out.codes(step, low.negate8(signs));
-    out.codes(step + 1, high.negate8(signs.shr(4)));
+pub(super) fn put_eights<V: Lanes>(out: &mut Half<'_>, step: usize, grid: [[V; 2]; 4], signs: V) {
+    put_fours(out, step, [grid[0][0], grid[0][1], grid[1][0], grid[1][1]], signs);
+    put_fours(out, step + 4, [grid[2][0], grid[2][1], grid[3][0], grid[3][1]], signs.shr(16));
+}
+
+/// Puts 4 entries of 4 weights, bits `4l..4l + 4` of `signs` for entry `l`.
+#[inline(always)]
+pub(super) fn put_fours<V: Lanes>(out: &mut Half<'_>, step: usize, grid: [V; 4], signs: V) {
+    for (l, grid) in grid.into_iter().enumerate() {
+        out.codes(step + l, grid.negate8_at(signs, 4 * l as u32));
+    }
+}
+
+/// Puts 16 scales of 4 bits as `2s + 1` times `d`: the 8 bytes that are words `from..from + 2` at `at`.
+#[inline(always)]
+pub(super) fn put_nibble_scales<V: Lanes, const BYTES: usize>(
+    b: &Block<'_, V, BYTES>,
+    at: usize,
+    from: usize,
+    d: V,
+    out: &mut Half<'_>,
+) {
+    let words = b.words(at);
+    for g in 0..16 {
+        out.scale(g, odd_scale(words[from + g / 8].shr(4 * (g as u32 % 8)).mask(15)).mul_f32(d));
+    }
 }
 
 /// The vector pieces. Every function is compiled for the same features as the kernels, so that it inlines into them.

@@ -10,9 +10,11 @@
 //! Layout: ggml-common.h `block_iq1_m`.
 
 use super::codebook::{self, Super};
+use super::lanes::{Block, Lanes};
 use super::super_block::N as BLOCK;
 use super::tables::IQ1S;
-use super::{Act, ActRow, Kernel, QuantType, Rng};
+use super::tile::{Half, tile};
+use super::{Act, ActRow, Kernel, QuantType, Rng, Tile};
 use crate::simd::Isa;
 
 const BYTES: usize = 56;
@@ -25,7 +27,7 @@ pub static TYPE: QuantType = QuantType {
     block: BLOCK,
     bytes: BYTES,
     act: Act::Q8K,
-    tile: None,
+    tile: Some(Tile { group: 16, mins: false, fill: FILL }),
     dequant,
     kernels: &[
         #[cfg(target_arch = "x86_64")]
@@ -50,7 +52,7 @@ fn unpack(b: &[u8; BYTES]) -> Super {
     let mut s = Super { d: d / 8.0, scale: std::array::from_fn(scale), q: [0; BLOCK] };
     for (i, q) in s.q.as_chunks_mut::<8>().0.iter_mut().enumerate() {
         let high = b[32 + i / 2] >> (4 * (i % 2));
-        *q = codebook::shifted(IQ1S[b[i] as usize | ((high & 7) as usize) << 8], high & 8 != 0);
+        *q = codebook::shifted(IQ1S.entries[b[i] as usize | ((high & 7) as usize) << 8], high & 8 != 0);
     }
     s
 }
@@ -61,6 +63,35 @@ fn dequant(blocks: &[u8], out: &mut [f32]) {
 
 fn dot(w: &[u8], stride: usize, x: ActRow<'_>, out: &mut [f32]) {
     codebook::dot(unpack, w, stride, x, out);
+}
+
+tile!(FILL, decode, BLOCK, 16);
+
+#[inline(always)]
+fn decode<V: Lanes>(b: &Block<'_, V, BYTES>, out: &mut Half<'_>) {
+    let words = b.words(48 - 8); // words 2 and 3: bytes 48..56
+    let d = b.each(|b| d_bits(b) as u32).f16_to_f32().mul_f32(b.splat(0.125f32.to_bits()));
+    let nibbles = b.words(32);
+    for i in 0..2 {
+        for (w, index) in b.words(16 * i).into_iter().enumerate() {
+            let g = 4 * i + w;
+            let scales = words[2 + i].shr(w as u32 / 2 * 16 + w as u32 % 2 * 6);
+            out.scale(2 * g, codebook::odd_scale(scales.mask(7)).mul_f32(d));
+            out.scale(2 * g + 1, codebook::odd_scale(scales.shr(3).mask(7)).mul_f32(d));
+            // 4 nibbles go to a byte each.
+            let four = nibbles[g / 2].shr(g as u32 % 2 * 16).mask(0xffff);
+            let four = four.or(four.shl(8)).mask(0x00ff_00ff);
+            let four = four.or(four.shl(4)).mask(0x0f0f_0f0f);
+            let grid = index.eights(four, &IQ1S);
+            for (l, grid) in grid.iter().enumerate() {
+                // 8 (grid +- 1/8) is the table's byte less 7 or 9.
+                let minus = four.shr(8 * l as u32 + 2).mask(2);
+                let less = b.splat(0x0707_0707).add(minus.mul(b.splat(0x0101_0101)));
+                out.codes(8 * g + 2 * l, grid[0].sub8(less));
+                out.codes(8 * g + 2 * l + 1, grid[1].sub8(less));
+            }
+        }
+    }
 }
 
 fn random(rng: &mut Rng, block: &mut [u8]) {
@@ -104,7 +135,7 @@ fn dot_avx2(w: &[u8], stride: usize, x: ActRow<'_>, out: &mut [f32]) {
         s.d = f16_bits(d_bits(b)) / 8.0;
     };
     let group = |_: &[u8; BYTES], s: &Stage, g: usize, q| {
-        let grid = eights(&IQ1S, index(s, g));
+        let grid = eights(&IQ1S.entries, index(s, g));
         let grid = _mm256_or_si256(grid, spread_eights(s.eights[g]));
         _mm256_madd_epi16(_mm256_maddubs_epi16(grid, q), spread_scales(s.scales[g]))
     };
@@ -124,6 +155,11 @@ mod tests {
     #[test]
     fn the_largest_weights_and_activations_overflow_nothing() {
         check::extremes_by(&TYPE, super::put_d);
+    }
+
+    #[test]
+    fn panels_equal_the_decoded_weights() {
+        check::tile(&TYPE);
     }
 
     #[test]

@@ -9,9 +9,11 @@
 //! Layout: ggml-common.h `block_iq1_s`.
 
 use super::codebook::{self, Super};
+use super::lanes::{Block, Lanes};
 use super::super_block::N as BLOCK;
 use super::tables::IQ1S;
-use super::{Act, ActRow, Kernel, QuantType, Rng, f16_at};
+use super::tile::{Half, tile};
+use super::{Act, ActRow, Kernel, QuantType, Rng, Tile, f16_at};
 use crate::simd::Isa;
 
 const BYTES: usize = 50;
@@ -24,7 +26,7 @@ pub static TYPE: QuantType = QuantType {
     block: BLOCK,
     bytes: BYTES,
     act: Act::Q8K,
-    tile: None,
+    tile: Some(Tile { group: 32, mins: false, fill: FILL }),
     dequant,
     kernels: &[
         #[cfg(target_arch = "x86_64")]
@@ -42,7 +44,7 @@ fn unpack(b: &[u8; BYTES]) -> Super {
         s.scale[2 * g..2 * g + 2].fill(2 * (word >> 12 & 7) as i32 + 1);
         for (l, q) in s.q[32 * g..32 * g + 32].as_chunks_mut::<8>().0.iter_mut().enumerate() {
             let i = b[2 + 4 * g + l] as usize | ((word >> (3 * l) & 7) as usize) << 8;
-            *q = codebook::shifted(IQ1S[i], word >> 15 != 0);
+            *q = codebook::shifted(IQ1S.entries[i], word >> 15 != 0);
         }
     }
     s
@@ -54,6 +56,30 @@ fn dequant(blocks: &[u8], out: &mut [f32]) {
 
 fn dot(w: &[u8], stride: usize, x: ActRow<'_>, out: &mut [f32]) {
     codebook::dot(unpack, w, stride, x, out);
+}
+
+tile!(FILL, decode, BLOCK, 32);
+
+#[inline(always)]
+fn decode<V: Lanes>(b: &Block<'_, V, BYTES>, out: &mut Half<'_>) {
+    let d = b.f16(0).mul_f32(b.splat(0.125f32.to_bits()));
+    let words = b.words(34);
+    for i in 0..2 {
+        let index = b.words(2 + 16 * i);
+        for (w, index) in index.into_iter().enumerate() {
+            let g = 4 * i + w;
+            let word = words[g / 2].shr(g as u32 % 2 * 16);
+            out.scale(g, codebook::odd_scale(word.shr(12).mask(7)).mul_f32(d));
+            // 4 fields of 3 bits go to the bottom of a byte each.
+            let threes = word.mask(0x3f).or(word.mask(0xfc0).shl(10));
+            let grid = index.eights(threes.or(threes.shl(5)), &IQ1S);
+            // 8 (grid +- 1/8) is the table's byte less 7 or 9.
+            let less = b.splat(0x0707_0707).add(word.shr(14).mask(2).mul(b.splat(0x0101_0101)));
+            for (l, grid) in grid.as_flattened().iter().enumerate() {
+                out.codes(8 * g + l, grid.sub8(less));
+            }
+        }
+    }
 }
 
 fn random(rng: &mut Rng, block: &mut [u8]) {
@@ -86,7 +112,7 @@ fn dot_avx2(w: &[u8], stride: usize, x: ActRow<'_>, out: &mut [f32]) {
         s.d = f16_bits(u16::from_le_bytes([b[0], b[1]])) / 8.0;
     };
     let group = |_: &[u8; BYTES], s: &Stage, g: usize, q| {
-        let grid = eights(&IQ1S, index(s, g));
+        let grid = eights(&IQ1S.entries, index(s, g));
         _mm256_madd_epi16(_mm256_maddubs_epi16(grid, q), _mm256_set1_epi32(s.scales[g] as i32))
     };
     dot_rows(w, stride, x, out, unpack, |s, sums| offsets(s, sums), group);
@@ -105,6 +131,11 @@ mod tests {
     #[test]
     fn the_largest_weights_and_activations_overflow_nothing() {
         check::extremes(&TYPE, &[0]);
+    }
+
+    #[test]
+    fn panels_equal_the_decoded_weights() {
+        check::tile(&TYPE);
     }
 
     #[test]

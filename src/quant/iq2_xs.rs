@@ -10,9 +10,11 @@
 //! Layout: ggml-common.h `block_iq2_xs`.
 
 use super::codebook::{self, Super};
+use super::lanes::{Block, Lanes};
 use super::super_block::N as BLOCK;
 use super::tables::IQ2XS;
-use super::{Act, ActRow, Kernel, QuantType, Rng, f16_at};
+use super::tile::{Half, tile};
+use super::{Act, ActRow, Kernel, QuantType, Rng, Tile, f16_at};
 use crate::simd::Isa;
 
 const BYTES: usize = 74;
@@ -25,9 +27,11 @@ pub static TYPE: QuantType = QuantType {
     block: BLOCK,
     bytes: BYTES,
     act: Act::Q8K,
-    tile: None,
+    tile: Some(Tile { group: 16, mins: false, fill: FILL }),
     dequant,
     kernels: &[
+        #[cfg(target_arch = "x86_64")]
+        Kernel { isa: Isa::Avx512, dot: dot_avx512 },
         #[cfg(target_arch = "x86_64")]
         Kernel { isa: Isa::Avx2, dot: dot_avx2 },
         Kernel { isa: Isa::Scalar, dot },
@@ -40,7 +44,7 @@ fn unpack(b: &[u8; BYTES]) -> Super {
     let mut s = Super { d: f16_at(b, 0) / 8.0, scale: codebook::nibble_scales(&b[66..]), q: [0; BLOCK] };
     for (word, q) in b[2..66].as_chunks::<2>().0.iter().zip(s.q.as_chunks_mut::<8>().0) {
         let word = u16::from_le_bytes(*word);
-        *q = codebook::signed(IQ2XS[(word & 511) as usize], codebook::even_signs(word as u32 >> 9));
+        *q = codebook::signed(IQ2XS.entries[(word & 511) as usize], codebook::even_signs(word as u32 >> 9));
     }
     s
 }
@@ -51,6 +55,24 @@ fn dequant(blocks: &[u8], out: &mut [f32]) {
 
 fn dot(w: &[u8], stride: usize, x: ActRow<'_>, out: &mut [f32]) {
     codebook::dot(unpack, w, stride, x, out);
+}
+
+tile!(FILL, decode, BLOCK, 16);
+
+#[inline(always)]
+fn decode<V: Lanes>(b: &Block<'_, V, BYTES>, out: &mut Half<'_>) {
+    let d = b.f16(0).mul_f32(b.splat(0.125f32.to_bits()));
+    codebook::put_nibble_scales(b, BYTES - 16, 2, d, out);
+    for i in 0..4 {
+        let words = b.words(2 + 16 * i);
+        for h in 0..2 {
+            let (first, second) = (words[2 * h], words[2 * h + 1]);
+            let index = first.pick8(second, [0, 2, 4, 6]);
+            let high = first.pick8(second, [1, 3, 5, 7]);
+            let signs = codebook::with_parity(high.shr(1).mask(0x7f7f_7f7f));
+            codebook::put_eights(out, 8 * (2 * i + h), index.eights(high, &IQ2XS), signs);
+        }
+    }
 }
 
 fn random(rng: &mut Rng, block: &mut [u8]) {
@@ -76,10 +98,40 @@ fn dot_avx2(w: &[u8], stride: usize, x: ActRow<'_>, out: &mut [f32]) {
         s.d = f16_bits(u16::from_le_bytes([b[0], b[1]])) / 8.0;
     };
     let group = |_: &[u8; BYTES], s: &Stage, g: usize, q| {
-        let grid = eights(&IQ2XS, index(s, g));
+        let grid = eights(&IQ2XS.entries, index(s, g));
         _mm256_madd_epi16(signed_pairs(grid, s.eights[g], q), spread_scales(s.scales[g]))
     };
     dot_rows(w, stride, x, out, unpack, |_, _| _mm256_setzero_si256(), group);
+}
+
+#[cfg(target_arch = "x86_64")]
+#[target_feature(enable = "avx512f,avx512bw,avx512dq,avx512vl,avx512vbmi,avx512vnni,avx512bitalg,avx2,fma,f16c")]
+fn dot_avx512(w: &[u8], stride: usize, x: ActRow<'_>, out: &mut [f32]) {
+    use super::grid512::*;
+    use crate::simd::x86::*;
+    use std::arch::x86_64::*;
+    static INDEX: [u8; 64] = paired(8, 2);
+    static HIGH: [u8; 64] = {
+        let mut t = INDEX;
+        let mut i = 0;
+        while i < 64 {
+            t[i] += 1;
+            i += 1;
+        }
+        t
+    };
+    let grids = |b: [&[u8; BYTES]; 2]| {
+        let [a, b] = b.map(|b| load_u8x64(b[2..66].as_array().unwrap()));
+        let index = _mm512_permutex2var_epi8(a, load_u8x64(&INDEX), b);
+        let high = _mm512_permutex2var_epi8(a, load_u8x64(&HIGH), b);
+        let ninth = _mm512_test_epi8_mask(high, _mm512_set1_epi8(1));
+        eights(&IQ2XS, look_up(&IQ2XS.fields, index, [ninth, 0, 0]))
+    };
+    dot_rows_by_two(w, stride, x, out, &EIGHTS, grids, |b, grid, (q, ..)| {
+        let signs = even_signs(bits_at(load_u8x64(b[2..66].as_array().unwrap()), 0x3929_1909));
+        let dots = signed_dots(&EIGHTS, grid, signs, q);
+        (f16_first(b) / 8.0, scale_halves(dots, bytes_to_qwords(b[66..].as_array().unwrap())))
+    });
 }
 
 #[cfg(test)]
@@ -95,6 +147,11 @@ mod tests {
     #[test]
     fn the_largest_weights_and_activations_overflow_nothing() {
         check::extremes(&TYPE, &[0]);
+    }
+
+    #[test]
+    fn panels_equal_the_decoded_weights() {
+        check::tile(&TYPE);
     }
 
     #[test]

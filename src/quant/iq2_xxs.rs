@@ -31,6 +31,8 @@ pub static TYPE: QuantType = QuantType {
     dequant,
     kernels: &[
         #[cfg(target_arch = "x86_64")]
+        Kernel { isa: Isa::Avx512, dot: dot_avx512 },
+        #[cfg(target_arch = "x86_64")]
         Kernel { isa: Isa::Avx2, dot: dot_avx2 },
         Kernel { isa: Isa::Scalar, dot },
     ],
@@ -44,7 +46,7 @@ fn unpack(b: &[u8; BYTES]) -> Super {
         let word = u32::from_le_bytes([b[4], b[5], b[6], b[7]]);
         s.scale[2 * g..2 * g + 2].fill(2 * (word >> 28) as i32 + 1);
         for (l, q) in s.q[32 * g..32 * g + 32].as_chunks_mut::<8>().0.iter_mut().enumerate() {
-            *q = codebook::signed(IQ2XXS[b[l] as usize], codebook::even_signs(word >> (7 * l)));
+            *q = codebook::signed(IQ2XXS.entries[b[l] as usize], codebook::even_signs(word >> (7 * l)));
         }
     }
     s
@@ -64,14 +66,11 @@ tile!(FILL, decode, BLOCK, 32);
 fn decode<V: Lanes>(b: &Block<'_, V, BYTES>, out: &mut Half<'_>) {
     let d = b.f16(0).mul_f32(b.splat(0.125f32.to_bits()));
     for i in 0..4 {
-        let [_, even, _, odd] = b.words(2 + 16 * i);
-        for (g, word) in [(2 * i, even), (2 * i + 1, odd)] {
+        let [even, even_word, odd, odd_word] = b.words(2 + 16 * i);
+        for (g, index, word) in [(2 * i, even, even_word), (2 * i + 1, odd, odd_word)] {
             out.scale(g, codebook::odd_scale(word.shr(28)).mul_f32(d));
             let signs = codebook::signs_of_28(word);
-            for l in 0..4 {
-                let grid = b.each_pair(|b| IQ2XXS[b[2 + 8 * g + l] as usize]);
-                codebook::put_signed(out, 8 * g + 2 * l, grid, signs.shr(8 * l as u32));
-            }
+            codebook::put_eights(out, 8 * g, index.eights(index, &IQ2XXS), signs);
         }
     }
 }
@@ -96,10 +95,30 @@ fn dot_avx2(w: &[u8], stride: usize, x: ActRow<'_>, out: &mut [f32]) {
         s.d = f16_bits(u16::from_le_bytes([b[0], b[1]])) / 8.0;
     };
     let group = |b: &[u8; BYTES], s: &Stage, g: usize, q| {
-        let grid = eights(&IQ2XXS, b[2..].as_chunks::<4>().0[2 * g].each_ref().map(read_once));
+        let grid = eights(&IQ2XXS.entries, b[2..].as_chunks::<4>().0[2 * g].each_ref().map(read_once));
         _mm256_madd_epi16(signed_pairs(grid, s.eights[g], q), _mm256_set1_epi32(s.scales[g] as i32))
     };
     dot_rows(w, stride, x, out, unpack, |_, _| _mm256_setzero_si256(), group);
+}
+
+#[cfg(target_arch = "x86_64")]
+#[target_feature(enable = "avx512f,avx512bw,avx512dq,avx512vl,avx512vbmi,avx512vnni,avx512bitalg,avx2,fma,f16c")]
+fn dot_avx512(w: &[u8], stride: usize, x: ActRow<'_>, out: &mut [f32]) {
+    use super::grid512::*;
+    use crate::simd::x86::*;
+    use std::arch::x86_64::*;
+    static INDEX: [u8; 64] = paired(8, 1);
+    let grids = |b: [&[u8; BYTES]; 2]| {
+        let [a, b] = b.map(|b| load_u8x64(b[2..].as_array().unwrap()));
+        let index = _mm512_permutex2var_epi8(a, load_u8x64(&INDEX), b);
+        eights(&IQ2XXS, look_up(&IQ2XXS.fields, index, [0; 3]))
+    };
+    dot_rows_by_two(w, stride, x, out, &EIGHTS, grids, |b, grid, (q, ..)| {
+        let block = load_u8x64(b[2..].as_array().unwrap());
+        let signs = even_signs(bits_at(block, 0x352e_2720));
+        let [dot] = signed_dots(&EIGHTS, grid, signs, q);
+        (f16_first(b) / 8.0, _mm512_mullo_epi32(dot, scale_at(block, 60)))
+    });
 }
 
 #[cfg(test)]

@@ -9,9 +9,11 @@
 //! Layout: ggml-common.h `block_iq3_xxs`.
 
 use super::codebook::{self, Super};
+use super::lanes::{Block, Lanes};
 use super::super_block::N as BLOCK;
 use super::tables::IQ3XXS;
-use super::{Act, ActRow, Kernel, QuantType, Rng, f16_at};
+use super::tile::{Half, tile};
+use super::{Act, ActRow, Kernel, QuantType, Rng, Tile, f16_at};
 use crate::simd::Isa;
 
 const BYTES: usize = 98;
@@ -24,9 +26,11 @@ pub static TYPE: QuantType = QuantType {
     block: BLOCK,
     bytes: BYTES,
     act: Act::Q8K,
-    tile: None,
+    tile: Some(Tile { group: 32, mins: false, fill: FILL }),
     dequant,
     kernels: &[
+        #[cfg(target_arch = "x86_64")]
+        Kernel { isa: Isa::Avx512, dot: dot_avx512 },
         #[cfg(target_arch = "x86_64")]
         Kernel { isa: Isa::Avx2, dot: dot_avx2 },
         Kernel { isa: Isa::Scalar, dot },
@@ -41,7 +45,7 @@ fn unpack(b: &[u8; BYTES]) -> Super {
         let word = u32::from_le_bytes(*word);
         s.scale[2 * g..2 * g + 2].fill(2 * (word >> 28) as i32 + 1);
         for (l, q) in s.q[32 * g..32 * g + 32].as_chunks_mut::<8>().0.iter_mut().enumerate() {
-            let (low, high) = (IQ3XXS[b[2 + 8 * g + 2 * l] as usize], IQ3XXS[b[3 + 8 * g + 2 * l] as usize]);
+            let (low, high) = (IQ3XXS.entries[b[2 + 8 * g + 2 * l] as usize], IQ3XXS.entries[b[3 + 8 * g + 2 * l] as usize]);
             *q = codebook::signed(low as u64 | (high as u64) << 32, codebook::even_signs(word >> (7 * l)));
         }
     }
@@ -54,6 +58,25 @@ fn dequant(blocks: &[u8], out: &mut [f32]) {
 
 fn dot(w: &[u8], stride: usize, x: ActRow<'_>, out: &mut [f32]) {
     codebook::dot(unpack, w, stride, x, out);
+}
+
+tile!(FILL, decode, BLOCK, 32);
+
+#[inline(always)]
+fn decode<V: Lanes>(b: &Block<'_, V, BYTES>, out: &mut Half<'_>) {
+    let d = b.f16(0).mul_f32(b.splat(0.25f32.to_bits()));
+    for i in 0..4 {
+        let index = b.words(2 + 16 * i);
+        let words = b.words(66 + i / 2 * 16);
+        for h in 0..2 {
+            let (g, word) = (2 * i + h, words[i % 2 * 2 + h]);
+            out.scale(g, codebook::odd_scale(word.shr(28)).mul_f32(d));
+            let signs = codebook::signs_of_28(word);
+            for (half, index) in index[2 * h..2 * h + 2].iter().enumerate() {
+                codebook::put_fours(out, 8 * g + 4 * half, index.fours(*index, &IQ3XXS), signs.shr(16 * half as u32));
+            }
+        }
+    }
 }
 
 fn random(rng: &mut Rng, block: &mut [u8]) {
@@ -73,10 +96,25 @@ fn dot_avx2(w: &[u8], stride: usize, x: ActRow<'_>, out: &mut [f32]) {
         s.d = f16_bits(u16::from_le_bytes([b[0], b[1]])) / 4.0;
     };
     let group = |b: &[u8; BYTES], s: &Stage, g: usize, q| {
-        let grid = fours(&IQ3XXS, std::array::from_fn(|l| b[2 + 8 * g + l]));
+        let grid = fours(&IQ3XXS.entries, std::array::from_fn(|l| b[2 + 8 * g + l]));
         _mm256_madd_epi16(signed_pairs(grid, s.eights[g], q), _mm256_set1_epi32(s.scales[g] as i32))
     };
     dot_rows(w, stride, x, out, unpack, |_, _| _mm256_setzero_si256(), group);
+}
+
+#[cfg(target_arch = "x86_64")]
+#[target_feature(enable = "avx512f,avx512bw,avx512dq,avx512vl,avx512vbmi,avx512vnni,avx512bitalg,avx2,fma,f16c")]
+fn dot_avx512(w: &[u8], stride: usize, x: ActRow<'_>, out: &mut [f32]) {
+    use super::grid512::*;
+    use crate::simd::x86::*;
+    use std::arch::x86_64::*;
+    dot_rows(w, stride, x, out, &FOURS, |b: &[u8; BYTES], (q, ..)| {
+        let index = load_u8x64(b[2..66].as_array().unwrap());
+        let words = dwords_to_qwords(b[66..].as_array().unwrap());
+        let grid = fours(&IQ3XXS, look_up(&IQ3XXS.fields, index, [0; 3]));
+        let [dot] = signed_dots(&FOURS, grid, even_signs(bits_at(words, 0x150e_0700)), q);
+        (f16_first(b) / 4.0, _mm512_mullo_epi32(dot, scale_at(words, 28)))
+    });
 }
 
 #[cfg(test)]
@@ -92,6 +130,11 @@ mod tests {
     #[test]
     fn the_largest_weights_and_activations_overflow_nothing() {
         check::extremes(&TYPE, &[0]);
+    }
+
+    #[test]
+    fn panels_equal_the_decoded_weights() {
+        check::tile(&TYPE);
     }
 
     #[test]

@@ -11,6 +11,8 @@
 
 #![allow(unsafe_code)] // the intrinsics; a value of a vector type is the proof that the CPU has them
 
+use super::tables::Grid;
+
 /// A vector of 16 lanes of 32 bits. Where a method's name ends in 8 it works on each byte alone.
 pub trait Lanes: Copy {
     /// `x` in every lane. `self` only proves that the instruction set is there.
@@ -76,6 +78,20 @@ pub trait Lanes: Copy {
         let all = signs.spread4();
         self.xor(all).sub8(all)
     }
+
+    /// The same with bits `at..at + 4` of `signs`.
+    #[inline(always)]
+    fn negate8_at(self, signs: Self, at: u32) -> Self {
+        self.negate8(signs.shr(at).mask(15))
+    }
+
+    /// Four bytes of the lane's eight: 0..4 are its own, 4..8 those of `b`.
+    fn pick8(self, b: Self, from: [u8; 4]) -> Self;
+    /// The four entries that the bytes count, with `high` holding the bits above them, two steps each. The bits of
+    /// `high` beyond the table's size are ignored.
+    fn eights<const N: usize>(self, high: Self, grid: &Grid<u64, N>) -> [[Self; 2]; 4];
+    /// The same for entries of 4 values, a step each.
+    fn fours<const N: usize>(self, high: Self, grid: &Grid<u32, N>) -> [Self; 4];
 }
 
 /// Sixteen words in plain Rust: the scalar truth, and, compiled for AVX2, what the compiler vectorises.
@@ -192,6 +208,41 @@ impl Lanes for Plain {
     fn mul_f32(self, b: Self) -> Self {
         self.zip(b, |a, b| (f32::from_bits(a) * f32::from_bits(b)).to_bits())
     }
+    #[inline(always)]
+    fn pick8(self, b: Self, from: [u8; 4]) -> Self {
+        self.zip(b, |a, b| {
+            let byte = |f: u8| if f < 4 { a >> (8 * f) } else { b >> (8 * (f - 4)) } & 255;
+            byte(from[0]) | byte(from[1]) << 8 | byte(from[2]) << 16 | byte(from[3]) << 24
+        })
+    }
+    #[inline(always)]
+    fn eights<const N: usize>(self, high: Self, grid: &Grid<u64, N>) -> [[Self; 2]; 4] {
+        let mut out = [[self; 2]; 4];
+        for (l, out) in out.iter_mut().enumerate() {
+            for r in 0..16 {
+                let entry = grid.entries[index::<N>(self.0[r], high.0[r], l)];
+                (out[0].0[r], out[1].0[r]) = (entry as u32, (entry >> 32) as u32);
+            }
+        }
+        out
+    }
+    #[inline(always)]
+    fn fours<const N: usize>(self, high: Self, grid: &Grid<u32, N>) -> [Self; 4] {
+        let mut out = [self; 4];
+        for (l, out) in out.iter_mut().enumerate() {
+            for r in 0..16 {
+                out.0[r] = grid.entries[index::<N>(self.0[r], high.0[r], l)];
+            }
+        }
+        out
+    }
+}
+
+/// Byte `l` of `low`, with byte `l` of `high` above it.
+#[inline(always)]
+fn index<const N: usize>(low: u32, high: u32, l: usize) -> usize {
+    const { assert!(N.is_power_of_two()) }
+    (low.to_le_bytes()[l] as usize | (high.to_le_bytes()[l] as usize) << 8) & (N - 1)
 }
 
 #[cfg(target_arch = "x86_64")]
@@ -200,7 +251,9 @@ pub use x86::Wide;
 #[cfg(target_arch = "x86_64")]
 mod x86 {
     #![allow(clippy::missing_safety_doc)] // clippy takes a safe `target_feature` function for an unsafe one
-    use super::Lanes;
+    use super::{Grid, Lanes};
+    use crate::quant::grid512::look_up;
+    use crate::simd::x86::load_u8x64;
     use std::arch::x86_64::*;
 
     /// Sixteen words in a register of AVX-512.
@@ -210,7 +263,7 @@ mod x86 {
     impl Wide {
         /// Zeros, and with them the proof that the caller was compiled for what the methods use.
         #[inline]
-        #[target_feature(enable = "avx512f,avx512bw,avx512dq,avx512vl,avx512vbmi")]
+        #[target_feature(enable = "avx512f,avx512bw,avx512dq,avx512vl,avx512vbmi,avx512bitalg")]
         pub fn zero() -> Wide {
             Wide(_mm512_setzero_si512())
         }
@@ -329,6 +382,64 @@ mod x86 {
         fn mul_f32(self, b: Self) -> Self {
             op!(_mm512_castps_si512(_mm512_mul_ps(_mm512_castsi512_ps(self.0), _mm512_castsi512_ps(b.0))))
         }
+        #[inline(always)]
+        fn negate8_at(self, signs: Self, at: u32) -> Self {
+            // Bits 0..4 of the lower lane of a pair for its bytes, 32..36 for those of the upper.
+            op!({
+                let bit = _mm512_add_epi8(_mm512_set1_epi64(0x2322_2120_0302_0100), _mm512_set1_epi8(at as i8));
+                let minus = _mm512_bitshuffle_epi64_mask(signs.0, bit);
+                _mm512_mask_sub_epi8(self.0, minus, _mm512_setzero_si512(), self.0)
+            })
+        }
+        #[inline(always)]
+        fn pick8(self, b: Self, from: [u8; 4]) -> Self {
+            static LANE: [[u8; 4]; 16] = {
+                let mut t = [[0; 4]; 16];
+                let mut i = 0;
+                while i < 16 {
+                    t[i] = [4 * i as u8; 4];
+                    i += 1;
+                }
+                t
+            };
+            let from = u32::from_le_bytes(from.map(|f| (f & 3) | (f & 4) << 4));
+            op!({
+                let from = _mm512_or_si512(_mm512_loadu_si512(LANE.as_ptr().cast()), _mm512_set1_epi32(from as i32));
+                _mm512_permutex2var_epi8(self.0, from, b.0)
+            })
+        }
+        #[inline(always)]
+        fn eights<const N: usize>(self, high: Self, grid: &Grid<u64, N>) -> [[Self; 2]; 4] {
+            // SAFETY: as for `op`.
+            unsafe {
+                let bit = |b: u32| _mm512_test_epi8_mask(high.0, _mm512_set1_epi8(1 << b));
+                let fields = look_up(&grid.fields, self.0, [bit(0), bit(1), bit(2)]);
+                let values = load_u8x64(&grid.values);
+                // Four fields of byte l of each lane of a pair.
+                let first = _mm512_set1_epi64(0x2624_2220_0604_0200);
+                std::array::from_fn(|l| {
+                    let at = _mm512_add_epi8(first, _mm512_set1_epi8(8 * l as i8));
+                    fields.map(|f| Wide(_mm512_permutexvar_epi8(_mm512_multishift_epi64_epi8(at, f), values)))
+                })
+            }
+        }
+        #[inline(always)]
+        fn fours<const N: usize>(self, high: Self, grid: &Grid<u32, N>) -> [Self; 4] {
+            // SAFETY: as for `op`.
+            unsafe {
+                let bit = |b: u32| _mm512_test_epi8_mask(high.0, _mm512_set1_epi8(1 << b));
+                let [a, b] = look_up(&grid.fields, self.0, [bit(0), bit(1), bit(2)]).map(Wide);
+                let values = load_u8x64(&grid.values);
+                // Two entries to a lane, of four fields of 4 bits each.
+                let entries = [a.pick8(b, [0, 4, 1, 5]), a.pick8(b, [2, 6, 3, 7])];
+                let first = _mm512_set1_epi64(0x2c28_2420_0c08_0400);
+                std::array::from_fn(|l| {
+                    let at = _mm512_add_epi8(first, _mm512_set1_epi8(l as i8 % 2 * 16));
+                    let fields = _mm512_multishift_epi64_epi8(at, entries[l / 2].0);
+                    Wide(_mm512_permutexvar_epi8(fields, values))
+                })
+            }
+        }
     }
 }
 
@@ -388,6 +499,7 @@ impl<'a, V: Lanes, const BYTES: usize> Block<'a, V, BYTES> {
 mod tests {
     use super::*;
     use crate::quant::Rng;
+    use crate::quant::tables::{IQ1S, IQ2S, IQ2XXS, IQ3S, IQ3XXS};
 
     /// Everything that a vector type can do, on random words, as the words that come out.
     fn all(zero: impl Lanes, seed: u64) -> Vec<[u8; 64]> {
@@ -417,8 +529,15 @@ mod tests {
             a.byte(2),
             a.signed_byte(1),
             a.negate8(b.mask(15)),
+            a.negate8_at(b, 9),
+            a.pick8(b, [6, 0, 3, 5]),
         ];
         list.extend(zero.turn(bytes.each_ref()));
+        list.extend(a.eights(b, &IQ2XXS).as_flattened());
+        list.extend(a.eights(b, &IQ2S).as_flattened());
+        list.extend(a.eights(b, &IQ1S).as_flattened());
+        list.extend(a.fours(b, &IQ3XXS));
+        list.extend(a.fours(b, &IQ3S));
         let store = |v: &_| {
             let mut out = [0; 64];
             Lanes::store(*v, &mut out);
@@ -430,7 +549,7 @@ mod tests {
     #[test]
     #[cfg(target_arch = "x86_64")]
     fn vectors_do_what_plain_words_do() {
-        #[target_feature(enable = "avx512f,avx512bw,avx512dq,avx512vl,avx512vbmi")]
+        #[target_feature(enable = "avx512f,avx512bw,avx512dq,avx512vl,avx512vbmi,avx512bitalg")]
         fn wide(seed: u64) -> Vec<[u8; 64]> {
             all(Wide::zero(), seed)
         }

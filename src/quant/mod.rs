@@ -11,6 +11,8 @@ pub mod act;
 pub mod check;
 mod codebook;
 pub mod floats;
+#[cfg(target_arch = "x86_64")]
+mod grid512;
 pub mod lanes;
 pub mod retired;
 mod super_block;

@@ -153,16 +153,17 @@ impl Ahead<'_> {
 }
 
 /// A format's decoder (generic over [`Lanes`]), compiled for every instruction set: `tile!(FILL, decode, block, group)`.
+/// The closures carry the instruction set into a decoder too large for the compiler to inline by itself.
 macro_rules! tile {
     ($name:ident, $decode:ident, $block:expr, $group:expr) => {
         #[cfg(target_arch = "x86_64")]
-        #[target_feature(enable = "avx512f,avx512bw,avx512dq,avx512vl,avx512vbmi,f16c")]
+        #[target_feature(enable = "avx512f,avx512bw,avx512dq,avx512vl,avx512vbmi,avx512bitalg,f16c")]
         fn fill_avx512(
             s: &crate::quant::tile::Source<'_>,
             bytes: std::ops::Range<usize>,
             to: &mut crate::quant::tile::Panel,
         ) {
-            s.decode(bytes, to, crate::quant::lanes::Wide::zero(), ($block, $group), $decode);
+            s.decode(bytes, to, crate::quant::lanes::Wide::zero(), ($block, $group), |b, to| $decode(b, to));
         }
         #[cfg(target_arch = "x86_64")]
         #[target_feature(enable = "avx2,fma,f16c")]
@@ -171,14 +172,14 @@ macro_rules! tile {
             bytes: std::ops::Range<usize>,
             to: &mut crate::quant::tile::Panel,
         ) {
-            s.decode(bytes, to, crate::quant::lanes::Plain([0; 16]), ($block, $group), $decode);
+            s.decode(bytes, to, crate::quant::lanes::Plain([0; 16]), ($block, $group), |b, to| $decode(b, to));
         }
         fn fill_plain(
             s: &crate::quant::tile::Source<'_>,
             bytes: std::ops::Range<usize>,
             to: &mut crate::quant::tile::Panel,
         ) {
-            s.decode(bytes, to, crate::quant::lanes::Plain([0; 16]), ($block, $group), $decode);
+            s.decode(bytes, to, crate::quant::lanes::Plain([0; 16]), ($block, $group), |b, to| $decode(b, to));
         }
         static $name: &[(crate::simd::Isa, crate::quant::tile::Fill)] = &[
             #[cfg(target_arch = "x86_64")]
