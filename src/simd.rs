@@ -324,4 +324,52 @@ pub mod x86 {
             _mm512_storeu_si512(h[1].as_mut_ptr().cast(), v[1]);
         }
     }
+
+    /// 64 bytes, any alignment.
+    #[inline]
+    #[target_feature(enable = "avx512f")]
+    pub fn load_u8x64(p: &[u8; 64]) -> __m512i {
+        // SAFETY: the reference covers the 64 bytes read.
+        unsafe { _mm512_loadu_si512(p.as_ptr().cast()) }
+    }
+
+    /// 4 floats, any alignment, in all four lanes of 128 bits.
+    #[inline]
+    #[target_feature(enable = "avx512f")]
+    pub fn load_f32x4_four_times(p: &[f32; 4]) -> __m512 {
+        // SAFETY: the reference covers the 16 bytes read.
+        _mm512_broadcast_f32x4(unsafe { _mm_loadu_ps(p.as_ptr()) })
+    }
+
+    /// 16 integers, any alignment.
+    #[inline]
+    #[target_feature(enable = "avx512f")]
+    pub fn load_i32x16(p: &[i32; 16]) -> __m512i {
+        // SAFETY: the reference covers the 64 bytes read.
+        unsafe { _mm512_loadu_si512(p.as_ptr().cast()) }
+    }
+
+    /// 4 integers, any alignment, in all four lanes of 128 bits.
+    #[inline]
+    #[target_feature(enable = "avx512f")]
+    pub fn load_i32x4_four_times(p: &[i32; 4]) -> __m512i {
+        // SAFETY: the reference covers the 16 bytes read.
+        _mm512_broadcast_i32x4(unsafe { _mm_loadu_si128(p.as_ptr().cast()) })
+    }
+
+    /// Writes 4 floats, any alignment.
+    #[inline]
+    #[target_feature(enable = "avx2")]
+    pub fn store_f32x4(p: &mut [f32; 4], v: __m128) {
+        // SAFETY: the reference covers the 16 bytes written.
+        unsafe { _mm_storeu_ps(p.as_mut_ptr(), v) }
+    }
+
+    /// 16 floats, any alignment.
+    #[inline]
+    #[target_feature(enable = "avx512f")]
+    pub fn load_f32x16(p: &[f32; 16]) -> __m512 {
+        // SAFETY: the reference covers the 64 bytes read.
+        unsafe { _mm512_loadu_ps(p.as_ptr()) }
+    }
 }

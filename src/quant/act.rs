@@ -34,7 +34,28 @@ impl Act {
     }
 }
 
-/// One row of activations, borrowed. For `Act::F32` only `f` is filled, else only `q`, `d` and `sums`.
+/// 512 activations as the row kernels of AVX-512 take them: in whole cache lines, zeros after the end of a row.
+#[derive(Clone, Debug)]
+#[repr(align(64))]
+pub struct Quad {
+    /// Four times 128: the first 16 of every 32, then the second 16 of every 32.
+    pub q: [[[i8; 64]; 2]; 4],
+    /// The scale of every 32.
+    pub d: [f32; 16],
+    /// The sum of `q` over every 32.
+    pub sums: [i32; 16],
+    /// The sums over what meets in a lane of 32 bits when the two vectors of each 128 are multiplied: four of the first,
+    /// four of the second.
+    pub lanes: [[i32; 16]; 4],
+}
+
+impl Quad {
+    const ZERO: Quad = Quad { q: [[[0; 64]; 2]; 4], d: [0.0; 16], sums: [0; 16], lanes: [[0; 16]; 4] };
+    /// Activations in one.
+    pub const LEN: usize = 512;
+}
+
+/// One row of activations, borrowed. For `Act::F32` only `f` is filled, else only the others.
 #[derive(Clone, Copy, Debug)]
 pub struct ActRow<'a> {
     /// Values in the row.
@@ -47,6 +68,8 @@ pub struct ActRow<'a> {
     pub d: &'a [f32],
     /// The sum of `q` over every 16 values (n / 16).
     pub sums: &'a [i16],
+    /// All of that once more, where the CPU has AVX-512 (n / 512, rounded up).
+    pub quads: &'a [Quad],
 }
 
 /// Rows of activations in one form, kept between steps so that memory is reused.
@@ -56,6 +79,7 @@ pub struct Acts {
     n: usize,
     q: Vec<i8>,
     columns: Vec<Columns>,
+    quads: Vec<Quad>,
     d: Vec<f32>,
     sums: Vec<i16>,
 }
@@ -76,6 +100,34 @@ impl Acts {
         quantize(block, x, &mut self.q, &mut self.d, &mut self.sums);
         if x.len() / n >= super::tile::FROM {
             self.turn(block);
+        }
+        if simd::detected() >= Isa::Avx512 {
+            self.quads(block);
+        }
+    }
+
+    /// Lays the rows out for row kernels.
+    fn quads(&mut self, block: usize) {
+        let n = self.n;
+        self.quads.clear();
+        for (row, q) in self.q.chunks_exact(n).enumerate() {
+            for (i, q) in q.chunks(Quad::LEN).enumerate() {
+                let mut quad = Quad::ZERO;
+                for (g, q) in q.as_chunks::<32>().0.iter().enumerate() {
+                    let (unit, to, at) = (g / 4, g % 4 * 16, row * n + i * Quad::LEN + 32 * g);
+                    for (half, q) in q.as_chunks::<16>().0.iter().enumerate() {
+                        quad.q[unit][half][to..to + 16].copy_from_slice(q);
+                    }
+                    quad.d[g] = self.d[at / block];
+                    quad.sums[g] = self.sums[at / 16] as i32 + self.sums[at / 16 + 1] as i32;
+                }
+                for (lanes, [a, b]) in quad.lanes.iter_mut().zip(&quad.q) {
+                    for (i, lane) in lanes.iter_mut().enumerate() {
+                        *lane = a[4 * i..][..4].iter().chain(&b[4 * i..][..4]).map(|&q| q as i32).sum();
+                    }
+                }
+                self.quads.push(quad);
+            }
         }
     }
 
@@ -107,15 +159,17 @@ impl Acts {
     pub fn row<'a>(&'a self, t: usize, x: &'a [f32]) -> ActRow<'a> {
         let n = self.n;
         match self.act {
-            None | Some(Act::F32) => ActRow { n, f: &x[t * n..(t + 1) * n], q: &[], d: &[], sums: &[] },
+            None | Some(Act::F32) => ActRow { n, f: &x[t * n..(t + 1) * n], q: &[], d: &[], sums: &[], quads: &[] },
             Some(act) => {
                 let (nd, ns) = (n / act.block(), n / 16);
+                let quads = self.quads.chunks_exact(n.div_ceil(Quad::LEN)).nth(t).unwrap_or(&[]);
                 ActRow {
                     n,
                     f: &[],
                     q: &self.q[t * n..(t + 1) * n],
                     d: &self.d[t * nd..(t + 1) * nd],
                     sums: &self.sums[t * ns..(t + 1) * ns],
+                    quads,
                 }
             }
         }

@@ -15,6 +15,8 @@ pub mod retired;
 mod super_block;
 mod tables;
 pub mod tile;
+#[cfg(target_arch = "x86_64")]
+mod units;
 
 pub use act::{Act, ActRow};
 pub use tile::Tile;

@@ -43,6 +43,8 @@ pub static TYPE: QuantType = QuantType {
     dequant,
     kernels: &[
         #[cfg(target_arch = "x86_64")]
+        Kernel { isa: Isa::Avx512, dot: dot_avx512 },
+        #[cfg(target_arch = "x86_64")]
         Kernel { isa: Isa::Avx2, dot: dot_avx2 },
         Kernel { isa: Isa::Scalar, dot },
     ],
@@ -82,6 +84,38 @@ fn random(rng: &mut Rng, block: &mut [u8]) {
 #[target_feature(enable = "avx2,fma,f16c")]
 fn dot_avx2(w: &[u8], stride: usize, x: ActRow<'_>, out: &mut [f32]) {
     by_four(w, stride, out, |w, out| group(w, stride, x, out), |w, out| group(w, stride, x, out));
+}
+
+/// `vscalef` multiplies by a power of two, subnormal results included.
+#[cfg(target_arch = "x86_64")]
+#[target_feature(enable = "avx512f,avx512bw,avx512dq,avx512vl,avx512vbmi,avx512vnni,avx2,fma,f16c")]
+fn dot_avx512(w: &[u8], stride: usize, x: ActRow<'_>, out: &mut [f32]) {
+    use super::units::*;
+    use crate::simd::x86::load_u8x64;
+    use std::arch::x86_64::*;
+    const U: usize = 4 * BYTES;
+    static QS: [u8; 64] = sixteens::<U>(1);
+    static TABLE: [u8; 64] = values::<12>(&VALUES);
+    static EXPONENTS: [u8; 64] = {
+        let mut index = [0; 64];
+        let mut i = 0;
+        while i < 16 {
+            index[4 * i] = (i % 4 * BYTES) as u8;
+            i += 1;
+        }
+        index
+    };
+    let codes = |b: &[u8; U]| look_up(pick(b, &QS), &TABLE);
+    let scales = |b: [&[u8; U]; 4]| {
+        let mut e = _mm512_setzero_si512();
+        for (r, b) in b.into_iter().enumerate() {
+            let first = load_u8x64(b.first_chunk().unwrap());
+            e = _mm512_mask_permutexvar_epi8(e, 0x1111 << (16 * r), load_u8x64(&EXPONENTS), first);
+        }
+        let e = _mm512_cvtepi32_ps(_mm512_sub_epi32(e, _mm512_set1_epi32(128)));
+        Scales::new(_mm512_scalef_ps(_mm512_set1_ps(1.0), e))
+    };
+    dot_rows::<U, 12>(w, stride, x, out, codes, scales);
 }
 
 /// The values come from a byte shuffle, the scale from a table.

@@ -27,6 +27,8 @@ pub static TYPE: QuantType = QuantType {
     dequant,
     kernels: &[
         #[cfg(target_arch = "x86_64")]
+        Kernel { isa: Isa::Avx512, dot: dot_avx512 },
+        #[cfg(target_arch = "x86_64")]
         Kernel { isa: Isa::Avx2, dot: dot_avx2 },
         Kernel { isa: Isa::Scalar, dot },
     ],
@@ -66,6 +68,17 @@ fn random(rng: &mut Rng, block: &mut [u8]) {
 #[target_feature(enable = "avx2,fma,f16c")]
 fn dot_avx2(w: &[u8], stride: usize, x: ActRow<'_>, out: &mut [f32]) {
     by_four(w, stride, out, |w, out| group(w, stride, x, out), |w, out| group(w, stride, x, out));
+}
+
+#[cfg(target_arch = "x86_64")]
+#[target_feature(enable = "avx512f,avx512bw,avx512dq,avx512vl,avx512vbmi,avx512vnni,avx2,fma,f16c")]
+fn dot_avx512(w: &[u8], stride: usize, x: ActRow<'_>, out: &mut [f32]) {
+    use super::units::*;
+    const U: usize = 4 * BYTES;
+    static QS: [u8; 64] = sixteens::<U>(2);
+    let codes = |b: &[u8; U]| nibbles(pick(b, &QS));
+    let scales = |b: [&[u8; U]; 4]| Scales::new(f16_scales(b, [0, 9, 18, 27]));
+    dot_rows::<U, 8>(w, stride, x, out, codes, scales);
 }
 
 /// The nibbles multiply without their offset; 8 times the activations, pair by pair, is then taken off. That is one
