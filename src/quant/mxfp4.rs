@@ -9,7 +9,9 @@
 //! e = 0 and e = 1 are below the normal f32 range when halved; e = 255, NaN in the OCP standard, counts as a power of two
 //! in ggml, and so here. Layout and values: ggml-common.h `block_mxfp4`, `kvalues_fp4`.
 
-use super::{Act, ActRow, Kernel, QuantType, Rng, rows};
+use super::lanes::{Block, Lanes};
+use super::tile::{Half, tile};
+use super::{Act, ActRow, Kernel, QuantType, Rng, Tile, rows};
 #[cfg(target_arch = "x86_64")]
 use super::{blocks, by_four};
 use crate::simd::Isa;
@@ -39,7 +41,7 @@ pub static TYPE: QuantType = QuantType {
     block: BLOCK,
     bytes: BYTES,
     act: Act::Q8,
-    tile: None,
+    tile: Some(Tile { group: 32, mins: false, fill: FILL }),
     dequant,
     kernels: &[
         #[cfg(target_arch = "x86_64")]
@@ -72,6 +74,17 @@ fn dot(w: &[u8], stride: usize, x: ActRow<'_>, out: &mut [f32]) {
             sum += SCALES[b[0] as usize] as f64 * x.d[i] as f64 * dot as f64;
         }
         *o = sum as f32;
+    }
+}
+
+tile!(FILL, decode, BLOCK, 32);
+
+#[inline(always)]
+fn decode<V: Lanes>(b: &Block<'_, V, BYTES>, out: &mut Half<'_>) {
+    out.scale(0, b.each(|b| SCALES[b[0] as usize].to_bits()));
+    for (w, v) in b.words(1).into_iter().enumerate() {
+        out.codes(w, v.mask(0x0f0f_0f0f).look_up8(&VALUES));
+        out.codes(4 + w, v.shr(4).mask(0x0f0f_0f0f).look_up8(&VALUES));
     }
 }
 
@@ -152,6 +165,11 @@ mod tests {
     #[test]
     fn every_kernel_equals_the_scalar_truth() {
         check::kernels(&TYPE);
+    }
+
+    #[test]
+    fn panels_equal_the_decoded_weights() {
+        check::tile(&TYPE);
     }
 
     #[test]

@@ -10,7 +10,9 @@
 //! its own in the file, which the caller multiplies with. Layout: ggml-common.h `block_nvfp4`.
 
 use super::mxfp4::VALUES;
-use super::{Act, ActRow, Kernel, QuantType, Rng, rows};
+use super::lanes::{Block, Lanes};
+use super::tile::{Half, tile};
+use super::{Act, ActRow, Kernel, QuantType, Rng, Tile, rows};
 #[cfg(target_arch = "x86_64")]
 use super::{blocks, by_four};
 use crate::simd::Isa;
@@ -28,7 +30,7 @@ pub static TYPE: QuantType = QuantType {
     block: BLOCK,
     bytes: BYTES,
     act: Act::Q8,
-    tile: None,
+    tile: Some(Tile { group: 16, mins: false, fill: FILL }),
     dequant,
     kernels: &[
         #[cfg(target_arch = "x86_64")]
@@ -77,6 +79,23 @@ fn dot(w: &[u8], stride: usize, x: ActRow<'_>, out: &mut [f32]) {
             }
         }
         *o = sum as f32;
+    }
+}
+
+tile!(FILL, decode, BLOCK, 16);
+
+#[inline(always)]
+fn decode<V: Lanes>(b: &Block<'_, V, BYTES>, out: &mut Half<'_>) {
+    for g in 0..GROUPS {
+        out.scale(g, b.each(|b| scale(b[g]).to_bits()));
+    }
+    for half in 0..2 {
+        // Words 0 and 1 are the bytes of one group, 2 and 3 of the next.
+        for (w, v) in b.words(4 + 16 * half).into_iter().enumerate() {
+            let step = 8 * half + w / 2 * 4 + w % 2;
+            out.codes(step, v.mask(0x0f0f_0f0f).look_up8(&VALUES));
+            out.codes(step + 2, v.shr(4).mask(0x0f0f_0f0f).look_up8(&VALUES));
+        }
     }
 }
 
@@ -139,6 +158,11 @@ mod tests {
     #[test]
     fn every_kernel_equals_the_scalar_truth() {
         check::kernels(&TYPE);
+    }
+
+    #[test]
+    fn panels_equal_the_decoded_weights() {
+        check::tile(&TYPE);
     }
 
     #[test]

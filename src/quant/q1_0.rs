@@ -7,7 +7,9 @@
 //! ```
 //! Layout: ggml-common.h `block_q1_0`.
 
-use super::{Act, ActRow, Kernel, QuantType, Rng, f16_at, put_f16, rows};
+use super::lanes::{Block, Lanes};
+use super::tile::{Half, tile};
+use super::{Act, ActRow, Kernel, QuantType, Rng, Tile, f16_at, put_f16, rows};
 #[cfg(target_arch = "x86_64")]
 use super::{blocks, by_four};
 use crate::simd::Isa;
@@ -23,7 +25,7 @@ pub static TYPE: QuantType = QuantType {
     block: BLOCK,
     bytes: BYTES,
     act: Act::Q8,
-    tile: None,
+    tile: Some(Tile { group: 32, mins: false, fill: FILL }),
     dequant,
     kernels: &[
         #[cfg(target_arch = "x86_64")]
@@ -57,6 +59,20 @@ fn dot(w: &[u8], stride: usize, x: ActRow<'_>, out: &mut [f32]) {
             }
         }
         *o = sum as f32;
+    }
+}
+
+tile!(FILL, decode, BLOCK, 32);
+
+#[inline(always)]
+fn decode<V: Lanes>(b: &Block<'_, V, BYTES>, out: &mut Half<'_>) {
+    let d = b.f16(0);
+    let (one, fifteen) = (b.splat(0x0101_0101), b.splat(15));
+    for (g, v) in b.words(2).into_iter().enumerate() {
+        out.scale(g, d);
+        for step in 0..8 {
+            out.codes(8 * g + step, one.negate8(v.shr(4 * step as u32).mask(15).xor(fifteen)));
+        }
     }
 }
 
@@ -140,6 +156,11 @@ mod tests {
     #[test]
     fn every_kernel_equals_the_scalar_truth() {
         check::kernels(&TYPE);
+    }
+
+    #[test]
+    fn panels_equal_the_decoded_weights() {
+        check::tile(&TYPE);
     }
 
     #[test]

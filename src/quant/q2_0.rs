@@ -7,7 +7,9 @@
 //! ```
 //! Layout: ggml-common.h `block_q2_0`.
 
-use super::{Act, ActRow, Kernel, QuantType, Rng, f16_at, put_f16, rows};
+use super::lanes::{Block, Lanes};
+use super::tile::{Half, tile};
+use super::{Act, ActRow, Kernel, QuantType, Rng, Tile, f16_at, put_f16, rows};
 #[cfg(target_arch = "x86_64")]
 use super::{blocks, by_four};
 use crate::simd::Isa;
@@ -23,7 +25,7 @@ pub static TYPE: QuantType = QuantType {
     block: BLOCK,
     bytes: BYTES,
     act: Act::Q8,
-    tile: None,
+    tile: Some(Tile { group: 32, mins: false, fill: FILL }),
     dequant,
     kernels: &[
         #[cfg(target_arch = "x86_64")]
@@ -57,6 +59,25 @@ fn dot(w: &[u8], stride: usize, x: ActRow<'_>, out: &mut [f32]) {
             }
         }
         *o = sum as f32;
+    }
+}
+
+tile!(FILL, decode, BLOCK, 32);
+
+#[inline(always)]
+fn decode<V: Lanes>(b: &Block<'_, V, BYTES>, out: &mut Half<'_>) {
+    let d = b.f16(0);
+    let offset = b.splat(0x0101_0101);
+    for g in 0..2 {
+        out.scale(g, d);
+    }
+    for (w, v) in b.words(2).into_iter().enumerate() {
+        for j in 0..4 {
+            // The four fields of byte j, one to a byte.
+            let byte = v.byte(j);
+            let spread = byte.or(byte.shl(6)).or(byte.shl(12)).or(byte.shl(18)).mask(0x0303_0303);
+            out.codes(4 * w + j as usize, spread.sub8(offset));
+        }
     }
 }
 
@@ -130,6 +151,11 @@ mod tests {
     #[test]
     fn every_kernel_equals_the_scalar_truth() {
         check::kernels(&TYPE);
+    }
+
+    #[test]
+    fn panels_equal_the_decoded_weights() {
+        check::tile(&TYPE);
     }
 
     #[test]

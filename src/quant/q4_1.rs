@@ -8,7 +8,9 @@
 //! ```
 //! Layout: ggml-common.h `block_q4_1`.
 
-use super::{Act, ActRow, Kernel, QuantType, Rng, f16_at, put_f16, rows};
+use super::lanes::{Block, Lanes};
+use super::tile::{Half, tile};
+use super::{Act, ActRow, Kernel, QuantType, Rng, Tile, f16_at, put_f16, rows};
 #[cfg(target_arch = "x86_64")]
 use super::{blocks, by_four};
 use crate::simd::Isa;
@@ -24,7 +26,7 @@ pub static TYPE: QuantType = QuantType {
     block: BLOCK,
     bytes: BYTES,
     act: Act::Q8,
-    tile: None,
+    tile: Some(Tile { group: 32, mins: true, fill: FILL }),
     dequant,
     kernels: &[
         #[cfg(target_arch = "x86_64")]
@@ -57,6 +59,18 @@ fn dot(w: &[u8], stride: usize, x: ActRow<'_>, out: &mut [f32]) {
             sum += (d * dot as f64 + m * total as f64) * x.d[i] as f64;
         }
         *o = sum as f32;
+    }
+}
+
+tile!(FILL, decode, BLOCK, 32);
+
+#[inline(always)]
+fn decode<V: Lanes>(b: &Block<'_, V, BYTES>, out: &mut Half<'_>) {
+    out.scale(0, b.f16(0));
+    out.min(0, b.f16(2).mul_f32(b.splat((-1f32).to_bits())));
+    for (w, v) in b.words(4).into_iter().enumerate() {
+        out.codes(w, v.mask(0x0f0f_0f0f));
+        out.codes(4 + w, v.shr(4).mask(0x0f0f_0f0f));
     }
 }
 
@@ -107,6 +121,11 @@ mod tests {
     #[test]
     fn every_kernel_equals_the_scalar_truth() {
         check::kernels(&TYPE);
+    }
+
+    #[test]
+    fn panels_equal_the_decoded_weights() {
+        check::tile(&TYPE);
     }
 
     #[test]

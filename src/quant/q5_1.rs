@@ -9,7 +9,9 @@
 //! ```
 //! Layout: ggml-common.h `block_q5_1`.
 
-use super::{Act, ActRow, Kernel, QuantType, Rng, f16_at, put_f16, rows};
+use super::lanes::{Block, Lanes};
+use super::tile::{Half, tile};
+use super::{Act, ActRow, Kernel, QuantType, Rng, Tile, f16_at, put_f16, rows};
 #[cfg(target_arch = "x86_64")]
 use super::{blocks, by_four};
 use crate::simd::Isa;
@@ -25,7 +27,7 @@ pub static TYPE: QuantType = QuantType {
     block: BLOCK,
     bytes: BYTES,
     act: Act::Q8,
-    tile: None,
+    tile: Some(Tile { group: 32, mins: true, fill: FILL }),
     dequant,
     kernels: &[
         #[cfg(target_arch = "x86_64")]
@@ -62,6 +64,21 @@ fn dot(w: &[u8], stride: usize, x: ActRow<'_>, out: &mut [f32]) {
             sum += (d * dot as f64 + m * total as f64) * x.d[i] as f64;
         }
         *o = sum as f32;
+    }
+}
+
+tile!(FILL, decode, BLOCK, 32);
+
+#[inline(always)]
+fn decode<V: Lanes>(b: &Block<'_, V, BYTES>, out: &mut Half<'_>) {
+    out.scale(0, b.f16(0));
+    out.min(0, b.f16(2).mul_f32(b.splat((-1f32).to_bits())));
+    let high = b.each(|b| u32::from_le_bytes([b[4], b[5], b[6], b[7]]));
+    for (w, v) in b.words(8).into_iter().enumerate() {
+        for h in 0..2 {
+            let bits = high.shr(4 * w as u32 + 16 * h).mask(15).spread4().mask(0x1010_1010);
+            out.codes(4 * h as usize + w, v.shr(4 * h).mask(0x0f0f_0f0f).or(bits));
+        }
     }
 }
 
@@ -114,6 +131,11 @@ mod tests {
     #[test]
     fn every_kernel_equals_the_scalar_truth() {
         check::kernels(&TYPE);
+    }
+
+    #[test]
+    fn panels_equal_the_decoded_weights() {
+        check::tile(&TYPE);
     }
 
     #[test]

@@ -59,7 +59,7 @@ impl Scales {
 }
 
 /// Bytes from what is computed to what is asked of memory. Beyond a page prefetchers do not follow.
-const AHEAD: usize = 1536;
+pub(super) const AHEAD: usize = 1536;
 
 /// Rows times a row of activations. `codes` and `scales` take the `U` bytes of a unit, and of four units; codes stand
 /// `OFFSET` above what they mean.
