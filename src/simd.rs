@@ -372,4 +372,12 @@ pub mod x86 {
         // SAFETY: the reference covers the 64 bytes read.
         unsafe { _mm512_loadu_ps(p.as_ptr()) }
     }
+
+    /// 16 pairs of two-byte values, any alignment.
+    #[inline]
+    #[target_feature(enable = "avx512f")]
+    pub fn load_i16x2x16(p: &[[i16; 2]; 16]) -> __m512i {
+        // SAFETY: the reference covers the 64 bytes read.
+        unsafe { _mm512_loadu_si512(p.as_ptr().cast()) }
+    }
 }

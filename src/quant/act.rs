@@ -46,11 +46,11 @@ pub struct Quad {
     pub sums: [i32; 16],
     /// The sums over what meets in a lane of 32 bits when the two vectors of each 128 are multiplied: four of the first,
     /// four of the second.
-    pub lanes: [[i32; 16]; 4],
+    pub lanes: [[[i16; 2]; 16]; 4],
 }
 
 impl Quad {
-    const ZERO: Quad = Quad { q: [[[0; 64]; 2]; 4], d: [0.0; 16], sums: [0; 16], lanes: [[0; 16]; 4] };
+    const ZERO: Quad = Quad { q: [[[0; 64]; 2]; 4], d: [0.0; 16], sums: [0; 16], lanes: [[[0; 2]; 16]; 4] };
     /// Activations in one.
     pub const LEN: usize = 512;
 }
@@ -121,9 +121,11 @@ impl Acts {
                     quad.d[g] = self.d[at / block];
                     quad.sums[g] = self.sums[at / 16] as i32 + self.sums[at / 16 + 1] as i32;
                 }
-                for (lanes, [a, b]) in quad.lanes.iter_mut().zip(&quad.q) {
-                    for (i, lane) in lanes.iter_mut().enumerate() {
-                        *lane = a[4 * i..][..4].iter().chain(&b[4 * i..][..4]).map(|&q| q as i32).sum();
+                for (lanes, q) in quad.lanes.iter_mut().zip(&quad.q) {
+                    for (half, q) in q.iter().enumerate() {
+                        for (lane, q) in lanes.iter_mut().zip(q.as_chunks::<4>().0) {
+                            lane[half] = q.iter().map(|&q| q as i16).sum();
+                        }
                     }
                 }
                 self.quads.push(quad);

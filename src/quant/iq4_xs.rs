@@ -179,7 +179,7 @@ fn dot_avx512(w: &[u8], stride: usize, x: ActRow<'_>, out: &mut [f32]) {
     let nibbles = _mm256_setr_epi32(0, 4, 8, 12, 16, 20, 24, 28);
     let pairs_of_bits = _mm256_setr_epi32(0, 2, 4, 6, 8, 10, 12, 14);
     let lanes = _mm512_setr_epi32(0, 0, 0, 0, 1, 1, 1, 1, 2, 2, 2, 2, 3, 3, 3, 3);
-    let offset = _mm512_set1_epi32(-128i16 as u16 as i32); // the lower half of each lane: sums fit it
+    let offset = _mm512_set1_epi16(-128);
     for (o, row) in out.iter_mut().zip(rows(w, stride, x.n / N * BYTES)) {
         let blocks = row.as_chunks::<BYTES>().0;
         let mut acc = [_mm512_setzero_ps(); 2];
@@ -200,7 +200,7 @@ fn dot_avx512(w: &[u8], stride: usize, x: ActRow<'_>, out: &mut [f32]) {
                 for h in 0..2 {
                     let u = 2 * i + h;
                     let [a, b] = look_up(load_u8x64(&b[QS..].as_chunks().0[h]), &TABLE);
-                    let start = _mm512_madd_epi16(load_i32x16(&x.lanes[u]), offset);
+                    let start = _mm512_madd_epi16(load_i16x2x16(&x.lanes[u]), offset);
                     let part = _mm512_dpbusd_epi32(start, a, load_i8x64(&x.q[u][0]));
                     let part = _mm512_dpbusd_epi32(part, b, load_i8x64(&x.q[u][1]));
                     let which = _mm512_add_epi32(lanes, _mm512_set1_epi32(4 * h as i32));

@@ -29,6 +29,8 @@ pub static TYPE: QuantType = QuantType {
     dequant,
     kernels: &[
         #[cfg(target_arch = "x86_64")]
+        Kernel { isa: Isa::Avx512, dot: dot_avx512 },
+        #[cfg(target_arch = "x86_64")]
         Kernel { isa: Isa::Avx2, dot: dot_avx2 },
         Kernel { isa: Isa::Scalar, dot },
     ],
@@ -84,6 +86,43 @@ fn decode<V: Lanes>(b: &Block<'_, V, BYTES>, out: &mut Half<'_>) {
 fn random(rng: &mut Rng, block: &mut [u8]) {
     rng.fill(&mut block[2..]);
     put_f16(block, 0, (0.5 + rng.unit()) / 1.2); // the four values have an RMS of 1.2
+}
+
+/// Two bytes have eight weights: `vpermb` puts them into 64 bits, `vpmultishiftqb` draws a field for each byte.
+#[cfg(target_arch = "x86_64")]
+#[target_feature(enable = "avx512f,avx512bw,avx512dq,avx512vl,avx512vbmi,avx512vnni,avx2,fma,f16c")]
+fn dot_avx512(w: &[u8], stride: usize, x: ActRow<'_>, out: &mut [f32]) {
+    use super::units::*;
+    use crate::simd::x86::*;
+    use std::arch::x86_64::*;
+    const U: usize = 2 * BYTES;
+    static WHERE: [[u8; 64]; 2] = {
+        let mut index = [[0; 64]; 2];
+        let mut i = 0;
+        while i < 128 {
+            let (group, byte) = (i % 64 / 16, i / 64 * 4 + i % 16 / 8 * 2 + i % 8 % 2);
+            index[i / 64][i % 64] = (group * 8 + byte) as u8;
+            i += 1;
+        }
+        index
+    };
+    let fields = _mm512_set1_epi64(0x0e0c_0a08_0604_0200);
+    let three = _mm512_set1_epi8(3);
+    let codes = |b: &[u8; U]| {
+        let half = |i: usize| load_u8x16(b[i * BYTES + 2..].first_chunk().unwrap());
+        let v = _mm512_castsi256_si512(_mm256_set_m128i(half(1), half(0)));
+        let code = |at: &[u8; 64]| {
+            let bytes = _mm512_permutexvar_epi8(load_u8x64(at), v);
+            _mm512_and_si512(_mm512_multishift_epi64_epi8(fields, bytes), three)
+        };
+        [code(&WHERE[0]), code(&WHERE[1])]
+    };
+    let scales = |b: [&[u8; U]; UNITS]| {
+        let two = |b: &[u8], i: usize| u16::from_le_bytes([b[i * BYTES], b[i * BYTES + 1]]) as u64 * 0x0001_0001;
+        let four = |u: usize| two(b[u], 0) | two(b[u], 1) << 32;
+        Scales::new(f16_fours([four(0), four(1), four(2), four(3)]))
+    };
+    dot_rows::<U, 1>(w, stride, x, out, codes, scales);
 }
 
 #[cfg(target_arch = "x86_64")]

@@ -30,6 +30,8 @@ pub static TYPE: QuantType = QuantType {
     dequant,
     kernels: &[
         #[cfg(target_arch = "x86_64")]
+        Kernel { isa: Isa::Avx512, dot: dot_avx512 },
+        #[cfg(target_arch = "x86_64")]
         Kernel { isa: Isa::Avx2, dot: dot_avx2 },
         Kernel { isa: Isa::Scalar, dot },
     ],
@@ -66,8 +68,9 @@ tile!(FILL, decode, BLOCK, 32);
 
 #[inline(always)]
 fn decode<V: Lanes>(b: &Block<'_, V, BYTES>, out: &mut Half<'_>) {
-    out.scale(0, b.f16(0));
-    out.min(0, b.f16(2).mul_f32(b.splat((-1f32).to_bits())));
+    let both = b.each(|b| u32::from_le_bytes([b[0], b[1], b[2], b[3]]));
+    out.scale(0, both.f16_to_f32());
+    out.min(0, both.shr(16).xor(b.splat(0x8000)).f16_to_f32()); // panels take minimums off
     for (w, v) in b.words(4).into_iter().enumerate() {
         out.codes(w, v.mask(0x0f0f_0f0f));
         out.codes(4 + w, v.shr(4).mask(0x0f0f_0f0f));
@@ -79,6 +82,20 @@ fn random(rng: &mut Rng, block: &mut [u8]) {
     let d = (0.5 + rng.unit()) / 4.6; // uniform nibbles have a mean of 7.5 and a deviation of 4.6
     put_f16(block, 0, d);
     put_f16(block, 2, -d * (7.0 + rng.unit()));
+}
+
+#[cfg(target_arch = "x86_64")]
+#[target_feature(enable = "avx512f,avx512bw,avx512dq,avx512vl,avx512vbmi,avx512vnni,avx2,fma,f16c")]
+fn dot_avx512(w: &[u8], stride: usize, x: ActRow<'_>, out: &mut [f32]) {
+    use super::units::*;
+    const U: usize = 4 * BYTES;
+    static QS: [u8; 64] = sixteens::<U>(4);
+    let codes = |b: &[u8; U]| nibbles(pick(b, &QS));
+    let scales = |b: [&[u8; U]; UNITS]| {
+        let [scale, min] = f16_pairs(heads(b));
+        Scales { scale, second: None, min: Some(min) }
+    };
+    dot_rows::<U, 0>(w, stride, x, out, codes, scales);
 }
 
 #[cfg(target_arch = "x86_64")]

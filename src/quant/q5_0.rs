@@ -30,6 +30,8 @@ pub static TYPE: QuantType = QuantType {
     dequant,
     kernels: &[
         #[cfg(target_arch = "x86_64")]
+        Kernel { isa: Isa::Avx512, dot: dot_avx512 },
+        #[cfg(target_arch = "x86_64")]
         Kernel { isa: Isa::Avx2, dot: dot_avx2 },
         Kernel { isa: Isa::Scalar, dot },
     ],
@@ -82,6 +84,18 @@ fn decode<V: Lanes>(b: &Block<'_, V, BYTES>, out: &mut Half<'_>) {
 fn random(rng: &mut Rng, block: &mut [u8]) {
     rng.fill(&mut block[2..]);
     put_f16(block, 0, (0.5 + rng.unit()) / 9.2); // uniform 5-bit values less 16 have an RMS of 9.2
+}
+
+#[cfg(target_arch = "x86_64")]
+#[target_feature(enable = "avx512f,avx512bw,avx512dq,avx512vl,avx512vbmi,avx512vnni,avx2,fma,f16c")]
+fn dot_avx512(w: &[u8], stride: usize, x: ActRow<'_>, out: &mut [f32]) {
+    use super::units::*;
+    const U: usize = 4 * BYTES;
+    static QS: [u8; 64] = sixteens::<U>(6);
+    static HIGH: [[u8; 64]; 2] = bits_from::<U>(2);
+    let codes = |b: &[u8; U]| fifth_bits(b, &HIGH, nibbles(pick(b, &QS)));
+    let scales = |b: [&[u8; U]; UNITS]| Scales::new(f16_pairs(heads(b))[0]);
+    dot_rows::<U, 16>(w, stride, x, out, codes, scales);
 }
 
 #[cfg(target_arch = "x86_64")]

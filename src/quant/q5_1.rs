@@ -31,6 +31,8 @@ pub static TYPE: QuantType = QuantType {
     dequant,
     kernels: &[
         #[cfg(target_arch = "x86_64")]
+        Kernel { isa: Isa::Avx512, dot: dot_avx512 },
+        #[cfg(target_arch = "x86_64")]
         Kernel { isa: Isa::Avx2, dot: dot_avx2 },
         Kernel { isa: Isa::Scalar, dot },
     ],
@@ -71,9 +73,9 @@ tile!(FILL, decode, BLOCK, 32);
 
 #[inline(always)]
 fn decode<V: Lanes>(b: &Block<'_, V, BYTES>, out: &mut Half<'_>) {
-    out.scale(0, b.f16(0));
-    out.min(0, b.f16(2).mul_f32(b.splat((-1f32).to_bits())));
-    let high = b.each(|b| u32::from_le_bytes([b[4], b[5], b[6], b[7]]));
+    let [both, high, _, _] = b.words(0);
+    out.scale(0, both.f16_to_f32());
+    out.min(0, both.shr(16).xor(b.splat(0x8000)).f16_to_f32()); // panels take minimums off
     for (w, v) in b.words(8).into_iter().enumerate() {
         for h in 0..2 {
             let bits = high.shr(4 * w as u32 + 16 * h).mask(15).spread4().mask(0x1010_1010);
@@ -87,6 +89,21 @@ fn random(rng: &mut Rng, block: &mut [u8]) {
     let d = (0.5 + rng.unit()) / 9.2; // uniform 5-bit values have a mean of 15.5 and a deviation of 9.2
     put_f16(block, 0, d);
     put_f16(block, 2, -d * (15.0 + rng.unit()));
+}
+
+#[cfg(target_arch = "x86_64")]
+#[target_feature(enable = "avx512f,avx512bw,avx512dq,avx512vl,avx512vbmi,avx512vnni,avx2,fma,f16c")]
+fn dot_avx512(w: &[u8], stride: usize, x: ActRow<'_>, out: &mut [f32]) {
+    use super::units::*;
+    const U: usize = 4 * BYTES;
+    static QS: [u8; 64] = sixteens::<U>(8);
+    static HIGH: [[u8; 64]; 2] = bits_from::<U>(4);
+    let codes = |b: &[u8; U]| fifth_bits(b, &HIGH, nibbles(pick(b, &QS)));
+    let scales = |b: [&[u8; U]; UNITS]| {
+        let [scale, min] = f16_pairs(heads(b));
+        Scales { scale, second: None, min: Some(min) }
+    };
+    dot_rows::<U, 0>(w, stride, x, out, codes, scales);
 }
 
 #[cfg(target_arch = "x86_64")]

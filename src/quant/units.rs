@@ -29,7 +29,7 @@ pub(super) const UNITS: usize = 4;
 type Sums = ([__m512; UNITS], __m512);
 
 /// A unit of activations: `Quad::q` and `Quad::lanes`.
-type X<'a> = (&'a [[i8; 64]; 2], &'a [i32; 16]);
+type X<'a> = (&'a [[i8; 64]; 2], &'a [[i16; 2]; 16]);
 
 #[inline]
 fn unit_of(x: &Quad, u: usize) -> X<'_> {
@@ -73,7 +73,7 @@ pub(super) fn dot_rows<const U: usize, const OFFSET: i16>(
     codes: impl Fn(&[u8; U]) -> [__m512i; 2],
     scales: impl Fn([&[u8; U]; UNITS]) -> Scales,
 ) {
-    let bytes = x.n / 32 * (U / 4);
+    let bytes = x.n * U / UNIT;
     // Adds the products of four units, or of the first `count`, with four units of activations.
     let add = |to: &mut Sums, count: usize, w: [&[u8; U]; UNITS], x: [X<'_>; UNITS], d: __m512, sums: __m512i| {
         let s = scales(w);
@@ -85,24 +85,24 @@ pub(super) fn dot_rows<const U: usize, const OFFSET: i16>(
         }
         let group = _mm512_setr_epi32(0, 0, 0, 0, 1, 1, 1, 1, 2, 2, 2, 2, 3, 3, 3, 3);
         for u in 0..count {
-            let ([xa, xb], lanes) = x[u];
-            let start = match OFFSET {
+            let ([xa, xb], sums) = x[u];
+            let offset = |by: i32| match OFFSET {
                 0 => _mm512_setzero_si512(),
-                // The sums fit the lower halves of their lanes: this multiplies by `-OFFSET` and 0.
-                _ => _mm512_madd_epi16(load_i32x16(lanes), _mm512_set1_epi32(-OFFSET as u16 as i32)),
+                _ => _mm512_madd_epi16(load_i16x2x16(sums), _mm512_set1_epi32(by)),
             };
+            let by = -OFFSET as u16 as i32;
             let [a, b] = codes(w[u]);
             let (xa, xb) = (load_i8x64(xa), load_i8x64(xb));
             let lanes = _mm512_add_epi32(group, _mm512_set1_epi32(4 * u as i32));
             let spread = _mm512_permutexvar_ps(lanes, scale);
             match second {
                 None => {
-                    let dot = _mm512_dpbusd_epi32(_mm512_dpbusd_epi32(start, a, xa), b, xb);
+                    let dot = _mm512_dpbusd_epi32(offset(by | by << 16), a, xa);
+                    let dot = _mm512_dpbusd_epi32(dot, b, xb);
                     to.0[u] = _mm512_fmadd_ps(_mm512_cvtepi32_ps(dot), spread, to.0[u]);
                 }
                 Some(second) => {
-                    debug_assert_eq!(OFFSET, 0);
-                    let (a, b) = (_mm512_dpbusd_epi32(start, a, xa), _mm512_dpbusd_epi32(start, b, xb));
+                    let (a, b) = (_mm512_dpbusd_epi32(offset(by), a, xa), _mm512_dpbusd_epi32(offset(by << 16), b, xb));
                     to.0[u] = _mm512_fmadd_ps(_mm512_cvtepi32_ps(a), spread, to.0[u]);
                     let spread = _mm512_permutexvar_ps(lanes, second);
                     to.0[u] = _mm512_fmadd_ps(_mm512_cvtepi32_ps(b), spread, to.0[u]);
@@ -233,6 +233,56 @@ pub(super) const fn values<const OFFSET: i16>(from: &[i8; 16]) -> [u8; 64] {
         i += 1;
     }
     to
+}
+
+/// The first four bytes of each block of four units of four blocks.
+#[inline]
+#[target_feature(enable = "avx512f,avx2")]
+pub(super) fn heads<const U: usize>(b: [&[u8; U]; UNITS]) -> __m512i {
+    let block = |u: usize, g: usize| load_u8x16(b[u][g * (U / 4)..].first_chunk().unwrap());
+    let unit = |u: usize| {
+        let (low, high) = (_mm_unpacklo_epi32(block(u, 0), block(u, 1)), _mm_unpacklo_epi32(block(u, 2), block(u, 3)));
+        _mm_unpacklo_epi64(low, high)
+    };
+    let (low, high) = (_mm256_set_m128i(unit(1), unit(0)), _mm256_set_m128i(unit(3), unit(2)));
+    _mm512_inserti64x4::<1>(_mm512_castsi256_si512(low), high)
+}
+
+/// The f16 in the low half of each lane, and the one in the high half.
+#[inline]
+#[target_feature(enable = "avx512f")]
+pub(super) fn f16_pairs(v: __m512i) -> [__m512; 2] {
+    [v, _mm512_srli_epi32::<16>(v)].map(|v| _mm512_cvtph_ps(_mm512_cvtepi32_epi16(v)))
+}
+
+/// 16 f16, four of each unit.
+#[inline]
+#[target_feature(enable = "avx512f")]
+pub(super) fn f16_fours(f: [u64; UNITS]) -> __m512 {
+    let [a, b, c, d] = f.map(|f| f as i64);
+    _mm512_cvtph_ps(_mm256_setr_epi64x(a, b, c, d))
+}
+
+/// Adds 16 to the codes whose bit is set, in 32 bits from byte `at` of each block on: the first 16 belong to `a`.
+#[inline]
+#[target_feature(enable = "avx512f,avx512bw,avx512vbmi")]
+pub(super) fn fifth_bits<const U: usize>(b: &[u8; U], at: &[[u8; 64]; 2], [low, high]: [__m512i; 2]) -> [__m512i; 2] {
+    let bit = _mm512_set1_epi64(0x8040_2010_0804_0201_u64 as i64);
+    let sixteen = _mm512_set1_epi8(16);
+    let add = |v: __m512i, at: &[u8; 64]| _mm512_mask_add_epi8(v, _mm512_test_epi8_mask(pick(b, at), bit), v, sixteen);
+    [add(low, &at[0]), add(high, &at[1])]
+}
+
+/// Where [`fifth_bits`] finds its bytes.
+pub(super) const fn bits_from<const U: usize>(at: usize) -> [[u8; 64]; 2] {
+    let mut index = [[0; 64]; 2];
+    let mut i = 0;
+    while i < 128 {
+        let from = i % 64 / 16 * (U / 4) + at + i / 64 * 2 + i % 16 / 8;
+        index[i / 64][i % 64] = if from < 64 { from } else { from + 128 - U } as u8;
+        i += 1;
+    }
+    index
 }
 
 /// An f16 of every group of four units, out of their first 64 bytes: word `words[g]` of unit u to lane 4u + g.
