@@ -34,7 +34,8 @@ impl Act {
     }
 }
 
-/// 512 activations as the row kernels of AVX-512 take them: in whole cache lines, zeros after the end of a row.
+/// 512 activations as the row kernels of AVX-512 take them, in whole cache lines. Where a row is not a whole number of
+/// 128, zeros stand before its last part, so that it meets the last 128 weights, of which some were met before.
 #[derive(Clone, Debug)]
 #[repr(align(64))]
 pub struct Quad {
@@ -114,7 +115,9 @@ impl Acts {
             for (i, q) in q.chunks(Quad::LEN).enumerate() {
                 let mut quad = Quad::ZERO;
                 for (g, q) in q.as_chunks::<32>().0.iter().enumerate() {
-                    let (unit, to, at) = (g / 4, g % 4 * 16, row * n + i * Quad::LEN + 32 * g);
+                    let at = row * n + i * Quad::LEN + 32 * g;
+                    let g = g + if i * Quad::LEN + 32 * g >= n / 128 * 128 { 4 - n % 128 / 32 } else { 0 };
+                    let (unit, to) = (g / 4, g % 4 * 16);
                     for (half, q) in q.as_chunks::<16>().0.iter().enumerate() {
                         quad.q[unit][half][to..to + 16].copy_from_slice(q);
                     }

@@ -91,6 +91,9 @@ fn dot_avx2(w: &[u8], stride: usize, x: ActRow<'_>, out: &mut [f32]) {
 fn dot_avx512(w: &[u8], stride: usize, x: ActRow<'_>, out: &mut [f32]) {
     use super::units::*;
     const U: usize = 4 * BYTES;
+    if !takes(x.n) {
+        return dot_avx2(w, stride, x, out);
+    }
     static QS: [u8; 64] = sixteens::<U>(2);
     static TABLE: [u8; 64] = values::<128>(&VALUES);
     let codes = |b: &[u8; U]| look_up(pick(b, &QS), &TABLE);

@@ -107,6 +107,9 @@ fn dot_avx512(w: &[u8], stride: usize, x: ActRow<'_>, out: &mut [f32]) {
     use crate::simd::x86::load_u8x64;
     use std::arch::x86_64::*;
     const U: usize = 4 * BYTES;
+    if !takes(x.n) {
+        return dot_avx2(w, stride, x, out);
+    }
     static QS: [u8; 64] = sixteens::<U>(1);
     static TABLE: [u8; 64] = values::<12>(&VALUES);
     static EXPONENTS: [u8; 64] = {

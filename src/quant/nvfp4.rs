@@ -123,6 +123,9 @@ fn dot_avx512(w: &[u8], stride: usize, x: ActRow<'_>, out: &mut [f32]) {
     use crate::simd::x86::*;
     use std::arch::x86_64::*;
     const U: usize = 2 * BYTES;
+    if !takes(x.n) {
+        return dot_avx2(w, stride, x, out);
+    }
     static TABLE: [u8; 64] = values::<12>(&VALUES);
     let codes = |b: &[u8; U]| {
         let half = |i: usize| load_u8x32(b[i * BYTES + 4..].first_chunk().unwrap());

@@ -91,6 +91,9 @@ fn dot_avx512(w: &[u8], stride: usize, x: ActRow<'_>, out: &mut [f32]) {
     use crate::simd::x86::*;
     use std::arch::x86_64::*;
     const U: usize = BYTES;
+    if !takes(x.n) {
+        return dot_avx2(w, stride, x, out);
+    }
     static WHERE: [[u8; 64]; 2] = {
         let mut index = [[0; 64]; 2];
         let mut i = 0;

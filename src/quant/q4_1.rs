@@ -89,6 +89,9 @@ fn random(rng: &mut Rng, block: &mut [u8]) {
 fn dot_avx512(w: &[u8], stride: usize, x: ActRow<'_>, out: &mut [f32]) {
     use super::units::*;
     const U: usize = 4 * BYTES;
+    if !takes(x.n) {
+        return dot_avx2(w, stride, x, out);
+    }
     static QS: [u8; 64] = sixteens::<U>(4);
     let codes = |b: &[u8; U]| nibbles(pick(b, &QS));
     let scales = |b: [&[u8; U]; UNITS]| {

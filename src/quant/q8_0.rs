@@ -140,6 +140,9 @@ fn dot_avx512(w: &[u8], stride: usize, x: ActRow<'_>, out: &mut [f32]) {
     use crate::simd::x86::*;
     use std::arch::x86_64::*;
     const U: usize = 4 * BYTES;
+    if !takes(x.n) {
+        return dot_avx2(w, stride, x, out);
+    }
     let codes = |b: &[u8; U]| {
         let block = |g: usize| load_u8x32(b[g * BYTES + 2..][..32].as_array().unwrap());
         let low = _mm512_inserti64x4::<1>(_mm512_castsi256_si512(block(0)), block(1));

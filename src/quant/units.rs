@@ -61,6 +61,11 @@ impl Scales {
 /// Bytes from what is computed to what is asked of memory. Beyond a page prefetchers do not follow.
 pub(super) const AHEAD: usize = 1536;
 
+/// Whether [`dot_rows`] can multiply rows of `n` weights.
+pub(super) fn takes(n: usize) -> bool {
+    n >= UNIT
+}
+
 /// Rows times a row of activations. `codes` and `scales` take the `U` bytes of a unit, and of four units; codes stand
 /// `OFFSET` above what they mean.
 #[inline]
@@ -110,7 +115,6 @@ pub(super) fn dot_rows<const U: usize, const OFFSET: i16>(
             }
         }
     };
-    let tail = !x.n.is_multiple_of(UNIT);
     let none = || ([_mm512_setzero_ps(); UNITS], _mm512_setzero_ps());
     if x.n < Quad::LEN {
         let quad = &x.quads[0];
@@ -119,11 +123,12 @@ pub(super) fn dot_rows<const U: usize, const OFFSET: i16>(
             let rows = [row(0), row(1), row(2), row(3)];
             let mut to = none();
             for u in 0..x.n.div_ceil(UNIT) {
-                let unit = |r: usize| padded(&rows[r][u * U..bytes.min((u + 1) * U)]);
+                let at = (u * U).min(bytes - U);
+                let unit = |r: usize| rows[r][at..].first_chunk().unwrap();
                 let units = [unit(0), unit(1), unit(2), unit(3)];
                 let d = load_f32x4_four_times(&quad.d.as_chunks().0[u]);
                 let sums = load_i32x4_four_times(&quad.sums.as_chunks().0[u]);
-                add(&mut to, UNITS, units.each_ref(), [unit_of(quad, u); UNITS], d, sums);
+                add(&mut to, UNITS, units, [unit_of(quad, u); UNITS], d, sums);
             }
             let mut four = [0.0; UNITS];
             store_f32x4(&mut four, add_up(to));
@@ -131,11 +136,11 @@ pub(super) fn dot_rows<const U: usize, const OFFSET: i16>(
         }
         return;
     }
+    let left = x.n.div_ceil(UNIT) % UNITS;
     let (whole, rest) = x.quads.split_at(x.n / Quad::LEN);
     for (i, out) in out.iter_mut().enumerate() {
         let row = &w[i * stride..][..bytes];
-        let (units, last) = row.as_chunks::<U>();
-        let (quads, units) = units.as_chunks::<UNITS>();
+        let (quads, units) = row.as_chunks::<U>().0.as_chunks::<UNITS>();
         let mut to = none();
         for (w, x) in quads.iter().zip(whole) {
             for k in 0..(UNITS * U).div_ceil(64) {
@@ -144,11 +149,14 @@ pub(super) fn dot_rows<const U: usize, const OFFSET: i16>(
             add(&mut to, UNITS, w.each_ref(), units_of(x), load_f32x16(&x.d), load_i32x16(&x.sums));
         }
         if let [x] = rest {
-            let last = padded(last);
-            let unit = |u: usize| units.get(u).unwrap_or(&last);
-            let count = units.len() + tail as usize;
-            let units = [unit(0), unit(1), unit(2), unit(3)];
-            add(&mut to, count, units, units_of(x), load_f32x16(&x.d), load_i32x16(&x.sums));
+            let last = row.last_chunk().unwrap();
+            let unit = |u: usize| units.get(u).unwrap_or(last); // what is missing meets zeros
+            let four = [unit(0), unit(1), unit(2), unit(3)];
+            // Known counts, so that the loop over units is unrolled and its sums stay in registers.
+            match left {
+                1..=2 => add(&mut to, 2, four, units_of(x), load_f32x16(&x.d), load_i32x16(&x.sums)),
+                _ => add(&mut to, UNITS, four, units_of(x), load_f32x16(&x.d), load_i32x16(&x.sums)),
+            }
         }
         let ([a, b, c, d], mins) = to;
         let all = _mm512_add_ps(_mm512_add_ps(_mm512_add_ps(a, b), _mm512_add_ps(c, d)), mins);
@@ -177,13 +185,6 @@ fn add_up(([a, b, c, d], mins): Sums) -> __m128 {
     let all = _mm512_mask_add_ps(all, 0x8421, all, mins); // unit u's stand in lane u of 128 bits
     let half = _mm256_add_ps(_mm512_castps512_ps256(all), _mm512_extractf32x8_ps::<1>(all));
     _mm_add_ps(_mm256_castps256_ps128(half), _mm256_extractf128_ps::<1>(half))
-}
-
-/// The last part of a row, with zeros after it.
-fn padded<T: Default + Copy, const N: usize>(part: &[T]) -> [T; N] {
-    let mut out = [T::default(); N];
-    out[..part.len()].copy_from_slice(part);
-    out
 }
 
 /// Which bytes [`pick`] takes of a unit of `U` bytes: the 16 from byte `at` on of each of its four blocks.
