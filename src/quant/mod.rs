@@ -12,6 +12,8 @@ pub mod check;
 mod codebook;
 pub mod lanes;
 pub mod retired;
+#[cfg(target_arch = "x86_64")]
+mod small;
 mod super_block;
 mod tables;
 pub mod tile;

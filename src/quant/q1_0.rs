@@ -10,8 +10,6 @@
 use super::lanes::{Block, Lanes};
 use super::tile::{Half, tile};
 use super::{Act, ActRow, Kernel, QuantType, Rng, Tile, f16_at, put_f16, rows};
-#[cfg(target_arch = "x86_64")]
-use super::{blocks, by_four};
 use crate::simd::Isa;
 
 const BLOCK: usize = 128;
@@ -119,47 +117,26 @@ fn dot_avx512(w: &[u8], stride: usize, x: ActRow<'_>, out: &mut [f32]) {
     dot_rows::<U, 1>(w, stride, x, out, codes, scales);
 }
 
+/// In `planes(q)[k]` byte m of dword g in half h is the activation 32g + 8m + 4h + k, whose weight is bit 4h + k of the
+/// block's byte 4g + m: a shift and a mask turn the block into the weights of plane k. Dword g then collects what the
+/// g-th activation scale multiplies. The bit counts 2, less 1.
 #[cfg(target_arch = "x86_64")]
 #[target_feature(enable = "avx2,fma,f16c")]
 fn dot_avx2(w: &[u8], stride: usize, x: ActRow<'_>, out: &mut [f32]) {
-    by_four(w, stride, out, |w, out| group(w, stride, x, out), |w, out| group(w, stride, x, out));
-}
-
-/// The bits stay where they are and the activations are put in their order, once for all rows. In `planes(q)[k]` byte m
-/// of dword g in half h is the activation 32g + 8m + 4h + k, whose weight is bit 4h + k of the block's byte 4g + m: a
-/// shift and a mask turn the block into the weights of plane k. Dword g then collects what the g-th activation scale
-/// multiplies. The bit counts 2 and the sum of all activations is taken off, which makes it plus or minus 1.
-#[cfg(target_arch = "x86_64")]
-#[target_feature(enable = "avx2,fma,f16c")]
-fn group<const R: usize>(w: &[u8], stride: usize, x: ActRow<'_>, out: &mut [f32; R]) {
     use crate::simd::x86::*;
     use std::arch::x86_64::*;
-    let n = x.n / BLOCK;
-    let rows = blocks::<R, BYTES>(w, stride, n);
-    let (q, d) = (&x.q.as_chunks::<BLOCK>().0[..n], &x.d.as_chunks::<4>().0[..n]);
-    let (one, two) = (_mm256_set1_epi8(1), _mm256_set1_epi8(2));
-    let halves = _mm256_setr_epi32(0, 0, 0, 0, 4, 4, 4, 4);
-    let mut acc = [_mm256_setzero_ps(); R];
-    for i in 0..n {
-        let planes = planes(&q[i]);
-        let [a, b, c, e] = planes.map(|p| _mm256_maddubs_epi16(one, p));
-        let offset = _mm256_add_epi16(_mm256_add_epi16(a, b), _mm256_add_epi16(c, e));
-        let dx = load_f32x4_twice(&d[i]);
-        for r in 0..R {
-            let b = &rows[r][i];
-            prefetch(b, R * stride);
-            let v = _mm256_srlv_epi32(load_u8x16_twice(b[2..].as_array().unwrap()), halves);
-            let bits = [_mm256_slli_epi16::<1>(v), v, _mm256_srli_epi16::<1>(v), _mm256_srli_epi16::<2>(v)];
-            let [b0, b1, b2, b3] = bits.map(|v| _mm256_and_si256(v, two));
-            let low = _mm256_add_epi16(_mm256_maddubs_epi16(b0, planes[0]), _mm256_maddubs_epi16(b1, planes[1]));
-            let high = _mm256_add_epi16(_mm256_maddubs_epi16(b2, planes[2]), _mm256_maddubs_epi16(b3, planes[3]));
-            let pairs = _mm256_sub_epi16(_mm256_add_epi16(low, high), offset);
-            let dot = _mm256_cvtepi32_ps(_mm256_madd_epi16(pairs, _mm256_set1_epi16(1)));
-            let scale = _mm256_mul_ps(splat_f16(u16::from_le_bytes([b[0], b[1]])), dx);
-            acc[r] = _mm256_fmadd_ps(scale, dot, acc[r]);
-        }
-    }
-    *out = acc.map(|v| sum_f32x8(v));
+    let two = _mm256_set1_epi8(2);
+    let acts = |q: &[i8; BLOCK], d: &[f32]| (planes(q), load_f32x4_twice(d.as_array().unwrap()));
+    super::small::dot_planes::<BLOCK, 4>(w, stride, x, out, acts, |v| {
+        let bits = [_mm256_slli_epi16::<1>(v), v, _mm256_srli_epi16::<1>(v), _mm256_srli_epi16::<2>(v)];
+        let [a, b, c, d] = bits;
+        [
+            _mm256_and_si256(a, two),
+            _mm256_and_si256(b, two),
+            _mm256_and_si256(c, two),
+            _mm256_and_si256(d, two),
+        ]
+    });
 }
 
 /// The activations of a block in the order that `group` draws.

@@ -10,8 +10,6 @@
 use super::lanes::{Block, Lanes};
 use super::tile::{Half, tile};
 use super::{Act, ActRow, Kernel, QuantType, Rng, Tile, f16_at, put_f16, rows};
-#[cfg(target_arch = "x86_64")]
-use super::{blocks, by_four};
 use crate::simd::Isa;
 
 const BLOCK: usize = 64;
@@ -128,45 +126,21 @@ fn dot_avx512(w: &[u8], stride: usize, x: ActRow<'_>, out: &mut [f32]) {
     dot_rows::<U, 1>(w, stride, x, out, codes, scales);
 }
 
+/// In `planes(q)[k]` byte j of half h is the activation 4j + 2h + k, whose weight is field 2h + k of the block's byte j: a
+/// shift and a mask turn the block into the weights of plane k. Dwords 0 and 1 of a half then collect what the first
+/// activation scale multiplies, dwords 2 and 3 the second.
 #[cfg(target_arch = "x86_64")]
 #[target_feature(enable = "avx2,fma,f16c")]
 fn dot_avx2(w: &[u8], stride: usize, x: ActRow<'_>, out: &mut [f32]) {
-    by_four(w, stride, out, |w, out| group(w, stride, x, out), |w, out| group(w, stride, x, out));
-}
-
-/// The 2-bit fields stay where they are and the activations are put in their order, once for all rows. In
-/// `planes(q)[k]` byte j of half h is the activation 4j + 2h + k, whose weight is field 2h + k of the block's byte j: a
-/// shift and a mask turn the block into the weights of plane k. Dwords 0 and 1 of a half then collect what the first
-/// activation scale multiplies, dwords 2 and 3 the second. The offset of 1 is the sum of all activations.
-#[cfg(target_arch = "x86_64")]
-#[target_feature(enable = "avx2,fma,f16c")]
-fn group<const R: usize>(w: &[u8], stride: usize, x: ActRow<'_>, out: &mut [f32; R]) {
-    use crate::simd::x86::*;
     use std::arch::x86_64::*;
-    let n = x.n / BLOCK;
-    let rows = blocks::<R, BYTES>(w, stride, n);
-    let (q, d) = (&x.q.as_chunks::<BLOCK>().0[..n], &x.d.as_chunks::<2>().0[..n]);
-    let (one, three) = (_mm256_set1_epi8(1), _mm256_set1_epi8(3));
-    let halves = _mm256_setr_epi32(0, 0, 0, 0, 4, 4, 4, 4);
-    let mut acc = [_mm256_setzero_ps(); R];
-    for i in 0..n {
-        let planes = planes(&q[i]);
-        let offset = _mm256_add_epi16(_mm256_maddubs_epi16(one, planes[0]), _mm256_maddubs_epi16(one, planes[1]));
-        let [da, db] = d[i];
-        let dx = _mm256_setr_ps(da, da, db, db, da, da, db, db);
-        for r in 0..R {
-            let b = &rows[r][i];
-            prefetch(b, R * stride);
-            let v = _mm256_srlv_epi32(load_u8x16_twice(b[2..].as_array().unwrap()), halves);
-            let first = _mm256_maddubs_epi16(_mm256_and_si256(v, three), planes[0]);
-            let second = _mm256_maddubs_epi16(_mm256_and_si256(_mm256_srli_epi16::<2>(v), three), planes[1]);
-            let pairs = _mm256_sub_epi16(_mm256_add_epi16(first, second), offset);
-            let dot = _mm256_cvtepi32_ps(_mm256_madd_epi16(pairs, _mm256_set1_epi16(1)));
-            let scale = _mm256_mul_ps(splat_f16(u16::from_le_bytes([b[0], b[1]])), dx);
-            acc[r] = _mm256_fmadd_ps(scale, dot, acc[r]);
-        }
-    }
-    *out = acc.map(|v| sum_f32x8(v));
+    let three = _mm256_set1_epi8(3);
+    let acts = |q: &[i8; BLOCK], d: &[f32]| {
+        let (a, b) = (d[0], d[1]);
+        (planes(q), _mm256_setr_ps(a, a, b, b, a, a, b, b))
+    };
+    super::small::dot_planes::<BLOCK, 2>(w, stride, x, out, acts, |v| {
+        [_mm256_and_si256(v, three), _mm256_and_si256(_mm256_srli_epi16::<2>(v), three)]
+    });
 }
 
 /// The activations of a block in the order that `group` draws.

@@ -11,8 +11,6 @@
 use super::lanes::{Block, Lanes};
 use super::tile::{Half, tile};
 use super::{Act, ActRow, Kernel, QuantType, Rng, Tile, f16_at, put_f16, rows};
-#[cfg(target_arch = "x86_64")]
-use super::{blocks, by_four};
 use crate::simd::Isa;
 
 const BLOCK: usize = 32;
@@ -104,33 +102,11 @@ fn dot_avx512(w: &[u8], stride: usize, x: ActRow<'_>, out: &mut [f32]) {
 #[cfg(target_arch = "x86_64")]
 #[target_feature(enable = "avx2,fma,f16c")]
 fn dot_avx2(w: &[u8], stride: usize, x: ActRow<'_>, out: &mut [f32]) {
-    by_four(w, stride, out, |w, out| group(w, stride, x, out), |w, out| group(w, stride, x, out));
-}
-
-/// The minimum times the sum of the activations goes to the same accumulator, an eighth of it to each lane.
-#[cfg(target_arch = "x86_64")]
-#[target_feature(enable = "avx2,fma,f16c")]
-fn group<const R: usize>(w: &[u8], stride: usize, x: ActRow<'_>, out: &mut [f32; R]) {
     use crate::simd::x86::*;
-    use std::arch::x86_64::*;
-    let n = x.n / BLOCK;
-    let rows = blocks::<R, BYTES>(w, stride, n);
-    let (q, d, sums) = (&x.q.as_chunks::<BLOCK>().0[..n], &x.d[..n], &x.sums.as_chunks::<2>().0[..n]);
-    let mut acc = [_mm256_setzero_ps(); R];
-    for i in 0..n {
-        let qv = load_i8x32(&q[i]);
-        let dx = _mm256_set1_ps(d[i]);
-        let total = _mm256_set1_ps((sums[i][0] + sums[i][1]) as f32 * 0.125 * d[i]);
-        for r in 0..R {
-            let b = &rows[r][i];
-            prefetch(b, R * stride);
-            let dot = dot_u8_i8(nibbles(b[4..].as_array().unwrap()), qv);
-            let scale = _mm256_mul_ps(splat_f16(u16::from_le_bytes([b[0], b[1]])), dx);
-            acc[r] = _mm256_fmadd_ps(splat_f16(u16::from_le_bytes([b[2], b[3]])), total, acc[r]);
-            acc[r] = _mm256_fmadd_ps(scale, _mm256_cvtepi32_ps(dot), acc[r]);
-        }
-    }
-    *out = acc.map(|v| sum_f32x8(v));
+    super::small::dot_min::<BYTES>(w, stride, x, out, |b| {
+        let f16 = |at: usize| splat_f16(u16::from_le_bytes([b[at], b[at + 1]]));
+        (nibbles(b[4..].as_array().unwrap()), f16(0), f16(2))
+    });
 }
 
 #[cfg(test)]

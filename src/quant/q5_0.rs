@@ -11,8 +11,6 @@
 use super::lanes::{Block, Lanes};
 use super::tile::{Half, tile};
 use super::{Act, ActRow, Kernel, QuantType, Rng, Tile, f16_at, put_f16, rows};
-#[cfg(target_arch = "x86_64")]
-use super::{blocks, by_four};
 use crate::simd::Isa;
 
 const BLOCK: usize = 32;
@@ -101,37 +99,18 @@ fn dot_avx512(w: &[u8], stride: usize, x: ActRow<'_>, out: &mut [f32]) {
     dot_rows::<U, 16>(w, stride, x, out, codes, scales);
 }
 
-#[cfg(target_arch = "x86_64")]
-#[target_feature(enable = "avx2,fma,f16c")]
-fn dot_avx2(w: &[u8], stride: usize, x: ActRow<'_>, out: &mut [f32]) {
-    by_four(w, stride, out, |w, out| group(w, stride, x, out), |w, out| group(w, stride, x, out));
-}
-
 /// Where the high bit is clear the upper four bits are set: that is the low nibble less 16, as a signed byte.
 #[cfg(target_arch = "x86_64")]
 #[target_feature(enable = "avx2,fma,f16c")]
-fn group<const R: usize>(w: &[u8], stride: usize, x: ActRow<'_>, out: &mut [f32; R]) {
+fn dot_avx2(w: &[u8], stride: usize, x: ActRow<'_>, out: &mut [f32]) {
     use crate::simd::x86::*;
     use std::arch::x86_64::*;
-    let n = x.n / BLOCK;
-    let rows = blocks::<R, BYTES>(w, stride, n);
-    let (q, d) = (&x.q.as_chunks::<BLOCK>().0[..n], &x.d[..n]);
-    let mut acc = [_mm256_setzero_ps(); R];
-    for i in 0..n {
-        let qv = load_i8x32(&q[i]);
-        let abs = _mm256_abs_epi8(qv);
-        let dx = _mm256_set1_ps(d[i]);
-        for r in 0..R {
-            let b = &rows[r][i];
-            prefetch(b, R * stride);
-            let high = bit_bytes(b[2..6].as_array().unwrap());
-            let low = nibbles(b[6..].as_array().unwrap());
-            let wv = _mm256_or_si256(low, _mm256_andnot_si256(high, _mm256_set1_epi8(-16)));
-            let scale = _mm256_mul_ps(splat_f16(u16::from_le_bytes([b[0], b[1]])), dx);
-            acc[r] = _mm256_fmadd_ps(scale, _mm256_cvtepi32_ps(dot_i8_i8(wv, qv, abs)), acc[r]);
-        }
-    }
-    *out = acc.map(|v| sum_f32x8(v));
+    super::small::dot_signed::<BYTES>(w, stride, x, out, |b| {
+        let high = bit_bytes(b[2..6].as_array().unwrap());
+        let low = nibbles(b[6..].as_array().unwrap());
+        let codes = _mm256_or_si256(low, _mm256_andnot_si256(high, _mm256_set1_epi8(-16)));
+        (codes, splat_f16(u16::from_le_bytes([b[0], b[1]])))
+    });
 }
 
 #[cfg(test)]
