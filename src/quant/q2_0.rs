@@ -170,6 +170,11 @@ mod tests {
     }
 
     #[test]
+    fn the_largest_weights_and_activations_overflow_nothing() {
+        check::extremes(&TYPE, &[0]);
+    }
+
+    #[test]
     fn panels_equal_the_decoded_weights() {
         check::tile(&TYPE);
     }

@@ -53,6 +53,7 @@ pub(super) struct Scales {
 
 impl Scales {
     /// A scale per 32 weights and no minimum.
+    #[inline]
     pub(super) fn new(scale: __m512) -> Scales {
         Scales { scale, second: None, min: None }
     }
