@@ -425,14 +425,6 @@ pub mod x86 {
         }
     }
 
-    /// 64 bytes, any alignment.
-    #[inline]
-    #[target_feature(enable = "avx512f")]
-    pub fn load_u8x64(p: &[u8; 64]) -> __m512i {
-        // SAFETY: the reference covers the 64 bytes read.
-        unsafe { _mm512_loadu_si512(p.as_ptr().cast()) }
-    }
-
     /// 16 floats, any alignment.
     #[inline]
     #[target_feature(enable = "avx512f")]
@@ -540,6 +532,46 @@ pub mod x86 {
         // Lane l has the sums of lane l of each vector.
         let order = _mm512_setr_epi32(0, 4, 8, 12, 1, 5, 9, 13, 2, 6, 10, 14, 3, 7, 11, 15);
         store_i16x16(to, _mm512_cvtepi32_epi16(_mm512_permutexvar_epi32(order, sums)));
+    }
+
+    /// 4 floats, any alignment, in all four lanes of 128 bits.
+    #[inline]
+    #[target_feature(enable = "avx512f")]
+    pub fn load_f32x4_four_times(p: &[f32; 4]) -> __m512 {
+        // SAFETY: the reference covers the 16 bytes read.
+        _mm512_broadcast_f32x4(unsafe { _mm_loadu_ps(p.as_ptr()) })
+    }
+
+    /// 16 integers, any alignment.
+    #[inline]
+    #[target_feature(enable = "avx512f")]
+    pub fn load_i32x16(p: &[i32; 16]) -> __m512i {
+        // SAFETY: the reference covers the 64 bytes read.
+        unsafe { _mm512_loadu_si512(p.as_ptr().cast()) }
+    }
+
+    /// 4 integers, any alignment, in all four lanes of 128 bits.
+    #[inline]
+    #[target_feature(enable = "avx512f")]
+    pub fn load_i32x4_four_times(p: &[i32; 4]) -> __m512i {
+        // SAFETY: the reference covers the 16 bytes read.
+        _mm512_broadcast_i32x4(unsafe { _mm_loadu_si128(p.as_ptr().cast()) })
+    }
+
+    /// Writes 4 floats, any alignment.
+    #[inline]
+    #[target_feature(enable = "avx2")]
+    pub fn store_f32x4(p: &mut [f32; 4], v: __m128) {
+        // SAFETY: the reference covers the 16 bytes written.
+        unsafe { _mm_storeu_ps(p.as_mut_ptr(), v) }
+    }
+
+    /// 16 pairs of two-byte values, any alignment.
+    #[inline]
+    #[target_feature(enable = "avx512f")]
+    pub fn load_i16x2x16(p: &[[i16; 2]; 16]) -> __m512i {
+        // SAFETY: the reference covers the 64 bytes read.
+        unsafe { _mm512_loadu_si512(p.as_ptr().cast()) }
     }
 }
 

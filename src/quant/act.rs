@@ -50,7 +50,54 @@ impl Act {
     }
 }
 
-/// One row of activations, borrowed. For floats only `f` is filled, else only `q`, `d` and `sums`.
+/// 512 activations as the row kernels of AVX-512 take them, in whole cache lines. Where a row is not a whole number of
+/// 128, zeros stand before its last part, so that it meets the last 128 weights, of which some were met before.
+#[derive(Clone, Debug)]
+#[repr(align(64))]
+pub struct Quad {
+    /// Four times 128: the first 16 of every 32, then the second 16 of every 32.
+    pub q: [[[i8; 64]; 2]; 4],
+    /// The scale of every 32.
+    pub d: [f32; 16],
+    /// The sum of `q` over every 32.
+    pub sums: [i32; 16],
+    /// The sums over what meets in a lane of 32 bits when the two vectors of each 128 are multiplied: four of the first,
+    /// four of the second.
+    pub lanes: [[[i16; 2]; 16]; 4],
+}
+
+impl Quad {
+    const ZERO: Quad = Quad { q: [[[0; 64]; 2]; 4], d: [0.0; 16], sums: [0; 16], lanes: [[[0; 2]; 16]; 4] };
+    /// Activations in one.
+    pub const LEN: usize = 512;
+
+    /// The activations from column `from` on of the row of `n` that begins at `row` of `q`.
+    fn set(&mut self, n: usize, from: usize, row: usize, block: usize, (q, d, sums): (&[i8], &[f32], &[i16])) {
+        let len = Quad::LEN.min(n - from);
+        if len < Quad::LEN {
+            self.clone_from(&Quad::ZERO);
+        }
+        for (g, q) in q[row + from..][..len].as_chunks::<32>().0.iter().enumerate() {
+            let at = row + from + 32 * g;
+            let g = g + if from + 32 * g >= n / 128 * 128 { 4 - n % 128 / 32 } else { 0 };
+            let (unit, to) = (g / 4, g % 4 * 16);
+            for (half, q) in q.as_chunks::<16>().0.iter().enumerate() {
+                self.q[unit][half][to..to + 16].copy_from_slice(q);
+            }
+            self.d[g] = d[at / block];
+            self.sums[g] = sums[at / 16] as i32 + sums[at / 16 + 1] as i32;
+        }
+        for (lanes, q) in self.lanes.iter_mut().zip(&self.q) {
+            for (half, q) in q.iter().enumerate() {
+                for (lane, q) in lanes.iter_mut().zip(q.as_chunks::<4>().0) {
+                    lane[half] = q.iter().map(|&q| q as i16).sum();
+                }
+            }
+        }
+    }
+}
+
+/// One row of activations, borrowed. For floats only `f` is filled, else only the others.
 #[derive(Clone, Copy, Debug)]
 pub struct ActRow<'a> {
     /// Values in the row.
@@ -63,6 +110,8 @@ pub struct ActRow<'a> {
     pub d: &'a [f32],
     /// The sum of `q` over every 16 values (n / 16).
     pub sums: &'a [i16],
+    /// All of that once more, where the CPU has AVX-512 (n / 512, rounded up).
+    pub quads: &'a [Quad],
 }
 
 /// Rows of activations in one form, kept between steps so that memory is reused.
@@ -74,6 +123,7 @@ pub struct Acts {
     q: Vec<i8>,
     d: Vec<f32>,
     sums: Vec<i16>,
+    quads: Vec<Quad>,
     /// For panels, of one form or the other.
     rows: usize,
     form: Option<Form>,
@@ -105,10 +155,16 @@ impl Acts {
         self.q.resize(len, 0);
         self.d.resize(len / block, 0.0);
         self.sums.resize(len / 16, 0);
-        // Blocks count, not rows: both kinds of block divide a part.
-        let q = self.q.chunks_mut(PART).zip(x.chunks(PART));
-        let more = self.d.chunks_mut(PART / block).zip(self.sums.chunks_mut(PART / 16));
-        q.zip(more).map(move |((q, x), (d, sums))| RowPart { block, x, q, d, sums })
+        let quads = if simd::detected() >= Isa::Avx512 { len / n.max(1) * n.div_ceil(Quad::LEN) } else { 0 };
+        self.quads.resize(quads, Quad::ZERO);
+        let rows = (PART / n.max(1)).max(1);
+        let q = self.q.chunks_mut(rows * n).zip(x.chunks(rows * n));
+        let more = self.d.chunks_mut(rows * n / block).zip(self.sums.chunks_mut(rows * n / 16));
+        let mut quads = self.quads.chunks_mut(rows * n.div_ceil(Quad::LEN));
+        q.zip(more).map(move |((q, x), (d, sums))| {
+            let quads = quads.next().unwrap_or_default();
+            RowPart { n, block, x, q, d, sums, quads }
+        })
     }
 
     /// The work of [`Acts::set_panels`]; all parts must be filled.
@@ -144,33 +200,40 @@ impl Acts {
         let n = self.n;
         let block = self.act.map_or(1, Act::block);
         if block == 1 {
-            return ActRow { n, f: &x[t * n..(t + 1) * n], q: &[], d: &[], sums: &[] };
+            return ActRow { n, f: &x[t * n..(t + 1) * n], q: &[], d: &[], sums: &[], quads: &[] };
         }
-        let (nd, ns) = (n / block, n / 16);
+        let (nd, ns, nq) = (n / block, n / 16, n.div_ceil(Quad::LEN));
         ActRow {
             n,
             f: &[],
             q: &self.q[t * n..(t + 1) * n],
             d: &self.d[t * nd..(t + 1) * nd],
             sums: &self.sums[t * ns..(t + 1) * ns],
+            quads: if self.quads.is_empty() { &[] } else { &self.quads[t * nq..(t + 1) * nq] },
         }
     }
 }
 
-/// Whole blocks for row kernels, still to be quantized.
+/// Some rows for row kernels, still to be quantized.
 #[derive(Debug)]
 pub struct RowPart<'a> {
+    n: usize,
     block: usize,
     x: &'a [f32],
     q: &'a mut [i8],
     d: &'a mut [f32],
     sums: &'a mut [i16],
+    quads: &'a mut [Quad],
 }
 
 impl RowPart<'_> {
     /// Quantizes them.
     pub fn fill(self) {
         quantize(self.block, self.x, self.q, self.d, self.sums);
+        for (i, quad) in self.quads.iter_mut().enumerate() {
+            let each = self.n.div_ceil(Quad::LEN);
+            quad.set(self.n, i % each * Quad::LEN, i / each * self.n, self.block, (self.q, self.d, self.sums));
+        }
     }
 }
 

@@ -7,9 +7,9 @@
 //! ```
 //! Layout and values: ggml-common.h `block_iq4_nl`, `kvalues_iq4nl`.
 
-use super::{Act, ActRow, Kernel, QuantType, Rng, f16_at, put_f16, rows};
-#[cfg(target_arch = "x86_64")]
-use super::{blocks, by_four};
+use super::lanes::{Block, Lanes};
+use super::tile::{Half, tile};
+use super::{Act, ActRow, Kernel, QuantType, Rng, Tile, f16_at, put_f16, rows};
 use crate::simd::Isa;
 
 const BLOCK: usize = 32;
@@ -26,9 +26,11 @@ pub static TYPE: QuantType = QuantType {
     block: BLOCK,
     bytes: BYTES,
     act: Act::Q8,
-    tile: None,
+    tile: Some(Tile { group: 32, mins: false, fill: FILL }),
     dequant,
     kernels: &[
+        #[cfg(target_arch = "x86_64")]
+        Kernel { isa: Isa::Avx512, dot: dot_avx512 },
         #[cfg(target_arch = "x86_64")]
         Kernel { isa: Isa::Avx2, dot: dot_avx2 },
         Kernel { isa: Isa::Scalar, dot },
@@ -60,41 +62,48 @@ fn dot(w: &[u8], stride: usize, x: ActRow<'_>, out: &mut [f32]) {
     }
 }
 
+tile!(FILL, decode, BLOCK, 32);
+
+#[inline(always)]
+fn decode<V: Lanes>(b: &Block<'_, V, BYTES>, out: &mut Half<'_>) {
+    out.scale(0, b.f16(0));
+    for (w, v) in b.words(2).into_iter().enumerate() {
+        out.codes(w, v.mask(0x0f0f_0f0f).look_up8(&VALUES));
+        out.codes(4 + w, v.shr(4).mask(0x0f0f_0f0f).look_up8(&VALUES));
+    }
+}
+
 fn random(rng: &mut Rng, block: &mut [u8]) {
     rng.fill(&mut block[2..]);
     put_f16(block, 0, (0.5 + rng.unit()) / 67.0); // the 16 values have an RMS of 67
 }
 
 #[cfg(target_arch = "x86_64")]
-#[target_feature(enable = "avx2,fma,f16c")]
-fn dot_avx2(w: &[u8], stride: usize, x: ActRow<'_>, out: &mut [f32]) {
-    by_four(w, stride, out, |w, out| group(w, stride, x, out), |w, out| group(w, stride, x, out));
+#[target_feature(enable = "avx512f,avx512bw,avx512dq,avx512vl,avx512vbmi,avx512vnni,avx2,fma,f16c")]
+fn dot_avx512(w: &[u8], stride: usize, x: ActRow<'_>, out: &mut [f32]) {
+    use super::units::*;
+    const U: usize = 4 * BYTES;
+    if !takes(x.n) {
+        return dot_avx2(w, stride, x, out);
+    }
+    static QS: [u8; 64] = sixteens::<U>(2);
+    static TABLE: [u8; 64] = values::<128>(&VALUES);
+    let codes = |b: &[u8; U]| look_up(pick(b, &QS), &TABLE);
+    let scales = |b: [&[u8; U]; 4]| Scales::new(f16_scales(b, [0, 9, 18, 27]));
+    dot_rows::<U, 128>(w, stride, x, out, codes, scales);
 }
 
 /// The values come from a byte shuffle. A pair of products is at most 127 * 127 * 2, which fits an i16.
 #[cfg(target_arch = "x86_64")]
 #[target_feature(enable = "avx2,fma,f16c")]
-fn group<const R: usize>(w: &[u8], stride: usize, x: ActRow<'_>, out: &mut [f32; R]) {
+fn dot_avx2(w: &[u8], stride: usize, x: ActRow<'_>, out: &mut [f32]) {
     use crate::simd::x86::*;
     use std::arch::x86_64::*;
-    let n = x.n / BLOCK;
-    let rows = blocks::<R, BYTES>(w, stride, n);
-    let (q, d) = (&x.q.as_chunks::<BLOCK>().0[..n], &x.d[..n]);
     let values = load_u8x16_twice(&VALUES.map(|v| v as u8));
-    let mut acc = [_mm256_setzero_ps(); R];
-    for i in 0..n {
-        let qv = load_i8x32(&q[i]);
-        let abs = _mm256_abs_epi8(qv);
-        let dx = _mm256_set1_ps(d[i]);
-        for r in 0..R {
-            let b = &rows[r][i];
-            prefetch(b, R * stride);
-            let wv = _mm256_shuffle_epi8(values, nibbles(b[2..].as_array().unwrap()));
-            let scale = _mm256_mul_ps(splat_f16(u16::from_le_bytes([b[0], b[1]])), dx);
-            acc[r] = _mm256_fmadd_ps(scale, _mm256_cvtepi32_ps(dot_i8_i8(wv, qv, abs)), acc[r]);
-        }
-    }
-    *out = acc.map(|v| sum_f32x8(v));
+    super::small::dot_signed::<BYTES>(w, stride, x, out, |b| {
+        let codes = _mm256_shuffle_epi8(values, nibbles(b[2..].as_array().unwrap()));
+        (codes, splat_f16(u16::from_le_bytes([b[0], b[1]])))
+    });
 }
 
 #[cfg(test)]
@@ -105,6 +114,16 @@ mod tests {
     #[test]
     fn every_kernel_equals_the_scalar_truth() {
         check::kernels(&TYPE);
+    }
+
+    #[test]
+    fn the_largest_weights_and_activations_overflow_nothing() {
+        check::extremes(&TYPE, &[0]);
+    }
+
+    #[test]
+    fn panels_equal_the_decoded_weights() {
+        check::tile(&TYPE);
     }
 
     #[test]

@@ -11,7 +11,9 @@
 //! Layout: ggml-common.h `block_iq4_xs`; the table is `kvalues_iq4nl` there.
 
 use super::super_block::{N, acts};
-use super::{Act, ActRow, Kernel, QuantType, Rng, f16_at, put_f16, rows};
+use super::lanes::{Block, Lanes};
+use super::tile::{Half, tile};
+use super::{Act, ActRow, Kernel, QuantType, Rng, Tile, f16_at, put_f16, rows};
 use crate::simd::Isa;
 
 const BYTES: usize = 136;
@@ -29,9 +31,11 @@ pub static TYPE: QuantType = QuantType {
     block: N,
     bytes: BYTES,
     act: Act::Q8K,
-    tile: None,
+    tile: Some(Tile { group: 32, mins: false, fill: FILL }),
     dequant,
     kernels: &[
+        #[cfg(target_arch = "x86_64")]
+        Kernel { isa: Isa::Avx512, dot: dot_avx512 },
         #[cfg(target_arch = "x86_64")]
         Kernel { isa: Isa::Avx2, dot: dot_avx2 },
         Kernel { isa: Isa::Scalar, dot },
@@ -94,6 +98,23 @@ fn dot(w: &[u8], stride: usize, x: ActRow<'_>, out: &mut [f32]) {
     }
 }
 
+tile!(FILL, decode, N, 32);
+
+#[inline(always)]
+fn decode<V: Lanes>(b: &Block<'_, V, BYTES>, out: &mut Half<'_>) {
+    let [first, low, _, _] = b.words(0);
+    let (d, high) = (first.f16_to_f32(), first.shr(16));
+    let thirty_two = b.splat(32);
+    for g in 0..8 {
+        let scale = low.shr(4 * g).mask(15).or(high.shr(2 * g).mask(3).shl(4)).sub8(thirty_two);
+        out.scale(g as usize, scale.signed_byte(0).to_f32().mul_f32(d));
+        for (w, v) in b.words(QS + 16 * g as usize).into_iter().enumerate() {
+            out.codes(8 * g as usize + w, v.mask(0x0f0f_0f0f).look_up8(&VALUES));
+            out.codes(8 * g as usize + 4 + w, v.shr(4).mask(0x0f0f_0f0f).look_up8(&VALUES));
+        }
+    }
+}
+
 fn random(rng: &mut Rng, block: &mut [u8]) {
     rng.fill(&mut block[2..]);
     put_f16(block, 0, (0.5 + rng.unit()) / 1246.0); // the RMS of (sc - 32) * value for uniform bits
@@ -146,6 +167,54 @@ fn dot_avx2(w: &[u8], stride: usize, x: ActRow<'_>, out: &mut [f32]) {
     }
 }
 
+/// 128 weights at a time, whose 64 bytes lie as units.rs wants them. Values stand 128 above what they mean, which the
+/// beginnings of the sums take off. A lane is at most 8 * 32 * 127 * 127 a half, far from the end of an i32.
+#[cfg(target_arch = "x86_64")]
+#[target_feature(enable = "avx512f,avx512bw,avx512dq,avx512vl,avx512vbmi,avx512vnni,avx2,fma,f16c")]
+fn dot_avx512(w: &[u8], stride: usize, x: ActRow<'_>, out: &mut [f32]) {
+    use super::units::{AHEAD, look_up, values};
+    use crate::simd::x86::*;
+    use std::arch::x86_64::*;
+    static TABLE: [u8; 64] = values::<128>(&VALUES);
+    let nibbles = _mm256_setr_epi32(0, 4, 8, 12, 16, 20, 24, 28);
+    let pairs_of_bits = _mm256_setr_epi32(0, 2, 4, 6, 8, 10, 12, 14);
+    let lanes = _mm512_setr_epi32(0, 0, 0, 0, 1, 1, 1, 1, 2, 2, 2, 2, 3, 3, 3, 3);
+    let offset = _mm512_set1_epi16(-128);
+    for (o, row) in out.iter_mut().zip(rows(w, stride, x.n / N * BYTES)) {
+        let blocks = row.as_chunks::<BYTES>().0;
+        let mut acc = [_mm512_setzero_ps(); 2];
+        for ((w, d), x) in blocks.chunks(2).zip(x.d.chunks(2)).zip(x.quads) {
+            for (i, (b, d)) in w.iter().zip(d).enumerate() {
+                for k in 0..BYTES.div_ceil(64) {
+                    prefetch(b, AHEAD + 64 * k);
+                }
+                let (low_bits, high_bits) = scale_bits(b);
+                let low_bits = _mm256_srlv_epi32(_mm256_set1_epi32(low_bits as i32), nibbles);
+                let high_bits = _mm256_srlv_epi32(_mm256_set1_epi32((high_bits << 4) as i32), pairs_of_bits);
+                let scales = _mm256_or_si256(
+                    _mm256_and_si256(low_bits, _mm256_set1_epi32(15)),
+                    _mm256_and_si256(high_bits, _mm256_set1_epi32(0x30)),
+                );
+                let scales = _mm512_castsi256_si512(_mm256_sub_epi32(scales, _mm256_set1_epi32(32)));
+                let mut dot = [_mm512_setzero_si512(); 2];
+                for h in 0..2 {
+                    let u = 2 * i + h;
+                    let [a, b] = look_up(load_u8x64(&b[QS..].as_chunks().0[h]), &TABLE);
+                    let start = _mm512_madd_epi16(load_i16x2x16(&x.lanes[u]), offset);
+                    let part = _mm512_dpbusd_epi32(start, a, load_i8x64(&x.q[u][0]));
+                    let part = _mm512_dpbusd_epi32(part, b, load_i8x64(&x.q[u][1]));
+                    let which = _mm512_add_epi32(lanes, _mm512_set1_epi32(4 * h as i32));
+                    dot[h] = _mm512_mullo_epi32(part, _mm512_permutexvar_epi32(which, scales));
+                }
+                let dot = _mm512_cvtepi32_ps(_mm512_add_epi32(dot[0], dot[1]));
+                let scale = d * f16_bits(u16::from_le_bytes([b[0], b[1]]));
+                acc[i] = _mm512_fmadd_ps(_mm512_set1_ps(scale), dot, acc[i]);
+            }
+        }
+        *o = _mm512_reduce_add_ps(_mm512_add_ps(acc[0], acc[1]));
+    }
+}
+
 #[cfg(test)]
 mod tests {
     use super::TYPE;
@@ -154,6 +223,11 @@ mod tests {
     #[test]
     fn every_kernel_equals_the_scalar_truth() {
         check::kernels(&TYPE);
+    }
+
+    #[test]
+    fn panels_equal_the_decoded_weights() {
+        check::tile(&TYPE);
     }
 
     #[test]

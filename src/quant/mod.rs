@@ -15,9 +15,13 @@ pub mod floats;
 mod grid512;
 pub mod lanes;
 pub mod retired;
+#[cfg(target_arch = "x86_64")]
+mod small;
 mod super_block;
 mod tables;
 pub mod tile;
+#[cfg(target_arch = "x86_64")]
+mod units;
 
 pub use act::{Act, ActRow};
 pub use tile::Tile;

@@ -9,9 +9,9 @@
 //! e = 0 and e = 1 are below the normal f32 range when halved; e = 255, NaN in the OCP standard, counts as a power of two
 //! in ggml, and so here. Layout and values: ggml-common.h `block_mxfp4`, `kvalues_fp4`.
 
-use super::{Act, ActRow, Kernel, QuantType, Rng, rows};
-#[cfg(target_arch = "x86_64")]
-use super::{blocks, by_four};
+use super::lanes::{Block, Lanes};
+use super::tile::{Half, tile};
+use super::{Act, ActRow, Kernel, QuantType, Rng, Tile, rows};
 use crate::simd::Isa;
 
 const BLOCK: usize = 32;
@@ -39,9 +39,11 @@ pub static TYPE: QuantType = QuantType {
     block: BLOCK,
     bytes: BYTES,
     act: Act::Q8,
-    tile: None,
+    tile: Some(Tile { group: 32, mins: false, fill: FILL }),
     dequant,
     kernels: &[
+        #[cfg(target_arch = "x86_64")]
+        Kernel { isa: Isa::Avx512, dot: dot_avx512 },
         #[cfg(target_arch = "x86_64")]
         Kernel { isa: Isa::Avx2, dot: dot_avx2 },
         Kernel { isa: Isa::Scalar, dot },
@@ -73,41 +75,68 @@ fn dot(w: &[u8], stride: usize, x: ActRow<'_>, out: &mut [f32]) {
     }
 }
 
+tile!(FILL, decode, BLOCK, 32);
+
+#[inline(always)]
+fn decode<V: Lanes>(b: &Block<'_, V, BYTES>, out: &mut Half<'_>) {
+    out.scale(0, b.each(|b| SCALES[b[0] as usize].to_bits()));
+    for (w, v) in b.words(1).into_iter().enumerate() {
+        out.codes(w, v.mask(0x0f0f_0f0f).look_up8(&VALUES));
+        out.codes(4 + w, v.shr(4).mask(0x0f0f_0f0f).look_up8(&VALUES));
+    }
+}
+
 fn random(rng: &mut Rng, block: &mut [u8]) {
     rng.fill(&mut block[1..]);
     block[0] = 125 + rng.below(2) as u8; // the 16 doubled values have an RMS of 5.9, which 1/8 and 1/4 stand around
 }
 
+/// `vscalef` multiplies by a power of two, subnormal results included.
 #[cfg(target_arch = "x86_64")]
-#[target_feature(enable = "avx2,fma,f16c")]
-fn dot_avx2(w: &[u8], stride: usize, x: ActRow<'_>, out: &mut [f32]) {
-    by_four(w, stride, out, |w, out| group(w, stride, x, out), |w, out| group(w, stride, x, out));
+#[target_feature(enable = "avx512f,avx512bw,avx512dq,avx512vl,avx512vbmi,avx512vnni,avx2,fma,f16c")]
+fn dot_avx512(w: &[u8], stride: usize, x: ActRow<'_>, out: &mut [f32]) {
+    use super::units::*;
+    use crate::simd::x86::load_u8x64;
+    use std::arch::x86_64::*;
+    const U: usize = 4 * BYTES;
+    if !takes(x.n) {
+        return dot_avx2(w, stride, x, out);
+    }
+    static QS: [u8; 64] = sixteens::<U>(1);
+    static TABLE: [u8; 64] = values::<12>(&VALUES);
+    static EXPONENTS: [u8; 64] = {
+        let mut index = [0; 64];
+        let mut i = 0;
+        while i < 16 {
+            index[4 * i] = (i % 4 * BYTES) as u8;
+            i += 1;
+        }
+        index
+    };
+    let codes = |b: &[u8; U]| look_up(pick(b, &QS), &TABLE);
+    let scales = |b: [&[u8; U]; 4]| {
+        let mut e = _mm512_setzero_si512();
+        for (r, b) in b.into_iter().enumerate() {
+            let first = load_u8x64(b.first_chunk().unwrap());
+            e = _mm512_mask_permutexvar_epi8(e, 0x1111 << (16 * r), load_u8x64(&EXPONENTS), first);
+        }
+        let e = _mm512_cvtepi32_ps(_mm512_sub_epi32(e, _mm512_set1_epi32(128)));
+        Scales::new(_mm512_scalef_ps(_mm512_set1_ps(1.0), e))
+    };
+    dot_rows::<U, 12>(w, stride, x, out, codes, scales);
 }
 
 /// The values come from a byte shuffle, the scale from a table.
 #[cfg(target_arch = "x86_64")]
 #[target_feature(enable = "avx2,fma,f16c")]
-fn group<const R: usize>(w: &[u8], stride: usize, x: ActRow<'_>, out: &mut [f32; R]) {
+fn dot_avx2(w: &[u8], stride: usize, x: ActRow<'_>, out: &mut [f32]) {
     use crate::simd::x86::*;
     use std::arch::x86_64::*;
-    let n = x.n / BLOCK;
-    let rows = blocks::<R, BYTES>(w, stride, n);
-    let (q, d) = (&x.q.as_chunks::<BLOCK>().0[..n], &x.d[..n]);
     let values = load_u8x16_twice(&VALUES.map(|v| v as u8));
-    let mut acc = [_mm256_setzero_ps(); R];
-    for i in 0..n {
-        let qv = load_i8x32(&q[i]);
-        let abs = _mm256_abs_epi8(qv);
-        let dx = _mm256_set1_ps(d[i]);
-        for r in 0..R {
-            let b = &rows[r][i];
-            prefetch(b, R * stride);
-            let wv = _mm256_shuffle_epi8(values, nibbles(b[1..].as_array().unwrap()));
-            let scale = _mm256_mul_ps(_mm256_set1_ps(SCALES[b[0] as usize]), dx);
-            acc[r] = _mm256_fmadd_ps(scale, _mm256_cvtepi32_ps(dot_i8_i8(wv, qv, abs)), acc[r]);
-        }
-    }
-    *out = acc.map(|v| sum_f32x8(v));
+    super::small::dot_signed::<BYTES>(w, stride, x, out, |b| {
+        let codes = _mm256_shuffle_epi8(values, nibbles(b[1..].as_array().unwrap()));
+        (codes, _mm256_set1_ps(SCALES[b[0] as usize]))
+    });
 }
 
 #[cfg(test)]
@@ -118,6 +147,11 @@ mod tests {
     #[test]
     fn every_kernel_equals_the_scalar_truth() {
         check::kernels(&TYPE);
+    }
+
+    #[test]
+    fn panels_equal_the_decoded_weights() {
+        check::tile(&TYPE);
     }
 
     #[test]

@@ -10,7 +10,9 @@
 //! its own in the file, which the caller multiplies with. Layout: ggml-common.h `block_nvfp4`.
 
 use super::mxfp4::VALUES;
-use super::{Act, ActRow, Kernel, QuantType, Rng, rows};
+use super::lanes::{Block, Lanes};
+use super::tile::{Half, tile};
+use super::{Act, ActRow, Kernel, QuantType, Rng, Tile, rows};
 #[cfg(target_arch = "x86_64")]
 use super::{blocks, by_four};
 use crate::simd::Isa;
@@ -28,9 +30,11 @@ pub static TYPE: QuantType = QuantType {
     block: BLOCK,
     bytes: BYTES,
     act: Act::Q8,
-    tile: None,
+    tile: Some(Tile { group: 16, mins: false, fill: FILL }),
     dequant,
     kernels: &[
+        #[cfg(target_arch = "x86_64")]
+        Kernel { isa: Isa::Avx512, dot: dot_avx512 },
         #[cfg(target_arch = "x86_64")]
         Kernel { isa: Isa::Avx2, dot: dot_avx2 },
         Kernel { isa: Isa::Scalar, dot },
@@ -80,11 +84,69 @@ fn dot(w: &[u8], stride: usize, x: ActRow<'_>, out: &mut [f32]) {
     }
 }
 
+tile!(FILL, decode, BLOCK, 16);
+
+#[inline(always)]
+fn decode<V: Lanes>(b: &Block<'_, V, BYTES>, out: &mut Half<'_>) {
+    let codes = b.each(|b| u32::from_le_bytes([b[0], b[1], b[2], b[3]]));
+    let (two_to_7, nan, ones) = (b.splat(128f32.to_bits()), b.splat(0x7f), b.splat(u32::MAX));
+    for g in 0..GROUPS {
+        // As in `group`; less one, what is left of a code without the NaN's bits is negative for the NaN alone.
+        let code = codes.byte(g as u32);
+        let keep = code.xor(nan).add(ones).sar(31).xor(ones);
+        out.scale(g, code.mask(0x7f).and(keep).shl(7).f16_to_f32().mul_f32(two_to_7));
+    }
+    for half in 0..2 {
+        // Words 0 and 1 are the bytes of one group, 2 and 3 of the next.
+        for (w, v) in b.words(4 + 16 * half).into_iter().enumerate() {
+            let step = 8 * half + w / 2 * 4 + w % 2;
+            out.codes(step, v.mask(0x0f0f_0f0f).look_up8(&VALUES));
+            out.codes(step + 2, v.shr(4).mask(0x0f0f_0f0f).look_up8(&VALUES));
+        }
+    }
+}
+
 fn random(rng: &mut Rng, block: &mut [u8]) {
     rng.fill(block);
     for s in &mut block[..GROUPS] {
         *s = 40 + rng.below(8) as u8; // 1/4 to 15/32: the 16 values have an RMS of 2.9
     }
+}
+
+/// The two halves of a group of 16 lie in one 64-bit lane, the next group in the other: unpacking them with their high
+/// nibbles leaves each in order. The scales are widened as in `group`; two that stand side by side belong to the first
+/// and the second 16 of 32 weights.
+#[cfg(target_arch = "x86_64")]
+#[target_feature(enable = "avx512f,avx512bw,avx512dq,avx512vl,avx512vbmi,avx512vnni,avx2,fma,f16c")]
+fn dot_avx512(w: &[u8], stride: usize, x: ActRow<'_>, out: &mut [f32]) {
+    use super::units::*;
+    use crate::simd::x86::*;
+    use std::arch::x86_64::*;
+    const U: usize = 2 * BYTES;
+    if !takes(x.n) {
+        return dot_avx2(w, stride, x, out);
+    }
+    static TABLE: [u8; 64] = values::<12>(&VALUES);
+    let codes = |b: &[u8; U]| {
+        let half = |i: usize| load_u8x32(b[i * BYTES + 4..].first_chunk().unwrap());
+        let v = _mm512_inserti64x4::<1>(_mm512_castsi256_si512(half(0)), half(1));
+        let high = _mm512_srli_epi16::<4>(v);
+        let table = load_u8x64(&TABLE);
+        let [a, b] = [_mm512_unpacklo_epi64(v, high), _mm512_unpackhi_epi64(v, high)];
+        [_mm512_permutexvar_epi8(a, table), _mm512_permutexvar_epi8(b, table)]
+    };
+    let scales = |b: [&[u8; U]; UNITS]| {
+        let four = |u: usize, i: usize| i32::from_le_bytes(*b[u][i * BYTES..].first_chunk().unwrap());
+        let two = |u: usize| (four(u, 0), four(u, 1));
+        let ((a, b), (c, d), (e, f), (g, h)) = (two(0), two(1), two(2), two(3));
+        let codes = _mm512_cvtepu8_epi16(_mm256_setr_epi32(a, b, c, d, e, f, g, h));
+        let number = _mm512_cmpneq_epi16_mask(codes, _mm512_set1_epi16(0x7f));
+        let by = _mm512_set1_ps(128.0);
+        let codes = _mm512_and_si512(codes, _mm512_set1_epi16(0x7f));
+        let [first, second] = f16_pairs(_mm512_maskz_slli_epi16::<7>(number, codes));
+        Scales { scale: _mm512_mul_ps(first, by), second: Some(_mm512_mul_ps(second, by)), min: None }
+    };
+    dot_rows::<U, 12>(w, stride, x, out, codes, scales);
 }
 
 #[cfg(target_arch = "x86_64")]
@@ -142,6 +204,11 @@ mod tests {
     }
 
     #[test]
+    fn panels_equal_the_decoded_weights() {
+        check::tile(&TYPE);
+    }
+
+    #[test]
     fn decoded_rows_are_bit_equal_to_the_reference() {
         check::dequant(&TYPE);
     }
@@ -149,6 +216,8 @@ mod tests {
     #[test]
     fn every_scale_code_means_the_same_to_every_kernel() {
         let wide = QuantType { random: |rng, block| rng.fill(block), kv: None, ..TYPE };
-        check::kernels(Box::leak(Box::new(wide)));
+        let wide = Box::leak(Box::new(wide));
+        check::kernels(wide);
+        check::tile(wide);
     }
 }

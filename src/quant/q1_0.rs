@@ -7,9 +7,9 @@
 //! ```
 //! Layout: ggml-common.h `block_q1_0`.
 
-use super::{Act, ActRow, Kernel, QuantType, Rng, f16_at, put_f16, rows};
-#[cfg(target_arch = "x86_64")]
-use super::{blocks, by_four};
+use super::lanes::{Block, Lanes};
+use super::tile::{Half, tile};
+use super::{Act, ActRow, Kernel, QuantType, Rng, Tile, f16_at, put_f16, rows};
 use crate::simd::Isa;
 
 const BLOCK: usize = 128;
@@ -23,9 +23,11 @@ pub static TYPE: QuantType = QuantType {
     block: BLOCK,
     bytes: BYTES,
     act: Act::Q8,
-    tile: None,
+    tile: Some(Tile { group: 32, mins: false, fill: FILL }),
     dequant,
     kernels: &[
+        #[cfg(target_arch = "x86_64")]
+        Kernel { isa: Isa::Avx512, dot: dot_avx512 },
         #[cfg(target_arch = "x86_64")]
         Kernel { isa: Isa::Avx2, dot: dot_avx2 },
         Kernel { isa: Isa::Scalar, dot },
@@ -60,52 +62,81 @@ fn dot(w: &[u8], stride: usize, x: ActRow<'_>, out: &mut [f32]) {
     }
 }
 
+tile!(FILL, decode, BLOCK, 32);
+
+#[inline(always)]
+fn decode<V: Lanes>(b: &Block<'_, V, BYTES>, out: &mut Half<'_>) {
+    let d = b.f16(0);
+    let (one, fifteen) = (b.splat(0x0101_0101), b.splat(15));
+    for (g, v) in b.words(2).into_iter().enumerate() {
+        out.scale(g, d);
+        for step in 0..8 {
+            out.codes(8 * g + step, one.negate8(v.shr(4 * step as u32).mask(15).xor(fifteen)));
+        }
+    }
+}
+
 fn random(rng: &mut Rng, block: &mut [u8]) {
     rng.fill(&mut block[2..]);
     put_f16(block, 0, 0.5 + rng.unit());
 }
 
+/// Each byte gets the byte that its bit is in, and counts 2 if the bit is set; an offset of 1 makes that plus or minus 1.
+#[cfg(target_arch = "x86_64")]
+#[target_feature(enable = "avx512f,avx512bw,avx512dq,avx512vl,avx512vbmi,avx512vnni,avx2,fma,f16c")]
+fn dot_avx512(w: &[u8], stride: usize, x: ActRow<'_>, out: &mut [f32]) {
+    use super::units::*;
+    use crate::simd::x86::*;
+    use std::arch::x86_64::*;
+    const U: usize = BYTES;
+    if !takes(x.n) {
+        return dot_avx2(w, stride, x, out);
+    }
+    static WHERE: [[u8; 64]; 2] = {
+        let mut index = [[0; 64]; 2];
+        let mut i = 0;
+        while i < 128 {
+            index[i / 64][i % 64] = (i % 64 / 16 * 4 + i / 64 * 2 + i % 16 / 8) as u8;
+            i += 1;
+        }
+        index
+    };
+    let bit = _mm512_set1_epi64(0x8040_2010_0804_0201_u64 as i64);
+    let codes = |b: &[u8; U]| {
+        let v = _mm512_broadcast_i32x4(load_u8x16(b[2..].as_array().unwrap()));
+        let code = |at: &[u8; 64]| {
+            let set = _mm512_test_epi8_mask(_mm512_shuffle_epi8(v, load_u8x64(at)), bit);
+            _mm512_maskz_mov_epi8(set, _mm512_set1_epi8(2))
+        };
+        [code(&WHERE[0]), code(&WHERE[1])]
+    };
+    let scales = |b: [&[u8; U]; UNITS]| {
+        let four = |u: usize| u16::from_le_bytes([b[u][0], b[u][1]]) as u64 * 0x0001_0001_0001_0001;
+        Scales::new(f16_fours([four(0), four(1), four(2), four(3)]))
+    };
+    dot_rows::<U, 1>(w, stride, x, out, codes, scales);
+}
+
+/// In `planes(q)[k]` byte m of dword g in half h is the activation 32g + 8m + 4h + k, whose weight is bit 4h + k of the
+/// block's byte 4g + m: a shift and a mask turn the block into the weights of plane k. Dword g then collects what the
+/// g-th activation scale multiplies. The bit counts 2, less 1.
 #[cfg(target_arch = "x86_64")]
 #[target_feature(enable = "avx2,fma,f16c")]
 fn dot_avx2(w: &[u8], stride: usize, x: ActRow<'_>, out: &mut [f32]) {
-    by_four(w, stride, out, |w, out| group(w, stride, x, out), |w, out| group(w, stride, x, out));
-}
-
-/// The bits stay where they are and the activations are put in their order, once for all rows. In `planes(q)[k]` byte m
-/// of dword g in half h is the activation 32g + 8m + 4h + k, whose weight is bit 4h + k of the block's byte 4g + m: a
-/// shift and a mask turn the block into the weights of plane k. Dword g then collects what the g-th activation scale
-/// multiplies. The bit counts 2 and the sum of all activations is taken off, which makes it plus or minus 1.
-#[cfg(target_arch = "x86_64")]
-#[target_feature(enable = "avx2,fma,f16c")]
-fn group<const R: usize>(w: &[u8], stride: usize, x: ActRow<'_>, out: &mut [f32; R]) {
     use crate::simd::x86::*;
     use std::arch::x86_64::*;
-    let n = x.n / BLOCK;
-    let rows = blocks::<R, BYTES>(w, stride, n);
-    let (q, d) = (&x.q.as_chunks::<BLOCK>().0[..n], &x.d.as_chunks::<4>().0[..n]);
-    let (one, two) = (_mm256_set1_epi8(1), _mm256_set1_epi8(2));
-    let halves = _mm256_setr_epi32(0, 0, 0, 0, 4, 4, 4, 4);
-    let mut acc = [_mm256_setzero_ps(); R];
-    for i in 0..n {
-        let planes = planes(&q[i]);
-        let [a, b, c, e] = planes.map(|p| _mm256_maddubs_epi16(one, p));
-        let offset = _mm256_add_epi16(_mm256_add_epi16(a, b), _mm256_add_epi16(c, e));
-        let dx = load_f32x4_twice(&d[i]);
-        for r in 0..R {
-            let b = &rows[r][i];
-            prefetch(b, R * stride);
-            let v = _mm256_srlv_epi32(load_u8x16_twice(b[2..].as_array().unwrap()), halves);
-            let bits = [_mm256_slli_epi16::<1>(v), v, _mm256_srli_epi16::<1>(v), _mm256_srli_epi16::<2>(v)];
-            let [b0, b1, b2, b3] = bits.map(|v| _mm256_and_si256(v, two));
-            let low = _mm256_add_epi16(_mm256_maddubs_epi16(b0, planes[0]), _mm256_maddubs_epi16(b1, planes[1]));
-            let high = _mm256_add_epi16(_mm256_maddubs_epi16(b2, planes[2]), _mm256_maddubs_epi16(b3, planes[3]));
-            let pairs = _mm256_sub_epi16(_mm256_add_epi16(low, high), offset);
-            let dot = _mm256_cvtepi32_ps(_mm256_madd_epi16(pairs, _mm256_set1_epi16(1)));
-            let scale = _mm256_mul_ps(splat_f16(u16::from_le_bytes([b[0], b[1]])), dx);
-            acc[r] = _mm256_fmadd_ps(scale, dot, acc[r]);
-        }
-    }
-    *out = acc.map(|v| sum_f32x8(v));
+    let two = _mm256_set1_epi8(2);
+    let acts = |q: &[i8; BLOCK], d: &[f32]| (planes(q), load_f32x4_twice(d.as_array().unwrap()));
+    super::small::dot_planes::<BLOCK, 4>(w, stride, x, out, acts, |v| {
+        let bits = [_mm256_slli_epi16::<1>(v), v, _mm256_srli_epi16::<1>(v), _mm256_srli_epi16::<2>(v)];
+        let [a, b, c, d] = bits;
+        [
+            _mm256_and_si256(a, two),
+            _mm256_and_si256(b, two),
+            _mm256_and_si256(c, two),
+            _mm256_and_si256(d, two),
+        ]
+    });
 }
 
 /// The activations of a block in the order that `group` draws.
@@ -140,6 +171,16 @@ mod tests {
     #[test]
     fn every_kernel_equals_the_scalar_truth() {
         check::kernels(&TYPE);
+    }
+
+    #[test]
+    fn the_largest_weights_and_activations_overflow_nothing() {
+        check::extremes(&TYPE, &[0]);
+    }
+
+    #[test]
+    fn panels_equal_the_decoded_weights() {
+        check::tile(&TYPE);
     }
 
     #[test]

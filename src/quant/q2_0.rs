@@ -7,9 +7,9 @@
 //! ```
 //! Layout: ggml-common.h `block_q2_0`.
 
-use super::{Act, ActRow, Kernel, QuantType, Rng, f16_at, put_f16, rows};
-#[cfg(target_arch = "x86_64")]
-use super::{blocks, by_four};
+use super::lanes::{Block, Lanes};
+use super::tile::{Half, tile};
+use super::{Act, ActRow, Kernel, QuantType, Rng, Tile, f16_at, put_f16, rows};
 use crate::simd::Isa;
 
 const BLOCK: usize = 64;
@@ -23,9 +23,11 @@ pub static TYPE: QuantType = QuantType {
     block: BLOCK,
     bytes: BYTES,
     act: Act::Q8,
-    tile: None,
+    tile: Some(Tile { group: 32, mins: false, fill: FILL }),
     dequant,
     kernels: &[
+        #[cfg(target_arch = "x86_64")]
+        Kernel { isa: Isa::Avx512, dot: dot_avx512 },
         #[cfg(target_arch = "x86_64")]
         Kernel { isa: Isa::Avx2, dot: dot_avx2 },
         Kernel { isa: Isa::Scalar, dot },
@@ -60,50 +62,85 @@ fn dot(w: &[u8], stride: usize, x: ActRow<'_>, out: &mut [f32]) {
     }
 }
 
+tile!(FILL, decode, BLOCK, 32);
+
+#[inline(always)]
+fn decode<V: Lanes>(b: &Block<'_, V, BYTES>, out: &mut Half<'_>) {
+    let d = b.f16(0);
+    let offset = b.splat(0x0101_0101);
+    for g in 0..2 {
+        out.scale(g, d);
+    }
+    for (w, v) in b.words(2).into_iter().enumerate() {
+        for j in 0..4 {
+            // The four fields of byte j, one to a byte.
+            let byte = v.byte(j);
+            let spread = byte.or(byte.shl(6)).or(byte.shl(12)).or(byte.shl(18)).mask(0x0303_0303);
+            out.codes(4 * w + j as usize, spread.sub8(offset));
+        }
+    }
+}
+
 fn random(rng: &mut Rng, block: &mut [u8]) {
     rng.fill(&mut block[2..]);
     put_f16(block, 0, (0.5 + rng.unit()) / 1.2); // the four values have an RMS of 1.2
 }
 
+/// Two bytes have eight weights: `vpermb` puts them into 64 bits, `vpmultishiftqb` draws a field for each byte.
+#[cfg(target_arch = "x86_64")]
+#[target_feature(enable = "avx512f,avx512bw,avx512dq,avx512vl,avx512vbmi,avx512vnni,avx2,fma,f16c")]
+fn dot_avx512(w: &[u8], stride: usize, x: ActRow<'_>, out: &mut [f32]) {
+    use super::units::*;
+    use crate::simd::x86::*;
+    use std::arch::x86_64::*;
+    const U: usize = 2 * BYTES;
+    if !takes(x.n) {
+        return dot_avx2(w, stride, x, out);
+    }
+    static WHERE: [[u8; 64]; 2] = {
+        let mut index = [[0; 64]; 2];
+        let mut i = 0;
+        while i < 128 {
+            let (group, byte) = (i % 64 / 16, i / 64 * 4 + i % 16 / 8 * 2 + i % 8 % 2);
+            index[i / 64][i % 64] = (group * 8 + byte) as u8;
+            i += 1;
+        }
+        index
+    };
+    let fields = _mm512_set1_epi64(0x0e0c_0a08_0604_0200);
+    let three = _mm512_set1_epi8(3);
+    let codes = |b: &[u8; U]| {
+        let half = |i: usize| load_u8x16(b[i * BYTES + 2..].first_chunk().unwrap());
+        let v = _mm512_castsi256_si512(_mm256_set_m128i(half(1), half(0)));
+        let code = |at: &[u8; 64]| {
+            let bytes = _mm512_permutexvar_epi8(load_u8x64(at), v);
+            _mm512_and_si512(_mm512_multishift_epi64_epi8(fields, bytes), three)
+        };
+        [code(&WHERE[0]), code(&WHERE[1])]
+    };
+    let scales = |b: [&[u8; U]; UNITS]| {
+        let two = |b: &[u8], i: usize| u16::from_le_bytes([b[i * BYTES], b[i * BYTES + 1]]) as u64 * 0x0001_0001;
+        let four = |u: usize| two(b[u], 0) | two(b[u], 1) << 32;
+        Scales::new(f16_fours([four(0), four(1), four(2), four(3)]))
+    };
+    dot_rows::<U, 1>(w, stride, x, out, codes, scales);
+}
+
+/// In `planes(q)[k]` byte j of half h is the activation 4j + 2h + k, whose weight is field 2h + k of the block's byte j: a
+/// shift and a mask turn the block into the weights of plane k. Dwords 0 and 1 of a half then collect what the first
+/// activation scale multiplies, dwords 2 and 3 the second.
 #[cfg(target_arch = "x86_64")]
 #[target_feature(enable = "avx2,fma,f16c")]
 fn dot_avx2(w: &[u8], stride: usize, x: ActRow<'_>, out: &mut [f32]) {
-    by_four(w, stride, out, |w, out| group(w, stride, x, out), |w, out| group(w, stride, x, out));
-}
-
-/// The 2-bit fields stay where they are and the activations are put in their order, once for all rows. In
-/// `planes(q)[k]` byte j of half h is the activation 4j + 2h + k, whose weight is field 2h + k of the block's byte j: a
-/// shift and a mask turn the block into the weights of plane k. Dwords 0 and 1 of a half then collect what the first
-/// activation scale multiplies, dwords 2 and 3 the second. The offset of 1 is the sum of all activations.
-#[cfg(target_arch = "x86_64")]
-#[target_feature(enable = "avx2,fma,f16c")]
-fn group<const R: usize>(w: &[u8], stride: usize, x: ActRow<'_>, out: &mut [f32; R]) {
-    use crate::simd::x86::*;
     use std::arch::x86_64::*;
-    let n = x.n / BLOCK;
-    let rows = blocks::<R, BYTES>(w, stride, n);
-    let (q, d) = (&x.q.as_chunks::<BLOCK>().0[..n], &x.d.as_chunks::<2>().0[..n]);
-    let (one, three) = (_mm256_set1_epi8(1), _mm256_set1_epi8(3));
-    let halves = _mm256_setr_epi32(0, 0, 0, 0, 4, 4, 4, 4);
-    let mut acc = [_mm256_setzero_ps(); R];
-    for i in 0..n {
-        let planes = planes(&q[i]);
-        let offset = _mm256_add_epi16(_mm256_maddubs_epi16(one, planes[0]), _mm256_maddubs_epi16(one, planes[1]));
-        let [da, db] = d[i];
-        let dx = _mm256_setr_ps(da, da, db, db, da, da, db, db);
-        for r in 0..R {
-            let b = &rows[r][i];
-            prefetch(b, R * stride);
-            let v = _mm256_srlv_epi32(load_u8x16_twice(b[2..].as_array().unwrap()), halves);
-            let first = _mm256_maddubs_epi16(_mm256_and_si256(v, three), planes[0]);
-            let second = _mm256_maddubs_epi16(_mm256_and_si256(_mm256_srli_epi16::<2>(v), three), planes[1]);
-            let pairs = _mm256_sub_epi16(_mm256_add_epi16(first, second), offset);
-            let dot = _mm256_cvtepi32_ps(_mm256_madd_epi16(pairs, _mm256_set1_epi16(1)));
-            let scale = _mm256_mul_ps(splat_f16(u16::from_le_bytes([b[0], b[1]])), dx);
-            acc[r] = _mm256_fmadd_ps(scale, dot, acc[r]);
-        }
-    }
-    *out = acc.map(|v| sum_f32x8(v));
+    let three = _mm256_set1_epi8(3);
+    let acts = |q: &[i8; BLOCK], d: &[f32]| {
+        let (a, b) = (d[0], d[1]);
+        (planes(q), _mm256_setr_ps(a, a, b, b, a, a, b, b))
+    };
+    super::small::dot_planes::<BLOCK, 2>(w, stride, x, out, acts, |v| {
+        [_mm256_and_si256(v, three), _mm256_and_si256(_mm256_srli_epi16::<2>(v), three)]
+    });
 }
 
 /// The activations of a block in the order that `group` draws.
@@ -130,6 +167,16 @@ mod tests {
     #[test]
     fn every_kernel_equals_the_scalar_truth() {
         check::kernels(&TYPE);
+    }
+
+    #[test]
+    fn the_largest_weights_and_activations_overflow_nothing() {
+        check::extremes(&TYPE, &[0]);
+    }
+
+    #[test]
+    fn panels_equal_the_decoded_weights() {
+        check::tile(&TYPE);
     }
 
     #[test]

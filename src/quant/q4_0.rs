@@ -7,7 +7,9 @@
 //! ```
 //! Layout: ggml-common.h `block_q4_0`.
 
-use super::{Act, ActRow, Kernel, QuantType, Rng, f16_at, put_f16, rows};
+use super::lanes::{Block, Lanes};
+use super::tile::{Half, tile};
+use super::{Act, ActRow, Kernel, QuantType, Rng, Tile, f16_at, put_f16, rows};
 #[cfg(target_arch = "x86_64")]
 use super::{blocks, by_four};
 use crate::simd::Isa;
@@ -23,9 +25,11 @@ pub static TYPE: QuantType = QuantType {
     block: BLOCK,
     bytes: BYTES,
     act: Act::Q8,
-    tile: None,
+    tile: Some(Tile { group: 32, mins: false, fill: FILL }),
     dequant,
     kernels: &[
+        #[cfg(target_arch = "x86_64")]
+        Kernel { isa: Isa::Avx512, dot: dot_avx512 },
         #[cfg(target_arch = "x86_64")]
         Kernel { isa: Isa::Avx2, dot: dot_avx2 },
         Kernel { isa: Isa::Scalar, dot },
@@ -57,6 +61,18 @@ fn dot(w: &[u8], stride: usize, x: ActRow<'_>, out: &mut [f32]) {
     }
 }
 
+tile!(FILL, decode, BLOCK, 32);
+
+#[inline(always)]
+fn decode<V: Lanes>(b: &Block<'_, V, BYTES>, out: &mut Half<'_>) {
+    out.scale(0, b.f16(0));
+    let offset = b.splat(0x0808_0808);
+    for (w, v) in b.words(2).into_iter().enumerate() {
+        out.codes(w, v.mask(0x0f0f_0f0f).sub8(offset));
+        out.codes(4 + w, v.shr(4).mask(0x0f0f_0f0f).sub8(offset));
+    }
+}
+
 fn random(rng: &mut Rng, block: &mut [u8]) {
     rng.fill(&mut block[2..]);
     put_f16(block, 0, (0.5 + rng.unit()) / 4.6); // uniform nibbles less 8 have an RMS of 4.6
@@ -66,6 +82,20 @@ fn random(rng: &mut Rng, block: &mut [u8]) {
 #[target_feature(enable = "avx2,fma,f16c")]
 fn dot_avx2(w: &[u8], stride: usize, x: ActRow<'_>, out: &mut [f32]) {
     by_four(w, stride, out, |w, out| group(w, stride, x, out), |w, out| group(w, stride, x, out));
+}
+
+#[cfg(target_arch = "x86_64")]
+#[target_feature(enable = "avx512f,avx512bw,avx512dq,avx512vl,avx512vbmi,avx512vnni,avx2,fma,f16c")]
+fn dot_avx512(w: &[u8], stride: usize, x: ActRow<'_>, out: &mut [f32]) {
+    use super::units::*;
+    const U: usize = 4 * BYTES;
+    if !takes(x.n) {
+        return dot_avx2(w, stride, x, out);
+    }
+    static QS: [u8; 64] = sixteens::<U>(2);
+    let codes = |b: &[u8; U]| nibbles(pick(b, &QS));
+    let scales = |b: [&[u8; U]; 4]| Scales::new(f16_scales(b, [0, 9, 18, 27]));
+    dot_rows::<U, 8>(w, stride, x, out, codes, scales);
 }
 
 /// The nibbles multiply without their offset; 8 times the activations, pair by pair, is then taken off. That is one
@@ -103,6 +133,16 @@ mod tests {
     #[test]
     fn every_kernel_equals_the_scalar_truth() {
         check::kernels(&TYPE);
+    }
+
+    #[test]
+    fn the_largest_weights_and_activations_overflow_nothing() {
+        check::extremes(&TYPE, &[0]);
+    }
+
+    #[test]
+    fn panels_equal_the_decoded_weights() {
+        check::tile(&TYPE);
     }
 
     #[test]

@@ -8,9 +8,9 @@
 //! ```
 //! Layout: ggml-common.h `block_q4_1`.
 
-use super::{Act, ActRow, Kernel, QuantType, Rng, f16_at, put_f16, rows};
-#[cfg(target_arch = "x86_64")]
-use super::{blocks, by_four};
+use super::lanes::{Block, Lanes};
+use super::tile::{Half, tile};
+use super::{Act, ActRow, Kernel, QuantType, Rng, Tile, f16_at, put_f16, rows};
 use crate::simd::Isa;
 
 const BLOCK: usize = 32;
@@ -24,9 +24,11 @@ pub static TYPE: QuantType = QuantType {
     block: BLOCK,
     bytes: BYTES,
     act: Act::Q8,
-    tile: None,
+    tile: Some(Tile { group: 32, mins: true, fill: FILL }),
     dequant,
     kernels: &[
+        #[cfg(target_arch = "x86_64")]
+        Kernel { isa: Isa::Avx512, dot: dot_avx512 },
         #[cfg(target_arch = "x86_64")]
         Kernel { isa: Isa::Avx2, dot: dot_avx2 },
         Kernel { isa: Isa::Scalar, dot },
@@ -60,6 +62,19 @@ fn dot(w: &[u8], stride: usize, x: ActRow<'_>, out: &mut [f32]) {
     }
 }
 
+tile!(FILL, decode, BLOCK, 32);
+
+#[inline(always)]
+fn decode<V: Lanes>(b: &Block<'_, V, BYTES>, out: &mut Half<'_>) {
+    let both = b.each(|b| u32::from_le_bytes([b[0], b[1], b[2], b[3]]));
+    out.scale(0, both.f16_to_f32());
+    out.min(0, both.shr(16).xor(b.splat(0x8000)).f16_to_f32()); // panels take minimums off
+    for (w, v) in b.words(4).into_iter().enumerate() {
+        out.codes(w, v.mask(0x0f0f_0f0f));
+        out.codes(4 + w, v.shr(4).mask(0x0f0f_0f0f));
+    }
+}
+
 fn random(rng: &mut Rng, block: &mut [u8]) {
     rng.fill(&mut block[4..]);
     let d = (0.5 + rng.unit()) / 4.6; // uniform nibbles have a mean of 7.5 and a deviation of 4.6
@@ -68,35 +83,30 @@ fn random(rng: &mut Rng, block: &mut [u8]) {
 }
 
 #[cfg(target_arch = "x86_64")]
-#[target_feature(enable = "avx2,fma,f16c")]
-fn dot_avx2(w: &[u8], stride: usize, x: ActRow<'_>, out: &mut [f32]) {
-    by_four(w, stride, out, |w, out| group(w, stride, x, out), |w, out| group(w, stride, x, out));
+#[target_feature(enable = "avx512f,avx512bw,avx512dq,avx512vl,avx512vbmi,avx512vnni,avx2,fma,f16c")]
+fn dot_avx512(w: &[u8], stride: usize, x: ActRow<'_>, out: &mut [f32]) {
+    use super::units::*;
+    const U: usize = 4 * BYTES;
+    if !takes(x.n) {
+        return dot_avx2(w, stride, x, out);
+    }
+    static QS: [u8; 64] = sixteens::<U>(4);
+    let codes = |b: &[u8; U]| nibbles(pick(b, &QS));
+    let scales = |b: [&[u8; U]; UNITS]| {
+        let [scale, min] = f16_pairs(heads(b));
+        Scales { scale, second: None, min: Some(min) }
+    };
+    dot_rows::<U, 0>(w, stride, x, out, codes, scales);
 }
 
-/// The minimum times the sum of the activations goes to the same accumulator, an eighth of it to each lane.
 #[cfg(target_arch = "x86_64")]
 #[target_feature(enable = "avx2,fma,f16c")]
-fn group<const R: usize>(w: &[u8], stride: usize, x: ActRow<'_>, out: &mut [f32; R]) {
+fn dot_avx2(w: &[u8], stride: usize, x: ActRow<'_>, out: &mut [f32]) {
     use crate::simd::x86::*;
-    use std::arch::x86_64::*;
-    let n = x.n / BLOCK;
-    let rows = blocks::<R, BYTES>(w, stride, n);
-    let (q, d, sums) = (&x.q.as_chunks::<BLOCK>().0[..n], &x.d[..n], &x.sums.as_chunks::<2>().0[..n]);
-    let mut acc = [_mm256_setzero_ps(); R];
-    for i in 0..n {
-        let qv = load_i8x32(&q[i]);
-        let dx = _mm256_set1_ps(d[i]);
-        let total = _mm256_set1_ps((sums[i][0] + sums[i][1]) as f32 * 0.125 * d[i]);
-        for r in 0..R {
-            let b = &rows[r][i];
-            prefetch(b, R * stride);
-            let dot = dot_u8_i8(nibbles(b[4..].as_array().unwrap()), qv);
-            let scale = _mm256_mul_ps(splat_f16(u16::from_le_bytes([b[0], b[1]])), dx);
-            acc[r] = _mm256_fmadd_ps(splat_f16(u16::from_le_bytes([b[2], b[3]])), total, acc[r]);
-            acc[r] = _mm256_fmadd_ps(scale, _mm256_cvtepi32_ps(dot), acc[r]);
-        }
-    }
-    *out = acc.map(|v| sum_f32x8(v));
+    super::small::dot_min::<BYTES>(w, stride, x, out, |b| {
+        let f16 = |at: usize| splat_f16(u16::from_le_bytes([b[at], b[at + 1]]));
+        (nibbles(b[4..].as_array().unwrap()), f16(0), f16(2))
+    });
 }
 
 #[cfg(test)]
@@ -107,6 +117,11 @@ mod tests {
     #[test]
     fn every_kernel_equals_the_scalar_truth() {
         check::kernels(&TYPE);
+    }
+
+    #[test]
+    fn panels_equal_the_decoded_weights() {
+        check::tile(&TYPE);
     }
 
     #[test]

@@ -8,9 +8,9 @@
 //! ```
 //! Layout: ggml-common.h `block_q5_0`.
 
-use super::{Act, ActRow, Kernel, QuantType, Rng, f16_at, put_f16, rows};
-#[cfg(target_arch = "x86_64")]
-use super::{blocks, by_four};
+use super::lanes::{Block, Lanes};
+use super::tile::{Half, tile};
+use super::{Act, ActRow, Kernel, QuantType, Rng, Tile, f16_at, put_f16, rows};
 use crate::simd::Isa;
 
 const BLOCK: usize = 32;
@@ -24,9 +24,11 @@ pub static TYPE: QuantType = QuantType {
     block: BLOCK,
     bytes: BYTES,
     act: Act::Q8,
-    tile: None,
+    tile: Some(Tile { group: 32, mins: false, fill: FILL }),
     dequant,
     kernels: &[
+        #[cfg(target_arch = "x86_64")]
+        Kernel { isa: Isa::Avx512, dot: dot_avx512 },
         #[cfg(target_arch = "x86_64")]
         Kernel { isa: Isa::Avx2, dot: dot_avx2 },
         Kernel { isa: Isa::Scalar, dot },
@@ -62,42 +64,53 @@ fn dot(w: &[u8], stride: usize, x: ActRow<'_>, out: &mut [f32]) {
     }
 }
 
+tile!(FILL, decode, BLOCK, 32);
+
+#[inline(always)]
+fn decode<V: Lanes>(b: &Block<'_, V, BYTES>, out: &mut Half<'_>) {
+    out.scale(0, b.f16(0));
+    let high = b.each(|b| u32::from_le_bytes([b[2], b[3], b[4], b[5]]));
+    let offset = b.splat(0x1010_1010);
+    for (w, v) in b.words(6).into_iter().enumerate() {
+        for h in 0..2 {
+            let bits = high.shr(4 * w as u32 + 16 * h).mask(15).spread4().mask(0x1010_1010);
+            out.codes(4 * h as usize + w, v.shr(4 * h).mask(0x0f0f_0f0f).or(bits).sub8(offset));
+        }
+    }
+}
+
 fn random(rng: &mut Rng, block: &mut [u8]) {
     rng.fill(&mut block[2..]);
     put_f16(block, 0, (0.5 + rng.unit()) / 9.2); // uniform 5-bit values less 16 have an RMS of 9.2
 }
 
 #[cfg(target_arch = "x86_64")]
-#[target_feature(enable = "avx2,fma,f16c")]
-fn dot_avx2(w: &[u8], stride: usize, x: ActRow<'_>, out: &mut [f32]) {
-    by_four(w, stride, out, |w, out| group(w, stride, x, out), |w, out| group(w, stride, x, out));
+#[target_feature(enable = "avx512f,avx512bw,avx512dq,avx512vl,avx512vbmi,avx512vnni,avx2,fma,f16c")]
+fn dot_avx512(w: &[u8], stride: usize, x: ActRow<'_>, out: &mut [f32]) {
+    use super::units::*;
+    const U: usize = 4 * BYTES;
+    if !takes(x.n) {
+        return dot_avx2(w, stride, x, out);
+    }
+    static QS: [u8; 64] = sixteens::<U>(6);
+    static HIGH: [[u8; 64]; 2] = bits_from::<U>(2);
+    let codes = |b: &[u8; U]| fifth_bits(b, &HIGH, nibbles(pick(b, &QS)));
+    let scales = |b: [&[u8; U]; UNITS]| Scales::new(f16_pairs(heads(b))[0]);
+    dot_rows::<U, 16>(w, stride, x, out, codes, scales);
 }
 
 /// Where the high bit is clear the upper four bits are set: that is the low nibble less 16, as a signed byte.
 #[cfg(target_arch = "x86_64")]
 #[target_feature(enable = "avx2,fma,f16c")]
-fn group<const R: usize>(w: &[u8], stride: usize, x: ActRow<'_>, out: &mut [f32; R]) {
+fn dot_avx2(w: &[u8], stride: usize, x: ActRow<'_>, out: &mut [f32]) {
     use crate::simd::x86::*;
     use std::arch::x86_64::*;
-    let n = x.n / BLOCK;
-    let rows = blocks::<R, BYTES>(w, stride, n);
-    let (q, d) = (&x.q.as_chunks::<BLOCK>().0[..n], &x.d[..n]);
-    let mut acc = [_mm256_setzero_ps(); R];
-    for i in 0..n {
-        let qv = load_i8x32(&q[i]);
-        let abs = _mm256_abs_epi8(qv);
-        let dx = _mm256_set1_ps(d[i]);
-        for r in 0..R {
-            let b = &rows[r][i];
-            prefetch(b, R * stride);
-            let high = bit_bytes(b[2..6].as_array().unwrap());
-            let low = nibbles(b[6..].as_array().unwrap());
-            let wv = _mm256_or_si256(low, _mm256_andnot_si256(high, _mm256_set1_epi8(-16)));
-            let scale = _mm256_mul_ps(splat_f16(u16::from_le_bytes([b[0], b[1]])), dx);
-            acc[r] = _mm256_fmadd_ps(scale, _mm256_cvtepi32_ps(dot_i8_i8(wv, qv, abs)), acc[r]);
-        }
-    }
-    *out = acc.map(|v| sum_f32x8(v));
+    super::small::dot_signed::<BYTES>(w, stride, x, out, |b| {
+        let high = bit_bytes(b[2..6].as_array().unwrap());
+        let low = nibbles(b[6..].as_array().unwrap());
+        let codes = _mm256_or_si256(low, _mm256_andnot_si256(high, _mm256_set1_epi8(-16)));
+        (codes, splat_f16(u16::from_le_bytes([b[0], b[1]])))
+    });
 }
 
 #[cfg(test)]
@@ -108,6 +121,16 @@ mod tests {
     #[test]
     fn every_kernel_equals_the_scalar_truth() {
         check::kernels(&TYPE);
+    }
+
+    #[test]
+    fn the_largest_weights_and_activations_overflow_nothing() {
+        check::extremes(&TYPE, &[0]);
+    }
+
+    #[test]
+    fn panels_equal_the_decoded_weights() {
+        check::tile(&TYPE);
     }
 
     #[test]

@@ -28,6 +28,8 @@ pub static TYPE: QuantType = QuantType {
     dequant,
     kernels: &[
         #[cfg(target_arch = "x86_64")]
+        Kernel { isa: Isa::Avx512, dot: dot_avx512 },
+        #[cfg(target_arch = "x86_64")]
         Kernel { isa: Isa::Avx2, dot: dot_avx2 },
         Kernel { isa: Isa::Scalar, dot },
     ],
@@ -103,6 +105,35 @@ fn dot_avx2(w: &[u8], stride: usize, x: ActRow<'_>, out: &mut [f32]) {
     by_four(w, stride, out, |w, out| group(w, stride, x, out), |w, out| group(w, stride, x, out));
 }
 
+#[cfg(target_arch = "x86_64")]
+#[target_feature(enable = "avx512f,avx512bw,avx512dq,avx512vl,avx512vbmi,avx512vnni,avx2,fma,f16c")]
+fn dot_avx512(w: &[u8], stride: usize, x: ActRow<'_>, out: &mut [f32]) {
+    use super::units::*;
+    use crate::simd::x86::*;
+    use std::arch::x86_64::*;
+    const U: usize = 4 * BYTES;
+    if !takes(x.n) {
+        return dot_avx2(w, stride, x, out);
+    }
+    let codes = |b: &[u8; U]| {
+        let block = |g: usize| load_u8x32(b[g * BYTES + 2..][..32].as_array().unwrap());
+        let low = _mm512_inserti64x4::<1>(_mm512_castsi256_si512(block(0)), block(1));
+        let high = _mm512_inserti64x4::<1>(_mm512_castsi256_si512(block(2)), block(3));
+        let offset = _mm512_set1_epi8(-128);
+        quarters(_mm512_xor_si512(low, offset), _mm512_xor_si512(high, offset))
+    };
+    let scales = |b: [&[u8; U]; 4]| {
+        let start = |r: usize, g: usize| load_u8x16(b[r][g * BYTES..][..16].as_array().unwrap());
+        let row = |r: usize| {
+            let (low, high) = (_mm_unpacklo_epi16(start(r, 0), start(r, 1)), _mm_unpacklo_epi16(start(r, 2), start(r, 3)));
+            _mm_unpacklo_epi32(low, high)
+        };
+        let (low, high) = (_mm_unpacklo_epi64(row(0), row(1)), _mm_unpacklo_epi64(row(2), row(3)));
+        Scales::new(_mm512_cvtph_ps(_mm256_set_m128i(high, low)))
+    };
+    dot_rows::<U, 128>(w, stride, x, out, codes, scales);
+}
+
 /// `maddubs` wants unsigned times signed: the weight's sign moves to the activation. |w| * |q| <= 128 * 127, and a
 /// pair of those sums still fits i16 because activations never reach -128.
 #[cfg(target_arch = "x86_64")]
@@ -146,6 +177,11 @@ mod tests {
     #[test]
     fn a_kv_row_keeps_its_values() {
         check::kv(&TYPE, 0.005);
+    }
+
+    #[test]
+    fn the_largest_weights_and_activations_overflow_nothing() {
+        check::extremes(&TYPE, &[0]);
     }
 
     #[test]
