@@ -86,12 +86,7 @@ tile!(FILL, decode, N, 32);
 
 #[inline(always)]
 fn decode<V: Lanes>(b: &Block<'_, V, BYTES>, out: &mut Half<'_>) {
-    let [d, s, m, low] = b.words(0);
-    let (d, dmin) = (d.f16_to_f32(), d.shr(16).f16_to_f32());
-    scales_and_mins_16(s, m, low, |g, s, m| {
-        out.scale(g, s.to_f32().mul_f32(d));
-        out.min(g, m.to_f32().mul_f32(dmin));
-    });
+    scales_and_mins_16(b.words(0), out);
     for i in 0..8 {
         for (w, v) in b.words(QS + 16 * i).into_iter().enumerate() {
             let step = i / 2 * 16 + i % 2 * 4 + w;

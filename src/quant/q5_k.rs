@@ -11,8 +11,10 @@
 //! ```
 //! Layout: ggml-common.h `block_q5_K`.
 
-use super::super_block::{N, acts, scales_and_mins};
-use super::{Act, ActRow, Kernel, QuantType, Rng, f16_at, put_f16, rows};
+use super::lanes::{Block, Lanes};
+use super::super_block::{N, acts, bit, scales_and_mins, scales_and_mins_16};
+use super::tile::{Half, tile};
+use super::{Act, ActRow, Kernel, QuantType, Rng, Tile, f16_at, put_f16, rows};
 use crate::simd::Isa;
 
 const BYTES: usize = 176;
@@ -28,7 +30,7 @@ pub static TYPE: QuantType = QuantType {
     block: N,
     bytes: BYTES,
     act: Act::Q8K,
-    tile: None,
+    tile: Some(Tile { group: 32, mins: true, fill: FILL }),
     dequant,
     kernels: &[
         #[cfg(target_arch = "x86_64")]
@@ -80,6 +82,24 @@ fn dot(w: &[u8], stride: usize, x: ActRow<'_>, out: &mut [f32]) {
             sum += d as f64 * (f16_at(b, 0) as f64 * dot as f64 - f16_at(b, 2) as f64 * min as f64);
         }
         *o = sum as f32;
+    }
+}
+
+tile!(FILL, decode, N, 32);
+
+#[inline(always)]
+fn decode<V: Lanes>(b: &Block<'_, V, BYTES>, out: &mut Half<'_>) {
+    scales_and_mins_16(b.words(0), out);
+    for i in 0..2 {
+        let fifths = b.words(QH + 16 * i);
+        for p in 0..4 {
+            for (w, v) in b.words(QS + 32 * p + 16 * i).into_iter().enumerate() {
+                let step = 16 * p + 4 * i + w;
+                let (even, odd) = (bit(fifths[w], 2 * p, 4), bit(fifths[w], 2 * p + 1, 4));
+                out.codes(step, v.mask(0x0f0f_0f0f).or(even));
+                out.codes(step + 8, v.shr(4).mask(0x0f0f_0f0f).or(odd));
+            }
+        }
     }
 }
 
@@ -151,5 +171,10 @@ mod tests {
     #[test]
     fn the_largest_weights_and_activations_overflow_nothing() {
         check::extremes(&TYPE, &[0, 2]);
+    }
+
+    #[test]
+    fn panels_equal_the_decoded_weights() {
+        check::tile(&TYPE);
     }
 }

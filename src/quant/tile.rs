@@ -12,7 +12,7 @@
 //! costs a load and a store per 256 columns. `vpdpbusd` multiplies unsigned by signed bytes: the activations are shifted
 //! by 128 and the panel's offsets, `-128 * sum of the group's codes`, take that off again, exactly, in integers.
 
-use super::lanes::{Block, Lanes};
+use super::lanes::Lanes;
 use super::{QuantType, act::Act};
 use crate::simd::Isa;
 
@@ -99,29 +99,45 @@ pub struct Tile {
 }
 
 impl Source<'_> {
-    /// The body of every [`Fill`]: blocks of `block` weights through the format's decoder, 16 rows at a time.
+    /// Where rows `16 * half..16 * half + 16` begin.
     #[inline(always)]
-    pub(super) fn decode<V: Lanes, const BYTES: usize>(
-        &self,
-        bytes: std::ops::Range<usize>,
-        panel: &mut Panel,
-        zero: V,
-        (block, group): (usize, usize),
-        decode: impl Fn(&Block<'_, V, BYTES>, &mut Half<'_>),
-    ) {
-        for half in 0..2 {
-            let row = |r: usize| &self.w[(half * 16 + r).min(self.rows - 1) * self.stride..][bytes.clone()];
-            let rows: [&[[u8; BYTES]]; 16] = std::array::from_fn(|r| row(r).as_chunks().0);
-            for b in 0..bytes.len() / BYTES {
-                let block16 = Block::new(std::array::from_fn(|r| &rows[r][b]), zero);
-                decode(&block16, &mut Half { panel, half, step: b * block / 4, group: b * block / group });
-            }
+    pub(super) fn starts(&self, half: usize) -> [usize; 16] {
+        let mut starts = [0; 16];
+        for (r, start) in starts.iter_mut().enumerate() {
+            *start = (half * 16 + r).min(self.rows - 1) * self.stride;
         }
+        starts
+    }
+
+    /// The block at byte `at` of each of those rows.
+    #[inline(always)]
+    pub(super) fn blocks<const BYTES: usize>(&self, starts: &[usize; 16], at: usize) -> [&[u8; BYTES]; 16] {
+        std::array::from_fn(|r| self.w[starts[r] + at..].first_chunk().expect("a whole block"))
+    }
+}
+
+impl<'a> Half<'a> {
+    /// The place of the half's block number `b`, of `block` weights in groups of `group`.
+    #[inline(always)]
+    pub(super) fn new(panel: &'a mut Panel, half: usize, b: usize, (block, group): (usize, usize)) -> Half<'a> {
+        Half { panel, half, step: b * block / 4, group: b * block / group }
     }
 }
 
 /// A format's decoder (generic over [`Lanes`]), compiled for every instruction set: `tile!(FILL, decode, block, group)`.
+///
+/// The loop stands here and calls the decoder by its name: handed to a function as a value it would be called through a
+/// shim that has no vector instructions and that the compiler does not always inline, and then every operation is a call.
 macro_rules! tile {
+    (loop $s:ident, $bytes:ident, $to:ident, $zero:expr, $decode:ident, $block:expr, $group:expr) => {
+        for half in 0..2 {
+            let starts = $s.starts(half);
+            for (b, at) in $bytes.clone().step_by(BYTES).enumerate() {
+                let block = crate::quant::lanes::Block::new($s.blocks(&starts, at), $zero);
+                $decode(&block, &mut crate::quant::tile::Half::new($to, half, b, ($block, $group)));
+            }
+        }
+    };
     ($name:ident, $decode:ident, $block:expr, $group:expr) => {
         #[cfg(target_arch = "x86_64")]
         #[target_feature(enable = "avx512f,avx512bw,avx512dq,avx512vl,avx512vbmi,f16c")]
@@ -130,7 +146,7 @@ macro_rules! tile {
             bytes: std::ops::Range<usize>,
             to: &mut crate::quant::tile::Panel,
         ) {
-            s.decode(bytes, to, crate::quant::lanes::Wide::zero(), ($block, $group), $decode);
+            tile!(loop s, bytes, to, crate::quant::lanes::Wide::zero(), $decode, $block, $group);
         }
         #[cfg(target_arch = "x86_64")]
         #[target_feature(enable = "avx2,fma,f16c")]
@@ -139,14 +155,14 @@ macro_rules! tile {
             bytes: std::ops::Range<usize>,
             to: &mut crate::quant::tile::Panel,
         ) {
-            s.decode(bytes, to, crate::quant::lanes::Plain([0; 16]), ($block, $group), $decode);
+            tile!(loop s, bytes, to, crate::quant::lanes::Plain([0; 16]), $decode, $block, $group);
         }
         fn fill_plain(
             s: &crate::quant::tile::Source<'_>,
             bytes: std::ops::Range<usize>,
             to: &mut crate::quant::tile::Panel,
         ) {
-            s.decode(bytes, to, crate::quant::lanes::Plain([0; 16]), ($block, $group), $decode);
+            tile!(loop s, bytes, to, crate::quant::lanes::Plain([0; 16]), $decode, $block, $group);
         }
         static $name: &[(crate::simd::Isa, crate::quant::tile::Fill)] = &[
             #[cfg(target_arch = "x86_64")]
