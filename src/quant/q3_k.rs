@@ -10,8 +10,10 @@
 //! ```
 //! Layout: ggml-common.h `block_q3_K`.
 
-use super::super_block::{N, acts};
-use super::{Act, ActRow, Kernel, QuantType, Rng, f16_at, put_f16, rows};
+use super::lanes::{Block, Lanes};
+use super::super_block::{Factor, N, acts, bit};
+use super::tile::{Half, tile};
+use super::{Act, ActRow, Kernel, QuantType, Rng, Tile, f16_at, put_f16, rows};
 use crate::simd::Isa;
 
 const BYTES: usize = 110;
@@ -27,7 +29,7 @@ pub static TYPE: QuantType = QuantType {
     block: N,
     bytes: BYTES,
     act: Act::Q8K,
-    tile: None,
+    tile: Some(Tile { group: 16, mins: false, fill: FILL }),
     dequant,
     kernels: &[
         #[cfg(target_arch = "x86_64")]
@@ -91,6 +93,37 @@ fn dot(w: &[u8], stride: usize, x: ActRow<'_>, out: &mut [f32]) {
             sum += d as f64 * f16_at(b, D) as f64 * dot as f64;
         }
         *o = sum as f32;
+    }
+}
+
+tile!(FILL, decode, N, 16);
+
+#[inline(always)]
+fn decode<V: Lanes>(b: &Block<'_, V, BYTES>, out: &mut Half<'_>) {
+    // The last 16 bytes begin two before the scales.
+    let [w0, w1, w2, w3] = b.words(BYTES - 16);
+    let (low0, low1) = (w0.shr(16).or(w1.shl(16)), w1.shr(16).or(w2.shl(16)));
+    let high = w2.shr(16).or(w3.shl(16));
+    let d = Factor::new(w3.shr(16).f16_to_f32());
+    for (g, low) in [low0, low1, low0.shr(4), low1.shr(4)].into_iter().enumerate() {
+        let high = if g < 2 { high.shl(4 - 2 * g as u32) } else { high.shr(2 * g as u32 - 4) };
+        let scales = low.mask(0x0f0f_0f0f).or(high.mask(0x3030_3030)).sub8(b.splat(0x2020_2020));
+        for (j, scale) in d.times_signed(scales).into_iter().enumerate() {
+            out.scale(4 * g + j, scale);
+        }
+    }
+    let four = b.splat(0x0404_0404);
+    for i in 0..2 {
+        let high = b.words(16 * i);
+        for h in 0..2 {
+            for (w, low) in b.words(QS + 32 * h + 16 * i).into_iter().enumerate() {
+                for j in 0..4 {
+                    let g = 4 * h + j;
+                    let codes = low.shr(2 * j as u32).mask(0x0303_0303).or(bit(high[w], g, 2));
+                    out.codes(8 * g + 4 * i + w, codes.sub8(four));
+                }
+            }
+        }
     }
 }
 
@@ -166,5 +199,10 @@ mod tests {
     #[test]
     fn the_largest_weights_and_activations_overflow_nothing() {
         check::extremes(&TYPE, &[108]);
+    }
+
+    #[test]
+    fn panels_equal_the_decoded_weights() {
+        check::tile(&TYPE);
     }
 }
