@@ -9,8 +9,10 @@
 //! ```
 //! Layout: ggml-common.h `block_q2_K`.
 
-use super::super_block::{N, acts};
-use super::{Act, ActRow, Kernel, QuantType, Rng, f16_at, put_f16, rows};
+use super::lanes::{Block, Lanes};
+use super::super_block::{Factor, N, acts};
+use super::tile::{Half, tile};
+use super::{Act, ActRow, Kernel, QuantType, Rng, Tile, f16_at, put_f16, rows};
 use crate::simd::Isa;
 
 const BYTES: usize = 84;
@@ -26,7 +28,7 @@ pub static TYPE: QuantType = QuantType {
     block: N,
     bytes: BYTES,
     act: Act::Q8K,
-    tile: None,
+    tile: Some(Tile { group: 16, mins: true, fill: FILL }),
     dequant,
     kernels: &[
         #[cfg(target_arch = "x86_64")]
@@ -76,6 +78,30 @@ fn dot(w: &[u8], stride: usize, x: ActRow<'_>, out: &mut [f32]) {
             sum += d as f64 * (f16_at(b, D) as f64 * dot as f64 - f16_at(b, DMIN) as f64 * min as f64);
         }
         *o = sum as f32;
+    }
+}
+
+tile!(FILL, decode, N, 16);
+
+#[inline(always)]
+fn decode<V: Lanes>(b: &Block<'_, V, BYTES>, out: &mut Half<'_>) {
+    let factors = b.words(BYTES - 16)[3];
+    let (d, dmin) = (Factor::new(factors.f16_to_f32()), Factor::new(factors.shr(16).f16_to_f32()));
+    for (w, both) in b.words(0).into_iter().enumerate() {
+        let (scales, mins) = (d.times(both.mask(0x0f0f_0f0f)), dmin.times(both.shr(4).mask(0x0f0f_0f0f)));
+        for j in 0..4 {
+            out.scale(4 * w + j, scales[j]);
+            out.min(4 * w + j, mins[j]);
+        }
+    }
+    for h in 0..2 {
+        for i in 0..2 {
+            for (w, v) in b.words(QS + 32 * h + 16 * i).into_iter().enumerate() {
+                for j in 0..4 {
+                    out.codes(32 * h + 8 * j + 4 * i + w, v.shr(2 * j as u32).mask(0x0303_0303));
+                }
+            }
+        }
     }
 }
 
@@ -138,5 +164,10 @@ mod tests {
     #[test]
     fn the_largest_weights_and_activations_overflow_nothing() {
         check::extremes(&TYPE, &[80, 82]);
+    }
+
+    #[test]
+    fn panels_equal_the_decoded_weights() {
+        check::tile(&TYPE);
     }
 }
