@@ -11,8 +11,8 @@
 //! ```
 //! Layout: ggml-common.h `block_q6_K`.
 
-use super::super_block::{N, acts};
 use super::lanes::{Block, Lanes};
+use super::super_block::{Factor, N, acts};
 use super::tile::{Half, tile};
 use super::{Act, ActRow, Kernel, QuantType, Rng, Tile, f16_at, put_f16, rows};
 use crate::simd::Isa;
@@ -90,10 +90,14 @@ tile!(FILL, decode, N, 16);
 
 #[inline(always)]
 fn decode<V: Lanes>(b: &Block<'_, V, BYTES>, out: &mut Half<'_>) {
-    let d = b.words(BYTES - 16)[3].shr(16).f16_to_f32();
-    for (w, s) in b.words(SCALES).into_iter().enumerate() {
-        for j in 0..4 {
-            out.scale(4 * w + j, s.signed_byte(j as u32).to_f32().mul_f32(d));
+    // The last 16 bytes begin two after the scales.
+    let [w0, w1, w2, w3] = b.words(BYTES - 16);
+    let first = b.words(SCALES - 14)[3]; // two bytes before the scales, and the first two of them
+    let d = Factor::new(w3.shr(16).f16_to_f32());
+    let pairs = [[first, w0], [w0, w1], [w1, w2], [w2, w3]];
+    for (w, [a, b]) in pairs.into_iter().enumerate() {
+        for (j, scale) in d.times_signed(a.shr(16).or(b.shl(16))).into_iter().enumerate() {
+            out.scale(4 * w + j, scale);
         }
     }
     let offset = b.splat(0x2020_2020);
