@@ -10,6 +10,8 @@ pub mod act;
 #[cfg(test)]
 pub mod check;
 mod codebook;
+#[cfg(target_arch = "x86_64")]
+mod four_rows;
 pub mod lanes;
 pub mod retired;
 mod super_block;

@@ -32,6 +32,8 @@ pub static TYPE: QuantType = QuantType {
     dequant,
     kernels: &[
         #[cfg(target_arch = "x86_64")]
+        Kernel { isa: Isa::Avx512, dot: dot_avx512 },
+        #[cfg(target_arch = "x86_64")]
         Kernel { isa: Isa::Avx2, dot: dot_avx2 },
         Kernel { isa: Isa::Scalar, dot },
     ],
@@ -144,6 +146,30 @@ fn dot_avx2(w: &[u8], stride: usize, x: ActRow<'_>, out: &mut [f32]) {
         }
         *o = sum_f32x8(acc);
     }
+}
+
+#[cfg(target_arch = "x86_64")]
+#[target_feature(enable = "avx512f,avx512bw,avx512dq,avx512vl,avx512vbmi,avx512vnni,avx2,fma,f16c")]
+fn dot_avx512(w: &[u8], stride: usize, x: ActRow<'_>, out: &mut [f32]) {
+    use super::four_rows::{Layout, Order, dot_rows};
+    use super::super_block::x86::ORDER_2;
+    use crate::simd::x86::*;
+    use std::arch::x86_64::*;
+    struct Codes;
+    impl Layout for Codes {
+        const ORDER: Order = ORDER_2;
+    }
+    let factors = |b: &[u8; BYTES]| u32::from_le_bytes([b[D], b[D + 1], b[DMIN], b[DMIN + 1]]);
+    let scales = |b: &[u8; BYTES]| {
+        let both = _mm256_cvtepu8_epi16(load_u8x16(b[..QS].as_array().expect("16 bytes")));
+        (_mm256_and_si256(both, _mm256_set1_epi16(15)), Some(_mm256_srli_epi16::<4>(both)))
+    };
+    let (low, high) = (_mm512_set1_epi8(3), _mm512_set1_epi8(0x30));
+    dot_rows::<Codes, BYTES>((w, stride, x, out), factors, scales, |b: &[u8; BYTES]| {
+        let a = load_u8x64(b[QS..D].as_array().expect("the codes"));
+        let b = _mm512_srli_epi16::<2>(a);
+        [_mm512_and_si512(a, low), _mm512_and_si512(a, high), _mm512_and_si512(b, low), _mm512_and_si512(b, high)]
+    });
 }
 
 #[cfg(test)]

@@ -33,6 +33,8 @@ pub static TYPE: QuantType = QuantType {
     dequant,
     kernels: &[
         #[cfg(target_arch = "x86_64")]
+        Kernel { isa: Isa::Avx512, dot: dot_avx512 },
+        #[cfg(target_arch = "x86_64")]
         Kernel { isa: Isa::Avx2, dot: dot_avx2 },
         Kernel { isa: Isa::Scalar, dot },
     ],
@@ -179,6 +181,51 @@ fn dot_avx2(w: &[u8], stride: usize, x: ActRow<'_>, out: &mut [f32]) {
         }
         *o = sum_f32x8(acc);
     }
+}
+
+#[cfg(target_arch = "x86_64")]
+#[target_feature(enable = "avx512f,avx512bw,avx512dq,avx512vl,avx512vbmi,avx512vnni,avx2,fma,f16c")]
+fn dot_avx512(w: &[u8], stride: usize, x: ActRow<'_>, out: &mut [f32]) {
+    use super::four_rows::{Layout, Order, dot_rows};
+    use super::super_block::x86::ORDER_2;
+    use crate::simd::x86::*;
+    use std::arch::x86_64::*;
+    struct Codes;
+    impl Layout for Codes {
+        const ORDER: Order = Order { offset: 4, ..ORDER_2 };
+    }
+    let factors = |b: &[u8; BYTES]| u16::from_le_bytes([b[D], b[D + 1]]) as u32;
+    let scales = |b: &[u8; BYTES]| {
+        // The scales, after four bytes of codes; then a group of four to a word.
+        let v = load_u8x16(b[D - 16..D].as_array().expect("16 bytes"));
+        let low = _mm_srlv_epi32(_mm_shuffle_epi32::<0b10_01_10_01>(v), _mm_setr_epi32(0, 0, 4, 4));
+        let high = _mm_shuffle_epi32::<0b11_11_11_11>(v);
+        let high = _mm_or_si128(
+            _mm_sllv_epi32(high, _mm_setr_epi32(4, 2, 32, 32)),
+            _mm_srlv_epi32(high, _mm_setr_epi32(32, 32, 0, 2)),
+        );
+        let low = _mm_and_si128(low, _mm_set1_epi8(15));
+        let scales = _mm_or_si128(low, _mm_and_si128(high, _mm_set1_epi8(0x30)));
+        (_mm256_cvtepi8_epi16(_mm_sub_epi8(scales, _mm_set1_epi8(32))), None)
+    };
+    let (low, high, codes) = (_mm512_set1_epi8(7), _mm512_set1_epi8(0x70), _mm512_set1_epi8(0x33));
+    let below = _mm512_set1_epi8(0x0f);
+    // Groups 0 and 1 to bits 2 and 3, groups 2 and 3 to bits 6 and 7; in the upper half groups 4 to 7.
+    let (to_2, to_6) = (_mm512_setr_epi64(2, 2, 2, 2, 62, 62, 62, 62), _mm512_setr_epi64(4, 4, 4, 4, 0, 0, 0, 0));
+    let select = |mask, a, b| _mm512_or_si512(_mm512_and_si512(mask, a), _mm512_andnot_si512(mask, b));
+    dot_rows::<Codes, BYTES>((w, stride, x, out), factors, scales, |b: &[u8; BYTES]| {
+        let bits = _mm512_broadcast_i64x4(load_u8x32(b[..QS].as_array().expect("32 bytes")));
+        let bits = select(below, _mm512_rolv_epi64(bits, to_2), _mm512_rolv_epi64(bits, to_6));
+        let v = load_u8x64(b[QS..SCALES].as_array().expect("the codes"));
+        let even = select(codes, v, bits);
+        let odd = select(codes, _mm512_srli_epi16::<2>(v), _mm512_srli_epi16::<1>(bits));
+        [
+            _mm512_and_si512(even, low),
+            _mm512_and_si512(even, high),
+            _mm512_and_si512(odd, low),
+            _mm512_and_si512(odd, high),
+        ]
+    });
 }
 
 #[cfg(test)]
