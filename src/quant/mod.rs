@@ -10,11 +10,11 @@ pub mod act;
 #[cfg(test)]
 pub mod check;
 mod codebook;
-#[cfg(target_arch = "x86_64")]
-mod four_rows;
 pub mod lanes;
 pub mod retired;
 mod super_block;
+#[cfg(target_arch = "x86_64")]
+mod super_rows;
 mod tables;
 pub mod tile;
 

@@ -145,7 +145,7 @@ fn dot_avx2(w: &[u8], stride: usize, x: ActRow<'_>, out: &mut [f32]) {
 #[cfg(target_arch = "x86_64")]
 #[target_feature(enable = "avx512f,avx512bw,avx512dq,avx512vl,avx512vbmi,avx512vnni,avx2,fma,f16c")]
 fn dot_avx512(w: &[u8], stride: usize, x: ActRow<'_>, out: &mut [f32]) {
-    use super::four_rows::{Layout, Order, dot_rows};
+    use super::super_rows::{Layout, Order, dot_rows};
     use super::super_block::x86::{ORDER_4, scales_and_mins_16x16};
     use crate::simd::x86::*;
     use std::arch::x86_64::*;

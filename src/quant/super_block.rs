@@ -92,8 +92,8 @@ pub(super) fn bit<V: Lanes>(v: V, from: usize, to: usize) -> V {
 /// unrolled.
 #[cfg(target_arch = "x86_64")]
 pub(super) mod x86 {
-    use crate::quant::four_rows::Order;
-    use crate::simd::x86::{load_i16x16, load_u8x16, load_u8x32};
+    use crate::quant::super_rows::Order;
+    use crate::simd::x86::{load_u8x16, load_u8x32};
     use std::arch::x86_64::*;
 
     /// Row `j`: byte `j` of each lane as an i16, sixteen times (an index of 0x80 gives zero).
@@ -148,7 +148,8 @@ pub(super) mod x86 {
     pub(in crate::quant) const ORDER_2: Order =
         Order { halves: [[0, 128], [64, 192], [32, 160], [96, 224]], group: 16, offset: 0, times_16: true };
 
-    /// The first 16 bytes of Q4_K and Q5_K: as [`super::scales_and_mins`], the 8 scales and the minimum of every 16.
+    /// The first 16 bytes of Q4_K and Q5_K: as [`super::scales_and_mins`], the 8 scales and after
+    /// them the 8 minimums.
     #[inline]
     #[target_feature(enable = "avx512f,avx512bw,avx512vl,avx2")]
     pub(in crate::quant) fn scales_and_mins_16x16(b: &[u8; 16]) -> (__m256i, Option<__m256i>) {
@@ -158,7 +159,6 @@ pub(super) mod x86 {
         let low = _mm_and_si128(low, _mm_set1_epi64x(0x0f0f_0f0f_3f3f_3f3f));
         let both = _mm_or_si128(low, _mm_and_si128(high, _mm_set1_epi64x(0x3030_3030_0000_0000)));
         let both = _mm256_cvtepu8_epi16(both);
-        let twice = load_i16x16(&[8, 8, 9, 9, 10, 10, 11, 11, 12, 12, 13, 13, 14, 14, 15, 15]);
-        (both, Some(_mm256_permutexvar_epi16(twice, both)))
+        (both, Some(both))
     }
 }

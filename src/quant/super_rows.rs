@@ -1,4 +1,4 @@
-//! Four rows of super-blocks times one row of activations on AVX-512: the frame of all K formats.
+//! A row of super-blocks times a row of activations on AVX-512: the frame of all K formats.
 //!
 //! ```text
 //! A block is four vectors of 64 codes. Each meets its activations in `vpdpbusd`, which leaves sums of four products:
@@ -8,9 +8,11 @@
 //! A format says what order its codes come in, how a block becomes four vectors, and what its scales are. The second of
 //! two vectors may hold its codes times 16, as they stand in the upper half of a byte: the shift that joins takes it off.
 //! An offset of the codes is where the sums start, `-offset * sum of the four activations`: it costs nothing per row.
+//! Activations are put into that order once per call.
 //!
-//! Four rows share the loads and sums of activations, the unpacking of scales (a lane of 128 bits each) and the last sum
-//! over lanes. From memory they would be four short streams: the next four are asked for meanwhile, line after line.
+//! Rejected: four rows side by side that share loads and the unpacking of scales. From cache no faster, from memory half
+//! as fast: a Zen 4 core's prefetchers follow one stream well and four short ones badly, and asking for lines in advance
+//! does not make up for it.
 
 use std::arch::x86_64::*;
 use std::cell::RefCell;
@@ -52,27 +54,26 @@ impl Order {
     }
 }
 
-/// A super-block of activations as the frame wants it: in the order of the codes, and where sums of products start.
+/// A super-block of activations as the frame wants it.
 #[derive(Clone, Debug)]
 #[repr(align(64))]
 struct Columns {
+    /// In the order of the codes.
     q: [[i8; 64]; 4],
+    /// Where the sums of products start.
     start: [[i32; 16]; 4],
-}
-
-/// What a thread keeps for its calls: the columns, and the factors of four rows' blocks (of scales, then of minimums).
-#[derive(Debug)]
-struct Work {
-    columns: Vec<Columns>,
-    factors: Vec<[[f32; 2]; 4]>,
+    /// What minimums are multiplied with: the sum of every 16 or, where 32 share one, eight zeros and the sums of 32, since
+    /// the minimums then stand after eight scales.
+    sums: [i16; 16],
 }
 
 thread_local! {
-    static WORK: RefCell<Work> = const { RefCell::new(Work { columns: Vec::new(), factors: Vec::new() }) };
+    static COLUMNS: RefCell<Vec<Columns>> = const { RefCell::new(Vec::new()) };
 }
 
-/// The kernel. `codes` unpacks a block into four vectors; `scales` its 16 scales (or fewer) and, where there are any, the
-/// minimums of every 16 weights, all i16; `factors` gives the f16 factor of the scales and above it that of the minimums.
+/// The kernel. `codes` unpacks a block into four vectors; `scales` its 16 scales (or fewer) and, where there are any, what
+/// is multiplied with [`Columns::sums`], all i16; `factors` gives the f16 factor of the scales and above it that of the
+/// minimums.
 #[inline]
 #[target_feature(enable = "avx512f,avx512bw,avx512dq,avx512vl,avx512vbmi,avx512vnni,avx2,fma,f16c")]
 pub(super) fn dot_rows<L: Layout, const BYTES: usize>(
@@ -81,69 +82,51 @@ pub(super) fn dot_rows<L: Layout, const BYTES: usize>(
     scales: impl Fn(&[u8; BYTES]) -> (__m256i, Option<__m256i>),
     codes: impl Fn(&[u8; BYTES]) -> [__m512i; 4],
 ) {
-    WORK.with_borrow_mut(|work| {
+    COLUMNS.with_borrow_mut(|columns| {
         let n = x.n / N;
-        set_columns::<L>(x, &mut work.columns);
-        work.factors.resize(n, [[0.0; 2]; 4]);
-        let (columns, of) = (&work.columns[..n], &mut work.factors[..n]);
-        let sums16 = &x.sums.as_chunks::<16>().0[..n];
+        set_columns::<L>(x, columns);
+        let columns = &columns[..n];
         let lower = _mm512_set1_epi32(0xffff);
         let wanted = [load_i16x32(const { &L::ORDER.scales(0) }), load_i16x32(const { &L::ORDER.scales(1) })];
         for (i, out) in out.chunks_mut(4).enumerate() {
-            let group = &w[4 * i * stride..];
-            let mut rows: [&[[u8; BYTES]]; 4] = [&[]; 4];
-            for (r, row) in rows.iter_mut().enumerate() {
-                *row = &group[r.min(out.len() - 1) * stride..][..n * BYTES].as_chunks().0[..n];
-            }
-            for (b, (of, &d)) in of.iter_mut().zip(x.d).enumerate() {
-                let mut f = [0; 4];
-                for r in 0..4 {
-                    f[r] = factors(&rows[r][b]) as i32;
-                }
-                let f = _mm256_cvtph_ps(_mm_setr_epi32(f[0], f[1], f[2], f[3]));
-                let f = _mm256_mul_ps(f, _mm256_set1_ps(d));
-                store_f32x8(of.as_flattened_mut().as_mut_array().expect("eight"), f);
-            }
             let mut sums = [_mm512_setzero_ps(); 4];
             let mut less = [_mm256_setzero_ps(); 4];
-            for b in 0..n {
-                for line in 0..(4 * BYTES).div_ceil(64) {
-                    prefetch(group, 4 * stride + 4 * BYTES * b + 64 * line);
-                }
-                let columns = &columns[b];
-                let q = columns.q.each_ref().map(|q| load_i8x64(q));
-                let start = columns
-                    .start
-                    .each_ref()
-                    .map(|s| if L::ORDER.offset == 0 { _mm512_setzero_si512() } else { load_i32x16(s) });
-                let sums16 = load_i16x16(&sums16[b]);
-                for r in 0..4 {
-                    let block = &rows[r][b];
+            for r in 0..out.len() {
+                let row = &w[(4 * i + r) * stride..][..n * BYTES];
+                let (mut sum, mut sum_less) = (_mm512_setzero_ps(), _mm256_setzero_ps());
+                for ((block, columns), &d) in row.as_chunks::<BYTES>().0.iter().zip(columns).zip(x.d) {
                     let (scales, mins) = scales(block);
                     let codes = codes(block);
                     let mut dot = _mm512_setzero_si512();
                     for p in 0..2 {
-                        let first = _mm512_dpbusd_epi32(start[2 * p], codes[2 * p], q[2 * p]);
-                        let second = _mm512_dpbusd_epi32(start[2 * p + 1], codes[2 * p + 1], q[2 * p + 1]);
+                        let mut parts = [_mm512_setzero_si512(); 2];
+                        for (v, part) in parts.iter_mut().enumerate() {
+                            let v = 2 * p + v;
+                            if L::ORDER.offset != 0 {
+                                *part = load_i32x16(&columns.start[v]);
+                            }
+                            *part = _mm512_dpbusd_epi32(*part, codes[v], load_i8x64(&columns.q[v]));
+                        }
                         let second = if L::ORDER.times_16 {
-                            _mm512_slli_epi32::<12>(second)
+                            _mm512_slli_epi32::<12>(parts[1])
                         } else {
-                            _mm512_slli_epi32::<16>(second)
+                            _mm512_slli_epi32::<16>(parts[1])
                         };
-                        let both = _mm512_or_si512(_mm512_and_si512(first, lower), second);
+                        let both = _mm512_or_si512(_mm512_and_si512(parts[0], lower), second);
                         let scales = _mm512_permutexvar_epi16(wanted[p], _mm512_castsi256_si512(scales));
                         dot = _mm512_dpwssd_epi32(dot, both, scales);
                     }
-                    let [scale, min] = of[b][r];
-                    sums[r] = _mm512_fmadd_ps(_mm512_cvtepi32_ps(dot), _mm512_set1_ps(scale), sums[r]);
+                    let f = _mm_cvtph_ps(_mm_cvtsi32_si128(factors(block) as i32));
+                    let f = _mm_mul_ps(f, _mm_set1_ps(d));
+                    sum = _mm512_fmadd_ps(_mm512_cvtepi32_ps(dot), _mm512_broadcastss_ps(f), sum);
                     if let Some(mins) = mins {
-                        let dot = _mm256_cvtepi32_ps(_mm256_madd_epi16(mins, sums16));
-                        less[r] = _mm256_fmadd_ps(dot, _mm256_set1_ps(min), less[r]);
+                        let dot = _mm256_cvtepi32_ps(_mm256_madd_epi16(mins, load_i16x16(&columns.sums)));
+                        sum_less = _mm256_fmadd_ps(dot, _mm256_broadcastss_ps(_mm_movehdup_ps(f)), sum_less);
                     }
                 }
+                (sums[r], less[r]) = (sum, sum_less);
             }
-            let sums = sum_rows(sums, less);
-            for (out, sum) in out.iter_mut().zip(sums) {
+            for (out, sum) in out.iter_mut().zip(sum_rows(sums, less)) {
                 *out = sum;
             }
         }
@@ -154,8 +137,8 @@ pub(super) fn dot_rows<L: Layout, const BYTES: usize>(
 #[inline]
 #[target_feature(enable = "avx512f,avx512bw,avx512dq,avx512vl,avx512vbmi,avx512vnni,avx2,fma,f16c")]
 fn set_columns<L: Layout>(x: ActRow<'_>, to: &mut Vec<Columns>) {
-    to.resize(x.n / N, Columns { q: [[0; 64]; 4], start: [[0; 16]; 4] });
-    for (to, q) in to.iter_mut().zip(x.q.as_chunks::<N>().0) {
+    to.resize(x.n / N, Columns { q: [[0; 64]; 4], start: [[0; 16]; 4], sums: [0; 16] });
+    for ((to, q), sums) in to.iter_mut().zip(x.q.as_chunks::<N>().0).zip(x.sums.as_chunks::<16>().0) {
         for v in 0..4 {
             for h in 0..2 {
                 let at = L::ORDER.halves[v][h];
@@ -168,6 +151,14 @@ fn set_columns<L: Layout>(x: ActRow<'_>, to: &mut Vec<Columns>) {
                 let sums = _mm512_dpbusd_epi32(zero, offset, load_i8x64(&to.q[v]));
                 store_i32x16(&mut to.start[v], _mm512_sub_epi32(zero, sums));
             }
+        }
+        to.sums = *sums;
+        if L::ORDER.group == 32 {
+            let mut pairs = [0; 16];
+            for (to, pair) in pairs[8..].iter_mut().zip(sums.as_chunks::<2>().0) {
+                *to = pair[0] + pair[1];
+            }
+            to.sums = pairs;
         }
     }
 }
