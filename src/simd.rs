@@ -573,6 +573,22 @@ pub mod x86 {
         // SAFETY: the reference covers the 64 bytes read.
         unsafe { _mm512_loadu_si512(p.as_ptr().cast()) }
     }
+
+    /// 32 two-byte values, any alignment.
+    #[inline]
+    #[target_feature(enable = "avx512f")]
+    pub fn load_i16x32(p: &[i16; 32]) -> __m512i {
+        // SAFETY: the reference covers the 64 bytes read.
+        unsafe { _mm512_loadu_si512(p.as_ptr().cast()) }
+    }
+
+    /// Writes 16 integers, any alignment.
+    #[inline]
+    #[target_feature(enable = "avx512f")]
+    pub fn store_i32x16(p: &mut [i32; 16], v: __m512i) {
+        // SAFETY: the reference covers the 64 bytes written.
+        unsafe { _mm512_storeu_si512(p.as_mut_ptr().cast(), v) }
+    }
 }
 
 #[cfg(test)]

@@ -18,6 +18,8 @@ pub mod retired;
 #[cfg(target_arch = "x86_64")]
 mod small;
 mod super_block;
+#[cfg(target_arch = "x86_64")]
+mod super_rows;
 mod tables;
 pub mod tile;
 #[cfg(target_arch = "x86_64")]

@@ -9,8 +9,10 @@
 //! ```
 //! Layout: ggml-common.h `block_q2_K`.
 
-use super::super_block::{N, acts};
-use super::{Act, ActRow, Kernel, QuantType, Rng, f16_at, put_f16, rows};
+use super::lanes::{Block, Lanes};
+use super::super_block::{Factor, N, acts};
+use super::tile::{Half, tile};
+use super::{Act, ActRow, Kernel, QuantType, Rng, Tile, f16_at, put_f16, rows};
 use crate::simd::Isa;
 
 const BYTES: usize = 84;
@@ -26,9 +28,11 @@ pub static TYPE: QuantType = QuantType {
     block: N,
     bytes: BYTES,
     act: Act::Q8K,
-    tile: None,
+    tile: Some(Tile { group: 16, mins: true, fill: FILL }),
     dequant,
     kernels: &[
+        #[cfg(target_arch = "x86_64")]
+        Kernel { isa: Isa::Avx512, dot: dot_avx512 },
         #[cfg(target_arch = "x86_64")]
         Kernel { isa: Isa::Avx2, dot: dot_avx2 },
         Kernel { isa: Isa::Scalar, dot },
@@ -79,6 +83,30 @@ fn dot(w: &[u8], stride: usize, x: ActRow<'_>, out: &mut [f32]) {
     }
 }
 
+tile!(FILL, decode, N, 16);
+
+#[inline(always)]
+fn decode<V: Lanes>(b: &Block<'_, V, BYTES>, out: &mut Half<'_>) {
+    let factors = b.words(BYTES - 16)[3];
+    let (d, dmin) = (Factor::new(factors.f16_to_f32()), Factor::new(factors.shr(16).f16_to_f32()));
+    for (w, both) in b.words(0).into_iter().enumerate() {
+        let (scales, mins) = (d.times(both.mask(0x0f0f_0f0f)), dmin.times(both.shr(4).mask(0x0f0f_0f0f)));
+        for j in 0..4 {
+            out.scale(4 * w + j, scales[j]);
+            out.min(4 * w + j, mins[j]);
+        }
+    }
+    for h in 0..2 {
+        for i in 0..2 {
+            for (w, v) in b.words(QS + 32 * h + 16 * i).into_iter().enumerate() {
+                for j in 0..4 {
+                    out.codes(32 * h + 8 * j + 4 * i + w, v.shr(2 * j as u32).mask(0x0303_0303));
+                }
+            }
+        }
+    }
+}
+
 fn random(rng: &mut Rng, block: &mut [u8]) {
     rng.fill(&mut block[..D]);
     let d = (0.5 + rng.unit()) / 13.9; // sc * q - 1.5 * m has an RMS of 13.9 for uniform bits
@@ -120,6 +148,30 @@ fn dot_avx2(w: &[u8], stride: usize, x: ActRow<'_>, out: &mut [f32]) {
     }
 }
 
+#[cfg(target_arch = "x86_64")]
+#[target_feature(enable = "avx512f,avx512bw,avx512dq,avx512vl,avx512vbmi,avx512vnni,avx2,fma,f16c")]
+fn dot_avx512(w: &[u8], stride: usize, x: ActRow<'_>, out: &mut [f32]) {
+    use super::super_rows::{Layout, Order, dot_rows};
+    use super::super_block::x86::ORDER_2;
+    use crate::simd::x86::*;
+    use std::arch::x86_64::*;
+    struct Codes;
+    impl Layout for Codes {
+        const ORDER: Order = ORDER_2;
+    }
+    let factors = |b: &[u8; BYTES]| u32::from_le_bytes([b[D], b[D + 1], b[DMIN], b[DMIN + 1]]);
+    let scales = |b: &[u8; BYTES]| {
+        let both = _mm256_cvtepu8_epi16(load_u8x16(b[..QS].as_array().expect("16 bytes")));
+        (_mm256_and_si256(both, _mm256_set1_epi16(15)), Some(_mm256_srli_epi16::<4>(both)))
+    };
+    let (low, high) = (_mm512_set1_epi8(3), _mm512_set1_epi8(0x30));
+    dot_rows::<Codes, BYTES>((w, stride, x, out), factors, scales, |b: &[u8; BYTES]| {
+        let a = load_u8x64(b[QS..D].as_array().expect("the codes"));
+        let b = _mm512_srli_epi16::<2>(a);
+        [_mm512_and_si512(a, low), _mm512_and_si512(a, high), _mm512_and_si512(b, low), _mm512_and_si512(b, high)]
+    });
+}
+
 #[cfg(test)]
 mod tests {
     use super::TYPE;
@@ -138,5 +190,10 @@ mod tests {
     #[test]
     fn the_largest_weights_and_activations_overflow_nothing() {
         check::extremes(&TYPE, &[80, 82]);
+    }
+
+    #[test]
+    fn panels_equal_the_decoded_weights() {
+        check::tile(&TYPE);
     }
 }

@@ -10,8 +10,10 @@
 //! ```
 //! Layout: ggml-common.h `block_q3_K`.
 
-use super::super_block::{N, acts};
-use super::{Act, ActRow, Kernel, QuantType, Rng, f16_at, put_f16, rows};
+use super::lanes::{Block, Lanes};
+use super::super_block::{Factor, N, acts, bit};
+use super::tile::{Half, tile};
+use super::{Act, ActRow, Kernel, QuantType, Rng, Tile, f16_at, put_f16, rows};
 use crate::simd::Isa;
 
 const BYTES: usize = 110;
@@ -27,9 +29,11 @@ pub static TYPE: QuantType = QuantType {
     block: N,
     bytes: BYTES,
     act: Act::Q8K,
-    tile: None,
+    tile: Some(Tile { group: 16, mins: false, fill: FILL }),
     dequant,
     kernels: &[
+        #[cfg(target_arch = "x86_64")]
+        Kernel { isa: Isa::Avx512, dot: dot_avx512 },
         #[cfg(target_arch = "x86_64")]
         Kernel { isa: Isa::Avx2, dot: dot_avx2 },
         Kernel { isa: Isa::Scalar, dot },
@@ -94,6 +98,37 @@ fn dot(w: &[u8], stride: usize, x: ActRow<'_>, out: &mut [f32]) {
     }
 }
 
+tile!(FILL, decode, N, 16);
+
+#[inline(always)]
+fn decode<V: Lanes>(b: &Block<'_, V, BYTES>, out: &mut Half<'_>) {
+    // The last 16 bytes begin two before the scales.
+    let [w0, w1, w2, w3] = b.words(BYTES - 16);
+    let (low0, low1) = (w0.shr(16).or(w1.shl(16)), w1.shr(16).or(w2.shl(16)));
+    let high = w2.shr(16).or(w3.shl(16));
+    let d = Factor::new(w3.shr(16).f16_to_f32());
+    for (g, low) in [low0, low1, low0.shr(4), low1.shr(4)].into_iter().enumerate() {
+        let high = if g < 2 { high.shl(4 - 2 * g as u32) } else { high.shr(2 * g as u32 - 4) };
+        let scales = low.mask(0x0f0f_0f0f).or(high.mask(0x3030_3030)).sub8(b.splat(0x2020_2020));
+        for (j, scale) in d.times_signed(scales).into_iter().enumerate() {
+            out.scale(4 * g + j, scale);
+        }
+    }
+    let four = b.splat(0x0404_0404);
+    for i in 0..2 {
+        let high = b.words(16 * i);
+        for h in 0..2 {
+            for (w, low) in b.words(QS + 32 * h + 16 * i).into_iter().enumerate() {
+                for j in 0..4 {
+                    let g = 4 * h + j;
+                    let codes = low.shr(2 * j as u32).mask(0x0303_0303).or(bit(high[w], g, 2));
+                    out.codes(8 * g + 4 * i + w, codes.sub8(four));
+                }
+            }
+        }
+    }
+}
+
 fn random(rng: &mut Rng, block: &mut [u8]) {
     rng.fill(&mut block[..D]);
     put_f16(block, D, (0.5 + rng.unit()) / 43.3); // the RMS of (sc - 32) * (q - 4) for uniform bits
@@ -148,6 +183,51 @@ fn dot_avx2(w: &[u8], stride: usize, x: ActRow<'_>, out: &mut [f32]) {
     }
 }
 
+#[cfg(target_arch = "x86_64")]
+#[target_feature(enable = "avx512f,avx512bw,avx512dq,avx512vl,avx512vbmi,avx512vnni,avx2,fma,f16c")]
+fn dot_avx512(w: &[u8], stride: usize, x: ActRow<'_>, out: &mut [f32]) {
+    use super::super_rows::{Layout, Order, dot_rows};
+    use super::super_block::x86::ORDER_2;
+    use crate::simd::x86::*;
+    use std::arch::x86_64::*;
+    struct Codes;
+    impl Layout for Codes {
+        const ORDER: Order = Order { offset: 4, ..ORDER_2 };
+    }
+    let factors = |b: &[u8; BYTES]| u16::from_le_bytes([b[D], b[D + 1]]) as u32;
+    let scales = |b: &[u8; BYTES]| {
+        // The scales, after four bytes of codes; then a group of four to a word.
+        let v = load_u8x16(b[D - 16..D].as_array().expect("16 bytes"));
+        let low = _mm_srlv_epi32(_mm_shuffle_epi32::<0b10_01_10_01>(v), _mm_setr_epi32(0, 0, 4, 4));
+        let high = _mm_shuffle_epi32::<0b11_11_11_11>(v);
+        let high = _mm_or_si128(
+            _mm_sllv_epi32(high, _mm_setr_epi32(4, 2, 32, 32)),
+            _mm_srlv_epi32(high, _mm_setr_epi32(32, 32, 0, 2)),
+        );
+        let low = _mm_and_si128(low, _mm_set1_epi8(15));
+        let scales = _mm_or_si128(low, _mm_and_si128(high, _mm_set1_epi8(0x30)));
+        (_mm256_cvtepi8_epi16(_mm_sub_epi8(scales, _mm_set1_epi8(32))), None)
+    };
+    let (low, high, codes) = (_mm512_set1_epi8(7), _mm512_set1_epi8(0x70), _mm512_set1_epi8(0x33));
+    let below = _mm512_set1_epi8(0x0f);
+    // Groups 0 and 1 to bits 2 and 3, groups 2 and 3 to bits 6 and 7; in the upper half groups 4 to 7.
+    let (to_2, to_6) = (_mm512_setr_epi64(2, 2, 2, 2, 62, 62, 62, 62), _mm512_setr_epi64(4, 4, 4, 4, 0, 0, 0, 0));
+    let select = |mask, a, b| _mm512_or_si512(_mm512_and_si512(mask, a), _mm512_andnot_si512(mask, b));
+    dot_rows::<Codes, BYTES>((w, stride, x, out), factors, scales, |b: &[u8; BYTES]| {
+        let bits = _mm512_broadcast_i64x4(load_u8x32(b[..QS].as_array().expect("32 bytes")));
+        let bits = select(below, _mm512_rolv_epi64(bits, to_2), _mm512_rolv_epi64(bits, to_6));
+        let v = load_u8x64(b[QS..SCALES].as_array().expect("the codes"));
+        let even = select(codes, v, bits);
+        let odd = select(codes, _mm512_srli_epi16::<2>(v), _mm512_srli_epi16::<1>(bits));
+        [
+            _mm512_and_si512(even, low),
+            _mm512_and_si512(even, high),
+            _mm512_and_si512(odd, low),
+            _mm512_and_si512(odd, high),
+        ]
+    });
+}
+
 #[cfg(test)]
 mod tests {
     use super::TYPE;
@@ -166,5 +246,10 @@ mod tests {
     #[test]
     fn the_largest_weights_and_activations_overflow_nothing() {
         check::extremes(&TYPE, &[108]);
+    }
+
+    #[test]
+    fn panels_equal_the_decoded_weights() {
+        check::tile(&TYPE);
     }
 }

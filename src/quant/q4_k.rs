@@ -31,6 +31,8 @@ pub static TYPE: QuantType = QuantType {
     dequant,
     kernels: &[
         #[cfg(target_arch = "x86_64")]
+        Kernel { isa: Isa::Avx512, dot: dot_avx512 },
+        #[cfg(target_arch = "x86_64")]
         Kernel { isa: Isa::Avx2, dot: dot_avx2 },
         Kernel { isa: Isa::Scalar, dot },
     ],
@@ -86,12 +88,7 @@ tile!(FILL, decode, N, 32);
 
 #[inline(always)]
 fn decode<V: Lanes>(b: &Block<'_, V, BYTES>, out: &mut Half<'_>) {
-    let [d, s, m, low] = b.words(0);
-    let (d, dmin) = (d.f16_to_f32(), d.shr(16).f16_to_f32());
-    scales_and_mins_16(s, m, low, |g, s, m| {
-        out.scale(g, s.to_f32().mul_f32(d));
-        out.min(g, m.to_f32().mul_f32(dmin));
-    });
+    scales_and_mins_16(b.words(0), out);
     for i in 0..8 {
         for (w, v) in b.words(QS + 16 * i).into_iter().enumerate() {
             let step = i / 2 * 16 + i % 2 * 4 + w;
@@ -142,6 +139,27 @@ fn dot_avx2(w: &[u8], stride: usize, x: ActRow<'_>, out: &mut [f32]) {
         }
         *o = sum_f32x8(acc);
     }
+}
+
+/// The codes of a byte's upper half stay there, times 16.
+#[cfg(target_arch = "x86_64")]
+#[target_feature(enable = "avx512f,avx512bw,avx512dq,avx512vl,avx512vbmi,avx512vnni,avx2,fma,f16c")]
+fn dot_avx512(w: &[u8], stride: usize, x: ActRow<'_>, out: &mut [f32]) {
+    use super::super_rows::{Layout, Order, dot_rows};
+    use super::super_block::x86::{ORDER_4, scales_and_mins_16x16};
+    use crate::simd::x86::*;
+    use std::arch::x86_64::*;
+    struct Codes;
+    impl Layout for Codes {
+        const ORDER: Order = Order { times_16: true, ..ORDER_4 };
+    }
+    let (low, high) = (_mm512_set1_epi8(15), _mm512_set1_epi8(0xf0u8 as i8));
+    let factors = |b: &[u8; BYTES]| u32::from_le_bytes([b[0], b[1], b[2], b[3]]);
+    let scales = |b: &[u8; BYTES]| scales_and_mins_16x16(b[..QS].as_array().expect("16 bytes"));
+    dot_rows::<Codes, BYTES>((w, stride, x, out), factors, scales, |b: &[u8; BYTES]| {
+        let [a, b] = load_u8x128(b[QS..].as_array().expect("the codes"));
+        [_mm512_and_si512(a, low), _mm512_and_si512(a, high), _mm512_and_si512(b, low), _mm512_and_si512(b, high)]
+    });
 }
 
 #[cfg(test)]

@@ -11,8 +11,10 @@
 //! ```
 //! Layout: ggml-common.h `block_q5_K`.
 
-use super::super_block::{N, acts, scales_and_mins};
-use super::{Act, ActRow, Kernel, QuantType, Rng, f16_at, put_f16, rows};
+use super::lanes::{Block, Lanes};
+use super::super_block::{N, acts, bit, scales_and_mins, scales_and_mins_16};
+use super::tile::{Half, tile};
+use super::{Act, ActRow, Kernel, QuantType, Rng, Tile, f16_at, put_f16, rows};
 use crate::simd::Isa;
 
 const BYTES: usize = 176;
@@ -28,9 +30,11 @@ pub static TYPE: QuantType = QuantType {
     block: N,
     bytes: BYTES,
     act: Act::Q8K,
-    tile: None,
+    tile: Some(Tile { group: 32, mins: true, fill: FILL }),
     dequant,
     kernels: &[
+        #[cfg(target_arch = "x86_64")]
+        Kernel { isa: Isa::Avx512, dot: dot_avx512 },
         #[cfg(target_arch = "x86_64")]
         Kernel { isa: Isa::Avx2, dot: dot_avx2 },
         Kernel { isa: Isa::Scalar, dot },
@@ -80,6 +84,24 @@ fn dot(w: &[u8], stride: usize, x: ActRow<'_>, out: &mut [f32]) {
             sum += d as f64 * (f16_at(b, 0) as f64 * dot as f64 - f16_at(b, 2) as f64 * min as f64);
         }
         *o = sum as f32;
+    }
+}
+
+tile!(FILL, decode, N, 32);
+
+#[inline(always)]
+fn decode<V: Lanes>(b: &Block<'_, V, BYTES>, out: &mut Half<'_>) {
+    scales_and_mins_16(b.words(0), out);
+    for i in 0..2 {
+        let fifths = b.words(QH + 16 * i);
+        for p in 0..4 {
+            for (w, v) in b.words(QS + 32 * p + 16 * i).into_iter().enumerate() {
+                let step = 16 * p + 4 * i + w;
+                let (even, odd) = (bit(fifths[w], 2 * p, 4), bit(fifths[w], 2 * p + 1, 4));
+                out.codes(step, v.mask(0x0f0f_0f0f).or(even));
+                out.codes(step + 8, v.shr(4).mask(0x0f0f_0f0f).or(odd));
+            }
+        }
     }
 }
 
@@ -133,6 +155,37 @@ fn dot_avx2(w: &[u8], stride: usize, x: ActRow<'_>, out: &mut [f32]) {
     }
 }
 
+/// As Q4_K's, with a fifth bit.
+#[cfg(target_arch = "x86_64")]
+#[target_feature(enable = "avx512f,avx512bw,avx512dq,avx512vl,avx512vbmi,avx512vnni,avx2,fma,f16c")]
+fn dot_avx512(w: &[u8], stride: usize, x: ActRow<'_>, out: &mut [f32]) {
+    use super::super_rows::{Layout, Order, dot_rows};
+    use super::super_block::x86::{ORDER_4, scales_and_mins_16x16};
+    use crate::simd::x86::*;
+    use std::arch::x86_64::*;
+    struct Codes;
+    impl Layout for Codes {
+        const ORDER: Order = ORDER_4;
+    }
+    let (low, bit) = (_mm512_set1_epi8(15), _mm512_set1_epi8(16));
+    // A group's fifth bit moved to bit 4, by so much in the lower and so much in the upper half: what crosses into a
+    // neighbour is masked off.
+    let left = |v, a, b| _mm512_and_si512(bit, _mm512_sllv_epi64(v, _mm512_setr_epi64(a, a, a, a, b, b, b, b)));
+    let right = |v, a, b| _mm512_and_si512(bit, _mm512_srlv_epi64(v, _mm512_setr_epi64(a, a, a, a, b, b, b, b)));
+    let factors = |b: &[u8; BYTES]| u32::from_le_bytes([b[0], b[1], b[2], b[3]]);
+    let scales = |b: &[u8; BYTES]| scales_and_mins_16x16(b[..QH].as_array().expect("16 bytes"));
+    dot_rows::<Codes, BYTES>((w, stride, x, out), factors, scales, |b: &[u8; BYTES]| {
+        let fifths = _mm512_broadcast_i64x4(load_u8x32(b[QH..QS].as_array().expect("32 bytes")));
+        let [a, b] = load_u8x128(b[QS..].as_array().expect("the codes"));
+        [
+            _mm512_or_si512(_mm512_and_si512(a, low), left(fifths, 4, 2)),
+            _mm512_or_si512(_mm512_and_si512(_mm512_srli_epi16::<4>(a), low), left(fifths, 3, 1)),
+            _mm512_or_si512(_mm512_and_si512(b, low), right(fifths, 0, 2)),
+            _mm512_or_si512(_mm512_and_si512(_mm512_srli_epi16::<4>(b), low), right(fifths, 1, 3)),
+        ]
+    });
+}
+
 #[cfg(test)]
 mod tests {
     use super::TYPE;
@@ -151,5 +204,10 @@ mod tests {
     #[test]
     fn the_largest_weights_and_activations_overflow_nothing() {
         check::extremes(&TYPE, &[0, 2]);
+    }
+
+    #[test]
+    fn panels_equal_the_decoded_weights() {
+        check::tile(&TYPE);
     }
 }

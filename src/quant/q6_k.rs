@@ -11,8 +11,8 @@
 //! ```
 //! Layout: ggml-common.h `block_q6_K`.
 
-use super::super_block::{N, acts};
 use super::lanes::{Block, Lanes};
+use super::super_block::{Factor, N, acts};
 use super::tile::{Half, tile};
 use super::{Act, ActRow, Kernel, QuantType, Rng, Tile, f16_at, put_f16, rows};
 use crate::simd::Isa;
@@ -33,6 +33,8 @@ pub static TYPE: QuantType = QuantType {
     tile: Some(Tile { group: 16, mins: false, fill: FILL }),
     dequant,
     kernels: &[
+        #[cfg(target_arch = "x86_64")]
+        Kernel { isa: Isa::Avx512, dot: dot_avx512 },
         #[cfg(target_arch = "x86_64")]
         Kernel { isa: Isa::Avx2, dot: dot_avx2 },
         Kernel { isa: Isa::Scalar, dot },
@@ -90,10 +92,14 @@ tile!(FILL, decode, N, 16);
 
 #[inline(always)]
 fn decode<V: Lanes>(b: &Block<'_, V, BYTES>, out: &mut Half<'_>) {
-    let d = b.words(BYTES - 16)[3].shr(16).f16_to_f32();
-    for (w, s) in b.words(SCALES).into_iter().enumerate() {
-        for j in 0..4 {
-            out.scale(4 * w + j, s.signed_byte(j as u32).to_f32().mul_f32(d));
+    // The last 16 bytes begin two after the scales.
+    let [w0, w1, w2, w3] = b.words(BYTES - 16);
+    let first = b.words(SCALES - 14)[3]; // two bytes before the scales, and the first two of them
+    let d = Factor::new(w3.shr(16).f16_to_f32());
+    let pairs = [[first, w0], [w0, w1], [w1, w2], [w2, w3]];
+    for (w, [a, b]) in pairs.into_iter().enumerate() {
+        for (j, scale) in d.times_signed(a.shr(16).or(b.shl(16))).into_iter().enumerate() {
+            out.scale(4 * w + j, scale);
         }
     }
     let offset = b.splat(0x2020_2020);
@@ -156,6 +162,41 @@ fn dot_avx2(w: &[u8], stride: usize, x: ActRow<'_>, out: &mut [f32]) {
         }
         *o = sum_f32x8(acc);
     }
+}
+
+#[cfg(target_arch = "x86_64")]
+#[target_feature(enable = "avx512f,avx512bw,avx512dq,avx512vl,avx512vbmi,avx512vnni,avx2,fma,f16c")]
+fn dot_avx512(w: &[u8], stride: usize, x: ActRow<'_>, out: &mut [f32]) {
+    use super::super_rows::{Layout, Order, dot_rows};
+    use crate::simd::x86::*;
+    use std::arch::x86_64::*;
+    struct Codes;
+    impl Layout for Codes {
+        const ORDER: Order = Order { halves: [[0, 32], [64, 96], [128, 160], [192, 224]], group: 16, offset: 32, times_16: false };
+    }
+    let factors = |b: &[u8; BYTES]| u16::from_le_bytes([b[D], b[D + 1]]) as u32;
+    let scales = |b: &[u8; BYTES]| {
+        (_mm256_cvtepi8_epi16(load_u8x16(b[SCALES..D].as_array().expect("16 bytes"))), None)
+    };
+    let (low, two) = (_mm512_set1_epi8(15), _mm512_set1_epi8(0x30));
+    // How far the two bits are from bit 4, to the left for the first two groups and to the right for the others.
+    let first = _mm512_setr_epi64(4, 4, 4, 4, 2, 2, 2, 2);
+    let second = _mm512_setr_epi64(0, 0, 0, 0, 2, 2, 2, 2);
+    dot_rows::<Codes, BYTES>((w, stride, x, out), factors, scales, |b: &[u8; BYTES]| {
+        let mut codes = [low; 4];
+        let lows = load_u8x128(b[..QH].as_array().expect("the low bits"));
+        for h in 0..2 {
+            let high = load_u8x32(b[QH + 32 * h..QH + 32 * h + 32].as_array().expect("32 bytes"));
+            let high = _mm512_broadcast_i64x4(high);
+            let highs = [_mm512_sllv_epi64(high, first), _mm512_srlv_epi64(high, second)];
+            let lows = [lows[h], _mm512_srli_epi16::<4>(lows[h])];
+            for j in 0..2 {
+                let high = _mm512_and_si512(highs[j], two);
+                codes[2 * h + j] = _mm512_or_si512(_mm512_and_si512(lows[j], low), high);
+            }
+        }
+        codes
+    });
 }
 
 #[cfg(test)]

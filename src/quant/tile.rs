@@ -13,7 +13,7 @@
 //! by 128 and the panel's offsets, `-128 * sum of the group's codes`, take that off again, exactly, in integers.
 
 use super::floats::{self, Form, WORDS, Words};
-use super::lanes::{Block, Lanes};
+use super::lanes::Lanes;
 use super::{QuantType, act::Act};
 use crate::simd::Isa;
 
@@ -105,24 +105,28 @@ impl<'a> Source<'a> {
         &self.w[r.min(self.rows - 1) * self.stride..]
     }
 
-    /// The body of every [`Fill`]: blocks of `block` weights through the format's decoder, 16 rows at a time.
+    /// Where rows `16 * half..16 * half + 16` begin.
     #[inline(always)]
-    pub(super) fn decode<V: Lanes, const BYTES: usize>(
-        &self,
-        bytes: std::ops::Range<usize>,
-        panel: &mut Panel,
-        zero: V,
-        (block, group): (usize, usize),
-        decode: impl Fn(&Block<'_, V, BYTES>, &mut Half<'_>),
-    ) {
-        for half in 0..2 {
-            let row = |r: usize| &self.row(half * 16 + r)[bytes.clone()];
-            let rows: [&[[u8; BYTES]]; 16] = std::array::from_fn(|r| row(r).as_chunks().0);
-            for b in 0..bytes.len() / BYTES {
-                let block16 = Block::new(std::array::from_fn(|r| &rows[r][b]), zero);
-                decode(&block16, &mut Half { panel, half, step: b * block / 4, group: b * block / group });
-            }
+    pub(super) fn starts(&self, half: usize) -> [usize; 16] {
+        let mut starts = [0; 16];
+        for (r, start) in starts.iter_mut().enumerate() {
+            *start = (half * 16 + r).min(self.rows - 1) * self.stride;
         }
+        starts
+    }
+
+    /// The block at byte `at` of each of those rows.
+    #[inline(always)]
+    pub(super) fn blocks<const BYTES: usize>(&self, starts: &[usize; 16], at: usize) -> [&[u8; BYTES]; 16] {
+        std::array::from_fn(|r| self.w[starts[r] + at..].first_chunk().expect("a whole block"))
+    }
+}
+
+impl<'a> Half<'a> {
+    /// The place of the half's block number `b`, of `block` weights in groups of `group`.
+    #[inline(always)]
+    pub(super) fn new(panel: &'a mut Panel, half: usize, b: usize, (block, group): (usize, usize)) -> Half<'a> {
+        Half { panel, half, step: b * block / 4, group: b * block / group }
     }
 }
 
@@ -153,8 +157,19 @@ impl Ahead<'_> {
 }
 
 /// A format's decoder (generic over [`Lanes`]), compiled for every instruction set: `tile!(FILL, decode, block, group)`.
-/// The closures carry the instruction set into a decoder too large for the compiler to inline by itself.
+///
+/// The loop stands here and calls the decoder by its name: handed to a function as a value it would be called through a
+/// shim that has no vector instructions and that the compiler does not always inline, and then every operation is a call.
 macro_rules! tile {
+    (loop $s:ident, $bytes:ident, $to:ident, $zero:expr, $decode:ident, $block:expr, $group:expr) => {
+        for half in 0..2 {
+            let starts = $s.starts(half);
+            for (b, at) in $bytes.clone().step_by(BYTES).enumerate() {
+                let block = crate::quant::lanes::Block::new($s.blocks(&starts, at), $zero);
+                $decode(&block, &mut crate::quant::tile::Half::new($to, half, b, ($block, $group)));
+            }
+        }
+    };
     ($name:ident, $decode:ident, $block:expr, $group:expr) => {
         #[cfg(target_arch = "x86_64")]
         #[target_feature(enable = "avx512f,avx512bw,avx512dq,avx512vl,avx512vbmi,avx512bitalg,f16c")]
@@ -163,7 +178,7 @@ macro_rules! tile {
             bytes: std::ops::Range<usize>,
             to: &mut crate::quant::tile::Panel,
         ) {
-            s.decode(bytes, to, crate::quant::lanes::Wide::zero(), ($block, $group), |b, to| $decode(b, to));
+            tile!(loop s, bytes, to, crate::quant::lanes::Wide::zero(), $decode, $block, $group);
         }
         #[cfg(target_arch = "x86_64")]
         #[target_feature(enable = "avx2,fma,f16c")]
@@ -172,14 +187,14 @@ macro_rules! tile {
             bytes: std::ops::Range<usize>,
             to: &mut crate::quant::tile::Panel,
         ) {
-            s.decode(bytes, to, crate::quant::lanes::Plain([0; 16]), ($block, $group), |b, to| $decode(b, to));
+            tile!(loop s, bytes, to, crate::quant::lanes::Plain([0; 16]), $decode, $block, $group);
         }
         fn fill_plain(
             s: &crate::quant::tile::Source<'_>,
             bytes: std::ops::Range<usize>,
             to: &mut crate::quant::tile::Panel,
         ) {
-            s.decode(bytes, to, crate::quant::lanes::Plain([0; 16]), ($block, $group), |b, to| $decode(b, to));
+            tile!(loop s, bytes, to, crate::quant::lanes::Plain([0; 16]), $decode, $block, $group);
         }
         static $name: &[(crate::simd::Isa, crate::quant::tile::Fill)] = &[
             #[cfg(target_arch = "x86_64")]

@@ -11,8 +11,10 @@
 //! ```
 //! Layout: ggml-common.h `block_tq1_0`.
 
+use super::lanes::{Block, Lanes};
 use super::super_block::{N, acts};
-use super::{Act, ActRow, Kernel, QuantType, Rng, f16_at, put_f16, rows};
+use super::tile::{Half, tile};
+use super::{Act, ActRow, Kernel, QuantType, Rng, Tile, f16_at, put_f16, rows};
 use crate::simd::Isa;
 
 const BYTES: usize = 54;
@@ -28,7 +30,7 @@ pub static TYPE: QuantType = QuantType {
     block: N,
     bytes: BYTES,
     act: Act::Q8K,
-    tile: None,
+    tile: Some(Tile { group: 32, mins: false, fill: FILL }),
     dequant,
     kernels: &[
         #[cfg(target_arch = "x86_64")]
@@ -73,6 +75,41 @@ fn dot(w: &[u8], stride: usize, x: ActRow<'_>, out: &mut [f32]) {
             sum += d as f64 * f16_at(b, D) as f64 * dot as f64;
         }
         *o = sum as f32;
+    }
+}
+
+tile!(FILL, decode, N, 32);
+
+#[inline(always)]
+fn decode<V: Lanes>(b: &Block<'_, V, BYTES>, out: &mut Half<'_>) {
+    // The last 16 bytes begin ten before C.
+    let [_, _, a, last] = b.words(BYTES - 16);
+    let d = last.shr(16).f16_to_f32();
+    for g in 0..8 {
+        out.scale(g, d);
+    }
+    for i in 0..2 {
+        for (w, v) in b.words(16 * i).into_iter().enumerate() {
+            digits(v, 5, 4 * i + w, 8, out);
+        }
+    }
+    for (w, v) in b.words(B).into_iter().enumerate() {
+        digits(v, 5, 40 + w, 4, out);
+    }
+    digits(a.shr(16).or(last.shl(16)), 4, 60, 1, out);
+}
+
+/// The first `n` digits of the bytes of `v`, less one, for panel steps `step`, `step + apart` and so on. Every other
+/// byte is held in 16 bits: three times the fraction has the digit in its upper byte and the next fraction in its lower.
+#[inline(always)]
+fn digits<V: Lanes>(v: V, n: usize, step: usize, apart: usize, out: &mut Half<'_>) {
+    let one = v.splat(0x0101_0101);
+    let (mut even, mut odd) = (v.mask(0x00ff_00ff), v.shr(8).mask(0x00ff_00ff));
+    for i in 0..n {
+        (even, odd) = (even.add(even.shl(1)), odd.add(odd.shl(1)));
+        let digit = even.shr(8).mask(0x0003_0003).or(odd.mask(0x0300_0300));
+        out.codes(step + i * apart, digit.sub8(one));
+        (even, odd) = (even.mask(0x00ff_00ff), odd.mask(0x00ff_00ff));
     }
 }
 
@@ -148,5 +185,10 @@ mod tests {
     #[test]
     fn the_largest_weights_and_activations_overflow_nothing() {
         check::extremes(&TYPE, &[52]);
+    }
+
+    #[test]
+    fn panels_equal_the_decoded_weights() {
+        check::tile(&TYPE);
     }
 }

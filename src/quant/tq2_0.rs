@@ -7,8 +7,10 @@
 //! ```
 //! Layout: ggml-common.h `block_tq2_0`.
 
+use super::lanes::{Block, Lanes};
 use super::super_block::{N, acts};
-use super::{Act, ActRow, Kernel, QuantType, Rng, f16_at, put_f16, rows};
+use super::tile::{Half, tile};
+use super::{Act, ActRow, Kernel, QuantType, Rng, Tile, f16_at, put_f16, rows};
 use crate::simd::Isa;
 
 const BYTES: usize = 66;
@@ -22,7 +24,7 @@ pub static TYPE: QuantType = QuantType {
     block: N,
     bytes: BYTES,
     act: Act::Q8K,
-    tile: None,
+    tile: Some(Tile { group: 32, mins: false, fill: FILL }),
     dequant,
     kernels: &[
         #[cfg(target_arch = "x86_64")]
@@ -61,6 +63,26 @@ fn dot(w: &[u8], stride: usize, x: ActRow<'_>, out: &mut [f32]) {
             sum += d as f64 * f16_at(b, D) as f64 * dot as f64;
         }
         *o = sum as f32;
+    }
+}
+
+tile!(FILL, decode, N, 32);
+
+#[inline(always)]
+fn decode<V: Lanes>(b: &Block<'_, V, BYTES>, out: &mut Half<'_>) {
+    let d = b.words(BYTES - 16)[3].shr(16).f16_to_f32();
+    let one = b.splat(0x0101_0101);
+    for h in 0..2 {
+        for j in 0..4 {
+            out.scale(4 * h + j, d);
+        }
+        for i in 0..2 {
+            for (w, v) in b.words(32 * h + 16 * i).into_iter().enumerate() {
+                for j in 0..4 {
+                    out.codes(32 * h + 8 * j + 4 * i + w, v.shr(2 * j as u32).mask(0x0303_0303).sub8(one));
+                }
+            }
+        }
     }
 }
 
@@ -118,5 +140,10 @@ mod tests {
     #[test]
     fn the_largest_weights_and_activations_overflow_nothing() {
         check::extremes(&TYPE, &[64]);
+    }
+
+    #[test]
+    fn panels_equal_the_decoded_weights() {
+        check::tile(&TYPE);
     }
 }

@@ -1,0 +1,189 @@
+//! A row of super-blocks times a row of activations on AVX-512: the frame of all K formats.
+//!
+//! ```text
+//! A block is four vectors of 64 codes. Each meets its activations in `vpdpbusd`, which leaves sums of four products:
+//! they fit 16 bits, so two vectors are joined, (first, second) to a lane, and `vpdpwssd` multiplies with both scales:
+//! dot[lane] = scale(first) * first[lane] + scale(second) * second[lane] + the same of the other two vectors
+//! ```
+//! A format says what order its codes come in, how a block becomes four vectors, and what its scales are. The second of
+//! two vectors may hold its codes times 16, as they stand in the upper half of a byte: the shift that joins takes it off.
+//! An offset of the codes is where the sums start, `-offset * sum of the four activations`: it costs nothing per row.
+//! Activations are put into that order once per call.
+//!
+//! Rejected: four rows side by side that share loads and the unpacking of scales. From cache no faster, from memory half
+//! as fast: a Zen 4 core's prefetchers follow one stream well and four short ones badly, and asking for lines in advance
+//! does not make up for it.
+
+use std::arch::x86_64::*;
+use std::cell::RefCell;
+
+use super::ActRow;
+use super::super_block::N;
+use crate::simd::x86::*;
+
+/// A format, known when the frame is compiled.
+pub(super) trait Layout {
+    /// How its codes lie.
+    const ORDER: Order;
+}
+
+/// How a format's codes lie.
+#[derive(Clone, Copy, Debug)]
+pub(super) struct Order {
+    /// The first weights of the two halves, of 32 weights each, of the four vectors.
+    pub(super) halves: [[usize; 2]; 4],
+    /// Weights that share a scale: 16 or 32.
+    pub(super) group: usize,
+    /// What is taken off the codes.
+    pub(super) offset: i8,
+    /// Whether the second and the fourth vector are 16 times their codes.
+    pub(super) times_16: bool,
+}
+
+impl Order {
+    /// Which scales (16 to a row, i16) the lanes of vectors `2 * p` and `2 * p + 1` want, of the first of two rows.
+    const fn scales(&self, p: usize) -> [i16; 32] {
+        let mut t = [0; 32];
+        let mut i = 0;
+        while i < 32 {
+            let (lane, second) = (i / 2, i % 2);
+            t[i] = ((self.halves[2 * p + second][lane / 8] + lane % 8 * 4) / self.group) as i16;
+            i += 1;
+        }
+        t
+    }
+}
+
+/// A super-block of activations as the frame wants it.
+#[derive(Clone, Debug)]
+#[repr(align(64))]
+struct Columns {
+    /// In the order of the codes.
+    q: [[i8; 64]; 4],
+    /// Where the sums of products start.
+    start: [[i32; 16]; 4],
+    /// What minimums are multiplied with: the sum of every 16 or, where 32 share one, eight zeros and the sums of 32, since
+    /// the minimums then stand after eight scales.
+    sums: [i16; 16],
+}
+
+thread_local! {
+    static COLUMNS: RefCell<Vec<Columns>> = const { RefCell::new(Vec::new()) };
+}
+
+/// The kernel. `codes` unpacks a block into four vectors; `scales` its 16 scales (or fewer) and, where there are any, what
+/// is multiplied with [`Columns::sums`], all i16; `factors` gives the f16 factor of the scales and above it that of the
+/// minimums.
+#[inline]
+#[target_feature(enable = "avx512f,avx512bw,avx512dq,avx512vl,avx512vbmi,avx512vnni,avx2,fma,f16c")]
+pub(super) fn dot_rows<L: Layout, const BYTES: usize>(
+    (w, stride, x, out): (&[u8], usize, ActRow<'_>, &mut [f32]),
+    factors: impl Fn(&[u8; BYTES]) -> u32,
+    scales: impl Fn(&[u8; BYTES]) -> (__m256i, Option<__m256i>),
+    codes: impl Fn(&[u8; BYTES]) -> [__m512i; 4],
+) {
+    COLUMNS.with_borrow_mut(|columns| {
+        let n = x.n / N;
+        set_columns::<L>(x, columns);
+        let columns = &columns[..n];
+        let lower = _mm512_set1_epi32(0xffff);
+        let wanted = [load_i16x32(const { &L::ORDER.scales(0) }), load_i16x32(const { &L::ORDER.scales(1) })];
+        for (i, out) in out.chunks_mut(4).enumerate() {
+            let mut sums = [_mm512_setzero_ps(); 4];
+            let mut less = [_mm256_setzero_ps(); 4];
+            for r in 0..out.len() {
+                let row = &w[(4 * i + r) * stride..][..n * BYTES];
+                let (mut sum, mut sum_less) = (_mm512_setzero_ps(), _mm256_setzero_ps());
+                for ((block, columns), &d) in row.as_chunks::<BYTES>().0.iter().zip(columns).zip(x.d) {
+                    let (scales, mins) = scales(block);
+                    let codes = codes(block);
+                    let mut dot = _mm512_setzero_si512();
+                    for p in 0..2 {
+                        let mut parts = [_mm512_setzero_si512(); 2];
+                        for (v, part) in parts.iter_mut().enumerate() {
+                            let v = 2 * p + v;
+                            if L::ORDER.offset != 0 {
+                                *part = load_i32x16(&columns.start[v]);
+                            }
+                            *part = _mm512_dpbusd_epi32(*part, codes[v], load_i8x64(&columns.q[v]));
+                        }
+                        let second = if L::ORDER.times_16 {
+                            _mm512_slli_epi32::<12>(parts[1])
+                        } else {
+                            _mm512_slli_epi32::<16>(parts[1])
+                        };
+                        let both = _mm512_or_si512(_mm512_and_si512(parts[0], lower), second);
+                        let scales = _mm512_permutexvar_epi16(wanted[p], _mm512_castsi256_si512(scales));
+                        dot = _mm512_dpwssd_epi32(dot, both, scales);
+                    }
+                    let f = _mm_cvtph_ps(_mm_cvtsi32_si128(factors(block) as i32));
+                    let f = _mm_mul_ps(f, _mm_set1_ps(d));
+                    sum = _mm512_fmadd_ps(_mm512_cvtepi32_ps(dot), _mm512_broadcastss_ps(f), sum);
+                    if let Some(mins) = mins {
+                        let dot = _mm256_cvtepi32_ps(_mm256_madd_epi16(mins, load_i16x16(&columns.sums)));
+                        sum_less = _mm256_fmadd_ps(dot, _mm256_broadcastss_ps(_mm_movehdup_ps(f)), sum_less);
+                    }
+                }
+                (sums[r], less[r]) = (sum, sum_less);
+            }
+            for (out, sum) in out.iter_mut().zip(sum_rows(sums, less)) {
+                *out = sum;
+            }
+        }
+    });
+}
+
+/// Lays the activations out.
+#[inline]
+#[target_feature(enable = "avx512f,avx512bw,avx512dq,avx512vl,avx512vbmi,avx512vnni,avx2,fma,f16c")]
+fn set_columns<L: Layout>(x: ActRow<'_>, to: &mut Vec<Columns>) {
+    to.resize(x.n / N, Columns { q: [[0; 64]; 4], start: [[0; 16]; 4], sums: [0; 16] });
+    for ((to, q), sums) in to.iter_mut().zip(x.q.as_chunks::<N>().0).zip(x.sums.as_chunks::<16>().0) {
+        for v in 0..4 {
+            for h in 0..2 {
+                let at = L::ORDER.halves[v][h];
+                to.q[v][32 * h..32 * h + 32].copy_from_slice(&q[at..at + 32]);
+            }
+            if L::ORDER.offset != 0 {
+                let times = if L::ORDER.times_16 && v % 2 == 1 { 16 } else { 1 };
+                let offset = _mm512_set1_epi8(L::ORDER.offset * times);
+                let zero = _mm512_setzero_si512();
+                let sums = _mm512_dpbusd_epi32(zero, offset, load_i8x64(&to.q[v]));
+                store_i32x16(&mut to.start[v], _mm512_sub_epi32(zero, sums));
+            }
+        }
+        to.sums = *sums;
+        if L::ORDER.group == 32 {
+            let mut pairs = [0; 16];
+            for (to, pair) in pairs[8..].iter_mut().zip(sums.as_chunks::<2>().0) {
+                *to = pair[0] + pair[1];
+            }
+            to.sums = pairs;
+        }
+    }
+}
+
+/// The two halves.
+#[inline]
+#[target_feature(enable = "avx512f,avx512dq")]
+fn halves(v: __m512) -> [__m256; 2] {
+    [_mm512_castps512_ps256(v), _mm512_extractf32x8_ps::<1>(v)]
+}
+
+/// The sums over the lanes of four vectors, each less those of another.
+#[inline]
+#[target_feature(enable = "avx512f,avx512dq,avx2")]
+fn sum_rows(v: [__m512; 4], less: [__m256; 4]) -> [f32; 4] {
+    let mut t = less;
+    for r in 0..4 {
+        let [lo, hi] = halves(v[r]);
+        t[r] = _mm256_add_ps(lo, _mm256_sub_ps(hi, less[r]));
+    }
+    let two = |a, b| _mm256_add_ps(_mm256_unpacklo_ps(a, b), _mm256_unpackhi_ps(a, b));
+    let (ab, cd) = (two(t[0], t[1]), two(t[2], t[3]));
+    let all = _mm256_add_ps(_mm256_shuffle_ps::<0b01_00_01_00>(ab, cd), _mm256_shuffle_ps::<0b11_10_11_10>(ab, cd));
+    let all = _mm_add_ps(_mm256_castps256_ps128(all), _mm256_extractf128_ps::<1>(all));
+    let mut out = [0.0; 4];
+    store_f32x4(&mut out, all);
+    out
+}
