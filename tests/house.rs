@@ -97,6 +97,7 @@ fn unsafe_code_stands_only_in_its_named_files_and_says_what_it_leans_on() {
     let named = [
         "src/quant/tile.rs",
         "src/quant/lanes.rs",
+        "src/quant/grid512.rs",
         "src/cpu/dense.rs",
         "src/simd.rs",
         "src/gguf/map.rs",
