@@ -39,7 +39,7 @@ fn line(ty: &'static QuantType) {
     let products = (ROWS * N) as f64;
     let ns = best(|| tandem::cpu::dot_rows(ty, &w, stride, acts.row(0, &x), black_box(&mut out)));
     let mut text = format!("{:8} {:6.1} {:6.1}", ty.name, products / ns, w.len() as f64 / ns);
-    if ty.tile.is_some() {
+    if ty.has_tiles() {
         acts.set_panels(ty.act, simd::isa(), N, &x);
         let mut work = Work::default();
         for count in [1, 2, 3, 4, 32, 128] {

@@ -66,7 +66,7 @@ pub fn grouped(
         }
     }
     let worth = ty.act.form(simd::isa()).worth();
-    let panels = |g: &Group<'_>| ty.tile.is_some() && g.pairs.len() >= worth;
+    let panels = |g: &Group<'_>| ty.has_tiles() && g.pairs.len() >= worth;
     if groups.iter().any(|g| !panels(g)) {
         pool.each_of(acts.row_parts(ty.act, n_in, x), size_of_val(x), RowPart::fill);
     }
