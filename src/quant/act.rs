@@ -77,7 +77,7 @@ pub struct Acts {
     q: Vec<i8>,
     d: Vec<f32>,
     sums: Vec<i16>,
-    /// For panels, of one form or the other.
+    /// For many tokens at once, of one form or the other.
     rows: usize,
     form: Option<Form>,
     columns: Vec<Columns>,

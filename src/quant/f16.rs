@@ -128,7 +128,7 @@ mod tests {
     }
 
     #[test]
-    fn panels_equal_the_scalar_truth() {
+    fn many_tokens_at_once_equal_the_decoded_weights() {
         check::tile(&TYPE);
     }
 

@@ -33,13 +33,13 @@ pub enum Form {
 }
 
 impl Form {
-    /// Tokens from which a panel is quicker than the row kernel for each of them, measured from cache (Zen 4): BF16
-    /// pairs 31 products/ns at two, 46 at three, the row kernel 30; f32 words 27 at four, the row kernel 26; codes 64
-    /// (Q4_K) and 24 (IQ2_XXS) at three, and the row kernels 46 and 20, with faster ones to come.
+    /// Tokens from which they are quicker together than one by one, measured from cache (Zen 4, products/ns): BF16 pairs
+    /// 30 for two and 42 for three, the row kernel 29; F16 with f32 24 and 33, the row kernel 25; panels of codes 64 for
+    /// three (Q4_K) and 24 (IQ2_XXS), their AVX2 row kernels 46 and 20 and AVX-512 ones beyond.
     pub fn worth(self) -> usize {
         match self {
-            Form::Bf16 => 3,
-            Form::Codes | Form::F32 => 4,
+            Form::Bf16 | Form::F32 => 3,
+            Form::Codes => 4,
         }
     }
 
@@ -338,6 +338,35 @@ pub(super) mod x86 {
 #[cfg(test)]
 mod tests {
     use super::round;
+    use crate::quant::act::Acts;
+    use crate::quant::tile::{Source, Work};
+    use crate::quant::{Rng, bf16, f16};
+    use crate::simd::{self, Isa};
+
+    #[test]
+    fn a_token_gets_the_same_bits_alone_and_among_a_hundred() {
+        let mut rng = Rng(8);
+        let (n, rows, count) = (3001, 7, 100);
+        let x: Vec<f32> = (0..n * count).map(|_| rng.normal()).collect();
+        for ty in [&f16::TYPE, &bf16::TYPE] {
+            let stride = ty.row_bytes(n);
+            let mut w = vec![0; stride * rows];
+            w.chunks_exact_mut(ty.bytes).for_each(|b| (ty.random)(&mut rng, b));
+            let (mut acts, mut work) = (Acts::default(), Work::default());
+            for isa in Isa::ALL.into_iter().filter(|i| *i <= simd::detected()) {
+                acts.set_panels(ty.act, isa, n, &x);
+                let mut run = |tokens: &[(u32, u32)]| {
+                    let mut out = Vec::new();
+                    let add = |_: u32, sums: &[f32]| out.extend(sums.iter().map(|v| v.to_bits()));
+                    work.multiply(ty, Source { w: &w, stride, rows }, acts.tile(), tokens, isa, add);
+                    out
+                };
+                let tokens: Vec<(u32, u32)> = (0..count as u32).map(|t| (t, t)).collect();
+                let alone: Vec<u32> = tokens.iter().flat_map(|t| run(&[*t])).collect();
+                assert!(run(&tokens) == alone, "{} {}", ty.name, isa.name());
+            }
+        }
+    }
 
     #[test]
     fn activations_are_rounded_to_the_nearest_and_ties_to_even() {

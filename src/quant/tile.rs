@@ -221,7 +221,7 @@ impl Columns {
     pub const ZERO: Columns = Columns { u: [0; CHUNK], d: [0.0; CHUNK / 32], sums: [0.0; CHUNK / 16] };
 }
 
-/// Activations for panels.
+/// Activations for many tokens at once.
 #[derive(Clone, Copy, Debug)]
 pub struct TileActs<'a> {
     /// Values in a row.
@@ -230,12 +230,12 @@ pub struct TileActs<'a> {
     pub block: usize,
     /// Rows.
     pub rows: usize,
-    /// What panels they meet.
+    /// What they were made into.
     pub form: Form,
     /// The first [`CHUNK`] columns of every row, then the next: neighbours in a panel's columns would fall into the same
     /// few sets of the cache if they lay a power of two apart. The last may not be full.
     pub columns: &'a [Columns],
-    /// The same for floats, a panel's columns at a time.
+    /// The same for floats, [`super::floats::WORDS`] words at a time.
     pub words: &'a [Words],
 }
 
