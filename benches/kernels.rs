@@ -1,7 +1,7 @@
 //! How fast one thread computes each format from its own cache, without memory: `cargo bench --bench kernels [FORMAT..]`.
 //!
-//! Weights per nanosecond of the row kernel (decode), then products per nanosecond with a panel shared by 1 to 4, 32
-//! and 128 tokens (prompts). A machine that does other things disturbs the figures; compare within one run.
+//! Weights per nanosecond of the row kernel (decode), then products per nanosecond for 1 to 4, 32 and 128 tokens
+//! at once (prompts). A machine that does other things disturbs the figures; compare within one run.
 
 use std::hint::black_box;
 use std::time::Instant;
@@ -39,7 +39,7 @@ fn line(ty: &'static QuantType) {
     let products = (ROWS * N) as f64;
     let ns = best(|| tandem::cpu::dot_rows(ty, &w, stride, acts.row(0, &x), black_box(&mut out)));
     let mut text = format!("{:8} {:6.1} {:6.1}", ty.name, products / ns, w.len() as f64 / ns);
-    if ty.tile.is_some() {
+    if ty.has_tiles() {
         acts.set_panels(ty.act, simd::isa(), N, &x);
         let mut work = Work::default();
         for count in [1, 2, 3, 4, 32, 128] {
@@ -58,7 +58,10 @@ fn line(ty: &'static QuantType) {
 
 fn main() {
     let asked: Vec<String> = std::env::args().skip(1).filter(|a| !a.starts_with('-')).collect();
-    println!("{}: one row: weights/ns, GB/s; panels: products/ns with 1, 2, 3, 4, 32, 128 tokens", simd::isa().name());
+    println!(
+        "{}: one row: weights/ns, GB/s; many tokens: products/ns with 1, 2, 3, 4, 32, 128 tokens",
+        simd::isa().name()
+    );
     for ty in quant::TYPES {
         if asked.is_empty() || asked.iter().any(|a| a.eq_ignore_ascii_case(ty.name)) {
             line(ty);

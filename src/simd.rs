@@ -175,18 +175,11 @@ pub mod x86 {
         _mm256_cvtph_ps(load_u8x16(p))
     }
 
-    /// 8 half-precision floats (their bits) widened to f32.
-    #[inline]
-    #[target_feature(enable = "avx2,f16c")]
-    pub fn widen_f16x8(v: __m128i) -> __m256 {
-        _mm256_cvtph_ps(v)
-    }
-
-    /// 8 upper halves of floats widened to f32.
+    /// 8 upper halves of floats (little-endian bytes) widened to f32.
     #[inline]
     #[target_feature(enable = "avx2")]
-    pub fn widen_bf16x8(v: __m128i) -> __m256 {
-        _mm256_castsi256_ps(_mm256_slli_epi32::<16>(_mm256_cvtepu16_epi32(v)))
+    pub fn load_bf16x8(p: &[u8; 16]) -> __m256 {
+        _mm256_castsi256_ps(_mm256_slli_epi32::<16>(_mm256_cvtepu16_epi32(load_u8x16(p))))
     }
 
     /// One half-precision float (its bits) widened to f32.
@@ -293,14 +286,6 @@ pub mod x86 {
     pub fn load_f32x8_bytes(p: &[u8; 32]) -> __m256 {
         // SAFETY: the reference covers the 32 bytes read.
         unsafe { _mm256_loadu_ps(p.as_ptr().cast()) }
-    }
-
-    /// Writes 32 bytes, any alignment.
-    #[inline]
-    #[target_feature(enable = "avx2")]
-    pub fn store_u8x32(p: &mut [u8; 32], v: __m256i) {
-        // SAFETY: the reference covers the 32 bytes written.
-        unsafe { _mm256_storeu_si256(p.as_mut_ptr().cast(), v) }
     }
 
     /// Writes 16 two-byte values, any alignment.
@@ -457,49 +442,23 @@ pub mod x86 {
         _mm512_dpbf16_ps(sum, a, b)
     }
 
-    /// 4 words of 8 rows, turned: word `r` of vector `w` is word `w` of row `r`.
+    /// The sum of each of four vectors of 16 floats.
     #[inline]
-    #[target_feature(enable = "avx2")]
-    pub fn turn_words(rows: [&[u8; 16]; 8]) -> [__m256i; 4] {
-        // Rows i and 4 + i, a lane each; then a turn of 4 by 4 within the lanes.
-        let two = |i: usize| {
-            let low = _mm256_castsi128_si256(load_u8x16(rows[i]));
-            _mm256_inserti128_si256::<1>(low, load_u8x16(rows[4 + i]))
-        };
-        let (a, b, c, d) = (two(0), two(1), two(2), two(3));
-        let (ab0, ab1) = (_mm256_unpacklo_epi32(a, b), _mm256_unpackhi_epi32(a, b));
-        let (cd0, cd1) = (_mm256_unpacklo_epi32(c, d), _mm256_unpackhi_epi32(c, d));
-        [
-            _mm256_unpacklo_epi64(ab0, cd0),
-            _mm256_unpackhi_epi64(ab0, cd0),
-            _mm256_unpacklo_epi64(ab1, cd1),
-            _mm256_unpackhi_epi64(ab1, cd1),
-        ]
-    }
-
-    /// 16 values of two bytes of 8 rows, turned: vector `k` has value `k` of each row in its lower half, value `8 + k`
-    /// in its upper.
-    #[inline]
-    #[target_feature(enable = "avx2")]
-    pub fn turn_halves(rows: [&[u8; 32]; 8]) -> [__m256i; 8] {
-        // Row by row the pairs (0, 1), (2, 3) ..; then words of two values are turned as above.
-        let pair = |i: usize| {
-            let (a, b) = (load_u8x32(rows[2 * i]), load_u8x32(rows[2 * i + 1]));
-            (_mm256_unpacklo_epi16(a, b), _mm256_unpackhi_epi16(a, b))
-        };
-        let (p, q, r, s) = (pair(0), pair(1), pair(2), pair(3));
-        let four = |a, b, c, d| {
-            let (ab0, ab1) = (_mm256_unpacklo_epi32(a, b), _mm256_unpackhi_epi32(a, b));
-            let (cd0, cd1) = (_mm256_unpacklo_epi32(c, d), _mm256_unpackhi_epi32(c, d));
-            [
-                _mm256_unpacklo_epi64(ab0, cd0),
-                _mm256_unpackhi_epi64(ab0, cd0),
-                _mm256_unpacklo_epi64(ab1, cd1),
-                _mm256_unpackhi_epi64(ab1, cd1),
-            ]
-        };
-        let ([a, b, c, d], [e, f, g, h]) = (four(p.0, q.0, r.0, s.0), four(p.1, q.1, r.1, s.1));
-        [a, b, c, d, e, f, g, h]
+    #[target_feature(enable = "avx512f,avx2")]
+    pub fn fold4(v: [__m512; 4]) -> [f32; 4] {
+        let ab = _mm512_add_ps(_mm512_unpacklo_ps(v[0], v[1]), _mm512_unpackhi_ps(v[0], v[1]));
+        let cd = _mm512_add_ps(_mm512_unpacklo_ps(v[2], v[3]), _mm512_unpackhi_ps(v[2], v[3]));
+        let (ab, cd) = (_mm512_castps_pd(ab), _mm512_castps_pd(cd));
+        let low = _mm512_castpd_ps(_mm512_unpacklo_pd(ab, cd));
+        let sums = _mm512_add_ps(low, _mm512_castpd_ps(_mm512_unpackhi_pd(ab, cd)));
+        // Each lane of 128 bits now has a part of all four sums.
+        let high = _mm256_castpd_ps(_mm512_extractf64x4_pd::<1>(_mm512_castps_pd(sums)));
+        let sums = _mm256_add_ps(_mm512_castps512_ps256(sums), high);
+        let sums = _mm_add_ps(_mm256_castps256_ps128(sums), _mm256_extractf128_ps::<1>(sums));
+        let mut out = [0.0; 4];
+        // SAFETY: the array has the 16 bytes written.
+        unsafe { _mm_storeu_ps(out.as_mut_ptr(), sums) };
+        out
     }
 
     /// Writes 64 signed bytes, any alignment.

@@ -66,8 +66,8 @@ pub fn grouped(
         }
     }
     let worth = ty.act.form(simd::isa()).worth();
-    let panels = |g: &Group<'_>| ty.tile.is_some() && g.pairs.len() >= worth;
-    if groups.iter().any(|g| !panels(g)) {
+    let panels = |g: &Group<'_>| ty.has_tiles() && g.pairs.len() >= worth;
+    if groups.iter().any(|g| !g.pairs.is_empty() && !panels(g)) {
         pool.each_of(acts.row_parts(ty.act, n_in, x), size_of_val(x), RowPart::fill);
     }
     if groups.iter().any(panels) {

@@ -2,7 +2,8 @@
 //!
 //! ```text
 //! F32   the row itself
-//! Bf16  the row itself; for panels BF16, where the CPU multiplies that
+//! F16   the row itself, for F16 weights
+//! Bf16  the row itself, for BF16 weights; for many tokens BF16, where the CPU multiplies that
 //! Q8    i8 per value, an f32 scale per 32 values
 //! Q8K   i8 per value, an f32 scale per 256 values (super-block formats sum whole super-blocks in integers)
 //! ```
@@ -20,9 +21,11 @@ use crate::simd::{self, Isa};
 /// A form of activations.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 pub enum Act {
-    /// As they are.
+    /// As they are, one token at a time.
     F32,
-    /// As they are; for panels rounded to BF16 where the CPU multiplies that.
+    /// As they are, for F16 weights.
+    F16,
+    /// As they are, for BF16 weights; for many tokens rounded to BF16 where the CPU multiplies that.
     Bf16,
     /// 8 bits, a scale per 32 values.
     Q8,
@@ -34,17 +37,17 @@ impl Act {
     /// Values that share one scale; rows must be a multiple of it. 1 for floats.
     pub fn block(self) -> usize {
         match self {
-            Act::F32 | Act::Bf16 => 1,
+            Act::F32 | Act::F16 | Act::Bf16 => 1,
             Act::Q8 => 32,
             Act::Q8K => 256,
         }
     }
 
-    /// What panels are made of.
+    /// What many tokens at once are made into.
     pub fn form(self, isa: Isa) -> Form {
         match self {
             Act::Bf16 if isa >= Isa::Avx512Bf16 => Form::Bf16,
-            Act::F32 | Act::Bf16 => Form::F32,
+            Act::F32 | Act::F16 | Act::Bf16 => Form::F32,
             Act::Q8 | Act::Q8K => Form::Codes,
         }
     }
@@ -124,7 +127,7 @@ pub struct Acts {
     d: Vec<f32>,
     sums: Vec<i16>,
     quads: Vec<Quad>,
-    /// For panels, of one form or the other.
+    /// For many tokens at once, of one form or the other.
     rows: usize,
     form: Option<Form>,
     columns: Vec<Columns>,

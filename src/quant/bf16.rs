@@ -7,8 +7,7 @@
 //! ik_llama.cpp do there; see floats.rs. A single token's stay f32, which costs nothing: weights come from memory more
 //! slowly than they are multiplied.
 
-use super::floats::floats;
-use super::{Act, ActRow, Kernel, QuantType, Rng, Tile, rows};
+use super::{Act, ActRow, Kernel, QuantType, Rng, rows};
 use crate::simd::Isa;
 
 const BYTES: usize = 2;
@@ -21,17 +20,7 @@ pub static TYPE: QuantType = QuantType {
     block: 1,
     bytes: BYTES,
     act: Act::Bf16,
-    tile: Some(Tile {
-        group: 1,
-        mins: false,
-        fill: &[
-            #[cfg(target_arch = "x86_64")]
-            (Isa::Avx512Bf16, super::floats::x86::fill_words),
-            #[cfg(target_arch = "x86_64")]
-            (Isa::Avx2, fill_avx2),
-            (Isa::Scalar, fill_plain),
-        ],
-    }),
+    tile: None,
     dequant,
     kernels: &[
         #[cfg(target_arch = "x86_64")]
@@ -68,8 +57,6 @@ fn dot(w: &[u8], stride: usize, x: ActRow<'_>, out: &mut [f32]) {
 fn random(rng: &mut Rng, block: &mut [u8]) {
     block.copy_from_slice(&half::bf16::from_f32(rng.normal()).to_le_bytes());
 }
-
-floats!(value, widen_bf16x8);
 
 #[cfg(target_arch = "x86_64")]
 #[target_feature(enable = "avx512f,avx512bw,avx2")]
@@ -110,7 +97,7 @@ mod tests {
     }
 
     #[test]
-    fn panels_equal_the_scalar_truth() {
+    fn many_tokens_at_once_equal_the_decoded_weights() {
         check::tile(&TYPE);
     }
 

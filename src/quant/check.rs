@@ -216,7 +216,7 @@ pub fn extremes_by(ty: &'static QuantType, put: impl Fn(&mut [u8], f32)) {
     }
 }
 
-/// Panels against decoded weights in f64, on every instruction set that this CPU has: row counts below and above a half
+/// Many tokens at once (panels, floats) against decoded weights in f64, on every instruction set that this CPU has: row counts below and above a half
 /// panel, every count of tokens up to 13, row lengths that are not whole chunks. Limit as in [`kernels`], over the terms
 /// of codes and minimums.
 pub fn tile(ty: &'static QuantType) {
@@ -244,7 +244,7 @@ pub fn tile(ty: &'static QuantType) {
             let mut acts = Acts::default();
             acts.set(ty.act, n, &x);
             acts.set_panels(ty.act, isa, n, &x);
-            // What a panel of BF16 is meant to multiply with; the rounding itself has a test in floats.rs. Products of
+            // What BF16 is meant to be multiplied with; the rounding itself has a test in floats.rs. Products of
             // BF16 are exact in f32, so that only the sum rounds, as everywhere; no value here is subnormal, which the
             // instruction would take for zero.
             let rounded = |x: &f32| match ty.act.form(isa) {

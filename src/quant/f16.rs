@@ -4,8 +4,7 @@
 //! byte 0..2   w: f16, little-endian
 //! ```
 
-use super::floats::floats;
-use super::{Act, ActRow, Kernel, Kv, QuantType, Rng, Tile, f16_at, put_f16, rows};
+use super::{Act, ActRow, Kernel, Kv, QuantType, Rng, f16_at, put_f16, rows};
 use crate::simd::Isa;
 
 const BYTES: usize = 2;
@@ -17,16 +16,8 @@ pub static TYPE: QuantType = QuantType {
     name: "F16",
     block: 1,
     bytes: BYTES,
-    act: Act::F32,
-    tile: Some(Tile {
-        group: 1,
-        mins: false,
-        fill: &[
-            #[cfg(target_arch = "x86_64")]
-            (Isa::Avx2, fill_avx2),
-            (Isa::Scalar, fill_plain),
-        ],
-    }),
+    act: Act::F16,
+    tile: None,
     dequant,
     kernels: &[
         #[cfg(target_arch = "x86_64")]
@@ -88,8 +79,6 @@ fn decode_avx512(blocks: &[u8], out: &mut [f32]) {
     dequant(w_tail, tail);
 }
 
-floats!(value, widen_f16x8);
-
 #[cfg(target_arch = "x86_64")]
 #[target_feature(enable = "avx512f,avx512bw,avx2")]
 fn dot_avx512(w: &[u8], stride: usize, x: ActRow<'_>, out: &mut [f32]) {
@@ -139,7 +128,7 @@ mod tests {
     }
 
     #[test]
-    fn panels_equal_the_scalar_truth() {
+    fn many_tokens_at_once_equal_the_decoded_weights() {
         check::tile(&TYPE);
     }
 

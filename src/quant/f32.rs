@@ -1,7 +1,7 @@
 //! F32: weights as they are. A block is one little-endian f32.
 //!
-//! It has no panels: models of F32 are references, whose logits are bit-equal however a prompt is cut, and panels add in
-//! an order of their own.
+//! Prompts go token by token through the row kernel: models of F32 are references, whose logits are bit-equal however a
+//! prompt is cut, and the kernels for many tokens add in an order of their own.
 
 use super::{Act, ActRow, Kernel, Kv, QuantType, Rng, rows};
 use crate::simd::Isa;

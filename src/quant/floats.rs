@@ -1,44 +1,49 @@
-//! Panels of floats, for formats whose weights are floats themselves (see tile.rs for panels of codes).
+//! Many tokens at once for formats whose weights are floats themselves (see tile.rs for codes): nothing is decoded, and
+//! a few rows meet a few tokens straight from memory.
 //!
 //! ```text
-//! panel of 32 rows:   for every word of the rows: 32 x 4 bytes, row after row          (a "step", 128 bytes; 128 steps)
-//! F32                 a word is one column as f32: 128 columns
-//! Bf16                a word is two columns as BF16: 256 columns
-//! out[t][r] = sum over words of  panel[word][r] . x[t][word]
+//! 4 rows x 6 tokens:   24 sums of 16 lanes stay in registers for the whole length of the rows; four loads of weights
+//!                      and six of activations feed 24 multiplications; at the end each sum's lanes are added up
+//! F32 form             activations as f32; weights are widened as they are loaded
+//! Bf16 form            activations rounded to BF16; weights as they are
 //! ```
-//! There is nothing to decode: a row's words are turned so that 32 rows stand side by side, BF16 weights as they are.
 //! `vdpbf16ps` multiplies 32 pairs where a fused multiply-add multiplies 16 floats, but wants both sides as BF16: a
 //! prompt's activations are rounded (to nearest, ties to even), which is what other engines do with BF16 weights on such
 //! CPUs. A single token's are not. The instruction takes subnormals for zero.
+//!
+//! Left: panels of floats, as of codes (32 rows' words turned to stand side by side). Turning costs a tenth to a fifth
+//! of multiplying with 32 tokens, and there is nothing to decode that would pay for it.
 
-use super::tile::{Ahead, Panel, ROWS, Source};
+use super::act::Act;
+use super::tile::{Ahead, ROWS, Source};
+use crate::simd::Isa;
 
-/// Words of a panel's row, or of a token's.
+/// Words of activations that lie together.
 pub const WORDS: usize = 128;
 
-/// What a word of a panel holds.
+/// What many tokens' activations are made into.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Form {
-    /// Four 8-bit codes: tile.rs.
+    /// 8-bit codes, for panels: tile.rs.
     Codes,
-    /// One f32.
+    /// f32, a column to a word.
     F32,
-    /// Two columns as BF16.
+    /// BF16, two columns to a word.
     Bf16,
 }
 
 impl Form {
-    /// Tokens from which a panel is quicker than the row kernel for each of them, measured from cache (Zen 4): BF16
-    /// pairs 31 products/ns at two, 46 at three, the row kernel 30; f32 words 27 at four, the row kernel 26; codes 64
-    /// (Q4_K) and 24 (IQ2_XXS) at three, and the row kernels 46 and 20, with faster ones to come.
+    /// Tokens from which they are quicker together than one by one, measured from cache (Zen 4, products/ns): BF16 pairs
+    /// 30 for two and 42 for three, the row kernel 29; F16 with f32 24 and 33, the row kernel 25; panels of codes 64 for
+    /// three (Q4_K) and 24 (IQ2_XXS), their AVX2 row kernels 46 and 20 and AVX-512 ones beyond.
     pub fn worth(self) -> usize {
         match self {
-            Form::Bf16 => 3,
-            Form::Codes | Form::F32 => 4,
+            Form::Bf16 | Form::F32 => 3,
+            Form::Codes => 4,
         }
     }
 
-    /// Columns of a panel.
+    /// Columns that lie together.
     pub fn columns(self) -> usize {
         match self {
             Form::Codes => super::tile::CHUNK,
@@ -48,7 +53,7 @@ impl Form {
     }
 }
 
-/// A panel's columns of one row of activations; zeros where the row has ended.
+/// [`WORDS`] words of a row of activations; zeros where the row has ended.
 #[derive(Clone, Debug)]
 #[repr(align(64))]
 pub struct Words(pub [u32; WORDS]);
@@ -57,7 +62,7 @@ impl Words {
     /// Nothing.
     pub const ZERO: Words = Words([0; WORDS]);
 
-    /// Takes up to a panel's columns of a row.
+    /// Takes as many columns of a row, or its last few.
     #[inline(always)]
     pub(super) fn set(&mut self, form: Form, x: &[f32]) {
         match form {
@@ -82,53 +87,44 @@ fn round(x: f32) -> u16 {
     (if x.is_nan() { bits | 0x40_0000 } else { bits + up } >> 16) as u16
 }
 
-/// The words of the 32 rows one by one: `word(bytes)` of every `BYTES` bytes.
-pub(super) fn fill<const BYTES: usize>(
-    s: &Source<'_>,
-    bytes: std::ops::Range<usize>,
-    to: &mut Panel,
-    word: impl Fn(&[u8; BYTES]) -> u32,
-) {
-    for r in 0..ROWS {
-        for (step, b) in to.codes.iter_mut().zip(s.row(r)[bytes.clone()].as_chunks().0) {
-            step.as_chunks_mut::<4>().0[r] = word(b).to_le_bytes();
-        }
-    }
+/// The rows of `w` times the tokens of `x`, added to `out`: the first words of all `rows` of them, then the next.
+pub(super) struct Product<'a> {
+    pub(super) w: Source<'a>,
+    /// Columns.
+    pub(super) n: usize,
+    pub(super) x: &'a [Words],
+    pub(super) rows: usize,
+    pub(super) tokens: &'a [(u32, u32)],
 }
 
-/// Adds a token's products to `out`: the truth for words of f32.
-pub(super) fn multiply(panel: &Panel, steps: usize, x: &Words, out: &mut [f32; ROWS]) {
-    for (step, &x) in panel.codes[..steps].iter().zip(&x.0) {
-        let x = f32::from_bits(x);
-        for (out, w) in out.iter_mut().zip(step.as_chunks::<4>().0) {
-            *out += f32::from_le_bytes(*w) * x;
-        }
-    }
-}
-
-/// Fills panels of f32 from weights of two bytes: `floats!(value, widen)` with the decoder of one weight and that
-/// of eight (simd.rs).
-macro_rules! floats {
-    ($value:ident, $widen:ident) => {
+impl Product<'_> {
+    /// For weights of two bytes: BF16 where `act` says so, else F16.
+    #[allow(unsafe_code)]
+    pub(super) fn add(&self, act: Act, isa: Isa, out: &mut [[f32; ROWS]]) {
         #[cfg(target_arch = "x86_64")]
-        #[target_feature(enable = "avx2,fma,f16c")]
-        fn fill_avx2(
-            s: &crate::quant::tile::Source<'_>,
-            bytes: std::ops::Range<usize>,
-            to: &mut crate::quant::tile::Panel,
-        ) {
-            crate::quant::floats::x86::fill_halves(s, bytes, to, |v| crate::simd::x86::$widen(v));
+        // SAFETY: the caller compared the instruction set with what the CPU has.
+        unsafe {
+            match (act, isa) {
+                (Act::Bf16, Isa::Avx512Bf16) => return x86::bf16_pairs(self, out),
+                (Act::Bf16, Isa::Avx512) => return x86::bf16_avx512(self, out),
+                (Act::Bf16, Isa::Avx2) => return x86::bf16_avx2(self, out),
+                (_, Isa::Avx512Bf16 | Isa::Avx512) => return x86::f16_avx512(self, out),
+                (_, Isa::Avx2) => return x86::f16_avx2(self, out),
+                (_, Isa::Scalar) => {}
+            }
         }
-        fn fill_plain(
-            s: &crate::quant::tile::Source<'_>,
-            bytes: std::ops::Range<usize>,
-            to: &mut crate::quant::tile::Panel,
-        ) {
-            crate::quant::floats::fill(s, bytes, to, |b| $value(b).to_bits());
+        let bf16 = |b: &[u8; 2]| half::bf16::from_le_bytes(*b).to_f64();
+        let f16 = |b: &[u8; 2]| half::f16::from_le_bytes(*b).to_f64();
+        let value: &dyn Fn(&[u8; 2]) -> f64 = if act == Act::Bf16 { &bf16 } else { &f16 };
+        for (&(t, _), out) in self.tokens.iter().zip(out) {
+            for (r, out) in out[..self.w.rows].iter_mut().enumerate() {
+                let row = self.w.row(r)[..2 * self.n].as_chunks().0;
+                let x = (0..).map(|k| f32::from_bits(self.x[k / WORDS * self.rows + t as usize].0[k % WORDS]) as f64);
+                *out += row.iter().zip(x).map(|(w, x)| value(w) * x).sum::<f64>() as f32;
+            }
         }
-    };
+    }
 }
-pub(super) use floats;
 
 #[cfg(target_arch = "x86_64")]
 pub(super) mod x86 {
@@ -139,65 +135,8 @@ pub(super) mod x86 {
 
     /// Tokens that are multiplied together.
     const TOKENS: usize = 6;
-
-    /// `PARTS` runs of 8 rows' bytes, all of a panel's columns, to `turn`: arrays of that length need no checks of bounds.
-    /// Rows that end before the panel does go through a copy, zeros after them.
-    #[inline(always)]
-    fn by_eight<const BYTES: usize, const PARTS: usize>(
-        s: &Source<'_>,
-        bytes: std::ops::Range<usize>,
-        mut turn: impl FnMut(usize, [&[[u8; BYTES]; PARTS]; 8]),
-    ) {
-        for part in 0..ROWS / 8 {
-            let row = |r: usize| &s.row(8 * part + r)[bytes.clone()];
-            if bytes.len() == BYTES * PARTS {
-                turn(part, std::array::from_fn(|r| row(r).as_chunks().0.as_array().expect("a panel's columns")));
-                continue;
-            }
-            let mut copy = [[[0; BYTES]; PARTS]; 8];
-            for (r, copy) in copy.iter_mut().enumerate() {
-                copy.as_flattened_mut()[..bytes.len()].copy_from_slice(row(r));
-            }
-            turn(part, copy.each_ref());
-        }
-    }
-
-    /// Turns words as they are.
-    #[target_feature(enable = "avx2")]
-    pub(in crate::quant) fn fill_words(s: &Source<'_>, bytes: std::ops::Range<usize>, to: &mut Panel) {
-        #[target_feature(enable = "avx2")]
-        fn turn(part: usize, rows: [&[[u8; 16]; WORDS / 4]; 8], to: &mut Panel) {
-            for (b, to) in to.codes.as_chunks_mut::<4>().0.iter_mut().enumerate() {
-                for (to, v) in to.iter_mut().zip(turn_words(std::array::from_fn(|r| &rows[r][b]))) {
-                    store_u8x32(&mut to.as_chunks_mut::<32>().0[part], v);
-                }
-            }
-        }
-        by_eight(s, bytes, |part, rows| turn(part, rows, to));
-    }
-
-    /// Turns weights of two bytes, which `widen` makes floats.
-    #[inline]
-    #[target_feature(enable = "avx2,fma,f16c")] // as the callers', or `widen` becomes a call
-    pub(in crate::quant) fn fill_halves(
-        s: &Source<'_>,
-        bytes: std::ops::Range<usize>,
-        to: &mut Panel,
-        widen: impl Fn(__m128i) -> __m256,
-    ) {
-        by_eight(s, bytes, |part, rows: [&[[u8; 32]; WORDS / 16]; 8]| {
-            for (b, to) in to.codes.as_chunks_mut::<16>().0.iter_mut().enumerate() {
-                let turned = turn_halves(std::array::from_fn(|r| &rows[r][b]));
-                let mut put = |step: usize, v: __m128i| {
-                    store_u8x32(&mut to[step].as_chunks_mut::<32>().0[part], _mm256_castps_si256(widen(v)))
-                };
-                for (i, v) in turned.into_iter().enumerate() {
-                    put(i, _mm256_castsi256_si128(v));
-                    put(8 + i, _mm256_extracti128_si256::<1>(v));
-                }
-            }
-        });
-    }
+    /// Bytes of activations that stay in the second-level cache while all rows go by.
+    const BLOCK: usize = 256 * 1024;
 
     /// The row kernel of every float format: `load` makes 16 floats of `BYTES` bytes, `value` one float of its share.
     ///
@@ -238,110 +177,196 @@ pub(super) mod x86 {
 
     /// Tokens in groups as even as can be: few sums in flight leave the multiplier waiting.
     fn groups(tokens: usize, most: usize) -> impl Iterator<Item = std::ops::Range<usize>> {
-        let n = tokens.div_ceil(most);
+        let n = tokens.div_ceil(most.max(1));
         (0..n).map(move |i| tokens * i / n..tokens * (i + 1) / n)
     }
 
-    /// The tokens times the panel with 512-bit vectors: twelve sums, two vectors of weights.
-    macro_rules! wide {
-        ($name:ident, $one:ident, $features:literal, $dot:expr) => {
+    /// `$name`: a product by `$one`, `$rows` rows and up to six tokens at a time. `$bytes` bytes of weights make a vector
+    /// of `$lanes` words by `$load`; `$fold` adds up the lanes of the rows' sums.
+    macro_rules! product {
+        ($name:ident, $one:ident, $features:literal, $v:ty, $rows:literal, $bytes:literal, $lanes:literal, $load:expr,
+         $x:expr, $zero:expr, $dot:expr, $fold:expr) => {
             #[target_feature(enable = $features)]
-            pub(in crate::quant) fn $name(
-                panel: &Panel,
-                steps: usize,
-                x: &[Words],
-                tokens: &[(u32, u32)],
-                out: &mut [[f32; ROWS]],
-                ahead: Ahead<'_>,
-            ) {
-                for some in groups(tokens.len(), TOKENS) {
-                    ahead.ask(&some, tokens.len());
-                    let (some, out) = (&tokens[some.clone()], &mut out[some]);
-                    let x: [&Words; TOKENS] = std::array::from_fn(|i| &x[some[i.min(some.len() - 1)].0 as usize]);
-                    match some.len() {
-                        1 => $one::<1>(panel, steps, x, out),
-                        2 => $one::<2>(panel, steps, x, out),
-                        3 => $one::<3>(panel, steps, x, out),
-                        4 => $one::<4>(panel, steps, x, out),
-                        5 => $one::<5>(panel, steps, x, out),
-                        _ => $one::<6>(panel, steps, x, out),
+            pub(in crate::quant) fn $name(p: &Product<'_>, out: &mut [[f32; ROWS]]) {
+                const PARTS: usize = WORDS / $lanes;
+                let blocks = groups(p.tokens.len(), BLOCK / (size_of::<Words>() * p.x.len() / p.rows).max(1));
+                let tasks =
+                    blocks.flat_map(|block| (0..p.w.rows).step_by($rows).map(move |first| (block.clone(), first)));
+                for (block, first) in tasks {
+                    let (tokens, out) = (&p.tokens[block.clone()], &mut out[block.clone()]);
+                    let rows: [&[u8]; $rows] = std::array::from_fn(|r| &p.w.row(first + r)[..2 * p.n]);
+                    let whole: [&[[[u8; $bytes]; PARTS]]; $rows] =
+                        rows.map(|row| row.as_chunks::<$bytes>().0.as_chunks::<PARTS>().0);
+                    let done = whole[0].len() * $bytes * PARTS;
+                    // The columns after the last full run of words, zeros after them.
+                    let mut last = [[[0; $bytes]; PARTS]; $rows];
+                    for (last, row) in last.iter_mut().zip(rows) {
+                        last.as_flattened_mut()[..2 * p.n - done].copy_from_slice(&row[done..]);
                     }
-                }
-            }
-
-            #[target_feature(enable = $features)]
-            fn $one<const T: usize>(panel: &Panel, steps: usize, x: [&Words; TOKENS], out: &mut [[f32; ROWS]]) {
-                let out = &mut out[..T];
-                let mut sums: [[__m512; 2]; T] = std::array::from_fn(|t| load_f32x32(&out[t]));
-                for (i, step) in panel.codes[..steps].iter().enumerate() {
-                    let w = load_u8x128(step);
-                    for t in 0..T {
-                        let x = _mm512_set1_epi32(x[t].0[i & (WORDS - 1)] as i32);
-                        for h in 0..2 {
-                            sums[t][h] = $dot(sums[t][h], w[h], x);
+                    let last = (done < 2 * p.n).then_some(&last);
+                    let next = (first + $rows) * p.w.stride;
+                    let ahead = Ahead::new(p.w.w, next, p.w.stride, $rows * p.w.stride, 1, tokens.len());
+                    for some in groups(tokens.len(), TOKENS) {
+                        if block.start == 0 {
+                            ahead.ask(&some);
+                        }
+                        let (tokens, out) = (&tokens[some.clone()], &mut out[some]);
+                        match tokens.len() {
+                            1 => $one::<1>(p, whole, last, tokens, out, first),
+                            2 => $one::<2>(p, whole, last, tokens, out, first),
+                            3 => $one::<3>(p, whole, last, tokens, out, first),
+                            4 => $one::<4>(p, whole, last, tokens, out, first),
+                            5 => $one::<5>(p, whole, last, tokens, out, first),
+                            _ => $one::<6>(p, whole, last, tokens, out, first),
                         }
                     }
                 }
-                out.iter_mut().zip(sums).for_each(|(out, sums)| store_f32x32(out, sums));
+            }
+
+            #[target_feature(enable = $features)]
+            fn $one<const T: usize>(
+                p: &Product<'_>,
+                whole: [&[[[u8; $bytes]; WORDS / $lanes]]; $rows],
+                last: Option<&[[[u8; $bytes]; WORDS / $lanes]; $rows]>,
+                tokens: &[(u32, u32)],
+                out: &mut [[f32; ROWS]],
+                first: usize,
+            ) {
+                const PARTS: usize = WORDS / $lanes;
+                let at: [usize; T] = std::array::from_fn(|t| tokens[t].0 as usize);
+                let mut sums = [[$zero; $rows]; T];
+                let mut part = |w: [&[[u8; $bytes]; PARTS]; $rows], x: &[Words]| {
+                    let x: [&[[u8; 4 * $lanes]; PARTS]; T] = at.map(|t| bytemuck::cast_ref(&x[t].0));
+                    for j in 0..PARTS {
+                        let w: [$v; $rows] = std::array::from_fn(|r| $load(&w[r][j]));
+                        for t in 0..T {
+                            let x = $x(&x[t][j]);
+                            for r in 0..$rows {
+                                sums[t][r] = $dot(sums[t][r], w[r], x);
+                            }
+                        }
+                    }
+                };
+                let count = whole[0].len();
+                let whole = whole.map(|row| &row[..count]);
+                let mut x = p.x.chunks_exact(p.rows);
+                for c in 0..count {
+                    part(std::array::from_fn(|r| &whole[r][c]), x.next().expect("words for every column"));
+                }
+                if let Some(last) = last {
+                    part(last.each_ref(), x.next().expect("words for every column"));
+                }
+                for (out, sums) in out.iter_mut().zip(sums) {
+                    let out: &mut [f32; $rows] = &mut out.as_chunks_mut().0[first / $rows];
+                    out.iter_mut().zip($fold(sums)).for_each(|(out, sum)| *out += sum);
+                }
             }
         };
     }
-    wide!(multiply_bf16, bf16, "avx512f,avx512bw,avx512bf16", dot_bf16);
-    wide!(multiply_avx512, f32s, "avx512f,avx512bw", |sum, w, x| {
-        _mm512_fmadd_ps(_mm512_castsi512_ps(w), _mm512_castsi512_ps(x), sum)
-    });
-
-    /// Four tokens times 16 rows, then the other 16: eight sums, two vectors of weights.
-    #[target_feature(enable = "avx2,fma")]
-    pub(in crate::quant) fn multiply_avx2(
-        panel: &Panel,
-        steps: usize,
-        x: &[Words],
-        tokens: &[(u32, u32)],
-        out: &mut [[f32; ROWS]],
-        ahead: Ahead<'_>,
-    ) {
-        for some in groups(tokens.len(), 4) {
-            ahead.ask(&some, tokens.len());
-            let (some, out) = (&tokens[some.clone()], &mut out[some]);
-            let x: [&Words; 4] = std::array::from_fn(|i| &x[some[i.min(some.len() - 1)].0 as usize]);
-            for half in 0..2 {
-                match some.len() {
-                    1 => narrow::<1>(panel, steps, x, half, out),
-                    2 => narrow::<2>(panel, steps, x, half, out),
-                    3 => narrow::<3>(panel, steps, x, half, out),
-                    _ => narrow::<4>(panel, steps, x, half, out),
-                }
-            }
-        }
-    }
-
-    #[target_feature(enable = "avx2,fma")]
-    fn narrow<const T: usize>(panel: &Panel, steps: usize, x: [&Words; 4], half: usize, out: &mut [[f32; ROWS]]) {
-        let out = &mut out[..T];
-        let at = |r: &[f32; ROWS], i: usize| load_f32x8(&r.as_chunks::<8>().0[2 * half + i]);
-        let mut sums: [[__m256; 2]; T] = std::array::from_fn(|t| [at(&out[t], 0), at(&out[t], 1)]);
-        for (i, step) in panel.codes[..steps].iter().enumerate() {
-            let step = step.as_chunks::<32>().0;
-            let w = [load_f32x8_bytes(&step[2 * half]), load_f32x8_bytes(&step[2 * half + 1])];
-            for t in 0..T {
-                let x = _mm256_set1_ps(f32::from_bits(x[t].0[i & (WORDS - 1)]));
-                for h in 0..2 {
-                    sums[t][h] = _mm256_fmadd_ps(w[h], x, sums[t][h]);
-                }
-            }
-        }
-        for t in 0..T {
-            for h in 0..2 {
-                store_f32x8(&mut out[t].as_chunks_mut::<8>().0[2 * half + h], sums[t][h]);
-            }
-        }
-    }
+    product!(
+        bf16_pairs,
+        bf16_pairs_some,
+        "avx512f,avx512bw,avx512bf16,avx2,fma,f16c",
+        __m512i,
+        4,
+        64,
+        16,
+        |b| load_u8x64(b),
+        |b| load_u8x64(b),
+        _mm512_setzero_ps(),
+        |sum, w, x| dot_bf16(sum, w, x),
+        |s| fold4(s)
+    );
+    product!(
+        bf16_avx512,
+        bf16_avx512_some,
+        "avx512f,avx512bw,avx2,fma,f16c",
+        __m512,
+        4,
+        32,
+        16,
+        |b| load_bf16x16(b),
+        |b| load_f32x16_bytes(b),
+        _mm512_setzero_ps(),
+        |sum, w, x| _mm512_fmadd_ps(w, x, sum),
+        |s| fold4(s)
+    );
+    product!(
+        f16_avx512,
+        f16_avx512_some,
+        "avx512f,avx512bw,avx2,fma,f16c",
+        __m512,
+        4,
+        32,
+        16,
+        |b| load_f16x16(b),
+        |b| load_f32x16_bytes(b),
+        _mm512_setzero_ps(),
+        |sum, w, x| _mm512_fmadd_ps(w, x, sum),
+        |s| fold4(s)
+    );
+    product!(
+        bf16_avx2,
+        bf16_avx2_some,
+        "avx2,fma,f16c",
+        __m256,
+        2,
+        16,
+        8,
+        |b| load_bf16x8(b),
+        |b| load_f32x8_bytes(b),
+        _mm256_setzero_ps(),
+        |sum, w, x| _mm256_fmadd_ps(w, x, sum),
+        |s: [__m256; 2]| s.map(|s| sum_f32x8(s))
+    );
+    product!(
+        f16_avx2,
+        f16_avx2_some,
+        "avx2,fma,f16c",
+        __m256,
+        2,
+        16,
+        8,
+        |b| load_f16x8(b),
+        |b| load_f32x8_bytes(b),
+        _mm256_setzero_ps(),
+        |sum, w, x| _mm256_fmadd_ps(w, x, sum),
+        |s: [__m256; 2]| s.map(|s| sum_f32x8(s))
+    );
 }
 
 #[cfg(test)]
 mod tests {
     use super::round;
+    use crate::quant::act::Acts;
+    use crate::quant::tile::{Source, Work};
+    use crate::quant::{Rng, bf16, f16};
+    use crate::simd::{self, Isa};
+
+    #[test]
+    fn a_token_gets_the_same_bits_alone_and_among_a_hundred() {
+        let mut rng = Rng(8);
+        let (n, rows, count) = (3001, 7, 100);
+        let x: Vec<f32> = (0..n * count).map(|_| rng.normal()).collect();
+        for ty in [&f16::TYPE, &bf16::TYPE] {
+            let stride = ty.row_bytes(n);
+            let mut w = vec![0; stride * rows];
+            w.chunks_exact_mut(ty.bytes).for_each(|b| (ty.random)(&mut rng, b));
+            let (mut acts, mut work) = (Acts::default(), Work::default());
+            for isa in Isa::ALL.into_iter().filter(|i| *i <= simd::detected()) {
+                acts.set_panels(ty.act, isa, n, &x);
+                let mut run = |tokens: &[(u32, u32)]| {
+                    let mut out = Vec::new();
+                    let add = |_: u32, sums: &[f32]| out.extend(sums.iter().map(|v| v.to_bits()));
+                    work.multiply(ty, Source { w: &w, stride, rows }, acts.tile(), tokens, isa, add);
+                    out
+                };
+                let tokens: Vec<(u32, u32)> = (0..count as u32).map(|t| (t, t)).collect();
+                let alone: Vec<u32> = tokens.iter().flat_map(|t| run(&[*t])).collect();
+                assert!(run(&tokens) == alone, "{} {}", ty.name, isa.name());
+            }
+        }
+    }
 
     #[test]
     fn activations_are_rounded_to_the_nearest_and_ties_to_even() {

@@ -45,7 +45,7 @@ pub struct QuantType {
     pub act: Act,
     /// Decodes whole blocks: `(blocks, out)` with `out.len() == blocks.len() / bytes * block`. Bit-equal to ggml.
     pub dequant: fn(&[u8], &mut [f32]),
-    /// How it fills panels for many tokens; None for F32, which says why.
+    /// How it fills panels for many tokens; None for floats.
     pub tile: Option<Tile>,
     /// Best instruction set first, the scalar truth last.
     pub kernels: &'static [Kernel],
@@ -86,6 +86,11 @@ impl QuantType {
     pub fn row_bytes(&self, n: usize) -> usize {
         debug_assert_eq!(n % self.block, 0);
         n / self.block * self.bytes
+    }
+
+    /// Whether [`tile::Work`] multiplies it with many tokens at once.
+    pub fn has_tiles(&self) -> bool {
+        self.tile.is_some() || matches!(self.act, Act::F16 | Act::Bf16)
     }
 
     /// The fastest kernel that this CPU (and `TANDEM_ISA`) allows.

@@ -1,5 +1,5 @@
 //! Many tokens at once: blocks of any integer format become a panel of plain 8-bit codes, and one kernel multiplies
-//! panels. Formats of floats have panels of their own, in floats.rs, and share the frame.
+//! panels. Formats of floats share the frame and have nothing to decode: floats.rs.
 //!
 //! ```text
 //! panel of 32 rows x 256 columns:   for every 4 columns: 32 x (4 codes, i8), row after row        (a "step", 128 bytes)
@@ -12,7 +12,7 @@
 //! costs a load and a store per 256 columns. `vpdpbusd` multiplies unsigned by signed bytes: the activations are shifted
 //! by 128 and the panel's offsets, `-128 * sum of the group's codes`, take that off again, exactly, in integers.
 
-use super::floats::{self, Form, WORDS, Words};
+use super::floats::{Form, Product, Words};
 use super::lanes::Lanes;
 use super::{QuantType, act::Act};
 use crate::simd::Isa;
@@ -28,8 +28,7 @@ const TOKENS: usize = 6;
 #[derive(Debug)]
 #[repr(align(64))]
 pub struct Panel {
-    /// The steps: 64 of codes, or [`WORDS`] of floats.
-    pub(super) codes: [[u8; 4 * ROWS]; WORDS],
+    codes: [[u8; 4 * ROWS]; CHUNK / 4],
     scale: [[f32; ROWS]; CHUNK / 16],
     min: [[f32; ROWS]; CHUNK / 16],
     offset: [[i32; ROWS]; CHUNK / 16],
@@ -90,9 +89,9 @@ pub type Fill = unsafe fn(&Source<'_>, std::ops::Range<usize>, &mut Panel);
 /// How a format fills panels.
 #[derive(Clone, Copy, Debug)]
 pub struct Tile {
-    /// Codes that share a scale: 16 or 32. Floats have none.
+    /// Codes that share a scale: 16 or 32.
     pub group: usize,
-    /// Whether it has minimums. Floats have none.
+    /// Whether it has minimums.
     pub mins: bool,
     /// Best instruction set first, scalar last.
     pub fill: &'static [(Isa, Fill)],
@@ -130,27 +129,41 @@ impl<'a> Half<'a> {
     }
 }
 
-/// What the next panel will be made of, asked for while this one is multiplied: 32 short pieces that lie far apart, which
-/// hardware does not foresee. Without this, filling a BF16 panel from memory costs nearly as much as multiplying it with 32
-/// tokens, with it a quarter; for Q4_K and Q6_K it saves a tenth of a prompt's time.
+/// What is multiplied next, asked for while this is: short pieces of rows that lie far apart, which hardware does not
+/// foresee. It saves a tenth of a prompt's time (Q4_K and Q6_K from memory: filling panels takes a third as long).
 #[derive(Clone, Copy, Debug)]
+#[cfg_attr(not(target_arch = "x86_64"), allow(dead_code))]
 pub(super) struct Ahead<'a> {
     w: &'a [u8],
     /// The first row's piece; a hint may lie beyond the matrix.
     at: usize,
     stride: usize,
-    len: usize,
+    /// Cache lines of a piece, of all pieces, and of a token's share.
+    lines: usize,
+    all: usize,
+    share: usize,
 }
 
-#[cfg(target_arch = "x86_64")]
-impl Ahead<'_> {
-    /// Asks for the share of these of `n` tokens.
+impl<'a> Ahead<'a> {
+    /// `rows` pieces of `len` bytes, `stride` apart, the first at `at` of `w`, to be asked for by `tokens`.
+    pub(super) fn new(w: &'a [u8], at: usize, stride: usize, len: usize, rows: usize, tokens: usize) -> Ahead<'a> {
+        let lines = len.div_ceil(64);
+        let all = rows * lines;
+        Ahead { w, at, stride, lines, all, share: all.div_ceil(tokens) }
+    }
+
+    /// Asks for the share of these tokens.
     #[inline]
+    #[cfg(target_arch = "x86_64")]
     #[target_feature(enable = "avx2")]
-    pub(super) fn ask(&self, tokens: &std::ops::Range<usize>, n: usize) {
-        for row in ROWS * tokens.start / n..ROWS * tokens.end / n {
-            for at in (0..self.len).step_by(64) {
-                crate::simd::x86::prefetch_l2(self.w, self.at + row * self.stride + at);
+    pub(super) fn ask(&self, tokens: &std::ops::Range<usize>) {
+        let from = (tokens.start * self.share).min(self.all);
+        let (mut row, mut line) = (from / self.lines, from % self.lines);
+        for _ in from..(tokens.end * self.share).min(self.all) {
+            crate::simd::x86::prefetch_l2(self.w, self.at + row * self.stride + 64 * line);
+            line += 1;
+            if line == self.lines {
+                (row, line) = (row + 1, 0);
             }
         }
     }
@@ -224,7 +237,7 @@ impl Columns {
     pub const ZERO: Columns = Columns { u: [0; CHUNK], d: [0.0; CHUNK / 32], sums: [0.0; CHUNK / 16] };
 }
 
-/// Activations for panels.
+/// Activations for many tokens at once.
 #[derive(Clone, Copy, Debug)]
 pub struct TileActs<'a> {
     /// Values in a row.
@@ -233,12 +246,12 @@ pub struct TileActs<'a> {
     pub block: usize,
     /// Rows.
     pub rows: usize,
-    /// What panels they meet.
+    /// What they were made into.
     pub form: Form,
     /// The first [`CHUNK`] columns of every row, then the next: neighbours in a panel's columns would fall into the same
     /// few sets of the cache if they lay a power of two apart. The last may not be full.
     pub columns: &'a [Columns],
-    /// The same for floats, a panel's columns at a time.
+    /// The same for floats, [`super::floats::WORDS`] words at a time.
     pub words: &'a [Words],
 }
 
@@ -252,7 +265,7 @@ pub struct Work {
 impl Default for Work {
     fn default() -> Work {
         let panel = Panel {
-            codes: [[0; 4 * ROWS]; WORDS],
+            codes: [[0; 4 * ROWS]; CHUNK / 4],
             scale: [[0.0; ROWS]; CHUNK / 16],
             min: [[0.0; ROWS]; CHUNK / 16],
             offset: [[0; ROWS]; CHUNK / 16],
@@ -272,30 +285,37 @@ impl Work {
         isa: Isa,
         mut out: impl FnMut(u32, &[f32]),
     ) {
-        let tile = ty.tile.as_ref().expect("a format that fills panels");
-        let (_, fill) = tile.fill.iter().find(|(i, _)| *i <= isa).expect("a scalar form stands last");
         self.sums.clear();
         self.sums.resize(tokens.len().next_multiple_of(2), [0.0; ROWS]);
         let form = ty.act.form(isa);
-        assert!(x.form == form, "activations laid out for {:?} meet panels of {form:?}", x.form);
-        let chunk = form.columns();
-        for at in (0..x.n).step_by(chunk) {
-            let len = chunk.min(x.n - at);
+        assert!(x.form == form, "activations laid out as {:?} are wanted as {form:?}", x.form);
+        match form {
+            Form::Codes => self.panels(ty, w, x, tokens, isa),
+            Form::F32 | Form::Bf16 => {
+                let sums = &mut self.sums[..tokens.len()];
+                Product { w, n: x.n, x: x.words, rows: x.rows, tokens }.add(ty.act, isa, sums);
+            }
+        }
+        for (&(_, o), sums) in tokens.iter().zip(&self.sums) {
+            out(o, &sums[..w.rows]);
+        }
+    }
+
+    /// Adds the products of a format of codes, panel after panel.
+    fn panels(&mut self, ty: &QuantType, w: Source<'_>, x: TileActs<'_>, tokens: &[(u32, u32)], isa: Isa) {
+        let tile = ty.tile.as_ref().expect("a format that fills panels");
+        let (_, fill) = tile.fill.iter().find(|(i, _)| *i <= isa).expect("a scalar form stands last");
+        for at in (0..x.n).step_by(CHUNK) {
+            let len = CHUNK.min(x.n - at);
             let bytes = ty.row_bytes(at)..ty.row_bytes(at + len);
             // The rows' next columns, or the first ones of the rows after them.
             let next = if at + len < x.n { bytes.end } else { ROWS * w.stride };
-            let ahead = Ahead { w: w.w, at: next, stride: w.stride, len: bytes.len() };
+            let ahead = Ahead::new(w.w, next, w.stride, bytes.len(), ROWS, tokens.len());
             #[allow(unsafe_code)]
             // SAFETY: the instruction set was just compared with what the CPU has.
             unsafe {
                 fill(&w, bytes, &mut self.panel)
             };
-            if form != Form::Codes {
-                let words = &x.words[at / chunk * x.rows..][..x.rows];
-                let steps = if form == Form::Bf16 { len.div_ceil(2) } else { len };
-                self.multiply_floats(form, steps, words, tokens, isa, ahead);
-                continue;
-            }
             #[cfg(target_arch = "x86_64")]
             if isa >= Isa::Avx512 {
                 #[allow(unsafe_code)]
@@ -322,39 +342,6 @@ impl Work {
             for (&(t, _), sums) in tokens.iter().zip(&mut self.sums) {
                 part.multiply(t as usize, sums);
             }
-        }
-        for (&(_, o), sums) in tokens.iter().zip(&self.sums) {
-            out(o, &sums[..w.rows]);
-        }
-    }
-
-    /// Adds the products of a panel of floats.
-    fn multiply_floats(
-        &mut self,
-        form: Form,
-        steps: usize,
-        x: &[Words],
-        tokens: &[(u32, u32)],
-        isa: Isa,
-        ahead: Ahead<'_>,
-    ) {
-        let (panel, sums) = (&*self.panel, &mut self.sums[..tokens.len()]);
-        #[cfg(target_arch = "x86_64")]
-        if isa >= Isa::Avx2 {
-            #[allow(unsafe_code)]
-            // SAFETY: the instruction set was compared with what the CPU has, and the form follows from it.
-            unsafe {
-                match form {
-                    Form::Bf16 => floats::x86::multiply_bf16(panel, steps, x, tokens, sums, ahead),
-                    _ if isa >= Isa::Avx512 => floats::x86::multiply_avx512(panel, steps, x, tokens, sums, ahead),
-                    _ => floats::x86::multiply_avx2(panel, steps, x, tokens, sums, ahead),
-                }
-            };
-            return;
-        }
-        debug_assert!(form == Form::F32);
-        for (&(t, _), sums) in tokens.iter().zip(sums) {
-            floats::multiply(panel, steps, &x[t as usize], sums);
         }
     }
 }
@@ -395,7 +382,7 @@ impl Part<'_> {
     #[target_feature(enable = "avx512f,avx512bw,avx512vl,avx512vnni,avx2")]
     fn multiply_avx512(&self, tokens: &[(u32, u32)], sums: &mut [[f32; ROWS]], ahead: Ahead<'_>) {
         for (i, (some, sums)) in tokens.chunks(TOKENS).zip(sums.chunks_mut(TOKENS)).enumerate() {
-            ahead.ask(&(i * TOKENS..i * TOKENS + some.len()), tokens.len());
+            ahead.ask(&(i * TOKENS..i * TOKENS + some.len()));
             let x: [&Columns; TOKENS] = std::array::from_fn(|i| &self.x[some[i.min(some.len() - 1)].0 as usize]);
             macro_rules! tokens {
                 ($t:literal) => {
