@@ -1,4 +1,4 @@
-//! A row of super-blocks times a row of activations on AVX-512: the frame of all K formats.
+//! A row of super-blocks times a row of activations on AVX-512: the frame of the K formats.
 //!
 //! ```text
 //! A block is four vectors of 64 codes. Each meets its activations in `vpdpbusd`, which leaves sums of four products:
@@ -7,7 +7,7 @@
 //! ```
 //! A format says what order its codes come in, how a block becomes four vectors, and what its scales are. The second of
 //! two vectors may hold its codes times 16, as they stand in the upper half of a byte: the shift that joins takes it off.
-//! An offset of the codes is where the sums start, `-offset * sum of the four activations`: it costs nothing per row.
+//! An offset of the codes is taken off as `offset * scale * sum of 16 activations`, in integers, before anything else.
 //! Activations are put into that order once per call.
 //!
 //! Rejected: four rows side by side that share loads and the unpacking of scales. From cache no faster, from memory half
@@ -38,6 +38,8 @@ pub(super) struct Order {
     pub(super) offset: i8,
     /// Whether the second and the fourth vector are 16 times their codes.
     pub(super) times_16: bool,
+    /// How many bytes ahead the kernel asks for weights; 0 for not at all.
+    pub(super) ahead: usize,
 }
 
 impl Order {
@@ -60,10 +62,9 @@ impl Order {
 struct Columns {
     /// In the order of the codes.
     q: [[i8; 64]; 4],
-    /// Where the sums of products start.
-    start: [[i32; 16]; 4],
-    /// What minimums are multiplied with: the sum of every 16 or, where 32 share one, eight zeros and the sums of 32, since
-    /// the minimums then stand after eight scales.
+    /// What stands beside the scales: for an offset, so many times the sum of every 16 (half as many from 32 on, to fit).
+    /// Without one, what minimums are multiplied with: the sum of every 16 or, where 32 share one, eight zeros and the sums
+    /// of 32, since the minimums then stand after eight scales.
     sums: [i16; 16],
 }
 
@@ -82,46 +83,50 @@ pub(super) fn dot_rows<L: Layout, const BYTES: usize>(
     scales: impl Fn(&[u8; BYTES]) -> (__m256i, Option<__m256i>),
     codes: impl Fn(&[u8; BYTES]) -> [__m512i; 4],
 ) {
+    let zero = _mm512_setzero_si512();
+    let lower = _mm512_set1_epi32(0xffff);
+    let wanted = [load_i16x32(const { &L::ORDER.scales(0) }), load_i16x32(const { &L::ORDER.scales(1) })];
+    let dot = |block: &[u8; BYTES], columns: &Columns| {
+        let (scales, mins) = scales(block);
+        let codes = codes(block);
+        let sums = load_i16x16(&columns.sums);
+        let mut dot = zero;
+        if L::ORDER.offset != 0 {
+            let offset = _mm256_madd_epi16(scales, sums);
+            let offset = if L::ORDER.offset < 32 { offset } else { _mm256_add_epi32(offset, offset) };
+            dot = _mm512_zextsi256_si512(offset);
+        }
+        for p in 0..2 {
+            let first = _mm512_dpbusd_epi32(zero, codes[2 * p], load_i8x64(&columns.q[2 * p]));
+            let second = _mm512_dpbusd_epi32(zero, codes[2 * p + 1], load_i8x64(&columns.q[2 * p + 1]));
+            let second =
+                if L::ORDER.times_16 { _mm512_slli_epi32::<12>(second) } else { _mm512_slli_epi32::<16>(second) };
+            let both = _mm512_ternarylogic_epi32::<0xca>(lower, first, second);
+            let scales = _mm512_permutexvar_epi16(wanted[p], _mm512_castsi256_si512(scales));
+            dot = _mm512_dpwssd_epi32(dot, both, scales);
+        }
+        (dot, mins.map(|mins| _mm256_madd_epi16(mins, sums)))
+    };
     COLUMNS.with_borrow_mut(|columns| {
-        let n = x.n / N;
         set_columns::<L>(x, columns);
-        let columns = &columns[..n];
-        let lower = _mm512_set1_epi32(0xffff);
-        let wanted = [load_i16x32(const { &L::ORDER.scales(0) }), load_i16x32(const { &L::ORDER.scales(1) })];
+        // Four rows at a time, because four sums over lanes cost little more than one.
         for (i, out) in out.chunks_mut(4).enumerate() {
             let mut sums = [_mm512_setzero_ps(); 4];
             let mut less = [_mm256_setzero_ps(); 4];
             for r in 0..out.len() {
-                let row = &w[(4 * i + r) * stride..][..n * BYTES];
+                let row = &w[(4 * i + r) * stride..][..x.n / N * BYTES];
                 let (mut sum, mut sum_less) = (_mm512_setzero_ps(), _mm256_setzero_ps());
-                for ((block, columns), &d) in row.as_chunks::<BYTES>().0.iter().zip(columns).zip(x.d) {
-                    let (scales, mins) = scales(block);
-                    let codes = codes(block);
-                    let mut dot = _mm512_setzero_si512();
-                    for p in 0..2 {
-                        let mut parts = [_mm512_setzero_si512(); 2];
-                        for (v, part) in parts.iter_mut().enumerate() {
-                            let v = 2 * p + v;
-                            if L::ORDER.offset != 0 {
-                                *part = load_i32x16(&columns.start[v]);
-                            }
-                            *part = _mm512_dpbusd_epi32(*part, codes[v], load_i8x64(&columns.q[v]));
-                        }
-                        let second = if L::ORDER.times_16 {
-                            _mm512_slli_epi32::<12>(parts[1])
-                        } else {
-                            _mm512_slli_epi32::<16>(parts[1])
-                        };
-                        let both = _mm512_or_si512(_mm512_and_si512(parts[0], lower), second);
-                        let scales = _mm512_permutexvar_epi16(wanted[p], _mm512_castsi256_si512(scales));
-                        dot = _mm512_dpwssd_epi32(dot, both, scales);
+                for ((block, columns), &d) in row.as_chunks::<BYTES>().0.iter().zip(&*columns).zip(x.d) {
+                    for line in 0..if L::ORDER.ahead == 0 { 0 } else { BYTES.div_ceil(64) } {
+                        prefetch(block, L::ORDER.ahead + 64 * line);
                     }
+                    let (dot, min) = dot(block, columns);
                     let f = _mm_cvtph_ps(_mm_cvtsi32_si128(factors(block) as i32));
                     let f = _mm_mul_ps(f, _mm_set1_ps(d));
                     sum = _mm512_fmadd_ps(_mm512_cvtepi32_ps(dot), _mm512_broadcastss_ps(f), sum);
-                    if let Some(mins) = mins {
-                        let dot = _mm256_cvtepi32_ps(_mm256_madd_epi16(mins, load_i16x16(&columns.sums)));
-                        sum_less = _mm256_fmadd_ps(dot, _mm256_broadcastss_ps(_mm_movehdup_ps(f)), sum_less);
+                    if let Some(min) = min {
+                        let f = _mm256_broadcastss_ps(_mm_movehdup_ps(f));
+                        sum_less = _mm256_fmadd_ps(_mm256_cvtepi32_ps(min), f, sum_less);
                     }
                 }
                 (sums[r], less[r]) = (sum, sum_less);
@@ -137,29 +142,24 @@ pub(super) fn dot_rows<L: Layout, const BYTES: usize>(
 #[inline]
 #[target_feature(enable = "avx512f,avx512bw,avx512dq,avx512vl,avx512vbmi,avx512vnni,avx2,fma,f16c")]
 fn set_columns<L: Layout>(x: ActRow<'_>, to: &mut Vec<Columns>) {
-    to.resize(x.n / N, Columns { q: [[0; 64]; 4], start: [[0; 16]; 4], sums: [0; 16] });
+    to.resize(x.n / N, Columns { q: [[0; 64]; 4], sums: [0; 16] });
+    let offset = L::ORDER.offset;
     for ((to, q), sums) in to.iter_mut().zip(x.q.as_chunks::<N>().0).zip(x.sums.as_chunks::<16>().0) {
         for v in 0..4 {
             for h in 0..2 {
                 let at = L::ORDER.halves[v][h];
                 to.q[v][32 * h..32 * h + 32].copy_from_slice(&q[at..at + 32]);
             }
-            if L::ORDER.offset != 0 {
-                let times = if L::ORDER.times_16 && v % 2 == 1 { 16 } else { 1 };
-                let offset = _mm512_set1_epi8(L::ORDER.offset * times);
-                let zero = _mm512_setzero_si512();
-                let sums = _mm512_dpbusd_epi32(zero, offset, load_i8x64(&to.q[v]));
-                store_i32x16(&mut to.start[v], _mm512_sub_epi32(zero, sums));
-            }
         }
-        to.sums = *sums;
-        if L::ORDER.group == 32 {
-            let mut pairs = [0; 16];
-            for (to, pair) in pairs[8..].iter_mut().zip(sums.as_chunks::<2>().0) {
-                *to = pair[0] + pair[1];
-            }
-            to.sums = pairs;
+        let sums = load_i16x16(sums);
+        if offset == 0 && L::ORDER.group == 32 {
+            let pairs = _mm256_madd_epi16(sums, _mm256_set1_epi16(1));
+            let zero = _mm_setzero_si128();
+            store_i16x16(&mut to.sums, _mm256_set_m128i(_mm256_cvtepi32_epi16(pairs), zero));
+            continue;
         }
+        let times = if offset == 0 { 1 } else { -(offset as i16) / if offset < 32 { 1 } else { 2 } };
+        store_i16x16(&mut to.sums, _mm256_mullo_epi16(sums, _mm256_set1_epi16(times)));
     }
 }
 
