@@ -374,6 +374,29 @@ pub mod x86 {
         }
     }
 
+    /// 4 words of 16 rows, turned: word `r` of vector `w` is word `w` of row `r`.
+    #[inline]
+    #[target_feature(enable = "avx512f")]
+    pub fn turn_words_16(rows: [&[u8; 16]; 16]) -> [__m512i; 4] {
+        // SAFETY: the references cover the 16 bytes read of each.
+        let row = |r: usize| unsafe { _mm_loadu_si128(rows[r].as_ptr().cast()) };
+        // Rows i, 4 + i, 8 + i, 12 + i, a lane of 128 bits each; then a turn of 4 by 4 within the lanes.
+        let mut four = [_mm512_setzero_si512(); 4];
+        for (i, v) in four.iter_mut().enumerate() {
+            let low = _mm512_inserti32x4::<1>(_mm512_castsi128_si512(row(i)), row(4 + i));
+            *v = _mm512_inserti32x4::<3>(_mm512_inserti32x4::<2>(low, row(8 + i)), row(12 + i));
+        }
+        let [a, b, c, d] = four;
+        let (ab0, ab1) = (_mm512_unpacklo_epi32(a, b), _mm512_unpackhi_epi32(a, b));
+        let (cd0, cd1) = (_mm512_unpacklo_epi32(c, d), _mm512_unpackhi_epi32(c, d));
+        [
+            _mm512_unpacklo_epi64(ab0, cd0),
+            _mm512_unpackhi_epi64(ab0, cd0),
+            _mm512_unpacklo_epi64(ab1, cd1),
+            _mm512_unpackhi_epi64(ab1, cd1),
+        ]
+    }
+
     /// 16 half-precision floats (their bits, little-endian bytes) widened to f32.
     #[inline]
     #[target_feature(enable = "avx512f")]

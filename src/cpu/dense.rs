@@ -67,29 +67,123 @@ fn product_plain<const R: usize>(k: usize, a: Rows<'_>, b: Rows<'_>, c: &mut [f3
     }
 }
 
+/// The AVX-512 product over whatever the rows of `b` are: `load(k)` gives 32 columns of row `k`.
 #[cfg(target_arch = "x86_64")]
-#[target_feature(enable = "avx512f")]
-fn product_avx512<const R: usize>(k: usize, a: Rows<'_>, b: Rows<'_>, c: &mut [f32], c_stride: usize, add: bool) {
-    use crate::simd::x86::*;
-    use std::arch::x86_64::*;
-    let mut sums = [[_mm512_setzero_ps(); 2]; R];
-    if add {
-        for r in 0..R {
-            sums[r] = load_f32x32(c[r * c_stride..][..COLS].as_array().unwrap());
-        }
-    }
-    let a: [&[f32]; R] = std::array::from_fn(|r| &a.at[r * a.stride..][..k]);
-    for k in 0..k {
-        let b = load_f32x32(b.at[k * b.stride..][..COLS].as_array().unwrap());
-        for r in 0..R {
-            let x = _mm512_set1_ps(a[r][k]);
-            for h in 0..2 {
-                sums[r][h] = _mm512_fmadd_ps(x, b[h], sums[r][h]);
+macro_rules! product_avx512 {
+    ($name:ident, $b:ident: $ty:ty, |$k:ident| $load:expr) => {
+        #[target_feature(enable = "avx512f")]
+        fn $name<const R: usize>(k: usize, a: Rows<'_>, $b: $ty, c: &mut [f32], c_stride: usize, add: bool) {
+            use crate::simd::x86::*;
+            use std::arch::x86_64::*;
+            let mut sums = [[_mm512_setzero_ps(); 2]; R];
+            if add {
+                for r in 0..R {
+                    sums[r] = load_f32x32(c[r * c_stride..][..COLS].as_array().unwrap());
+                }
+            }
+            let a: [&[f32]; R] = std::array::from_fn(|r| &a.at[r * a.stride..][..k]);
+            for $k in 0..k {
+                let b = $load;
+                for r in 0..R {
+                    let x = _mm512_set1_ps(a[r][$k]);
+                    for h in 0..2 {
+                        sums[r][h] = _mm512_fmadd_ps(x, b[h], sums[r][h]);
+                    }
+                }
+            }
+            for r in 0..R {
+                store_f32x32(c[r * c_stride..][..COLS].as_mut_array().unwrap(), sums[r]);
             }
         }
+    };
+}
+
+#[cfg(target_arch = "x86_64")]
+product_avx512!(product_avx512, b: Rows<'_>, |k| load_f32x32(b.at[k * b.stride..][..COLS].as_array().unwrap()));
+
+#[cfg(target_arch = "x86_64")]
+product_avx512!(halves_avx512, b: (&[&[u8]], usize), |k| {
+    let (low, high) = b.0[k][b.1..][..64].split_at(32);
+    [load_f16x16(low.as_array().unwrap()), load_f16x16(high.as_array().unwrap())]
+});
+
+/// Whether rows of f16 can be multiplied as they are: [`product_halves`] and [`turn_halves`].
+pub fn takes_halves() -> bool {
+    simd::isa() >= Isa::Avx512
+}
+
+/// `c[r][j] += sum_k a[r][k] * b[k][j]` for every column of the rows of f16 `b`; what lies beyond the last whole
+/// [`COLS`] columns must be handed in as zeros up to there. Only where [`takes_halves`].
+///
+/// # Panics
+/// Without AVX-512.
+pub fn product_halves(rows: usize, a: Rows<'_>, b: &[&[u8]], c: &mut [f32], c_stride: usize) {
+    assert!(takes_halves());
+    #[cfg(target_arch = "x86_64")]
+    for col in (0..b.first().map_or(0, |b| b.len() / 2)).step_by(COLS) {
+        for r in (0..rows).step_by(ROWS) {
+            let a = Rows { at: &a.at[r * a.stride..], ..a };
+            let c = &mut c[r * c_stride + col..];
+            macro_rules! rows {
+                ($($n:literal)*) => {
+                    // SAFETY: takes_halves says that the CPU has AVX-512.
+                    unsafe {
+                        match rows - r {
+                            $($n => halves_avx512::<$n>(b.len(), a, (b, 2 * col), c, c_stride, true),)*
+                            _ => halves_avx512::<ROWS>(b.len(), a, (b, 2 * col), c, c_stride, true),
+                        }
+                    }
+                };
+            }
+            rows!(1 2 3 4 5 6 7);
+        }
     }
-    for r in 0..R {
-        store_f32x32(c[r * c_stride..][..COLS].as_mut_array().unwrap(), sums[r]);
+}
+
+/// Turns 16 rows of `k` values in f16 into columns of f32: `to[i * stride + r] = rows[r][i]`. `k` is a multiple of 8. Only
+/// where [`takes_halves`].
+///
+/// # Panics
+/// Without AVX-512.
+pub fn turn_halves(rows: [&[u8]; 16], to: &mut [f32], stride: usize) {
+    assert!(takes_halves());
+    #[cfg(target_arch = "x86_64")]
+    // SAFETY: takes_halves says that the CPU has AVX-512.
+    unsafe {
+        turn_halves_avx512(rows, to, stride)
+    }
+}
+
+/// Words of two values are turned first, then the even values of two vectors of words are brought together, and the odd.
+#[cfg(target_arch = "x86_64")]
+#[target_feature(enable = "avx512f,avx512bw,avx512dq,avx512vl,avx512vbmi")]
+fn turn_halves_avx512(rows: [&[u8]; 16], to: &mut [f32], stride: usize) {
+    use crate::simd::x86::*;
+    use std::arch::x86_64::*;
+    static EVEN: [i16; 32] = {
+        let mut t = [0; 32];
+        let mut i = 0;
+        while i < 32 {
+            t[i] = 2 * i as i16;
+            i += 1;
+        }
+        t
+    };
+    let even = load_i16x32(&EVEN);
+    let odd = _mm512_add_epi16(even, _mm512_set1_epi16(1));
+    let n = rows[0].len() / 16;
+    let rows: [&[[u8; 16]]; 16] = rows.map(|r| &r.as_chunks().0[..n]);
+    for i in 0..n {
+        let w = turn_words_16(std::array::from_fn(|r| &rows[r][i]));
+        for (j, (a, b)) in [(w[0], w[1]), (w[2], w[3])].into_iter().enumerate() {
+            for (odd, which) in [even, odd].into_iter().enumerate() {
+                let both = _mm512_permutex2var_epi16(a, which, b);
+                let (low, high) = (_mm512_castsi512_si256(both), _mm512_extracti64x4_epi64::<1>(both));
+                for (k, v) in [(8 * i + 4 * j + odd, low), (8 * i + 4 * j + 2 + odd, high)] {
+                    store_f32x16(to[k * stride..][..16].as_mut_array().unwrap(), _mm512_cvtph_ps(v));
+                }
+            }
+        }
     }
 }
 
@@ -289,6 +383,35 @@ mod tests {
                         );
                     }
                 }
+            }
+        }
+    }
+
+    #[test]
+    fn rows_of_halves_are_multiplied_and_turned_as_their_values() {
+        if !takes_halves() {
+            return;
+        }
+        let mut rng = Rng(8);
+        for (rows, n, width) in [(1, 16, 32), (8, 40, 128), (13, 64, 96)] {
+            let half = |rng: &mut Rng| half::f16::from_f32(rng.normal());
+            let b: Vec<Vec<half::f16>> = (0..n).map(|_| (0..width).map(|_| half(&mut rng)).collect()).collect();
+            let bytes: Vec<Vec<u8>> = b.iter().map(|r| r.iter().flat_map(|h| h.to_le_bytes()).collect()).collect();
+            let slices: Vec<&[u8]> = bytes.iter().map(|b| b.as_slice()).collect();
+            let flat: Vec<f32> = b.iter().flatten().map(|h| h.to_f32()).collect();
+            let a: Vec<f32> = (0..rows * n).map(|_| rng.normal()).collect();
+            let (mut got, mut want) = (vec![1f32; rows * width], vec![1f32; rows * width]);
+            let a = Rows { at: &a, stride: n };
+            product_halves(rows, a, &slices, &mut got, width);
+            for col in (0..width).step_by(COLS) {
+                let b = Rows { at: &flat[col..], stride: width };
+                product(rows, n, a, b, &mut want[col..], width, true);
+            }
+            assert_eq!(got, want, "{rows} rows times {n} by {width}");
+            let mut turned = vec![0f32; width * 20];
+            turn_halves(std::array::from_fn(|r| slices[r]), &mut turned, 20);
+            for i in 0..width {
+                assert!((0..16).all(|r| turned[i * 20 + r] == flat[r * width + i]));
             }
         }
     }

@@ -242,15 +242,26 @@ impl Attention<'_> {
             _ => (self.keys, self.values),
         };
         let n = to - from;
-        // While keys are decoded their values are asked for, and while those are decoded the next keys.
-        self.decode(keys, part, own, (from, to), a.k_dim, a.k_dim, &mut s.decoded, (values, a.v_dim, 0));
-        s.decoded.resize(BLOCK * a.k_dim, 0.0);
         s.keys.resize(BLOCK * a.k_dim, 0.0);
-        for half in 0..n.div_ceil(32) {
-            let rows = &s.decoded[half * 32 * a.k_dim..][..32 * a.k_dim];
-            dense::turn(rows, a.k_dim, &mut s.keys[half * 32..], BLOCK);
+        // While keys are decoded their values are asked for, and while those are decoded the next keys.
+        let (after_keys, after_values) = ((values, a.v_dim, 0), (keys, a.k_dim, BLOCK));
+        let direct = |cache: &State, dim: usize| {
+            cache.ty().kv.as_ref().is_some_and(|kv| kv.halves) && dense::takes_halves() && dim.is_multiple_of(COLS)
+        };
+        if direct(keys, a.k_dim) {
+            let rows = self.cached(keys, part, own, (from, to), a.k_dim, after_keys);
+            for quarter in 0..n.div_ceil(16) {
+                let rows = std::array::from_fn(|r| rows[(16 * quarter + r).min(n - 1)]);
+                dense::turn_halves(rows, &mut s.keys[16 * quarter..], BLOCK);
+            }
+        } else {
+            let rows = self.cached(keys, part, own, (from, to), a.k_dim, after_keys);
+            decode(keys, &rows[..n], a.k_dim, a.k_dim, &mut s.decoded);
+            for half in 0..n.div_ceil(32) {
+                let rows = &s.decoded[half * 32 * a.k_dim..][..32 * a.k_dim];
+                dense::turn(rows, a.k_dim, &mut s.keys[half * 32..], BLOCK);
+            }
         }
-        self.decode(values, part, own, (from, to), a.v_dim, chunk.width, &mut s.values, (keys, a.k_dim, BLOCK));
 
         let rows = tile.n * per_kv;
         s.scores.resize(rows * BLOCK, 0.0);
@@ -279,40 +290,42 @@ impl Attention<'_> {
                 chunk.most[r] = most;
             }
         }
+        let cached = self.cached(values, part, own, (from, to), a.v_dim, after_values);
+        let p = Rows { at: &s.scores, stride: BLOCK };
+        if direct(values, a.v_dim) {
+            dense::product_halves(rows, p, &cached[..n], chunk.out, chunk.width);
+            return;
+        }
+        decode(values, &cached[..n], a.v_dim, chunk.width, &mut s.values);
         for at in (0..chunk.width).step_by(COLS) {
-            let (p, v) = (Rows { at: &s.scores, stride: BLOCK }, Rows { at: &s.values[at..], stride: chunk.width });
+            let v = Rows { at: &s.values[at..], stride: chunk.width };
             dense::product(rows, n, p, v, &mut chunk.out[at..], chunk.width, true);
         }
     }
 
-    /// The first `dim` columns of the part's head of cached rows, `stride` apart; columns beyond are zeros. For each row
-    /// the row of `next` that lies so much further is asked for.
-    fn decode(
+    /// The first `dim` columns of the part's head of cached rows. For each the row of `next` that lies so much further is
+    /// asked for.
+    fn cached<'c>(
         &self,
-        cache: &State,
+        cache: &'c State,
         part: &Part,
         own: bool,
         (from, to): (usize, usize),
         dim: usize,
-        stride: usize,
-        out: &mut Vec<f32>,
         next: (&State, usize, usize),
-    ) {
+    ) -> [&'c [u8]; BLOCK] {
         let head = |cache: &State, dim: usize| {
             let at = part.kv_head * cache.ty().row_bytes(cache.width() / self.a.kv_heads);
             at..at + cache.ty().row_bytes(dim)
         };
         let seq = self.rows[part.tile.from].seq;
-        if stride > dim || out.len() < BLOCK * stride {
-            out.clear();
-            out.resize(BLOCK * stride, 0.0);
-        }
         let (bytes, next_bytes) = (head(cache, dim), head(next.0, next.1));
         let chosen = self.select.filter(|_| !own).map(|select| {
             let k = select.len() / self.rows.len();
             &select[part.tile.from * k..][from..to]
         });
-        for (i, to) in (from..to).zip(out.chunks_exact_mut(stride)) {
+        let mut rows: [&[u8]; BLOCK] = [&[]; BLOCK];
+        for (i, to) in (from..to).zip(&mut rows) {
             let row = match chosen {
                 Some(list) => cache.row(seq, list[i - from] as usize),
                 None => {
@@ -320,8 +333,20 @@ impl Attention<'_> {
                     cache.row(seq, i)
                 }
             };
-            cpu::decode(cache.ty(), &row[bytes.clone()], &mut to[..dim]);
+            *to = &row[bytes.clone()];
         }
+        rows
+    }
+}
+
+/// The first `dim` values of rows, `stride` apart; columns beyond are zeros.
+fn decode(cache: &State, rows: &[&[u8]], dim: usize, stride: usize, out: &mut Vec<f32>) {
+    if stride > dim || out.len() < BLOCK * stride {
+        out.clear();
+        out.resize(BLOCK * stride, 0.0);
+    }
+    for (row, to) in rows.iter().zip(out.chunks_exact_mut(stride)) {
+        cpu::decode(cache.ty(), row, &mut to[..dim]);
     }
 }
 

@@ -36,6 +36,7 @@ pub static TYPE: QuantType = QuantType {
             (Isa::Avx2, decode_avx2),
             (Isa::Scalar, dequant),
         ],
+        halves: true,
     }),
 };
 

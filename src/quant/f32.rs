@@ -26,6 +26,7 @@ pub static TYPE: QuantType = QuantType {
     kv: Some(Kv {
         encode,
         decode: &[(Isa::Scalar, dequant)],
+        halves: false,
     }),
 };
 

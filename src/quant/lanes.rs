@@ -253,7 +253,7 @@ mod x86 {
     #![allow(clippy::missing_safety_doc)] // clippy takes a safe `target_feature` function for an unsafe one
     use super::{Grid, Lanes};
     use crate::quant::grid512::look_up;
-    use crate::simd::x86::load_u8x64;
+    use crate::simd::x86::{load_u8x64, turn_words_16};
     use std::arch::x86_64::*;
 
     /// Sixteen words in a register of AVX-512.
@@ -295,23 +295,7 @@ mod x86 {
         #[inline(always)]
         fn turn(self, rows: [&[u8; 16]; 16]) -> [Self; 4] {
             // SAFETY: as for `op`.
-            unsafe {
-                let row = |r: usize| _mm_loadu_si128(rows[r].as_ptr().cast());
-                // Rows i, 4 + i, 8 + i, 12 + i, a lane of 128 bits each; then a turn of 4 by 4 within the lanes.
-                let four = |i: usize| {
-                    let low = _mm512_inserti32x4::<1>(_mm512_castsi128_si512(row(i)), row(4 + i));
-                    _mm512_inserti32x4::<3>(_mm512_inserti32x4::<2>(low, row(8 + i)), row(12 + i))
-                };
-                let (a, b, c, d) = (four(0), four(1), four(2), four(3));
-                let (ab0, ab1) = (_mm512_unpacklo_epi32(a, b), _mm512_unpackhi_epi32(a, b));
-                let (cd0, cd1) = (_mm512_unpacklo_epi32(c, d), _mm512_unpackhi_epi32(c, d));
-                [
-                    Wide(_mm512_unpacklo_epi64(ab0, cd0)),
-                    Wide(_mm512_unpackhi_epi64(ab0, cd0)),
-                    Wide(_mm512_unpacklo_epi64(ab1, cd1)),
-                    Wide(_mm512_unpackhi_epi64(ab1, cd1)),
-                ]
-            }
+            unsafe { turn_words_16(rows) }.map(Wide)
         }
         #[inline(always)]
         fn and(self, b: Self) -> Self {

@@ -79,6 +79,8 @@ pub struct Kv {
     pub encode: fn(&[f32], &mut [u8]),
     /// Decodes whole blocks, as `dequant`, with vectors: best instruction set first, scalar last.
     pub decode: &'static [(Isa, Decode)],
+    /// Whether the blocks are the values as f16, which attention then multiplies with as they are.
+    pub halves: bool,
 }
 
 impl QuantType {

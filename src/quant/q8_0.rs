@@ -41,6 +41,7 @@ pub static TYPE: QuantType = QuantType {
             (Isa::Avx2, decode_avx2),
             (Isa::Scalar, dequant),
         ],
+        halves: false,
     }),
 };
 
