@@ -5,6 +5,10 @@
 //! wraps; one with a window keeps the window, a batch, and some slack that lets a sequence be rewound a little without
 //! reading anything again. What cannot be rewound is restored from a checkpoint by the session.
 
+use std::ops::{Deref, DerefMut};
+
+use memmap2::MmapMut;
+
 use crate::quant::{self, QuantType};
 
 /// Rows that a windowed ring keeps beyond what attention needs, so that short rewinds cost nothing.
@@ -73,13 +77,45 @@ pub struct State {
 #[derive(Debug, Default)]
 struct Part {
     /// The stored rows.
-    bytes: Vec<u8>,
+    bytes: Memory,
     /// The block of a fixed state.
     fixed: Vec<f32>,
     /// The first row that is still there: those before it were overwritten, or were not part of what was loaded.
     low: usize,
     /// Tokens that a fixed block has absorbed.
     high: usize,
+}
+
+/// Zeroed memory, which the system commits as it fills.
+#[derive(Debug, Default)]
+struct Memory(Option<MmapMut>);
+
+/// From here on memory is asked for in pages of 2 MB: attention reads short pieces far apart, and each small page would
+/// have its address looked up again. Smaller states would mostly fill such pages with nothing.
+const HUGE: usize = 4 << 20;
+
+impl Memory {
+    fn new(n: usize) -> Memory {
+        let map = MmapMut::map_anon(n.max(1)).expect("memory that the system said it has");
+        #[cfg(target_os = "linux")]
+        if n >= HUGE {
+            let _ = map.advise(memmap2::Advice::HugePage); // a system without them does well enough
+        }
+        Memory(Some(map))
+    }
+}
+
+impl Deref for Memory {
+    type Target = [u8];
+    fn deref(&self) -> &[u8] {
+        self.0.as_deref().unwrap_or_default()
+    }
+}
+
+impl DerefMut for Memory {
+    fn deref_mut(&mut self) -> &mut [u8] {
+        self.0.as_deref_mut().unwrap_or_default()
+    }
 }
 
 impl Default for State {
@@ -100,7 +136,7 @@ impl State {
         let row_bytes = spec.ty.row_bytes(spec.width);
         let part = || match spec.kind {
             StateKind::Fixed => Part { fixed: vec![0.0; spec.width], ..Part::default() },
-            StateKind::Rows { .. } => Part { bytes: vec![0; capacity * row_bytes], ..Part::default() },
+            StateKind::Rows { .. } => Part { bytes: Memory::new(capacity * row_bytes), ..Part::default() },
         };
         State { spec: spec.clone(), row_bytes, capacity, seqs: (0..n_seq).map(|_| part()).collect() }
     }
