@@ -387,9 +387,9 @@ impl Op for AttendOp {
         for tile in &mut tiles {
             tile.part = parts.len();
             let (n, each) = (tile.chunks(), if apart { 1 } else { tile.chunks() });
-            for kv_head in 0..a.kv_heads {
-                let chunks = (0..n).step_by(each).map(|c| c..(c + each).min(n));
-                parts.extend(chunks.map(|chunks| Part { tile: *tile, kv_head, chunks }));
+            // All heads of the same keys after each other: they lie side by side, in lines that come along anyway.
+            for c in (0..n).step_by(each) {
+                parts.extend((0..a.kv_heads).map(|kv_head| Part { tile: *tile, kv_head, chunks: c..c + each }));
             }
         }
         let per_kv = work.per_kv();
@@ -407,22 +407,23 @@ impl Op for AttendOp {
         });
         let sinks = self.sinks.then(|| io.weights[0].values);
         let tile_of: Vec<usize> = tiles.iter().enumerate().flat_map(|(i, t)| std::iter::repeat_n(i, t.n)).collect();
-        for tile in &tiles {
+        if apart {
             // Later parts of a head are joined with its first, in order.
-            let each = if apart { tile.chunks() } else { 1 };
-            for head in 0..a.kv_heads {
-                let first = tile.part + head * each;
-                let (done, rest) = buffer[first * size..(first + each) * size].split_at_mut(size);
-                let mut soft = Soft::new(tile.n * per_kv, width, done);
-                rest.chunks_exact_mut(size).for_each(|b| soft.join(&Soft::new(tile.n * per_kv, width, b)));
+            for tile in &tiles {
+                let own = &mut buffer[tile.part * size..(tile.part + tile.chunks() * a.kv_heads) * size];
+                let (done, rest) = own.split_at_mut(a.kv_heads * size);
+                for (i, later) in rest.chunks_exact_mut(size).enumerate() {
+                    let done = &mut done[i % a.kv_heads * size..][..size];
+                    let (n, later) = (tile.n * per_kv, Soft::new(tile.n * per_kv, width, later));
+                    Soft::new(n, width, done).join(&later);
+                }
             }
         }
         let done = &buffer;
         io.pool.pieces(&mut io.outs[0], a.heads * a.v_dim, io.rows * a.heads * a.v_dim * 8, |t, out| {
             let tile = &tiles[tile_of[t]];
-            let each = if apart { tile.chunks() } else { 1 };
             for (h, out) in out.chunks_exact_mut(a.v_dim).enumerate() {
-                let part = &done[(tile.part + h / per_kv * each) * size..][..size];
+                let part = &done[(tile.part + h / per_kv) * size..][..size];
                 let (n, r) = (tile.n * per_kv, (t - tile.from) * per_kv + h % per_kv);
                 let (mut most, mut sum) = (part[r], part[n + r]);
                 let mut factor = 1.0;
