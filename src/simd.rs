@@ -563,14 +563,6 @@ pub mod x86 {
         // SAFETY: the reference covers the 64 bytes read.
         unsafe { _mm512_loadu_si512(p.as_ptr().cast()) }
     }
-
-    /// Writes 16 integers, any alignment.
-    #[inline]
-    #[target_feature(enable = "avx512f")]
-    pub fn store_i32x16(p: &mut [i32; 16], v: __m512i) {
-        // SAFETY: the reference covers the 64 bytes written.
-        unsafe { _mm512_storeu_si512(p.as_mut_ptr().cast(), v) }
-    }
 }
 
 #[cfg(test)]

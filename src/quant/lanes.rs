@@ -35,8 +35,6 @@ pub trait Lanes: Copy {
     fn shr(self, n: u32) -> Self;
     /// `self >> n` for `n < 32`, the sign shifted in.
     fn sar(self, n: u32) -> Self;
-    /// `self + b`, wrapping.
-    fn add8(self, b: Self) -> Self;
     /// `self - b`, wrapping.
     fn sub8(self, b: Self) -> Self;
     /// `self + b`, wrapping.
@@ -169,10 +167,6 @@ impl Lanes for Plain {
     #[inline(always)]
     fn sar(self, n: u32) -> Self {
         self.map(|v| (v as i32 >> n) as u32)
-    }
-    #[inline(always)]
-    fn add8(self, b: Self) -> Self {
-        self.zip(b, add_bytes)
     }
     #[inline(always)]
     fn sub8(self, b: Self) -> Self {
@@ -322,10 +316,6 @@ mod x86 {
             op!(_mm512_srav_epi32(self.0, _mm512_set1_epi32(n as i32)))
         }
         #[inline(always)]
-        fn add8(self, b: Self) -> Self {
-            op!(_mm512_add_epi8(self.0, b.0))
-        }
-        #[inline(always)]
         fn sub8(self, b: Self) -> Self {
             op!(_mm512_sub_epi8(self.0, b.0))
         }
@@ -466,17 +456,6 @@ impl<'a, V: Lanes, const BYTES: usize> Block<'a, V, BYTES> {
         words.iter_mut().zip(&self.rows).for_each(|(w, row)| *w = f(row));
         self.zero.load(&words)
     }
-
-    /// Two words of each row, low half first, worked out one by one: an entry of a table of eights.
-    #[inline(always)]
-    pub fn each_pair(&self, f: impl Fn(&[u8; BYTES]) -> u64) -> [V; 2] {
-        let (mut low, mut high) = ([0; 16], [0; 16]);
-        for (r, row) in self.rows.iter().enumerate() {
-            let v = f(row);
-            (low[r], high[r]) = (v as u32, (v >> 32) as u32);
-        }
-        [self.zero.load(&low), self.zero.load(&high)]
-    }
 }
 
 #[cfg(test)]
@@ -502,7 +481,6 @@ mod tests {
             a.shl(3),
             a.shr(5),
             a.sar(7),
-            a.add8(b),
             a.sub8(b),
             a.add(b),
             a.mul(b),
