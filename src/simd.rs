@@ -484,6 +484,40 @@ pub mod x86 {
         out
     }
 
+    /// The sum of each of 16 vectors of 16 floats, all added in the same order.
+    #[inline]
+    #[target_feature(enable = "avx512f")]
+    pub fn fold16(v: &[__m512; 16]) -> [f32; 16] {
+        // First lanes of 128 bits are added until each has one vector's four sums left, then those are turned 4 by 4.
+        let two = |a: __m512, b: __m512| {
+            _mm512_add_ps(_mm512_shuffle_f32x4::<0x44>(a, b), _mm512_shuffle_f32x4::<0xee>(a, b))
+        };
+        let four = |v: [__m512; 4]| {
+            let (ab, cd) = (two(v[0], v[1]), two(v[2], v[3]));
+            _mm512_add_ps(_mm512_shuffle_f32x4::<0x88>(ab, cd), _mm512_shuffle_f32x4::<0xdd>(ab, cd))
+        };
+        let [a, b, c, d] = std::array::from_fn(|j| four(std::array::from_fn(|i| v[4 * i + j])));
+        let ab = _mm512_add_ps(_mm512_unpacklo_ps(a, b), _mm512_unpackhi_ps(a, b));
+        let cd = _mm512_add_ps(_mm512_unpacklo_ps(c, d), _mm512_unpackhi_ps(c, d));
+        let (ab, cd) = (_mm512_castps_pd(ab), _mm512_castps_pd(cd));
+        let low = _mm512_castpd_ps(_mm512_unpacklo_pd(ab, cd));
+        let mut out = [0.0; 16];
+        store_f32x16(&mut out, _mm512_add_ps(low, _mm512_castpd_ps(_mm512_unpackhi_pd(ab, cd))));
+        out
+    }
+
+    /// The sum of each of 8 vectors of 8 floats, all added in the same order.
+    #[inline]
+    #[target_feature(enable = "avx2")]
+    pub fn fold8(v: &[__m256; 8]) -> [f32; 8] {
+        let four = |v: &[__m256]| _mm256_hadd_ps(_mm256_hadd_ps(v[0], v[1]), _mm256_hadd_ps(v[2], v[3]));
+        let (a, b) = (four(&v[..4]), four(&v[4..]));
+        let mut out = [0.0; 8];
+        let low = _mm256_permute2f128_ps::<0x20>(a, b);
+        store_f32x8(&mut out, _mm256_add_ps(low, _mm256_permute2f128_ps::<0x31>(a, b)));
+        out
+    }
+
     /// Writes 64 signed bytes, any alignment.
     #[inline]
     #[target_feature(enable = "avx512f")]

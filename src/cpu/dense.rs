@@ -1,227 +1,296 @@
-//! Small products of dense f32 matrices, and the softmax between them: what attention consists of.
+//! What attention consists of: products of queries with the rows of a cache, and the softmax between them.
 //!
-//! Every element of a product is one chain of fused multiply-adds along `k`, whatever the number of rows, so results do
-//! not depend on how rows are put together. (The scalar form rounds between multiplying and adding.)
+//! ```text
+//! scores:  s[r][j]  = q[r] . k[j]             mix:  out[r] += sum_j p[r][j] v[j]
+//! ```
+//! A score is as many sums as a vector has lanes, which are folded in one order; a mixed value is one chain of fused
+//! multiply-adds along `j`. Neither depends on which rows are computed together, so results are the same bits however a
+//! batch is cut. (The scalar form has one sum, and rounds between multiplying and adding.)
+//!
+//! What did not help: keys turned into columns first, so that a score is a chain too. For the eight query rows of a
+//! decode step turning costs as much as multiplying, folding a third of it, and it wants 32 KB of the nearest cache.
 
 #![allow(unsafe_code)] // calls of functions compiled for an instruction set, after asking for it
 
 use crate::simd::{self, Isa};
 
-/// Columns that a product computes at once.
+/// Rows of a cache are whole runs of so many values: columns that are computed together.
 pub const COLS: usize = 32;
-/// Rows that a product computes at once, at most: 16 sums, two vectors of `b` and one of `a` in AVX-512.
-pub const ROWS: usize = 8;
+/// Keys that are scored together, at most.
+pub const BLOCK: usize = 64;
+/// Query rows that are multiplied together, at most; what remains goes by fours, twos and ones.
+const ROWS: usize = 8;
+/// Columns that alternate between the query rows of a lot.
+const LANES: usize = 16;
 
-/// A matrix in memory: rows `stride` apart.
+/// Rows of a cache.
 #[derive(Clone, Copy, Debug)]
 pub struct Rows<'a> {
-    /// The first row's first column on.
-    pub at: &'a [f32],
-    /// Values from a row to the next.
-    pub stride: usize,
+    /// At most [`BLOCK`] rows of a multiple of [`COLS`] values, as little-endian bytes.
+    pub rows: &'a [&'a [u8]],
+    /// Whether the values are f16; f32 otherwise.
+    pub halves: bool,
+    /// Rows that are wanted afterwards: asked for meanwhile, a few lines at a time.
+    pub next: &'a [&'a [u8]],
 }
 
-/// `c[r][j] = sum_k a[r][k] * b[k][j]`, added to what is there if `add`; `rows` rows, `k` terms and [`COLS`] columns.
-pub fn product(rows: usize, k: usize, a: Rows<'_>, b: Rows<'_>, c: &mut [f32], c_stride: usize, add: bool) {
-    let end = |m: Rows<'_>, n: usize, width: usize| n == 0 || m.at.len() >= (n - 1) * m.stride + width;
-    assert!(end(a, rows, k) && end(b, k, COLS) && (rows == 0 || c.len() >= (rows - 1) * c_stride + COLS));
-    for r in (0..rows).step_by(ROWS) {
-        let a = Rows { at: &a.at[r * a.stride..], ..a };
-        let c = &mut c[r * c_stride..];
-        macro_rules! rows {
-            ($($n:literal)*) => {
-                match rows - r {
-                    $($n => some::<$n>(k, a, b, c, c_stride, add),)*
-                    _ => some::<ROWS>(k, a, b, c, c_stride, add),
-                }
-            };
+impl Rows<'_> {
+    /// Values in a row.
+    fn width(&self) -> usize {
+        let bytes = self.rows.first().map_or(0, |r| r.len());
+        if self.halves { bytes / 2 } else { bytes / 4 }
+    }
+
+    /// Value `i` of row `j`.
+    fn value(&self, j: usize, i: usize) -> f32 {
+        let row = self.rows[j];
+        match self.halves {
+            true => half::f16::from_le_bytes(*row[2 * i..].first_chunk().expect("a whole value")).to_f32(),
+            false => f32::from_le_bytes(*row[4 * i..].first_chunk().expect("a whole value")),
         }
-        rows!(1 2 3 4 5 6 7);
     }
 }
 
-fn some<const R: usize>(k: usize, a: Rows<'_>, b: Rows<'_>, c: &mut [f32], c_stride: usize, add: bool) {
+/// Query rows as [`scores`] reads them: lots of 8, then at most one of 4, of 2 and of 1; in a lot 16 columns of each row,
+/// then the next 16.
+#[derive(Clone, Debug, Default)]
+pub struct Queries {
+    values: Vec<f32>,
+    rows: usize,
+    width: usize,
+}
+
+impl Queries {
+    /// Takes rows of `dim` values, times `scale`; columns up to a multiple of [`COLS`] become zeros.
+    pub fn set<'a>(&mut self, dim: usize, scale: f32, rows: impl ExactSizeIterator<Item = &'a [f32]>) {
+        (self.rows, self.width) = (rows.len(), dim.next_multiple_of(COLS));
+        self.values.clear();
+        self.values.resize(self.rows * self.width, 0.0);
+        for (r, row) in rows.enumerate() {
+            let (lot, n) = lot_of(self.rows, r);
+            let to = self.values[lot * self.width..][..n * self.width].chunks_exact_mut(n * LANES);
+            for (from, to) in row.chunks(LANES).zip(to) {
+                to[(r - lot) * LANES..].iter_mut().zip(from).for_each(|(to, q)| *to = q * scale);
+            }
+        }
+    }
+
+    /// Value `i` of row `r`.
+    fn value(&self, r: usize, i: usize) -> f32 {
+        let (lot, n) = lot_of(self.rows, r);
+        self.values[lot * self.width + (i / LANES * n + r - lot) * LANES + i % LANES]
+    }
+}
+
+/// The first row of the lot of row `r`, and the lot's rows.
+fn lot_of(rows: usize, r: usize) -> (usize, usize) {
+    let mut from = 0;
+    loop {
+        let n = (1 << (rows - from).ilog2()).min(ROWS);
+        if r < from + n {
+            return (from, n);
+        }
+        from += n;
+    }
+}
+
+/// `s[r][j] = q[r] . k[j]`.
+pub fn scores(q: &Queries, k: Rows<'_>, s: &mut [[f32; BLOCK]]) {
+    if k.rows.is_empty() {
+        return;
+    }
+    assert!(k.width() == q.width && k.rows.len() <= BLOCK && s.len() == q.rows);
     #[cfg(target_arch = "x86_64")]
     // SAFETY: each form is called where `isa` says that the CPU has its instructions.
     unsafe {
-        match simd::isa() {
-            isa if isa >= Isa::Avx512 => return product_avx512::<R>(k, a, b, c, c_stride, add),
-            Isa::Avx2 => return product_avx2::<R>(k, a, b, c, c_stride, add),
+        match (simd::isa(), k.halves) {
+            (isa, true) if isa >= Isa::Avx512 => return x86::halves_512::scores(&q.values, k, s),
+            (isa, false) if isa >= Isa::Avx512 => return x86::floats_512::scores(&q.values, k, s),
+            (Isa::Avx2, true) => return x86::halves_256::scores(&q.values, k, s),
+            (Isa::Avx2, false) => return x86::floats_256::scores(&q.values, k, s),
             _ => {}
         }
     }
-    product_plain::<R>(k, a, b, c, c_stride, add);
-}
-
-fn product_plain<const R: usize>(k: usize, a: Rows<'_>, b: Rows<'_>, c: &mut [f32], c_stride: usize, add: bool) {
-    for r in 0..R {
-        let mut sums = [0f32; COLS];
-        if add {
-            sums.copy_from_slice(&c[r * c_stride..][..COLS]);
+    for (r, s) in s.iter_mut().enumerate() {
+        for (j, s) in s[..k.rows.len()].iter_mut().enumerate() {
+            *s = (0..q.width).map(|i| q.value(r, i) * k.value(j, i)).sum();
         }
-        for k in 0..k {
-            let (x, row) = (a.at[r * a.stride + k], &b.at[k * b.stride..][..COLS]);
-            sums.iter_mut().zip(row).for_each(|(s, b)| *s += x * b);
-        }
-        c[r * c_stride..][..COLS].copy_from_slice(&sums);
     }
 }
 
-/// The AVX-512 product over whatever the rows of `b` are: `load(k)` gives 32 columns of row `k`.
-#[cfg(target_arch = "x86_64")]
-macro_rules! product_avx512 {
-    ($name:ident, $b:ident: $ty:ty, |$k:ident| $load:expr) => {
-        #[target_feature(enable = "avx512f")]
-        fn $name<const R: usize>(k: usize, a: Rows<'_>, $b: $ty, c: &mut [f32], c_stride: usize, add: bool) {
-            use crate::simd::x86::*;
-            use std::arch::x86_64::*;
-            let mut sums = [[_mm512_setzero_ps(); 2]; R];
-            if add {
-                for r in 0..R {
-                    sums[r] = load_f32x32(c[r * c_stride..][..COLS].as_array().unwrap());
-                }
-            }
-            let a: [&[f32]; R] = std::array::from_fn(|r| &a.at[r * a.stride..][..k]);
-            for $k in 0..k {
-                let b = $load;
-                for r in 0..R {
-                    let x = _mm512_set1_ps(a[r][$k]);
-                    for h in 0..2 {
-                        sums[r][h] = _mm512_fmadd_ps(x, b[h], sums[r][h]);
-                    }
-                }
-            }
-            for r in 0..R {
-                store_f32x32(c[r * c_stride..][..COLS].as_mut_array().unwrap(), sums[r]);
-            }
-        }
-    };
-}
-
-#[cfg(target_arch = "x86_64")]
-product_avx512!(product_avx512, b: Rows<'_>, |k| load_f32x32(b.at[k * b.stride..][..COLS].as_array().unwrap()));
-
-#[cfg(target_arch = "x86_64")]
-product_avx512!(halves_avx512, b: (&[&[u8]], usize), |k| {
-    let (low, high) = b.0[k][b.1..][..64].split_at(32);
-    [load_f16x16(low.as_array().unwrap()), load_f16x16(high.as_array().unwrap())]
-});
-
-/// Whether rows of f16 can be multiplied as they are: [`product_halves`] and [`turn_halves`].
-pub fn takes_halves() -> bool {
-    simd::isa() >= Isa::Avx512
-}
-
-/// `c[r][j] += sum_k a[r][k] * b[k][j]` for every column of the rows of f16 `b`; what lies beyond the last whole
-/// [`COLS`] columns must be handed in as zeros up to there. Only where [`takes_halves`].
-///
-/// # Panics
-/// Without AVX-512.
-pub fn product_halves(rows: usize, a: Rows<'_>, b: &[&[u8]], c: &mut [f32], c_stride: usize) {
-    assert!(takes_halves());
+/// `out[r] += sum_j p[r][j] v[j]`, where the rows of `out` lie behind one another, as wide as the values.
+pub fn mix(p: &[[f32; BLOCK]], v: Rows<'_>, out: &mut [f32]) {
+    let width = v.width();
+    if width == 0 {
+        return;
+    }
+    assert!(width.is_multiple_of(COLS) && v.rows.len() <= BLOCK && out.len() == p.len() * width);
     #[cfg(target_arch = "x86_64")]
-    for col in (0..b.first().map_or(0, |b| b.len() / 2)).step_by(COLS) {
-        for r in (0..rows).step_by(ROWS) {
-            let a = Rows { at: &a.at[r * a.stride..], ..a };
-            let c = &mut c[r * c_stride + col..];
-            macro_rules! rows {
-                ($($n:literal)*) => {
-                    // SAFETY: takes_halves says that the CPU has AVX-512.
-                    unsafe {
+    // SAFETY: each form is called where `isa` says that the CPU has its instructions.
+    unsafe {
+        match (simd::isa(), v.halves) {
+            (isa, true) if isa >= Isa::Avx512 => return x86::halves_512::mix(p, v, out),
+            (isa, false) if isa >= Isa::Avx512 => return x86::floats_512::mix(p, v, out),
+            (Isa::Avx2, true) => return x86::halves_256::mix(p, v, out),
+            (Isa::Avx2, false) => return x86::floats_256::mix(p, v, out),
+            _ => {}
+        }
+    }
+    for (out, p) in out.chunks_exact_mut(width).zip(p) {
+        for (j, p) in p[..v.rows.len()].iter().enumerate() {
+            out.iter_mut().enumerate().for_each(|(i, out)| *out += p * v.value(j, i));
+        }
+    }
+}
+
+#[cfg(target_arch = "x86_64")]
+mod x86 {
+    use super::{BLOCK, LANES, Rows};
+    use crate::simd::x86::*;
+    use std::arch::x86_64::*;
+
+    /// Both products for one instruction set and one kind of row: vectors of `$len` values, `$bytes` bytes of a row. The
+    /// sums of `$rows` query rows times `$keys` keys are folded at once; `$mixed` rows are mixed together.
+    macro_rules! products {
+        ($name:ident, $features:literal, $len:literal, $bytes:literal, $load:ident, $load_f32:ident, $store:ident,
+         $zero:ident, $splat:ident, $fma:ident, $fold:ident, $(($rows:literal $keys:literal))*, $($mixed:literal)*) => {
+            pub(super) mod $name {
+                use super::*;
+
+                const PARTS: usize = LANES / $len;
+
+                #[target_feature(enable = $features)]
+                pub(in super::super) fn scores(q: &[f32], k: Rows<'_>, s: &mut [[f32; BLOCK]]) {
+                    let width = k.width();
+                    let rows = s.len();
+                    let mut r = 0;
+                    while r < rows {
+                        let (q, s) = (q[r * width..].as_chunks::<LANES>().0, &mut s[r..]);
+                        // The first rows ask for what comes next.
+                        let k = Rows { next: if r == 0 { k.next } else { &[] }, ..k };
                         match rows - r {
-                            $($n => halves_avx512::<$n>(b.len(), a, (b, 2 * col), c, c_stride, true),)*
-                            _ => halves_avx512::<ROWS>(b.len(), a, (b, 2 * col), c, c_stride, true),
+                            $($rows.. => {
+                                let q = &q.as_chunks::<$rows>().0[..width / LANES];
+                                some_scores::<$rows, $keys>(q, k, s.first_chunk_mut().expect("as many rows"));
+                                r += $rows;
+                            })*
+                            _ => unreachable!("the last case takes one row"),
                         }
                     }
-                };
-            }
-            rows!(1 2 3 4 5 6 7);
-        }
-    }
-}
-
-/// Turns 16 rows of `k` values in f16 into columns of f32: `to[i * stride + r] = rows[r][i]`. `k` is a multiple of 8. Only
-/// where [`takes_halves`].
-///
-/// # Panics
-/// Without AVX-512.
-pub fn turn_halves(rows: [&[u8]; 16], to: &mut [f32], stride: usize) {
-    assert!(takes_halves());
-    #[cfg(target_arch = "x86_64")]
-    // SAFETY: takes_halves says that the CPU has AVX-512.
-    unsafe {
-        turn_halves_avx512(rows, to, stride)
-    }
-}
-
-/// Words of two values are turned first, then the even values of two vectors of words are brought together, and the odd.
-#[cfg(target_arch = "x86_64")]
-#[target_feature(enable = "avx512f,avx512bw,avx512dq,avx512vl,avx512vbmi")]
-fn turn_halves_avx512(rows: [&[u8]; 16], to: &mut [f32], stride: usize) {
-    use crate::simd::x86::*;
-    use std::arch::x86_64::*;
-    static EVEN: [i16; 32] = {
-        let mut t = [0; 32];
-        let mut i = 0;
-        while i < 32 {
-            t[i] = 2 * i as i16;
-            i += 1;
-        }
-        t
-    };
-    let even = load_i16x32(&EVEN);
-    let odd = _mm512_add_epi16(even, _mm512_set1_epi16(1));
-    let n = rows[0].len() / 16;
-    let rows: [&[[u8; 16]]; 16] = rows.map(|r| &r.as_chunks().0[..n]);
-    for i in 0..n {
-        let w = turn_words_16(std::array::from_fn(|r| &rows[r][i]));
-        for (j, (a, b)) in [(w[0], w[1]), (w[2], w[3])].into_iter().enumerate() {
-            for (odd, which) in [even, odd].into_iter().enumerate() {
-                let both = _mm512_permutex2var_epi16(a, which, b);
-                let (low, high) = (_mm512_castsi512_si256(both), _mm512_extracti64x4_epi64::<1>(both));
-                for (k, v) in [(8 * i + 4 * j + odd, low), (8 * i + 4 * j + 2 + odd, high)] {
-                    store_f32x16(to[k * stride..][..16].as_mut_array().unwrap(), _mm512_cvtph_ps(v));
                 }
-            }
-        }
-    }
-}
 
-/// Half the columns and half the rows at a time: AVX2 has half the registers, of half the width.
-#[cfg(target_arch = "x86_64")]
-#[target_feature(enable = "avx2,fma")]
-fn product_avx2<const R: usize>(k: usize, a: Rows<'_>, b: Rows<'_>, c: &mut [f32], c_stride: usize, add: bool) {
-    use crate::simd::x86::*;
-    use std::arch::x86_64::*;
-    for r0 in (0..R).step_by(4) {
-        let a: [&[f32]; 4] = std::array::from_fn(|i| &a.at[(r0 + i).min(R - 1) * a.stride..][..k]);
-        for half in 0..2 {
-            let at = |m: &[f32], i: usize| load_f32x8(&m[half * 16..][..16].as_chunks::<8>().0[i]);
-            let mut sums = [[_mm256_setzero_ps(); 2]; 4];
-            for i in 0..4.min(R - r0) {
-                if add {
-                    let c = &c[(r0 + i) * c_stride..][..COLS];
-                    sums[i] = [at(c, 0), at(c, 1)];
+                // Loops where from_fn would do: its closures are not always inlined into functions of other features.
+                #[target_feature(enable = $features)]
+                fn some_scores<const R: usize, const J: usize>(
+                    q: &[[[f32; LANES]; R]],
+                    k: Rows<'_>,
+                    s: &mut [[f32; BLOCK]; R],
+                ) {
+                    let count = k.rows.len();
+                    for j in (0..count).step_by(J) {
+                        // Keys that are missing from the last lot are the last one again.
+                        let mut keys: [&[[[u8; $bytes]; PARTS]]; J] = [&[]; J];
+                        for (i, key) in keys.iter_mut().enumerate() {
+                            *key = &k.rows[(j + i).min(count - 1)].as_chunks().0.as_chunks().0[..q.len()];
+                            if let Some(next) = k.next.get(j + i) {
+                                crate::simd::prefetch(next);
+                            }
+                        }
+                        let mut sums = [[$zero(); J]; R];
+                        for (i, q) in q.iter().enumerate() {
+                            for part in 0..PARTS {
+                                let mut k = [$zero(); J];
+                                for j in 0..J {
+                                    k[j] = $load(&keys[j][i][part]);
+                                }
+                                for r in 0..R {
+                                    let q = $load_f32(&q[r].as_chunks().0[part]);
+                                    for j in 0..J {
+                                        sums[r][j] = $fma(q, k[j], sums[r][j]);
+                                    }
+                                }
+                            }
+                        }
+                        let sums = $fold(sums.as_flattened().as_array().expect("as many as are folded"));
+                        for (s, sums) in s.iter_mut().zip(sums.as_chunks::<J>().0) {
+                            match s[j..].first_chunk_mut() {
+                                Some(to) => *to = *sums,
+                                None => s[j..].iter_mut().zip(sums).for_each(|(to, sum)| *to = *sum),
+                            }
+                        }
+                    }
                 }
-            }
-            for k in 0..k {
-                let b = &b.at[k * b.stride..][..COLS];
-                let b = [at(b, 0), at(b, 1)];
-                for i in 0..4 {
-                    let x = _mm256_set1_ps(a[i][k]);
-                    for h in 0..2 {
-                        sums[i][h] = _mm256_fmadd_ps(x, b[h], sums[i][h]);
+
+                #[target_feature(enable = $features)]
+                pub(in super::super) fn mix(p: &[[f32; BLOCK]], v: Rows<'_>, out: &mut [f32]) {
+                    let width = v.width();
+                    let steps = width / (2 * $len);
+                    for step in 0..steps {
+                        let mut r = 0;
+                        while r < p.len() {
+                            let v = Rows { next: if r == 0 { v.next } else { &[] }, ..v };
+                            let out = &mut out[r * width..];
+                            match p.len() - r {
+                                $($mixed.. => {
+                                    let p: &[_; $mixed] = p[r..].first_chunk().expect("as many rows");
+                                    some_mix(p, v, out, width, (step, steps));
+                                    r += $mixed;
+                                })*
+                                _ => unreachable!("the last case takes one row"),
+                            }
+                        }
+                    }
+                }
+
+                /// Step `step` of `steps`: two vectors of every row.
+                #[target_feature(enable = $features)]
+                fn some_mix<const R: usize>(
+                    p: &[[f32; BLOCK]; R],
+                    v: Rows<'_>,
+                    out: &mut [f32],
+                    width: usize,
+                    (step, steps): (usize, usize),
+                ) {
+                    let out = out.as_chunks_mut::<$len>().0;
+                    let mut sums = [[$zero(); 2]; R];
+                    for r in 0..R {
+                        for h in 0..2 {
+                            sums[r][h] = $load_f32(&out[r * width / $len + 2 * step + h])
+                        }
+                    }
+                    // Every step asks for its share of the next rows.
+                    let share = v.next.first().map_or(0, |n| n.len().div_ceil(steps).next_multiple_of(64));
+                    for (j, row) in v.rows[..v.rows.len().min(BLOCK)].iter().enumerate() {
+                        if let Some(next) = v.next.get(j) {
+                            let from = (share * step).min(next.len());
+                            crate::simd::prefetch(&next[from..next.len().min(from + share)]);
+                        }
+                        let row = &row.as_chunks::<$bytes>().0[2 * step..][..2];
+                        let v = [$load(&row[0]), $load(&row[1])];
+                        for r in 0..R {
+                            let p = $splat(p[r][j]);
+                            for h in 0..2 {
+                                sums[r][h] = $fma(p, v[h], sums[r][h]);
+                            }
+                        }
+                    }
+                    for r in 0..R {
+                        for h in 0..2 {
+                            $store(&mut out[r * width / $len + 2 * step + h], sums[r][h]);
+                        }
                     }
                 }
             }
-            for i in 0..4.min(R - r0) {
-                let c = &mut c[(r0 + i) * c_stride + half * 16..][..16];
-                for (c, s) in c.as_chunks_mut::<8>().0.iter_mut().zip(sums[i]) {
-                    store_f32x8(c, s);
-                }
-            }
-        }
+        };
     }
+    #[rustfmt::skip]
+    products!(halves_512, "avx512f,avx512bw,avx512dq,avx512vl,avx2,fma,f16c", 16, 32, load_f16x16, load_f32x16, store_f32x16, _mm512_setzero_ps, _mm512_set1_ps, _mm512_fmadd_ps, fold16, (8 2)(4 4)(2 8)(1 16), 8 4 2 1);
+    #[rustfmt::skip]
+    products!(floats_512, "avx512f,avx512bw,avx512dq,avx512vl,avx2,fma,f16c", 16, 64, load_f32x16_bytes, load_f32x16, store_f32x16, _mm512_setzero_ps, _mm512_set1_ps, _mm512_fmadd_ps, fold16, (8 2)(4 4)(2 8)(1 16), 8 4 2 1);
+    #[rustfmt::skip]
+    products!(halves_256, "avx2,fma,f16c", 8, 16, load_f16x8, load_f32x8, store_f32x8, _mm256_setzero_ps, _mm256_set1_ps, _mm256_fmadd_ps, fold8, (8 1)(4 2)(2 4)(1 8), 4 2 1);
+    #[rustfmt::skip]
+    products!(floats_256, "avx2,fma,f16c", 8, 32, load_f32x8_bytes, load_f32x8, store_f32x8, _mm256_setzero_ps, _mm256_set1_ps, _mm256_fmadd_ps, fold8, (8 1)(4 2)(2 4)(1 8), 4 2 1);
 }
 
 /// Compiles a plain body for every instruction set, and picks one.
@@ -256,9 +325,8 @@ macro_rules! for_each_isa {
 }
 
 for_each_isa! {
-    /// Multiplies scores by `scale` and squashes them to (-cap, cap) if there is a cap; returns the largest, or -inf.
-    pub fn scale_scores(s: &mut [f32], scale: f32, cap: Option<f32>) -> f32 {
-        s.iter_mut().for_each(|v| *v *= scale);
+    /// Squashes scores to (-cap, cap) if there is a cap; returns the largest, or -inf.
+    pub fn largest(s: &mut [f32], cap: Option<f32>) -> f32 {
         if let Some(cap) = cap {
             s.iter_mut().for_each(|v| *v = cap * (*v / cap).tanh());
         }
@@ -325,112 +393,86 @@ for_each_isa! {
     }
 }
 
-for_each_isa! {
-    /// Turns 32 rows of `k` values into columns: `to[i * stride + r] = rows[r * k + i]`.
-    pub fn turn(rows: &[f32], k: usize, to: &mut [f32], stride: usize) {
-        let mut i = 0;
-        // A square of 16 at a time, through arrays that stay in registers.
-        while i + 16 <= k {
-            for half in 0..2 {
-                let mut square = [[0f32; 16]; 16];
-                for (r, row) in square.iter_mut().enumerate() {
-                    row.copy_from_slice(&rows[(half * 16 + r) * k + i..][..16]);
-                }
-                for j in 0..16 {
-                    let to = &mut to[(i + j) * stride + half * 16..][..16];
-                    for r in 0..16 {
-                        to[r] = square[r][j];
-                    }
-                }
-            }
-            i += 16;
-        }
-        for i in i..k {
-            for r in 0..32 {
-                to[i * stride + r] = rows[r * k + i];
-            }
-        }
-    }
-}
-
 #[cfg(test)]
 mod tests {
     use super::*;
     use crate::quant::Rng;
 
+    /// Random rows, their bytes as f16 or f32, and the values that those stand for.
+    fn random_rows(rng: &mut Rng, n: usize, width: usize, halves: bool) -> (Vec<Vec<u8>>, Vec<Vec<f64>>) {
+        (0..n)
+            .map(|_| {
+                let row: Vec<f32> = (0..width).map(|_| half::f16::from_f32(rng.normal()).to_f32()).collect();
+                let bytes = match halves {
+                    true => row.iter().flat_map(|&v| half::f16::from_f32(v).to_le_bytes()).collect::<Vec<u8>>(),
+                    false => row.iter().flat_map(|v| v.to_le_bytes()).collect(),
+                };
+                (bytes, row.iter().map(|&v| v as f64).collect::<Vec<f64>>())
+            })
+            .unzip()
+    }
+
     #[test]
-    fn products_are_the_sums_of_their_terms_for_every_number_of_rows() {
+    fn scores_and_mixtures_are_the_sums_of_their_terms_for_every_number_of_rows() {
         let mut rng = Rng(5);
-        for rows in 1..20 {
-            let (k, sa, sb, sc) = (1 + rng.below(70), 80, 40, 36);
-            let mut random = |n: usize| -> Vec<f32> { (0..n).map(|_| rng.normal()).collect() };
-            let (a, b, start) = (random(rows * sa), random(k * sb), random(rows * sc));
-            for add in [false, true] {
-                let mut c = start.clone();
-                product(rows, k, Rows { at: &a, stride: sa }, Rows { at: &b, stride: sb }, &mut c, sc, add);
-                for r in 0..rows {
-                    for j in 0..sc {
-                        let sum: f64 = (0..k).map(|k| a[r * sa + k] as f64 * b[k * sb + j] as f64).sum();
-                        let want = match j < COLS {
-                            true => sum + if add { start[r * sc + j] as f64 } else { 0.0 },
-                            false => start[r * sc + j] as f64,
-                        };
-                        // 70 terms of about 1, rounded one after the other.
-                        assert!(
-                            (c[r * sc + j] as f64 - want).abs() < 4e-5,
-                            "{rows} rows: {} for {want}",
-                            c[r * sc + j]
-                        );
+        for halves in [true, false] {
+            for rows in 1..20 {
+                let (width, n) = (COLS * (1 + rng.below(5)), 1 + rng.below(40));
+                let (bytes, values) = random_rows(&mut rng, n, width, halves);
+                let slices: Vec<&[u8]> = bytes.iter().map(|b| b.as_slice()).collect();
+                let cached = Rows { rows: &slices, halves, next: &slices };
+                let q: Vec<f32> = (0..rows * width).map(|_| rng.normal()).collect();
+                let mut queries = Queries::default();
+                queries.set(width, 0.5, q.chunks(width));
+                let mut s = vec![[7f32; BLOCK]; rows];
+                scores(&queries, cached, &mut s);
+                for (q, s) in q.chunks(width).zip(&s) {
+                    for (k, s) in values.iter().zip(s) {
+                        let want: f64 = q.iter().zip(k).map(|(&q, k)| 0.5 * q as f64 * k).sum();
+                        // 160 terms of about 1.
+                        assert!((*s as f64 - want).abs() < 1e-4, "{rows} rows, {n} keys: {s} for {want}");
                     }
+                }
+                let mut out = q.clone();
+                mix(&s, cached, &mut out);
+                for (i, out) in out.iter().enumerate() {
+                    let (r, c) = (i / width, i % width);
+                    let sum: f64 = (0..n).map(|j| s[r][j] as f64 * values[j][c]).sum();
+                    // 40 terms of about 13.
+                    assert!((*out as f64 - sum - q[i] as f64).abs() < 1e-3, "{rows} rows, {n} values: {out}");
                 }
             }
         }
     }
 
     #[test]
-    fn rows_of_halves_are_multiplied_and_turned_as_their_values() {
-        if !takes_halves() {
-            return;
-        }
-        let mut rng = Rng(8);
-        for (rows, n, width) in [(1, 16, 32), (8, 40, 128), (13, 64, 96)] {
-            let half = |rng: &mut Rng| half::f16::from_f32(rng.normal());
-            let b: Vec<Vec<half::f16>> = (0..n).map(|_| (0..width).map(|_| half(&mut rng)).collect()).collect();
-            let bytes: Vec<Vec<u8>> = b.iter().map(|r| r.iter().flat_map(|h| h.to_le_bytes()).collect()).collect();
-            let slices: Vec<&[u8]> = bytes.iter().map(|b| b.as_slice()).collect();
-            let flat: Vec<f32> = b.iter().flatten().map(|h| h.to_f32()).collect();
-            let a: Vec<f32> = (0..rows * n).map(|_| rng.normal()).collect();
-            let (mut got, mut want) = (vec![1f32; rows * width], vec![1f32; rows * width]);
-            let a = Rows { at: &a, stride: n };
-            product_halves(rows, a, &slices, &mut got, width);
-            for col in (0..width).step_by(COLS) {
-                let b = Rows { at: &flat[col..], stride: width };
-                product(rows, n, a, b, &mut want[col..], width, true);
-            }
-            assert_eq!(got, want, "{rows} rows times {n} by {width}");
-            let mut turned = vec![0f32; width * 20];
-            turn_halves(std::array::from_fn(|r| slices[r]), &mut turned, 20);
-            for i in 0..width {
-                assert!((0..16).all(|r| turned[i * 20 + r] == flat[r * width + i]));
-            }
-        }
-    }
-
-    #[test]
-    fn a_row_has_the_same_bits_in_whatever_company() {
+    fn a_row_has_the_same_bits_in_whatever_company_and_as_f16_or_f32() {
         let mut rng = Rng(6);
-        let k = 100;
-        let a: Vec<f32> = (0..8 * k).map(|_| rng.normal()).collect();
-        let b: Vec<f32> = (0..k * COLS).map(|_| rng.normal()).collect();
-        let b = Rows { at: &b, stride: COLS };
-        let mut all = vec![0f32; 8 * COLS];
-        product(8, k, Rows { at: &a, stride: k }, b, &mut all, COLS, false);
-        for n in 1..8 {
-            for from in 0..8 - n {
-                let mut some = vec![0f32; n * COLS];
-                product(n, k, Rows { at: &a[from * k..], stride: k }, b, &mut some, COLS, false);
-                assert_eq!(some, all[from * COLS..(from + n) * COLS], "rows {from}..{}", from + n);
+        let (rows, n, width) = (13, 37, 96);
+        let (bytes, values) = random_rows(&mut rng, n, width, true);
+        let floats: Vec<Vec<u8>> =
+            values.iter().map(|r| r.iter().flat_map(|&v| (v as f32).to_le_bytes()).collect()).collect();
+        let q: Vec<f32> = (0..rows * width).map(|_| rng.normal()).collect();
+        let run = |bytes: &[Vec<u8>], halves: bool, from: usize, to: usize| {
+            let slices: Vec<&[u8]> = bytes.iter().map(|b| b.as_slice()).collect();
+            let cached = Rows { rows: &slices, halves, next: &[] };
+            let mut queries = Queries::default();
+            queries.set(width, 1.0, q[from * width..to * width].chunks(width));
+            let mut s = vec![[0f32; BLOCK]; to - from];
+            scores(&queries, cached, &mut s);
+            let mut out = vec![0f32; (to - from) * width];
+            mix(&s, cached, &mut out);
+            let s: Vec<f32> = s.iter().flat_map(|s| s[..bytes.len()].to_vec()).collect();
+            (s, out)
+        };
+        let all = run(&bytes, true, 0, rows);
+        for (from, to) in (0..rows).flat_map(|a| (a + 1..=rows).map(move |b| (a, b))) {
+            for (bytes, halves) in [(&bytes, true), (&floats, false)] {
+                let (s, out) = run(bytes, halves, from, to);
+                assert_eq!(s, all.0[from * n..to * n], "rows {from}..{to}");
+                assert_eq!(out, all.1[from * width..to * width], "rows {from}..{to}");
             }
+            assert_eq!(run(&bytes[from..to], true, 0, 1).0, all.0[from..to], "keys {from}..{to}");
         }
     }
 
@@ -440,28 +482,16 @@ mod tests {
         for n in [1, 15, 16, 17, 64, 100] {
             let s: Vec<f32> = (0..n).map(|_| rng.normal() * 9.0).collect();
             let mut t = s.clone();
-            let most = scale_scores(&mut t, 0.5, None);
-            assert_eq!(most, s.iter().fold(f32::NEG_INFINITY, |m, v| m.max(v * 0.5)));
+            let most = largest(&mut t, None);
+            assert_eq!(most, s.iter().fold(f32::NEG_INFINITY, |m, &v| m.max(v)));
             let sum = exponentials(&mut t, most);
-            let want: f64 = s.iter().map(|&v| (v as f64 * 0.5 - most as f64).exp()).sum();
+            let want: f64 = s.iter().map(|&v| (v as f64 - most as f64).exp()).sum();
             assert!((sum as f64 - want).abs() < 1e-6 * want, "{sum} for {want}");
-            let capped = scale_scores(&mut s.clone(), 1.0, Some(3.0));
+            let capped = largest(&mut s.clone(), Some(3.0));
             assert!(capped < 3.0 && capped > 0.0 || n == 1);
         }
         let mut none = [f32::NEG_INFINITY; 3];
-        assert_eq!(scale_scores(&mut none, 2.0, None), f32::NEG_INFINITY);
+        assert_eq!(largest(&mut none, None), f32::NEG_INFINITY);
         assert_eq!(exponentials(&mut none, 0.0), 0.0);
-    }
-
-    #[test]
-    fn turned_rows_stand_as_columns() {
-        for k in [5, 16, 40, 128] {
-            let rows: Vec<f32> = (0..32 * k).map(|i| i as f32).collect();
-            let mut to = vec![-1f32; k * 40];
-            turn(&rows, k, &mut to, 40);
-            for i in 0..k {
-                assert!((0..40).all(|r| to[i * 40 + r] == if r < 32 { (r * k + i) as f32 } else { -1.0 }));
-            }
-        }
     }
 }

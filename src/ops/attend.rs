@@ -13,8 +13,8 @@ use std::cell::RefCell;
 use anyhow::{Result, bail};
 
 use crate::cpu;
-use crate::cpu::dense::{self, COLS, Rows};
-use crate::simd::{self, exp};
+use crate::cpu::dense::{self, BLOCK, COLS, Queries};
+use crate::simd::exp;
 use crate::tape::{Builder, CpuIo, Op, Slot, State, StateId, WeightId};
 
 /// An attention layer.
@@ -57,8 +57,6 @@ struct AttendOp {
     extra: Option<(usize, bool)>,
 }
 
-/// Keys that are scored together; a block starts at a multiple.
-const BLOCK: usize = 64;
 /// Keys whose softmax is worked out apart from the others', always the same ones, and then joined with them in order: so
 /// one token's keys can be shared among threads, and the result is the same bits whether they were or not.
 const CHUNK: usize = 512;
@@ -109,11 +107,9 @@ struct Attention<'a> {
 /// A thread's memory.
 #[derive(Default)]
 struct Scratch {
-    q: Vec<f32>,
+    q: Queries,
     decoded: Vec<f32>,
-    keys: Vec<f32>,
-    values: Vec<f32>,
-    scores: Vec<f32>,
+    scores: Vec<[f32; BLOCK]>,
     chunk: Vec<f32>,
 }
 
@@ -203,11 +199,11 @@ impl Attention<'_> {
     /// The softmax of a part's keys, chunk by chunk.
     fn run(&self, part: &Part, s: &mut Scratch, soft: &mut Soft<'_>) {
         let (a, tile, per_kv) = (self.a, part.tile, self.per_kv());
-        s.q.clear();
-        for t in tile.from..tile.from + tile.n {
-            let at = (t * a.heads + part.kv_head * per_kv) * a.k_dim;
-            s.q.extend_from_slice(&self.q[at..at + per_kv * a.k_dim]);
-        }
+        let rows = (0..tile.n * per_kv).map(|i| {
+            let head = (tile.from + i / per_kv) * a.heads + part.kv_head * per_kv + i % per_kv;
+            &self.q[head * a.k_dim..][..a.k_dim]
+        });
+        s.q.set(a.k_dim, a.scale, rows);
         soft.clear();
         let mut buffer = std::mem::take(&mut s.chunk);
         buffer.resize(tile.n * per_kv * (soft.width + 2), 0.0);
@@ -242,33 +238,13 @@ impl Attention<'_> {
             _ => (self.keys, self.values),
         };
         let n = to - from;
-        s.keys.resize(BLOCK * a.k_dim, 0.0);
-        // While keys are decoded their values are asked for, and while those are decoded the next keys.
-        let (after_keys, after_values) = ((values, a.v_dim, 0), (keys, a.k_dim, BLOCK));
-        let direct = |cache: &State, dim: usize| {
-            cache.ty().kv.as_ref().is_some_and(|kv| kv.halves) && dense::takes_halves() && dim.is_multiple_of(COLS)
-        };
-        if direct(keys, a.k_dim) {
-            let rows = self.cached(keys, part, own, (from, to), a.k_dim, after_keys);
-            for quarter in 0..n.div_ceil(16) {
-                let rows = std::array::from_fn(|r| rows[(16 * quarter + r).min(n - 1)]);
-                dense::turn_halves(rows, &mut s.keys[16 * quarter..], BLOCK);
-            }
-        } else {
-            let rows = self.cached(keys, part, own, (from, to), a.k_dim, after_keys);
-            decode(keys, &rows[..n], a.k_dim, a.k_dim, &mut s.decoded);
-            for half in 0..n.div_ceil(32) {
-                let rows = &s.decoded[half * 32 * a.k_dim..][..32 * a.k_dim];
-                dense::turn(rows, a.k_dim, &mut s.keys[half * 32..], BLOCK);
-            }
-        }
-
-        let rows = tile.n * per_kv;
-        s.scores.resize(rows * BLOCK, 0.0);
-        for half in 0..n.div_ceil(32) {
-            let (q, k) = (Rows { at: &s.q, stride: a.k_dim }, Rows { at: &s.keys[half * 32..], stride: BLOCK });
-            dense::product(rows, a.k_dim, q, k, &mut s.scores[half * 32..], BLOCK, false);
-        }
+        let cached = |cache, from, dim| self.cached(cache, part, own, from, dim);
+        let (k, v) = (cached(keys, from, a.k_dim), cached(values, from, a.v_dim));
+        let (mut decoded_k, mut decoded_v) = ([&[][..]; BLOCK], [&[][..]; BLOCK]);
+        s.scores.resize(tile.n * per_kv, [0.0; BLOCK]);
+        // While keys are multiplied their values are asked for, and during those the next keys.
+        let k = floats(keys, &k[..n], a.k_dim, &mut s.decoded, &mut decoded_k, &v[..n]);
+        dense::scores(&s.q, k, &mut s.scores);
         for i in 0..tile.n {
             let (start, end) = match own {
                 true => self.visible(tile.from + i),
@@ -276,11 +252,11 @@ impl Attention<'_> {
             };
             let (low, high) = (start.clamp(from, to) - from, end.clamp(from, to) - from);
             for r in i * per_kv..(i + 1) * per_kv {
-                let scores = &mut s.scores[r * BLOCK..][..BLOCK];
+                let scores = &mut s.scores[r];
                 scores[..low].fill(0.0);
                 scores[high..].fill(0.0);
                 let seen = &mut scores[low..high];
-                let most = dense::scale_scores(seen, a.scale, a.soft_cap).max(chunk.most[r]);
+                let most = dense::largest(seen, a.soft_cap).max(chunk.most[r]);
                 let sum = dense::exponentials(seen, most);
                 let less = exp(chunk.most[r] - most);
                 if less != 1.0 {
@@ -290,64 +266,58 @@ impl Attention<'_> {
                 chunk.most[r] = most;
             }
         }
-        let cached = self.cached(values, part, own, (from, to), a.v_dim, after_values);
-        let p = Rows { at: &s.scores, stride: BLOCK };
-        if direct(values, a.v_dim) {
-            dense::product_halves(rows, p, &cached[..n], chunk.out, chunk.width);
-            return;
-        }
-        decode(values, &cached[..n], a.v_dim, chunk.width, &mut s.values);
-        for at in (0..chunk.width).step_by(COLS) {
-            let v = Rows { at: &s.values[at..], stride: chunk.width };
-            dense::product(rows, n, p, v, &mut chunk.out[at..], chunk.width, true);
-        }
+        let after = if own { cached(keys, from + BLOCK, a.k_dim) } else { [&[][..]; BLOCK] };
+        let v = floats(values, &v[..n], a.v_dim, &mut s.decoded, &mut decoded_v, &after);
+        dense::mix(&s.scores, v, chunk.out);
     }
 
-    /// The first `dim` columns of the part's head of cached rows. For each the row of `next` that lies so much further is
-    /// asked for.
-    fn cached<'c>(
-        &self,
-        cache: &'c State,
-        part: &Part,
-        own: bool,
-        (from, to): (usize, usize),
-        dim: usize,
-        next: (&State, usize, usize),
-    ) -> [&'c [u8]; BLOCK] {
-        let head = |cache: &State, dim: usize| {
-            let at = part.kv_head * cache.ty().row_bytes(cache.width() / self.a.kv_heads);
-            at..at + cache.ty().row_bytes(dim)
-        };
+    /// The first `dim` columns of the part's head of the rows from `from` on; nothing for those that are not there.
+    fn cached<'c>(&self, cache: &'c State, part: &Part, own: bool, from: usize, dim: usize) -> [&'c [u8]; BLOCK] {
+        let at = part.kv_head * cache.ty().row_bytes(cache.width() / self.a.kv_heads);
+        let bytes = at..at + cache.ty().row_bytes(dim);
         let seq = self.rows[part.tile.from].seq;
-        let (bytes, next_bytes) = (head(cache, dim), head(next.0, next.1));
-        let chosen = self.select.filter(|_| !own).map(|select| {
-            let k = select.len() / self.rows.len();
-            &select[part.tile.from * k..][from..to]
-        });
         let mut rows: [&[u8]; BLOCK] = [&[]; BLOCK];
-        for (i, to) in (from..to).zip(&mut rows) {
-            let row = match chosen {
-                Some(list) => cache.row(seq, list[i - from] as usize),
-                None => {
-                    simd::prefetch(&next.0.row(seq, i + next.2)[next_bytes.clone()]);
-                    cache.row(seq, i)
+        match self.select.filter(|_| !own) {
+            Some(select) => {
+                let k = select.len() / self.rows.len();
+                let chosen = select[part.tile.from * k..][..k].iter().skip(from).take_while(|&&r| r >= 0.0);
+                for (to, &row) in rows.iter_mut().zip(chosen) {
+                    *to = &cache.row(seq, row as usize)[bytes.clone()];
                 }
-            };
-            *to = &row[bytes.clone()];
+            }
+            None => {
+                for (to, row) in rows.iter_mut().zip(cache.rows(seq, from)) {
+                    *to = &row[bytes.clone()];
+                }
+            }
         }
         rows
     }
 }
 
-/// The first `dim` values of rows, `stride` apart; columns beyond are zeros.
-fn decode(cache: &State, rows: &[&[u8]], dim: usize, stride: usize, out: &mut Vec<f32>) {
-    if stride > dim || out.len() < BLOCK * stride {
-        out.clear();
-        out.resize(BLOCK * stride, 0.0);
+/// The first `dim` values of cached rows, as they are or decoded, with zeros up to a multiple of [`COLS`]; `next` is
+/// what is wanted afterwards.
+fn floats<'a>(
+    cache: &State,
+    cached: &'a [&'a [u8]],
+    dim: usize,
+    decoded: &'a mut Vec<f32>,
+    rows: &'a mut [&'a [u8]; BLOCK],
+    next: &'a [&'a [u8]],
+) -> dense::Rows<'a> {
+    if cache.ty().kv.as_ref().is_some_and(|kv| kv.halves) && dim.is_multiple_of(COLS) {
+        return dense::Rows { rows: cached, halves: true, next };
     }
-    for (row, to) in rows.iter().zip(out.chunks_exact_mut(stride)) {
+    let width = dim.next_multiple_of(COLS);
+    decoded.clear();
+    decoded.resize(cached.len() * width, 0.0);
+    for (row, to) in cached.iter().zip(decoded.chunks_exact_mut(width)) {
         cpu::decode(cache.ty(), row, &mut to[..dim]);
     }
+    for (to, row) in rows.iter_mut().zip(decoded.chunks_exact(width)) {
+        *to = bytemuck::cast_slice(row);
+    }
+    dense::Rows { rows: &rows[..cached.len()], halves: false, next }
 }
 
 impl Op for AttendOp {

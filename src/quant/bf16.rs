@@ -59,7 +59,7 @@ fn random(rng: &mut Rng, block: &mut [u8]) {
 }
 
 #[cfg(target_arch = "x86_64")]
-#[target_feature(enable = "avx512f,avx512bw,avx2")]
+#[target_feature(enable = "avx512f,avx512bw,avx512dq,avx512vl,avx2")]
 fn dot_avx512(w: &[u8], stride: usize, x: ActRow<'_>, out: &mut [f32]) {
     super::floats::x86::dot::<32, BYTES>(w, stride, x, out, |b| crate::simd::x86::load_bf16x16(b), value);
 }

@@ -81,7 +81,7 @@ fn decode_avx512(blocks: &[u8], out: &mut [f32]) {
 }
 
 #[cfg(target_arch = "x86_64")]
-#[target_feature(enable = "avx512f,avx512bw,avx2")]
+#[target_feature(enable = "avx512f,avx512bw,avx512dq,avx512vl,avx2")]
 fn dot_avx512(w: &[u8], stride: usize, x: ActRow<'_>, out: &mut [f32]) {
     super::floats::x86::dot::<32, BYTES>(w, stride, x, out, |b| crate::simd::x86::load_f16x16(b), value);
 }

@@ -61,7 +61,7 @@ fn encode(x: &[f32], out: &mut [u8]) {
 }
 
 #[cfg(target_arch = "x86_64")]
-#[target_feature(enable = "avx512f,avx512bw,avx2")]
+#[target_feature(enable = "avx512f,avx512bw,avx512dq,avx512vl,avx2")]
 fn dot_avx512(w: &[u8], stride: usize, x: ActRow<'_>, out: &mut [f32]) {
     super::floats::x86::dot::<64, 4>(w, stride, x, out, |b| crate::simd::x86::load_f32x16_bytes(b), value);
 }

@@ -142,7 +142,7 @@ pub(super) mod x86 {
     ///
     /// One row after the other, as one long stream of memory; eight sums hide the latency of the fused multiply-add.
     #[inline]
-    #[target_feature(enable = "avx512f,avx512bw,avx2")]
+    #[target_feature(enable = "avx512f,avx512bw,avx512dq,avx512vl,avx2")]
     pub(in crate::quant) fn dot<const BYTES: usize, const ONE: usize>(
         w: &[u8],
         stride: usize,
@@ -266,7 +266,7 @@ pub(super) mod x86 {
     product!(
         bf16_pairs,
         bf16_pairs_some,
-        "avx512f,avx512bw,avx512bf16,avx2,fma,f16c",
+        "avx512f,avx512bw,avx512dq,avx512vl,avx512bf16,avx2,fma,f16c",
         __m512i,
         4,
         64,
@@ -280,7 +280,7 @@ pub(super) mod x86 {
     product!(
         bf16_avx512,
         bf16_avx512_some,
-        "avx512f,avx512bw,avx2,fma,f16c",
+        "avx512f,avx512bw,avx512dq,avx512vl,avx2,fma,f16c",
         __m512,
         4,
         32,
@@ -294,7 +294,7 @@ pub(super) mod x86 {
     product!(
         f16_avx512,
         f16_avx512_some,
-        "avx512f,avx512bw,avx2,fma,f16c",
+        "avx512f,avx512bw,avx512dq,avx512vl,avx2,fma,f16c",
         __m512,
         4,
         32,

@@ -182,6 +182,13 @@ impl State {
         &self.seqs[seq as usize].bytes[at..at + self.row_bytes]
     }
 
+    /// The rows of a sequence from `index` on, as many as there is room for at least.
+    pub fn rows(&self, seq: u32, index: usize) -> impl Iterator<Item = &[u8]> {
+        let bytes = &self.seqs[seq as usize].bytes;
+        let rows = |bytes| <[u8]>::chunks_exact(bytes, self.row_bytes);
+        rows(&bytes[index % self.capacity * self.row_bytes..]).chain(rows(bytes))
+    }
+
     /// The block of a fixed state; `tokens` is how many tokens the sequence has once the caller has updated it.
     pub fn fixed(&mut self, seq: u32, tokens: usize) -> &mut [f32] {
         let part = &mut self.seqs[seq as usize];
