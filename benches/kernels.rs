@@ -1,14 +1,15 @@
-//! How fast one thread computes each format from its own cache, without memory: `cargo bench --bench kernels [FORMAT..]`.
+//! How fast one thread computes each format: `cargo bench --bench kernels [FORMAT..]`.
 //!
-//! Weights per nanosecond of the row kernel (decode), then products per nanosecond for 1 to 4, 32 and 128 tokens
-//! at once (prompts). A machine that does other things disturbs the figures; compare within one run.
+//! The row kernel (decode): weights per nanosecond and GB/s from its own cache, then GB/s from memory and what share that
+//! is of a plain read of the same bytes, pass by pass in turn. Then products per nanosecond for 1 to 4, 32 and 128 tokens
+//! at once (prompts), from cache. A machine that does other things disturbs the figures; compare within one run.
 
 use std::hint::black_box;
 use std::time::Instant;
 
 use tandem::quant::act::Acts;
 use tandem::quant::tile::{Source, Work};
-use tandem::quant::{self, QuantType, Rng};
+use tandem::quant::{self, ActRow, QuantType, Rng};
 use tandem::simd;
 
 /// Columns and rows: a megabyte at most, in 32 rows' steps.
@@ -27,6 +28,32 @@ fn best(mut f: impl FnMut()) -> f64 {
     best
 }
 
+/// Bytes that no cache holds.
+const MUCH: usize = 128 << 20;
+
+/// GB/s of the row kernel from memory, and the share of a plain read's: the medians of passes in turn.
+fn from_memory(ty: &'static QuantType, piece: &[u8], stride: usize, x: ActRow<'_>) -> (f64, f64) {
+    let mut memory = vec![0u64; MUCH / 8];
+    let bytes: &mut [u8] = bytemuck::cast_slice_mut(&mut memory);
+    bytes.chunks_exact_mut(piece.len()).for_each(|to| to.copy_from_slice(piece));
+    let (mut rates, mut shares) = (Vec::new(), Vec::new());
+    let mut out = vec![0f32; MUCH / stride / ROWS * ROWS];
+    for _ in 0..7 {
+        let start = Instant::now();
+        for (out, w) in out.chunks_mut(ROWS).zip(bytemuck::cast_slice::<u64, u8>(&memory).chunks(ROWS * stride)) {
+            tandem::cpu::dot_rows(ty, w, stride, x, black_box(out));
+        }
+        let rate = (out.len() * stride) as f64 / start.elapsed().as_nanos() as f64;
+        let start = Instant::now();
+        black_box(tandem::cpu::dense::sum(&memory));
+        rates.push(rate);
+        shares.push(rate / (MUCH as f64 / start.elapsed().as_nanos() as f64));
+    }
+    rates.sort_by(f64::total_cmp);
+    shares.sort_by(f64::total_cmp);
+    (rates[3], shares[3])
+}
+
 fn line(ty: &'static QuantType) {
     let mut rng = Rng(1);
     let stride = ty.row_bytes(N);
@@ -38,7 +65,10 @@ fn line(ty: &'static QuantType) {
     let mut out = [0f32; ROWS];
     let products = (ROWS * N) as f64;
     let ns = best(|| tandem::cpu::dot_rows(ty, &w, stride, acts.row(0, &x), black_box(&mut out)));
-    let mut text = format!("{:8} {:6.1} {:6.1}", ty.name, products / ns, w.len() as f64 / ns);
+    let (rate, share) = from_memory(ty, &w, stride, acts.row(0, &x));
+    let of_read = 100.0 * share;
+    let mut text =
+        format!("{:8} {:6.1} {:6.1} {rate:6.1} {of_read:4.0}%", ty.name, products / ns, w.len() as f64 / ns);
     if ty.has_tiles() {
         acts.set_panels(ty.act, simd::isa(), N, &x);
         let mut work = Work::default();
@@ -59,7 +89,7 @@ fn line(ty: &'static QuantType) {
 fn main() {
     let asked: Vec<String> = std::env::args().skip(1).filter(|a| !a.starts_with('-')).collect();
     println!(
-        "{}: one row: weights/ns, GB/s; many tokens: products/ns with 1, 2, 3, 4, 32, 128 tokens",
+        "{}: one row: weights/ns, GB/s, GB/s from memory and of a plain read; products/ns with 1, 2, 3, 4, 32, 128 tokens",
         simd::isa().name()
     );
     for ty in quant::TYPES {
