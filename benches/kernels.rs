@@ -67,8 +67,7 @@ fn line(ty: &'static QuantType) {
     let ns = best(|| tandem::cpu::dot_rows(ty, &w, stride, acts.row(0, &x), black_box(&mut out)));
     let (rate, share) = from_memory(ty, &w, stride, acts.row(0, &x));
     let of_read = 100.0 * share;
-    let mut text =
-        format!("{:8} {:6.1} {:6.1} {rate:6.1} {of_read:4.0}%", ty.name, products / ns, w.len() as f64 / ns);
+    let mut text = format!("{:8} {:6.1} {:6.1} {rate:6.1} {of_read:4.0}%", ty.name, products / ns, w.len() as f64 / ns);
     if ty.has_tiles() {
         acts.set_panels(ty.act, simd::isa(), N, &x);
         let mut work = Work::default();

@@ -172,7 +172,8 @@ fn dot_avx2(w: &[u8], stride: usize, x: ActRow<'_>, out: &mut [f32]) {
 #[cfg(target_arch = "x86_64")]
 #[target_feature(enable = "avx512f,avx512bw,avx512dq,avx512vl,avx512vbmi,avx512vnni,avx2,fma,f16c")]
 fn dot_avx512(w: &[u8], stride: usize, x: ActRow<'_>, out: &mut [f32]) {
-    use super::units::{AHEAD, look_up, values};
+    use super::super_rows::AHEAD;
+    use super::units::{look_up, values};
     use crate::simd::x86::*;
     use std::arch::x86_64::*;
     static TABLE: [u8; 64] = values::<128>(&VALUES);
@@ -186,7 +187,7 @@ fn dot_avx512(w: &[u8], stride: usize, x: ActRow<'_>, out: &mut [f32]) {
         for ((w, d), x) in blocks.chunks(2).zip(x.d.chunks(2)).zip(x.quads) {
             for (i, (b, d)) in w.iter().zip(d).enumerate() {
                 for k in 0..BYTES.div_ceil(64) {
-                    prefetch(b, AHEAD + 64 * k);
+                    prefetch_l2(b, AHEAD + 64 * k);
                 }
                 let (low_bits, high_bits) = scale_bits(b);
                 let low_bits = _mm256_srlv_epi32(_mm256_set1_epi32(low_bits as i32), nibbles);

@@ -172,7 +172,7 @@ fn dot_avx512(w: &[u8], stride: usize, x: ActRow<'_>, out: &mut [f32]) {
     use std::arch::x86_64::*;
     struct Codes;
     impl Layout for Codes {
-        const ORDER: Order = Order { halves: [[0, 32], [64, 96], [128, 160], [192, 224]], group: 16, offset: 32, times_16: false, ahead: 0 };
+        const ORDER: Order = Order { halves: [[0, 32], [64, 96], [128, 160], [192, 224]], group: 16, offset: 32, times_16: false };
     }
     let factors = |b: &[u8; BYTES]| u16::from_le_bytes([b[D], b[D + 1]]) as u32;
     let scales = |b: &[u8; BYTES]| {

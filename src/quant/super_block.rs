@@ -141,22 +141,12 @@ pub(super) mod x86 {
     }
 
     /// The vectors of Q4_K and Q5_K: two parts' low halves, then their high halves.
-    pub(in crate::quant) const ORDER_4: Order = Order {
-        halves: [[0, 64], [32, 96], [128, 192], [160, 224]],
-        group: 32,
-        offset: 0,
-        times_16: false,
-        ahead: 2048,
-    };
+    pub(in crate::quant) const ORDER_4: Order =
+        Order { halves: [[0, 64], [32, 96], [128, 192], [160, 224]], group: 32, offset: 0, times_16: false };
 
     /// The vectors of Q2_K and Q3_K, both halves' bytes: the lowest two bits, bits 4 and 5, and the two between them.
-    pub(in crate::quant) const ORDER_2: Order = Order {
-        halves: [[0, 128], [64, 192], [32, 160], [96, 224]],
-        group: 16,
-        offset: 0,
-        times_16: true,
-        ahead: 2048,
-    };
+    pub(in crate::quant) const ORDER_2: Order =
+        Order { halves: [[0, 128], [64, 192], [32, 160], [96, 224]], group: 16, offset: 0, times_16: true };
 
     /// The first 16 bytes of Q4_K and Q5_K: as [`super::scales_and_mins`], the 8 scales and after
     /// them the 8 minimums.
