@@ -100,14 +100,14 @@ pub fn exp(x: f32) -> f32 {
     if x < -87.3 { 0.0 } else { p * power }
 }
 
-/// Asks for the cache lines of `p`.
+/// Asks for the cache lines of `p`, into the second-level cache.
 #[inline(always)]
 #[allow(unsafe_code, unused_unsafe)] // the intrinsic was declared unsafe before it was declared safe
 pub fn prefetch(p: &[u8]) {
     #[cfg(target_arch = "x86_64")]
     for line in p.chunks(64) {
         // SAFETY: nothing is read, and no address faults.
-        unsafe { std::arch::x86_64::_mm_prefetch::<{ std::arch::x86_64::_MM_HINT_T0 }>(line.as_ptr().cast()) }
+        unsafe { std::arch::x86_64::_mm_prefetch::<{ std::arch::x86_64::_MM_HINT_T1 }>(line.as_ptr().cast()) }
     }
     #[cfg(not(target_arch = "x86_64"))]
     let _ = p;
