@@ -28,7 +28,7 @@ pub static TYPE: QuantType = QuantType {
     block: N,
     bytes: BYTES,
     act: Act::Q8K,
-    tile: Some(Tile { group: 16, mins: true, fill: FILL }),
+    tile: Some(Tile { group: N, mins: true, fill: FILL }),
     dequant,
     kernels: &[
         #[cfg(target_arch = "x86_64")]
@@ -83,24 +83,25 @@ fn dot(w: &[u8], stride: usize, x: ActRow<'_>, out: &mut [f32]) {
     }
 }
 
-tile!(FILL, decode, N, 16);
+tile!(FILL, decode, N, N);
 
 #[inline(always)]
 fn decode<V: Lanes>(b: &Block<'_, V, BYTES>, out: &mut Half<'_>) {
     let factors = b.words(BYTES - 16)[3];
-    let (d, dmin) = (Factor::new(factors.f16_to_f32()), Factor::new(factors.shr(16).f16_to_f32()));
-    for (w, both) in b.words(0).into_iter().enumerate() {
-        let (scales, mins) = (d.times(both.mask(0x0f0f_0f0f)), dmin.times(both.shr(4).mask(0x0f0f_0f0f)));
-        for j in 0..4 {
-            out.scale(4 * w + j, scales[j]);
-            out.min(4 * w + j, mins[j]);
-        }
+    let dmin = Factor::new(factors.shr(16).f16_to_f32());
+    out.scale(0, factors.f16_to_f32());
+    let groups = b.words(0);
+    for (w, both) in groups.into_iter().enumerate() {
+        dmin.times(both.shr(4).mask(0x0f0f_0f0f)).into_iter().enumerate().for_each(|(j, min)| out.min(4 * w + j, min));
     }
     for h in 0..2 {
         for i in 0..2 {
+            // A scale times a code is at most 45: four codes are multiplied at once.
+            let scale = |j: usize| groups[2 * h + j / 2].byte(2 * (j as u32 % 2) + i as u32).mask(15);
+            let scales = [scale(0), scale(1), scale(2), scale(3)];
             for (w, v) in b.words(QS + 32 * h + 16 * i).into_iter().enumerate() {
                 for j in 0..4 {
-                    out.codes(32 * h + 8 * j + 4 * i + w, v.shr(2 * j as u32).mask(0x0303_0303));
+                    out.codes(32 * h + 8 * j + 4 * i + w, v.shr(2 * j as u32).mask(0x0303_0303).mul(scales[j]));
                 }
             }
         }
