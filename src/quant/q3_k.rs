@@ -98,6 +98,8 @@ fn dot(w: &[u8], stride: usize, x: ActRow<'_>, out: &mut [f32]) {
     }
 }
 
+// Rejected: scale times code as the panel's code (-(s - 32)(c - 4) fits a byte), as Q2_K does. The product of a byte needs
+// two multiplications of four: 8% faster with 128 tokens, 15% slower with 32.
 tile!(FILL, decode, N, 16);
 
 #[inline(always)]

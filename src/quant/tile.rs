@@ -13,7 +13,7 @@
 //! costs a load and a store per 256 columns. `vpdpbusd` multiplies unsigned by signed bytes: the activations are shifted
 //! by 128 and the panel's offsets, `-128 * sum of the group's codes`, take that off again, exactly, in integers.
 //! Where a code times the integer scale of its sub-block fits 8 bits, that product is the panel's code and all 256 columns
-//! are one group: a tenth to a quarter less to do per token (Q2_K, Q3_K).
+//! are one group: a sixth less to do per token (Q2_K).
 
 use super::floats::{Form, Product, Words};
 use super::lanes::Lanes;
