@@ -58,7 +58,7 @@ pub struct Model {
     #[arg(short, long, value_name = "N", default_value_t = 2048)]
     pub batch_size: usize,
     /// Tokens computed together, at most; the smaller of the two counts [also: -ub]
-    #[arg(long, value_name = "N", default_value_t = 512)]
+    #[arg(long, value_name = "N", default_value_t = 1024)]
     pub ubatch_size: usize,
     /// Format of cached keys: f32, f16 or q8_0 [also: -ctk]
     #[arg(long, value_name = "TYPE", default_value = "f16")]

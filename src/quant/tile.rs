@@ -120,7 +120,12 @@ impl<'a> Source<'a> {
     /// The block at byte `at` of each of those rows.
     #[inline(always)]
     pub(super) fn blocks<const BYTES: usize>(&self, starts: &[usize; 16], at: usize) -> [&[u8; BYTES]; 16] {
-        std::array::from_fn(|r| self.w[starts[r] + at..].first_chunk().expect("a whole block"))
+        // A loop: the closure of from_fn is not always inlined into functions of other features.
+        let mut blocks = [&[0; BYTES]; 16];
+        for (block, start) in blocks.iter_mut().zip(starts) {
+            *block = self.w[start + at..].first_chunk().expect("a whole block");
+        }
+        blocks
     }
 }
 
