@@ -5,7 +5,7 @@
 #   benches/against.sh PEER_BENCH MODEL          PEER_BENCH: path of a llama-bench
 #
 # Environment: TANDEM (default target/release/tandem), THREADS (default: tandem's own choice), ROUNDS (default 5),
-# TESTS (default "tg128 tg64@4096 pp512 pp2048": what to run, at which depth).
+# TESTS (default "tg128 tg64@4096 pp512 pp2048": what to run, at which depth), PEER (what to call the peer).
 set -euo pipefail
 export LC_ALL=C
 
@@ -43,8 +43,9 @@ run_peer() {
     "$peer" "${args[@]}" 2>/dev/null | number avg_ts
 }
 
-echo "$(lscpu | sed -n 's/^Model name: *//p'), $threads threads, $(uname -sr), $rounds rounds in turn, medians"
-echo "model $(basename "$model"), peer $peer"
+cpu() { lscpu | sed -n "s/^$1: *//p"; }
+echo "$(cpu 'Model name') (family $(cpu 'CPU family') model $(cpu Model)), $threads threads, $rounds rounds in turn, medians"
+echo "model $(basename "$model"), tandem $(git -C "$here" rev-parse --short HEAD), peer ${PEER:-$(basename "$peer")}"
 echo
 echo "| test | tandem t/s | peer t/s | tandem / peer | min-max | of read bandwidth |"
 echo "| --- | --: | --: | --: | --: | --: |"
