@@ -65,7 +65,7 @@ pub fn grouped(
             assert!(!std::mem::replace(&mut seen[o as usize], true), "an output row is written twice");
         }
     }
-    let worth = ty.act.form(simd::isa()).worth();
+    let worth = ty.act.form(simd::isa()).worth(simd::isa());
     let panels = |g: &Group<'_>| ty.has_tiles() && g.pairs.len() >= worth;
     if groups.iter().any(|g| !g.pairs.is_empty() && !panels(g)) {
         pool.each_of(acts.row_parts(ty.act, n_in, x), size_of_val(x), RowPart::fill);

@@ -35,10 +35,12 @@ pub enum Form {
 impl Form {
     /// Tokens from which they are quicker together than one by one, measured from cache (Zen 4, products/ns): BF16 pairs
     /// 30 for two and 42 for three, the row kernel 29; F16 with f32 24 and 33, the row kernel 25; panels of codes 64 for
-    /// three (Q4_K) and 24 (IQ2_XXS), their AVX2 row kernels 46 and 20 and AVX-512 ones beyond.
-    pub fn worth(self) -> usize {
+    /// four (Q4_K) and 60 (IQ2_XXS), their row kernels 54 and 34. On AVX2 filling a panel takes three times as long: with
+    /// 32 tokens 82 (Q4_K), 44 (Q8_0) and 46 (MXFP4), their row kernels 46, 34 and 31.
+    pub fn worth(self, isa: Isa) -> usize {
         match self {
             Form::Bf16 | Form::F32 => 3,
+            Form::Codes if isa == Isa::Avx2 => 16,
             Form::Codes => 4,
         }
     }

@@ -94,6 +94,8 @@ pub type Fill = unsafe fn(&Source<'_>, std::ops::Range<usize>, &mut Panel);
 pub struct Tile {
     /// Codes that share a scale: 16, 32 or 256.
     pub group: usize,
+    /// The largest size of a code.
+    pub most: u8,
     /// Whether it has minimums.
     pub mins: bool,
     /// Best instruction set first, scalar last.
@@ -324,17 +326,31 @@ impl Work {
             unsafe {
                 fill(&w, bytes, &mut self.panel)
             };
+            debug_assert!(
+                self.panel.codes[..len / 4].as_flattened().iter().all(|c| (*c as i8).unsigned_abs() <= tile.most)
+            );
             #[cfg(target_arch = "x86_64")]
-            if isa >= Isa::Avx512 {
+            if isa >= Isa::Avx2 {
                 #[allow(unsafe_code)]
                 // SAFETY: as above.
                 unsafe {
-                    offsets_avx512(&mut self.panel, tile.group, len)
+                    match isa >= Isa::Avx512 {
+                        true => offsets_avx512(&mut self.panel, tile.group, len),
+                        false => offsets_avx2(&mut self.panel, tile.group, len),
+                    }
                 };
             }
             let columns = &x.columns[at / CHUNK * x.rows..][..x.rows];
             let by_256 = x.block == Act::Q8K.block();
-            let part = Part { panel: &self.panel, x: columns, len, group: tile.group, mins: tile.mins, by_256 };
+            let part = Part {
+                panel: &self.panel,
+                x: columns,
+                len,
+                group: tile.group,
+                most: tile.most,
+                mins: tile.mins,
+                by_256,
+            };
             #[cfg(target_arch = "x86_64")]
             if isa >= Isa::Avx2 {
                 #[allow(unsafe_code)]
@@ -366,6 +382,7 @@ struct Part<'a> {
     x: &'a [Columns],
     len: usize,
     group: usize,
+    most: u8,
     mins: bool,
     by_256: bool,
 }
@@ -493,65 +510,105 @@ impl Part<'_> {
     #[cfg(target_arch = "x86_64")]
     #[target_feature(enable = "avx2,fma")]
     fn multiply_avx2(&self, tokens: &[(u32, u32)], sums: &mut [[f32; ROWS]]) {
-        for (two, sums) in tokens.chunks(2).zip(sums.as_chunks_mut::<2>().0) {
-            let x = [&self.x[two[0].0 as usize], &self.x[two[two.len() - 1].0 as usize]];
-            for half in 0..2 {
-                match (self.group, self.mins) {
-                    (32, false) => self.avx2::<8, false>(x, half, sums),
-                    (32, true) => self.avx2::<8, true>(x, half, sums),
-                    (256, false) => self.avx2::<64, false>(x, half, sums),
-                    (256, true) => self.avx2::<64, true>(x, half, sums),
-                    (_, false) => self.avx2::<4, false>(x, half, sums),
-                    (_, true) => self.avx2::<4, true>(x, half, sums),
-                }
+        let mut done = 0;
+        while done < tokens.len() {
+            let (tokens, sums) = (&tokens[done..], &mut sums[done..]);
+            let x = |i: usize| &self.x[tokens[i].0 as usize];
+            macro_rules! tokens {
+                ($x:expr, $t:literal) => {{
+                    let sums = sums.first_chunk_mut().expect("as many sums");
+                    for half in 0..2 {
+                        match (self.group, 64 / self.most, self.mins) {
+                            (256, _, true) => self.avx2::<$t, 64, 1, true>($x, half, sums),
+                            (256, _, false) => self.avx2::<$t, 64, 1, false>($x, half, sums),
+                            (32, 4.., true) => self.avx2::<$t, 8, 4, true>($x, half, sums),
+                            (32, 4.., false) => self.avx2::<$t, 8, 4, false>($x, half, sums),
+                            (32, 2.., true) => self.avx2::<$t, 8, 2, true>($x, half, sums),
+                            (32, 2.., false) => self.avx2::<$t, 8, 2, false>($x, half, sums),
+                            (32, 1, true) => self.avx2::<$t, 8, 1, true>($x, half, sums),
+                            (32, 1, false) => self.avx2::<$t, 8, 1, false>($x, half, sums),
+                            (32, _, true) => self.avx2::<$t, 8, 0, true>($x, half, sums),
+                            (32, _, false) => self.avx2::<$t, 8, 0, false>($x, half, sums),
+                            (_, 4.., false) => self.avx2::<$t, 4, 4, false>($x, half, sums),
+                            (_, 2.., false) => self.avx2::<$t, 4, 2, false>($x, half, sums),
+                            (_, _, false) => self.avx2::<$t, 4, 1, false>($x, half, sums),
+                            (_, _, true) => self.avx2::<$t, 4, 1, true>($x, half, sums),
+                        }
+                    }
+                    done += $t;
+                }};
+            }
+            match tokens.len() {
+                3.. => tokens!([x(0), x(1), x(2)], 3),
+                _ => tokens!([x(0)], 1),
             }
         }
     }
 
-    /// Two tokens times 16 rows. `maddubs` wants one side unsigned: the code's sign moves to the activation, which is
-    /// never -128. |code| * |q| is at most 128 * 127, and a pair of those still fits an i16.
+    /// `T` tokens times 16 rows. `maddubs` wants one side unsigned, which the shifted activations are, and leaves sums of
+    /// two products in 16 bits: those of `N` steps are added up there, as far as the largest code allows (255 * 64 * 2 =
+    /// 32640). Where even one is too much (`N` 0) the sign of a code moves to the activation as it was, never -128:
+    /// |code| * |q| is at most 128 * 127, and a pair of those still fits.
     #[cfg(target_arch = "x86_64")]
     #[target_feature(enable = "avx2,fma")]
-    fn avx2<const S: usize, const MINS: bool>(&self, x: [&Columns; 2], half: usize, out: &mut [[f32; ROWS]; 2]) {
+    fn avx2<const T: usize, const S: usize, const N: usize, const MINS: bool>(
+        &self,
+        x: [&Columns; T],
+        half: usize,
+        out: &mut [[f32; ROWS]; T],
+    ) {
         use crate::simd::x86::*;
         use std::arch::x86_64::*;
         let p = self.panel;
         let at = |r: &[f32; ROWS], i: usize| load_f32x8(&r.as_chunks::<8>().0[2 * half + i]);
-        let mut sums: [[__m256; 2]; 2] = std::array::from_fn(|t| [at(&out[t], 0), at(&out[t], 1)]);
         for g in 0..self.len / (S * 4) {
             let g = g & (CHUNK / 4 / S - 1);
-            let mut dots = [[_mm256_setzero_si256(); 2]; 2];
-            for j in 0..S {
-                let codes = p.codes[g * S + j].as_chunks::<32>().0;
-                for i in 0..2 {
-                    let w = load_u8x32(&codes[2 * half + i]);
-                    let size = _mm256_abs_epi8(w);
-                    for t in 0..2 {
+            let mut dots = [[_mm256_setzero_si256(); 2]; T];
+            if N > 0 {
+                let offset: &[[u8; 32]; 4] = bytemuck::cast_ref(&p.offset[g]);
+                dots = [[load_u8x32(&offset[2 * half]), load_u8x32(&offset[2 * half + 1])]; T];
+            }
+            for j in (0..S).step_by(N.max(1)) {
+                let mut pairs = [[_mm256_setzero_si256(); 2]; T];
+                for j in j..j + N.max(1) {
+                    let codes = p.codes[g * S + j].as_chunks::<32>().0;
+                    let w = [load_u8x32(&codes[2 * half]), load_u8x32(&codes[2 * half + 1])];
+                    for t in 0..T {
                         let u = x[t].u.as_chunks::<4>().0[g * S + j];
-                        let q = _mm256_set1_epi32((u32::from_le_bytes(u) ^ 0x8080_8080) as i32);
-                        dots[t][i] = _mm256_add_epi32(dots[t][i], dot_u8_i8(size, _mm256_sign_epi8(q, w)));
+                        let u = _mm256_set1_epi32(i32::from_le_bytes(u));
+                        for i in 0..2 {
+                            pairs[t][i] = match N {
+                                0 => {
+                                    let q = _mm256_xor_si256(u, _mm256_set1_epi8(-128));
+                                    _mm256_maddubs_epi16(_mm256_abs_epi8(w[i]), _mm256_sign_epi8(q, w[i]))
+                                }
+                                _ => _mm256_add_epi16(pairs[t][i], _mm256_maddubs_epi16(u, w[i])),
+                            };
+                        }
+                    }
+                }
+                for t in 0..T {
+                    for i in 0..2 {
+                        let fours = _mm256_madd_epi16(pairs[t][i], _mm256_set1_epi16(1));
+                        dots[t][i] = _mm256_add_epi32(dots[t][i], fours);
                     }
                 }
             }
-            for t in 0..2 {
+            for t in 0..T {
+                let out = out[t].as_chunks_mut::<8>().0;
                 let d = x[t].d[g * S / 8];
                 for i in 0..2 {
                     let scale = _mm256_mul_ps(at(&p.scale[g], i), _mm256_set1_ps(d));
-                    sums[t][i] = _mm256_fmadd_ps(_mm256_cvtepi32_ps(dots[t][i]), scale, sums[t][i]);
-                }
-                let of_min = shares_min(4 * S);
-                for m in 0..if MINS { 4 * S / of_min } else { 0 } {
-                    let sum: f32 = x[t].sums[g * S / 4 + m..][..of_min / 16].iter().sum();
-                    let sum = _mm256_set1_ps(if self.by_256 { sum * d } else { sum });
-                    for i in 0..2 {
-                        sums[t][i] = _mm256_fnmadd_ps(at(&p.min[g + m], i), sum, sums[t][i]);
+                    let out = &mut out[2 * half + i];
+                    let mut sum = _mm256_fmadd_ps(_mm256_cvtepi32_ps(dots[t][i]), scale, load_f32x8(out));
+                    let of_min = shares_min(4 * S);
+                    for m in 0..if MINS { 4 * S / of_min } else { 0 } {
+                        let less: f32 = x[t].sums[g * S / 4 + m..][..of_min / 16].iter().sum();
+                        let less = _mm256_set1_ps(if self.by_256 { less * d } else { less });
+                        sum = _mm256_fnmadd_ps(at(&p.min[g + m], i), less, sum);
                     }
+                    store_f32x8(out, sum);
                 }
-            }
-        }
-        for t in 0..2 {
-            for i in 0..2 {
-                store_f32x8(&mut out[t].as_chunks_mut::<8>().0[2 * half + i], sums[t][i]);
             }
         }
     }
@@ -572,5 +629,25 @@ fn offsets_avx512(panel: &mut Panel, group: usize, len: usize) {
             sums = [_mm512_dpbusd_epi32(sums[0], x, lo), _mm512_dpbusd_epi32(sums[1], x, hi)];
         }
         store_i32x32(offset, sums.map(|s| _mm512_sub_epi32(zero, s)));
+    }
+}
+
+/// The same.
+#[cfg(target_arch = "x86_64")]
+#[target_feature(enable = "avx2")]
+fn offsets_avx2(panel: &mut Panel, group: usize, len: usize) {
+    use crate::simd::x86::*;
+    use std::arch::x86_64::*;
+    for (steps, offset) in panel.codes[..len / 4].chunks_exact(group / 4).zip(&mut panel.offset) {
+        let mut sums = [_mm256_setzero_si256(); 4];
+        for step in steps {
+            for (sum, codes) in sums.iter_mut().zip(step.as_chunks::<32>().0) {
+                *sum = _mm256_add_epi32(*sum, dot_u8_i8(_mm256_set1_epi8(1), load_u8x32(codes)));
+            }
+        }
+        let to: &mut [[u32; 8]; 4] = bytemuck::cast_mut(offset);
+        for (to, sum) in to.iter_mut().zip(sums) {
+            store_u32x8(to, _mm256_slli_epi32::<7>(_mm256_sub_epi32(_mm256_setzero_si256(), sum)));
+        }
     }
 }
