@@ -52,7 +52,7 @@ pub(super) fn run(a: &args::Bench) -> Result<()> {
     let params: usize = tape.weights.iter().map(|w| w.count()).sum();
     let per_token: usize = tape.bytes_per_token();
     let threads = s.engine().pool.threads();
-    let bandwidth = Bandwidth::default();
+    let bandwidth = a.n_gen.iter().any(|n| *n > 0).then(Bandwidth::default);
 
     let mut rows = Vec::new();
     for &depth in &a.n_depth {
@@ -77,7 +77,7 @@ pub(super) fn run(a: &args::Bench) -> Result<()> {
                     s.clear(0);
                     s.feed(0, &before, Want::None)?;
                 }
-                let before = if is_prompt { 0.0 } else { bandwidth.measure(&s.engine().pool) };
+                let before = bandwidth.as_ref().filter(|_| !is_prompt).map(|b| b.measure(&s.engine().pool));
                 let start = Instant::now();
                 let mut logits = Vec::new();
                 if is_prompt {
@@ -91,7 +91,7 @@ pub(super) fn run(a: &args::Bench) -> Result<()> {
                 if round > 0 {
                     row.rates.push(n as f64 / seconds);
                 }
-                if round > 0 && !is_prompt {
+                if let (Some(before), Some(bandwidth)) = (before.filter(|_| round > 0), &bandwidth) {
                     let roof = (before + bandwidth.measure(&s.engine().pool)) / 2.0;
                     let rate = (n * per_token) as f64 / seconds / 1e9;
                     gbps.push(rate);

@@ -265,6 +265,41 @@ pub(super) mod x86 {
             }
         };
     }
+    /// The product on activations as f32, of weights that `$load` widens.
+    macro_rules! product_f32 {
+        (512, $name:ident, $one:ident, $load:ident) => {
+            product!(
+                $name,
+                $one,
+                "avx512f,avx512bw,avx512dq,avx512vl,avx2,fma,f16c",
+                __m512,
+                4,
+                32,
+                16,
+                $load,
+                load_f32x16_bytes,
+                _mm512_setzero_ps(),
+                |sum, w, x| _mm512_fmadd_ps(w, x, sum),
+                |s| fold4(s)
+            );
+        };
+        (256, $name:ident, $one:ident, $load:ident) => {
+            product!(
+                $name,
+                $one,
+                "avx2,fma,f16c",
+                __m256,
+                2,
+                16,
+                8,
+                $load,
+                load_f32x8_bytes,
+                _mm256_setzero_ps(),
+                |sum, w, x| _mm256_fmadd_ps(w, x, sum),
+                |s: [__m256; 2]| s.map(|s| sum_f32x8(s))
+            );
+        };
+    }
     product!(
         bf16_pairs,
         bf16_pairs_some,
@@ -273,68 +308,16 @@ pub(super) mod x86 {
         4,
         64,
         16,
-        |b| load_u8x64(b),
-        |b| load_u8x64(b),
+        load_u8x64,
+        load_u8x64,
         _mm512_setzero_ps(),
         |sum, w, x| dot_bf16(sum, w, x),
         |s| fold4(s)
     );
-    product!(
-        bf16_avx512,
-        bf16_avx512_some,
-        "avx512f,avx512bw,avx512dq,avx512vl,avx2,fma,f16c",
-        __m512,
-        4,
-        32,
-        16,
-        |b| load_bf16x16(b),
-        |b| load_f32x16_bytes(b),
-        _mm512_setzero_ps(),
-        |sum, w, x| _mm512_fmadd_ps(w, x, sum),
-        |s| fold4(s)
-    );
-    product!(
-        f16_avx512,
-        f16_avx512_some,
-        "avx512f,avx512bw,avx512dq,avx512vl,avx2,fma,f16c",
-        __m512,
-        4,
-        32,
-        16,
-        |b| load_f16x16(b),
-        |b| load_f32x16_bytes(b),
-        _mm512_setzero_ps(),
-        |sum, w, x| _mm512_fmadd_ps(w, x, sum),
-        |s| fold4(s)
-    );
-    product!(
-        bf16_avx2,
-        bf16_avx2_some,
-        "avx2,fma,f16c",
-        __m256,
-        2,
-        16,
-        8,
-        |b| load_bf16x8(b),
-        |b| load_f32x8_bytes(b),
-        _mm256_setzero_ps(),
-        |sum, w, x| _mm256_fmadd_ps(w, x, sum),
-        |s: [__m256; 2]| s.map(|s| sum_f32x8(s))
-    );
-    product!(
-        f16_avx2,
-        f16_avx2_some,
-        "avx2,fma,f16c",
-        __m256,
-        2,
-        16,
-        8,
-        |b| load_f16x8(b),
-        |b| load_f32x8_bytes(b),
-        _mm256_setzero_ps(),
-        |sum, w, x| _mm256_fmadd_ps(w, x, sum),
-        |s: [__m256; 2]| s.map(|s| sum_f32x8(s))
-    );
+    product_f32!(512, bf16_avx512, bf16_avx512_some, load_bf16x16);
+    product_f32!(512, f16_avx512, f16_avx512_some, load_f16x16);
+    product_f32!(256, bf16_avx2, bf16_avx2_some, load_bf16x8);
+    product_f32!(256, f16_avx2, f16_avx2_some, load_f16x8);
 }
 
 #[cfg(test)]

@@ -330,16 +330,15 @@ impl Work {
                 self.panel.codes[..len / 4].as_flattened().iter().all(|c| (*c as i8).unsigned_abs() <= tile.most)
             );
             #[cfg(target_arch = "x86_64")]
-            if isa >= Isa::Avx2 {
-                #[allow(unsafe_code)]
-                // SAFETY: as above.
-                unsafe {
-                    match isa >= Isa::Avx512 {
-                        true => offsets_avx512(&mut self.panel, tile.group, len),
-                        false => offsets_avx2(&mut self.panel, tile.group, len),
-                    }
-                };
-            }
+            #[allow(unsafe_code)]
+            // SAFETY: as above.
+            unsafe {
+                match isa {
+                    Isa::Avx512 | Isa::Avx512Bf16 => offsets_avx512(&mut self.panel, tile.group, len),
+                    Isa::Avx2 if tile.most <= 64 => offsets_avx2(&mut self.panel, tile.group, len),
+                    _ => {} // these take activations as they are, not shifted
+                }
+            };
             let columns = &x.columns[at / CHUNK * x.rows..][..x.rows];
             let by_256 = x.block == Act::Q8K.block();
             let part = Part {
