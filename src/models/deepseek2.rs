@@ -23,7 +23,8 @@ pub(super) fn build(b: &Builder) -> Result<Slot> {
     let mut x = b.embed("token_embd", n_embd)?; // (T, n_embd)
     for l in b.layers()? {
         let h = b.norm(x, &l.w("attn_norm"), eps)?;
-        x = b.add(l.w("ffn_inp"), x, attention(b, &l, h, eps)?);
+        let [from, a] = b.wanted_in_last(&l, [x, attention(b, &l, h, eps)?]);
+        x = b.add(l.w("ffn_inp"), from, a);
 
         let h = b.norm(x, &l.w("ffn_norm"), eps)?;
         let y = if l.i < n_dense {
@@ -34,7 +35,7 @@ pub(super) fn build(b: &Builder) -> Result<Slot> {
         };
         x = b.add(l.w("l_out"), x, y);
     }
-    b.head(b.norm(b.wanted(x), "output_norm", eps)?, "output", "token_embd") // (W, n_vocab)
+    b.head(b.norm(x, "output_norm", eps)?, "output", "token_embd") // (W, n_vocab)
 }
 
 /// The rotation, and what the softmax scale must be multiplied with. YaRN in these models stretches the softmax scale

@@ -32,14 +32,15 @@ pub(super) fn build(b: &Builder) -> Result<Slot> {
         let (h, back) = b.hyper_pre(&l.w("hc_attn"), s, hyper)?; // (T, n_embd)
         let h = b.norm(h, &l.w("attn_norm"), eps)?;
         let a = attention(b, &l, h, eps, ratios[l.i])?;
-        s = b.hyper_post(l.w("hc_attn_post"), a, s, back, hyper);
+        let [a, from, back] = b.wanted_in_last(&l, [a, s, back]);
+        s = b.hyper_post(l.w("hc_attn_post"), a, from, back, hyper);
 
         let (h, back) = b.hyper_pre(&l.w("hc_ffn"), s, hyper)?;
         let h = b.norm(h, &l.w("ffn_norm"), eps)?;
         let y = mixture(b, &l, h)?;
         s = b.hyper_post(l.w("hc_ffn_post"), y, s, back, hyper);
     }
-    let x = b.hyper_head("output_hc", b.wanted(s), hyper)?; // (W, n_embd)
+    let x = b.hyper_head("output_hc", s, hyper)?; // (W, n_embd)
     b.head(b.norm(x, "output_norm", eps)?, "output", "token_embd") // (W, n_vocab)
 }
 

@@ -40,14 +40,15 @@ pub(super) fn build(b: &Builder) -> Result<Slot> {
         let scale = 1.0 / (dim as f32).sqrt();
         let attend = Attend { heads, kv_heads, k_dim: dim, v_dim: dim, scale, window, soft_cap: None };
         let a = b.attend(l.w("attn"), attend, (q, k, Some(v)), Some(sinks), None)?; // (T, heads * dim)
-        x = b.add(l.w("ffn_inp"), x, b.linear(a, &l.w("attn_output"), n_embd)?);
+        let [from, a] = b.wanted_in_last(&l, [x, a]);
+        x = b.add(l.w("ffn_inp"), from, b.linear(a, &l.w("attn_output"), n_embd)?);
 
         let h = b.norm(x, &l.w("post_attention_norm"), eps)?;
         let logits = b.linear(h, &l.w("ffn_gate_inp"), n_expert)?; // (T, n_expert)
         let chosen = b.route(l.w("ffn_moe_topk"), logits, route, None, None)?; // (T, k) each
         x = b.add(l.w("l_out"), x, b.experts(&l.w("ffn"), h, chosen, experts)?);
     }
-    b.head(b.norm(b.wanted(x), "output_norm", eps)?, "output", "token_embd") // (W, n_vocab)
+    b.head(b.norm(x, "output_norm", eps)?, "output", "token_embd") // (W, n_vocab)
 }
 
 /// Which layers see a window only: those that `sliding_window_pattern` lists; or of every so many all but the last.

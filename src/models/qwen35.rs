@@ -17,13 +17,14 @@ pub(super) fn build(b: &Builder) -> Result<Slot> {
         let h = b.norm(x, &l.w("attn_norm"), eps)?;
         let recurrent = listed.as_ref().map_or(!(l.i + 1).is_multiple_of(every), |r| r[l.i]);
         let a = if recurrent { delta_net(b, &l, h, eps)? } else { attention(b, &l, h, eps)? }; // (T, n_embd)
-        x = b.add(l.w("attn_residual"), x, a);
+        let [from, a] = b.wanted_in_last(&l, [x, a]);
+        x = b.add(l.w("attn_residual"), from, a);
 
         let h = b.norm(x, &l.w("post_attention_norm"), eps)?;
         let y = if b.has(&l.w("ffn_gate_inp.weight")) { mixture(b, &l, h)? } else { dense(b, &l, h)? };
         x = b.add(l.w("l_out"), x, y);
     }
-    b.head(b.norm(b.wanted(x), "output_norm", eps)?, "output", "token_embd") // (W, n_vocab)
+    b.head(b.norm(x, "output_norm", eps)?, "output", "token_embd") // (W, n_vocab)
 }
 
 /// Attention whose output is gated by a sigmoid; `attn_q` holds query and gate of each head side by side.

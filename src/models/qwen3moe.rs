@@ -25,12 +25,13 @@ pub(super) fn build(b: &Builder) -> Result<Slot> {
         let q = b.rope(l.w("q_rope"), b.head_norm(q, &l.w("attn_q_norm"), dim, eps)?, dim, &rope)?;
         let k = b.rope(l.w("k_rope"), b.head_norm(k, &l.w("attn_k_norm"), dim, eps)?, dim, &rope)?;
         let a = b.attend(l.w("attn"), attend, (q, k, Some(v)), None, None)?; // (T, heads * dim)
-        x = b.add(l.w("ffn_inp"), x, b.linear(a, &l.w("attn_output"), n_embd)?);
+        let [from, a] = b.wanted_in_last(&l, [x, a]);
+        x = b.add(l.w("ffn_inp"), from, b.linear(a, &l.w("attn_output"), n_embd)?);
 
         let h = b.norm(x, &l.w("ffn_norm"), eps)?;
         let logits = b.linear(h, &l.w("ffn_gate_inp"), n_expert)?; // (T, n_expert)
         let chosen = b.route(l.w("ffn_moe_topk"), logits, route, None, None)?; // (T, k) each
         x = b.add(l.w("l_out"), x, b.experts(&l.w("ffn"), h, chosen, experts)?);
     }
-    b.head(b.norm(b.wanted(x), "output_norm", eps)?, "output", "token_embd") // (W, n_vocab)
+    b.head(b.norm(x, "output_norm", eps)?, "output", "token_embd") // (W, n_vocab)
 }

@@ -99,7 +99,7 @@ impl Op for RouteOp {
                 Gate::SoftmaxOfChosen => {}
             }
             if let Some(table) = table {
-                let row = &table[io.batch.rows[t].token as usize * r.k..][..r.k];
+                let row = &table[io.batch.row(io.rows, t).token as usize * r.k..][..r.k];
                 chosen.clear();
                 chosen.extend(row.iter().map(|&e| e as u32));
             } else {

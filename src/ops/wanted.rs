@@ -1,6 +1,6 @@
 //! wanted: keeps the rows whose logits are wanted; everything after it works on those alone.
 
-use crate::tape::{Builder, CpuIo, Op, RowSet, Slot};
+use crate::tape::{Builder, CpuIo, Layer, Op, RowSet, Slot};
 
 #[derive(Debug)]
 struct Wanted;
@@ -22,8 +22,15 @@ impl Op for Wanted {
 }
 
 impl Builder<'_> {
-    /// The wanted rows of `x`.
-    pub fn wanted(&self, x: Slot) -> Slot {
-        self.push_rows("wanted", Wanted, &[x], &[self.width(x)], RowSet::Wanted, &[], &[])[0]
+    /// In the last layer the wanted rows of `xs`, elsewhere `xs`: for what stands behind a layer's last look at other rows.
+    /// No later layer will look at them, so in the last one nothing more need be computed of rows that are not wanted.
+    pub fn wanted_in_last<const N: usize>(&self, l: &Layer, xs: [Slot; N]) -> [Slot; N] {
+        if !l.last {
+            return xs;
+        }
+        std::array::from_fn(|i| {
+            let label = l.w(&format!("wanted.{i}"));
+            self.push_rows(label, Wanted, &[xs[i]], &[self.width(xs[i])], RowSet::Wanted, &[], &[])[0]
+        })
     }
 }

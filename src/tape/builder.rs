@@ -42,6 +42,8 @@ pub struct Builder<'a> {
 pub struct Layer {
     /// The layer's number, from 0.
     pub i: usize,
+    /// Whether it is the last one.
+    pub last: bool,
 }
 
 impl Layer {
@@ -89,7 +91,7 @@ impl<'a> Builder<'a> {
         for i in n..all {
             self.ignore(&format!("blk.{i}."), "multi-token prediction is not used yet");
         }
-        Ok((0..n).map(|i| Layer { i }).collect())
+        Ok((0..n).map(|i| Layer { i, last: i + 1 == n }).collect())
     }
 
     // ---- weights ----

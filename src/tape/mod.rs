@@ -164,6 +164,11 @@ pub struct Batch {
 }
 
 impl Batch {
+    /// Row `t` of a value that has `rows` of them: of all rows, or of the wanted ones.
+    pub fn row(&self, rows: usize, t: usize) -> Row {
+        self.rows[if rows == self.rows.len() { t } else { self.wanted[t] as usize }]
+    }
+
     /// Rows that a value of this row set has.
     pub fn count(&self, rows: RowSet) -> usize {
         match rows {

@@ -126,10 +126,10 @@ fn part_of(name: &str) -> usize {
 
 /// The part that a step belongs to: its op's where that decides, else its first weight's.
 fn part_of_step(tape: &Tape, step: &Step) -> usize {
-    let rows = step.outs.first().map(|&x| tape.slots[x.0 as usize].rows);
+    let wanted = step.outs.first().is_some_and(|&x| tape.slots[x.0 as usize].rows == RowSet::Wanted);
     match step.op.name() {
         "embed" => EMBEDDING,
-        _ if rows == Some(RowSet::Wanted) => HEAD,
+        _ if wanted && layer_of(&step.label).is_none() => HEAD,
         _ => step.weights.first().map_or(OTHER, |w| part_of(&tape.weights[w.0 as usize].name)),
     }
 }
