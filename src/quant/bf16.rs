@@ -94,12 +94,7 @@ fn dot_avx512(w: &[u8], stride: usize, x: ActRow<'_>, out: &mut [f32]) {
         for (w, x) in row_rest.iter().zip(x_rest) {
             add(&mut sums, w, x);
         }
-        for half in [4, 2, 1] {
-            for i in 0..half {
-                sums[i] = _mm512_add_ps(sums[i], sums[i + half]);
-            }
-        }
-        *o = _mm512_reduce_add_ps(sums[0]) + values(row_tail).zip(x_tail).map(|(w, x)| w * x).sum::<f32>();
+        *o = super::floats::x86::sum_of_eight(sums) + values(row_tail).zip(x_tail).map(|(w, x)| w * x).sum::<f32>();
     }
 }
 

@@ -140,6 +140,18 @@ pub(super) mod x86 {
     /// Bytes of activations that stay in the second-level cache while all rows go by.
     const BLOCK: usize = 256 * 1024;
 
+    /// The sum of all lanes of eight vectors.
+    #[inline]
+    #[target_feature(enable = "avx512f")]
+    pub(in crate::quant) fn sum_of_eight(mut sums: [__m512; 8]) -> f32 {
+        for half in [4, 2, 1] {
+            for i in 0..half {
+                sums[i] = _mm512_add_ps(sums[i], sums[i + half]);
+            }
+        }
+        _mm512_reduce_add_ps(sums[0])
+    }
+
     /// The row kernel of every float format: `load` makes 16 floats of `BYTES` bytes, `value` one float of its share.
     ///
     /// One row after the other, as one long stream of memory; eight sums hide the latency of the fused multiply-add.
@@ -167,13 +179,8 @@ pub(super) mod x86 {
             for ((w, x), sum) in row_rest.iter().zip(x_rest).zip(&mut sums) {
                 *sum = _mm512_fmadd_ps(load(w), load_f32x16(x), *sum);
             }
-            for half in [4, 2, 1] {
-                for i in 0..half {
-                    sums[i] = _mm512_add_ps(sums[i], sums[i + half]);
-                }
-            }
             let tail = row_tail.as_chunks::<ONE>().0.iter().zip(x_tail);
-            *out = _mm512_reduce_add_ps(sums[0]) + tail.map(|(w, x)| value(w) * x).sum::<f32>();
+            *out = sum_of_eight(sums) + tail.map(|(w, x)| value(w) * x).sum::<f32>();
         }
     }
 
