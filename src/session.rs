@@ -5,13 +5,14 @@ use std::path::Path;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 
-use anyhow::{Result, bail};
+use anyhow::{Context, Result, bail};
 
 use crate::cpu::Pool;
-use crate::exec::{Engine, Observer};
+use crate::cuda::{Gpu, OutOfMemory};
+use crate::exec::{Device, Engine, Observer, Weights};
 use crate::gguf::{Gguf, Load};
 use crate::models;
-use crate::plan::{Plan, Rules};
+use crate::plan::{self, Ask, Fit, Plan, Shape};
 use crate::quant::{self, QuantType};
 use crate::tape::{Batch, Row, Settings, Tape};
 
@@ -43,7 +44,11 @@ pub struct Options {
     /// Format of cached values.
     pub type_v: &'static QuantType,
     /// Where steps run.
-    pub rules: Rules,
+    pub ask: Ask,
+    /// Let measured times decide nothing.
+    pub deterministic: bool,
+    /// Measure what a GPU and the CPU wait for each other.
+    pub stats: bool,
     /// How the file is read.
     pub load: Load,
 }
@@ -59,7 +64,9 @@ impl Default for Options {
             threads_batch: None,
             type_k: f16,
             type_v: f16,
-            rules: Rules::default(),
+            ask: Ask::default(),
+            deterministic: false,
+            stats: false,
             load: Load::default(),
         }
     }
@@ -162,31 +169,111 @@ pub fn tape(gguf: &Gguf, o: &Options) -> Result<Tape> {
     models::build(gguf, settings)
 }
 
+/// Sequences, tokens of each, and tokens of a batch.
+///
+/// # Errors
+/// If nothing could be run with them.
+pub fn shape(gguf: &Gguf, o: &Options) -> Result<Shape> {
+    if o.n_batch == 0 || o.n_seq == 0 {
+        bail!("a batch of {} tokens and {} sequences cannot be run; both must be at least 1", o.n_batch, o.n_seq);
+    }
+    let n_ctx = context(gguf, o.n_ctx)?;
+    Ok((o.n_seq, n_ctx, o.n_batch.min(n_ctx.saturating_mul(o.n_seq))))
+}
+
+/// Of the GPU memory that is free, what is left to the driver: kernels' code, graphs, and what the display may want.
+pub fn margin(free: usize) -> usize {
+    (free / 16).min(384 << 20)
+}
+
 impl Session {
     /// Opens the model at `path` (any shard of it).
     pub fn open(path: &Path, o: &Options) -> Result<Session> {
         Session::new(Gguf::open_with(path, &o.load)?, o)
     }
 
-    /// Opens a model whose header is read already.
+    /// Opens a model whose header is read already, on the CPU; rules may put steps elsewhere on it.
     pub fn new(gguf: Gguf, o: &Options) -> Result<Session> {
         let tape = tape(&gguf, o)?;
-        let plan = Plan::new(&tape, &|tape, step| o.rules.place(tape, step));
-        Session::planned(gguf, tape, plan, o)
+        let shape = shape(&gguf, o)?;
+        let fit = plan::fit(tape, &o.ask, None, shape)?;
+        Session::planned(gguf, fit.tape, fit.plan, o, None)
     }
 
-    /// Opens a model with a plan of one's own.
-    pub fn planned(gguf: Gguf, tape: Tape, plan: Plan, o: &Options) -> Result<Session> {
-        if o.n_batch == 0 || o.n_seq == 0 {
-            bail!("a batch of {} tokens and {} sequences cannot be run; both must be at least 1", o.n_batch, o.n_seq);
+    /// Opens a model on the CPU and a GPU. Where the driver has less memory to give than it said, what had no room is
+    /// told to `smaller`, and the next smaller placement is tried.
+    ///
+    /// # Errors
+    /// As [`Session::open`]; if the driver fails; or with what `smaller` returns.
+    pub fn hybrid(
+        gguf: Gguf,
+        o: &Options,
+        gpu: Arc<Gpu>,
+        mut placed: impl FnMut(&Fit, Option<&OutOfMemory>) -> Result<()>,
+    ) -> Result<Session> {
+        let shape = shape(&gguf, o)?;
+        let free = gpu.memory()?.0;
+        let screen = if gpu.shown { (free / 8).min(512 << 20) } else { 0 };
+        let mut budget = free.saturating_sub(margin(free) + screen);
+        let mut lack: Option<OutOfMemory> = None;
+        let mut last = usize::MAX;
+        loop {
+            let fit = plan::fit(tape(&gguf, o)?, &o.ask, Some(budget), shape)?;
+            if fit.room.total() >= last
+                && let Some(lack) = lack
+            {
+                return Err(lack).context("what -ot asks for has no room on the GPU");
+            }
+            last = fit.room.total();
+            placed(&fit, lack.as_ref())?;
+            if !fit.plan.on_gpu() {
+                return Session::planned(gguf, fit.tape, fit.plan, o, None);
+            }
+            let weights = Weights::load(&gguf, &fit.tape, &fit.plan)?;
+            match Device::open(gpu.clone(), &gguf, &fit.tape, &fit.plan, &weights, shape) {
+                Ok(device) => {
+                    return Session::with(gguf, (fit.tape, fit.plan), o, weights, Some(device));
+                }
+                Err(e) => {
+                    let e = e.downcast::<OutOfMemory>()?;
+                    budget = fit.room.total().min(budget) * 9 / 10;
+                    lack = Some(e);
+                }
+            }
         }
-        let n_ctx = context(&gguf, o.n_ctx)?;
-        let n_vocab = tape.n_vocab();
+    }
+
+    /// Opens a model with a plan of one's own, and the device for what it places there.
+    pub fn planned(gguf: Gguf, tape: Tape, plan: Plan, o: &Options, gpu: Option<Arc<Gpu>>) -> Result<Session> {
+        let weights = Weights::load(&gguf, &tape, &plan)?;
+        let shape = shape(&gguf, o)?;
+        let device = match gpu.filter(|_| plan.on_gpu()) {
+            Some(gpu) => Some(Device::open(gpu, &gguf, &tape, &plan, &weights, shape)?),
+            None => None,
+        };
+        Session::with(gguf, (tape, plan), o, weights, device)
+    }
+
+    fn with(
+        gguf: Gguf,
+        placed: (Tape, Plan),
+        o: &Options,
+        weights: Weights,
+        mut device: Option<Device>,
+    ) -> Result<Session> {
+        if let Some(device) = &mut device {
+            device.deterministic(o.deterministic);
+            if o.stats {
+                device.keep_time()?;
+            }
+        }
+        let (n_seq, n_ctx, n_batch) = shape(&gguf, o)?;
+        let n_vocab = placed.0.n_vocab();
         let few = Pool::new(o.threads)?;
         let many = o.threads_batch.filter(|n| *n != o.threads).map(Pool::new).transpose()?;
-        let engine = Engine::new(gguf, tape, plan, (few, many), (o.n_seq, n_ctx, o.n_batch))?;
-        let seqs = (0..o.n_seq).map(|_| Sequence::default()).collect();
-        Ok(Session { engine, seqs, n_ctx, n_batch: o.n_batch, n_vocab, stop: Arc::default() })
+        let engine = Engine::new(gguf, placed, (few, many), (n_seq, n_ctx, n_batch), weights, device)?;
+        let seqs = (0..n_seq).map(|_| Sequence::default()).collect();
+        Ok(Session { engine, seqs, n_ctx, n_batch, n_vocab, stop: Arc::default() })
     }
 
     /// The engine underneath.
@@ -232,7 +319,7 @@ impl Session {
     ) -> Result<Vec<f32>> {
         self.check(seq, tokens)?;
         if tokens.len() > 1 {
-            self.checkpoint(seq);
+            self.checkpoint(seq)?;
         }
         let mut logits = Vec::new();
         let chunks = tokens.chunks(self.n_batch);
@@ -250,12 +337,12 @@ impl Session {
             };
             let batch = Batch { rows: rows.collect(), wanted };
             // Going back from a half-read batch must not mean reading all batches before it again.
-            let before = (i > 0 && self.is_overwritten()).then(|| self.save(seq, false));
+            let before = (i > 0 && self.is_overwritten()).then(|| self.save(seq, false)).transpose()?;
             let observer: Option<Observer<'_>> = match &mut observer {
                 Some(f) => Some(&mut **f),
                 None => None,
             };
-            if !self.engine.walk(&batch, &self.stop, observer) {
+            if !self.engine.walk(&batch, &self.stop, observer)? {
                 self.stop.store(false, Ordering::Relaxed);
                 self.seqs[seq].tokens.extend_from_slice(chunk); // half-read: states may hold any of these
                 self.seqs[seq].checkpoints.extend(before);
@@ -268,7 +355,7 @@ impl Session {
             }
         }
         if tokens.len() > 1 {
-            self.checkpoint(seq);
+            self.checkpoint(seq)?;
         }
         Ok(logits)
     }
@@ -288,7 +375,7 @@ impl Session {
             let at = |seq: usize| self.seqs[seq].tokens.len() as u32;
             let list = rows.iter().map(|&(seq, token)| Row { token, seq: seq as u32, pos: at(seq) }).collect();
             let batch = Batch { rows: list, wanted: (0..rows.len() as u32).collect() };
-            self.engine.walk(&batch, &AtomicBool::new(false), None);
+            self.engine.walk(&batch, &AtomicBool::new(false), None)?;
             for &(seq, token) in rows {
                 self.seqs[seq].tokens.push(token);
             }
@@ -311,13 +398,13 @@ impl Session {
     /// Forgets a sequence.
     pub fn clear(&mut self, seq: usize) {
         self.seqs[seq] = Sequence::default();
-        self.engine.states.iter_mut().for_each(|s| s.clear(seq as u32));
+        let _ = self.engine.clear(seq as u32); // a GPU that fails here fails at the next token, and says so there
     }
 
-    fn save(&self, seq: usize, whole: bool) -> Snapshot {
+    fn save(&self, seq: usize, whole: bool) -> Result<Snapshot> {
         let tokens = self.seqs[seq].tokens.clone();
-        let states = self.engine.states.iter().map(|s| s.save(seq as u32, tokens.len(), whole)).collect();
-        Snapshot { tokens, states }
+        let states = self.engine.save(seq as u32, tokens.len(), whole)?;
+        Ok(Snapshot { tokens, states })
     }
 
     /// Whether later tokens destroy anything that earlier ones left.
@@ -326,19 +413,20 @@ impl Session {
     }
 
     /// Remembers what the sequence's next tokens will overwrite, so that a rewind need not read from the start.
-    fn checkpoint(&mut self, seq: usize) {
+    fn checkpoint(&mut self, seq: usize) -> Result<()> {
         let n = self.seqs[seq].tokens.len();
         let known = self.seqs[seq].checkpoints.last().is_some_and(|c| c.tokens.len() >= n);
         if n == 0 || known || !self.is_overwritten() {
-            return;
+            return Ok(());
         }
-        let new = self.save(seq, false);
+        let new = self.save(seq, false)?;
         let list = &mut self.seqs[seq].checkpoints;
         list.push(new);
         let bytes = |c: &Snapshot| c.states.iter().map(Vec::len).sum::<usize>();
         while list.len() > CHECKPOINTS || (list.len() > 1 && list.iter().map(bytes).sum::<usize>() > CHECKPOINT_BYTES) {
             list.remove(0);
         }
+        Ok(())
     }
 
     /// Takes the sequence back to its first `n` tokens. Where what is stored does not reach back, the nearest
@@ -357,14 +445,12 @@ impl Session {
         let from = match self.seqs[seq].checkpoints.last() {
             Some(c) => {
                 let c = c.clone();
-                for (state, bytes) in self.engine.states.iter_mut().zip(&c.states) {
-                    let ok = state.load(seq as u32, c.tokens.len(), false, bytes);
-                    debug_assert!(ok, "a checkpoint fits the state it was taken from");
-                }
+                let ok = self.engine.load(seq as u32, c.tokens.len(), false, &c.states)?;
+                debug_assert!(ok, "a checkpoint fits the state it was taken from");
                 c.tokens.len()
             }
             None => {
-                self.engine.states.iter_mut().for_each(|s| s.clear(seq as u32));
+                self.engine.clear(seq as u32)?;
                 0
             }
         };
@@ -379,7 +465,10 @@ impl Session {
     }
 
     /// Everything the sequence remembers.
-    pub fn snapshot(&self, seq: usize) -> Snapshot {
+    ///
+    /// # Errors
+    /// If the GPU fails.
+    pub fn snapshot(&self, seq: usize) -> Result<Snapshot> {
         self.save(seq, true)
     }
 
@@ -389,14 +478,11 @@ impl Session {
         self.clear(seq);
         self.check(seq, &snapshot.tokens)?;
         let n = snapshot.tokens.len();
-        let fits = snapshot.states.len() == self.engine.states.len()
-            && self.engine.states.iter_mut().zip(&snapshot.states).all(|(s, b)| s.load(seq as u32, n, true, b));
-        if !fits {
+        if !self.engine.load(seq as u32, n, true, &snapshot.states)? {
             self.clear(seq);
             bail!("the saved state does not fit this model and its cache types");
         }
         self.seqs[seq].tokens = snapshot.tokens.clone();
-        self.checkpoint(seq); // going back to here must not mean reading it all
-        Ok(())
+        self.checkpoint(seq) // going back to here must not mean reading it all
     }
 }

@@ -7,6 +7,7 @@
 //! to another.
 
 use std::sync::OnceLock;
+use std::sync::atomic::{AtomicU8, Ordering};
 
 /// An instruction set that kernels are written for, in rising order.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
@@ -59,11 +60,22 @@ pub fn detected() -> Isa {
     Isa::Scalar
 }
 
+/// The number of the instruction set in use and one; 0 until it is known.
+static IN_USE: AtomicU8 = AtomicU8::new(0);
+
 /// The instruction set in use: the detected one, or a lower one asked for by `TANDEM_ISA`. An unknown or unavailable
 /// value is said on stderr once and the detected set is used.
 pub fn isa() -> Isa {
+    match IN_USE.load(Ordering::Relaxed) {
+        0 => first(),
+        n => Isa::ALL[n as usize - 1],
+    }
+}
+
+#[cold]
+fn first() -> Isa {
     static ISA: OnceLock<Isa> = OnceLock::new();
-    *ISA.get_or_init(|| {
+    let isa = *ISA.get_or_init(|| {
         let have = detected();
         let Ok(asked) = std::env::var("TANDEM_ISA") else { return have };
         let Some(want) = Isa::ALL.into_iter().find(|i| i.name() == asked) else {
@@ -75,7 +87,15 @@ pub fn isa() -> Isa {
             eprintln!("TANDEM_ISA={asked} asks for more than this CPU has; using {}", have.name());
         }
         want.min(have)
-    })
+    });
+    IN_USE.store(isa as u8 + 1, Ordering::Relaxed);
+    isa
+}
+
+/// Uses another instruction set from now on, as far as this CPU has it: for `tandem verify`, which holds one to another.
+/// Nothing may be computing meanwhile.
+pub fn set(isa: Isa) {
+    IN_USE.store(isa.min(detected()) as u8 + 1, Ordering::Relaxed);
 }
 
 /// e^x to about two units in the last place, without branches, so that loops of it are vectorised. 0 below -87.3 (where

@@ -9,7 +9,7 @@ use common::{floats, nmse, reference};
 
 fn tandem(args: &[&str]) -> Command {
     let mut c = Command::new(env!("CARGO_BIN_EXE_tandem"));
-    c.args(args).stdin(Stdio::null());
+    c.args(args).stdin(Stdio::null()).env("CUDA_VISIBLE_DEVICES", ""); // on the CPU, whatever is here
     c
 }
 
@@ -136,10 +136,16 @@ fn failures_have_their_own_exit_status_and_say_what_to_do() {
 #[test]
 fn llama_cpp_s_short_flags_are_taken_and_an_option_without_effect_is_said() {
     let args =
-        ["run", "-p", "x", "-n", "1", "-ngl", "99", "-cmoe", "-ncmoe", "3", "-ub", "64", "-tb", "1", "-ctk", "q8_0"];
-    let o = run(&[&args[..], &["-ctv=f32", "-ot", "exps=CPU"]].concat());
-    assert!(o.status.success(), "{}", err(&o));
-    assert!(err(&o).contains("-ngl 99: off, because"), "{}", err(&o));
+        ["run", "-p", "x", "-n", "1", "-ngl", "99", "-ncmoe", "3", "-ub", "64", "-tb", "1", "-ctk", "q8_0", "-ctv=f32"];
+    for more in [&["-ot", "exps=CPU"][..], &["--expert-cache", "2M", "--deterministic"]] {
+        let o = run(&[&args[..], more].concat());
+        assert!(o.status.success(), "{}", err(&o));
+        assert!(err(&o).contains("-ngl 99: off, because"), "{}", err(&o));
+    }
+    let o = run(&["run", "-p", "x", "-n", "1", "-cmoe", "--stats"]);
+    assert!(o.status.success() && err(&o).contains("--stats: off, because everything runs on the CPU"), "{}", err(&o));
+    let o = run(&["run", "-p", "x", "-n", "1", "-cmoe", "-ncmoe", "3"]);
+    assert_eq!(o.status.code(), Some(2), "all and three are two things: {}", err(&o));
 }
 
 #[test]

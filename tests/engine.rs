@@ -48,7 +48,7 @@ fn any_split_between_the_cpu_and_its_twin_gives_bit_equal_logits() {
                 if draws[at.get() - 1] { Place::Twin } else { Place::Cpu }
             });
             let (copies, steps) = (plan.stages.len(), tape.steps.len());
-            let split = in_pieces(&mut Session::planned(gguf, tape, plan, &o).unwrap(), prompt, 70);
+            let split = in_pieces(&mut Session::planned(gguf, tape, plan, &o, None).unwrap(), prompt, 70);
             assert!(alone == split, "{}: split {round} ({copies} stages of {steps} steps) differs", r.name);
         }
         say!("{:24} 6 random splits bit-equal", r.name);
@@ -89,7 +89,7 @@ fn a_snapshot_restored_in_a_new_session_goes_on_alike() {
         let cut = r.prompt.len() / 2 + 3;
         let mut a = open(&r, &exact());
         a.feed(0, &r.prompt[..cut], Want::None).unwrap();
-        let snapshot = a.snapshot(0);
+        let snapshot = a.snapshot(0).unwrap();
         let want = a.feed(0, &r.prompt[cut..], Want::All).unwrap();
         let mut b = open(&r, &exact());
         b.feed(0, &r.prompt[5..40], Want::None).unwrap(); // something to be forgotten
@@ -104,7 +104,7 @@ fn a_snapshot_of_another_model_or_cache_type_is_refused_and_leaves_an_empty_sequ
     let all = references();
     let mut a = open(&all[0], &exact());
     a.feed(0, &all[0].prompt[..20], Want::None).unwrap();
-    let snapshot = a.snapshot(0);
+    let snapshot = a.snapshot(0).unwrap();
     let mut other = open(&all[0], &Options { type_k: quant::by_name("f16").unwrap(), ..exact() });
     let error = other.restore(0, &snapshot).unwrap_err().to_string();
     assert!(error.contains("does not fit"), "{error}");
@@ -190,7 +190,7 @@ fn an_interrupted_prompt_leaves_the_finished_batches_and_goes_on_alike() {
             s.feed(0, &r.prompt[..40], Want::None).unwrap();
             let stop = s.stop_flag();
             let mut steps = 0;
-            let mut observer = |_: &str, _: &[f32], _: usize| {
+            let mut observer = |_: &str, _: &mut [f32], _: usize| {
                 steps += 1;
                 if steps == at {
                     stop.store(true, std::sync::atomic::Ordering::SeqCst);
@@ -221,7 +221,7 @@ fn a_full_ring_can_be_rewound_restored_and_shared_like_an_empty_one() {
         s.feed(0, &text[..500], Want::None).unwrap();
         s.feed(1, &text[100..160], Want::None).unwrap();
         s.feed(0, &text[500..700], Want::None).unwrap();
-        let whole = s.snapshot(0);
+        let whole = s.snapshot(0).unwrap();
         // Far beyond a window, a batch and the slack; then back behind it, and then a little further back.
         s.feed(0, &draw(380), Want::None).unwrap();
         s.rewind(0, 702).unwrap();

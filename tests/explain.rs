@@ -11,7 +11,12 @@ use serde_json::Value;
 use tandem::gguf::{Gguf, Tensor};
 
 fn explain(args: &[&str]) -> String {
-    let o = Command::new(env!("CARGO_BIN_EXE_tandem")).arg("explain").args(args).output().unwrap();
+    let o = Command::new(env!("CARGO_BIN_EXE_tandem"))
+        .arg("explain")
+        .args(args)
+        .env("CUDA_VISIBLE_DEVICES", "") // of a machine without a GPU, whatever is here
+        .output()
+        .unwrap();
     assert!(o.status.success(), "{}", String::from_utf8_lossy(&o.stderr));
     String::from_utf8(o.stdout).unwrap()
 }
@@ -147,6 +152,38 @@ fn of_a_table_of_experts_by_token_one_row_is_read() {
     assert_eq!(router["bytes"], matrix + 129_280 * 6 * 4);
     assert_eq!(router["bytes_per_token"], matrix + 6 * 4);
     std::fs::remove_file(path).unwrap();
+}
+
+#[test]
+fn full_size_models_are_placed_on_a_gpu_that_is_not_here() {
+    let dir = Path::new(env!("CARGO_TARGET_TMPDIR")).join("placed");
+    std::fs::create_dir_all(&dir).unwrap();
+    for shape in ["qwen3-235b-a22b", "gpt-oss-120b", "qwen3.5-122b-a10b", "deepseek-v4-flash", "deepseek-v3"] {
+        let synth =
+            model::Synth { layers: None, mix: "Q4_K_M".parse().unwrap(), seed: 1, vocab: None, header_only: true };
+        let path = synth.write(shape, None, &dir.join("header.gguf")).unwrap()[0].0.clone();
+        let mut before = 0;
+        for (vram, bytes) in [("8G", 8u64 << 30), ("16G", 16 << 30), ("32G", 32 << 30)] {
+            let args = ["--vram", vram, "--ram", "128G", "-c", "32768"];
+            let j = json(&path, &args);
+            let p = &j["placement"];
+            let needed = p["gpu_needed_bytes"].as_u64().unwrap();
+            assert!(needed <= bytes && needed > bytes / 2, "{shape} in {vram}: {needed} bytes, {p}");
+            assert!(needed > before, "{shape}: more memory is used");
+            before = needed;
+            assert!(p["tokens_per_s"].as_f64().unwrap() > 0.0, "{shape}: {p}");
+            let on =
+                |place: &str| j["places"].as_array().unwrap().iter().find(|x| x["place"] == place).unwrap().clone();
+            let taken =
+                ["weight_bytes", "state_bytes", "buffer_bytes", "cache_bytes"].map(|k| on("GPU")[k].as_u64().unwrap());
+            assert_eq!(taken.iter().sum::<u64>(), needed, "{shape}: the table adds up to what is needed");
+            // The flags that it names ask for the same.
+            let flags: Vec<&str> = p["flags"].as_str().unwrap().split(' ').collect();
+            let again = json(&path, &[&args[..], &flags].concat());
+            assert_eq!(again["places"], j["places"], "{shape} in {vram}: {flags:?}");
+        }
+        std::fs::remove_file(path).unwrap();
+    }
 }
 
 #[test]

@@ -13,7 +13,8 @@ use tandem::session::{Session, Want};
 /// Runs the verb with f32 caches, as the reference did.
 fn tandem(args: &[&str]) -> Output {
     let exact = ["perplexity", "-ctk", "f32", "-ctv", "f32"];
-    let out = Command::new(env!("CARGO_BIN_EXE_tandem")).args(exact).args(args).output();
+    let out =
+        Command::new(env!("CARGO_BIN_EXE_tandem")).args(exact).args(args).env("CUDA_VISIBLE_DEVICES", "").output();
     out.expect("the program starts")
 }
 

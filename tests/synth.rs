@@ -88,7 +88,7 @@ fn runs(path: &Path, what: &str) {
     let router = format!("blk.{}.ffn_moe_topk", layers - 1);
     let tokens: Vec<u32> = (0..48u32).map(|i| i * 7919 % n as u32).collect();
     let (mut largest, mut experts, mut k) = (0f32, std::collections::HashSet::new(), 0);
-    let mut see = |label: &str, x: &[f32], width: usize| {
+    let mut see = |label: &str, x: &mut [f32], width: usize| {
         assert!(x.iter().all(|v| v.is_finite()), "{what}: {label} is not finite");
         if label.ends_with("l_out") || label.ends_with("hc_ffn_post") {
             largest = largest.max(rms(x));

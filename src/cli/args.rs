@@ -37,6 +37,8 @@ pub enum Verb {
     Tokenize(Tokenize),
     /// Measure prompt and decode rates
     Bench(Bench),
+    /// Hold what this machine computes, on the CPU and on the GPU, to the scalar kernels; exit status 1 if it is off
+    Verify(Verify),
 }
 
 /// Which model, and how it is opened.
@@ -72,18 +74,27 @@ pub struct Model {
     /// Keep the model from being swapped out
     #[arg(long)]
     pub mlock: bool,
-    /// Layers on the GPU [also: -ngl]
-    #[arg(long, value_name = "N")]
+    /// Layers on the GPU, the output head counted as one; 0 is the CPU alone [default: what fits] [also: -ngl]
+    #[arg(long, value_name = "N|all|auto")]
     pub gpu_layers: Option<String>,
-    /// Put the tensors that match a regex at a place: REGEX=CPU|TWIN, separated by commas [also: -ot]
+    /// Put the tensors that match a regex at a place: REGEX=CPU|GPU|TWIN, separated by commas [also: -ot]
     #[arg(long, value_name = "RULES")]
     pub override_tensor: Vec<String>,
-    /// Keep all experts on the CPU [also: -cmoe]
+    /// Keep all experts on the CPU, but for those in the cache [also: -cmoe]
     #[arg(long)]
     pub cpu_moe: bool,
-    /// Keep the experts of the first N layers on the CPU [also: -ncmoe]
-    #[arg(long, value_name = "N")]
+    /// Keep the experts of the first N layers on the CPU, but for those in the cache [also: -ncmoe]
+    #[arg(long, value_name = "N", conflicts_with = "cpu_moe")]
     pub n_cpu_moe: Option<usize>,
+    /// GPU memory for the experts that are chosen most: a size (6G, 800M), off, or auto for what is left
+    #[arg(long, value_name = "SIZE|off|auto", default_value = "auto")]
+    pub expert_cache: String,
+    /// Let measured times decide nothing: the same input gives the same bits again
+    #[arg(long)]
+    pub deterministic: bool,
+    /// Say at the end what the GPU and the CPU waited for each other, and what the cached experts did
+    #[arg(long)]
+    pub stats: bool,
 }
 
 /// `tandem run`.
@@ -175,6 +186,12 @@ pub struct Explain {
     /// The model, by llama.cpp's flag, and how it would be opened.
     #[command(flatten)]
     pub model: Model,
+    /// Plan for a GPU with so much memory free instead of this machine's (16G)
+    #[arg(long, value_name = "SIZE")]
+    pub vram: Option<String>,
+    /// Plan for so much memory instead of this machine's (128G)
+    #[arg(long, value_name = "SIZE")]
+    pub ram: Option<String>,
     /// Every step of the tape, not only the sums
     #[arg(long)]
     pub steps: bool,
@@ -210,6 +227,20 @@ pub struct Tokenize {
     /// Print the number of tokens too
     #[arg(long)]
     pub show_count: bool,
+}
+
+/// `tandem verify`.
+#[derive(Debug, Args)]
+pub struct Verify {
+    /// The model.
+    #[command(flatten)]
+    pub model: Model,
+    /// Tokens to run it over: all but the last four in one batch
+    #[arg(long, value_name = "N", default_value_t = 40)]
+    pub tokens: usize,
+    /// Only the model, not the products of every format
+    #[arg(long)]
+    pub model_only: bool,
 }
 
 /// `tandem bench`.

@@ -7,10 +7,12 @@ use anyhow::{Context, Result};
 use serde_json::json;
 
 use super::args::{self, Output};
-use super::{Failure, gguf, options, usage};
+use super::{Failure, gguf, open, options, stats, usage};
 use crate::cpu::Bandwidth;
+use crate::plan::Place;
 use crate::session::{Session, Want};
 use crate::simd;
+use crate::tape::Half;
 use crate::text::Tokenizer;
 
 /// The beginning of Shakespeare's Coriolanus (public domain): real text, since a router fed random tokens spreads its
@@ -21,9 +23,12 @@ static TEXT: &str = include_str!("../../benches/text.txt");
 struct Row {
     test: String,
     rates: Vec<f64>,
-    /// For decode: GB of weights read per second, what the machine read right before and after, and the ratio of the two
-    /// round by round. Medians.
+    /// For decode: GB of weights read per second from the CPU's memory, what the machine read right before and after, and
+    /// the ratio of the two round by round. Medians.
     read: Option<[f64; 3]>,
+    /// With a GPU: the share of its memory's rate that weights were read at, for decode, and the share of the bus's rate
+    /// that experts came over with, for prompts. Medians.
+    gpu: Option<f64>,
     hash: u64,
 }
 
@@ -43,7 +48,7 @@ pub(super) fn run(a: &args::Bench) -> Result<()> {
     let gguf = gguf(a.model.model.as_deref(), &o.load)?;
     let name = gguf.meta.opt_str("general.name")?.unwrap_or("unnamed").to_string();
     let tokenizer = Tokenizer::new(&gguf).context(Failure::Model)?;
-    let mut s = Session::new(gguf, &o)?;
+    let mut s = open(gguf, &a.model, &o)?;
     let text = tokenizer.encode(TEXT, true, false)?;
     let token = |i: usize| text[i % text.len()];
 
@@ -51,6 +56,14 @@ pub(super) fn run(a: &args::Bench) -> Result<()> {
     let size: usize = tape.weights.iter().map(|w| w.bytes).sum();
     let params: usize = tape.weights.iter().map(|w| w.count()).sum();
     let per_token: usize = tape.bytes_per_token();
+    // By place; of experts that run at both, all count as the CPU's here.
+    let bytes_at = |place: Place| {
+        let here = tape.steps.iter().zip(&s.engine().plan.places).filter(|(_, p)| **p == place);
+        here.map(|(step, _)| tape.step_bytes(step)).sum::<usize>()
+    };
+    let (cpu_bytes, gpu_bytes) = (bytes_at(Place::Cpu) as f64, bytes_at(Place::Gpu) as f64);
+    let both = tape.steps.iter().filter(|s| s.half == Half::Rest).map(|s| tape.step_bytes(s)).sum::<usize>() as f64;
+    let rates = s.engine().device().map(|d| d.rates()).transpose()?;
     let threads = s.engine().pool.threads();
     let bandwidth = a.n_gen.iter().any(|n| *n > 0).then(Bandwidth::default);
 
@@ -64,11 +77,12 @@ pub(super) fn run(a: &args::Bench) -> Result<()> {
                 test: format!("{}{n}{at}", if is_prompt { "pp" } else { "tg" }),
                 rates: Vec::new(),
                 read: None,
+                gpu: None,
                 hash: 0,
             };
             let before: Vec<u32> = (0..depth).map(token).collect();
             let now: Vec<u32> = (depth..depth + n).map(token).collect();
-            let (mut gbps, mut roofs, mut shares) = (Vec::new(), Vec::new(), Vec::new());
+            let (mut gbps, mut roofs, mut shares, mut gpu) = (Vec::new(), Vec::new(), Vec::new(), Vec::new());
             // The first round warms caches and is not counted.
             for round in 0..=a.repetitions {
                 if s.tokens(0).starts_with(&before) && s.tokens(0).len() >= depth {
@@ -78,6 +92,8 @@ pub(super) fn run(a: &args::Bench) -> Result<()> {
                     s.feed(0, &before, Want::None)?;
                 }
                 let before = bandwidth.as_ref().filter(|_| !is_prompt).map(|b| b.measure(&s.engine().pool));
+                let counts = |s: &Session| s.engine().device().map(|d| d.cache_stats()).unwrap_or_default();
+                let had = counts(&s);
                 let start = Instant::now();
                 let mut logits = Vec::new();
                 if is_prompt {
@@ -91,15 +107,24 @@ pub(super) fn run(a: &args::Bench) -> Result<()> {
                 if round > 0 {
                     row.rates.push(n as f64 / seconds);
                 }
+                let has = counts(&s);
+                let hits = (has.hits - had.hits) as f64 / ((has.chosen - had.chosen) as f64).max(1.0);
+                if let Some((bus, memory)) = rates.filter(|_| round > 0) {
+                    gpu.push(match is_prompt {
+                        true => (has.passed_bytes - had.passed_bytes) as f64 / seconds / bus,
+                        false => n as f64 * (gpu_bytes + hits * both) / seconds / memory,
+                    });
+                }
                 if let (Some(before), Some(bandwidth)) = (before.filter(|_| round > 0), &bandwidth) {
                     let roof = (before + bandwidth.measure(&s.engine().pool)) / 2.0;
-                    let rate = (n * per_token) as f64 / seconds / 1e9;
+                    let rate = n as f64 * (cpu_bytes - hits * both) / seconds / 1e9;
                     gbps.push(rate);
                     roofs.push(roof);
                     shares.push(rate / roof);
                 }
                 row.hash = hash(&logits);
             }
+            row.gpu = rates.map(|_| median(&gpu));
             if !is_prompt {
                 row.read = Some([median(&gbps), median(&roofs), median(&shares)]);
             }
@@ -107,7 +132,8 @@ pub(super) fn run(a: &args::Bench) -> Result<()> {
         }
     }
     let isa = simd::isa().name();
-    print(a.output, &rows, &Head { name, size, params, per_token, threads, isa })
+    stats(&s, &a.model)?;
+    print(a.output, &rows, &Head { name, size, params, per_token, threads, isa, rates })
 }
 
 /// What the whole table has in common.
@@ -118,6 +144,8 @@ struct Head {
     per_token: usize,
     threads: usize,
     isa: &'static str,
+    /// Bytes per second over the bus and through the GPU's memory.
+    rates: Option<(f64, f64)>,
 }
 
 /// FNV-1a over the bits.
@@ -144,7 +172,8 @@ fn print(form: Output, rows: &[Row], h: &Head) -> Result<()> {
                     "model": h.name, "size_bytes": h.size, "params": h.params, "threads": h.threads, "isa": h.isa,
                     "bytes_per_token": h.per_token, "test": r.test, "tokens_per_s": median(&r.rates),
                     "tokens_per_s_each": r.rates, "gbps": r.read.map(|r| r[0]), "read_gbps": r.read.map(|r| r[1]),
-                    "share_of_read": r.read.map(|r| r[2]),
+                    "share_of_read": r.read.map(|r| r[2]), "share_of_gpu": r.gpu,
+                    "bus_gbps": h.rates.map(|r| r.0 / 1e9), "vram_gbps": h.rates.map(|r| r.1 / 1e9),
                     "logits_hash": format!("{:016x}", r.hash),
                 })
             })
@@ -152,8 +181,9 @@ fn print(form: Output, rows: &[Row], h: &Head) -> Result<()> {
         writeln!(out, "{}", serde_json::to_string_pretty(&list)?)?;
         return Ok(());
     }
-    let columns =
-        ["model", "size GB", "params B", "isa", "threads", "test", "t/s", "min-max", "GB/s", "of read", "hash"];
+    let columns = [
+        "model", "size GB", "params B", "isa", "threads", "test", "t/s", "min-max", "GB/s", "of read", "of GPU", "hash",
+    ];
     let (open, sep, close) = if form == Output::Csv { ("", ",", "") } else { ("| ", " | ", " |") };
     let line = |cells: &[String]| format!("{open}{}{close}", cells.join(sep));
     writeln!(out, "{}", line(&columns.map(String::from)))?;
@@ -181,6 +211,7 @@ fn print(form: Output, rows: &[Row], h: &Head) -> Result<()> {
                 format!("{low:.2}-{high:.2}"),
                 r.read.map_or("".into(), |r| format!("{:.2}", r[0])),
                 r.read.map_or("".into(), |r| format!("{:.0}%", r[2] * 100.0)),
+                r.gpu.map_or("".into(), |share| format!("{:.0}%", share * 100.0)),
                 format!("{:016x}", r.hash),
             ])
         )?;
@@ -193,6 +224,15 @@ fn print(form: Output, rows: &[Row], h: &Head) -> Result<()> {
             format!("; this machine reads {roof:.1} GB/s with {n} threads, which allows {most:.1} t/s")
         });
         writeln!(out, "\n{gb:.3} GB of weights read per token{allows}.")?;
+        if let Some((bus, memory)) = h.rates {
+            writeln!(
+                out,
+                "The GPU copies {:.1} GB/s over the bus, and {:.1} GB/s within its memory: \"of GPU\" is the share of the \
+                 first for prompts, and of the second for single tokens.",
+                bus / 1e9,
+                memory / 1e9
+            )?;
+        }
     }
     Ok(())
 }

@@ -16,7 +16,11 @@
 //! state             {bytes, bytes_per_token, fixed_bytes} what a sequence remembers: bytes at full context, of which
 //!                                                         fixed_bytes do not grow with it; bytes_per_token is an
 //!                                                         average and may have a fraction
-//! places            [{place, steps, weight_bytes, state_bytes, buffer_bytes}]
+//! places            [{place, steps, weight_bytes, state_bytes, buffer_bytes, cache_bytes}]   cache_bytes: experts that
+//!                                                         come and go
+//! placement         {flags, words, gpu_free_bytes, gpu_needed_bytes, tokens_per_s, prompt_tokens_per_s}   flags: what asks
+//!                                                         for it in so many words; the rates are predictions, the
+//!                                                         prompt's null where the CPU reads it
 //! memory            {needed_bytes, total_bytes, free_bytes, fits, words}   fits: yes, crowded, no or unknown; total and
 //!                                                         free are null where the system does not say
 //! steps             [{label, op, shape, formats, bytes, bytes_per_token, place}]   with --steps only
@@ -34,7 +38,7 @@ use serde_json::{Value, json};
 use super::{Failure, args, gguf, options, usage};
 use crate::cpu::Memory;
 use crate::gguf::Load;
-use crate::plan::Plan;
+use crate::plan;
 use crate::session;
 use facts::{Facts, Model, StepFacts};
 use fit::Fit;
@@ -49,10 +53,26 @@ pub(super) fn run(a: &args::Explain) -> Result<()> {
     // Whatever the flags say of loading: the header is all that is read here.
     let gguf = gguf(path, &Load { mmap: true, mlock: false })?;
     let tape = session::tape(&gguf, &options).context(Failure::Model)?;
-    let plan = Plan::new(&tape, &|tape, step| options.rules.place(tape, step));
-    let model = Model { gguf: &gguf, tape: &tape, plan: &plan, options: &options };
+    let shape = session::shape(&gguf, &options).context(Failure::Model)?;
+    let bytes = |flag: &str, text: &str| match super::size(text) {
+        Some(n) => Ok(n),
+        None => usage(format!("{flag} {text}: a size like 16G expected")),
+    };
+    let vram = match &a.vram {
+        Some(text) => Some(bytes("--vram", text)?),
+        None => match super::gpu(&a.model, &options)? {
+            Some(gpu) => Some(gpu.memory()?.0),
+            None => None,
+        },
+    };
+    let memory = match &a.ram {
+        Some(text) => bytes("--ram", text).map(|n| Some(Memory { total: n, free: n }))?,
+        None => Memory::of_this_machine(),
+    };
+    let placed = plan::fit(tape, &options.ask, vram.map(|n| n - session::margin(n)), shape)?;
+    let model = Model { gguf: &gguf, placed: &placed, vram, options: &options };
     let facts = Facts::new(&model)?;
-    let fit = Fit::new(&model, &facts, Memory::of_this_machine());
+    let fit = Fit::new(&model, &facts, memory);
     let mut out = std::io::stdout().lock();
     if a.json {
         let mut object = object(&facts, &fit);
@@ -87,6 +107,7 @@ fn object(f: &Facts, fit: &Fit) -> Value {
             "weight_bytes": x.weight_bytes,
             "state_bytes": x.state_bytes,
             "buffer_bytes": x.buffer_bytes,
+            "cache_bytes": x.cache_bytes,
         })
     });
     json!({
@@ -112,6 +133,14 @@ fn object(f: &Facts, fit: &Fit) -> Value {
             "fixed_bytes": f.state_fixed_bytes,
         },
         "places": places.collect::<Vec<_>>(),
+        "placement": {
+            "flags": f.placement.flags,
+            "words": f.placement.words,
+            "gpu_free_bytes": f.placement.vram,
+            "gpu_needed_bytes": f.placement.needed,
+            "tokens_per_s": f.placement.decode,
+            "prompt_tokens_per_s": f.placement.prompt,
+        },
         "memory": {
             "needed_bytes": fit.needed,
             "total_bytes": fit.memory.map(|m| m.total),

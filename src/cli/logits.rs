@@ -6,7 +6,7 @@ use std::path::Path;
 use anyhow::{Context, Result, bail};
 use serde_json::Value;
 
-use super::{args, read_text, session, usage};
+use super::{args, read_text, session, stats, usage};
 use crate::session::Want;
 
 /// Runs the verb.
@@ -25,7 +25,7 @@ pub(super) fn run(a: &args::Logits) -> Result<()> {
     }
     out.flush().with_context(|| format!("cannot write {}", a.out.display()))?;
     tracing::info!("{}: {} rows of {n_vocab} f32", a.out.display(), positions.len());
-    Ok(())
+    stats(&session, &a.model)
 }
 
 /// Token numbers: `1,2,3`, or a JSON file with a list or an object that has `prompt_ids`.

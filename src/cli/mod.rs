@@ -7,25 +7,32 @@ mod logits;
 mod perplexity;
 mod run;
 mod tokenize;
+mod verify;
 
 use std::ffi::OsString;
 use std::io::{ErrorKind, IsTerminal};
 use std::path::Path;
 use std::process::ExitCode;
+use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 
 use anyhow::{Context, Result, bail};
 use clap::Parser;
 
 use crate::cpu::Memory;
+use crate::cuda::{Gpu, OutOfMemory};
+use crate::exec::Device;
 use crate::gguf::{Gguf, Load};
-use crate::plan::Rules;
+use crate::plan::{Ask, CacheSize, Fit, Place, Rules};
 use crate::quant;
 use crate::session::{ContextFull, Interrupted, Options, Session};
 use args::{Cli, Verb};
 
 /// The built-in model: 16 experts trained on Shakespeare's plays by demo/train.py.
 static DEMO: &[u8] = include_bytes!("../../demo/demo.gguf");
+
+/// Tokens that can be computed together: a GPU counts blocks in 16 bits, and 128 heads have one for every 64 tokens.
+const MOST_AT_ONCE: usize = 16384;
 
 /// A failure with an exit status of its own, wrapped around the error that explains it.
 #[derive(Debug)]
@@ -76,6 +83,7 @@ pub fn main(argv: impl Iterator<Item = OsString>) -> ExitCode {
         Verb::Explain(a) => explain::run(a),
         Verb::Perplexity(a) => perplexity::run(a),
         Verb::Tokenize(a) => tokenize::run(a),
+        Verb::Verify(a) => verify::run(a),
     };
     match done {
         Ok(()) => ExitCode::SUCCESS,
@@ -143,7 +151,7 @@ pub(crate) fn gguf(model: Option<&Path>, load: &Load) -> Result<Gguf> {
 
 /// How the flags say the model is to be opened.
 pub(crate) fn options(a: &args::Model) -> Result<Options> {
-    let cache = |flag: &str, name: &str| match quant::by_name(name) {
+    let cache_type = |flag: &str, name: &str| match quant::by_name(name) {
         Some(ty) if ty.kv.is_some() => Ok(ty),
         Some(ty) => usage(format!("{flag} {name}: {} cannot be a cache type; {} can", ty.name, quant::cache_types())),
         None => usage(format!("{flag} {name}: no such type; {} can be a cache type", quant::cache_types())),
@@ -152,18 +160,29 @@ pub(crate) fn options(a: &args::Model) -> Result<Options> {
     for rule in &a.override_tensor {
         rules.add(rule).context(Failure::Usage)?;
     }
-    let cpu_only = "this version computes on the CPU only";
-    if let Some(n) = a.gpu_layers.as_deref().filter(|n| *n != "0") {
-        off(&format!("-ngl {n}"), cpu_only)?;
-    }
-    if a.cpu_moe {
-        tracing::debug!("-cmoe: on; every step is on the CPU anyway");
-    }
-    if let Some(n) = a.n_cpu_moe {
-        tracing::debug!("-ncmoe {n}: on; every step is on the CPU anyway");
-    }
+    let gpu_layers = match a.gpu_layers.as_deref() {
+        None | Some("auto") => None,
+        Some("all") => Some(usize::MAX),
+        Some(n) => match n.parse::<i64>() {
+            Ok(n) if n >= 0 => Some(n as usize),
+            Ok(-1) => Some(usize::MAX),
+            _ => return usage(format!("-ngl {n}: a number of layers expected, or all, or auto")),
+        },
+    };
+    let cache = match a.expert_cache.as_str() {
+        "auto" => CacheSize::Auto,
+        "off" | "0" => CacheSize::Off,
+        text => match size(text) {
+            Some(bytes) => CacheSize::Bytes(bytes),
+            None => return usage(format!("--expert-cache {text}: a size like 6G or 800M expected, or off, or auto")),
+        },
+    };
+    let cpu_moe = if a.cpu_moe { Some(usize::MAX) } else { a.n_cpu_moe };
     if a.batch_size == 0 || a.ubatch_size == 0 {
         return usage("-b and -ub must be at least 1".into());
+    }
+    if a.batch_size.min(a.ubatch_size) > MOST_AT_ONCE {
+        return usage(format!("-b and -ub: no more than {MOST_AT_ONCE} tokens can be computed together"));
     }
     Ok(Options {
         n_ctx: a.ctx_size,
@@ -171,9 +190,11 @@ pub(crate) fn options(a: &args::Model) -> Result<Options> {
         n_seq: 1,
         threads: a.threads,
         threads_batch: a.threads_batch,
-        type_k: cache("-ctk", &a.cache_type_k)?,
-        type_v: cache("-ctv", &a.cache_type_v)?,
-        rules,
+        type_k: cache_type("-ctk", &a.cache_type_k)?,
+        type_v: cache_type("-ctv", &a.cache_type_v)?,
+        ask: Ask { gpu_layers, cpu_moe, cache, rules },
+        deterministic: a.deterministic,
+        stats: a.stats,
         load: Load { mmap: !a.no_mmap, mlock: a.mlock },
     })
 }
@@ -181,7 +202,11 @@ pub(crate) fn options(a: &args::Model) -> Result<Options> {
 /// Opens the model that the flags name.
 pub(crate) fn session(a: &args::Model) -> Result<Session> {
     let o = options(a)?;
-    let gguf = gguf(a.model.as_deref(), &o.load)?;
+    open(gguf(a.model.as_deref(), &o.load)?, a, &o)
+}
+
+/// Opens a model whose header is read, with the GPU if there is one.
+pub(crate) fn open(gguf: Gguf, a: &args::Model, o: &Options) -> Result<Session> {
     if let Some(memory) = Memory::of_this_machine().filter(|m| gguf.bytes() > m.total as u64) {
         let gb = |n: f64| n / 1e9;
         tracing::warn!(
@@ -191,7 +216,106 @@ pub(crate) fn session(a: &args::Model) -> Result<Session> {
             gb(memory.total as f64)
         );
     }
-    Session::new(gguf, &o).context(Failure::Model)
+    let Some(gpu) = gpu(a, o)? else { return Session::new(gguf, o).context(Failure::Model) };
+    let (name, free) = (format!("{gpu:?}"), gpu.memory()?.0);
+    let session =
+        Session::hybrid(gguf, o, gpu, |fit, lack| placed(&name, free, fit, lack, a)).context(Failure::Model)?;
+    if let Some(words) = session.engine().device().and_then(Device::expert_memory) {
+        tracing::info!("{words}");
+    }
+    Ok(session)
+}
+
+/// What `--stats` asks for, on stderr.
+pub(crate) fn stats(session: &Session, a: &args::Model) -> Result<()> {
+    if !a.stats {
+        return Ok(());
+    }
+    let Some(device) = session.engine().device() else { return off("--stats", "everything runs on the CPU") };
+    if let Some(w) = device.waits().filter(|w| w.walks > 0) {
+        let ms = |s: f64| s * 1e3 / w.walks as f64;
+        tracing::info!(
+            "{} single tokens, {:.2} ms each: the CPU waited {:.2} ms for the GPU; the GPU worked {:.2} ms and waited \
+             {:.2} ms for the CPU",
+            w.walks,
+            ms(w.whole),
+            ms(w.cpu_waited),
+            ms(w.gpu_worked),
+            ms(w.gpu_waited)
+        );
+    }
+    let Some(memory) = device.expert_memory() else { return Ok(()) };
+    let c = device.cache_stats();
+    let gb = |n: usize| n as f64 / 1e9;
+    tracing::info!(
+        "expert cache: {:.1}% of {} choices in single tokens were there; {} experts brought ({:.2} GB), {} passed through \
+         while prompts were read ({:.2} GB)",
+        100.0 * c.hits as f64 / c.chosen.max(1) as f64,
+        c.chosen,
+        c.uploads,
+        gb(c.upload_bytes),
+        c.passed,
+        gb(c.passed_bytes)
+    );
+    tracing::info!("{memory}");
+    Ok(())
+}
+
+/// The GPU, if there is one to use: where there is none, that is said.
+fn gpu(a: &args::Model, o: &Options) -> Result<Option<Arc<Gpu>>> {
+    if o.ask.gpu_layers == Some(0) && !o.ask.rules.name(Place::Gpu) {
+        return Ok(None);
+    }
+    let why = match Gpu::open() {
+        Ok(gpu) => return Ok(Some(Arc::new(gpu))),
+        Err(e) => format!("{e:#}"),
+    };
+    // An option that needs a GPU is without effect; without one, a machine is what it is.
+    match (&a.gpu_layers, o.ask.cache) {
+        (Some(n), _) if n != "auto" => off(&format!("-ngl {n}"), &why)?,
+        _ if o.ask.rules.name(Place::Gpu) => off("-ot ...=GPU", &why)?,
+        (_, CacheSize::Bytes(_)) => off(&format!("--expert-cache {}", a.expert_cache), &why)?,
+        _ => tracing::info!("GPU: off, because {why}"),
+    }
+    Ok(None)
+}
+
+/// Says where a model went.
+fn placed(gpu: &str, free: usize, fit: &Fit, lack: Option<&OutOfMemory>, a: &args::Model) -> Result<()> {
+    if let Some(lack) = lack {
+        tracing::warn!("{gpu}: there was no room for {lack}; a smaller placement is tried");
+    }
+    if let Some(less) = &fit.less {
+        let flag = a.gpu_layers.as_deref().unwrap_or("auto");
+        off(&format!("-ngl {flag}"), &format!("{less}; -ngl {} fits", fit.gpu_layers))?;
+    }
+    for r in &fit.refused {
+        let others = if r.steps > 1 { format!(" and {} more steps", r.steps - 1) } else { String::new() };
+        tracing::info!("{}{others} stay on the CPU: {}", r.first, r.why);
+    }
+    if !fit.plan.on_gpu() {
+        tracing::info!(
+            "GPU: off, because nothing of the model fits into the {:.1} GB that are free",
+            free as f64 / 1e9
+        );
+        return Ok(());
+    }
+    tracing::info!("{gpu}: {}", fit.words());
+    Ok(())
+}
+
+/// A size as people write it: 6G, 1.5G, 800M, 4096K, or bytes; K, M and G are powers of 1024, as memory is sold.
+pub(crate) fn size(text: &str) -> Option<usize> {
+    let text = text.trim().trim_end_matches(['B', 'b']).trim_end_matches('i');
+    let (number, by) = match text.char_indices().last()? {
+        (at, 'K' | 'k') => (&text[..at], 1 << 10),
+        (at, 'M' | 'm') => (&text[..at], 1 << 20),
+        (at, 'G' | 'g') => (&text[..at], 1 << 30),
+        (at, 'T' | 't') => (&text[..at], 1u64 << 40),
+        _ => (text, 1),
+    };
+    let n: f64 = number.trim().parse().ok()?;
+    (n.is_finite() && n >= 0.0).then_some((n * by as f64) as usize)
 }
 
 /// Makes Ctrl-C raise the session's stop flag; a second one ends the program at once.

@@ -7,7 +7,7 @@ use std::time::Instant;
 
 use anyhow::{Context, Result, bail};
 
-use super::{Failure, args, gguf, on_interrupt, options, read_text, usage};
+use super::{Failure, args, gguf, on_interrupt, open, options, read_text, stats, usage};
 use crate::eval::base::{Reader, Writer, file_bytes};
 use crate::eval::{self, Chunks, Divergence, Likelihood, LogProbs};
 use crate::gguf::Gguf;
@@ -44,7 +44,7 @@ fn measure(a: &args::Perplexity, base: Option<&Path>, limit: usize) -> Result<()
     tracing::info!("{}: {} tokens, {} chunks of {n_ctx}", file.display(), tokens.len(), chunks.n);
     tokens.truncate(chunks.n_tokens());
 
-    let mut reading = Reading::new(gguf, o, &tokenizer, chunks, tokens)?;
+    let mut reading = Reading::new(gguf, (o, &a.model), &tokenizer, chunks, tokens)?;
     let n_vocab = reading.session.n_vocab();
     let mut writer = base.map(|path| Writer::create(path, chunks, n_vocab, &reading.tokens)).transpose()?;
     if let Some(path) = base {
@@ -70,6 +70,7 @@ fn measure(a: &args::Perplexity, base: Option<&Path>, limit: usize) -> Result<()
     if let Some(writer) = writer {
         writer.finish()?;
     }
+    stats(&reading.session, &a.model)?;
     answer(&sum.report())
 }
 
@@ -95,7 +96,7 @@ fn compare(a: &args::Perplexity, base: &Path, limit: usize) -> Result<()> {
             Divergence::LEAST_ROWS
         );
     }
-    let mut reading = Reading::new(gguf, o, &tokenizer, chunks, base.tokens.clone())?;
+    let mut reading = Reading::new(gguf, (o, &a.model), &tokenizer, chunks, base.tokens.clone())?;
     base.check_vocabulary(reading.session.n_vocab())?;
     let mut sum = Divergence::default();
     for i in 0..chunks.n {
@@ -109,6 +110,7 @@ fn compare(a: &args::Perplexity, base: &Path, limit: usize) -> Result<()> {
         }
         say(&format!("{}\n", sum.running(i + 1)));
     }
+    stats(&reading.session, &a.model)?;
     answer(&sum.report())
 }
 
@@ -132,13 +134,19 @@ struct Reading {
 }
 
 impl Reading {
-    fn new(gguf: Gguf, mut o: Options, tokenizer: &Tokenizer, chunks: Chunks, tokens: Vec<u32>) -> Result<Reading> {
+    fn new(
+        gguf: Gguf,
+        (mut o, flags): (Options, &args::Model),
+        tokenizer: &Tokenizer,
+        chunks: Chunks,
+        tokens: Vec<u32>,
+    ) -> Result<Reading> {
         let trained = context(&gguf, Some(0))?;
         if chunks.n_ctx > trained {
             tracing::warn!("the model was trained on {trained} tokens of context, the chunks have {}", chunks.n_ctx);
         }
         o.n_ctx = Some(chunks.n_ctx);
-        let session = Session::new(gguf, &o).context(Failure::Model)?;
+        let session = open(gguf, flags, &o)?;
         on_interrupt(&session)?;
         let bos = tokenizer.bos().filter(|_| tokenizer.adds_bos());
         Ok(Reading { session, chunks, tokens, bos, n_batch: o.n_batch, start: Instant::now() })

@@ -8,7 +8,7 @@ use anyhow::{Context, Result, bail};
 use indicatif::{ProgressBar, ProgressStyle};
 
 use super::args::{self, Sampling};
-use super::{Failure, on_interrupt, read_text, session, usage};
+use super::{Failure, on_interrupt, read_text, session, stats, usage};
 use crate::sample::Sampler;
 use crate::session::{ContextFull, Interrupted, Session, Want};
 use crate::text::Tokenizer;
@@ -73,6 +73,7 @@ pub(super) fn run(a: &args::Run) -> Result<()> {
         rate(tokens.len(), prompt_s),
         rate(made, start.elapsed().as_secs_f64()),
     );
+    stats(&session, &a.model)?;
     if asked.load(Ordering::SeqCst) {
         return Err(Interrupted.into());
     }

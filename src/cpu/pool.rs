@@ -24,6 +24,9 @@ const SMALL: usize = 32 * 1024;
 
 /// How long a worker spins for the next loop before it parks.
 const SPIN: Duration = Duration::from_micros(60);
+/// The same where a GPU works between loops: a layer's attention takes it 100 microseconds and more, and waking all threads
+/// for every layer would cost as much.
+const SPIN_BESIDE_GPU: Duration = Duration::from_micros(400);
 
 /// A loop's body. The pointer is only followed between `open` and the moment when nobody is inside any more.
 struct Body<'a> {
@@ -45,6 +48,7 @@ struct Shared {
     /// Set by a worker whose body panicked; the caller panics in turn.
     panicked: AtomicBool,
     quit: AtomicBool,
+    beside_gpu: AtomicBool,
     parked: Vec<AtomicBool>,
 }
 
@@ -100,8 +104,9 @@ impl Shared {
                 }
                 std::hint::spin_loop();
                 spins += 1;
+                let most = if self.beside_gpu.load(SeqCst) { SPIN_BESIDE_GPU } else { SPIN };
                 // Reading the clock is itself some twenty nanoseconds.
-                if spins.is_multiple_of(64) && start.elapsed() > SPIN {
+                if spins.is_multiple_of(64) && start.elapsed() > most {
                     self.parked[me].store(true, SeqCst);
                     if self.epoch.load(SeqCst) == seen && !self.quit.load(SeqCst) {
                         std::thread::park();
@@ -159,6 +164,11 @@ impl Pool {
             pool.workers.push(worker);
         }
         Ok(pool)
+    }
+
+    /// Has the threads wait longer for the next loop, because a GPU works between loops.
+    pub fn beside_gpu(&self) {
+        self.shared.beside_gpu.store(true, SeqCst);
     }
 
     /// Threads in the pool, the caller included.

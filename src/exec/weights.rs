@@ -8,7 +8,7 @@ use crate::tape::{Tape, WeightId, WeightKind, WeightView};
 
 /// What is held beside the file's map.
 #[derive(Debug)]
-pub(super) struct Weights {
+pub struct Weights {
     list: Vec<Loaded>,
 }
 
@@ -21,7 +21,11 @@ struct Loaded {
 }
 
 impl Weights {
-    pub(super) fn load(gguf: &Gguf, tape: &Tape, plan: &Plan) -> Result<Weights> {
+    /// Decodes the small weights and checks the integer tables.
+    ///
+    /// # Errors
+    /// If a table names an expert that is not there.
+    pub fn load(gguf: &Gguf, tape: &Tape, plan: &Plan) -> Result<Weights> {
         let mut list: Vec<Loaded> = Vec::with_capacity(tape.weights.len());
         for w in &tape.weights {
             let t = &gguf.tensors[w.tensor];
@@ -59,6 +63,12 @@ impl Weights {
         Ok(Weights { list })
     }
 
+    /// The decoded values or integers of a small tensor, as bytes.
+    pub(super) fn bytes(&self, i: usize) -> Vec<u8> {
+        let w = &self.list[i];
+        [bytemuck::cast_slice::<f32, u8>(&w.values), bytemuck::cast_slice(&w.ints)].concat()
+    }
+
     pub(super) fn view<'a>(&'a self, gguf: &'a Gguf, tape: &'a Tape, place: Place, id: WeightId) -> WeightView<'a> {
         let (w, loaded) = (&tape.weights[id.0 as usize], &self.list[id.0 as usize]);
         let t = &gguf.tensors[w.tensor];
@@ -68,6 +78,6 @@ impl Weights {
             _ => &[],
         };
         let ty = t.ty.quant().filter(|_| w.kind == WeightKind::Matrix);
-        WeightView { data, values: &loaded.values, ints: &loaded.ints, shape: w.shape, ty }
+        WeightView { data, values: &loaded.values, ints: &loaded.ints, shape: w.shape, ty, slots: &[] }
     }
 }

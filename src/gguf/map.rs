@@ -8,6 +8,7 @@ use rayon::prelude::*;
 use std::fs::{self, File};
 use std::io;
 use std::path::Path;
+use std::sync::Arc;
 
 /// How to bring a model's files into memory.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -27,10 +28,13 @@ impl Default for Load {
 /// Bytes per read when a file is not mapped: large enough for full disk speed, small enough to share among threads.
 const READ: usize = 32 << 20;
 
+/// A file's bytes, which stay where they are for as long as anyone holds them.
+pub type Shared = Arc<dyn AsRef<[u8]> + Send + Sync>;
+
 /// The bytes of one file.
 #[derive(Debug)]
 pub(super) struct FileBytes {
-    store: Store,
+    store: Arc<Store>,
     file: Option<File>,
 }
 
@@ -41,9 +45,18 @@ enum Store {
     Vec(Vec<u8>),
 }
 
+impl AsRef<[u8]> for Store {
+    fn as_ref(&self) -> &[u8] {
+        match self {
+            Store::Map(pages) | Store::Read(pages) => pages,
+            Store::Vec(bytes) => bytes,
+        }
+    }
+}
+
 impl From<Vec<u8>> for FileBytes {
     fn from(bytes: Vec<u8>) -> FileBytes {
-        FileBytes { store: Store::Vec(bytes), file: None }
+        FileBytes { store: Arc::new(Store::Vec(bytes)), file: None }
     }
 }
 
@@ -72,23 +85,25 @@ impl FileBytes {
             Err(_) if !load.mmap => Store::Read(read(path, &file, len)?),
             Err(e) => return Err(e).context(format!("cannot map {shown} ({len} bytes): --no-mmap reads it instead")),
         };
-        Ok(FileBytes { store, file: Some(file) })
+        Ok(FileBytes { store: Arc::new(store), file: Some(file) })
     }
 
     /// Reads the weights if they are not to stay mapped.
     pub(super) fn settle(&mut self, path: &Path, load: &Load) -> Result<()> {
-        if let (false, Store::Map(map), Some(file)) = (load.mmap, &self.store, &self.file) {
-            self.store = Store::Read(read(path, file, map.len() as u64)?);
+        if let (false, Store::Map(map), Some(file)) = (load.mmap, &*self.store, &self.file) {
+            self.store = Arc::new(Store::Read(read(path, file, map.len() as u64)?));
         }
         Ok(())
     }
 
     /// The bytes.
     pub(super) fn as_slice(&self) -> &[u8] {
-        match &self.store {
-            Store::Map(pages) | Store::Read(pages) => pages,
-            Store::Vec(bytes) => bytes,
-        }
+        (*self.store).as_ref()
+    }
+
+    /// The bytes, for those who outlive the model.
+    pub(super) fn share(&self) -> Shared {
+        self.store.clone()
     }
 
     /// Fails if the file no longer has the length that was mapped: it is still being written, or being replaced.
@@ -105,7 +120,7 @@ impl FileBytes {
 
     /// Locks the bytes in RAM, or says in words why not.
     pub(super) fn lock(&self, path: &Path) -> Result<()> {
-        let (Store::Map(map) | Store::Read(map)) = &self.store else { return Ok(()) };
+        let (Store::Map(map) | Store::Read(map)) = &*self.store else { return Ok(()) };
         map.lock().map_err(|e| {
             let (shown, len) = (path.display(), map.len());
             anyhow!(

@@ -19,7 +19,7 @@ mod parse;
 mod split;
 mod write;
 
-pub use map::Load;
+pub use map::{Load, Shared};
 pub use meta::{Array, FromValue, Meta, Scalar, Value};
 pub use parse::{Header, parse};
 pub use split::{shard_name, shard_of};
@@ -249,6 +249,11 @@ impl Gguf {
     /// The bytes of one of this model's tensors.
     pub fn data(&self, t: &Tensor) -> &[u8] {
         &self.files[t.shard].bytes.as_slice()[t.range()]
+    }
+
+    /// The bytes of a file, which stay where they are for as long as the result is held.
+    pub fn share(&self, shard: usize) -> Shared {
+        self.files[shard].bytes.share()
     }
 
     /// The bytes of all tensors together.

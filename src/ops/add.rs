@@ -1,9 +1,12 @@
 //! add: `x + y`.
 
-use crate::tape::{Builder, CpuIo, Op, Slot};
+use anyhow::Result;
 
+use crate::tape::{Builder, CpuIo, GpuIo, Op, Slot};
+
+/// The op; also what joins the halves of a step.
 #[derive(Debug)]
-struct Add;
+pub(crate) struct Add;
 
 impl Op for Add {
     fn name(&self) -> &'static str {
@@ -15,6 +18,11 @@ impl Op for Add {
         for ((o, x), y) in io.outs[0].iter_mut().zip(x).zip(y) {
             *o = x + y;
         }
+    }
+
+    fn gpu(&self, io: &GpuIo<'_>) -> Result<()> {
+        let (x, y, out) = (io.ins[0], io.ins[1], io.outs[0]);
+        io.each(("basic", "add"), x.rows * x.width, &[x.ptr.into(), y.ptr.into(), out.ptr.into()])
     }
 }
 

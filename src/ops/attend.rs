@@ -14,8 +14,9 @@ use anyhow::{Result, bail};
 
 use crate::cpu;
 use crate::cpu::dense::{self, BLOCK, COLS, Queries};
+use crate::cuda::{Arg, CacheArg};
 use crate::simd::exp;
-use crate::tape::{Builder, CpuIo, Op, Slot, State, StateId, WeightId};
+use crate::tape::{Batch, Builder, CpuIo, GpuIo, Op, Slot, State, StateId, Table, WeightId};
 
 /// An attention layer.
 #[derive(Clone, Copy, Debug)]
@@ -47,7 +48,7 @@ pub struct Extra {
     pub select: Option<Slot>,
 }
 
-#[derive(Debug)]
+#[derive(Clone, Copy, Debug)]
 struct AttendOp {
     a: Attend,
     /// Values are the first columns of the keys.
@@ -55,6 +56,8 @@ struct AttendOp {
     sinks: bool,
     /// `(every, selected)`.
     extra: Option<(usize, bool)>,
+    /// Rows that may be selected for a token.
+    selected: usize,
 }
 
 /// Keys whose softmax is worked out apart from the others', always the same ones, and then joined with them in order: so
@@ -410,6 +413,140 @@ impl Op for AttendOp {
         });
         io.work.buffers[0] = buffer;
     }
+
+    fn gpu(&self, io: &GpuIo<'_>) -> Result<()> {
+        let (a, q, out) = (&self.a, io.ins[0], io.outs[0]);
+        let keys = &io.states[0];
+        io.store(keys, io.ins[1], io.lists.positions)?;
+        if !self.shared {
+            io.store(&io.states[1], io.ins[2], io.lists.positions)?;
+        }
+        let at_extra = if self.shared { 1 } else { 2 };
+        let values = if self.shared { keys } else { &io.states[1] };
+        let extra = self.extra.map_or(CacheArg::default(), |_| io.states[at_extra].cache);
+        let (every, selected) = self.extra.unwrap_or((1, false));
+        let select = selected.then(|| io.ins[if self.shared { 2 } else { 3 }]);
+
+        let spans = self.spans(io.batch);
+        let per_kv = a.heads / a.kv_heads;
+        let rows = spans.iter().map(|s| s[1] as usize).max().unwrap_or(1) * per_kv;
+        let (mt, nv) = self.shape(rows);
+        let row_tiles = rows.div_ceil(16 * mt);
+        // Enough blocks for every multiprocessor to have two, as far as there may be keys to share out, and parts to hold.
+        let blocks = a.kv_heads * spans.len() * row_tiles;
+        let splits = (2 * io.processors()).div_ceil(blocks).clamp(1, 32).min((PARTS / q.rows).max(1));
+        let parts = io.scratch.take(PARTS.max(q.rows) * a.heads * (a.v_dim + 2) * 4);
+        let args = [
+            q.ptr.into(),
+            keys.cache.into(),
+            values.cache.into(),
+            extra.into(),
+            select.map(|s| s.ptr).into(),
+            io.tables[0].into(),
+            io.lists.positions.into(),
+            parts.into(),
+            a.heads.into(),
+            a.kv_heads.into(),
+            a.k_dim.into(),
+            a.v_dim.into(),
+            a.scale.into(),
+            a.window.unwrap_or(0).into(),
+            a.soft_cap.unwrap_or(0.0).into(),
+            every.into(),
+            select.map_or(0, |s| s.width).into(),
+            Arg::Int(self.shared as i32),
+            row_tiles.into(),
+            splits.into(),
+        ];
+        let grid = [spans.len() * row_tiles, a.kv_heads, splits];
+        io.launch(("attend", &format!("attend_{mt}_{nv}")), grid, 128, self.shared_bytes(mt, nv), &args)?;
+        let sinks = self.sinks.then(|| io.weights[0].ptr);
+        let args = [parts.into(), sinks.into(), out.ptr.into(), a.v_dim.into(), splits.into()];
+        io.launch(("attend", "attend_join"), [a.heads, q.rows, 1], 128, 0, &args)
+    }
+
+    fn gpu_refuses(&self) -> Option<String> {
+        let v = self.a.v_dim;
+        let bytes = |rows: usize| {
+            let (mt, nv) = self.shape(rows);
+            self.shared_bytes(mt, nv)
+        };
+        let bytes = bytes(1).max(bytes(64));
+        if v > 512 {
+            return Some(format!("values of {v} columns; the kernel takes 512"));
+        }
+        // What every device since Turing allows a block.
+        (bytes > 64 << 10).then(|| format!("heads that take {bytes} bytes of shared memory; 65536 are sure"))
+    }
+
+    fn tables(&self) -> Vec<Table> {
+        let op = AttendOp { ..*self };
+        let key = format!("spans {:?} {:?} {}", self.a.window, self.extra, self.span());
+        let fill = move |batch: &Batch, to: &mut [u8]| {
+            for (span, to) in op.spans(batch).iter().zip(to.chunks_exact_mut(size_of::<Span>())) {
+                to.copy_from_slice(bytemuck::bytes_of(span));
+            }
+        };
+        vec![Table { key, row_bytes: size_of::<Span>(), fill: Box::new(fill) }]
+    }
+}
+
+/// Parts that rows' heads may be cut into, all rows of a batch together: whatever the batch, no more memory is taken.
+const PARTS: usize = 512;
+
+/// As kernels/attend.cu has it: first row, rows, sequence, positions seen from and to, rows of the second cache.
+type Span = [i32; 8];
+
+impl AttendOp {
+    /// Tokens that a block may take together.
+    fn span(&self) -> usize {
+        match self.extra {
+            Some((_, true)) => 1,
+            _ => (64 / (self.a.heads / self.a.kv_heads)).max(1),
+        }
+    }
+
+    /// The batch cut into neighbours of one sequence.
+    fn spans(&self, batch: &Batch) -> Vec<Span> {
+        let most = self.span();
+        let mut spans: Vec<Span> = Vec::new();
+        for (i, row) in batch.rows.iter().enumerate() {
+            let end = row.pos as usize + 1;
+            let from = self.a.window.map_or(0, |w| end.saturating_sub(w)) as i32;
+            let extra = match self.extra {
+                Some((every, false)) => end / every,
+                // All that can be selected for a token of this position are there.
+                Some((every, true)) => (end / every).min(self.selected),
+                None => 0,
+            } as i32;
+            match spans.last_mut() {
+                Some(s) if s[2] == row.seq as i32 && (s[1] as usize) < most => {
+                    s[1] += 1;
+                    (s[3], s[4], s[5]) = (s[3].min(from), s[4].max(end as i32), s[5].max(extra));
+                }
+                _ => spans.push([i as i32, 1, row.seq as i32, from, end as i32, extra, 0, 0]),
+            }
+        }
+        spans
+    }
+
+    /// The kernel for so many query rows: 16s of rows, and 8s of columns for each warp.
+    fn shape(&self, rows: usize) -> (usize, usize) {
+        let nv = self.a.v_dim.div_ceil(32).next_power_of_two().max(2);
+        let mt = match (rows > 16, nv) {
+            (true, 2 | 4) => 4,
+            (true, 8) => 2,
+            _ => 1,
+        };
+        (mt, nv)
+    }
+
+    /// Shared memory of a block, as kernels/attend.cu lays it out.
+    fn shared_bytes(&self, mt: usize, nv: usize) -> usize {
+        let (rows, keys) = (16 * mt, 32);
+        let (k, v) = (self.a.k_dim.next_multiple_of(16) + 8, if self.shared { 0 } else { 32 * nv + 8 });
+        2 * (rows * k + keys * (k + v) + rows * (keys + 8)) + 4 * (rows * (keys + 1) + 3 * rows)
+    }
 }
 
 impl Builder<'_> {
@@ -450,6 +587,7 @@ impl Builder<'_> {
             shared: v.is_none(),
             sinks: sinks.is_some(),
             extra: extra.map(|e| (e.every, e.select.is_some())),
+            selected: extra.and_then(|e| e.select).map_or(0, |s| self.width(s)),
         };
         let weights: Vec<WeightId> = sinks.into_iter().collect();
         Ok(self.push(label, op, &ins, &[a.heads * a.v_dim], &weights, &states)[0])

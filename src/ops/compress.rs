@@ -13,8 +13,9 @@
 use anyhow::Result;
 
 use super::norm::rms;
-use super::rope::Rope;
-use crate::tape::{Builder, CpuIo, Op, Slot, StateId};
+use super::rope::{Pairs, Rope};
+use crate::cuda::{Arg, Ptr};
+use crate::tape::{Batch, Builder, CpuIo, GpuIo, GpuValue, Op, Slot, StateId, Table};
 
 /// A compressor.
 #[derive(Clone, Copy, Debug)]
@@ -83,6 +84,56 @@ impl Op for CompressOp {
             c.rope.rotate(&c.rope.angles_at((block * c.ratio) as u32), &mut out);
             rows.write(at.seq, block, &out);
         }
+    }
+
+    fn gpu(&self, io: &GpuIo<'_>) -> Result<()> {
+        let (c, kv, score) = (&self.0, io.ins[0], io.ins[1]);
+        let [kvs, scores, rows] = io.states else { unreachable!("the builder gives three states") };
+        let placed = GpuValue { ptr: io.scratch.take(score.rows * score.width * 4), ..score };
+        let positions = io.lists.positions;
+        let (ape, norm) = (io.weights[0].ptr, io.weights[1].ptr);
+        let args =
+            [score.ptr.into(), ape.into(), positions.into(), placed.ptr.into(), score.width.into(), c.ratio.into()];
+        io.each(("streams", "add_place"), score.rows * score.width, &args)?;
+        io.store(kvs, kv, positions)?;
+        io.store(scores, placed, positions)?;
+        let made = GpuValue { ptr: io.scratch.take(kv.rows * c.dim * 4), rows: kv.rows, width: c.dim };
+        let (open, rope) = (kvs.cache, &c.rope);
+        let args = [
+            Ptr(open.rows).into(),
+            Ptr(scores.cache.rows).into(),
+            norm.into(),
+            io.tables[0].into(),
+            io.lists.seqs.into(),
+            positions.into(),
+            made.ptr.into(),
+            c.dim.into(),
+            c.ratio.into(),
+            Arg::Int(c.overlap as i32),
+            c.eps.into(),
+            rope.n_rot.into(),
+            rope.offset.into(),
+            Arg::Int((rope.pairs == Pairs::Adjacent) as i32),
+            Arg::Int(rope.inverse as i32),
+            Arg::Int(open.capacity),
+            Arg::Long(open.row_bytes),
+            Arg::Long(open.seq_bytes),
+        ];
+        io.launch(("streams", "compress"), [kv.rows, 1, 1], 128, c.dim * 4, &args)?;
+        // Rows that no token completed are marked -1 and not stored.
+        io.store(rows, made, io.tables[1])
+    }
+
+    fn tables(&self) -> Vec<Table> {
+        let every = self.0.ratio;
+        let fill = move |batch: &Batch, to: &mut [u8]| {
+            for (row, to) in batch.rows.iter().zip(to.as_chunks_mut::<4>().0) {
+                let n = row.pos as usize + 1;
+                *to = if n.is_multiple_of(every) { (n / every - 1) as i32 } else { -1 }.to_ne_bytes();
+            }
+        };
+        let completed = Table { key: format!("completed {every}"), row_bytes: 4, fill: Box::new(fill) };
+        vec![self.0.rope.table(every), completed]
     }
 }
 

@@ -1,11 +1,13 @@
 //! conv: a short causal convolution along the sequence, a few taps per channel, then SiLU.
 //!
-//! `out[t][c] = silu(sum_j w[c][j] * x[t - taps + 1 + j][c])`; before the sequence's start x is 0.
+//! `out[t][c] = silu(sum_j w[c][j] * x[t - taps + 1 + j][c])`; before the sequence's start x is 0. The state holds the rows
+//! before the batch: the batch's own are at hand, and a ring for all of them would be gigabytes in a large model.
 
 use anyhow::Result;
 
 use super::glu::silu;
-use crate::tape::{Builder, CpuIo, Op, Slot};
+use crate::cuda::{Arg, Ptr};
+use crate::tape::{Batch, Builder, CpuIo, GpuIo, Op, Slot, Table};
 
 #[derive(Debug)]
 struct Conv {
@@ -20,22 +22,64 @@ impl Op for Conv {
     fn cpu(&self, io: &mut CpuIo<'_>) {
         let x = io.ins[0];
         let n = x.len() / io.rows;
-        for (t, row) in io.batch.rows.iter().enumerate() {
-            io.states[0].write(row.seq, row.pos as usize, &x[t * n..(t + 1) * n]);
-        }
         let (past, w) = (&io.states[0], io.weights[0].values);
         io.pool.pieces(&mut io.outs[0], n, x.len() * self.taps * 8, |t, out| {
             let row = io.batch.rows[t];
             out.fill(0.0);
             for j in 0..self.taps {
-                let Some(p) = (row.pos as usize + 1 + j).checked_sub(self.taps) else { continue };
-                for (c, (o, v)) in out.iter_mut().zip(past.row(row.seq, p).as_chunks::<4>().0).enumerate() {
-                    *o += w[c * self.taps + j] * f32::from_le_bytes(*v);
+                let back = self.taps - 1 - j;
+                let Some(p) = (row.pos as usize).checked_sub(back) else { continue };
+                let own = t.checked_sub(back).filter(|&from| io.batch.rows[from].seq == row.seq);
+                let from = match own {
+                    Some(from) => bytemuck::cast_slice(&x[from * n..(from + 1) * n]),
+                    None => past.row(row.seq, p),
+                };
+                for (c, (o, v)) in out.iter_mut().zip(from.as_chunks::<4>().0).enumerate() {
+                    *o += w[c * self.taps + j] * f32::from_ne_bytes(*v);
                 }
             }
             out.iter_mut().for_each(|o| *o = silu(*o));
         });
+        for (t, row) in io.batch.rows.iter().enumerate().filter(|(t, _)| is_last(io.batch, *t, self.taps)) {
+            io.states[0].write(row.seq, row.pos as usize, &x[t * n..(t + 1) * n]);
+        }
     }
+
+    fn gpu(&self, io: &GpuIo<'_>) -> Result<()> {
+        let (x, past) = (io.ins[0], &io.states[0]);
+        let c = past.cache;
+        let args = [
+            x.ptr.into(),
+            Ptr(c.rows).into(),
+            io.weights[0].ptr.into(),
+            io.lists.seqs.into(),
+            io.lists.positions.into(),
+            io.outs[0].ptr.into(),
+            x.width.into(),
+            self.taps.into(),
+            Arg::Int(c.capacity),
+            Arg::Long(c.row_bytes),
+            Arg::Long(c.seq_bytes),
+        ];
+        io.launch(("recurrent", "conv"), [x.width.div_ceil(128), x.rows, 1], 128, 0, &args)?;
+        io.store(past, x, io.tables[0])
+    }
+
+    fn tables(&self) -> Vec<Table> {
+        // Positions of the rows that stay, -1 for the others.
+        let taps = self.taps;
+        let fill = move |batch: &Batch, to: &mut [u8]| {
+            for (t, (row, to)) in batch.rows.iter().zip(to.as_chunks_mut::<4>().0).enumerate() {
+                *to = if is_last(batch, t, taps) { row.pos as i32 } else { -1 }.to_ne_bytes();
+            }
+        };
+        vec![Table { key: format!("last {taps}"), row_bytes: 4, fill: Box::new(fill) }]
+    }
+}
+
+/// Whether row `t` is among the last `n` of its sequence in the batch.
+fn is_last(batch: &Batch, t: usize, n: usize) -> bool {
+    batch.rows.get(t + n).is_none_or(|later| later.seq != batch.rows[t].seq)
 }
 
 impl Builder<'_> {
@@ -43,7 +87,7 @@ impl Builder<'_> {
     pub fn conv(&self, x: Slot, name: &str, taps: usize) -> Result<Slot> {
         let n = self.width(x);
         let w = self.vector(&format!("{name}.weight"), &[n, taps])?;
-        let state = self.rows_state(format!("{name}.past"), n, crate::quant::TYPES[0], 1, Some(taps))?;
+        let state = self.last_rows(format!("{name}.past"), n, taps);
         Ok(self.push(name, Conv { taps }, &[x], &[n], &[w], &[state])[0])
     }
 }

@@ -13,7 +13,8 @@ use anyhow::Result;
 
 use super::glu::sigmoid;
 use super::route::softplus;
-use crate::tape::{Builder, CpuIo, Op, Slot};
+use crate::cuda::{Arg, Ptr};
+use crate::tape::{Batch, Builder, CpuIo, GpuIo, Op, Slot, Table};
 
 /// A gated delta net's shape.
 #[derive(Clone, Copy, Debug)]
@@ -84,6 +85,49 @@ impl Op for DeltaOp {
             from = to;
         }
     }
+
+    fn gpu(&self, io: &GpuIo<'_>) -> Result<()> {
+        let d = &self.0;
+        let n = runs(io.batch).len();
+        let list = |i: usize| Arg::Ptr(io.tables[0].at(i * io.batch.rows.len() * 4));
+        let mut args: Vec<Arg> = io.ins.iter().map(|x| x.ptr.into()).collect();
+        args.extend([io.weights[0].ptr, io.weights[1].ptr, Ptr(io.states[0].cache.rows), io.outs[0].ptr].map(Arg::Ptr));
+        args.extend([list(0), list(1), list(2), d.k_heads.into(), d.v_heads.into()]);
+        let block = (4 * d.dim).min(128);
+        io.launch(("recurrent", &format!("delta_{}", d.dim)), [d.v_heads, n, 4 * d.dim / block], block, 0, &args)
+    }
+
+    fn gpu_refuses(&self) -> Option<String> {
+        let n = self.0.dim;
+        let fits = matches!(n, 16 | 32 | 64 | 128 | 256);
+        (!fits).then(|| format!("heads of {n} columns; the kernel takes 16, 32, 64, 128 or 256"))
+    }
+
+    fn tables(&self) -> Vec<Table> {
+        // The first row, the number of rows and the sequence of every run: three lists, each as long as the batch.
+        let fill = |batch: &Batch, to: &mut [u8]| {
+            let n = batch.rows.len();
+            let to: &mut [[u8; 4]] = to.as_chunks_mut().0;
+            for (i, (first, count, seq)) in runs(batch).into_iter().enumerate() {
+                to[i] = (first as i32).to_ne_bytes();
+                to[n + i] = (count as i32).to_ne_bytes();
+                to[2 * n + i] = (seq as i32).to_ne_bytes();
+            }
+        };
+        vec![Table { key: "runs".into(), row_bytes: 12, fill: Box::new(fill) }]
+    }
+}
+
+/// The batch's sequences: (first row, rows, sequence).
+fn runs(batch: &Batch) -> Vec<(usize, usize, u32)> {
+    let mut runs: Vec<(usize, usize, u32)> = Vec::new();
+    for (i, row) in batch.rows.iter().enumerate() {
+        match runs.last_mut() {
+            Some(run) if run.2 == row.seq => run.1 += 1,
+            _ => runs.push((i, 1, row.seq)),
+        }
+    }
+    runs
 }
 
 impl Builder<'_> {

@@ -2,7 +2,8 @@
 
 use anyhow::Result;
 
-use crate::tape::{Builder, CpuIo, Op, RowSet, Slot, Weight};
+use crate::cuda::Arg;
+use crate::tape::{Builder, CpuIo, GpuIo, Op, RowSet, Slot, Weight};
 
 #[derive(Debug)]
 struct Embed;
@@ -19,6 +20,13 @@ impl Op for Embed {
             let at = row.token as usize * bytes;
             (ty.dequant)(&w.data[at..at + bytes], out);
         }
+    }
+
+    fn gpu(&self, io: &GpuIo<'_>) -> Result<()> {
+        let (w, out) = (&io.weights[0], io.outs[0]);
+        let name = w.kernels();
+        let args = [w.ptr.into(), io.lists.tokens.into(), out.ptr.into(), out.width.into(), Arg::Long(w.row_bytes())];
+        io.launch((name, &format!("rows_{name}")), [out.rows, 1, 1], 128, 0, &args)
     }
 
     fn bytes_per_token(&self, weights: &[&Weight]) -> usize {

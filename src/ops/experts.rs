@@ -9,8 +9,10 @@
 use anyhow::{Result, bail};
 
 use super::Glu;
+use super::linear::scale_bias;
 use crate::cpu::{Group, dense, grouped};
-use crate::tape::{Builder, CpuIo, Op, Slot, Weight, WeightId};
+use crate::cuda::Arg;
+use crate::tape::{Builder, CpuIo, GpuIo, GpuValue, Op, Pairs, Slot, Weight, WeightId};
 
 /// The shape of an expert layer.
 #[derive(Clone, Copy, Debug)]
@@ -36,7 +38,7 @@ struct ExpertsOp {
 impl ExpertsOp {
     /// `out[r] = out[r] * scale[e] + bias[e]` for each product's expert.
     fn finish(io: &CpuIo<'_>, at: &mut usize, ids: &[u32], (scale, bias): (bool, bool), out: &mut [f32]) {
-        let width = out.len() / ids.len().max(1);
+        let width = (out.len() / ids.len().max(1)).max(1); // another place may do all
         if scale {
             let s = io.weights[*at].values;
             *at += 1;
@@ -61,14 +63,19 @@ impl Op for ExpertsOp {
 
     fn cpu(&self, io: &mut CpuIo<'_>) {
         let (x, ids, weights) = (io.ins[0], io.ins[1], io.ins[2]);
-        let ids: Vec<u32> = ids.iter().map(|&e| e as u32).collect(); // (T * k): product p is token p / k
         let n_embd = x.len() / io.rows.max(1);
         let n_ff = self.e.n_ff;
+        // What the GPU has is its part; a product's number is its place among the others.
+        let slots = io.weights[0].slots;
+        let chosen: Vec<u32> = ids.iter().map(|&e| e as u32).collect(); // (T * k)
+        let here = |&p: &u32| slots.get(chosen[p as usize] as usize).is_none_or(|&s| s < 0);
+        let places: Vec<u32> = (0..chosen.len() as u32).filter(here).collect(); // product -> place in (T * k), rising
+        let ids: Vec<u32> = places.iter().map(|&p| chosen[p as usize]).collect();
 
         // Products by expert, in rising order of both.
         let mut order: Vec<u32> = (0..ids.len() as u32).collect();
         order.sort_by_key(|&p| ids[p as usize]);
-        let by_token: Vec<(u32, u32)> = order.iter().map(|&p| (p / self.k as u32, p)).collect();
+        let by_token: Vec<(u32, u32)> = order.iter().map(|&p| (places[p as usize] / self.k as u32, p)).collect();
         let by_product: Vec<(u32, u32)> = order.iter().map(|&p| (p, p)).collect();
         let mut runs: Vec<(usize, usize, usize)> = Vec::new(); // (expert, from, to) in `order`
         for (i, &p) in order.iter().enumerate() {
@@ -110,14 +117,65 @@ impl Op for ExpertsOp {
         product(last, &by_product, hidden, down);
         Self::finish(io, &mut at, &ids, self.extras[last], down);
         let down = &*down;
+        let first = |t: usize| places.partition_point(|&p| (p as usize) < t * self.k);
         io.pool.pieces(&mut io.outs[0], n_embd, ids.len() * n_embd * 4, |t, out| {
             out.fill(0.0);
-            for p in t * self.k..(t + 1) * self.k {
-                dense::add_times(out, weights[p], &down[p * n_embd..(p + 1) * n_embd]);
+            for p in first(t)..first(t + 1) {
+                dense::add_times(out, weights[places[p] as usize], &down[p * n_embd..(p + 1) * n_embd]);
             }
         });
         io.work.buffers = buffers;
         io.work.acts = acts;
+    }
+
+    fn gpu(&self, io: &GpuIo<'_>) -> Result<()> {
+        let (x, ids, weights) = (io.ins[0], io.ins[1], io.ins[2]);
+        let (n_ff, pairs) = (self.e.n_ff, ids.rows * self.k);
+        let last = self.extras.len() - 1;
+        let mut at = self.extras.len();
+        let mut finish = |m: usize, out: GpuValue| {
+            let (scale, bias) = self.extras[m];
+            let mut next = |has: bool| {
+                at += has as usize;
+                has.then(|| io.weights[at - 1].ptr)
+            };
+            let (scale, bias) = (next(scale), next(bias));
+            scale_bias(io, out, scale, bias, Some(ids.ptr))
+        };
+        let value = |width: usize| GpuValue { ptr: io.scratch.take(pairs * width * 4), rows: pairs, width };
+        let chosen = |own: bool| Pairs::Chosen { ids: ids.ptr, k: self.k, own };
+        let gate = value(if self.fused { 2 * n_ff } else { n_ff });
+        io.product(&io.weights[0], x, chosen(false), gate.ptr)?;
+        finish(0, gate)?;
+        let (up, up_stride) = if self.fused {
+            (gate.ptr.at(n_ff * 4), 2 * n_ff)
+        } else {
+            let up = value(n_ff);
+            io.product(&io.weights[1], x, chosen(false), up.ptr)?;
+            finish(1, up)?;
+            (up.ptr, n_ff)
+        };
+        let hidden = value(n_ff);
+        self.e.glu.start(io, (gate.ptr, gate.width), (up, up_stride), hidden.ptr, (pairs, n_ff, 1))?;
+        let down = value(x.width);
+        io.product(&io.weights[last], hidden, chosen(true), down.ptr)?;
+        finish(last, down)?;
+        let slots = io.weights[0].slots;
+        let args = [
+            down.ptr.into(),
+            ids.ptr.into(),
+            weights.ptr.into(),
+            slots.into(),
+            io.outs[0].ptr.into(),
+            x.width.into(),
+            self.k.into(),
+            Arg::Int(io.add as i32),
+        ];
+        io.each(("route", "mix_pairs"), x.rows * x.width, &args)
+    }
+
+    fn halves(&self) -> bool {
+        true
     }
 
     fn bytes_per_token(&self, weights: &[&Weight]) -> usize {

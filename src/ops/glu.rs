@@ -7,8 +7,11 @@
 //! Sigmoid        sigmoid(g) * u; a narrower g gates equal runs of u
 //! ```
 
+use anyhow::Result;
+
 use crate::cpu::dense;
-use crate::tape::{Builder, CpuIo, Op, Slot};
+use crate::cuda::{Arg, Ptr};
+use crate::tape::{Builder, CpuIo, GpuIo, Op, Slot};
 
 /// The gating function.
 #[derive(Clone, Copy, Debug, PartialEq)]
@@ -57,6 +60,29 @@ impl Glu {
     }
 }
 
+impl Glu {
+    /// `out = glu(g, u)` in device memory, a row of `n` values after the other. `u` may have `run` values to a gate.
+    pub(super) fn start(
+        self,
+        io: &GpuIo<'_>,
+        (g, g_stride): (Ptr, usize),
+        (u, u_stride): (Ptr, usize),
+        out: Ptr,
+        (rows, n, run): (usize, usize, usize),
+    ) -> Result<()> {
+        let (kind, limit) = match self {
+            Glu::Silu => (0, 0.0f32),
+            Glu::SiluClamp(limit) => (1, limit),
+            Glu::Oai => (2, 7.0),
+            Glu::Sigmoid => (3, 0.0),
+        };
+        let (g_stride, u_stride) = (Arg::Long(g_stride as u64), Arg::Long(u_stride as u64));
+        let args =
+            [g.into(), u.into(), out.into(), Arg::Int(kind), limit.into(), n.into(), run.into(), g_stride, u_stride];
+        io.each(("basic", "glu"), rows * n, &args)
+    }
+}
+
 #[derive(Debug)]
 struct GluOp(Glu);
 
@@ -79,6 +105,12 @@ impl Op for GluOp {
                 self.0.apply(&gates, &u[at + j * run..][..out.len()], out);
             }
         });
+    }
+
+    fn gpu(&self, io: &GpuIo<'_>) -> Result<()> {
+        let (g, u) = (io.ins[0], io.ins[1]);
+        let shape = (u.rows, u.width, u.width / g.width);
+        self.0.start(io, (g.ptr, g.width), (u.ptr, u.width), io.outs[0].ptr, shape)
     }
 }
 

@@ -12,9 +12,10 @@
 use anyhow::Result;
 
 use super::glu::sigmoid;
-use super::norm::rms;
+use super::norm::{norm, rms};
 use crate::cpu::{Group, grouped};
-use crate::tape::{Builder, CpuIo, Op, Slot};
+use crate::cuda::Arg;
+use crate::tape::{Builder, CpuIo, GpuIo, GpuValue, Op, Pairs, Slot};
 
 /// The settings of a model's hyper-connections.
 #[derive(Clone, Copy, Debug)]
@@ -101,6 +102,32 @@ impl Op for Pre {
             sinkhorn(&mut back[n..], n, h.rounds, h.eps);
         }
     }
+
+    fn gpu(&self, io: &GpuIo<'_>) -> Result<()> {
+        let (h, x, w) = (&self.h, io.ins[0], &io.weights[0]);
+        let normed = GpuValue { ptr: io.scratch.take(x.rows * x.width * 4), ..x };
+        norm(io, x, None, x.width, (h.norm_eps, 1.0), normed.ptr)?;
+        let mixes = io.scratch.take(x.rows * w.shape[1] * 4);
+        io.product(w, normed, Pairs::All, mixes)?;
+        let back = (!self.head).then(|| io.outs[1].ptr);
+        let args = [
+            x.ptr.into(),
+            mixes.into(),
+            io.weights[1].ptr.into(),
+            io.weights[2].ptr.into(),
+            io.outs[0].ptr.into(),
+            back.into(),
+            h.n.into(),
+            h.width.into(),
+            h.rounds.into(),
+            h.eps.into(),
+        ];
+        io.launch(("streams", "hyper_pre"), [x.rows, 1, 1], 256, 0, &args)
+    }
+
+    fn gpu_refuses(&self) -> Option<String> {
+        (self.h.n > 8).then(|| format!("{} streams; the kernel takes 8", self.h.n))
+    }
 }
 
 #[derive(Debug)]
@@ -126,6 +153,13 @@ impl Op for Post {
                 out.iter_mut().zip(stream).for_each(|(o, s)| *o += c * s);
             }
         });
+    }
+
+    fn gpu(&self, io: &GpuIo<'_>) -> Result<()> {
+        let [x, streams, back] = io.ins else { unreachable!("the builder gives three inputs") };
+        let ptrs = [x.ptr, streams.ptr, back.ptr, io.outs[0].ptr].map(Arg::Ptr);
+        let args = [ptrs[0], ptrs[1], ptrs[2], ptrs[3], self.0.n.into(), self.0.width.into()];
+        io.each(("streams", "hyper_post"), streams.rows * streams.width, &args)
     }
 }
 

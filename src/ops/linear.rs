@@ -6,7 +6,8 @@ use anyhow::{Result, bail};
 
 use super::Glu;
 use crate::cpu::{Group, grouped};
-use crate::tape::{Builder, CpuIo, Layer, Op, Slot, WeightId};
+use crate::cuda::Ptr;
+use crate::tape::{Builder, CpuIo, GpuIo, GpuValue, Layer, Op, Pairs, Slot, WeightId};
 
 #[derive(Debug)]
 struct Linear {
@@ -42,6 +43,31 @@ impl Op for Linear {
             }
         }
     }
+
+    fn gpu(&self, io: &GpuIo<'_>) -> Result<()> {
+        let (w, out) = (&io.weights[0], io.outs[0]);
+        let pairs = if self.heads == 1 { Pairs::All } else { Pairs::Heads(self.heads) };
+        io.product(w, io.ins[0], pairs, out.ptr)?;
+        let mut rest = io.weights[1..].iter();
+        let scale = self.scale.then(|| rest.next().expect("a scale").ptr);
+        let bias = self.bias.then(|| rest.next().expect("a bias").ptr);
+        scale_bias(io, out, scale, bias, None)
+    }
+}
+
+/// Rows times a scale, plus a bias: of the whole, or of the matrix that `ids` gives for each row.
+pub(super) fn scale_bias(
+    io: &GpuIo<'_>,
+    out: GpuValue,
+    scale: Option<Ptr>,
+    bias: Option<Ptr>,
+    ids: Option<Ptr>,
+) -> Result<()> {
+    if scale.is_none() && bias.is_none() {
+        return Ok(());
+    }
+    let args = [out.ptr.into(), scale.into(), bias.into(), ids.into(), out.width.into()];
+    io.each(("basic", "scale_bias"), out.rows * out.width, &args)
 }
 
 impl Builder<'_> {

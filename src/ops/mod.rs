@@ -17,6 +17,7 @@ mod rope;
 mod route;
 mod wanted;
 
+pub(crate) use add::Add;
 pub use attend::{Attend, Extra};
 pub use compress::Compress;
 pub use delta::Delta;

@@ -5,7 +5,8 @@
 
 use anyhow::Result;
 
-use crate::tape::{Builder, CpuIo, Op, Slot};
+use crate::cuda::Ptr;
+use crate::tape::{Builder, CpuIo, GpuIo, GpuValue, Op, Slot};
 
 #[derive(Debug)]
 struct Norm {
@@ -26,6 +27,20 @@ pub(super) fn rms(x: &[f32], weight: Option<&[f32]>, eps: f32, scale: f32, out: 
     }
 }
 
+/// The same of every `head` values in device memory.
+pub(super) fn norm(
+    io: &GpuIo<'_>,
+    x: GpuValue,
+    weight: Option<Ptr>,
+    head: usize,
+    (eps, scale): (f32, f32),
+    out: Ptr,
+) -> Result<()> {
+    let args = [x.ptr.into(), weight.into(), out.into(), head.into(), eps.into(), scale.into()];
+    let threads = head.next_multiple_of(32).min(1024);
+    io.launch(("basic", "rms_norm"), [x.rows * x.width / head, 1, 1], threads, 0, &args)
+}
+
 impl Op for Norm {
     fn name(&self) -> &'static str {
         "norm"
@@ -37,6 +52,11 @@ impl Op for Norm {
         io.pool.pieces(&mut io.outs[0], self.head, x.len() * 8, |i, out| {
             rms(&x[i * self.head..(i + 1) * self.head], weight, self.eps, self.scale, out)
         });
+    }
+
+    fn gpu(&self, io: &GpuIo<'_>) -> Result<()> {
+        let weight = io.weights.first().map(|w| w.ptr);
+        norm(io, io.ins[0], weight, self.head, (self.eps, self.scale), io.outs[0].ptr)
     }
 }
 

@@ -6,7 +6,7 @@
 
 use anyhow::{Result, bail};
 
-use crate::tape::{Builder, CpuIo, Op, Slot};
+use crate::tape::{Builder, CpuIo, GpuIo, Op, Slot};
 
 /// Where one part of every head comes from.
 #[derive(Clone, Copy, Debug)]
@@ -46,6 +46,19 @@ impl Op for Pack {
                 at += len;
             }
         }
+    }
+
+    fn gpu(&self, io: &GpuIo<'_>) -> Result<()> {
+        let head: usize = self.parts.iter().map(|p| p.2).sum();
+        let mut at = 0;
+        for (x, &(stride, offset, len)) in io.ins.iter().zip(&self.parts) {
+            let (x, out, width) = (x.ptr.into(), io.outs[0].ptr.into(), x.width.into());
+            let args =
+                [x, out, width, self.heads.into(), head.into(), at.into(), stride.into(), offset.into(), len.into()];
+            io.each(("basic", "pack"), io.rows * self.heads * len, &args)?;
+            at += len;
+        }
+        Ok(())
     }
 }
 

@@ -16,7 +16,8 @@ use std::hash::{DefaultHasher, Hash, Hasher};
 
 use anyhow::Result;
 
-use crate::tape::{Builder, CpuIo, Op, Slot};
+use crate::cuda::Arg;
+use crate::tape::{Batch, Builder, CpuIo, GpuIo, Op, Slot, Table};
 
 const N_ROT: &str = "rope.dimension_count";
 const ATTN_FACTOR: &str = "rope.scaling.attn_factor";
@@ -108,6 +109,21 @@ impl Rope {
         }
     }
 
+    /// The angles of every row of a batch, at the first position of its run of `every`.
+    pub(super) fn table(&self, every: usize) -> Table {
+        let (freq, magnitude) = self.frequencies();
+        let n_rot = self.n_rot;
+        let fill = move |batch: &Batch, to: &mut [u8]| {
+            let mut angles = Vec::with_capacity(n_rot);
+            for (row, to) in batch.rows.iter().zip(to.chunks_exact_mut(n_rot * 4)) {
+                angles.clear();
+                Rope::angles(&freq, magnitude, row.pos / every as u32 * every as u32, &mut angles);
+                to.copy_from_slice(bytemuck::cast_slice(&angles));
+            }
+        };
+        Table { key: format!("angles {} {every}", self.key()), row_bytes: n_rot * 4, fill: Box::new(fill) }
+    }
+
     /// The angles of one position, for ops that rotate rows of their own.
     pub(super) fn angles_at(&self, pos: u32) -> Vec<f32> {
         let (freq, magnitude) = self.frequencies();
@@ -163,6 +179,26 @@ impl Op for RopeOp {
                 rope.rotate(&table[t * rope.n_rot..][..rope.n_rot], head);
             }
         });
+    }
+
+    fn gpu(&self, io: &GpuIo<'_>) -> Result<()> {
+        let (x, rope) = (io.ins[0], &self.rope);
+        let args = [
+            x.ptr.into(),
+            io.tables[0].into(),
+            io.outs[0].ptr.into(),
+            x.width.into(),
+            self.head.into(),
+            rope.n_rot.into(),
+            rope.offset.into(),
+            Arg::Int((rope.pairs == Pairs::Adjacent) as i32),
+            Arg::Int(rope.inverse as i32),
+        ];
+        io.each(("basic", "rope"), x.rows * x.width, &args)
+    }
+
+    fn tables(&self) -> Vec<Table> {
+        vec![self.rope.table(1)]
     }
 }
 

@@ -12,7 +12,8 @@
 use anyhow::Result;
 
 use super::glu::sigmoid;
-use crate::tape::{Builder, CpuIo, Op, Slot, Weight, WeightId, WeightKind};
+use crate::cuda::Arg;
+use crate::tape::{Builder, CpuIo, GpuIo, Op, Slot, Weight, WeightId, WeightKind};
 
 /// From logits to scores.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -45,6 +46,8 @@ pub struct Route {
 #[derive(Debug)]
 struct RouteOp {
     r: Route,
+    /// Experts.
+    n: usize,
     bias: bool,
     table: bool,
 }
@@ -139,6 +142,47 @@ impl Op for RouteOp {
         }
     }
 
+    fn gpu_refuses(&self) -> Option<String> {
+        // As in kernels/route.cu.
+        let r = &self.r;
+        let fits = r.k <= 64 && r.groups.0 <= 32 && self.n <= 1024;
+        (!fits).then(|| {
+            let (k, n, groups) = (r.k, self.n, r.groups.0);
+            format!("{k} of {n} experts in {groups} groups; the kernel takes 64 of 1024 in 32")
+        })
+    }
+
+    fn gpu(&self, io: &GpuIo<'_>) -> Result<()> {
+        let (r, logits) = (&self.r, io.ins[0]);
+        let bias = self.bias.then(|| io.weights[0].ptr);
+        let table = self.table.then(|| io.weights[self.bias as usize].ptr);
+        // In the last layer only wanted rows are left: their tokens are found through the list of them.
+        let which = (logits.rows != io.batch.rows.len()).then_some(io.lists.wanted);
+        let gate = match r.gate {
+            Gate::Softmax => 0,
+            Gate::Sigmoid => 1,
+            Gate::SoftmaxOfChosen => 2,
+            Gate::SqrtSoftplus => 3,
+        };
+        let args = [
+            logits.ptr.into(),
+            bias.into(),
+            table.into(),
+            io.lists.tokens.into(),
+            which.into(),
+            io.outs[0].ptr.into(),
+            io.outs[1].ptr.into(),
+            logits.width.into(),
+            r.k.into(),
+            Arg::Int(gate),
+            Arg::Int(r.norm as i32),
+            r.scale.into(),
+            r.groups.0.into(),
+            r.groups.1.into(),
+        ];
+        io.launch(("route", "route"), [logits.rows, 1, 1], 32, 0, &args)
+    }
+
     fn bytes_per_token(&self, weights: &[&Weight]) -> usize {
         let read = |w: &&Weight| if matches!(w.kind, WeightKind::Ints { .. }) { w.bytes / w.shape[1] } else { w.bytes };
         weights.iter().map(read).sum()
@@ -168,7 +212,7 @@ impl Builder<'_> {
             let want = format!("enough groups of {} experts for the {} to choose", n / groups, r.k);
             return Err(self.bad_key("expert_group_used_count", used, want));
         }
-        let op = RouteOp { r, bias: bias.is_some(), table: table.is_some() };
+        let op = RouteOp { r, n, bias: bias.is_some(), table: table.is_some() };
         let weights: Vec<WeightId> = bias.into_iter().chain(table).collect();
         let outs = self.push(label, op, &[logits], &[r.k, r.k], &weights, &[]);
         Ok((outs[0], outs[1]))

@@ -1,6 +1,8 @@
 //! wanted: keeps the rows whose logits are wanted; everything after it works on those alone.
 
-use crate::tape::{Builder, CpuIo, Layer, Op, RowSet, Slot};
+use anyhow::Result;
+
+use crate::tape::{Builder, CpuIo, GpuIo, Layer, Op, RowSet, Slot};
 
 #[derive(Debug)]
 struct Wanted;
@@ -18,6 +20,12 @@ impl Op for Wanted {
         for (&r, out) in io.batch.wanted.iter().zip(io.outs[0].chunks_exact_mut(width)) {
             out.copy_from_slice(&io.ins[0][r as usize * width..][..width]);
         }
+    }
+
+    fn gpu(&self, io: &GpuIo<'_>) -> Result<()> {
+        let (x, out) = (io.ins[0], io.outs[0]);
+        let args = [x.ptr.into(), io.lists.wanted.into(), out.ptr.into(), x.width.into()];
+        io.each(("basic", "take_rows"), out.rows * out.width, &args)
     }
 }
 

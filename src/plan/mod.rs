@@ -1,15 +1,22 @@
 //! Where each step of a tape runs, which values cross between places, and which buffer each value lives in: all from
 //! the header, before a weight is read.
 
+mod fit;
 mod layout;
 mod place;
+mod room;
+mod split;
 
+pub use fit::{Ask, CacheSize, Fit, Refused, fit};
 pub use layout::Layout;
 pub use place::{Place, Rules};
+pub use room::{ALIGN, LISTS, Needs, Room, Shape};
+pub use room::{expert_bytes, experts_of, half_ring_bytes, passes_through, stacks, state_of, weight_bytes};
+pub use split::split;
 
 use std::ops::Range;
 
-use crate::tape::{Slot, Step, Tape};
+use crate::tape::{Half, Slot, Step, Tape};
 
 /// A stretch of a plan.
 #[derive(Clone, Debug, PartialEq)]
@@ -31,50 +38,52 @@ pub struct Plan {
     pub stages: Vec<Stage>,
     /// Buffers of each place, in the order of [`Place::ALL`].
     pub layouts: Vec<Layout>,
+    /// The experts that a GPU has room for.
+    pub cache: Cache,
+}
+
+/// Room for experts in a GPU's memory, the same in every layer whose experts run at both places.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Cache {
+    /// Experts of a layer that stay.
+    pub slots: usize,
+    /// Experts of a layer in each half of the ring through which others pass while a prompt is read; 0 for none.
+    pub ring: usize,
 }
 
 impl Plan {
-    /// Places every step by `rule`. Steps that share a state run where the first of them runs, since a state lives in
-    /// one memory.
-    pub fn new(tape: &Tape, rule: &dyn Fn(&Tape, &Step) -> Place) -> Plan {
+    /// Places every step by `rule`, which is given its number. Steps that share a state run where the first of them runs,
+    /// since a state lives in one memory; of the halves of a step one runs on the GPU and one on the CPU.
+    pub fn new(tape: &Tape, rule: &dyn Fn(usize, &Step) -> Place) -> Plan {
         let mut state_places: Vec<Option<Place>> = vec![None; tape.states.len()];
         let mut places = Vec::with_capacity(tape.steps.len());
-        for step in &tape.steps {
+        for (i, step) in tape.steps.iter().enumerate() {
             let held = step.states.iter().find_map(|s| state_places[s.0 as usize]);
-            let place = held.unwrap_or_else(|| rule(tape, step));
+            let place = match step.half {
+                Half::Cached => Place::Gpu,
+                Half::Rest => Place::Cpu,
+                Half::Whole => held.unwrap_or_else(|| rule(i, step)),
+            };
             for s in &step.states {
                 debug_assert!(state_places[s.0 as usize].is_none_or(|p| p == place), "{}: states apart", step.label);
                 state_places[s.0 as usize] = Some(place);
             }
             places.push(place);
         }
-        let mut home: Vec<Vec<Place>> = vec![Vec::new(); tape.slots.len()]; // places that hold the value by now
-        let mut stages: Vec<Stage> = Vec::new();
-        for (i, (step, &place)) in tape.steps.iter().zip(&places).enumerate() {
-            for x in &step.ins {
-                let at = &mut home[x.0 as usize];
-                if !at.contains(&place) {
-                    stages.push(Stage::Copy(*x, at[0], place));
-                    at.push(place);
-                }
-            }
-            for x in &step.outs {
-                home[x.0 as usize].push(place);
-            }
-            match stages.last_mut() {
-                Some(Stage::Run(p, range)) if *p == place => range.end = i + 1,
-                _ => stages.push(Stage::Run(place, i..i + 1)),
-            }
-        }
-        // The logits are read from the CPU's memory.
-        let logits = tape.logits.expect("a finished tape has logits");
-        let at = &home[logits.0 as usize];
-        if !at.contains(&Place::Cpu) {
-            stages.push(Stage::Copy(logits, at[0], Place::Cpu));
-        }
+        let stages = order(tape, &places);
         let layouts = Place::ALL.iter().map(|&p| Layout::new(tape, &stages, p)).collect();
         let state_places = state_places.into_iter().map(|p| p.unwrap_or(Place::Cpu)).collect();
-        Plan { places, state_places, stages, layouts }
+        Plan { places, state_places, stages, layouts, cache: Cache::default() }
+    }
+
+    /// The buffer of a value at a place where it is at some time.
+    pub fn buffer(&self, slot: Slot, place: Place) -> u32 {
+        self.layouts[place.index()].buffer[slot.0 as usize].expect("the plan brings the value there")
+    }
+
+    /// Whether anything runs on a GPU.
+    pub fn on_gpu(&self) -> bool {
+        self.places.contains(&Place::Gpu)
     }
 
     /// Everything on the CPU.
@@ -86,4 +95,53 @@ impl Plan {
     pub fn buffer_bytes(&self, place: Place, rows: usize) -> usize {
         self.layouts[place.index()].widths.iter().map(|w| w * rows * 4).sum()
     }
+}
+
+/// The steps in the order in which they are started, with the copies between them.
+///
+/// The host waits while it computes, the GPU does not: so what the GPU can do without the host's next results is started
+/// before the host begins. A host step waits until something on the GPU needs it, and GPU steps overtake it meanwhile:
+/// of an expert layer that gives norm, router, copies down, shared expert on the GPU, then the experts on the host,
+/// then the copy up and the sum.
+fn order(tape: &Tape, places: &[Place]) -> Vec<Stage> {
+    let mut home: Vec<Vec<Place>> = vec![Vec::new(); tape.slots.len()]; // places that hold the value by now
+    let mut stages: Vec<Stage> = Vec::new();
+    let mut late: Vec<Stage> = Vec::new(); // what the host has still to do
+    let mut owed = vec![false; tape.slots.len()]; // values that it owes
+    let run = |stages: &mut Vec<Stage>, place: Place, i: usize| match stages.last_mut() {
+        Some(Stage::Run(p, range)) if *p == place && range.end == i => range.end = i + 1,
+        _ => stages.push(Stage::Run(place, i..i + 1)),
+    };
+    for (i, (step, &place)) in tape.steps.iter().zip(places).enumerate() {
+        if place == Place::Gpu && step.ins.iter().any(|x| owed[x.0 as usize]) {
+            stages.append(&mut late);
+            owed.fill(false);
+        }
+        for x in &step.ins {
+            let at = &mut home[x.0 as usize];
+            if !at.contains(&place) {
+                let copy = Stage::Copy(*x, at[0], place);
+                // What the GPU sends is sent at once; what passes between the host's own memories waits its turn.
+                if at[0] == Place::Gpu || place == Place::Gpu {
+                    stages.push(copy)
+                } else {
+                    late.push(copy)
+                }
+                at.push(place);
+            }
+        }
+        for x in &step.outs {
+            home[x.0 as usize].push(place);
+            owed[x.0 as usize] = place != Place::Gpu;
+        }
+        run(if place == Place::Gpu { &mut stages } else { &mut late }, place, i);
+    }
+    stages.append(&mut late);
+    // The logits are read from the CPU's memory.
+    let logits = tape.logits.expect("a finished tape has logits");
+    let at = &home[logits.0 as usize];
+    if !at.contains(&Place::Cpu) {
+        stages.push(Stage::Copy(logits, at[0], Place::Cpu));
+    }
+    stages
 }

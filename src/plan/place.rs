@@ -13,11 +13,13 @@ pub enum Place {
     /// The CPU's code over a second memory that poses as a device: placement, copies and order can be tested anywhere,
     /// and the result must equal the CPU's bit for bit.
     Twin,
+    /// The GPU and its memory.
+    Gpu,
 }
 
 impl Place {
     /// Every place, in the order of [`Place::index`].
-    pub const ALL: [Place; 2] = [Place::Cpu, Place::Twin];
+    pub const ALL: [Place; 3] = [Place::Cpu, Place::Twin, Place::Gpu];
 
     /// Its number.
     pub fn index(self) -> usize {
@@ -29,11 +31,12 @@ impl Place {
         match self {
             Place::Cpu => "CPU",
             Place::Twin => "TWIN",
+            Place::Gpu => "GPU",
         }
     }
 }
 
-/// `-ot REGEX=PLACE` rules, the first that matches a tensor of a step decides; everything else is on the CPU.
+/// `-ot REGEX=PLACE` rules, the first that matches a tensor of a step decides.
 #[derive(Clone, Debug, Default)]
 pub struct Rules {
     list: Vec<(Regex, Place)>,
@@ -47,7 +50,7 @@ impl Rules {
                 rule.rsplit_once('=').with_context(|| format!("-ot {rule}: REGEX=PLACE expected"))?;
             let place = match Place::ALL.iter().find(|p| p.name().eq_ignore_ascii_case(place)) {
                 Some(p) => *p,
-                None => bail!("-ot {rule}: no place is called {place}; CPU or TWIN expected"),
+                None => bail!("-ot {rule}: no place is called {place}; CPU, GPU or TWIN expected"),
             };
             let pattern = Regex::new(pattern).with_context(|| format!("-ot {rule}: {pattern} is no regex"))?;
             self.list.push((pattern, place));
@@ -55,10 +58,20 @@ impl Rules {
         Ok(())
     }
 
-    /// Where the rules put a step.
-    pub fn place(&self, tape: &Tape, step: &Step) -> Place {
+    /// Where the rules put a step, if one of them matches.
+    pub fn place(&self, tape: &Tape, step: &Step) -> Option<Place> {
         let names = || step.weights.iter().map(|w| tape.weights[w.0 as usize].name.as_str());
         let hit = self.list.iter().find(|(r, _)| names().any(|n| r.is_match(n)));
-        hit.map_or(Place::Cpu, |(_, p)| *p)
+        hit.map(|(_, p)| *p)
+    }
+
+    /// Whether any rule names the place.
+    pub fn name(&self, place: Place) -> bool {
+        self.list.iter().any(|(_, p)| *p == place)
+    }
+
+    /// The rules as they were written.
+    pub fn texts(&self) -> impl Iterator<Item = String> {
+        self.list.iter().map(|(regex, place)| format!("{regex}={}", place.name()))
     }
 }

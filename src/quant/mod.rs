@@ -14,6 +14,7 @@ pub mod floats;
 #[cfg(target_arch = "x86_64")]
 mod grid512;
 pub mod lanes;
+pub mod ptx;
 pub mod retired;
 #[cfg(target_arch = "x86_64")]
 mod small;

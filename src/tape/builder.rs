@@ -3,10 +3,13 @@
 
 use std::cell::RefCell;
 use std::collections::HashMap;
+use std::sync::Arc;
 
 use anyhow::{Context, Result, anyhow, bail};
 
-use super::{Op, RowSet, Slot, SlotInfo, StateId, StateKind, StateSpec, Step, Tape, Weight, WeightId, WeightKind};
+use super::{
+    Half, Op, RowSet, Slot, SlotInfo, StateId, StateKind, StateSpec, Step, Tape, Weight, WeightId, WeightKind,
+};
 use crate::gguf::{Gguf, TensorType};
 use crate::quant::QuantType;
 
@@ -252,7 +255,8 @@ impl<'a> Builder<'a> {
             .collect();
         tape.steps.push(Step {
             label: label.into(),
-            op: Box::new(op),
+            op: Arc::new(op),
+            half: Half::Whole,
             ins: ins.to_vec(),
             outs: outs.clone(),
             weights: weights.to_vec(),
@@ -280,7 +284,13 @@ impl<'a> Builder<'a> {
                 ty.block
             );
         }
-        Ok(self.state(StateSpec { label, width, ty, kind: StateKind::Rows { every, window } }))
+        Ok(self.state(StateSpec { label, width, ty, kind: StateKind::Rows { every, window, behind: false } }))
+    }
+
+    /// The newest `n` rows of f32 from before the batch at hand.
+    pub fn last_rows(&self, label: String, width: usize, n: usize) -> StateId {
+        let kind = StateKind::Rows { every: 1, window: Some(n), behind: true };
+        self.state(StateSpec { label, width, ty: crate::quant::TYPES[0], kind })
     }
 
     /// A recurrent state: one block of floats.

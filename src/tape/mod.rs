@@ -4,14 +4,19 @@
 //! a tape: what depends on data (the router's choice, which rows attention selects) happens inside an op.
 
 mod builder;
+mod gpu;
 mod keys;
 mod state;
 
 use std::collections::HashMap;
 use std::fmt::Debug;
+use std::sync::Arc;
 
 pub use builder::{Builder, Layer, Settings};
+pub use gpu::{GpuIo, GpuState, GpuValue, GpuWeight, Lists, Pairs, Scratch};
 pub use state::{State, StateKind, StateSpec};
+
+use anyhow::Result;
 
 use crate::cpu::Pool;
 use crate::quant::QuantType;
@@ -86,13 +91,27 @@ impl Weight {
     }
 }
 
+/// Which of a step's matrices it multiplies by: an expert layer that runs at two places at once stands twice in a tape,
+/// and the sum of both after it.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Half {
+    /// All.
+    Whole,
+    /// Those that lie in the GPU's memory by the time it runs.
+    Cached,
+    /// The others.
+    Rest,
+}
+
 /// One step: an op, what it reads, what it writes.
-#[derive(Debug)]
+#[derive(Clone, Debug)]
 pub struct Step {
     /// A GGUF-like name, so that logs of two programs can be compared line by line.
     pub label: String,
     /// What is done.
-    pub op: Box<dyn Op>,
+    pub op: Arc<dyn Op>,
+    /// All of it, or the part of it that one of two places does.
+    pub half: Half,
     /// Values read.
     pub ins: Vec<Slot>,
     /// Values written; each slot is written by exactly one step.
@@ -104,7 +123,7 @@ pub struct Step {
 }
 
 /// A model, recorded.
-#[derive(Debug, Default)]
+#[derive(Clone, Debug, Default)]
 pub struct Tape {
     /// Every value.
     pub slots: Vec<SlotInfo>,
@@ -131,8 +150,12 @@ impl Tape {
         self.steps.iter().map(|s| self.step_bytes(s)).sum()
     }
 
-    /// Bytes of weights that one decoded token reads in a step.
+    /// Bytes of weights that one decoded token reads in a step. Of a step in halves the CPU's counts, as if nothing were
+    /// cached.
     pub fn step_bytes(&self, step: &Step) -> usize {
+        if step.half == Half::Cached {
+            return 0;
+        }
         let weights: Vec<&Weight> = step.weights.iter().map(|w| &self.weights[w.0 as usize]).collect();
         step.op.bytes_per_token(&weights)
     }
@@ -191,6 +214,9 @@ pub struct WeightView<'a> {
     pub shape: [usize; 3],
     /// The format, for a matrix.
     pub ty: Option<&'static QuantType>,
+    /// Where each matrix of a stack lies in the GPU's memory, -1 for not there: those that are there are left out. Empty
+    /// where the whole stack is multiplied by.
+    pub slots: &'a [i32],
 }
 
 impl<'a> WeightView<'a> {
@@ -243,6 +269,23 @@ pub struct CpuIo<'a> {
     pub pool: &'a Pool,
 }
 
+/// What a GPU body reads beside values: worked out on the CPU for every batch and brought over with it.
+pub struct Table {
+    /// Two tables of one key are the same.
+    pub key: String,
+    /// Bytes for every row of the batch; at least one row's are there.
+    pub row_bytes: usize,
+    /// Fills the table of a batch.
+    #[allow(clippy::type_complexity)]
+    pub fill: Box<dyn Fn(&Batch, &mut [u8]) + Send + Sync>,
+}
+
+impl Debug for Table {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        write!(f, "Table({}, {} bytes)", self.key, self.row_bytes)
+    }
+}
+
 /// A coarse operation: one kernel, or one pass over memory.
 pub trait Op: Debug + Send + Sync {
     /// A short name for reports: `linear`, `attend`.
@@ -250,6 +293,25 @@ pub trait Op: Debug + Send + Sync {
 
     /// Computes the outputs on the CPU.
     fn cpu(&self, io: &mut CpuIo<'_>);
+
+    /// Starts the kernels that compute the outputs on a GPU.
+    fn gpu(&self, io: &GpuIo<'_>) -> Result<()>;
+
+    /// Why a GPU cannot do it, if so: a shape that its kernels are not made for.
+    fn gpu_refuses(&self) -> Option<String> {
+        None
+    }
+
+    /// The tables that the GPU body reads.
+    fn tables(&self) -> Vec<Table> {
+        Vec::new()
+    }
+
+    /// Whether the work can be shared out by matrix of the first weight's stack, each place leaving out what the other
+    /// has, so that the sum of both outputs is the result.
+    fn halves(&self) -> bool {
+        false
+    }
 
     /// Of the bytes of its weights, how many one token reads: all of them, unless the op picks experts or rows.
     fn bytes_per_token(&self, weights: &[&Weight]) -> usize {

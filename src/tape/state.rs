@@ -3,12 +3,14 @@
 //!
 //! Rows are stored by position in a ring. A cache without a window has room for the whole context, so the ring never
 //! wraps; one with a window keeps the window, a batch, and some slack that lets a sequence be rewound a little without
-//! reading anything again. What cannot be rewound is restored from a checkpoint by the session.
+//! reading anything again; where only what came before the batch is looked at, the window is all. What cannot be rewound is
+//! restored from a checkpoint by the session.
 
 use std::ops::{Deref, DerefMut};
 
 use memmap2::MmapMut;
 
+use super::Row;
 use crate::quant::{self, QuantType};
 
 /// Rows that a windowed ring keeps beyond what attention needs, so that short rewinds cost nothing.
@@ -23,6 +25,9 @@ pub enum StateKind {
         every: usize,
         /// Rows that are ever looked at again, counted back from the newest; None is all.
         window: Option<usize>,
+        /// Whether only rows from before the batch at hand are looked at: then there is room for the window alone, and
+        /// neither for a batch nor for going back.
+        behind: bool,
     },
     /// One f32 block, rewritten by every token.
     Fixed,
@@ -43,11 +48,14 @@ pub struct StateSpec {
 
 impl StateSpec {
     /// Rows to keep for one sequence of at most `n_ctx` tokens fed `n_batch` at a time.
-    fn capacity(&self, n_ctx: usize, n_batch: usize) -> usize {
+    pub fn capacity(&self, n_ctx: usize, n_batch: usize) -> usize {
         match self.kind {
             StateKind::Fixed => 1,
-            StateKind::Rows { every, window } => {
+            StateKind::Rows { every, window, behind } => {
                 let all = n_ctx.div_ceil(every).max(1);
+                if let (Some(w), true) = (window, behind) {
+                    return all.min(w);
+                }
                 let ring = |w: usize| w.saturating_add(n_batch.div_ceil(every)).saturating_add(SLACK);
                 window.map_or(all, |w| all.min(ring(w)))
             }
@@ -141,6 +149,46 @@ impl State {
         State { spec: spec.clone(), row_bytes, capacity, seqs: (0..n_seq).map(|_| part()).collect() }
     }
 
+    /// A state whose contents lie on a GPU; what is known of them is kept here.
+    pub fn elsewhere(spec: &StateSpec, n_seq: usize, n_ctx: usize, n_batch: usize) -> State {
+        let capacity = spec.capacity(n_ctx, n_batch);
+        let seqs = (0..n_seq).map(|_| Part::default()).collect();
+        State { spec: spec.clone(), row_bytes: spec.ty.row_bytes(spec.width), capacity, seqs }
+    }
+
+    /// Takes note that a GPU has stored what rows of a batch give.
+    pub fn wrote(&mut self, rows: &[Row]) {
+        for row in rows {
+            let (part, n) = (&mut self.seqs[row.seq as usize], row.pos as usize + 1);
+            match self.spec.kind {
+                StateKind::Fixed => part.high = n,
+                StateKind::Rows { every, .. } => part.low = part.low.max((n / every).saturating_sub(self.capacity)),
+            }
+        }
+    }
+
+    /// Takes note that a GPU's part was cleared, or that what [`State::stretches`] of `tokens` lists was put there.
+    pub fn replaced(&mut self, seq: u32, tokens: usize, whole: bool) {
+        let low = self.saved(tokens, whole).0;
+        let part = &mut self.seqs[seq as usize];
+        part.high = tokens;
+        if self.spec.is_overwritten() {
+            part.low = low;
+        }
+    }
+
+    /// Where what [`State::save`] would give lies in a sequence's memory, in order: `(first byte, bytes)`.
+    pub fn stretches(&self, tokens: usize, whole: bool) -> Vec<(usize, usize)> {
+        if self.spec.kind == StateKind::Fixed {
+            return vec![(0, self.spec.width * 4)];
+        }
+        let (from, to) = self.saved(tokens, whole);
+        let (at, n) = (from % self.capacity, to - from);
+        let first = n.min(self.capacity - at);
+        let parts = [(at * self.row_bytes, first * self.row_bytes), (0, (n - first) * self.row_bytes)];
+        parts.into_iter().filter(|p| p.1 > 0).collect()
+    }
+
     /// The format of the rows.
     pub fn ty(&self) -> &'static QuantType {
         self.spec.ty
@@ -210,7 +258,7 @@ impl State {
             StateKind::Fixed => tokens >= part.high,
             StateKind::Rows { window: None, .. } => true,
             // The next row is tokens / every, and a window ends with it.
-            StateKind::Rows { every, window: Some(w) } => (tokens / every + 1).saturating_sub(w) >= part.low,
+            StateKind::Rows { every, window: Some(w), .. } => (tokens / every + 1).saturating_sub(w) >= part.low,
         }
     }
 
@@ -218,7 +266,7 @@ impl State {
     fn saved(&self, tokens: usize, whole: bool) -> (usize, usize) {
         match self.spec.kind {
             StateKind::Fixed => (0, 0),
-            StateKind::Rows { every, window } => {
+            StateKind::Rows { every, window, .. } => {
                 let to = tokens / every;
                 match window {
                     Some(w) => (to.saturating_sub(w), to),
@@ -274,7 +322,7 @@ mod tests {
     use crate::quant::Rng;
 
     fn rows(window: Option<usize>, every: usize) -> StateSpec {
-        let kind = StateKind::Rows { every, window };
+        let kind = StateKind::Rows { every, window, behind: false };
         StateSpec { label: "test".into(), width: 1, ty: quant::TYPES[0], kind }
     }
 

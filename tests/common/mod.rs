@@ -2,6 +2,7 @@
 
 #![allow(dead_code, unreachable_pub, missing_docs)] // each test file uses its part
 
+pub mod emu;
 pub mod source;
 
 use std::path::{Path, PathBuf};

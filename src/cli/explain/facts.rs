@@ -5,15 +5,16 @@ use std::collections::{BTreeMap, HashSet};
 use anyhow::Result;
 
 use crate::gguf::Gguf;
-use crate::plan::{Place, Plan, Stage};
+use crate::plan::{self, Fit, Place, Refused, Stage};
 use crate::session::{self, Options};
-use crate::tape::{RowSet, StateKind, Step, Tape, Weight, WeightKind};
+use crate::tape::{Half, RowSet, StateKind, Step, Tape, Weight, WeightKind};
 
 /// A model that is recorded and placed.
 pub(super) struct Model<'a> {
     pub(super) gguf: &'a Gguf,
-    pub(super) tape: &'a Tape,
-    pub(super) plan: &'a Plan,
+    pub(super) placed: &'a Fit,
+    /// Free memory of the GPU, if there is one.
+    pub(super) vram: Option<usize>,
     pub(super) options: &'a Options,
 }
 
@@ -57,6 +58,66 @@ pub(super) struct PlaceFacts {
     pub(super) weight_bytes: usize,
     pub(super) state_bytes: usize,
     pub(super) buffer_bytes: usize,
+    /// Experts that come and go.
+    pub(super) cache_bytes: usize,
+}
+
+/// Where the model goes, and what that should give.
+pub(super) struct Placement {
+    pub(super) flags: String,
+    pub(super) words: String,
+    pub(super) refused: Vec<Refused>,
+    pub(super) less: Option<String>,
+    /// GPU memory that is free and that is needed; None without a GPU.
+    pub(super) vram: Option<usize>,
+    pub(super) needed: usize,
+    /// Tokens per second, at [`ASSUMED`] rates.
+    pub(super) decode: f64,
+    /// The same of a long prompt, where experts pass over the bus.
+    pub(super) prompt: Option<f64>,
+}
+
+/// Bytes per second of memory, of a GPU's memory and of the bus between, that predictions assume: two channels of DDR5, a
+/// card of the middle, PCIe 4.0 with 16 lanes.
+pub(super) const ASSUMED: (f64, f64, f64) = (60e9, 500e9, 22e9);
+
+impl Placement {
+    fn new(m: &Model<'_>) -> Placement {
+        let (tape, p) = (&m.placed.tape, m.placed);
+        let (ram, vram, bus) = ASSUMED;
+        let mut seconds = 0.0;
+        let mut streamed = 0;
+        for (step, place) in tape.steps.iter().zip(&p.plan.places) {
+            let bytes = tape.step_bytes(step) as f64;
+            // Of experts in halves, as many are cached as there are slots: as if they were chosen evenly.
+            let cached = match step.half {
+                Half::Rest => p.plan.cache.slots as f64 / plan::experts_of(tape, step) as f64,
+                _ if *place == Place::Gpu => 1.0,
+                _ => 0.0,
+            };
+            seconds +=
+                (bytes * (1.0 - cached) / ram).max(if step.half == Half::Rest { bytes * cached / vram } else { 0.0 });
+            if *place == Place::Gpu {
+                seconds += bytes / vram;
+            }
+            if step.half == Half::Rest {
+                streamed += (plan::experts_of(tape, step) - p.plan.cache.slots) * plan::expert_bytes(tape, step);
+            }
+        }
+        let all_there = p.plan.places.iter().all(|p| *p != Place::Cpu);
+        let through = (p.plan.cache.ring > 0 && streamed > 0 && !all_there)
+            .then(|| m.options.n_batch as f64 / (streamed as f64 / bus));
+        Placement {
+            flags: p.flags(&m.options.ask),
+            words: if p.plan.on_gpu() { p.words() } else { "everything on the CPU".into() },
+            refused: p.refused.clone(),
+            less: p.less.clone(),
+            vram: m.vram,
+            needed: p.room.total(),
+            decode: 1.0 / seconds.max(1e-9),
+            prompt: through,
+        }
+    }
 }
 
 /// Everything that the header tells.
@@ -84,6 +145,7 @@ pub(super) struct Facts {
     pub(super) state_fixed_bytes: usize,
     pub(super) cache_types: (&'static str, &'static str),
     pub(super) places: Vec<PlaceFacts>,
+    pub(super) placement: Placement,
 }
 
 const EMBEDDING: usize = 0;
@@ -140,7 +202,7 @@ fn weights<'a>(tape: &'a Tape, step: &Step) -> Vec<&'a Weight> {
 
 impl Facts {
     pub(super) fn new(m: &Model<'_>) -> Result<Facts> {
-        let (gguf, tape, o) = (m.gguf, m.tape, m.options);
+        let (gguf, tape, plan, o) = (m.gguf, &m.placed.tape, &m.placed.plan, m.options);
         let arch = gguf.meta.str("general.architecture")?;
         let key = |name: &str| gguf.meta.opt_usize(&format!("{arch}.{name}"));
         let n_ctx = session::context(gguf, o.n_ctx)?;
@@ -170,19 +232,25 @@ impl Facts {
         let mut seen = HashSet::new(); // tensors; a tied head reads the embedding again
         let (mut active, mut experts, mut tied) = (0f64, None::<Experts>, false);
         for place in Place::ALL {
-            let here = || tape.steps.iter().zip(&m.plan.places).filter(|(_, p)| **p == place).map(|(s, _)| s);
+            let here = || tape.steps.iter().zip(&plan.places).filter(|(_, p)| **p == place).map(|(s, _)| s);
             let ids: HashSet<_> = here().flat_map(|s| &s.weights).collect();
-            let states = tape.states.iter().zip(&m.plan.state_places).filter(|(_, p)| **p == place);
+            let states = tape.states.iter().zip(&plan.state_places).filter(|(_, p)| **p == place);
+            let room = m.placed.room;
+            let gpu = place == Place::Gpu;
+            let weights = || ids.iter().map(|w| tape.weights[w.0 as usize].bytes).sum();
+            let states = || states.clone().map(|(s, _)| s.bytes(n_ctx, o.n_batch)).sum();
+            let buffers = || plan.buffer_bytes(place, o.n_batch.min(n_ctx));
             places.push(PlaceFacts {
                 name: place.name(),
                 steps: here().count(),
-                weight_bytes: ids.iter().map(|w| tape.weights[w.0 as usize].bytes).sum(),
-                state_bytes: states.map(|(s, _)| s.bytes(n_ctx, o.n_batch)).sum(),
-                buffer_bytes: m.plan.buffer_bytes(place, o.n_batch.min(n_ctx)),
+                weight_bytes: if gpu { room.weights } else { weights() },
+                state_bytes: if gpu { room.states } else { states() },
+                buffer_bytes: if gpu { room.values + room.scratch + room.header } else { buffers() },
+                cache_bytes: if gpu { room.cache + room.ring } else { 0 },
             });
         }
         places.retain(|p| p.steps > 0);
-        for step in &tape.steps {
+        for step in tape.steps.iter().filter(|s| s.half != Half::Cached) {
             let part = &mut parts[part_of_step(tape, step)];
             let list = weights(tape, step);
             let (all, read) = (list.iter().map(|w| w.bytes).sum::<usize>(), tape.step_bytes(step));
@@ -205,7 +273,7 @@ impl Facts {
         }
 
         let per_token = tape.states.iter().map(|s| match s.kind {
-            StateKind::Rows { every, window: None } => s.ty.row_bytes(s.width) as f64 / every as f64,
+            StateKind::Rows { every, window: None, .. } => s.ty.row_bytes(s.width) as f64 / every as f64,
             _ => 0.0,
         });
         let bytes_of = |fixed: bool| {
@@ -235,6 +303,7 @@ impl Facts {
             state_fixed_bytes: bytes_of(true),
             cache_types: (o.type_k.name, o.type_v.name),
             places,
+            placement: Placement::new(m),
         })
     }
 
@@ -268,9 +337,9 @@ pub(super) enum StepFacts {
 
 /// The steps in the order in which they run, with the copies between them.
 pub(super) fn steps(m: &Model<'_>) -> Vec<StepFacts> {
-    let tape = m.tape;
+    let tape = &m.placed.tape;
     let mut list = Vec::new();
-    for stage in &m.plan.stages {
+    for stage in &m.placed.plan.stages {
         match stage {
             Stage::Copy(slot, from, to) => {
                 let maker = tape.steps.iter().find(|s| s.outs.contains(slot)).expect("every value is made by a step");

@@ -3,6 +3,7 @@
 use super::facts::{Facts, Model};
 use super::text::size;
 use crate::cpu::Memory;
+use crate::plan::Place;
 
 /// The judgement.
 #[derive(Clone, Copy, Debug, PartialEq)]
@@ -38,8 +39,9 @@ const USABLE: f64 = 0.95;
 
 impl Fit {
     pub(super) fn new(m: &Model<'_>, f: &Facts, memory: Option<Memory>) -> Fit {
-        let weights: usize = f.places.iter().map(|p| p.weight_bytes).sum();
-        let rest: usize = f.places.iter().map(|p| p.state_bytes + p.buffer_bytes).sum();
+        let here = || f.places.iter().filter(|p| p.name != Place::Gpu.name());
+        let weights: usize = here().map(|p| p.weight_bytes).sum();
+        let rest: usize = here().map(|p| p.state_bytes + p.buffer_bytes).sum();
         let needed = weights + rest;
         let Some(at) = memory else {
             let words = vec!["This system does not say how much memory it has.".into()];
@@ -78,8 +80,12 @@ fn too_large(m: &Model<'_>, f: &Facts, weights: usize, rest: usize, usable: usiz
         ));
     }
     // A shorter context, if that alone is enough.
-    let fixed = rest - f.state_bytes;
-    let at = |n_ctx: usize| m.tape.states.iter().map(|s| s.bytes(n_ctx, m.options.n_batch)).sum::<usize>();
+    let (states, places) = (&m.placed.tape.states, &m.placed.plan.state_places);
+    let at = |n_ctx: usize| {
+        let here = states.iter().zip(places).filter(|(_, place)| **place != Place::Gpu);
+        here.map(|(s, _)| s.bytes(n_ctx, m.options.n_batch)).sum::<usize>()
+    };
+    let fixed = rest.saturating_sub(at(f.n_ctx));
     let fits = |n_ctx: usize| weights + fixed + at(n_ctx) <= usable;
     let step = 256;
     if f.n_ctx > step && fits(step) {
@@ -91,7 +97,7 @@ fn too_large(m: &Model<'_>, f: &Facts, weights: usize, rest: usize, usable: usiz
         words.push(format!("What helps: a context of at most {} tokens (-c {0}).", low * step));
         return words;
     }
-    let cache = f.state_bytes - f.state_fixed_bytes;
+    let cache = at(f.n_ctx) - at(1);
     if cache * 10 > usable && f.cache_types != ("Q8_0", "Q8_0") {
         let text = "What helps with the cache: a smaller -c, or -ctk q8_0 -ctv q8_0, which takes about half of f16.";
         words.push(text.into());
@@ -118,7 +124,7 @@ mod tests {
 
     use super::*;
     use crate::gguf::Gguf;
-    use crate::plan::Plan;
+    use crate::plan;
     use crate::session::{self, Options};
 
     /// What is said of a small model with `n_ctx` tokens on a machine whose memory is `total(needed)`, `free` of it free.
@@ -127,8 +133,9 @@ mod tests {
         let gguf = Gguf::open(&path).unwrap();
         let options = Options { n_ctx: Some(n_ctx), n_batch: 8, ..Options::default() };
         let tape = session::tape(&gguf, &options).unwrap();
-        let plan = Plan::cpu(&tape);
-        let model = Model { gguf: &gguf, tape: &tape, plan: &plan, options: &options };
+        let shape = session::shape(&gguf, &options).unwrap();
+        let placed = plan::fit(tape, &options.ask, None, shape).unwrap();
+        let model = Model { gguf: &gguf, placed: &placed, vram: None, options: &options };
         let facts = Facts::new(&model).unwrap();
         let total = total(Fit::new(&model, &facts, None).needed);
         let fit = Fit::new(&model, &facts, Some(Memory { total, free: (total as f64 * free) as usize }));

@@ -1,6 +1,6 @@
 //! The report in words and aligned columns.
 
-use super::facts::{Facts, StepFacts};
+use super::facts::{ASSUMED, Facts, Placement, StepFacts};
 use super::fit::Fit;
 
 /// Bytes for people: GB are 1e9.
@@ -140,8 +140,15 @@ pub(super) fn report(f: &Facts, fit: &Fit) -> String {
         ]));
         let note = format!("for {} tokens at once", f.n_batch);
         rows.push(row([&format!("working buffers{at}"), &size(p.buffer_bytes), &note]));
+        if p.cache_bytes > 0 {
+            rows.push(row([&format!("experts that come and go{at}"), &size(p.cache_bytes), &""]));
+        }
     }
-    rows.push(row([&"all", &size(fit.needed), &""]));
+    let p = &f.placement;
+    if let Some(free) = p.vram {
+        rows.push(row([&"all on GPU", &size(p.needed), &format!("{} free there", size(free))]));
+    }
+    rows.push(row([&if p.vram.is_some() { "all on CPU" } else { "all" }, &size(fit.needed), &""]));
     if let Some(m) = fit.memory {
         rows.push(row([&"this machine", &size(m.total), &format!("{} of it free", size(m.free))]));
     }
@@ -152,6 +159,35 @@ pub(super) fn report(f: &Facts, fit: &Fit) -> String {
     for words in &fit.words {
         out += &wrapped(words);
     }
+    if p.vram.is_some() {
+        out += &placement(p);
+    }
+    out
+}
+
+/// Where the model goes beside a GPU.
+fn placement(p: &Placement) -> String {
+    let mut out = String::from("\nPlacement\n");
+    out += &wrapped(&format!("On the GPU: {}.", p.words));
+    if let Some(less) = &p.less {
+        out += &wrapped(&format!("Less than asked: {less}."));
+    }
+    for r in &p.refused {
+        let others = if r.steps > 1 { format!(" and {} more steps", r.steps - 1) } else { String::new() };
+        out += &wrapped(&format!("{}{others} stay on the CPU: {}.", r.first, r.why));
+    }
+    out += &wrapped(&format!("The same in flags: {}", p.flags));
+    let (ram, vram, bus) = ASSUMED;
+    let mut rates = format!("about {:.1} tokens/s when generating, if experts are chosen evenly", p.decode);
+    if let Some(prompt) = p.prompt {
+        rates += &format!(", and up to {prompt:.0} tokens/s of a long prompt");
+    }
+    out += &wrapped(&format!(
+        "Predicted: {rates} (with {:.0} GB/s from memory, {:.0} GB/s from the GPU's, {:.0} GB/s between the two).",
+        ram / 1e9,
+        vram / 1e9,
+        bus / 1e9
+    ));
     out
 }
 

@@ -1,0 +1,144 @@
+// One pass over rows each: norm, add, glu, rope, pack, wanted, scale and bias, activations as 8-bit codes, tokens' order.
+#include "matrix.cuh"
+
+/// x / sqrt(mean(x^2) + eps) * scale * weight over runs of `n` values. A block per run.
+extern "C" __global__ void __launch_bounds__(1024)
+    rms_norm(const float *x, const float *weight, float *out, int n, float eps, float scale) {
+    __shared__ float scratch[32];
+    x += (u64)blockIdx.x * n;
+    out += (u64)blockIdx.x * n;
+    float sum = 0.f;
+    for (int i = threadIdx.x; i < n; i += blockDim.x) sum += x[i] * x[i];
+    sum = block_sum(sum, scratch);
+    float by = scale / sqrtf(sum / (float)n + eps);
+    for (int i = threadIdx.x; i < n; i += blockDim.x) out[i] = x[i] * by * (weight ? weight[i] : 1.f);
+}
+
+/// Words from the host's memory.
+extern "C" __global__ void bring(const u32 *from, u32 *to, u64 n) {
+    u64 i = (u64)blockIdx.x * blockDim.x + threadIdx.x;
+    if (i < n) to[i] = from[i];
+}
+
+extern "C" __global__ void add(const float *x, const float *y, float *out, u64 n) {
+    u64 i = (u64)blockIdx.x * blockDim.x + threadIdx.x;
+    if (i < n) out[i] = x[i] + y[i];
+}
+
+__device__ __forceinline__ float sigmoid(float x) { return 1.f / (1.f + __expf(-x)); }
+
+/// kind: 0 silu, 1 silu of clamped halves, 2 gpt-oss's, 3 sigmoid. Row r takes its gates from `g + r * g_stride`, its
+/// other half from `u + r * u_stride`; `run` values of u share a gate.
+extern "C" __global__ void glu(const float *g, const float *u, float *out, int kind, float limit, int n, int run,
+                               u64 g_stride, u64 u_stride, u64 total) {
+    u64 i = (u64)blockIdx.x * blockDim.x + threadIdx.x;
+    if (i >= total) return;
+    u64 r = i / n;
+    int c = (int)(i % n);
+    float a = g[r * g_stride + c / run], b = u[r * u_stride + c];
+    if (kind == 1 || kind == 2) {
+        a = fminf(a, limit);
+        b = fminf(fmaxf(b, -limit), limit);
+    }
+    if (kind == 3) out[i] = sigmoid(a) * b;
+    else if (kind == 2) out[i] = a * sigmoid(1.702f * a) * (b + 1.f);
+    else out[i] = a * sigmoid(a) * b;
+}
+
+/// Rotates pairs in every head of `head` values; `angles`: cos, sin of every pair, for every row. A thread per value.
+extern "C" __global__ void rope(const float *x, const float *angles, float *out, int width, int head, int n_rot,
+                                int offset, int adjacent, int inverse, u64 total) {
+    u64 i = (u64)blockIdx.x * blockDim.x + threadIdx.x;
+    if (i >= total) return;
+    u64 t = i / width;
+    int c = (int)(i % width) % head - offset;
+    float v = x[i];
+    if (c >= 0 && c < n_rot) {
+        int half = n_rot / 2, pair = adjacent ? c / 2 : c % half;
+        bool second = adjacent ? c & 1 : c >= half;
+        int to_other = adjacent ? 1 : half;
+        float other = second ? x[i - to_other] : x[i + to_other];
+        float cs = angles[t * n_rot + 2 * pair], sn = angles[t * n_rot + 2 * pair + 1];
+        if (inverse) sn = -sn;
+        v = second ? other * sn + v * cs : v * cs - other * sn;
+    }
+    out[i] = v;
+}
+
+/// One part of every head: columns `at..at + len` of `heads` heads of `head` values come from
+/// `x[t][h * stride + offset ..]`.
+extern "C" __global__ void pack(const float *x, float *out, int x_width, int heads, int head, int at, int stride,
+                                int offset, int len, u64 total) {
+    u64 i = (u64)blockIdx.x * blockDim.x + threadIdx.x;
+    if (i >= total) return;
+    u64 t = i / ((u64)heads * len);
+    int h = (int)(i / len % heads), c = (int)(i % len);
+    out[(t * heads + h) * head + at + c] = x[t * x_width + h * stride + offset + c];
+}
+
+/// Rows `which[r]` of x.
+extern "C" __global__ void take_rows(const float *x, const int *which, float *out, int width, u64 total) {
+    u64 i = (u64)blockIdx.x * blockDim.x + threadIdx.x;
+    if (i < total) out[i] = x[(u64)which[i / width] * width + i % width];
+}
+
+/// out = out * scale[m] + bias[m][c] of the row's matrix m: its expert, or 0. Either may be absent.
+extern "C" __global__ void scale_bias(float *out, const float *scale, const float *bias, const float *ids, int width,
+                                      u64 total) {
+    u64 i = (u64)blockIdx.x * blockDim.x + threadIdx.x;
+    if (i >= total) return;
+    u64 m = ids ? (u64)ids[i / width] : 0;
+    float v = out[i];
+    if (scale) v *= scale[m];
+    if (bias) v += bias[m * width + i % width];
+    out[i] = v;
+}
+
+/// Rows of f32 as 8-bit codes with a scale per 32, and the sums of codes. A warp per 32 values.
+extern "C" __global__ void quantize(const float *x, i8 *codes, ActScale *scales, u64 groups) {
+    u64 g = ((u64)blockIdx.x * blockDim.x + threadIdx.x) >> 5;
+    int lane = threadIdx.x & 31;
+    if (g >= groups) return;
+    float v = x[32 * g + lane], most = warp_max(fabsf(v)), d = most / 127.f;
+    int q = __float2int_rn(d > 0.f ? v / d : 0.f);
+    codes[32 * g + lane] = (i8)q;
+    float sum = (float)q;
+#pragma unroll
+    for (int by = 8; by; by >>= 1) sum += __shfl_xor_sync(0xffffffffu, sum, by);
+    float high = __shfl_sync(0xffffffffu, sum, 16);
+    if (lane == 0) {
+        ActScale s;
+        s.d = d;
+        s.low = d * sum;
+        s.high = d * high;
+        s.unused = 0.f;
+        scales[g] = s;
+    }
+}
+
+/// The largest value's index in each row, the lower of equals. A block per row.
+extern "C" __global__ void arg_max(const float *x, int *out, int n) {
+    __shared__ float best[32];
+    __shared__ int where[32];
+    x += (u64)blockIdx.x * n;
+    float v = -__int_as_float(0x7f800000);
+    int at = 0x7fffffff;
+    for (int i = threadIdx.x; i < n; i += blockDim.x)
+        if (x[i] > v || at == 0x7fffffff) v = x[i], at = i;
+    for (int pass = 0; pass < 2; pass++) {
+#pragma unroll
+        for (int by = 16; by; by >>= 1) {
+            float v2 = __shfl_xor_sync(0xffffffffu, v, by);
+            int at2 = __shfl_xor_sync(0xffffffffu, at, by);
+            if (v2 > v || (v2 == v && at2 < at)) v = v2, at = at2;
+        }
+        if (pass) break;
+        int lane = threadIdx.x & 31, warp = threadIdx.x >> 5;
+        if (lane == 0) best[warp] = v, where[warp] = at;
+        __syncthreads();
+        bool in = lane < (int)(blockDim.x >> 5);
+        v = in ? best[lane] : -__int_as_float(0x7f800000);
+        at = in ? where[lane] : 0x7fffffff;
+    }
+    if (threadIdx.x == 0) out[blockIdx.x] = at;
+}

@@ -1,0 +1,3 @@
+#include "floats.cuh"
+#include "../matrix.cuh"
+FLOAT_KERNELS(bf16, BF16)

@@ -1,0 +1,3 @@
+#include "floats.cuh"
+#include "../matrix.cuh"
+FLOAT_KERNELS(f32, F32)

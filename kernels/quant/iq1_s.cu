@@ -1,0 +1,3 @@
+#include "grid.cuh"
+#include "../matrix.cuh"
+MATRIX_KERNELS(iq1_s, IQ1_S)

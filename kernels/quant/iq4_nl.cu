@@ -1,0 +1,3 @@
+#include "small.cuh"
+#include "../matrix.cuh"
+MATRIX_KERNELS(iq4_nl, IQ4_NL)

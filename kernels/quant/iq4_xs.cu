@@ -1,0 +1,3 @@
+#include "super.cuh"
+#include "../matrix.cuh"
+MATRIX_KERNELS(iq4_xs, IQ4_XS)

@@ -1,0 +1,3 @@
+#include "small.cuh"
+#include "../matrix.cuh"
+MATRIX_KERNELS(mxfp4, MXFP4)

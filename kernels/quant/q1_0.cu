@@ -1,0 +1,3 @@
+#include "small.cuh"
+#include "../matrix.cuh"
+MATRIX_KERNELS(q1_0, Q1_0)

@@ -1,0 +1,3 @@
+#include "small.cuh"
+#include "../matrix.cuh"
+MATRIX_KERNELS(q2_0, Q2_0)

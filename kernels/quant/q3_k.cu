@@ -1,0 +1,3 @@
+#include "super.cuh"
+#include "../matrix.cuh"
+MATRIX_KERNELS(q3_k, Q3_K)

@@ -1,0 +1,3 @@
+#include "small.cuh"
+#include "../matrix.cuh"
+MATRIX_KERNELS(q5_0, Q5_0)

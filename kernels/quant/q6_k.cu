@@ -1,0 +1,3 @@
+#include "super.cuh"
+#include "../matrix.cuh"
+MATRIX_KERNELS(q6_k, Q6_K)

@@ -1,0 +1,236 @@
+// DeepSeek-V4's own: hyper-connections, compressed rows, and the choice among them.
+#include "compat.cuh"
+
+__device__ __forceinline__ float sigmoid(float x) { return 1.f / (1.f + expf(-x)); }
+
+enum { MOST_STREAMS = 8 };
+
+/// What a block reads from the streams, and how it writes back; see src/ops/hyper.rs. A block per token; `back` is null at
+/// the head of the model.
+extern "C" __global__ void hyper_pre(const float *streams, const float *mixes, const float *scale, const float *base,
+                                     float *out, float *back, int n, int width, int rounds, float eps) {
+    __shared__ float pre[MOST_STREAMS], m[MOST_STREAMS * MOST_STREAMS];
+    int t = blockIdx.x, n_mix = back ? 2 * n + n * n : n;
+    mixes += (u64)t * n_mix;
+    streams += (u64)t * n * width;
+    if (threadIdx.x < 32) { // a warp: a lane for every two entries of the largest matrix
+        int lane = threadIdx.x, nn = n * n;
+        for (int i = lane; i < n; i += 32) pre[i] = sigmoid(mixes[i] * scale[0] + base[i]) + eps;
+        if (back) {
+            float *to = back + (u64)t * (n + nn), v[2];
+            for (int i = lane; i < n; i += 32) to[i] = 2.f * sigmoid(mixes[n + i] * scale[1] + base[n + i]);
+            for (int i = lane; i < nn; i += 32) m[i] = mixes[2 * n + i] * scale[2] + base[2 * n + i];
+            __syncwarp();
+            // Every pass reads the whole row or column of an entry, and then all are replaced.
+            for (int pass = 0; pass < 2 * max(rounds, 1); pass++) {
+                for (int j = 0; j < 2; j++) {
+                    int i = lane + 32 * j;
+                    if (i >= nn) break;
+                    int from = pass & 1 ? i % n : i / n * n, step = pass & 1 ? n : 1;
+                    float sum = eps;
+                    if (pass == 0) { // rows begin as a softmax
+                        float most = m[from];
+                        for (int c = 1; c < n; c++) most = fmaxf(most, m[from + c]);
+                        sum = 0.f;
+                        for (int c = 0; c < n; c++) sum += expf(m[from + c] - most);
+                        v[j] = expf(m[i] - most) / sum + eps;
+                        continue;
+                    }
+                    for (int c = 0; c < n; c++) sum += m[from + c * step];
+                    v[j] = m[i] / sum;
+                }
+                __syncwarp();
+                for (int j = 0; j < 2; j++)
+                    if (lane + 32 * j < nn) m[lane + 32 * j] = v[j];
+                __syncwarp();
+            }
+            for (int i = lane; i < nn; i += 32) to[n + i] = m[i];
+        }
+    }
+    __syncthreads();
+    for (int c = threadIdx.x; c < width; c += blockDim.x) {
+        float sum = 0.f;
+        for (int i = 0; i < n; i++) sum += pre[i] * streams[(u64)i * width + c];
+        out[(u64)t * width + c] = sum;
+    }
+}
+
+/// The streams after a block gave `x`. A thread per value.
+extern "C" __global__ void hyper_post(const float *x, const float *streams, const float *back, float *out, int n,
+                                      int width, u64 total) {
+    u64 i = (u64)blockIdx.x * blockDim.x + threadIdx.x;
+    if (i >= total) return;
+    u64 t = i / ((u64)n * width);
+    int to = (int)(i / width % n), c = (int)(i % width);
+    back += t * (n + n * n);
+    float v = x[t * width + c] * back[to];
+    for (int from = 0; from < n; from++) v += back[n + from * n + to] * streams[(t * n + from) * width + c];
+    out[i] = v;
+}
+
+/// Scores with their place's offset: `out[t] = score[t] + ape[pos[t] mod ratio]`.
+extern "C" __global__ void add_place(const float *score, const float *ape, const int *pos, float *out, int width,
+                                     int ratio, u64 total) {
+    u64 i = (u64)blockIdx.x * blockDim.x + threadIdx.x;
+    if (i < total) out[i] = score[i] + ape[(u64)(pos[i / width] % ratio) * width + i % width];
+}
+
+/// The row of every token that completes a block of `ratio`; others are left. See src/ops/compress.rs: a softmax over the
+/// block's tokens (and with `overlap` the block's before) in each column, norm, rotation; stored as f32 in `rows`, from
+/// where `store_rows` takes them. A block of threads per token.
+extern "C" __global__ void compress(const u8 *kvs, const u8 *scores, const float *norm, const float *angles,
+                                    const int *seq, const int *pos, float *rows, int dim, int ratio, int overlap,
+                                    float eps, int n_rot, int offset, int adjacent, int inverse, int capacity,
+                                    u64 row_bytes, u64 seq_bytes) {
+    __shared__ float scratch[32];
+    DYN_SHARED(float, row); // dim
+    int t = blockIdx.x, p = pos[t];
+    if ((p + 1) % ratio) return;
+    kvs += seq[t] * seq_bytes;
+    scores += seq[t] * seq_bytes;
+    int block = p / ratio, first = max((block + 1) * ratio - ratio * (1 + overlap), 0);
+    float squares = 0.f;
+    for (int c = threadIdx.x; c < dim; c += blockDim.x) {
+        float most = -__int_as_float(0x7f800000), sum = 0.f, total = 0.f;
+        for (int pass = 0; pass < 2; pass++)
+            for (int i = first; i <= p; i++) {
+                int column = c + (overlap && i >= block * ratio ? dim : 0);
+                float s = ((const float *)(scores + (u64)(i % capacity) * row_bytes))[column];
+                if (pass == 0) {
+                    most = fmaxf(most, s);
+                } else {
+                    float e = expf(s - most);
+                    sum += e * ((const float *)(kvs + (u64)(i % capacity) * row_bytes))[column];
+                    total += e;
+                }
+            }
+        row[c] = sum / total;
+        squares += row[c] * row[c];
+    }
+    squares = block_sum(squares, scratch);
+    float by = 1.f / sqrtf(squares / (float)dim + eps);
+    for (int c = threadIdx.x; c < dim; c += blockDim.x) row[c] *= by * norm[c];
+    __syncthreads();
+    rows += (u64)t * dim;
+    for (int c = threadIdx.x; c < dim; c += blockDim.x) {
+        int r = c - offset, half = n_rot / 2;
+        float v = row[c];
+        if (r >= 0 && r < n_rot) {
+            int pair = adjacent ? r / 2 : r % half;
+            bool second = adjacent ? r & 1 : r >= half;
+            float other = second ? row[c - (adjacent ? 1 : half)] : row[c + (adjacent ? 1 : half)];
+            float cs = angles[(u64)t * n_rot + 2 * pair], sn = angles[(u64)t * n_rot + 2 * pair + 1];
+            if (inverse) sn = -sn;
+            v = second ? other * sn + v * cs : v * cs - other * sn;
+        }
+        rows[c] = v;
+    }
+}
+
+/// score[t][r] = sum over heads of weight times max(q . key r, 0), for the rows that token t sees. A warp per row. Grid:
+/// (most rows / 4, tokens).
+extern "C" __global__ void __launch_bounds__(128)
+    index_scores(const float *q, const float *weights, const u8 *keys, const int *seq, const int *pos, float *scores,
+                 int heads, int dim, int every, int type, int most, int capacity, u64 row_bytes, u64 seq_bytes) {
+    int t = blockIdx.y, r = blockIdx.x * 4 + (threadIdx.x >> 5), lane = threadIdx.x & 31;
+    if (r >= (pos[t] + 1) / every) return;
+    const u8 *row = keys + seq[t] * seq_bytes + (u64)(r % capacity) * row_bytes;
+    auto key = [&](int i) {
+        if (type == 1) return h2f(((const u16 *)row)[i]);
+        if (type == 0) return ((const float *)row)[i];
+        return h2f(*(const u16 *)(row + i / 32 * 34)) * (float)(i8)row[i / 32 * 34 + 2 + i % 32];
+    };
+    float k[4]; // the first 128 columns, which all heads meet
+#pragma unroll
+    for (int j = 0; j < 4; j++) k[j] = lane + 32 * j < dim ? key(lane + 32 * j) : 0.f;
+    float score = 0.f;
+    for (int h = 0; h < heads; h++) {
+        const float *qh = q + ((u64)t * heads + h) * dim;
+        float sum = 0.f;
+#pragma unroll
+        for (int j = 0; j < 4; j++)
+            if (lane + 32 * j < dim) sum += qh[lane + 32 * j] * k[j];
+        for (int i = lane + 128; i < dim; i += 32) sum += qh[i] * key(i);
+        score += weights[(u64)t * heads + h] * fmaxf(warp_sum(sum), 0.f);
+    }
+    if (lane == 0) scores[(u64)t * most + r] = score;
+}
+
+/// A float as an integer of the same order.
+__device__ __forceinline__ u32 ordered(float f) {
+    u32 u = __float_as_uint(f);
+    return u & 0x80000000u ? ~u : u | 0x80000000u;
+}
+
+/// The `k` best rows of each token, rising, then -1; the lower of equals. A block of 256 per token: the k-th largest is
+/// found eight bits at a time.
+extern "C" __global__ void __launch_bounds__(256)
+    index_top(const float *scores, const int *pos, float *out, int k, int every, int most) {
+    __shared__ int count[256], sums[8], chosen, left;
+    int t = blockIdx.x, id = threadIdx.x, n = (pos[t] + 1) / every, lane = id & 31, warp = id >> 5;
+    scores += (u64)t * most;
+    out += (u64)t * k;
+    if (n <= k) {
+        for (int i = id; i < k; i += 256) out[i] = i < n ? (float)i : -1.f;
+        return;
+    }
+    u32 high = 0, mask = 0; // the bits of the k-th largest that are known
+    if (id == 0) left = k;
+    __syncthreads();
+    for (int shift = 24; shift >= 0; shift -= 8) {
+        count[id] = 0;
+        __syncthreads();
+        for (int i = id; i < n; i += 256) {
+            u32 v = ordered(scores[i]);
+            if ((v & mask) == high) atomicAdd(&count[v >> shift & 255], 1);
+        }
+        __syncthreads();
+        if (warp == 0) { // from the top down, eight counters to a lane
+            int need = left, sum = 0, own[8];
+#pragma unroll
+            for (int j = 0; j < 8; j++) sum += own[j] = count[255 - 8 * lane - j];
+            int before = sum;
+#pragma unroll
+            for (int by = 1; by < 32; by <<= 1) {
+                int other = __shfl_up_sync(0xffffffffu, before, by);
+                if (lane >= by) before += other;
+            }
+            before -= sum;
+            if (before < need && before + sum >= need) {
+                int j = 0;
+                while (before + own[j] < need) before += own[j++];
+                chosen = 255 - 8 * lane - j;
+                left = need - before;
+            }
+        }
+        __syncthreads();
+        high |= (u32)chosen << shift;
+        mask |= 255u << shift;
+        __syncthreads();
+    }
+    // All above the k-th, and of its equals the first `left`, in rising order.
+    int equals = 0, written = 0;
+    for (int from = 0; from < n; from += 256) {
+        u32 v = from + id < n ? ordered(scores[from + id]) : 0;
+        int same = from + id < n && v == high, above = from + id < n && v > high;
+        for (int pass = 0; pass < 2; pass++) { // first how many equals stand before, then how many are taken before
+            int mine = pass == 0 ? same : above;
+            u32 ballot = __ballot_sync(0xffffffffu, mine);
+            if (lane == 0) sums[warp] = __popc(ballot);
+            __syncthreads();
+            int before = __popc(ballot & ((1u << lane) - 1)), all = 0;
+            for (int w = 0; w < 8; w++) {
+                if (w < warp) before += sums[w];
+                all += sums[w];
+            }
+            __syncthreads();
+            if (pass == 0) {
+                above |= same && equals + before < left;
+                equals += all;
+            } else {
+                if (above) out[written + before] = (float)(from + id);
+                written += all;
+            }
+        }
+    }
+}

@@ -1,0 +1,725 @@
+//! The GPU, where there is one: found at run time through the driver, which is the only thing that a user needs.
+//!
+//! One device, one stream of work in order and one for copies beside it. Kernels are PTX in this binary (`kernels.rs`),
+//! which the driver compiles for its device. Nothing above this floor calls the driver.
+
+#![allow(unsafe_code)] // driver calls; what they lean on is said at each
+
+mod kernels;
+
+pub use kernels::{all as modules, module_of};
+
+use std::collections::HashMap;
+use std::ffi::{CString, c_void};
+use std::fmt;
+use std::ops::Range;
+use std::sync::{Arc, Mutex, PoisonError};
+
+use anyhow::{Context as _, Result, anyhow, bail};
+use cudarc::driver::result::{self as cu, DriverError};
+use cudarc::driver::sys;
+
+/// The oldest compute capability that the kernels are made for.
+const OLDEST: (i32, i32) = (7, 5);
+/// The oldest driver: of CUDA 11.4, the first with all calls that are made here.
+const OLDEST_DRIVER: i32 = 11040;
+
+/// Bytes up to which a kernel copies.
+const SMALL: usize = 64 << 10;
+
+/// 12.8 for 12080.
+fn cuda_version(n: i32) -> String {
+    format!("{}.{}", n / 1000, n % 1000 / 10)
+}
+
+/// An open device.
+pub struct Gpu {
+    /// As the driver calls it.
+    pub name: String,
+    /// Compute capability.
+    pub capability: (i32, i32),
+    /// Multiprocessors.
+    pub processors: usize,
+    /// Shared memory that a block may ask for, in bytes.
+    pub shared: usize,
+    /// The driver's version as it counts it: 12080 for 12.8.
+    pub driver: i32,
+    /// Whether it also draws a screen.
+    pub shown: bool,
+    /// Work in order.
+    pub work: Stream,
+    /// Copies beside it.
+    pub copies: Stream,
+    modules: Mutex<HashMap<&'static str, sys::CUmodule>>,
+    functions: Mutex<HashMap<(&'static str, String), Function>>,
+    /// Released after all of the above.
+    context: Context,
+}
+
+/// The device's primary context.
+struct Context {
+    device: sys::CUdevice,
+    context: sys::CUcontext,
+}
+
+impl Drop for Context {
+    fn drop(&mut self) {
+        // SAFETY: retained in `open`, once.
+        unsafe {
+            let _ = cu::ctx::synchronize();
+            let _ = cu::primary_ctx::release(self.device);
+        }
+    }
+}
+
+#[derive(Clone, Copy)]
+struct Function {
+    f: sys::CUfunction,
+    /// Dynamic shared memory that it was allowed.
+    shared: usize,
+}
+
+impl fmt::Debug for Gpu {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let (major, minor) = self.capability;
+        write!(f, "{} (sm_{major}{minor})", self.name)
+    }
+}
+
+/// A map of what is loaded; a thread that panicked left it whole.
+fn lock<T>(m: &Mutex<T>) -> std::sync::MutexGuard<'_, T> {
+    m.lock().unwrap_or_else(PoisonError::into_inner)
+}
+
+/// A call that the driver refused.
+fn refused(what: &str, e: DriverError) -> anyhow::Error {
+    let name = e.error_name().ok().and_then(|n| n.to_str().ok()).unwrap_or("an unknown error").to_owned();
+    anyhow!("the GPU's driver refused {what}: {name}")
+}
+
+trait Said<T> {
+    fn said(self, what: &str) -> Result<T>;
+}
+impl<T> Said<T> for Result<T, DriverError> {
+    fn said(self, what: &str) -> Result<T> {
+        self.map_err(|e| refused(what, e))
+    }
+}
+
+impl Gpu {
+    /// Opens the device with the most memory, the first of equals, or says in words why there is none to use.
+    pub fn open() -> Result<Gpu> {
+        // SAFETY: asks whether the library can be loaded, and calls nothing in it.
+        if !unsafe { sys::is_culib_present() } {
+            bail!("no NVIDIA driver is installed (libcuda was not found)");
+        }
+        cu::init().map_err(|e| match e.0 {
+            sys::CUresult::CUDA_ERROR_NO_DEVICE => anyhow!("the NVIDIA driver finds no GPU"),
+            _ => refused("to start", e),
+        })?;
+        let mut driver = 0;
+        // SAFETY: writes one integer.
+        unsafe { sys::cuDriverGetVersion(&mut driver) }.result().said("to tell its version")?;
+        if driver < OLDEST_DRIVER {
+            let (has, want) = (cuda_version(driver), cuda_version(OLDEST_DRIVER));
+            bail!("the NVIDIA driver is one of CUDA {has}, the kernels need one of {want} or newer: update it");
+        }
+        use sys::CUdevice_attribute as A;
+        // SAFETY: the device was handed out by the driver, and stays valid for the process's life.
+        let of = |d: sys::CUdevice, a: A| unsafe { cu::device::get_attribute(d, a) }.said("to describe the device");
+        let capability_of = |d| -> Result<(i32, i32)> {
+            Ok((
+                of(d, A::CU_DEVICE_ATTRIBUTE_COMPUTE_CAPABILITY_MAJOR)?,
+                of(d, A::CU_DEVICE_ATTRIBUTE_COMPUTE_CAPABILITY_MINOR)?,
+            ))
+        };
+        // Of several devices the one with the most memory that the kernels are made for.
+        let n = cu::device::get_count().said("to count its devices")?;
+        let devices = (0..n).map(cu::device::get).collect::<Result<Vec<_>, _>>().said("to name its devices")?;
+        // SAFETY: as above.
+        let memory = |d: &sys::CUdevice| unsafe { cu::device::total_mem(*d) }.unwrap_or(0);
+        let fits = |d: &&sys::CUdevice| capability_of(**d).is_ok_and(|c| c >= OLDEST);
+        let best = devices.iter().rev().filter(fits).max_by_key(|d| memory(d)).or(devices.first());
+        let device = *best.context("the NVIDIA driver finds no GPU")?;
+        let attribute = |a: A| of(device, a);
+        let capability = capability_of(device)?;
+        let name = cu::device::get_name(device).said("to name the device")?;
+        if capability < OLDEST {
+            let (major, minor) = capability;
+            bail!("{name} has compute capability {major}.{minor}, the kernels need {}.{}", OLDEST.0, OLDEST.1);
+        }
+        let shown = attribute(A::CU_DEVICE_ATTRIBUTE_KERNEL_EXEC_TIMEOUT)? != 0;
+        let processors = attribute(A::CU_DEVICE_ATTRIBUTE_MULTIPROCESSOR_COUNT)? as usize;
+        let shared = attribute(A::CU_DEVICE_ATTRIBUTE_MAX_SHARED_MEMORY_PER_BLOCK_OPTIN)? as usize;
+        // SAFETY: the primary context is released when the `Gpu` is dropped.
+        let context = unsafe { cu::primary_ctx::retain(device) }.said("a context")?;
+        // SAFETY: the context was just retained.
+        unsafe { cu::ctx::set_current(context) }.said("a context")?;
+        let (work, copies) = (Stream::new()?, Stream::new()?);
+        Ok(Gpu {
+            name,
+            capability,
+            processors,
+            shared,
+            driver,
+            shown,
+            work,
+            copies,
+            modules: Mutex::default(),
+            functions: Mutex::default(),
+            context: Context { device, context },
+        })
+    }
+
+    /// Makes the device this thread's: every thread that starts work on it calls this first.
+    pub fn enter(&self) -> Result<()> {
+        // SAFETY: the context lives.
+        unsafe { cu::ctx::set_current(self.context.context) }.said("a context")
+    }
+
+    /// Bytes of device memory: free now, and in all.
+    pub fn memory(&self) -> Result<(usize, usize)> {
+        cu::mem_get_info().said("to tell its memory")
+    }
+
+    /// Device memory; contents are anything. An error names what it was for.
+    pub fn alloc(&self, bytes: usize, what: &str) -> Result<Buffer> {
+        // Kernels read whole words; the driver's own step is larger.
+        let bytes = bytes.max(1).next_multiple_of(256);
+        // SAFETY: the memory is freed when the buffer is dropped, and nowhere else.
+        let ptr = unsafe { cu::malloc_sync(bytes) }.map_err(|e| match e.0 {
+            sys::CUresult::CUDA_ERROR_OUT_OF_MEMORY => {
+                let free = self.memory().map(|m| m.0).ok();
+                OutOfMemory { what: format!("GPU memory for {what}"), bytes, free }.into()
+            }
+            _ => refused(&format!("{bytes} bytes of memory for {what}"), e),
+        })?;
+        Ok(Buffer { ptr, bytes })
+    }
+
+    /// Host memory that the device copies from and to by itself; zeros.
+    pub fn pinned(&self, bytes: usize, what: &str) -> Result<Pinned> {
+        // SAFETY: the memory is freed when the value is dropped, and nowhere else.
+        let at = unsafe { cu::malloc_host(bytes.max(1), 0) }.map_err(|e| match e.0 {
+            sys::CUresult::CUDA_ERROR_OUT_OF_MEMORY => {
+                OutOfMemory { what: format!("pinned host memory for {what}"), bytes, free: None }.into()
+            }
+            _ => refused(&format!("{bytes} bytes of pinned memory for {what}"), e),
+        })?;
+        // SAFETY: so many bytes were just handed out.
+        unsafe { std::ptr::write_bytes(at.cast::<u8>(), 0, bytes.max(1)) };
+        Ok(Pinned { at: at.cast(), bytes })
+    }
+
+    /// Makes host memory one that the device copies from by itself, for as long as the result lives. `bytes` are whole
+    /// pages that `owner` holds.
+    pub fn register(&self, owner: Owner, bytes: Range<usize>) -> Result<Registered> {
+        let at = (*owner).as_ref()[bytes.clone()].as_ptr();
+        // Read-only pages (a mapped file's) can be pinned where the system knows pages that a device only reads.
+        let flags = sys::CU_MEMHOSTREGISTER_READ_ONLY;
+        // SAFETY: the memory lives as long as `owner`, which the result keeps until it has given the memory back; the
+        // device is only ever told to read from it.
+        unsafe { sys::cuMemHostRegister_v2(at.cast_mut().cast(), bytes.len(), flags) }
+            .result()
+            .said(&format!("to pin {} MB of the model", bytes.len() >> 20))?;
+        Ok(Registered { at, _owner: owner })
+    }
+
+    /// Copies to the device, in the stream's order. Memory that is not pinned has been read when this returns.
+    pub fn upload<T: bytemuck::NoUninit>(&self, stream: &Stream, to: Ptr, from: &[T]) -> Result<()> {
+        // SAFETY: the callers hand out pointers into their own buffers; pinned memory outlives the stream's work because
+        // its owner waits for the stream before it is reused or dropped.
+        unsafe { cu::memcpy_htod_async(to.0, from, stream.0) }.said("a copy to the device")
+    }
+
+    /// Copies from pinned memory, from byte `at` on, when the stream gets there.
+    pub fn upload_pinned(&self, stream: &Stream, to: Ptr, from: &Pinned, at: usize, bytes: usize) -> Result<()> {
+        assert!(at + bytes <= from.bytes);
+        // SAFETY: the memory is as long; its owner writes to it again only after an event that follows this copy.
+        unsafe { sys::cuMemcpyHtoDAsync_v2(to.0, from.at.add(at).cast(), bytes, stream.0) }
+            .result()
+            .said("a copy to the device")
+    }
+
+    /// Copies values or lists to the device in the work stream's order. Small ones are read by a kernel, so that they do not
+    /// wait behind large ones of the other stream for the one engine that copies.
+    pub fn bring(&self, to: Ptr, from: &Pinned, bytes: usize) -> Result<()> {
+        assert!(bytes <= from.bytes);
+        if bytes > SMALL {
+            return self.upload_pinned(&self.work, to, from, 0, bytes);
+        }
+        // Pinned memory has one address for both (unified addressing, on every 64-bit system).
+        let args = [Arg::Ptr(Ptr(from.at as u64)), to.into(), Arg::Long(bytes.div_ceil(4) as u64)];
+        self.launch(("basic", "bring"), [bytes.div_ceil(1024), 1, 1], 256, 0, &args)
+    }
+
+    /// Copies from the device, in the stream's order: done when the stream has been waited for.
+    pub fn download<T: bytemuck::AnyBitPattern>(&self, stream: &Stream, to: &mut [T], from: Ptr) -> Result<()> {
+        // SAFETY: as above.
+        unsafe { cu::memcpy_dtoh_async(to, from.0, stream.0) }.said("a copy from the device")
+    }
+
+    /// The same into pinned memory, which fills when the stream gets there.
+    pub fn download_pinned(&self, stream: &Stream, to: &Pinned, bytes: usize, from: Ptr) -> Result<()> {
+        assert!(bytes <= to.bytes);
+        // SAFETY: the memory is as long; its owner reads it only after an event that follows this copy.
+        unsafe { sys::cuMemcpyDtoHAsync_v2(to.at.cast(), from.0, bytes, stream.0) }
+            .result()
+            .said("a copy from the device")
+    }
+
+    /// Copies within the device.
+    pub fn copy(&self, stream: &Stream, to: Ptr, from: Ptr, bytes: usize) -> Result<()> {
+        // SAFETY: as above.
+        unsafe { cu::memcpy_dtod_async(to.0, from.0, bytes, stream.0) }.said("a copy on the device")
+    }
+
+    /// Fills device memory with zeros.
+    pub fn zero(&self, stream: &Stream, to: Ptr, bytes: usize) -> Result<()> {
+        // SAFETY: as above.
+        unsafe { cu::memset_d8_async(to.0, 0, bytes, stream.0) }.said("to clear memory")
+    }
+
+    /// Bytes per second over the bus to the device, from pinned memory, and through the device's own memory: the best of a
+    /// few copies, of less where less is free.
+    pub fn rates(&self) -> Result<(f64, f64)> {
+        let (free, _) = self.memory()?;
+        let bytes = (256 << 20).min(free / 4).max(1 << 20);
+        let (host, a, b) = (
+            self.pinned(bytes, "a measurement")?,
+            self.alloc(bytes, "a measurement")?,
+            self.alloc(bytes, "a measurement")?,
+        );
+        let (start, end) = (Event::timed()?, Event::timed()?);
+        let best = |copy: &dyn Fn() -> Result<()>| -> Result<f64> {
+            let mut best = f64::MAX;
+            for _ in 0..4 {
+                start.record(&self.work)?;
+                copy()?;
+                end.record(&self.work)?;
+                end.wait()?;
+                best = best.min(end.since(&start)?);
+            }
+            Ok(best.max(1e-9))
+        };
+        let up = best(&|| self.upload_pinned(&self.work, a.ptr(), &host, 0, bytes))?;
+        let within = best(&|| self.copy(&self.work, b.ptr(), a.ptr(), bytes))?;
+        Ok((bytes as f64 / up, 2.0 * bytes as f64 / within)) // read and written
+    }
+
+    /// Starts kernel `name` of a module: `grid` blocks of `block` threads, with `shared` bytes of dynamic shared memory.
+    /// `args` must be what the kernel's source declares; the stand-in driver of the tests checks their number and sizes.
+    pub fn launch(
+        &self,
+        (module, name): (&'static str, &str),
+        grid: [usize; 3],
+        block: usize,
+        shared: usize,
+        args: &[Arg],
+    ) -> Result<()> {
+        if grid.contains(&0) {
+            return Ok(());
+        }
+        let f = self.function(module, name, shared)?;
+        let mut pointers: Vec<*mut c_void> = args.iter().map(Arg::at).collect();
+        let [x, y, z] = grid.map(|n| n as u32);
+        // SAFETY: the function belongs to a module that lives as long as the device; the arguments are read before the
+        // call returns; that they are the kernel's is the callers' promise, which the tests hold.
+        unsafe { cu::launch_kernel(f, (x, y, z), (block as u32, 1, 1), shared as u32, self.work.0, &mut pointers) }
+            .said(&format!("to start {name}"))
+    }
+
+    fn function(&self, module: &'static str, name: &str, shared: usize) -> Result<sys::CUfunction> {
+        let key = (module, name.to_owned());
+        let known = lock(&self.functions).get(&key).copied();
+        let mut found = match known {
+            Some(f) => f,
+            None => {
+                let module = self.module(module)?;
+                let c_name = CString::new(name).expect("kernel names have no zero bytes");
+                // SAFETY: the module is loaded.
+                let f = unsafe { cu::module::get_function(module, c_name) }.said(&format!("kernel {name}"))?;
+                Function { f, shared: 48 << 10 }
+            }
+        };
+        if shared > found.shared {
+            let which = sys::CUfunction_attribute::CU_FUNC_ATTRIBUTE_MAX_DYNAMIC_SHARED_SIZE_BYTES;
+            // SAFETY: the function is loaded.
+            unsafe { cu::function::set_function_attribute(found.f, which, shared as i32) }
+                .said(&format!("{shared} bytes of shared memory to {name}"))?;
+            found.shared = shared;
+        }
+        lock(&self.functions).insert(key, found);
+        Ok(found.f)
+    }
+
+    fn module(&self, name: &'static str) -> Result<sys::CUmodule> {
+        if let Some(m) = lock(&self.modules).get(name) {
+            return Ok(*m);
+        }
+        let image = CString::new(kernels::ptx(name, self.capability)).expect("PTX has no zero bytes");
+        // SAFETY: the image is a text that ends with a zero.
+        let module = unsafe { cu::module::load_data(image.as_ptr().cast()) }.map_err(|e| match e.0 {
+            sys::CUresult::CUDA_ERROR_UNSUPPORTED_PTX_VERSION => {
+                anyhow!("the driver (CUDA {}) is too old for the kernels", cuda_version(self.driver))
+            }
+            _ => refused(&format!("the kernels of {name}"), e),
+        })?;
+        lock(&self.modules).insert(name, module);
+        Ok(module)
+    }
+
+    /// Records what `f` starts on the work stream, to be started again as one.
+    pub fn capture(&self, f: impl FnOnce() -> Result<()>) -> Result<Graph> {
+        let mode = sys::CUstreamCaptureMode::CU_STREAM_CAPTURE_MODE_THREAD_LOCAL;
+        // SAFETY: the stream is ours, and ends its capture below whatever `f` does.
+        unsafe { cu::stream::begin_capture(self.work.0, mode) }.said("to record a graph")?;
+        let done = f();
+        // SAFETY: as above.
+        let graph = unsafe { cu::stream::end_capture(self.work.0) };
+        done?;
+        let graph = graph.said("a graph")?;
+        // SAFETY: the graph was just made; what runs is a copy of it.
+        unsafe {
+            let exec = cu::graph::instantiate(graph, sys::CUgraphInstantiate_flags(0));
+            cu::graph::destroy(graph).said("to forget a graph")?;
+            Ok(Graph(exec.said("a graph")?))
+        }
+    }
+
+    /// Starts a graph on the work stream.
+    pub fn replay(&self, graph: &Graph) -> Result<()> {
+        // SAFETY: the graph lives; what it names outlives it, by its owner's promise.
+        unsafe { cu::graph::launch(graph.0, self.work.0) }.said("to start a graph")
+    }
+}
+
+// SAFETY: the driver's handles may be used from every thread that has the context (`enter`); the driver itself orders
+// what several threads start on one stream.
+unsafe impl Send for Gpu {}
+// SAFETY: as above; what is kept here lies behind locks.
+unsafe impl Sync for Gpu {}
+
+/// Device memory ran out.
+#[derive(Debug)]
+pub struct OutOfMemory {
+    /// What was being allocated.
+    pub what: String,
+    /// How much was asked for.
+    pub bytes: usize,
+    /// How much was free, where that is known.
+    pub free: Option<usize>,
+}
+
+impl fmt::Display for OutOfMemory {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let mb = |b: usize| b as f64 / 1e6;
+        write!(f, "{:.1} MB of {}", mb(self.bytes), self.what)?;
+        self.free.map_or(Ok(()), |free| write!(f, ", {:.1} MB are free", mb(free)))
+    }
+}
+
+impl std::error::Error for OutOfMemory {}
+
+/// A place in device memory.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Ptr(pub u64);
+
+impl Ptr {
+    /// So many bytes further.
+    pub fn at(self, bytes: usize) -> Ptr {
+        Ptr(self.0 + bytes as u64)
+    }
+}
+
+/// Device memory of our own.
+#[derive(Debug)]
+pub struct Buffer {
+    ptr: u64,
+    /// Its size.
+    pub bytes: usize,
+}
+
+impl Buffer {
+    /// Where it begins.
+    pub fn ptr(&self) -> Ptr {
+        Ptr(self.ptr)
+    }
+}
+
+impl Drop for Buffer {
+    fn drop(&mut self) {
+        // SAFETY: allocated in `alloc`; the call waits for work that uses it.
+        let _ = unsafe { cu::free_sync(self.ptr) };
+    }
+}
+
+/// Device memory in one piece, of which parts are handed out from its start: what many small allocations would lose to the
+/// driver's rounding is not lost, and what they take is known before.
+#[derive(Debug)]
+pub struct Arena {
+    buffer: Buffer,
+    used: std::cell::Cell<usize>,
+}
+
+impl Arena {
+    /// The parts' step.
+    pub const ALIGN: usize = 256;
+
+    /// So many bytes.
+    pub fn new(gpu: &Gpu, bytes: usize, what: &str) -> Result<Arena> {
+        Ok(Arena { buffer: gpu.alloc(bytes, what)?, used: std::cell::Cell::new(0) })
+    }
+
+    /// So many bytes of it.
+    ///
+    /// # Panics
+    /// If more is taken than there is: an error of this program.
+    pub fn take(&self, bytes: usize) -> Ptr {
+        let at = self.used.get();
+        let end = at + bytes.next_multiple_of(Arena::ALIGN);
+        assert!(end <= self.buffer.bytes, "{end} bytes of a piece of {}", self.buffer.bytes);
+        self.used.set(end);
+        self.buffer.ptr().at(at)
+    }
+}
+
+/// Host memory that stays where it is, so that the device copies by itself.
+#[derive(Debug)]
+pub struct Pinned {
+    at: *mut u8,
+    bytes: usize,
+}
+
+// SAFETY: plain memory, owned by the value.
+unsafe impl Send for Pinned {}
+// SAFETY: shared references only read.
+unsafe impl Sync for Pinned {}
+
+impl Pinned {
+    /// Its size.
+    pub fn bytes(&self) -> usize {
+        self.bytes
+    }
+
+    /// As values.
+    pub fn as_slice<T: bytemuck::AnyBitPattern>(&self) -> &[T] {
+        // SAFETY: so many bytes were allocated, page-aligned, and set.
+        bytemuck::cast_slice(unsafe { std::slice::from_raw_parts(self.at, self.bytes) })
+    }
+
+    /// As values to write.
+    pub fn as_mut_slice<T: bytemuck::Pod>(&mut self) -> &mut [T] {
+        // SAFETY: as above, and the reference is the only one.
+        bytemuck::cast_slice_mut(unsafe { std::slice::from_raw_parts_mut(self.at, self.bytes) })
+    }
+}
+
+impl Drop for Pinned {
+    fn drop(&mut self) {
+        // SAFETY: allocated in `pinned`.
+        let _ = unsafe { cu::free_host(self.at.cast()) };
+    }
+}
+
+/// Whoever holds memory that is pinned.
+type Owner = Arc<dyn AsRef<[u8]> + Send + Sync>;
+
+/// Someone else's memory, pinned.
+pub struct Registered {
+    at: *const u8,
+    _owner: Owner,
+}
+
+// SAFETY: plain memory that is only read.
+unsafe impl Send for Registered {}
+// SAFETY: as above.
+unsafe impl Sync for Registered {}
+
+impl fmt::Debug for Registered {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "Registered({:p})", self.at)
+    }
+}
+
+impl Drop for Registered {
+    fn drop(&mut self) {
+        // SAFETY: registered in `register`, once; copies from it are over, by its owner's promise.
+        let _ = unsafe { sys::cuMemHostUnregister(self.at.cast_mut().cast()) };
+    }
+}
+
+/// Work that runs in order.
+#[derive(Debug)]
+pub struct Stream(sys::CUstream);
+
+impl Stream {
+    fn new() -> Result<Stream> {
+        Ok(Stream(cu::stream::create(cu::stream::StreamKind::NonBlocking).said("a stream")?))
+    }
+
+    /// Waits until everything in it is done.
+    pub fn wait(&self) -> Result<()> {
+        // SAFETY: the stream lives.
+        unsafe { cu::stream::synchronize(self.0) }.said("to finish")
+    }
+
+    /// What comes after waits for the event.
+    pub fn after(&self, event: &Event) -> Result<()> {
+        let flags = sys::CUevent_wait_flags::CU_EVENT_WAIT_DEFAULT;
+        // SAFETY: both live.
+        unsafe { cu::stream::wait_event(self.0, event.0, flags) }.said("to wait for an event")
+    }
+}
+
+// SAFETY: see `Gpu`.
+unsafe impl Send for Stream {}
+// SAFETY: see `Gpu`.
+unsafe impl Sync for Stream {}
+
+impl Drop for Stream {
+    fn drop(&mut self) {
+        // SAFETY: created in `new`.
+        let _ = unsafe { cu::stream::destroy(self.0) };
+    }
+}
+
+/// A point in a stream.
+#[derive(Debug)]
+pub struct Event(sys::CUevent);
+
+impl Event {
+    /// An event that no stream has passed yet.
+    pub fn new() -> Result<Event> {
+        Ok(Event(cu::event::create(sys::CUevent_flags::CU_EVENT_DISABLE_TIMING).said("an event")?))
+    }
+
+    /// One that keeps the time.
+    pub fn timed() -> Result<Event> {
+        Ok(Event(cu::event::create(sys::CUevent_flags::CU_EVENT_DEFAULT).said("an event")?))
+    }
+
+    /// Seconds from `start` to this; both keep the time and have been passed.
+    pub fn since(&self, start: &Event) -> Result<f64> {
+        // SAFETY: both live.
+        let ms = unsafe { cu::event::elapsed(start.0, self.0) }.said("to tell a time")?;
+        Ok(ms as f64 / 1e3)
+    }
+
+    /// Marks the end of what is in the stream now.
+    pub fn record(&self, stream: &Stream) -> Result<()> {
+        // SAFETY: both live.
+        unsafe { cu::event::record(self.0, stream.0) }.said("to record an event")
+    }
+
+    /// Waits until the stream has passed it.
+    pub fn wait(&self) -> Result<()> {
+        // SAFETY: the event lives.
+        unsafe { cu::event::synchronize(self.0) }.said("to finish")
+    }
+
+    /// Whether the stream has passed it.
+    pub fn is_done(&self) -> Result<bool> {
+        // SAFETY: the event lives.
+        match unsafe { cu::event::query(self.0) } {
+            Ok(()) => Ok(true),
+            Err(DriverError(sys::CUresult::CUDA_ERROR_NOT_READY)) => Ok(false),
+            Err(e) => Err(refused("to finish", e)),
+        }
+    }
+}
+
+// SAFETY: see `Gpu`.
+unsafe impl Send for Event {}
+// SAFETY: see `Gpu`.
+unsafe impl Sync for Event {}
+
+impl Drop for Event {
+    fn drop(&mut self) {
+        // SAFETY: created in `new`.
+        let _ = unsafe { cu::event::destroy(self.0) };
+    }
+}
+
+/// Recorded work.
+#[derive(Debug)]
+pub struct Graph(sys::CUgraphExec);
+
+// SAFETY: see `Gpu`.
+unsafe impl Send for Graph {}
+// SAFETY: see `Gpu`.
+unsafe impl Sync for Graph {}
+
+impl Drop for Graph {
+    fn drop(&mut self) {
+        // SAFETY: made in `capture`.
+        let _ = unsafe { cu::graph::exec_destroy(self.0) };
+    }
+}
+
+/// An argument of a kernel.
+#[derive(Clone, Copy, Debug)]
+pub enum Arg {
+    /// A place in device memory; [`Ptr::default`] is null.
+    Ptr(Ptr),
+    /// int
+    Int(i32),
+    /// u64
+    Long(u64),
+    /// float
+    Float(f32),
+    /// struct Cache of kernels/attend.cu
+    Cache(CacheArg),
+}
+
+/// A cache as kernels see it.
+#[repr(C)]
+#[derive(Clone, Copy, Debug, Default)]
+pub struct CacheArg {
+    /// The first sequence's first row.
+    pub rows: u64,
+    /// Bytes from a row to the next.
+    pub row_bytes: u64,
+    /// Bytes from a sequence to the next.
+    pub seq_bytes: u64,
+    /// Rows of a sequence.
+    pub capacity: i32,
+    /// 0 f32, 1 f16, 2 q8_0.
+    pub ty: i32,
+}
+
+impl Arg {
+    fn at(&self) -> *mut c_void {
+        match self {
+            Arg::Ptr(v) => (&raw const v.0).cast_mut().cast(),
+            Arg::Int(v) => (&raw const *v).cast_mut().cast(),
+            Arg::Long(v) => (&raw const *v).cast_mut().cast(),
+            Arg::Float(v) => (&raw const *v).cast_mut().cast(),
+            Arg::Cache(v) => (&raw const *v).cast_mut().cast(),
+        }
+    }
+}
+
+macro_rules! arg_from {
+    ($($ty:ty => $which:ident),*) => {
+        $(impl From<$ty> for Arg {
+            fn from(v: $ty) -> Arg {
+                Arg::$which(v)
+            }
+        })*
+    };
+}
+arg_from!(Ptr => Ptr, i32 => Int, u64 => Long, f32 => Float, CacheArg => Cache);
+
+impl From<usize> for Arg {
+    /// Most kernels count in int; what may be larger is handed over as u64.
+    fn from(v: usize) -> Arg {
+        Arg::Int(i32::try_from(v).expect("counts that kernels take as int are below 2^31"))
+    }
+}
+
+impl From<Option<Ptr>> for Arg {
+    fn from(v: Option<Ptr>) -> Arg {
+        Arg::Ptr(v.unwrap_or_default())
+    }
+}

@@ -1,0 +1,611 @@
+//! Experts in a GPU's memory for a while.
+//!
+//! Of every layer whose experts run at both places, those that are chosen most lie in slots; while a prompt is read others
+//! pass through a ring of two halves, one being filled while the GPU computes with the other. What is there when a walk
+//! begins, and what is to pass through during it, is settled then: the CPU does the rest.
+//!
+//! **Slots.** A score per expert counts how often it was chosen, old counts fading with every token; after a walk the
+//! experts whose score is above that of the worst one in a slot are brought over, best first and some MB at a time, and
+//! are used from the walk after their arrival.
+//!
+//! **Ring.** Before a batch, how many experts of a layer pass through is chosen so that the slower of both sides is done
+//! soonest, from what was measured so far:
+//!
+//! ```text
+//! GPU side   bytes of the experts / rate of the ring, or their products * cost of a product there, the larger
+//! CPU side   bytes of its experts / rate of reading them, or their products * cost of a product here, the larger
+//! ```
+//! All on the CPU, some, and all through the ring are the cases of one sum. The hottest experts pass through: they bring
+//! the GPU the most work for their bytes.
+
+use std::collections::HashMap;
+use std::sync::Arc;
+use std::time::Instant;
+
+use anyhow::Result;
+
+use super::pins::Pins;
+use crate::cpu::Pool;
+use crate::cuda::{Arena, Event, Gpu, Pinned, Ptr};
+use crate::gguf::Gguf;
+use crate::plan::{self, ALIGN, Plan};
+use crate::tape::{Batch, Half, RowSet, Tape};
+
+/// What a token's choice counts for when this many tokens have come since: half.
+const HALF_LIFE: f32 = 200.0;
+/// Experts that may take another's slot for each token that was read: a few MB beside what a token reads from memory
+/// anyhow. Empty slots are filled whatever this is.
+const PER_TOKEN: usize = 4;
+/// Bytes that may be brought over at once: they arrive together, a few ms later.
+const AT_ONCE: usize = 64 << 20;
+/// Layers that are looked at after a single token: one in so many.
+const IN_TURN: usize = 4;
+/// An expert takes another's slot only if its score is so much higher: otherwise two would take turns.
+const BETTER: f32 = 1.25;
+
+/// What the experts in GPU memory did.
+#[derive(Clone, Copy, Debug, Default, PartialEq)]
+pub struct CacheStats {
+    /// Choices of the router in single tokens' walks, and how many of them a slot had.
+    pub chosen: usize,
+    /// See `chosen`.
+    pub hits: usize,
+    /// Experts brought into slots, and their bytes.
+    pub uploads: usize,
+    /// See `uploads`.
+    pub upload_bytes: usize,
+    /// Experts that passed through the ring, and their bytes.
+    pub passed: usize,
+    /// See `passed`.
+    pub passed_bytes: usize,
+}
+
+/// A stack of matrices of one layer.
+#[derive(Debug)]
+struct Stack {
+    /// Its number among the tape's weights, and among the file's tensors.
+    weight: usize,
+    tensor: usize,
+    /// Bytes of an expert's matrix.
+    bytes: usize,
+    /// The slots.
+    at: Ptr,
+}
+
+/// A layer whose experts run at both places.
+#[derive(Debug)]
+struct Layer {
+    /// The step of the GPU's half.
+    step: usize,
+    stacks: Vec<Stack>,
+    /// Experts per token.
+    k: usize,
+    /// Which rows of a batch it sees.
+    rows: RowSet,
+    /// The slot of each expert, -1 for none.
+    slot_of: Vec<i32>,
+    /// The expert in each slot; those on their way are not.
+    holds: Vec<Option<u32>>,
+    score: Vec<f32>,
+    /// At least 0 for those that the GPU does in the walk at hand.
+    taken: Vec<i32>,
+    /// Experts that pass through the ring in the walk at hand, pass after pass.
+    passes: Vec<Vec<u32>>,
+}
+
+impl Layer {
+    fn expert_bytes(&self) -> usize {
+        self.stacks.iter().map(|s| s.bytes).sum()
+    }
+
+    /// Where each stack begins in a half of the ring.
+    fn in_ring(&self, per_pass: usize) -> Vec<usize> {
+        let mut at = (self.slot_of.len() * 4).next_multiple_of(ALIGN);
+        let mut begin = |s: &Stack| {
+            let here = at;
+            at += (per_pass * s.bytes).next_multiple_of(ALIGN);
+            here
+        };
+        self.stacks.iter().map(&mut begin).collect()
+    }
+
+    /// Experts by falling score.
+    fn by_score(&self) -> Vec<u32> {
+        let mut order: Vec<u32> = (0..self.score.len() as u32).collect();
+        order.sort_by(|a, b| self.score[*b as usize].total_cmp(&self.score[*a as usize]).then(a.cmp(b)));
+        order
+    }
+}
+
+/// Costs as they were measured, each the mean of the last few times.
+#[derive(Clone, Copy, Debug, Default)]
+struct Measured(Option<f64>);
+
+impl Measured {
+    fn add(&mut self, v: f64) {
+        self.0 = Some(self.0.map_or(v, |old| old + (v - old) * 0.25));
+    }
+}
+
+/// What is known of the speed of both sides.
+#[derive(Debug, Default)]
+struct Rates {
+    /// Seconds for a byte through the ring.
+    ring: Measured,
+    /// Seconds for a byte of an expert and a product with it, on the GPU.
+    gpu: Measured,
+    /// Seconds for a byte of an expert that few tokens share, on the CPU.
+    read: Measured,
+    /// Seconds for a byte of an expert and a product with it, where many share it, on the CPU.
+    cpu: Measured,
+}
+
+/// A half of the ring.
+#[derive(Debug)]
+struct RingHalf {
+    device: Ptr,
+    staging: Pinned,
+    /// Passed before and after the copy that fills it; the staging memory has been read then.
+    going: Event,
+    full: Event,
+    /// Passed before and after the products with it.
+    begun: Event,
+    used: Event,
+    /// Bytes that it was last filled with, and the seconds that it took to bring them into the staging memory.
+    copied: (usize, f64),
+    /// Bytes times products of its last use, until that was timed.
+    work: f64,
+}
+
+/// Experts on their way into slots.
+#[derive(Debug)]
+struct Coming {
+    staging: Pinned,
+    arrived: Event,
+    /// (layer, expert, slot)
+    list: Vec<(usize, u32, usize)>,
+}
+
+/// The experts of a model that a GPU holds for a while.
+#[derive(Debug, Default)]
+pub(super) struct Experts {
+    layers: Vec<Layer>,
+    /// The layer of a step, by the numbers of both halves.
+    of_step: HashMap<usize, usize>,
+    coming: Option<Coming>,
+    ring: Option<[RingHalf; 2]>,
+    /// Experts that a half of the ring holds.
+    per_pass: usize,
+    /// Passes of the walk at hand that are not yet in the ring, last first: (layer, pass).
+    ahead: Vec<(usize, usize)>,
+    /// The passes that are in the ring, oldest first, with their half.
+    staged: Vec<(usize, usize, usize)>,
+    /// The half that is filled next.
+    turn: usize,
+    rates: Rates,
+    /// Whether the walk at hand is of one row.
+    single: bool,
+    /// How often experts were looked at for what should be brought.
+    looked: usize,
+    /// Experts that may still take another's slot.
+    credit: usize,
+    /// Let timing decide nothing.
+    pub deterministic: bool,
+    /// What was done so far.
+    pub stats: CacheStats,
+    /// Of the model's own memory, what the device copies from; nothing is being copied when it is given back (`Device`'s drop).
+    pub pins: Pins,
+}
+
+impl Experts {
+    pub(super) fn open(gpu: &Gpu, memory: &Arena, tape: &Tape, plan: &Plan) -> Result<Experts> {
+        let (mut layers, mut of_step) = (Vec::new(), HashMap::new());
+        let (slots, per_pass) = (plan.cache.slots, plan.cache.ring);
+        for (i, step) in tape.steps.iter().enumerate() {
+            match step.half {
+                Half::Whole => continue,
+                Half::Rest => {
+                    of_step.insert(i, layers.len()); // its GPU half is the next step
+                    continue;
+                }
+                Half::Cached => of_step.insert(i, layers.len()),
+            };
+            let mut stacks = Vec::new();
+            for (weight, bytes) in plan::stacks(tape, step) {
+                stacks.push(Stack {
+                    weight,
+                    tensor: tape.weights[weight].tensor,
+                    bytes,
+                    at: memory.take(slots * bytes),
+                });
+            }
+            let n = plan::experts_of(tape, step);
+            layers.push(Layer {
+                step: i,
+                stacks,
+                k: tape.width(step.ins[1]),
+                rows: tape.slots[step.outs[0].0 as usize].rows,
+                slot_of: vec![-1; n],
+                holds: vec![None; slots],
+                score: vec![0.0; n],
+                taken: vec![-1; n],
+                passes: Vec::new(),
+            });
+        }
+        let half_bytes = layers.iter().map(|l| plan::half_ring_bytes(tape, &tape.steps[l.step], per_pass)).max();
+        let half = |bytes: usize| -> Result<RingHalf> {
+            Ok(RingHalf {
+                device: memory.take(bytes),
+                staging: gpu.pinned(bytes, "experts that pass through")?,
+                going: Event::timed()?,
+                full: Event::timed()?,
+                begun: Event::timed()?,
+                used: Event::timed()?,
+                copied: (0, 0.0),
+                work: 0.0,
+            })
+        };
+        let ring = match half_bytes.filter(|b| *b > 0) {
+            Some(bytes) => Some([half(bytes)?, half(bytes)?]),
+            None => None,
+        };
+        let most = layers.iter().map(Layer::expert_bytes).max().unwrap_or(0);
+        let coming = match slots > 0 && !layers.is_empty() {
+            true => Some(Coming {
+                staging: gpu.pinned(AT_ONCE.max(most), "experts on their way")?,
+                arrived: Event::new()?,
+                list: Vec::new(),
+            }),
+            false => None,
+        };
+        Ok(Experts {
+            layers,
+            of_step,
+            coming,
+            ring,
+            per_pass,
+            ahead: Vec::new(),
+            staged: Vec::new(),
+            turn: 0,
+            rates: Rates::default(),
+            single: false,
+            looked: 0,
+            credit: 0,
+            deterministic: false,
+            stats: CacheStats::default(),
+            pins: Pins::default(),
+        })
+    }
+
+    /// Pins their memory, from now on. Nothing else may be copied from the model's own memory after this: a copy must not
+    /// begin in pinned memory and end in other.
+    pub(super) fn pin(&mut self, gpu: &Arc<Gpu>, gguf: &Gguf) {
+        self.pins = Pins::start(gpu, gguf, self.layers.iter().flat_map(|l| &l.stacks).map(|s| s.tensor));
+    }
+
+    /// Whether there are any.
+    pub(super) fn some(&self) -> bool {
+        !self.layers.is_empty()
+    }
+
+    /// Where each expert of a step's layer lies in the slots.
+    pub(super) fn slots(&self, step: usize) -> &[i32] {
+        &self.layers[self.of_step[&step]].slot_of
+    }
+
+    /// At least 0 for each expert of the step's layer that the GPU does in this walk.
+    pub(super) fn taken(&self, step: usize) -> &[i32] {
+        &self.layers[self.of_step[&step]].taken
+    }
+
+    /// The slots of a weight of a step's layer.
+    pub(super) fn at(&self, step: usize, weight: usize) -> Ptr {
+        let stacks = &self.layers[self.of_step[&step]].stacks;
+        stacks.iter().find(|s| s.weight == weight).expect("a stack of this layer").at
+    }
+
+    /// Whether slots hold any expert of the step's layer.
+    pub(super) fn any(&self, step: usize) -> bool {
+        self.layers[self.of_step[&step]].holds.iter().any(Option::is_some)
+    }
+
+    /// Whether the step's layer has slots at all.
+    pub(super) fn room(&self, step: usize) -> bool {
+        !self.layers[self.of_step[&step]].holds.is_empty()
+    }
+
+    /// Passes through the ring for a step in this walk.
+    pub(super) fn passes(&self, step: usize) -> usize {
+        self.layers[self.of_step[&step]].passes.len()
+    }
+
+    /// The GPU's half, by the number of the CPU's.
+    pub(super) fn gpu_step(&self, step: usize) -> usize {
+        self.layers[self.of_step[&step]].step
+    }
+
+    /// Before a walk: takes what has arrived into use, and settles what passes through for the batch.
+    pub(super) fn begin(&mut self, batch: &Batch) -> Result<()> {
+        if let Some(coming) = &mut self.coming
+            && !coming.list.is_empty()
+        {
+            if self.deterministic {
+                coming.arrived.wait()?;
+            }
+            if coming.arrived.is_done()? {
+                for (layer, expert, slot) in coming.list.drain(..) {
+                    let layer = &mut self.layers[layer];
+                    layer.slot_of[expert as usize] = slot as i32;
+                    layer.holds[slot] = Some(expert);
+                }
+            }
+        }
+        let fade = 0.5f32.powf(batch.rows.len() as f32 / HALF_LIFE);
+        self.single = batch.rows.len() == 1;
+        self.ahead.clear();
+        for l in 0..self.layers.len() {
+            let rows = batch.count(self.layers[l].rows);
+            let through = if rows > 1 && self.ring.is_some() { self.through(l, rows) } else { Vec::new() };
+            let layer = &mut self.layers[l];
+            layer.score.iter_mut().for_each(|s| *s *= fade);
+            layer.taken.clone_from(&layer.slot_of);
+            through.iter().for_each(|&e| layer.taken[e as usize] = 0);
+            layer.passes = through.chunks(self.per_pass.max(1)).map(<[u32]>::to_vec).collect();
+            self.ahead.extend((0..layer.passes.len()).map(|p| (l, p)));
+        }
+        self.ahead.reverse();
+        self.staged.clear(); // of a walk that was stopped
+        Ok(())
+    }
+
+    /// The experts of a layer that should pass through for a batch of `rows`, hottest first.
+    fn through(&self, l: usize, rows: usize) -> Vec<u32> {
+        let layer = &self.layers[l];
+        let n = layer.score.len();
+        let order: Vec<u32> = layer.by_score().into_iter().filter(|&e| layer.slot_of[e as usize] < 0).collect();
+        let bytes = layer.expert_bytes() as f64;
+        // The share of the products that each expert is expected to have; one that was never chosen has some too.
+        let total: f32 = layer.score.iter().sum::<f32>() + n as f32 * 1e-3;
+        let products = (rows * layer.k) as f64;
+        let expected = |e: u32| ((layer.score[e as usize] + 1e-3) / total) as f64 * products;
+        let touched = |e: u32| 1.0 - (-expected(e)).exp();
+        let (Some(ring), Some(_)) = (self.rates.ring.0, self.rates.cpu.0.or(self.rates.read.0)) else {
+            // Nothing is known yet: a batch that is long enough to tell measures one half each.
+            return if rows * layer.k < 4 * n { Vec::new() } else { order[..order.len() / 2].to_vec() };
+        };
+        let (read, cpu) = (self.rates.read.0.unwrap_or(0.0), self.rates.cpu.0.unwrap_or(0.0));
+        let gpu = self.rates.gpu.0.unwrap_or(0.0);
+        let mut here: (f64, f64) = order.iter().fold((0.0, 0.0), |s, &e| (s.0 + touched(e), s.1 + expected(e)));
+        let mut there = (0.0f64, 0.0f64);
+        let cost = |here: (f64, f64), there: (f64, f64)| {
+            let cpu = (here.0 * bytes * read).max(here.1 * bytes * cpu);
+            cpu.max(there.0 * bytes * ring).max(there.1 * bytes * gpu)
+        };
+        let (mut best, mut count) = (cost(here, there), 0);
+        for (i, &e) in order.iter().enumerate() {
+            here = (here.0 - touched(e), here.1 - expected(e));
+            there = (there.0 + 1.0, there.1 + expected(e));
+            let c = cost(here, there);
+            if c < best {
+                (best, count) = (c, i + 1);
+            }
+        }
+        order[..count].to_vec()
+    }
+
+    /// Takes note of what the router chose in a layer, by its CPU half's step, and how long that half took.
+    pub(super) fn note(&mut self, step: usize, ids: &[f32], seconds: f64) {
+        let layer = &mut self.layers[self.of_step[&step]];
+        let n = layer.score.len();
+        let (mut products, mut touched) = (0usize, vec![false; n]);
+        for &id in ids {
+            let e = id as usize;
+            layer.score[e] += 1.0;
+            if layer.taken[e] < 0 {
+                products += 1;
+                touched[e] = true;
+            }
+        }
+        if self.single {
+            self.stats.chosen += ids.len();
+            self.stats.hits += ids.len() - products;
+        }
+        let touched = touched.iter().filter(|t| **t).count();
+        let bytes = layer.expert_bytes() as f64;
+        if touched > 0 && !self.deterministic {
+            if products >= 8 * touched {
+                self.rates.cpu.add(seconds / (products as f64 * bytes));
+            } else {
+                self.rates.read.add(seconds / (touched as f64 * bytes));
+            }
+        }
+    }
+
+    /// Brings the experts over that gain most, if none are on their way. Called between walks.
+    pub(super) fn bring(&mut self, gpu: &Gpu, gguf: &Gguf, batch: &Batch) -> Result<()> {
+        let rows = batch.rows.len();
+        self.credit = (self.credit + PER_TOKEN * rows).min(PER_TOKEN * HALF_LIFE as usize);
+        // More of a prompt is to come, whose passes would wait for these copies.
+        let Some(coming) = self.coming.as_mut().filter(|c| c.list.is_empty() && !batch.wanted.is_empty()) else {
+            return Ok(());
+        };
+        self.looked += 1;
+        let mut list: Vec<(f32, usize, u32, usize)> = Vec::new(); // gain, layer, expert, slot
+        for (l, layer) in
+            self.layers.iter().enumerate().filter(|(l, _)| rows > 1 || (l + self.looked).is_multiple_of(IN_TURN))
+        {
+            let score = |e: &u32| layer.score[*e as usize];
+            let mut slots: Vec<usize> = (0..layer.holds.len()).collect();
+            let worth = |s: &usize| layer.holds[*s].as_ref().map_or(-1.0, score);
+            slots.sort_by(|a, b| worth(a).total_cmp(&worth(b)).then(a.cmp(b)));
+            let order = layer.by_score();
+            let new = order.iter().filter(|&&e| layer.slot_of[e as usize] < 0);
+            for (e, slot) in new.zip(slots) {
+                let (have, want) = (worth(&slot), score(e));
+                if want > 0.0 && want > have * BETTER {
+                    list.push((want - have.max(0.0), l, *e, slot));
+                }
+            }
+        }
+        list.sort_by(|a, b| b.0.total_cmp(&a.0).then((a.1, a.2).cmp(&(b.1, b.2))));
+        if list.is_empty() {
+            return Ok(());
+        }
+        // Kernels that read what the slots held have been started: the copies wait for them.
+        let before = Event::new()?;
+        before.record(&gpu.work)?;
+        gpu.copies.after(&before)?;
+        let (mut at, mut sum, mut going) = (0, 0, Vec::new());
+        for (_, l, expert, slot) in list {
+            let layer = &mut self.layers[l];
+            if sum + layer.expert_bytes() > coming.staging.bytes() {
+                break; // the rest have their turn when these have arrived
+            }
+            if let Some(old) = layer.holds[slot] {
+                if self.credit == 0 {
+                    continue;
+                }
+                self.credit -= 1;
+                layer.holds[slot] = None;
+                layer.slot_of[old as usize] = -1;
+            }
+            for s in &layer.stacks {
+                let from = &gguf.data(&gguf.tensors[s.tensor])[expert as usize * s.bytes..][..s.bytes];
+                let to = s.at.at(slot * s.bytes);
+                match self.pins.parts(from) {
+                    Some(parts) => upload_parts(gpu, to, &parts)?,
+                    None => {
+                        coming.staging.as_mut_slice::<u8>()[at..at + s.bytes].copy_from_slice(from);
+                        gpu.upload_pinned(&gpu.copies, to, &coming.staging, at, s.bytes)?;
+                        at += s.bytes;
+                    }
+                }
+                sum += s.bytes;
+            }
+            going.push((l, expert, slot));
+        }
+        self.stats.uploads += going.len();
+        self.stats.upload_bytes += sum;
+        coming.arrived.record(&gpu.copies)?;
+        coming.list = going; // only now: what an error cut short is not there
+        Ok(())
+    }
+
+    /// Fills a half of the ring with the next pass, if one is due and a half is free.
+    fn stage(&mut self, gpu: &Gpu, gguf: &Gguf, pool: Option<&Pool>) -> Result<()> {
+        if self.staged.len() == 2 {
+            return Ok(());
+        }
+        let (Some((l, p)), Some(ring)) = (self.ahead.pop(), &mut self.ring) else { return Ok(()) };
+        let (layer, h) = (&self.layers[l], self.turn);
+        let half = &mut ring[h];
+        self.turn = 1 - h;
+        half.full.wait()?; // the staging memory has been read
+        half.measure(&mut self.rates)?;
+        let start = Instant::now();
+        let experts = &layer.passes[p];
+        let bytes: &mut [u8] = half.staging.as_mut_slice();
+        let n = layer.slot_of.len();
+        let table_bytes = (n * 4).next_multiple_of(ALIGN);
+        let (table, mut rest) = bytes.split_at_mut(table_bytes);
+        let table: &mut [i32] = &mut bytemuck::cast_slice_mut(table)[..n];
+        table.fill(-1);
+        experts.iter().enumerate().for_each(|(i, &e)| table[e as usize] = i as i32);
+        let mut staged: Vec<(&mut [u8], &[u8])> = Vec::new(); // what goes through the staging memory
+        let mut direct: Vec<(usize, Vec<&[u8]>)> = Vec::new(); // what does not, by its first byte in the ring
+        let mut copies = vec![(0, n * 4)]; // (first byte, bytes) of the staging memory
+        for (s, at) in layer.stacks.iter().zip(layer.in_ring(self.per_pass)) {
+            let data = gguf.data(&gguf.tensors[s.tensor]);
+            let (own, after) = rest.split_at_mut((self.per_pass * s.bytes).next_multiple_of(ALIGN));
+            rest = after;
+            let all: Vec<&[u8]> = experts.iter().map(|&e| &data[e as usize * s.bytes..][..s.bytes]).collect();
+            match all.iter().map(|from| self.pins.parts(from)).collect::<Option<Vec<_>>>() {
+                Some(parts) => direct.extend(parts.into_iter().enumerate().map(|(i, p)| (at + i * s.bytes, p))),
+                None => {
+                    staged.extend(own.chunks_exact_mut(s.bytes).zip(all));
+                    copies.push((at, experts.len() * s.bytes));
+                }
+            }
+        }
+        let sum = experts.len() * layer.expert_bytes();
+        match pool {
+            Some(pool) => pool.each_of(staged.into_iter(), sum, |(to, from)| to.copy_from_slice(from)),
+            None => staged.into_iter().for_each(|(to, from)| to.copy_from_slice(from)),
+        }
+        half.copied = (sum, start.elapsed().as_secs_f64());
+        gpu.copies.after(&half.used)?;
+        half.going.record(&gpu.copies)?;
+        for (at, len) in copies {
+            gpu.upload_pinned(&gpu.copies, half.device.at(at), &half.staging, at, len)?;
+        }
+        for (at, parts) in direct {
+            upload_parts(gpu, half.device.at(at), &parts)?;
+        }
+        half.full.record(&gpu.copies)?;
+        self.staged.push((l, p, h));
+        self.stats.passed += experts.len();
+        self.stats.passed_bytes += sum;
+        Ok(())
+    }
+
+    /// The passes of a step of the walk at hand, one after the other: `multiply` is given where each stack lies, in the
+    /// step's order, and where the table of places does, and starts the products. While they run the next pass is brought.
+    pub(super) fn pass_through(
+        &mut self,
+        gpu: &Gpu,
+        gguf: &Gguf,
+        step: usize,
+        pool: Option<&Pool>,
+        products: usize,
+        mut multiply: impl FnMut(&dyn Fn(usize) -> Ptr, Ptr) -> Result<()>,
+    ) -> Result<()> {
+        let l = self.of_step[&step];
+        for _ in 0..self.layers[l].passes.len() {
+            if self.staged.is_empty() {
+                self.stage(gpu, gguf, pool)?;
+            }
+            let (layer, pass, h) = self.staged.remove(0);
+            assert_eq!(layer, l, "passes come in the order of the layers");
+            let layer = &self.layers[l];
+            let half = &mut self.ring.as_mut().expect("passes have a ring")[h];
+            let places = layer.in_ring(self.per_pass);
+            let at = |weight: usize| {
+                let i = layer.stacks.iter().position(|s| s.weight == weight).expect("a stack of this layer");
+                half.device.at(places[i])
+            };
+            gpu.work.after(&half.full)?;
+            half.begun.record(&gpu.work)?;
+            multiply(&at, half.device)?;
+            half.used.record(&gpu.work)?;
+            let share = layer.passes[pass].len() as f64 / layer.score.len() as f64;
+            half.work = share * products as f64 * layer.expert_bytes() as f64;
+            self.stage(gpu, gguf, pool)?;
+        }
+        Ok(())
+    }
+}
+
+/// Copies pinned parts to adjacent memory.
+fn upload_parts(gpu: &Gpu, mut to: Ptr, parts: &[&[u8]]) -> Result<()> {
+    for part in parts {
+        gpu.upload(&gpu.copies, to, part)?;
+        to = to.at(part.len());
+    }
+    Ok(())
+}
+
+impl RingHalf {
+    /// Takes the times of its last use, which is over.
+    fn measure(&mut self, rates: &mut Rates) -> Result<()> {
+        if self.copied.0 > 0 {
+            // Copies into staging memory and out of it run side by side.
+            let seconds = self.full.since(&self.going)?.max(self.copied.1);
+            rates.ring.add(seconds / self.copied.0 as f64);
+        }
+        if self.work > 0.0 && self.used.is_done()? {
+            rates.gpu.add(self.used.since(&self.begun)? / self.work);
+            self.work = 0.0;
+        }
+        Ok(())
+    }
+}

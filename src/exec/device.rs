@@ -1,0 +1,495 @@
+//! What a plan keeps on the GPU, and how its stretches there are started.
+//!
+//! Everything is allocated when the model is opened, for the largest batch, and stays where it is; so the stretches of a
+//! decode step are recorded as graphs once and started again with other contents in the same places. What differs from
+//! batch to batch (tokens, positions, tables, which experts are cached) comes over in one copy at the beginning of a walk.
+
+use std::cell::Cell;
+use std::collections::HashMap;
+use std::sync::Arc;
+use std::time::Instant;
+
+use anyhow::{Context, Result};
+
+use super::Observer;
+use super::cache::{CacheStats, Experts};
+use super::header::Header;
+use super::weights::Weights;
+use crate::cpu::Pool;
+use crate::cuda::{Arena, Event, Gpu, Graph, Pinned, Ptr};
+use crate::gguf::Gguf;
+use crate::plan::{self, Needs, Place, Plan, Shape, Stage};
+use crate::quant;
+use crate::tape::{Batch, GpuIo, GpuState, GpuValue, GpuWeight, Half, RowSet, Scratch, Slot, Step, Tape, WeightKind};
+
+/// A plan's share of a device.
+#[derive(Debug)]
+pub struct Device {
+    weights: Vec<Option<GpuWeight>>,
+    states: Vec<Option<GpuState>>,
+    /// Where values lie, by the plan's buffers.
+    values: Vec<Ptr>,
+    scratch: (Ptr, usize),
+    header: Header,
+    /// Values on their way to a place, by the place and its buffer: values that share one there share this too.
+    crossing: HashMap<(Place, u32), Pinned>,
+    /// Passed when a stretch's values have arrived, by its number.
+    arrived: Vec<Event>,
+    /// The stretch that last sent values up through a buffer: until it is passed the staging memory is read.
+    sent: HashMap<u32, usize>,
+    /// None where the device could not make graphs: stages are then started one by one.
+    graphs: Option<HashMap<usize, Graph>>,
+    /// Walks of one row so far.
+    singles: usize,
+    /// What is measured of them, where that was asked.
+    times: Option<Times>,
+    /// The experts that are here for a while.
+    pub(super) experts: Experts,
+    /// All device memory; the pointers above lead into it.
+    #[allow(dead_code)] // kept for its drop
+    memory: Arena,
+    /// The device; closed after all that lies in its memory.
+    pub(super) gpu: Arc<Gpu>,
+}
+
+/// What both sides did in the walks of one row.
+#[derive(Clone, Copy, Debug, Default, PartialEq)]
+pub struct Waits {
+    /// How many walks.
+    pub walks: usize,
+    /// What they took together, in seconds like all below.
+    pub whole: f64,
+    /// The CPU waited for values from the GPU.
+    pub cpu_waited: f64,
+    /// The GPU waited between its stretches, for values from the CPU.
+    pub gpu_waited: f64,
+    /// The GPU worked.
+    pub gpu_worked: f64,
+}
+
+#[derive(Debug)]
+struct Times {
+    /// Passed when a stretch begins; `Device::arrived` keep the time too.
+    began: Vec<Event>,
+    /// When the walk at hand began, if it is of one row, and its stretches so far.
+    walk: Option<Instant>,
+    stretches: Vec<usize>,
+    waited: Cell<f64>,
+    sum: Waits,
+}
+
+impl Device {
+    /// Brings a plan's weights over and makes room for all else.
+    ///
+    /// # Errors
+    /// [`OutOfMemory`](crate::cuda::OutOfMemory) names what had no room; others if the driver fails.
+    pub fn open(
+        gpu: Arc<Gpu>,
+        gguf: &Gguf,
+        tape: &Tape,
+        plan: &Plan,
+        weights: &Weights,
+        shape: Shape,
+    ) -> Result<Device> {
+        let (n_seq, n_ctx, n_batch) = shape;
+        let loaded = weights;
+        let mut weights: Vec<Option<GpuWeight>> = vec![None; tape.weights.len()];
+        let mut states: Vec<Option<GpuState>> = vec![None; tape.states.len()];
+        // What must fit is taken first: a model that does not fit fails before its weights are read.
+        let needs = Needs::of(tape, shape)?;
+        let room = plan::Room::of(tape, plan, &needs, shape);
+        let memory = Arena::new(&gpu, room.total(), &format!("the model ({})", room.words()))?;
+        let scratch = (memory.take(room.scratch), room.scratch);
+        let header = Header::new(&gpu, &memory, tape, plan, n_batch)?;
+        let mut experts = Experts::open(&gpu, &memory, tape, plan)?;
+        let layout = &plan.layouts[Place::Gpu.index()];
+        let values = layout.widths.iter().map(|w| memory.take(w * n_batch * 4)).collect();
+        let on_gpu = || tape.steps.iter().zip(&plan.places).filter(|(_, p)| **p == Place::Gpu).map(|(s, _)| s);
+        for s in on_gpu().flat_map(|step| &step.states).map(|s| s.0 as usize) {
+            if states[s].is_none() {
+                let spec = &tape.states[s];
+                let bytes = n_seq * spec.bytes(n_ctx, n_batch).next_multiple_of(256);
+                let at = memory.take(bytes);
+                gpu.zero(&gpu.work, at, bytes)?;
+                states[s] = Some(plan::state_of(spec, at, n_ctx, n_batch));
+            }
+        }
+        let mut small: Vec<Vec<u8>> = Vec::new(); // kept until the copies are over
+        for (step, w) in on_gpu().flat_map(|step| step.weights.iter().map(move |w| (step, w.0 as usize))) {
+            if weights[w].is_some() {
+                continue;
+            }
+            let weight = &tape.weights[w];
+            let ty = quant::by_name(weight.format).filter(|_| weight.kind == WeightKind::Matrix);
+            let mut ptr = Ptr::default();
+            if !plan::passes_through(tape, step, w) {
+                ptr = memory.take(plan::weight_bytes(tape, w));
+                match weight.kind {
+                    WeightKind::Matrix => gpu.upload(&gpu.work, ptr, gguf.data(&gguf.tensors[weight.tensor]))?,
+                    WeightKind::Vector | WeightKind::Ints { .. } => {
+                        small.push(loaded.bytes(w));
+                        gpu.upload(&gpu.work, ptr, small.last().expect("just pushed"))?;
+                    }
+                }
+            }
+            weights[w] = Some(GpuWeight { ptr, shape: weight.shape, ty, slots: Ptr::default() });
+        }
+        let mut crossing = HashMap::new();
+        for stage in &plan.stages {
+            if let Stage::Copy(slot, from, to) = *stage
+                && (from == Place::Gpu || to == Place::Gpu)
+                && let std::collections::hash_map::Entry::Vacant(free) = crossing.entry((to, plan.buffer(slot, to)))
+            {
+                let width = plan.layouts[to.index()].widths[plan.buffer(slot, to) as usize];
+                free.insert(gpu.pinned(width * n_batch * 4, "values that cross")?);
+            }
+        }
+        let arrived = plan.stages.iter().map(|_| Event::new()).collect::<Result<Vec<_>>>()?;
+        gpu.work.wait()?;
+        drop(small);
+        experts.pin(&gpu, gguf);
+        let graphs = Some(HashMap::new());
+        let (sent, singles) = (HashMap::new(), 0);
+        Ok(Device {
+            experts,
+            gpu,
+            weights,
+            states,
+            memory,
+            values,
+            scratch,
+            header,
+            crossing,
+            arrived,
+            sent,
+            graphs,
+            singles,
+            times: None,
+        })
+    }
+
+    /// Keeps the time from now on.
+    pub fn keep_time(&mut self) -> Result<()> {
+        let events = |like: &[Event]| like.iter().map(|_| Event::timed()).collect::<Result<Vec<_>>>();
+        let (began, arrived) = (events(&self.arrived)?, events(&self.arrived)?);
+        self.arrived = arrived;
+        let sum = Waits::default();
+        self.times = Some(Times { began, walk: None, stretches: Vec::new(), waited: Cell::new(0.0), sum });
+        Ok(())
+    }
+
+    /// Bytes per second over the bus and through the device's memory (see [`Gpu::rates`]).
+    ///
+    /// # Errors
+    /// If the driver fails.
+    pub fn rates(&self) -> Result<(f64, f64)> {
+        self.gpu.enter()?;
+        self.gpu.rates()
+    }
+
+    /// What both sides waited, where the time is kept.
+    pub fn waits(&self) -> Option<Waits> {
+        self.times.as_ref().map(|t| t.sum)
+    }
+
+    /// How the experts' memory is reached, in words; None where none of them come and go.
+    pub fn expert_memory(&self) -> Option<String> {
+        self.experts.some().then(|| self.experts.pins.words())
+    }
+
+    /// Whether measured times decide nothing.
+    pub fn deterministic(&mut self, on: bool) {
+        self.experts.deterministic = on;
+    }
+
+    /// What the experts that come and go did so far.
+    pub fn cache_stats(&self) -> CacheStats {
+        self.experts.stats
+    }
+
+    /// Begins a walk: brings the batch over.
+    pub(super) fn begin(&mut self, batch: &Batch) -> Result<()> {
+        self.gpu.enter()?;
+        self.experts.begin(batch)?;
+        if batch.rows.len() == 1 && batch.wanted.len() == 1 {
+            self.singles += 1; // one that wants nothing loads no kernels of the head
+        }
+        if let Some(times) = &mut self.times {
+            times.walk = (batch.rows.len() == 1).then(Instant::now);
+            times.stretches.clear();
+            times.waited.set(0.0);
+        }
+        self.header.send(&self.gpu, batch, &self.experts)
+    }
+
+    /// Starts the stages `range` of a plan, all of them on the GPU or copies to and from it. `arrived[range.start]` is
+    /// passed when they are done.
+    pub(super) fn start(
+        &mut self,
+        tape: &Tape,
+        plan: &Plan,
+        batch: &Batch,
+        range: std::ops::Range<usize>,
+    ) -> Result<()> {
+        self.sends(plan, range.clone());
+        if let Some(times) = self.times.as_mut().filter(|t| t.walk.is_some()) {
+            times.began[range.start].record(&self.gpu.work)?;
+            times.stretches.push(range.start);
+        }
+        // The first walk of one row loads kernels, which a recording must not; the second records.
+        let record = batch.rows.len() == 1 && batch.wanted.len() == 1 && self.singles > 1;
+        if record && self.graphs.as_ref().is_some_and(|g| !g.contains_key(&range.start)) {
+            match self.gpu.capture(|| self.stages(tape, plan, batch, range.clone())) {
+                Ok(graph) => drop(self.graphs.as_mut().map(|g| g.insert(range.start, graph))),
+                Err(e) => {
+                    tracing::warn!("graphs: off, because {e:#}; kernels are started one by one");
+                    self.graphs = None;
+                }
+            }
+        }
+        match self.graphs.as_ref().filter(|_| record) {
+            Some(graphs) => self.gpu.replay(&graphs[&range.start])?,
+            None => self.stages(tape, plan, batch, range.clone())?,
+        }
+        self.arrived[range.start].record(&self.gpu.work)
+    }
+
+    /// The same, step by step: `f` sees what each gives before the next begins.
+    pub(super) fn observe(
+        &mut self,
+        tape: &Tape,
+        plan: &Plan,
+        batch: &Batch,
+        range: std::ops::Range<usize>,
+        f: &mut Observer<'_>,
+    ) -> Result<()> {
+        self.sends(plan, range.clone());
+        for at in range.clone() {
+            let Stage::Run(place, steps) = &plan.stages[at] else {
+                self.run(tape, plan, batch, &plan.stages[at])?;
+                continue;
+            };
+            for i in steps.clone() {
+                self.run(tape, plan, batch, &Stage::Run(*place, i..i + 1))?;
+                for slot in &tape.steps[i].outs {
+                    let v = self.value(plan, tape, batch, slot);
+                    let mut values = vec![0f32; v.rows * v.width];
+                    self.gpu.download(&self.gpu.work, &mut values, v.ptr)?;
+                    self.gpu.work.wait()?;
+                    f(&tape.steps[i].label, &mut values, v.width);
+                    self.gpu.upload(&self.gpu.work, v.ptr, &values)?;
+                    self.gpu.work.wait()?;
+                }
+            }
+        }
+        self.arrived[range.start].record(&self.gpu.work)
+    }
+
+    /// Ends a walk, whose last values have arrived.
+    pub(super) fn end(&mut self, gguf: &Gguf, batch: &Batch) -> Result<()> {
+        if let Some(times) = &mut self.times
+            && let Some(began) = times.walk.take()
+        {
+            let (sum, list) = (&mut times.sum, &times.stretches);
+            list.last().map_or(Ok(()), |last| self.arrived[*last].wait())?;
+            sum.walks += 1;
+            sum.whole += began.elapsed().as_secs_f64();
+            sum.cpu_waited += times.waited.get();
+            for s in list {
+                sum.gpu_worked += self.arrived[*s].since(&times.began[*s])?;
+            }
+            for pair in list.windows(2) {
+                sum.gpu_waited += times.began[pair[1]].since(&self.arrived[pair[0]])?;
+            }
+        }
+        self.experts.bring(&self.gpu, gguf, batch)
+    }
+
+    /// Takes note of the values that stages send up.
+    fn sends(&mut self, plan: &Plan, range: std::ops::Range<usize>) {
+        for stage in &plan.stages[range.clone()] {
+            if let Stage::Copy(slot, _, Place::Gpu) = stage {
+                self.sent.insert(plan.buffer(*slot, Place::Gpu), range.start);
+            }
+        }
+    }
+
+    fn stages(&self, tape: &Tape, plan: &Plan, batch: &Batch, range: std::ops::Range<usize>) -> Result<()> {
+        plan.stages[range].iter().try_for_each(|stage| self.run(tape, plan, batch, stage))
+    }
+
+    fn run(&self, tape: &Tape, plan: &Plan, batch: &Batch, stage: &Stage) -> Result<()> {
+        let value = |x: &Slot| self.value(plan, tape, batch, x);
+        match stage {
+            Stage::Copy(slot, from, to) => {
+                let (v, host) = (value(slot), &self.crossing[&(*to, plan.buffer(*slot, *to))]);
+                match from {
+                    Place::Gpu => self.gpu.download_pinned(&self.gpu.work, host, v.rows * v.width * 4, v.ptr),
+                    _ => self.gpu.bring(v.ptr, host, v.rows * v.width * 4),
+                }
+            }
+            Stage::Run(_, steps) => steps.clone().map(|i| (i, &tape.steps[i])).try_for_each(|(i, step)| {
+                self.step(step, i, batch, tape, &value).with_context(|| format!("step {}", step.label))
+            }),
+        }
+    }
+
+    fn step(&self, step: &Step, i: usize, batch: &Batch, tape: &Tape, value: &dyn Fn(&Slot) -> GpuValue) -> Result<()> {
+        if step.half == Half::Whole {
+            return self.start_step(step, i, (batch, tape), value, None, false);
+        }
+        let out = value(&step.outs[0]);
+        // What is recorded for one row must do for whatever the slots hold later.
+        if self.experts.any(i) || (batch.rows.len() == 1 && self.experts.room(i)) {
+            let slots = self.header.places(i);
+            self.start_step(step, i, (batch, tape), value, Some((&|w| self.experts.at(i, w), slots)), false)
+        } else if self.experts.passes(i) == 0 {
+            self.gpu.zero(&self.gpu.work, out.ptr, out.rows * out.width * 4)
+        } else {
+            Ok(()) // the first pass writes what later ones add to
+        }
+    }
+
+    /// Starts a step's kernels; `stacks` tells where its stacks of experts lie, and where the table of their places does.
+    fn start_step(
+        &self,
+        step: &Step,
+        i: usize,
+        (batch, tape): (&Batch, &Tape),
+        value: &dyn Fn(&Slot) -> GpuValue,
+        stacks: Option<(&dyn Fn(usize) -> Ptr, Ptr)>,
+        add: bool,
+    ) -> Result<()> {
+        let ins: Vec<GpuValue> = step.ins.iter().map(value).collect();
+        let rows = ins.first().map_or(batch.rows.len(), |x| x.rows);
+        let wanted = step.outs.iter().any(|x| tape.slots[x.0 as usize].rows == RowSet::Wanted);
+        if rows == 0 || (wanted && batch.wanted.is_empty()) {
+            return Ok(());
+        }
+        let weight = |w: usize| {
+            let known = self.weights[w].expect("here");
+            match stacks {
+                Some((at, slots)) if plan::passes_through(tape, step, w) => GpuWeight { ptr: at(w), slots, ..known },
+                _ => known,
+            }
+        };
+        let states: Vec<GpuState> = step.states.iter().map(|s| self.states[s.0 as usize].expect("here")).collect();
+        step.op.gpu(&GpuIo {
+            gpu: Some(&self.gpu),
+            batch,
+            lists: self.header.lists(),
+            tables: &self.header.tables(i),
+            rows,
+            ins: &ins,
+            outs: &step.outs.iter().map(value).collect::<Vec<_>>(),
+            weights: &step.weights.iter().map(|w| weight(w.0 as usize)).collect::<Vec<_>>(),
+            states: &states,
+            add,
+            scratch: Scratch::new(self.scratch.0, self.scratch.1),
+        })
+    }
+
+    /// Runs `compute`, the CPU's half of step `i`, while experts pass through the ring for the GPU's. `taken`: those that
+    /// the CPU leaves out.
+    pub(super) fn beside(
+        &mut self,
+        model: (&Gguf, &Tape, &Plan),
+        batch: &Batch,
+        (i, taken): (usize, &[i32]),
+        pool: &Pool,
+        compute: &mut (dyn FnMut() + '_),
+    ) -> Result<()> {
+        let step = self.experts.gpu_step(i);
+        if self.experts.passes(step) == 0 {
+            compute();
+            return Ok(());
+        }
+        if taken.iter().all(|t| *t >= 0) {
+            compute(); // nothing but zeros
+            return self.pass_through(model, batch, step, Some(pool));
+        }
+        std::thread::scope(|s| {
+            let passes = s.spawn(|| self.pass_through(model, batch, step, None));
+            compute();
+            passes.join().expect("passes report errors")
+        })
+    }
+
+    /// Starts the part of a step's GPU half whose experts pass through the ring; `pool` helps where it is free.
+    fn pass_through(
+        &mut self,
+        (gguf, tape, plan): (&Gguf, &Tape, &Plan),
+        batch: &Batch,
+        i: usize,
+        pool: Option<&Pool>,
+    ) -> Result<()> {
+        self.gpu.enter()?;
+        let step = &tape.steps[i];
+        let products = batch.count(tape.slots[step.outs[0].0 as usize].rows) * tape.width(step.ins[1]);
+        let mut add = self.experts.any(i);
+        let mut experts = std::mem::take(&mut self.experts);
+        let done = experts.pass_through(&self.gpu, gguf, i, pool, products, |at, table| {
+            let value = |x: &Slot| self.value(plan, tape, batch, x);
+            self.start_step(step, i, (batch, tape), &value, Some((at, table)), std::mem::replace(&mut add, true))
+        });
+        self.experts = experts;
+        done.with_context(|| format!("step {}", step.label))
+    }
+
+    /// Where a value lies.
+    fn value(&self, plan: &Plan, tape: &Tape, batch: &Batch, x: &Slot) -> GpuValue {
+        let rows = batch.count(tape.slots[x.0 as usize].rows);
+        GpuValue { ptr: self.values[plan.buffer(*x, Place::Gpu) as usize], rows, width: tape.width(*x) }
+    }
+
+    /// A value that stages from `stage` on sent down to a buffer of a place, once it is there.
+    pub(super) fn arrived(&self, stage: usize, to: (Place, u32), n: usize) -> Result<&[f32]> {
+        let start = Instant::now();
+        self.arrived[stage].wait()?;
+        if let Some(times) = &self.times {
+            times.waited.set(times.waited.get() + start.elapsed().as_secs_f64());
+        }
+        Ok(&self.crossing[&to].as_slice()[..n])
+    }
+
+    /// Where a value is put that the next stages send up to a buffer.
+    pub(super) fn outgoing(&mut self, buffer: u32) -> Result<&mut [f32]> {
+        if let Some(&stage) = self.sent.get(&buffer) {
+            self.arrived[stage].wait()?;
+        }
+        Ok(self.crossing.get_mut(&(Place::Gpu, buffer)).expect("the plan sends it up").as_mut_slice())
+    }
+
+    /// Bytes `at..at + len` of a sequence's part of a state.
+    pub(super) fn read_state(&self, state: usize, seq: u32, at: usize, to: &mut [u8]) -> Result<()> {
+        let s = self.states[state].expect("here");
+        let from = Ptr(s.cache.rows + seq as u64 * s.cache.seq_bytes).at(at);
+        self.gpu.enter()?;
+        self.gpu.download(&self.gpu.work, to, from)?;
+        self.gpu.work.wait()
+    }
+
+    /// Replaces them.
+    pub(super) fn write_state(&self, state: usize, seq: u32, at: usize, from: &[u8]) -> Result<()> {
+        let s = self.states[state].expect("here");
+        let to = Ptr(s.cache.rows + seq as u64 * s.cache.seq_bytes).at(at);
+        self.gpu.enter()?;
+        self.gpu.upload(&self.gpu.work, to, from)?;
+        self.gpu.work.wait()
+    }
+
+    /// Clears a sequence's part of a state.
+    pub(super) fn clear_state(&self, state: usize, seq: u32) -> Result<()> {
+        let s = self.states[state].expect("here");
+        let to = Ptr(s.cache.rows + seq as u64 * s.cache.seq_bytes);
+        self.gpu.enter()?;
+        self.gpu.zero(&self.gpu.work, to, s.cache.seq_bytes as usize)
+    }
+}
+
+impl Drop for Device {
+    /// What lies in its memory goes when nothing reads it any more.
+    fn drop(&mut self) {
+        let _ = self.gpu.enter().and_then(|()| self.gpu.work.wait()).and_then(|()| self.gpu.copies.wait());
+    }
+}

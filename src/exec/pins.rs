@@ -1,0 +1,214 @@
+//! The experts' memory, pinned where it lies: the GPU then copies from it by itself, and the CPU copies nothing.
+//!
+//! Pinning looks up every page, and reads those that were not in memory, so it goes on piece by piece beside the work.
+//! What is not pinned yet, or cannot be, goes through staging memory.
+
+use std::ops::Range;
+use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
+use std::sync::{Arc, Mutex, PoisonError};
+use std::thread::JoinHandle;
+
+use crate::cpu::Memory;
+use crate::cuda::{Gpu, Registered};
+use crate::gguf::{Gguf, Shared};
+
+/// Bytes that are pinned at once. The driver does nothing else meanwhile, so a piece is short work.
+const PIECE: usize = 64 << 20;
+const PAGE: usize = 4096;
+/// Of the memory that programs could have, the share that may be pinned.
+const SHARE: f64 = 0.8;
+
+/// Whole pages of a file.
+struct Piece {
+    /// Addresses.
+    at: Range<usize>,
+    /// The same within the file.
+    bytes: Range<usize>,
+    owner: Shared,
+}
+
+/// How far it is.
+#[derive(Debug, Default)]
+struct State {
+    /// Pieces from the first on that are pinned.
+    ready: AtomicUsize,
+    stop: AtomicBool,
+    kept: Mutex<Vec<Registered>>,
+    /// Why it went no further.
+    why: Mutex<Option<String>>,
+}
+
+/// Parts of a model's files, being pinned.
+#[derive(Default)]
+pub(super) struct Pins {
+    pieces: Arc<Vec<Piece>>,
+    state: Arc<State>,
+    thread: Option<JoinHandle<()>>,
+}
+
+impl std::fmt::Debug for Pins {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        write!(f, "Pins({})", self.words())
+    }
+}
+
+/// The pages that hold these bytes, cut into pieces. They begin and end with pages, or where the file's bytes do.
+fn pieces(owner: &Shared, mut parts: Vec<Range<usize>>) -> Vec<Piece> {
+    let all = (**owner).as_ref();
+    let from = all.as_ptr() as usize;
+    parts.sort_by_key(|p| p.start);
+    let mut list: Vec<Piece> = Vec::new();
+    let mut done = from; // pages before this address are in the list
+    for part in parts {
+        let page = (from + part.start) / PAGE * PAGE;
+        let (mut at, end) = (page.max(done), (from + part.end).next_multiple_of(PAGE).min(from + all.len()));
+        while at < end {
+            let to = (at / PIECE + 1).saturating_mul(PIECE).min(end);
+            match list.last_mut() {
+                Some(last) if last.at.end == at && !at.is_multiple_of(PIECE) => {
+                    (last.at.end, last.bytes.end) = (to, to - from);
+                }
+                _ => list.push(Piece { at: at..to, bytes: at - from..to - from, owner: owner.clone() }),
+            }
+            at = to;
+        }
+        done = done.max(end);
+    }
+    list
+}
+
+impl Pins {
+    /// Pins these tensors of a model: the first piece now, the others beside what comes next.
+    pub(super) fn start(gpu: &Arc<Gpu>, gguf: &Gguf, tensors: impl Iterator<Item = usize>) -> Pins {
+        let mut parts: Vec<Vec<Range<usize>>> = Vec::new();
+        for t in tensors.map(|t| &gguf.tensors[t]) {
+            parts.resize(parts.len().max(t.shard + 1), Vec::new());
+            parts[t.shard].push(t.range());
+        }
+        let used = parts.into_iter().enumerate().filter(|(_, p)| !p.is_empty());
+        let mut list: Vec<Piece> = used.flat_map(|(shard, p)| pieces(&gguf.share(shard), p)).collect();
+        list.sort_by_key(|p| p.at.start);
+        let mut pins = Pins { pieces: Arc::new(list), state: Arc::default(), thread: None };
+        let (state, pieces) = (pins.state.clone(), pins.pieces.clone());
+        let refuse = |state: &State, why: String| *state.why.lock().unwrap_or_else(PoisonError::into_inner) = Some(why);
+        let may = Memory::of_this_machine().map_or(usize::MAX, |m| (m.free as f64 * SHARE) as usize);
+        let one = move |gpu: &Gpu, i: usize| {
+            if pieces[i].at.end - pieces[0].at.start > may
+                && pieces[..=i].iter().map(|p| p.at.len()).sum::<usize>() > may
+            {
+                refuse(
+                    &state,
+                    format!("no more than {:.1} GB of this machine's free memory may be pinned", may as f64 / 1e9),
+                );
+                return false;
+            }
+            // Read first what is not in memory: the driver would hold everything else up meanwhile.
+            let bytes = &(*pieces[i].owner).as_ref()[pieces[i].bytes.clone()];
+            std::hint::black_box(bytes.iter().step_by(PAGE).fold(0u8, |sum, b| sum ^ b));
+            match gpu.register(pieces[i].owner.clone(), pieces[i].bytes.clone()) {
+                Ok(r) => {
+                    state.kept.lock().unwrap_or_else(PoisonError::into_inner).push(r);
+                    state.ready.store(i + 1, Ordering::Release);
+                    !state.stop.load(Ordering::Relaxed)
+                }
+                Err(e) => {
+                    refuse(&state, format!("{e:#}"));
+                    false
+                }
+            }
+        };
+        let n = pins.pieces.len();
+        if n > 0 && one(gpu, 0) && n > 1 {
+            let gpu = gpu.clone();
+            let state = pins.state.clone();
+            let rest = move || match gpu.enter() {
+                Ok(()) => drop((1..n).all(|i| one(&gpu, i))),
+                Err(e) => refuse(&state, format!("{e:#}")),
+            };
+            match std::thread::Builder::new().name("pins".into()).spawn(rest) {
+                Ok(thread) => pins.thread = Some(thread),
+                Err(e) => refuse(&pins.state, format!("no thread could be started: {e}")),
+            }
+        }
+        pins
+    }
+
+    /// `bytes` in parts that the device can copy from by itself; None if it cannot, or not yet.
+    pub(super) fn parts<'a>(&self, bytes: &'a [u8]) -> Option<Vec<&'a [u8]>> {
+        let ready = &self.pieces[..self.state.ready.load(Ordering::Acquire)];
+        let mut at = bytes.as_ptr() as usize;
+        let mut i = ready.partition_point(|p| p.at.end <= at);
+        let (mut rest, mut list) = (bytes, Vec::new());
+        while !rest.is_empty() {
+            let piece = ready.get(i).filter(|p| p.at.contains(&at))?;
+            let (part, after) = rest.split_at(rest.len().min(piece.at.end - at));
+            (rest, at, i) = (after, at + part.len(), i + 1);
+            list.push(part);
+        }
+        Some(list)
+    }
+
+    /// How it stands.
+    pub(super) fn words(&self) -> String {
+        let ready = self.state.ready.load(Ordering::Acquire);
+        let size = |p: &[Piece]| match p.iter().map(|p| p.at.len()).sum::<usize>() as f64 / 1e9 {
+            gb if gb < 1.0 => format!("{:.0} MB", gb * 1e3),
+            gb => format!("{gb:.1} GB"),
+        };
+        let (have, all) = (size(&self.pieces[..ready]), size(&self.pieces));
+        match &*self.state.why.lock().unwrap_or_else(PoisonError::into_inner) {
+            Some(why) if ready == 0 => format!("experts reach the GPU through staging memory, because {why}"),
+            Some(why) => format!(
+                "{have} of {all} of experts are pinned, the others reach the GPU through staging memory, because {why}"
+            ),
+            None if ready < self.pieces.len() => {
+                format!("{all} of experts are being pinned, so that the GPU copies them from where they lie")
+            }
+            None => format!("{all} of experts are pinned: the GPU copies them from where they lie"),
+        }
+    }
+}
+
+impl Drop for Pins {
+    fn drop(&mut self) {
+        self.state.stop.store(true, Ordering::Relaxed);
+        if let Some(thread) = self.thread.take() {
+            let _ = thread.join();
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// Parts of a file that lie close, apart, and over the end of a piece.
+    #[test]
+    fn pieces_hold_every_byte_once_and_begin_with_pages() {
+        let owner: Shared = Arc::new(vec![0u8; 40 * PAGE + 17]);
+        let all = (*owner).as_ref();
+        let from = all.as_ptr() as usize;
+        let parts = vec![
+            3 * PAGE + 5..9 * PAGE,
+            9 * PAGE + 1..9 * PAGE + 2,
+            20 * PAGE..20 * PAGE + 1,
+            39 * PAGE..all.len(),
+            0..1,
+        ];
+        let list = pieces(&owner, parts.clone());
+        for (i, p) in list.iter().enumerate() {
+            assert_eq!((p.at.start - from, p.at.end - from), (p.bytes.start, p.bytes.end));
+            assert!(p.at.start == from || p.at.start.is_multiple_of(PAGE), "{i}");
+            assert!(p.at.end == from + all.len() || p.at.end.is_multiple_of(PAGE), "{i}");
+            assert!(i == 0 || list[i - 1].at.end <= p.at.start, "no page is pinned twice");
+        }
+        let pins = Pins { pieces: Arc::new(list), state: Arc::default(), thread: None };
+        assert!(pins.parts(&all[0..1]).is_none(), "nothing is ready yet");
+        pins.state.ready.store(pins.pieces.len(), Ordering::Release);
+        for part in parts {
+            let got = pins.parts(&all[part.clone()]).expect("pinned");
+            assert_eq!(got.iter().map(|p| p.len()).sum::<usize>(), part.len());
+        }
+        assert!(pins.parts(&all[12 * PAGE..13 * PAGE]).is_none(), "nobody asked for these");
+    }
+}

@@ -1,0 +1,273 @@
+//! The placement that the command line asks for, or the best one that fits.
+//!
+//! Nothing need be asked. What a GPU has room for is taken in the order of what it gains: the output head and the layers
+//! without their experts (read whole for every token, and attention is what a CPU is worst at), then the experts that are
+//! chosen most, in a cache; or everything, where everything fits. Layers go from the last to the first, as in llama.cpp.
+
+use anyhow::Result;
+
+use super::{Cache, Needs, Place, Plan, Room, Rules, Shape, experts_of, half_ring_bytes, split};
+use crate::tape::{Half, Step, Tape};
+
+/// How much GPU memory experts may take that come and go.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub enum CacheSize {
+    /// What is left.
+    #[default]
+    Auto,
+    /// None; whole layers of experts are put there instead.
+    Off,
+    /// So many bytes.
+    Bytes(usize),
+}
+
+/// What is asked of a placement; the default is nothing.
+#[derive(Clone, Debug, Default)]
+pub struct Ask {
+    /// Layers on the GPU, the head counted as one: `-ngl`.
+    pub gpu_layers: Option<usize>,
+    /// Layers from the first whose experts stay on the CPU: `-ncmoe`, and `-cmoe` for all.
+    pub cpu_moe: Option<usize>,
+    /// `--expert-cache`.
+    pub cache: CacheSize,
+    /// `-ot`.
+    pub rules: Rules,
+}
+
+/// Steps that a GPU cannot run, for one reason.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Refused {
+    /// The reason.
+    pub why: String,
+    /// The first of the steps.
+    pub first: String,
+    /// How many.
+    pub steps: usize,
+}
+
+/// A placed model, and how it came about.
+#[derive(Debug)]
+pub struct Fit {
+    /// The tape, with expert steps in halves where they run at both places.
+    pub tape: Tape,
+    /// Where it runs.
+    pub plan: Plan,
+    /// Bytes on the GPU.
+    pub room: Room,
+    /// As `-ngl` says it.
+    pub gpu_layers: usize,
+    /// As `-ncmoe` says it.
+    pub cpu_moe: usize,
+    /// Layers of the model.
+    pub layers: usize,
+    /// What stays on the CPU because it must.
+    pub refused: Vec<Refused>,
+    /// What was asked and cannot be had, in words.
+    pub less: Option<String>,
+}
+
+/// The layer of each step: the number in its label; steps before the first layer have None, those after the last one its
+/// number and one.
+fn layers_of(tape: &Tape) -> (Vec<Option<usize>>, usize) {
+    let number = |name: &str| name.strip_prefix("blk.")?.split('.').next()?.parse::<usize>().ok();
+    let own = |s: &Step| {
+        let weights = s.weights.iter().map(|w| tape.weights[w.0 as usize].name.as_str());
+        std::iter::once(s.label.as_str()).chain(weights).find_map(number)
+    };
+    let named: Vec<Option<usize>> = tape.steps.iter().map(own).collect();
+    let n = named.iter().flatten().max().map_or(0, |l| l + 1);
+    let last = named.iter().rposition(Option::is_some).map_or(0, |i| i + 1);
+    let mut at = None;
+    let layer = |(i, own): (usize, &Option<usize>)| {
+        at = own.or(at);
+        if i >= last { Some(n) } else { at }
+    };
+    (named.iter().enumerate().map(layer).collect(), n)
+}
+
+/// A model that is to be placed.
+struct Model<'a> {
+    ask: &'a Ask,
+    shape: Shape,
+    /// Bytes that may be taken.
+    budget: usize,
+    layers: usize,
+}
+
+impl Model<'_> {
+    fn on_gpu(&self, gpu_layers: usize, layer: Option<usize>) -> bool {
+        layer.is_some_and(|l| l + gpu_layers > self.layers)
+    }
+
+    fn plan(&self, tape: &Tape, needs: &Needs, (gpu_layers, cpu_moe): (usize, usize)) -> Plan {
+        let (layers, _) = layers_of(tape);
+        // A head that shares the embedding's matrix brings it along.
+        let head = tape.steps.iter().rfind(|s| s.outs.first() == tape.logits.as_ref());
+        let tied = |s: &Step| head.is_some_and(|h| s.weights.first().is_some_and(|w| h.weights.first() == Some(w)));
+        Plan::new(tape, &|i, step| {
+            if let Some(place) = self.ask.rules.place(tape, step) {
+                return if place == Place::Gpu && needs.refuses[i].is_some() { Place::Cpu } else { place };
+            }
+            let front = layers[i].is_none();
+            let there = match front {
+                true => gpu_layers > self.layers && (step.weights.is_empty() || tied(step)),
+                false => self.on_gpu(gpu_layers, layers[i]),
+            };
+            let experts = step.op.halves() && layers[i].is_some_and(|l| l < cpu_moe);
+            if there && !experts && needs.refuses[i].is_none() { Place::Gpu } else { Place::Cpu }
+        })
+    }
+
+    fn room(&self, tape: &Tape, needs: &Needs, at: (usize, usize)) -> Room {
+        Room::of(tape, &self.plan(tape, needs, at), needs, self.shape)
+    }
+
+    fn fits(&self, tape: &Tape, needs: &Needs, at: (usize, usize)) -> bool {
+        self.room(tape, needs, at).total() <= self.budget
+    }
+}
+
+/// Room in the ring for about so many bytes, so that a copy is long enough to be quick.
+const RING: usize = 256 << 20;
+
+/// Places a tape in `budget` bytes of GPU memory; None is a machine without a GPU.
+///
+/// # Errors
+/// If a step's GPU body refuses shapes that it said it takes: an error of this program.
+pub fn fit(tape: Tape, ask: &Ask, budget: Option<usize>, shape: Shape) -> Result<Fit> {
+    let (layers_of_steps, layers) = layers_of(&tape);
+    let Some(budget) = budget else {
+        let plan = Plan::new(&tape, &|_, step| match ask.rules.place(&tape, step) {
+            Some(Place::Twin) => Place::Twin,
+            _ => Place::Cpu,
+        });
+        let (room, refused) = (Room::default(), Vec::new());
+        return Ok(Fit { tape, plan, room, gpu_layers: 0, cpu_moe: layers, layers, refused, less: None });
+    };
+    let needs = Needs::of(&tape, shape)?;
+    let m = Model { ask, shape, budget, layers };
+    let most = ask.gpu_layers.map_or(layers + 1, |n| n.min(layers + 1));
+    let asked_moe = ask.cpu_moe.map(|n| n.min(layers));
+
+    // The most layers that fit, experts left out as far as that may be; then as many layers' experts as fit.
+    let moe = asked_moe.unwrap_or(layers);
+    let gpu_layers = last_that(most, |n| m.fits(&tape, &needs, (n, moe)));
+    let less = match ask.gpu_layers {
+        Some(n) if gpu_layers < most => {
+            let need = m.room(&tape, &needs, (most, moe)).total();
+            let mb = |b: usize| b as f64 / 1e6;
+            Some(format!("-ngl {n} needs {:.0} MB of GPU memory and {:.0} MB may be used", mb(need), mb(budget)))
+        }
+        _ => None,
+    };
+    let all_fit = gpu_layers == most && m.fits(&tape, &needs, (most, asked_moe.unwrap_or(0)));
+    let cpu_moe = match asked_moe {
+        Some(n) => n,
+        None if all_fit => 0,
+        // Experts of layers whose rest is not there would only add copies.
+        None if ask.cache == CacheSize::Off && gpu_layers > 0 => {
+            let more = last_that(gpu_layers.min(layers), |n| m.fits(&tape, &needs, (gpu_layers, layers - n)));
+            layers - more
+        }
+        None => layers,
+    };
+    let at = (gpu_layers, cpu_moe);
+    let refused = refused(&tape, &needs, |i| m.on_gpu(gpu_layers, layers_of_steps[i]));
+
+    // What is left holds experts that come and go.
+    let plan = m.plan(&tape, &needs, at);
+    let room = Room::of(&tape, &plan, &needs, shape);
+    let halved = |i: usize| {
+        tape.steps[i].op.halves()
+            && plan.places[i] == Place::Cpu
+            && needs.refuses[i].is_none()
+            && ask.rules.place(&tape, &tape.steps[i]).is_none()
+            && m.on_gpu(gpu_layers, layers_of_steps[i])
+    };
+    let which: Vec<bool> = (0..tape.steps.len()).map(halved).collect();
+    if ask.cache != CacheSize::Off && which.contains(&true) {
+        let halves = split(&tape, &|i| which[i]);
+        let needs = Needs::of(&halves, shape)?;
+        let mut plan = m.plan(&halves, &needs, at);
+        plan.cache = cache(&halves, &plan, &needs, &m);
+        if plan.cache != Cache::default() {
+            let room = Room::of(&halves, &plan, &needs, shape);
+            return Ok(Fit { tape: halves, plan, room, gpu_layers, cpu_moe, layers, refused, less });
+        }
+    }
+    Ok(Fit { tape, plan, room, gpu_layers, cpu_moe, layers, refused, less })
+}
+
+/// The largest of 0..=most of which `f` holds, which holds of all below it.
+fn last_that(most: usize, f: impl Fn(usize) -> bool) -> usize {
+    let (mut low, mut high) = (0, most);
+    while low < high {
+        let mid = (low + high).div_ceil(2);
+        if f(mid) { low = mid } else { high = mid - 1 }
+    }
+    low
+}
+
+/// How many experts of each layer find room in what a plan leaves.
+fn cache(tape: &Tape, plan: &Plan, needs: &Needs, m: &Model<'_>) -> Cache {
+    let left = m.budget.saturating_sub(Room::of(tape, plan, needs, m.shape).total());
+    let halves: Vec<&Step> = tape.steps.iter().filter(|s| s.half == Half::Cached).collect();
+    let ring_bytes = |n: usize| 2 * halves.iter().map(|s| half_ring_bytes(tape, s, n)).max().unwrap_or(0);
+    let experts = halves.iter().map(|s| experts_of(tape, s)).max().unwrap_or(0);
+    let ring = last_that(experts, |n| ring_bytes(n) <= left && (n <= 1 || ring_bytes(n) <= RING.min(left / 4)));
+    let left = left - ring_bytes(ring);
+    let may = match m.ask.cache {
+        CacheSize::Bytes(n) => n.min(left),
+        _ => left,
+    };
+    let room = |slots| Room::of(tape, &Plan { cache: Cache { slots, ring: 0 }, ..plan.clone() }, needs, m.shape).cache;
+    Cache { slots: last_that(experts, |n| room(n) <= may), ring }
+}
+
+fn refused(tape: &Tape, needs: &Needs, asked: impl Fn(usize) -> bool) -> Vec<Refused> {
+    let mut list: Vec<Refused> = Vec::new();
+    for (i, why) in needs.refuses.iter().enumerate().filter(|(i, _)| asked(*i)) {
+        let Some(why) = why else { continue };
+        match list.iter_mut().find(|r| r.why == *why) {
+            Some(r) => r.steps += 1,
+            None => list.push(Refused { why: why.clone(), first: tape.steps[i].label.clone(), steps: 1 }),
+        }
+    }
+    list
+}
+
+impl Fit {
+    /// The placement in a line.
+    pub fn words(&self) -> String {
+        let head = if self.gpu_layers > self.layers { " and the head" } else { "" };
+        let mut text = match self.gpu_layers {
+            1 => "the head".into(),
+            n => format!("{} of {} layers{head}", n.saturating_sub(1).min(self.layers), self.layers),
+        };
+        if self.cpu_moe > 0 && self.gpu_layers > 1 {
+            let which = if self.cpu_moe == self.layers { "all".into() } else { format!("the first {}", self.cpu_moe) };
+            text += &format!(", experts of {which} layers on the CPU");
+            let halves = || self.tape.steps.iter().filter(|s| s.half == Half::Cached);
+            if let Some(step) = halves().next() {
+                let n = experts_of(&self.tape, step);
+                text += &format!(" beside a cache of {} of {n} in each", self.plan.cache.slots);
+            }
+        }
+        text + &format!("; {:.2} GB of GPU memory", self.room.total() as f64 / 1e9)
+    }
+
+    /// The flags that ask for this placement in so many words.
+    pub fn flags(&self, ask: &Ask) -> String {
+        let rules = &ask.rules;
+        let mut text = format!("-ngl {}", self.gpu_layers);
+        if self.gpu_layers > 0 && self.cpu_moe > 0 {
+            text += &if self.cpu_moe == self.layers { " -cmoe".into() } else { format!(" -ncmoe {}", self.cpu_moe) };
+            match self.room.cache {
+                0 => text += " --expert-cache off",
+                bytes => text += &format!(" --expert-cache {}M", bytes.div_ceil(1_000_000)),
+            }
+        }
+        rules.texts().for_each(|rule| text += &format!(" -ot '{rule}'"));
+        text
+    }
+}

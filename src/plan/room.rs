@@ -1,0 +1,219 @@
+//! What a plan takes of a GPU's memory, worked out from the tape without a device.
+
+use anyhow::{Context, Result};
+
+use super::{Place, Plan};
+use crate::cuda::{Arena, CacheArg, Ptr};
+use crate::quant;
+use crate::tape::{
+    Batch, GpuIo, GpuState, GpuValue, GpuWeight, Half, Lists, Row, Scratch, Slot, StateId, StateKind, StateSpec, Step,
+    Tape, WeightId, WeightKind,
+};
+
+/// How much a model is to hold: sequences, tokens of each, tokens of a batch.
+pub type Shape = (usize, usize, usize);
+
+/// The step of addresses that everything in device memory begins at.
+pub const ALIGN: usize = Arena::ALIGN;
+
+/// Lists of int32 that begin the header of a batch: tokens, sequences, positions, wanted rows.
+pub const LISTS: usize = 4;
+
+/// Bytes that a plan takes on a device, by what for.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Room {
+    /// Weights that lie there for good.
+    pub weights: usize,
+    /// What the sequences remember.
+    pub states: usize,
+    /// Values between steps.
+    pub values: usize,
+    /// Memory inside steps.
+    pub scratch: usize,
+    /// The batch and its tables.
+    pub header: usize,
+    /// Experts that come and go.
+    pub cache: usize,
+    /// Experts on their way through while a prompt is read.
+    pub ring: usize,
+}
+
+impl Room {
+    /// All together.
+    pub fn total(&self) -> usize {
+        self.weights + self.states + self.values + self.scratch + self.header + self.cache + self.ring
+    }
+
+    /// What it is for.
+    pub fn words(&self) -> String {
+        let parts = [
+            (self.weights, "weights"),
+            (self.states, "context"),
+            (self.values + self.scratch + self.header, "working memory"),
+            (self.cache, "cached experts"),
+            (self.ring, "experts that pass through"),
+        ];
+        let part = |(bytes, name): &(usize, &str)| format!("{name} {:.1}", *bytes as f64 / 1e6);
+        parts.iter().filter(|p| p.0 > 0).map(part).collect::<Vec<_>>().join(", ")
+    }
+
+    /// What a plan will take.
+    pub fn of(tape: &Tape, plan: &Plan, needs: &Needs, (n_seq, n_ctx, n_batch): Shape) -> Room {
+        let mut sum = Room::default();
+        let mut seen = vec![false; tape.weights.len()];
+        let mut states = vec![false; tape.states.len()];
+        let mut tables: Vec<&str> = Vec::new();
+        sum.header = (LISTS * n_batch * 4).next_multiple_of(ALIGN);
+        for (i, step) in tape.steps.iter().enumerate().filter(|(i, _)| plan.places[*i] == Place::Gpu) {
+            for w in step.weights.iter().map(|w| w.0 as usize) {
+                if !passes_through(tape, step, w) && !std::mem::replace(&mut seen[w], true) {
+                    sum.weights += weight_bytes(tape, w).next_multiple_of(ALIGN);
+                }
+            }
+            for s in &step.states {
+                if !std::mem::replace(&mut states[s.0 as usize], true) {
+                    sum.states += n_seq * tape.states[s.0 as usize].bytes(n_ctx, n_batch).next_multiple_of(ALIGN);
+                }
+            }
+            for (key, row_bytes) in &needs.tables[i] {
+                if !tables.contains(&key.as_str()) {
+                    tables.push(key);
+                    sum.header += (row_bytes * n_batch).next_multiple_of(ALIGN);
+                }
+            }
+            if step.half == Half::Cached {
+                sum.header += (experts_of(tape, step) * 4).next_multiple_of(ALIGN);
+                sum.cache +=
+                    stacks(tape, step).map(|(_, b)| (plan.cache.slots * b).next_multiple_of(ALIGN)).sum::<usize>();
+                sum.ring = sum.ring.max(2 * half_ring_bytes(tape, step, plan.cache.ring));
+            }
+            sum.scratch = sum.scratch.max(needs.scratch[i]);
+        }
+        let widths = &plan.layouts[Place::Gpu.index()].widths;
+        sum.values = widths.iter().map(|w| (w * n_batch * 4).next_multiple_of(ALIGN)).sum();
+        sum.scratch = sum.scratch.next_multiple_of(ALIGN);
+        sum
+    }
+}
+
+/// What each step needs on a GPU whatever the plan.
+#[derive(Clone, Debug)]
+pub struct Needs {
+    /// Scratch memory, in bytes.
+    pub scratch: Vec<usize>,
+    /// Tables: key and bytes for each row.
+    pub tables: Vec<Vec<(String, usize)>>,
+    /// Why a step cannot run there, if so.
+    pub refuses: Vec<Option<String>>,
+}
+
+impl Needs {
+    /// Asks every step's GPU body, which starts nothing where no device is.
+    pub fn of(tape: &Tape, (_, n_ctx, n_batch): Shape) -> Result<Needs> {
+        let mut scratch = vec![0; tape.steps.len()];
+        let refuses: Vec<Option<String>> = tape.steps.iter().map(|s| refuses(tape, s)).collect();
+        // A single row, the fewest that tensor cores take, and all: each takes other kernels.
+        for n in [1, n_batch.min(17), n_batch] {
+            let rows = (0..n as u32).map(|pos| Row { token: 0, seq: 0, pos }).collect();
+            let batch = Batch { rows, wanted: (0..n as u32).collect() };
+            for (i, step) in tape.steps.iter().enumerate().filter(|(i, _)| refuses[*i].is_none()) {
+                let used = scratch_of(tape, step, &batch, n_ctx, n_batch);
+                scratch[i] = scratch[i].max(used.with_context(|| format!("step {}", step.label))?);
+            }
+        }
+        let tables = |s: &Step| s.op.tables().into_iter().map(|t| (t.key, t.row_bytes)).collect();
+        Ok(Needs { scratch, tables: tape.steps.iter().map(tables).collect(), refuses })
+    }
+}
+
+fn scratch_of(tape: &Tape, step: &Step, batch: &Batch, n_ctx: usize, n_batch: usize) -> Result<usize> {
+    let n = batch.rows.len();
+    let value = |x: &Slot| GpuValue { ptr: Ptr::default(), rows: n, width: tape.width(*x) };
+    let weight = |w: &WeightId| {
+        let w = &tape.weights[w.0 as usize];
+        let ty = quant::by_name(w.format).filter(|_| w.kind == WeightKind::Matrix);
+        GpuWeight { ptr: Ptr::default(), shape: w.shape, ty, slots: Ptr::default() }
+    };
+    let state = |s: &StateId| state_of(&tape.states[s.0 as usize], Ptr::default(), n_ctx, n_batch);
+    let tables = vec![Ptr::default(); step.op.tables().len()];
+    let io = GpuIo {
+        gpu: None,
+        batch,
+        lists: Lists::default(),
+        tables: &tables,
+        rows: n,
+        ins: &step.ins.iter().map(value).collect::<Vec<_>>(),
+        outs: &step.outs.iter().map(value).collect::<Vec<_>>(),
+        weights: &step.weights.iter().map(weight).collect::<Vec<_>>(),
+        states: &step.states.iter().map(state).collect::<Vec<_>>(),
+        add: false,
+        scratch: Scratch::counted(),
+    };
+    step.op.gpu(&io)?;
+    Ok(io.scratch.used())
+}
+
+fn refuses(tape: &Tape, step: &Step) -> Option<String> {
+    for w in step.weights.iter().map(|w| &tape.weights[w.0 as usize]) {
+        if w.kind == WeightKind::Matrix && crate::cuda::module_of(w.format).is_none() {
+            return Some(format!("there are no kernels for {}", w.format));
+        }
+    }
+    for s in step.states.iter().map(|s| &tape.states[s.0 as usize]) {
+        if !GpuState::takes(&s.kind, s.ty) {
+            return Some(format!("there are no kernels for a cache of {}", s.ty.name));
+        }
+    }
+    step.op.gpu_refuses()
+}
+
+/// Whether a weight of a step is a stack of which a GPU holds a part at a time.
+pub fn passes_through(tape: &Tape, step: &Step, weight: usize) -> bool {
+    step.half == Half::Cached && tape.weights[weight].kind == WeightKind::Matrix
+}
+
+/// Bytes of a weight as a GPU holds it.
+pub fn weight_bytes(tape: &Tape, weight: usize) -> usize {
+    let w = &tape.weights[weight];
+    match w.kind {
+        WeightKind::Matrix => w.bytes,
+        WeightKind::Vector | WeightKind::Ints { .. } => w.count() * 4,
+    }
+}
+
+/// The stacks of an expert step: the weight's number and the bytes of one expert's matrix.
+pub fn stacks<'a>(tape: &'a Tape, step: &'a Step) -> impl Iterator<Item = (usize, usize)> + 'a {
+    let all = step.weights.iter().map(|w| (w.0 as usize, &tape.weights[w.0 as usize]));
+    all.filter(|(_, w)| w.kind == WeightKind::Matrix).map(|(i, w)| (i, w.bytes / w.shape[0]))
+}
+
+/// Experts of an expert step.
+pub fn experts_of(tape: &Tape, step: &Step) -> usize {
+    tape.weights[step.weights[0].0 as usize].shape[0]
+}
+
+/// Bytes of one expert of a step, all stacks.
+pub fn expert_bytes(tape: &Tape, step: &Step) -> usize {
+    stacks(tape, step).map(|(_, bytes)| bytes).sum()
+}
+
+/// One of the two halves of the ring: where each expert lies (int32), then so many experts, stack after stack.
+pub fn half_ring_bytes(tape: &Tape, step: &Step, experts: usize) -> usize {
+    if experts == 0 {
+        return 0;
+    }
+    let table = (experts_of(tape, step) * 4).next_multiple_of(ALIGN);
+    table + stacks(tape, step).map(|(_, b)| (experts * b).next_multiple_of(ALIGN)).sum::<usize>()
+}
+
+/// A state as kernels see it, at an address.
+pub fn state_of(spec: &StateSpec, at: Ptr, n_ctx: usize, n_batch: usize) -> GpuState {
+    let cache = CacheArg {
+        rows: at.0,
+        row_bytes: spec.ty.row_bytes(spec.width) as u64,
+        seq_bytes: spec.bytes(n_ctx, n_batch).next_multiple_of(ALIGN) as u64,
+        capacity: i32::try_from(spec.capacity(n_ctx, n_batch)).unwrap_or(i32::MAX),
+        ty: GpuState::code(spec.ty).unwrap_or(-1),
+    };
+    GpuState { cache, width: spec.width, fixed: spec.kind == StateKind::Fixed }
+}

@@ -1,0 +1,38 @@
+//! Expert layers that run at two places at once: the GPU multiplies by the experts that it has, the CPU by the others.
+//!
+//! ```text
+//! out = experts(x, ids, weights)     becomes     b   = experts(x, ids, weights), the others       on the CPU
+//!                                                a   = experts(x, ids, weights), cached ones      on the GPU
+//!                                                out = a + b                                      on the GPU
+//! ```
+//! To the plan and the walk these are steps like others: the GPU's is started, the CPU's runs meanwhile, and the sum
+//! waits for both.
+
+use std::sync::Arc;
+
+use crate::ops::Add;
+use crate::tape::{Half, Slot, Step, Tape};
+
+/// The tape with those expert steps in halves that `which` picks by their number.
+pub fn split(tape: &Tape, which: &dyn Fn(usize) -> bool) -> Tape {
+    let mut halves = tape.clone();
+    halves.steps.clear();
+    for (i, step) in tape.steps.iter().enumerate() {
+        if !which(i) {
+            halves.steps.push(step.clone());
+            continue;
+        }
+        let info = tape.slots[step.outs[0].0 as usize];
+        let mut half = |half: Half, name: &str| {
+            halves.slots.push(info);
+            let out = Slot(halves.slots.len() as u32 - 1);
+            halves.steps.push(Step { label: format!("{}.{name}", step.label), half, outs: vec![out], ..step.clone() });
+            out
+        };
+        // The CPU's first: what it waits for is sent before the GPU begins its own half.
+        let rest = half(Half::Rest, "rest");
+        let ins = vec![half(Half::Cached, "cached"), rest];
+        halves.steps.push(Step { op: Arc::new(Add), ins, weights: Vec::new(), states: Vec::new(), ..step.clone() });
+    }
+    halves
+}

@@ -1,0 +1,295 @@
+//! The GPU's kernels on the emulated driver: every weight format, in the shapes that products come in, against sums of
+//! the decoded weights in f64.
+
+mod common;
+
+use std::path::{Path, PathBuf};
+use std::process::Command;
+
+use common::emu;
+use tandem::cuda::{Buffer, Gpu, Ptr, module_of, modules};
+use tandem::quant::{self, QuantType, Rng};
+use tandem::tape::{Batch, GpuIo, GpuValue, GpuWeight, Lists, Pairs, Row, Scratch};
+
+/// Device memory with these contents.
+fn put<T: bytemuck::NoUninit>(gpu: &Gpu, values: &[T]) -> Buffer {
+    let buffer = gpu.alloc(size_of_val(values), "a test").unwrap();
+    gpu.upload(&gpu.work, buffer.ptr(), values).unwrap();
+    buffer
+}
+
+fn get(gpu: &Gpu, from: Ptr, n: usize) -> Vec<f32> {
+    let mut out = vec![0f32; n];
+    gpu.download(&gpu.work, &mut out, from).unwrap();
+    gpu.work.wait().unwrap();
+    out
+}
+
+/// Activations as the kernels see them: 8 bits and a scale for every 32, or as they are.
+fn rounded(x: &[f32], floats: bool) -> Vec<f64> {
+    if floats {
+        return x.iter().map(|&v| v as f64).collect();
+    }
+    let group = |g: &[f32]| {
+        let d = g.iter().fold(0f32, |m, v| m.max(v.abs())) / 127.0;
+        g.iter().map(|v| if d > 0.0 { (v / d).round_ties_even() as f64 * d as f64 } else { 0.0 }).collect::<Vec<_>>()
+    };
+    x.chunks(32).flat_map(group).collect()
+}
+
+struct Matrices {
+    ty: &'static QuantType,
+    /// (matrices, rows, columns)
+    shape: [usize; 3],
+    bytes: Vec<u8>,
+    values: Vec<f32>,
+}
+
+impl Matrices {
+    fn random(ty: &'static QuantType, shape: [usize; 3], rng: &mut Rng) -> Matrices {
+        let n = shape.iter().product::<usize>();
+        let mut bytes = vec![0; ty.row_bytes(n)];
+        bytes.chunks_exact_mut(ty.bytes).for_each(|b| (ty.random)(rng, b));
+        let mut values = vec![0f32; n];
+        (ty.dequant)(&bytes, &mut values);
+        Matrices { ty, shape, bytes, values }
+    }
+
+    fn row(&self, matrix: usize, row: usize) -> &[f32] {
+        &self.values[(matrix * self.shape[1] + row) * self.shape[2]..][..self.shape[2]]
+    }
+}
+
+/// All formats, or those that the emulated device was built with.
+fn formats() -> impl Iterator<Item = &'static QuantType> {
+    let only = std::env::var("TANDEM_EMU_FORMATS").ok();
+    let one = |t: &QuantType, list: &str| list.split(',').any(|f| f.eq_ignore_ascii_case(t.name));
+    let asked = move |t: &&'static QuantType| only.as_ref().is_none_or(|list| one(t, list));
+    quant::TYPES.iter().copied().filter(|t| module_of(t.name).is_some()).filter(asked)
+}
+
+#[test]
+fn every_format_that_models_come_in_has_kernels() {
+    let without: Vec<&str> = quant::TYPES.iter().filter(|t| module_of(t.name).is_none()).map(|t| t.name).collect();
+    assert!(without.is_empty(), "no kernels for {without:?}");
+}
+
+#[test]
+fn the_ptx_in_this_binary_was_made_from_the_sources_beside_it() {
+    let root = Path::new(env!("CARGO_MANIFEST_DIR"));
+    let hash = |source: &Path| {
+        let out = Command::new("bash").arg(root.join("kernels/hash.sh")).arg(source).output();
+        out.ok().map(|o| String::from_utf8(o.stdout).unwrap().trim().to_owned())
+    };
+    if hash(Path::new("kernels/basic.cu")).is_none_or(|h| h.len() != 64) {
+        say!("no bash with sha256sum here: whether the PTX is current is not checked");
+        return;
+    }
+    for (name, tiers) in modules() {
+        let own = format!("kernels/{name}.cu");
+        let source = if root.join(&own).exists() { own } else { format!("kernels/quant/{name}.cu") };
+        let want = format!("// of {}", hash(Path::new(&source)).unwrap());
+        for ptx in tiers {
+            assert_eq!(ptx.lines().next(), Some(&want[..]), "{name} is stale: run kernels/ptx.sh");
+            assert_eq!(ptx.lines().find(|l| l.starts_with(".version")), Some(".version 7.0"), "{name}");
+        }
+    }
+}
+
+/// Runs one of these tests in a process of its own; it must fail, and say so.
+fn must_fail(test: &str, env: &[(&str, &Path)], says: &str) {
+    let mut c = Command::new(std::env::current_exe().unwrap());
+    c.args([test, "--exact", "--nocapture"]).env("TANDEM_EMU_FORMATS", "q8_0").envs(env.iter().copied());
+    let out = c.output().unwrap();
+    let text = [out.stdout, out.stderr].map(|b| String::from_utf8_lossy(&b).into_owned()).concat();
+    assert!(!out.status.success() && text.contains(says), "{test} must fail and say {says:?}:\n{text}");
+}
+
+const PRODUCTS: &str = "products_of_every_format_are_the_sums_of_their_terms";
+
+/// A copy of the kernels with one change.
+fn changed(name: &str, file: &str, from: &str, to: &str) -> PathBuf {
+    let dir = Path::new(env!("CARGO_TARGET_TMPDIR")).join(name);
+    let _ = std::fs::remove_dir_all(&dir);
+    for sub in ["", "quant", "emu"] {
+        std::fs::create_dir_all(dir.join(sub)).unwrap();
+        for e in std::fs::read_dir(Path::new(env!("CARGO_MANIFEST_DIR")).join("kernels").join(sub)).unwrap() {
+            let path = e.unwrap().path();
+            let own = path.file_name().unwrap().to_str().unwrap();
+            if path.is_file() {
+                std::fs::copy(&path, dir.join(sub).join(own)).unwrap();
+            }
+        }
+    }
+    let text = std::fs::read_to_string(dir.join(file)).unwrap();
+    assert_eq!(text.matches(from).count(), 1, "{file} has the place that is changed");
+    std::fs::write(dir.join(file), text.replace(from, to)).unwrap();
+    dir
+}
+
+#[test]
+fn a_barrier_that_is_missing_is_found() {
+    if !emu::load() {
+        return;
+    }
+    let barrier = "        __syncthreads();\n        fetch(g0 + 2 + half);";
+    let without = "        fetch(g0 + 2 + half);";
+    let dir = changed("no-barrier", "matrix.cuh", barrier, without);
+    must_fail(PRODUCTS, &[("TANDEM_EMU_KERNELS", &dir)], "expected");
+    // The kernels as they are pass in the same way.
+    let dir = changed("all-barriers", "matrix.cuh", barrier, barrier);
+    let mut c = Command::new(std::env::current_exe().unwrap());
+    c.args([PRODUCTS, "--exact"]).env("TANDEM_EMU_FORMATS", "q8_0").env("TANDEM_EMU_KERNELS", &dir);
+    assert!(c.output().unwrap().status.success());
+}
+
+#[test]
+fn ptx_whose_parameters_are_not_the_sources_is_found() {
+    if !emu::load() {
+        return;
+    }
+    let dir = Path::new(env!("CARGO_TARGET_TMPDIR")).join("stale-ptx");
+    std::fs::create_dir_all(&dir).unwrap();
+    for (name, [_, ptx]) in modules() {
+        std::fs::write(dir.join(format!("{name}.sm_80.ptx")), ptx.replace(".param .u32", ".param .u64")).unwrap();
+    }
+    must_fail(PRODUCTS, &[("TANDEM_PTX_DIR", &dir)], "stale");
+}
+
+#[test]
+fn rows_of_every_format_are_decoded_as_the_cpu_decodes_them() {
+    if !emu::load() {
+        return;
+    }
+    let gpu = Gpu::open().unwrap();
+    let mut rng = Rng(1);
+    for ty in formats() {
+        let n = ty.block.max(32) * 3;
+        let m = Matrices::random(ty, [1, 9, n], &mut rng);
+        let ids: Vec<i32> = (0..20).map(|_| rng.below(9) as i32).collect();
+        let (w, at, out) = (put(&gpu, &m.bytes), put(&gpu, &ids), gpu.alloc(ids.len() * n * 4, "a test").unwrap());
+        let name = module_of(ty.name).unwrap();
+        let args = [
+            w.ptr().into(),
+            at.ptr().into(),
+            out.ptr().into(),
+            n.into(),
+            tandem::cuda::Arg::Long(ty.row_bytes(n) as u64),
+        ];
+        gpu.launch((name, &format!("rows_{name}")), [ids.len(), 1, 1], 64, 0, &args).unwrap();
+        let got = get(&gpu, out.ptr(), ids.len() * n);
+        for (i, &id) in ids.iter().enumerate() {
+            for (got, want) in got[i * n..(i + 1) * n].iter().zip(m.row(0, id as usize)) {
+                // One rounding of scale times code may differ where the minimum is taken off.
+                assert!((got - want).abs() <= 2e-6 * want.abs().max(1.0), "{}: {got} for {want}", ty.name);
+            }
+        }
+    }
+}
+
+/// Which matrix and which activation row an output row comes from.
+fn pairs_of(pairs: &[(usize, usize)], m: &Matrices, x: &[f64]) -> Vec<(f64, f64)> {
+    let n = m.shape[2];
+    let mut out = Vec::new();
+    for &(matrix, row) in pairs {
+        let x = &x[row * n..(row + 1) * n];
+        for r in 0..m.shape[1] {
+            let terms = m.row(matrix, r).iter().zip(x).map(|(&w, x)| w as f64 * x);
+            out.push(terms.fold((0.0, 0.0), |(sum, size), t: f64| (sum + t, size + t.abs())));
+        }
+    }
+    out
+}
+
+#[test]
+fn products_of_every_format_are_the_sums_of_their_terms() {
+    if !emu::load() {
+        return;
+    }
+    let gpu = Gpu::open().unwrap();
+    let mut rng = Rng(2);
+    for ty in formats() {
+        let floats = ty.act.block() == 1;
+        let mut worst = 0f64;
+        // (matrices, rows, columns in blocks, rows of activations, heads)
+        let shapes = [
+            (1, 37, 1, 1, 1),
+            (1, 130, 3, 3, 1),
+            (1, 64, 5, 20, 1),
+            (1, 65, 2, 70, 1),
+            (3, 33, 1, 5, 3),
+            (3, 40, 2, 19, 3),
+        ];
+        for (matrices, n_out, blocks, rows, heads) in shapes {
+            let n_in = if floats { 45 * blocks } else { ty.block.max(32) * blocks };
+            let m = Matrices::random(ty, [matrices, n_out, n_in], &mut rng);
+            let x: Vec<f32> = (0..rows * heads * n_in).map(|_| rng.normal()).collect();
+            let pairs: Vec<(usize, usize)> = (0..rows * heads).map(|p| (p % heads, p)).collect();
+            let kind = if heads == 1 { Pairs::All } else { Pairs::Heads(heads) };
+            let want = pairs_of(&pairs, &m, &rounded(&x, floats));
+            let got = product(&gpu, &m, &x, (rows, heads * n_in), kind, pairs.len());
+            worst = worst.max(worst_of(&got, &want, ty.name));
+        }
+        // Experts: few pairs each, many pairs, and pairs with rows of their own.
+        for (rows, k, own) in [(1, 4, false), (3, 2, true), (40, 3, false), (40, 3, true)] {
+            let (n_experts, n_out, n_in) = (7, 34, if floats { 50 } else { ty.block.max(64) });
+            let m = Matrices::random(ty, [n_experts, n_out, n_in], &mut rng);
+            let count = if own { rows * k } else { rows };
+            let x: Vec<f32> = (0..count * n_in).map(|_| rng.normal()).collect();
+            let mut ids = Vec::new();
+            for _ in 0..rows {
+                let mut all: Vec<usize> = (0..n_experts).collect();
+                for _ in 0..k {
+                    ids.push(all.swap_remove(rng.below(all.len())));
+                }
+            }
+            let pairs: Vec<(usize, usize)> =
+                ids.iter().enumerate().map(|(p, &e)| (e, if own { p } else { p / k })).collect();
+            let list = put(&gpu, &ids.iter().map(|&e| e as f32).collect::<Vec<f32>>());
+            let kind = Pairs::Chosen { ids: list.ptr(), k, own };
+            let want = pairs_of(&pairs, &m, &rounded(&x, floats));
+            let got = product(&gpu, &m, &x, (count, n_in), kind, pairs.len());
+            worst = worst.max(worst_of(&got, &want, ty.name));
+        }
+        say!("{:8} worst {worst:.1e} of the terms' size", ty.name);
+    }
+}
+
+fn worst_of(got: &[f32], want: &[(f64, f64)], name: &str) -> f64 {
+    assert_eq!(got.len(), want.len());
+    let mut worst = 0f64;
+    for (i, (got, (want, size))) in got.iter().zip(want).enumerate() {
+        let off = (*got as f64 - want).abs() / size.max(1e-30);
+        // Sums in f32 in another order: a few roundings of terms as large as all of them.
+        assert!(off < 2e-6, "{name}: value {i} is {got}, {want} expected ({off:.1e} of its terms)");
+        worst = worst.max(off);
+    }
+    worst
+}
+
+fn product(gpu: &Gpu, m: &Matrices, x: &[f32], (rows, width): (usize, usize), pairs: Pairs, count: usize) -> Vec<f32> {
+    let batch = Batch { rows: vec![Row { token: 0, seq: 0, pos: 0 }; rows], wanted: Vec::new() };
+    let io = |gpu, scratch: Scratch| GpuIo {
+        gpu,
+        batch: &batch,
+        lists: Lists::default(),
+        tables: &[],
+        rows,
+        ins: &[],
+        outs: &[],
+        weights: &[],
+        states: &[],
+        add: false,
+        scratch,
+    };
+    let (w, x) = (put(gpu, &m.bytes), put(gpu, x));
+    let weight = GpuWeight { ptr: w.ptr(), shape: m.shape, ty: Some(m.ty), slots: Ptr::default() };
+    let value = GpuValue { ptr: x.ptr(), rows, width };
+    let n = count * m.shape[1];
+    let out = gpu.alloc(n * 4, "a test").unwrap();
+    let counted = io(None, Scratch::counted());
+    counted.product(&weight, value, pairs, out.ptr()).unwrap();
+    let scratch = gpu.alloc(counted.scratch.used(), "a test").unwrap();
+    io(Some(gpu), Scratch::new(scratch.ptr(), scratch.bytes)).product(&weight, value, pairs, out.ptr()).unwrap();
+    get(gpu, out.ptr(), n)
+}
