@@ -13,8 +13,8 @@ use std::ffi::OsString;
 use std::io::{ErrorKind, IsTerminal};
 use std::path::Path;
 use std::process::ExitCode;
-use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::{Arc, Once};
 
 use anyhow::{Context, Result, bail};
 use clap::Parser;
@@ -136,7 +136,12 @@ pub(crate) fn gguf(model: Option<&Path>, load: &Load) -> Result<Gguf> {
     let gguf = match model {
         Some(path) => Gguf::open_with(path, load).context(Failure::Model)?,
         None => {
-            tracing::info!("no model given (-m FILE): using the built-in demo, a small model of Shakespeare's plays");
+            static SAID: Once = Once::new(); // a verb may open it more than once
+            SAID.call_once(|| {
+                tracing::info!(
+                    "no model given (-m FILE): using the built-in demo, a small model of Shakespeare's plays"
+                )
+            });
             Gguf::from_bytes(DEMO.to_vec(), Path::new("the built-in demo model")).context(Failure::Model)?
         }
     };
