@@ -115,30 +115,3 @@ extern "C" __global__ void quantize(const float *x, i8 *codes, ActScale *scales,
         scales[g] = s;
     }
 }
-
-/// The largest value's index in each row, the lower of equals. A block per row.
-extern "C" __global__ void arg_max(const float *x, int *out, int n) {
-    __shared__ float best[32];
-    __shared__ int where[32];
-    x += (u64)blockIdx.x * n;
-    float v = -__int_as_float(0x7f800000);
-    int at = 0x7fffffff;
-    for (int i = threadIdx.x; i < n; i += blockDim.x)
-        if (x[i] > v || at == 0x7fffffff) v = x[i], at = i;
-    for (int pass = 0; pass < 2; pass++) {
-#pragma unroll
-        for (int by = 16; by; by >>= 1) {
-            float v2 = __shfl_xor_sync(0xffffffffu, v, by);
-            int at2 = __shfl_xor_sync(0xffffffffu, at, by);
-            if (v2 > v || (v2 == v && at2 < at)) v = v2, at = at2;
-        }
-        if (pass) break;
-        int lane = threadIdx.x & 31, warp = threadIdx.x >> 5;
-        if (lane == 0) best[warp] = v, where[warp] = at;
-        __syncthreads();
-        bool in = lane < (int)(blockDim.x >> 5);
-        v = in ? best[lane] : -__int_as_float(0x7f800000);
-        at = in ? where[lane] : 0x7fffffff;
-    }
-    if (threadIdx.x == 0) out[blockIdx.x] = at;
-}

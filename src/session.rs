@@ -182,8 +182,10 @@ pub fn shape(gguf: &Gguf, o: &Options) -> Result<Shape> {
 }
 
 /// Of the GPU memory that is free, what is left to the driver: kernels' code, graphs, and what the display may want.
-pub fn margin(free: usize) -> usize {
-    (free / 16).min(384 << 20)
+/// A GPU that is `shown` draws a screen too.
+pub fn margin(free: usize, shown: bool) -> usize {
+    let screen = if shown { (free / 8).min(512 << 20) } else { 0 };
+    (free / 16).min(384 << 20) + screen
 }
 
 impl Session {
@@ -213,8 +215,7 @@ impl Session {
     ) -> Result<Session> {
         let shape = shape(&gguf, o)?;
         let free = gpu.memory()?.0;
-        let screen = if gpu.shown { (free / 8).min(512 << 20) } else { 0 };
-        let mut budget = free.saturating_sub(margin(free) + screen);
+        let mut budget = free.saturating_sub(margin(free, gpu.shown));
         let mut lack: Option<OutOfMemory> = None;
         let mut last = usize::MAX;
         loop {

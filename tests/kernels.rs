@@ -9,7 +9,7 @@ use std::process::Command;
 use common::emu;
 use tandem::cuda::{Buffer, Gpu, Ptr, module_of, modules};
 use tandem::quant::{self, QuantType, Rng};
-use tandem::tape::{Batch, GpuIo, GpuValue, GpuWeight, Lists, Pairs, Row, Scratch};
+use tandem::tape::{Batch, GpuIo, GpuValue, GpuWeight, Pairs, Row, Scratch};
 
 /// Device memory with these contents.
 fn put<T: bytemuck::NoUninit>(gpu: &Gpu, values: &[T]) -> Buffer {
@@ -269,19 +269,7 @@ fn worst_of(got: &[f32], want: &[(f64, f64)], name: &str) -> f64 {
 
 fn product(gpu: &Gpu, m: &Matrices, x: &[f32], (rows, width): (usize, usize), pairs: Pairs, count: usize) -> Vec<f32> {
     let batch = Batch { rows: vec![Row { token: 0, seq: 0, pos: 0 }; rows], wanted: Vec::new() };
-    let io = |gpu, scratch: Scratch| GpuIo {
-        gpu,
-        batch: &batch,
-        lists: Lists::default(),
-        tables: &[],
-        rows,
-        ins: &[],
-        outs: &[],
-        weights: &[],
-        states: &[],
-        add: false,
-        scratch,
-    };
+    let io = |gpu, scratch| GpuIo::bare(gpu, &batch, rows, scratch);
     let (w, x) = (put(gpu, &m.bytes), put(gpu, x));
     let weight = GpuWeight { ptr: w.ptr(), shape: m.shape, ty: Some(m.ty), slots: Ptr::default() };
     let value = GpuValue { ptr: x.ptr(), rows, width };

@@ -22,6 +22,12 @@ __device__ __forceinline__ void put_eight(Group &o, int w, u32 values, u32 e, u3
     o.codes[w] = negate4(by_twos(values, e & 255), signs);
     o.codes[w + 1] = negate4(by_twos(values, e >> 8), signs >> 4);
 }
+/// The scales of both halves, of four bits each.
+__device__ __forceinline__ void two_scales(Group &o, float d, u32 scales) {
+    d *= 0.125f;
+    o.scale[0] = d * (float)(2 * (scales & 15) + 1);
+    o.scale[1] = d * (float)(2 * (scales >> 4) + 1);
+}
 #define IQ2_VALUES 0x002b1908u // 8, 25, 43
 
 struct IQ2_XXS {
@@ -38,10 +44,7 @@ struct IQ2_XXS {
 struct IQ2_XS {
     enum { BLOCK = 256, BYTES = 74, HALVES = 1, MINS = 0, FLOATS = 0 };
     static __device__ __forceinline__ void group(const u8 *b, int g, Group &o) {
-        float d = load_h(b) * 0.125f;
-        u32 scales = b[66 + g];
-        o.scale[0] = d * (float)(2 * (scales & 15) + 1);
-        o.scale[1] = d * (float)(2 * (scales >> 4) + 1);
+        two_scales(o, load_h(b), b[66 + g]);
 #pragma unroll
         for (int l = 0; l < 4; l++) {
             u32 v = load2(b + 2 + 8 * g + 2 * l);
@@ -53,10 +56,7 @@ struct IQ2_XS {
 struct IQ2_S {
     enum { BLOCK = 256, BYTES = 82, HALVES = 1, MINS = 0, FLOATS = 0 };
     static __device__ __forceinline__ void group(const u8 *b, int g, Group &o) {
-        float d = load_h(b) * 0.125f;
-        u32 scales = b[74 + g];
-        o.scale[0] = d * (float)(2 * (scales & 15) + 1);
-        o.scale[1] = d * (float)(2 * (scales >> 4) + 1);
+        two_scales(o, load_h(b), b[74 + g]);
 #pragma unroll
         for (int l = 0; l < 4; l++) {
             u32 index = b[2 + 4 * g + l] | (b[66 + g] >> 2 * l & 3) << 8;

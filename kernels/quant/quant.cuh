@@ -57,3 +57,11 @@ __device__ __forceinline__ u32 look_up4(const u32 (&table)[4], u32 nibbles) {
     u32 top = (nibbles >> 3 & 0x01010101) * 255;
     return (low & ~top) | (high & top);
 }
+/// A group of 16 bytes: what their low nibbles stand for, then their high ones.
+__device__ __forceinline__ void put_nibbles(Group &o, const u32 (&table)[4], const u32 (&v)[4]) {
+#pragma unroll
+    for (int w = 0; w < 4; w++) {
+        o.codes[w] = look_up4(table, v[w] & 0x0f0f0f0f);
+        o.codes[4 + w] = look_up4(table, v[w] >> 4 & 0x0f0f0f0f);
+    }
+}

@@ -81,11 +81,7 @@ struct IQ4_NL {
         o.scale[0] = load_h(b);
         u32 v[4];
         load_words(b + 2, v);
-#pragma unroll
-        for (int w = 0; w < 4; w++) {
-            o.codes[w] = look_up4(table, v[w] & 0x0f0f0f0f);
-            o.codes[4 + w] = look_up4(table, v[w] >> 4 & 0x0f0f0f0f);
-        }
+        put_nibbles(o, table, v);
     }
 };
 
@@ -97,11 +93,7 @@ struct MXFP4 {
         o.scale[0] = __uint_as_float(b[0] < 2 ? 0x00200000u << b[0] : (u32)(b[0] - 1) << 23);
         u32 v[4];
         load_words(b + 1, v);
-#pragma unroll
-        for (int w = 0; w < 4; w++) {
-            o.codes[w] = look_up4(table, v[w] & 0x0f0f0f0f);
-            o.codes[4 + w] = look_up4(table, v[w] >> 4 & 0x0f0f0f0f);
-        }
+        put_nibbles(o, table, v);
     }
 };
 

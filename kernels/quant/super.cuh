@@ -2,8 +2,10 @@
 #pragma once
 #include "small.cuh"
 
-/// Scale and minimum `g` of 8, six bits each, from the 12 bytes at `b`.
-__device__ __forceinline__ void six_bits(const u8 *b, int g, u32 &scale, u32 &min) {
+/// Scale and minimum `g` of 8: six bits each in 12 bytes, after the two f16 that multiply them.
+__device__ __forceinline__ void scale_and_min(const u8 *block, int g, Group &o) {
+    const u8 *b = block + 4;
+    u32 scale, min;
     if (g < 4) {
         scale = b[g] & 63;
         min = b[4 + g] & 63;
@@ -11,6 +13,8 @@ __device__ __forceinline__ void six_bits(const u8 *b, int g, u32 &scale, u32 &mi
         scale = (b[4 + g] & 15) | (b[g - 4] >> 6) << 4;
         min = b[4 + g] >> 4 | (b[g] >> 6) << 4;
     }
+    o.scale[0] = load_h(block) * (float)scale;
+    o.min[0] = load_h(block + 2) * (float)min;
 }
 
 struct Q2_K {
@@ -52,10 +56,7 @@ struct Q3_K {
 struct Q4_K {
     enum { BLOCK = 256, BYTES = 144, HALVES = 0, MINS = 1, FLOATS = 0 };
     static __device__ __forceinline__ void group(const u8 *b, int g, Group &o) {
-        u32 scale, min;
-        six_bits(b + 4, g, scale, min);
-        o.scale[0] = load_h(b) * (float)scale;
-        o.min[0] = load_h(b + 2) * (float)min;
+        scale_and_min(b, g, o);
         load_32(b + 16 + g / 2 * 32, o.codes);
 #pragma unroll
         for (int w = 0; w < 8; w++) o.codes[w] = o.codes[w] >> g % 2 * 4 & 0x0f0f0f0f;
@@ -65,10 +66,7 @@ struct Q4_K {
 struct Q5_K {
     enum { BLOCK = 256, BYTES = 176, HALVES = 0, MINS = 1, FLOATS = 0 };
     static __device__ __forceinline__ void group(const u8 *b, int g, Group &o) {
-        u32 scale, min;
-        six_bits(b + 4, g, scale, min);
-        o.scale[0] = load_h(b) * (float)scale;
-        o.min[0] = load_h(b + 2) * (float)min;
+        scale_and_min(b, g, o);
         u32 low[8], high[8];
         load_32(b + 48 + g / 2 * 32, low);
         load_32(b + 16, high);

@@ -59,9 +59,9 @@ pub(super) fn run(a: &args::Explain) -> Result<()> {
         None => usage(format!("{flag} {text}: a size like 16G expected")),
     };
     let vram = match &a.vram {
-        Some(text) => Some(bytes("--vram", text)?),
+        Some(text) => Some((bytes("--vram", text)?, false)),
         None => match super::gpu(&a.model, &options)? {
-            Some(gpu) => Some(gpu.memory()?.0),
+            Some(gpu) => Some((gpu.memory()?.0, gpu.shown)),
             None => None,
         },
     };
@@ -69,8 +69,9 @@ pub(super) fn run(a: &args::Explain) -> Result<()> {
         Some(text) => bytes("--ram", text).map(|n| Some(Memory { total: n, free: n }))?,
         None => Memory::of_this_machine(),
     };
-    let placed = plan::fit(tape, &options.ask, vram.map(|n| n - session::margin(n)), shape)?;
-    let model = Model { gguf: &gguf, placed: &placed, vram, options: &options };
+    let budget = vram.map(|(free, shown)| free - session::margin(free, shown));
+    let placed = plan::fit(tape, &options.ask, budget, shape)?;
+    let model = Model { gguf: &gguf, placed: &placed, vram: vram.map(|v| v.0), options: &options };
     let facts = Facts::new(&model)?;
     let fit = Fit::new(&model, &facts, memory);
     let mut out = std::io::stdout().lock();

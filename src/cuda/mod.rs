@@ -185,7 +185,7 @@ impl Gpu {
     /// Device memory; contents are anything. An error names what it was for.
     pub fn alloc(&self, bytes: usize, what: &str) -> Result<Buffer> {
         // Kernels read whole words; the driver's own step is larger.
-        let bytes = bytes.max(1).next_multiple_of(256);
+        let bytes = bytes.max(1).next_multiple_of(Arena::ALIGN);
         // SAFETY: the memory is freed when the buffer is dropped, and nowhere else.
         let ptr = unsafe { cu::malloc_sync(bytes) }.map_err(|e| match e.0 {
             sys::CUresult::CUDA_ERROR_OUT_OF_MEMORY => {

@@ -88,11 +88,10 @@ impl Device {
         gguf: &Gguf,
         tape: &Tape,
         plan: &Plan,
-        weights: &Weights,
+        loaded: &Weights,
         shape: Shape,
     ) -> Result<Device> {
         let (n_seq, n_ctx, n_batch) = shape;
-        let loaded = weights;
         let mut weights: Vec<Option<GpuWeight>> = vec![None; tape.weights.len()];
         let mut states: Vec<Option<GpuState>> = vec![None; tape.states.len()];
         // What must fit is taken first: a model that does not fit fails before its weights are read.
@@ -108,7 +107,7 @@ impl Device {
         for s in on_gpu().flat_map(|step| &step.states).map(|s| s.0 as usize) {
             if states[s].is_none() {
                 let spec = &tape.states[s];
-                let bytes = n_seq * spec.bytes(n_ctx, n_batch).next_multiple_of(256);
+                let bytes = n_seq * spec.bytes(n_ctx, n_batch).next_multiple_of(plan::ALIGN);
                 let at = memory.take(bytes);
                 gpu.zero(&gpu.work, at, bytes)?;
                 states[s] = Some(plan::state_of(spec, at, n_ctx, n_batch));

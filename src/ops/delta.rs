@@ -40,15 +40,11 @@ impl Op for DeltaOp {
         let [q, k, v, beta, alpha] = io.ins else { unreachable!("the builder gives five inputs") };
         let (dt, a) = (io.weights[0].values, io.weights[1].values);
         let (n, scale) = (d.dim, 1.0 / (d.dim as f32).sqrt());
-        let rows = &io.batch.rows;
-        let mut from = 0;
-        while from < rows.len() {
-            let seq = rows[from].seq;
-            let count = rows[from..].iter().take_while(|r| r.seq == seq).count();
+        for (from, count, seq) in runs(io.batch) {
             let to = from + count;
             let [by_head, ..] = &mut io.work.buffers; // (heads, tokens, dim)
             by_head.resize(d.v_heads * count * n, 0.0);
-            let state = io.states[0].fixed(seq, rows[to - 1].pos as usize + 1);
+            let state = io.states[0].fixed(seq, io.batch.rows[to - 1].pos as usize + 1);
             let bytes = count * state.len() * 12;
             io.pool.pieces2((state, n * n), (by_head, count * n), bytes, |h, s, out| {
                 let mut delta = vec![0f32; n];
@@ -82,7 +78,6 @@ impl Op for DeltaOp {
                     io.outs[0][(t * d.v_heads + h) * n..][..n].copy_from_slice(&by_head[at..at + n]);
                 }
             }
-            from = to;
         }
     }
 

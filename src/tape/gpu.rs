@@ -9,7 +9,7 @@ use std::cell::Cell;
 use anyhow::Result;
 
 use super::{Batch, StateKind};
-use crate::cuda::{Arg, CacheArg, Gpu, Ptr};
+use crate::cuda::{Arena, Arg, CacheArg, Gpu, Ptr};
 use crate::quant::QuantType;
 
 /// Threads of a block in kernels that go over values one by one.
@@ -184,13 +184,33 @@ impl Scratch {
     pub fn take(&self, bytes: usize) -> Ptr {
         let at = self.used.get();
         assert!(at + bytes <= self.bytes, "a step takes {} bytes of scratch memory, it has {}", at + bytes, self.bytes);
-        self.used.set((at + bytes).next_multiple_of(256));
+        self.used.set((at + bytes).next_multiple_of(Arena::ALIGN));
         self.at.at(at)
     }
 
     /// Bytes taken so far.
     pub fn used(&self) -> usize {
         self.used.get()
+    }
+}
+
+impl<'a> GpuIo<'a> {
+    /// What products need that are no step's: rows and scratch memory.
+    pub fn bare(gpu: Option<&'a Gpu>, batch: &'a Batch, rows: usize, scratch: Scratch) -> GpuIo<'a> {
+        let lists = Lists::default();
+        GpuIo {
+            gpu,
+            batch,
+            lists,
+            tables: &[],
+            rows,
+            ins: &[],
+            outs: &[],
+            weights: &[],
+            states: &[],
+            add: false,
+            scratch,
+        }
     }
 }
 
