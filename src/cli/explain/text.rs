@@ -168,7 +168,10 @@ pub(super) fn report(f: &Facts, fit: &Fit) -> String {
 /// Where the model goes beside a GPU.
 fn placement(p: &Placement) -> String {
     let mut out = String::from("\nPlacement\n");
-    out += &wrapped(&format!("On the GPU: {}.", p.words));
+    out += &match p.needed {
+        0 => wrapped("Everything runs on the CPU."),
+        _ => wrapped(&format!("On the GPU: {}.", p.words)),
+    };
     if let Some(less) = &p.less {
         out += &wrapped(&format!("Less than asked: {less}."));
     }
