@@ -115,3 +115,54 @@ extern "C" __global__ void quantize(const float *x, i8 *codes, ActScale *scales,
         scales[g] = s;
     }
 }
+
+/// Whether (a, i) comes before (b, j): a NaN before all, then the larger, of equals the first.
+__device__ __forceinline__ bool is_before(float a, int i, float b, int j) {
+    bool no_a = a != a, no_b = b != b;
+    if (no_a != no_b) return no_a;
+    return no_a || a == b ? i < j : a > b;
+}
+
+/// The first by `is_before` over a warp; every lane gets it.
+__device__ __forceinline__ void warp_first(float &v, int &i) {
+#pragma unroll
+    for (int by = 16; by; by >>= 1) {
+        float w = __shfl_xor_sync(0xffffffffu, v, by);
+        int j = __shfl_xor_sync(0xffffffffu, i, by);
+        if (is_before(w, j, v, i)) v = w, i = j;
+    }
+}
+
+/// The largest value of part blockIdx.x of row blockIdx.y, of `n` values: out[row][part] = number, value.
+extern "C" __global__ void __launch_bounds__(256) likeliest_of_part(const float *x, float *out, int n) {
+    __shared__ float values[8];
+    __shared__ int numbers[8];
+    x += (u64)blockIdx.y * n;
+    float best = -__uint_as_float(0x7f800000);
+    int at = 0x7fffffff;
+    for (int i = blockIdx.x * blockDim.x + threadIdx.x; i < n; i += gridDim.x * blockDim.x)
+        if (is_before(x[i], i, best, at)) best = x[i], at = i;
+    warp_first(best, at);
+    int lane = threadIdx.x % 32, warp = threadIdx.x / 32;
+    if (lane == 0) values[warp] = best, numbers[warp] = at;
+    __syncthreads();
+    if (warp) return;
+    best = lane < 8 ? values[lane] : -__uint_as_float(0x7f800000);
+    at = lane < 8 ? numbers[lane] : 0x7fffffff;
+    warp_first(best, at);
+    if (lane) return;
+    out += ((u64)blockIdx.y * gridDim.x + blockIdx.x) * 2;
+    ((int *)out)[0] = at;
+    out[1] = best;
+}
+
+/// The first of 32 parts of row blockIdx.x: out[row] = number, value. A warp per row.
+extern "C" __global__ void __launch_bounds__(32) likeliest(const float *parts, float *out) {
+    parts += ((u64)blockIdx.x * 32 + threadIdx.x) * 2;
+    float best = parts[1];
+    int at = ((const int *)parts)[0];
+    warp_first(best, at);
+    if (threadIdx.x) return;
+    out[2 * (u64)blockIdx.x] = (float)at;
+    out[2 * (u64)blockIdx.x + 1] = best;
+}

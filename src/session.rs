@@ -33,6 +33,8 @@ pub struct Options {
     pub n_ctx: Option<usize>,
     /// Tokens computed together when reading a prompt.
     pub n_batch: usize,
+    /// Tokens of a batch whose logits are wanted, at most; None is all of them. A GPU keeps room for so many.
+    pub n_wanted: Option<usize>,
     /// Sequences.
     pub n_seq: usize,
     /// Threads; 0 is one per physical core.
@@ -59,6 +61,7 @@ impl Default for Options {
         Options {
             n_ctx: None,
             n_batch: 512,
+            n_wanted: None,
             n_seq: 1,
             threads: 0,
             threads_batch: None,
@@ -83,6 +86,8 @@ pub enum Want {
     All,
     /// Those after every token of the call from this one on.
     From(usize),
+    /// Of those after the last token only the largest: the token's number and its logit.
+    Likeliest,
 }
 
 /// A call that did not finish.
@@ -140,8 +145,7 @@ struct Sequence {
 pub struct Session {
     engine: Engine,
     seqs: Vec<Sequence>,
-    n_ctx: usize,
-    n_batch: usize,
+    shape: Shape,
     n_vocab: usize,
     stop: Arc<AtomicBool>,
 }
@@ -169,7 +173,7 @@ pub fn tape(gguf: &Gguf, o: &Options) -> Result<Tape> {
     models::build(gguf, settings)
 }
 
-/// Sequences, tokens of each, and tokens of a batch.
+/// How much a session under these options holds.
 ///
 /// # Errors
 /// If nothing could be run with them.
@@ -178,7 +182,9 @@ pub fn shape(gguf: &Gguf, o: &Options) -> Result<Shape> {
         bail!("a batch of {} tokens and {} sequences cannot be run; both must be at least 1", o.n_batch, o.n_seq);
     }
     let n_ctx = context(gguf, o.n_ctx)?;
-    Ok((o.n_seq, n_ctx, o.n_batch.min(n_ctx.saturating_mul(o.n_seq))))
+    let n_batch = o.n_batch.min(n_ctx.saturating_mul(o.n_seq));
+    let n_wanted = o.n_wanted.unwrap_or(n_batch).clamp(1, n_batch);
+    Ok(Shape { n_seq: o.n_seq, n_ctx, n_batch, n_wanted })
 }
 
 /// Of the GPU memory that is free, what is left to the driver: kernels' code, graphs, and what the display may want.
@@ -268,13 +274,13 @@ impl Session {
                 device.keep_time()?;
             }
         }
-        let (n_seq, n_ctx, n_batch) = shape(&gguf, o)?;
+        let shape = shape(&gguf, o)?;
         let n_vocab = placed.0.n_vocab();
         let few = Pool::new(o.threads)?;
         let many = o.threads_batch.filter(|n| *n != o.threads).map(Pool::new).transpose()?;
-        let engine = Engine::new(gguf, placed, (few, many), (n_seq, n_ctx, n_batch), weights, device)?;
-        let seqs = (0..n_seq).map(|_| Sequence::default()).collect();
-        Ok(Session { engine, seqs, n_ctx, n_batch, n_vocab, stop: Arc::default() })
+        let engine = Engine::new(gguf, placed, (few, many), shape, weights, device)?;
+        let seqs = (0..shape.n_seq).map(|_| Sequence::default()).collect();
+        Ok(Session { engine, seqs, shape, n_vocab, stop: Arc::default() })
     }
 
     /// The engine underneath.
@@ -284,7 +290,7 @@ impl Session {
 
     /// Tokens a sequence may have.
     pub fn n_ctx(&self) -> usize {
-        self.n_ctx
+        self.shape.n_ctx
     }
 
     /// Size of the vocabulary.
@@ -302,7 +308,7 @@ impl Session {
         self.stop.clone()
     }
 
-    /// Reads `tokens` into a sequence and returns the wanted logits: (wanted, n_vocab).
+    /// Reads `tokens` into a sequence and returns the wanted logits: (wanted, n_vocab), or what [`Want::Likeliest`] says.
     ///
     /// Fails, with the sequence as it was, on a token outside the vocabulary and when the context would overflow. On
     /// [`Interrupted`] the sequence holds the batches that were finished.
@@ -323,7 +329,11 @@ impl Session {
             self.checkpoint(seq)?;
         }
         let mut logits = Vec::new();
-        let chunks = tokens.chunks(self.n_batch);
+        let at_once = match want {
+            Want::All | Want::From(_) => self.shape.n_batch.min(self.shape.n_wanted),
+            _ => self.shape.n_batch,
+        };
+        let chunks = tokens.chunks(at_once);
         let last = chunks.len().saturating_sub(1);
         for (i, chunk) in chunks.enumerate() {
             let from = self.seqs[seq].tokens.len();
@@ -332,11 +342,11 @@ impl Session {
             let n = chunk.len() as u32;
             let wanted = match want {
                 Want::All => (0..n).collect(),
-                Want::From(first) => (first.saturating_sub(i * self.n_batch) as u32..n).collect(),
-                Want::Last if i == last => vec![n - 1],
+                Want::From(first) => (first.saturating_sub(i * at_once) as u32..n).collect(),
+                Want::Last | Want::Likeliest if i == last => vec![n - 1],
                 _ => Vec::new(),
             };
-            let batch = Batch { rows: rows.collect(), wanted };
+            let batch = Batch { rows: rows.collect(), wanted, greedy: want == Want::Likeliest };
             // Going back from a half-read batch must not mean reading all batches before it again.
             let before = (i > 0 && self.is_overwritten()).then(|| self.save(seq, false)).transpose()?;
             let observer: Option<Observer<'_>> = match &mut observer {
@@ -352,7 +362,7 @@ impl Session {
             }
             self.seqs[seq].tokens.extend_from_slice(chunk);
             if !batch.wanted.is_empty() {
-                logits.extend_from_slice(self.engine.logits());
+                logits.extend_from_slice(self.engine.result(&batch));
             }
         }
         if tokens.len() > 1 {
@@ -361,8 +371,9 @@ impl Session {
         Ok(logits)
     }
 
-    /// One token for each of several sequences, computed together: the logits of each, (sequences, n_vocab).
-    pub fn step(&mut self, rows: &[(usize, u32)]) -> Result<Vec<f32>> {
+    /// One token for each of several sequences, computed together: the logits of each, (sequences, n_vocab), or of each
+    /// the likeliest token and its logit, (sequences, 2).
+    pub fn step(&mut self, rows: &[(usize, u32)], greedy: bool) -> Result<Vec<f32>> {
         for (i, &(seq, token)) in rows.iter().enumerate() {
             self.check(seq, &[token])?;
             if rows[..i].iter().any(|r| r.0 == seq) {
@@ -372,15 +383,15 @@ impl Session {
             }
         }
         let mut logits = Vec::new();
-        for rows in rows.chunks(self.n_batch) {
+        for rows in rows.chunks(self.shape.n_batch.min(self.shape.n_wanted)) {
             let at = |seq: usize| self.seqs[seq].tokens.len() as u32;
             let list = rows.iter().map(|&(seq, token)| Row { token, seq: seq as u32, pos: at(seq) }).collect();
-            let batch = Batch { rows: list, wanted: (0..rows.len() as u32).collect() };
+            let batch = Batch { rows: list, wanted: (0..rows.len() as u32).collect(), greedy };
             self.engine.walk(&batch, &AtomicBool::new(false), None)?;
             for &(seq, token) in rows {
                 self.seqs[seq].tokens.push(token);
             }
-            logits.extend_from_slice(self.engine.logits());
+            logits.extend_from_slice(self.engine.result(&batch));
         }
         Ok(logits)
     }
@@ -390,8 +401,8 @@ impl Session {
             bail!("token {bad} is outside the vocabulary of {} tokens", self.n_vocab);
         }
         let have = self.seqs[seq].tokens.len();
-        if have + tokens.len() > self.n_ctx {
-            return Err(ContextFull { n_ctx: self.n_ctx, used: have, given: tokens.len() }.into());
+        if have + tokens.len() > self.shape.n_ctx {
+            return Err(ContextFull { n_ctx: self.shape.n_ctx, used: have, given: tokens.len() }.into());
         }
         Ok(())
     }

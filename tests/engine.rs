@@ -124,7 +124,7 @@ fn sequences_read_side_by_side_do_not_see_each_other() {
         let mut got = Vec::new();
         for i in 0..20 {
             // Several rows of different sequences and depths in one batch.
-            let logits = s.step(&[(2, others[i]), (0, r.prompt[n + i]), (1, others[i + 1])]).unwrap();
+            let logits = s.step(&[(2, others[i]), (0, r.prompt[n + i]), (1, others[i + 1])], false).unwrap();
             got.extend_from_slice(&logits[s.n_vocab()..2 * s.n_vocab()]);
         }
         let alone = open(&r, &exact()).feed(0, &r.prompt[..n + 20], Want::All).unwrap();
@@ -251,7 +251,7 @@ fn a_full_ring_can_be_rewound_restored_and_shared_like_an_empty_one() {
 fn two_tokens_for_one_sequence_in_a_step_are_an_error_that_changes_nothing() {
     let r = &references()[0];
     let mut s = open(r, &Options { n_seq: 2, ..exact() });
-    let error = s.step(&[(0, 1), (1, 2), (0, 3)]).unwrap_err().to_string();
+    let error = s.step(&[(0, 1), (1, 2), (0, 3)], false).unwrap_err().to_string();
     assert!(error.contains("sequence 0 is given two tokens"), "{error}");
     assert!(s.tokens(0).is_empty() && s.tokens(1).is_empty());
 }

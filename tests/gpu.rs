@@ -193,6 +193,42 @@ fn the_same_tokens_give_the_same_bits_when_times_decide_nothing() {
 }
 
 #[test]
+fn the_likeliest_token_is_that_of_the_logits_wherever_they_are() {
+    if !emu::load() {
+        return;
+    }
+    let gpu = Arc::new(Gpu::open().unwrap());
+    for r in models() {
+        let prompt = &r.prompt[..r.prompt.len().min(SHORT)];
+        let o = exact();
+        // The head on the GPU, and on the CPU behind layers on the GPU.
+        let head_here: Rule = |_, s| if s.label.starts_with("blk.") { Place::Gpu } else { Place::Cpu };
+        for (name, rule) in [PLACEMENTS[0], ("head on the CPU", head_here)] {
+            let open = || {
+                let gguf = Gguf::open_with(&r.gguf, &o.load).unwrap();
+                let tape = session::tape(&gguf, &o).unwrap();
+                let plan = Plan::new(&tape, &rule);
+                Session::planned(gguf, tape, plan, &o, Some(gpu.clone())).unwrap()
+            };
+            let (mut whole, mut greedy) = (open(), open());
+            let n = prompt.len() - 6;
+            // A prompt, single tokens one of which asks for all logits in between, as recordings of both would be mixed up.
+            let parts: Vec<&[u32]> = std::iter::once(&prompt[..n]).chain(prompt[n..].chunks(1)).collect();
+            for (i, part) in parts.into_iter().enumerate() {
+                let logits = whole.feed(0, part, Want::Last).unwrap();
+                let best = common::argmax(&logits);
+                if i == 3 {
+                    assert_eq!(greedy.feed(0, part, Want::Last).unwrap(), logits, "{} {name}", r.name);
+                    continue;
+                }
+                let got = greedy.feed(0, part, Want::Likeliest).unwrap();
+                assert_eq!(got, [best as f32, logits[best as usize]], "{} {name} part {i}", r.name);
+            }
+        }
+    }
+}
+
+#[test]
 fn a_gpu_takes_no_more_memory_than_the_plan_said() {
     if !emu::load() {
         return;

@@ -9,6 +9,7 @@ use std::process::Command;
 use common::emu;
 use tandem::cuda::{Buffer, Gpu, Ptr, module_of, modules};
 use tandem::quant::{self, QuantType, Rng};
+use tandem::sample::argmax;
 use tandem::tape::{Batch, GpuIo, GpuValue, GpuWeight, Pairs, Row, Scratch};
 
 /// Device memory with these contents.
@@ -188,6 +189,39 @@ fn rows_of_every_format_are_decoded_as_the_cpu_decodes_them() {
 }
 
 /// Which matrix and which activation row an output row comes from.
+#[test]
+fn the_likeliest_is_the_first_of_the_largest_and_a_nan_before_all() {
+    if !emu::load() {
+        return;
+    }
+    let gpu = Gpu::open().unwrap();
+    let mut rng = Rng(5);
+    for width in [1, 31, 256, 8191, 20_000] {
+        let mut x: Vec<f32> = (0..6 * width).map(|_| rng.unit() - 2.0).collect();
+        let mut row = |r: usize, at: &[usize], v: f32| at.iter().for_each(|i| x[r * width + i % width] = v);
+        row(1, &[width - 1], 3.0);
+        row(2, &[width / 2, width / 2 + 1, width - 1], 3.0); // several are the largest
+        row(3, &[width / 3], f32::NAN);
+        row(4, &(0..width).collect::<Vec<_>>(), f32::NEG_INFINITY);
+        row(5, &[width / 2], f32::INFINITY);
+        let want: Vec<f32> = x
+            .chunks(width)
+            .map(|r| r.iter().position(|v| v.is_nan()).map_or_else(|| argmax(r), |i| i as u32) as f32)
+            .collect();
+        let (from, parts, out) =
+            (put(&gpu, &x), gpu.alloc(6 * 32 * 8, "a test").unwrap(), gpu.alloc(6 * 8, "a test").unwrap());
+        let args = [from.ptr().into(), parts.ptr().into(), width.into()];
+        gpu.launch(("basic", "likeliest_of_part"), [32, 6, 1], 256, 0, &args).unwrap();
+        gpu.launch(("basic", "likeliest"), [6, 1, 1], 32, 0, &[parts.ptr().into(), out.ptr().into()]).unwrap();
+        let got = get(&gpu, out.ptr(), 12);
+        for r in 0..6 {
+            let value = x[r * width + want[r] as usize];
+            assert_eq!(got[2 * r], want[r], "row {r} of {width}");
+            assert_eq!(got[2 * r + 1].to_bits(), value.to_bits(), "row {r} of {width}");
+        }
+    }
+}
+
 fn pairs_of(pairs: &[(usize, usize)], m: &Matrices, x: &[f64]) -> Vec<(f64, f64)> {
     let n = m.shape[2];
     let mut out = Vec::new();
@@ -268,7 +302,7 @@ fn worst_of(got: &[f32], want: &[(f64, f64)], name: &str) -> f64 {
 }
 
 fn product(gpu: &Gpu, m: &Matrices, x: &[f32], (rows, width): (usize, usize), pairs: Pairs, count: usize) -> Vec<f32> {
-    let batch = Batch { rows: vec![Row { token: 0, seq: 0, pos: 0 }; rows], wanted: Vec::new() };
+    let batch = Batch { rows: vec![Row { token: 0, seq: 0, pos: 0 }; rows], ..Batch::default() };
     let io = |gpu, scratch| GpuIo::bare(gpu, &batch, rows, scratch);
     let (w, x) = (put(gpu, &m.bytes), put(gpu, x));
     let weight = GpuWeight { ptr: w.ptr(), shape: m.shape, ty: Some(m.ty), slots: Ptr::default() };

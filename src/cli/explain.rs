@@ -71,7 +71,7 @@ pub(super) fn run(a: &args::Explain) -> Result<()> {
     };
     let budget = vram.map(|(free, shown)| free - session::margin(free, shown));
     let placed = plan::fit(tape, &options.ask, budget, shape)?;
-    let model = Model { gguf: &gguf, placed: &placed, vram: vram.map(|v| v.0), options: &options };
+    let model = Model { gguf: &gguf, placed: &placed, vram: vram.map(|v| v.0), options: &options, shape };
     let facts = Facts::new(&model)?;
     let fit = Fit::new(&model, &facts, memory);
     let mut out = std::io::stdout().lock();

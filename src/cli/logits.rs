@@ -6,14 +6,15 @@ use std::path::Path;
 use anyhow::{Context, Result, bail};
 use serde_json::Value;
 
-use super::{args, read_text, session, stats, usage};
-use crate::session::Want;
+use super::{args, gguf, open, options, read_text, stats, usage};
+use crate::session::{Options, Want};
 
 /// Runs the verb.
 pub(super) fn run(a: &args::Logits) -> Result<()> {
     let tokens = tokens(&a.tokens)?;
     let positions = positions(&a.positions, tokens.len())?;
-    let mut session = session(&a.model)?;
+    let o = Options { n_wanted: None, ..options(&a.model)? };
+    let mut session = open(gguf(a.model.model.as_deref(), &o.load)?, &a.model, &o)?;
     let n_vocab = session.n_vocab();
     let file = std::fs::File::create(&a.out).with_context(|| format!("cannot write {}", a.out.display()))?;
     let mut out = BufWriter::new(file);

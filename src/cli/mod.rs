@@ -154,7 +154,7 @@ pub(crate) fn gguf(model: Option<&Path>, load: &Load) -> Result<Gguf> {
     Ok(gguf)
 }
 
-/// How the flags say the model is to be opened.
+/// How the flags say the model is to be opened, by one who wants the logits of one token of a batch.
 pub(crate) fn options(a: &args::Model) -> Result<Options> {
     let cache_type = |flag: &str, name: &str| match quant::by_name(name) {
         Some(ty) if ty.kv.is_some() => Ok(ty),
@@ -192,6 +192,7 @@ pub(crate) fn options(a: &args::Model) -> Result<Options> {
     Ok(Options {
         n_ctx: a.ctx_size,
         n_batch: a.batch_size.min(a.ubatch_size),
+        n_wanted: Some(1),
         n_seq: 1,
         threads: a.threads,
         threads_batch: a.threads_batch,

@@ -31,7 +31,10 @@ pub(super) fn run(a: &args::Run) -> Result<()> {
     let asked = on_interrupt(&session)?;
 
     let start = Instant::now();
-    let mut logits = read(&mut session, &tokens)?;
+    // The likeliest token is found where the logits are.
+    let greedy = a.sampling.temp <= 0.0;
+    let want = if greedy { Want::Likeliest } else { Want::Last };
+    let mut logits = read(&mut session, &tokens, want)?;
     let prompt_s = start.elapsed().as_secs_f64();
 
     let mut out = std::io::stdout().lock();
@@ -47,7 +50,7 @@ pub(super) fn run(a: &args::Run) -> Result<()> {
         if asked.load(Ordering::SeqCst) {
             break "Ctrl-C";
         }
-        let token = sampler.pick(finite(&logits)?);
+        let token = if greedy { finite(&logits)?[0] as u32 } else { sampler.pick(finite(&logits)?) };
         if tokenizer.is_eog(token) && !a.ignore_eos {
             break "the model's end of text";
         }
@@ -58,7 +61,7 @@ pub(super) fn run(a: &args::Run) -> Result<()> {
             break "the end of the context (a larger -c gives room)";
         }
         if made < limit {
-            logits = session.feed(0, &[token], Want::Last)?;
+            logits = session.feed(0, &[token], want)?;
         }
     };
     out.write_all(stream.finish().as_bytes())?;
@@ -121,7 +124,7 @@ fn sampler(a: &Sampling) -> Sampler {
 }
 
 /// Reads the prompt, with progress on a terminal, and returns the logits after it.
-fn read(session: &mut Session, tokens: &[u32]) -> Result<Vec<f32>> {
+fn read(session: &mut Session, tokens: &[u32], want: Want) -> Result<Vec<f32>> {
     let bar = ProgressBar::new(tokens.len() as u64);
     bar.set_style(ProgressStyle::with_template(
         "reading the prompt {bar:30} {pos}/{len} tokens, {per_sec}, {eta} left",
@@ -131,7 +134,7 @@ fn read(session: &mut Session, tokens: &[u32]) -> Result<Vec<f32>> {
     let last = (tokens.len() - 1) / chunk;
     let mut logits = Vec::new();
     for (i, part) in tokens.chunks(chunk).enumerate() {
-        logits = session.feed(0, part, if i == last { Want::Last } else { Want::None })?;
+        logits = session.feed(0, part, if i == last { want } else { Want::None })?;
         bar.inc(part.len() as u64);
     }
     bar.finish_and_clear();

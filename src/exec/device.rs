@@ -20,7 +20,7 @@ use crate::cuda::{Arena, Event, Gpu, Graph, Pinned, Ptr};
 use crate::gguf::Gguf;
 use crate::plan::{self, Needs, Place, Plan, Shape, Stage};
 use crate::quant;
-use crate::tape::{Batch, GpuIo, GpuState, GpuValue, GpuWeight, Half, RowSet, Scratch, Slot, Step, Tape, WeightKind};
+use crate::tape::{Batch, GpuIo, GpuState, GpuValue, GpuWeight, Half, Scratch, Slot, Step, Tape, WeightKind};
 
 /// A plan's share of a device.
 #[derive(Debug)]
@@ -38,9 +38,9 @@ pub struct Device {
     /// The stretch that last sent values up through a buffer: until it is passed the staging memory is read.
     sent: HashMap<u32, usize>,
     /// None where the device could not make graphs: stages are then started one by one.
-    graphs: Option<HashMap<usize, Graph>>,
-    /// Walks of one row so far.
-    singles: usize,
+    graphs: Option<HashMap<(usize, bool), Graph>>,
+    /// Walks of one row so far: those that gave logits, and the greedy ones.
+    singles: [usize; 2],
     /// What is measured of them, where that was asked.
     times: Option<Times>,
     /// The experts that are here for a while.
@@ -91,7 +91,7 @@ impl Device {
         loaded: &Weights,
         shape: Shape,
     ) -> Result<Device> {
-        let (n_seq, n_ctx, n_batch) = shape;
+        let Shape { n_seq, n_ctx, n_batch, .. } = shape;
         let mut weights: Vec<Option<GpuWeight>> = vec![None; tape.weights.len()];
         let mut states: Vec<Option<GpuState>> = vec![None; tape.states.len()];
         // What must fit is taken first: a model that does not fit fails before its weights are read.
@@ -102,7 +102,7 @@ impl Device {
         let header = Header::new(&gpu, &memory, tape, plan, n_batch)?;
         let mut experts = Experts::open(&gpu, &memory, tape, plan)?;
         let layout = &plan.layouts[Place::Gpu.index()];
-        let values = layout.widths.iter().map(|w| memory.take(w * n_batch * 4)).collect();
+        let values = layout.bytes(&shape).map(|b| memory.take(b)).collect();
         let on_gpu = || tape.steps.iter().zip(&plan.places).filter(|(_, p)| **p == Place::Gpu).map(|(s, _)| s);
         for s in on_gpu().flat_map(|step| &step.states).map(|s| s.0 as usize) {
             if states[s].is_none() {
@@ -139,8 +139,8 @@ impl Device {
                 && (from == Place::Gpu || to == Place::Gpu)
                 && let std::collections::hash_map::Entry::Vacant(free) = crossing.entry((to, plan.buffer(slot, to)))
             {
-                let width = plan.layouts[to.index()].widths[plan.buffer(slot, to) as usize];
-                free.insert(gpu.pinned(width * n_batch * 4, "values that cross")?);
+                let bytes = plan.layouts[to.index()].bytes(&shape).nth(plan.buffer(slot, to) as usize);
+                free.insert(gpu.pinned(bytes.expect("a buffer"), "values that cross")?);
             }
         }
         let arrived = plan.stages.iter().map(|_| Event::new()).collect::<Result<Vec<_>>>()?;
@@ -148,7 +148,7 @@ impl Device {
         drop(small);
         experts.pin(&gpu, gguf);
         let graphs = Some(HashMap::new());
-        let (sent, singles) = (HashMap::new(), 0);
+        let (sent, singles) = (HashMap::new(), [0; 2]);
         Ok(Device {
             experts,
             gpu,
@@ -211,7 +211,7 @@ impl Device {
         self.gpu.enter()?;
         self.experts.begin(batch)?;
         if batch.rows.len() == 1 && batch.wanted.len() == 1 {
-            self.singles += 1; // one that wants nothing loads no kernels of the head
+            self.singles[batch.greedy as usize] += 1; // one that wants nothing loads no kernels of the head
         }
         if let Some(times) = &mut self.times {
             times.walk = (batch.rows.len() == 1).then(Instant::now);
@@ -236,10 +236,11 @@ impl Device {
             times.stretches.push(range.start);
         }
         // The first walk of one row loads kernels, which a recording must not; the second records.
-        let record = batch.rows.len() == 1 && batch.wanted.len() == 1 && self.singles > 1;
-        if record && self.graphs.as_ref().is_some_and(|g| !g.contains_key(&range.start)) {
+        let record = batch.rows.len() == 1 && batch.wanted.len() == 1 && self.singles[batch.greedy as usize] > 1;
+        let key = (range.start, batch.greedy);
+        if record && self.graphs.as_ref().is_some_and(|g| !g.contains_key(&key)) {
             match self.gpu.capture(|| self.stages(tape, plan, batch, range.clone())) {
-                Ok(graph) => drop(self.graphs.as_mut().map(|g| g.insert(range.start, graph))),
+                Ok(graph) => drop(self.graphs.as_mut().map(|g| g.insert(key, graph))),
                 Err(e) => {
                     tracing::warn!("graphs: off, because {e:#}; kernels are started one by one");
                     self.graphs = None;
@@ -247,7 +248,7 @@ impl Device {
             }
         }
         match self.graphs.as_ref().filter(|_| record) {
-            Some(graphs) => self.gpu.replay(&graphs[&range.start])?,
+            Some(graphs) => self.gpu.replay(&graphs[&key])?,
             None => self.stages(tape, plan, batch, range.clone())?,
         }
         self.arrived[range.start].record(&self.gpu.work)
@@ -320,6 +321,7 @@ impl Device {
     fn run(&self, tape: &Tape, plan: &Plan, batch: &Batch, stage: &Stage) -> Result<()> {
         let value = |x: &Slot| self.value(plan, tape, batch, x);
         match stage {
+            Stage::Copy(slot, Place::Gpu, _) if batch.greedy && tape.logits == Some(*slot) => Ok(()), // nobody reads them
             Stage::Copy(slot, from, to) => {
                 let (v, host) = (value(slot), &self.crossing[&(*to, plan.buffer(*slot, *to))]);
                 match from {
@@ -361,8 +363,8 @@ impl Device {
     ) -> Result<()> {
         let ins: Vec<GpuValue> = step.ins.iter().map(value).collect();
         let rows = ins.first().map_or(batch.rows.len(), |x| x.rows);
-        let wanted = step.outs.iter().any(|x| tape.slots[x.0 as usize].rows == RowSet::Wanted);
-        if rows == 0 || (wanted && batch.wanted.is_empty()) {
+        let none = |x: &Slot| batch.count(tape.slots[x.0 as usize].rows) == 0;
+        if rows == 0 || step.outs.iter().any(none) {
             return Ok(());
         }
         let weight = |w: usize| {

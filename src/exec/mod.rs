@@ -52,20 +52,21 @@ struct Memory {
 }
 
 impl Engine {
-    /// Makes room for `n_seq` sequences of `n_ctx` tokens, fed at most `n_batch` at a time. A plan with steps on a GPU
+    /// Makes room for what `shape` says. A plan with steps on a GPU
     /// comes with the device that was opened for it.
     pub fn new(
         gguf: Gguf,
         (tape, plan): (Tape, Plan),
         (pool, pool_batch): (Pool, Option<Pool>),
-        (n_seq, n_ctx, n_batch): Shape,
+        shape: Shape,
         weights: Weights,
         device: Option<Device>,
     ) -> Result<Engine> {
         assert_eq!(plan.on_gpu(), device.is_some(), "a device where the plan has steps on one, and only there");
         let here = |i: &usize| plan.state_places[*i] != Place::Gpu;
         let on_host: Vec<StateSpec> = (0..tape.states.len()).filter(here).map(|i| tape.states[i].clone()).collect();
-        check_room(&gguf, &on_host, (n_seq, n_ctx, n_batch), cpu::Memory::of_this_machine())?;
+        let Shape { n_seq, n_ctx, n_batch, .. } = shape;
+        check_room(&gguf, &on_host, shape, cpu::Memory::of_this_machine())?;
         let states = tape
             .states
             .iter()
@@ -98,7 +99,7 @@ impl Engine {
         &self.gguf
     }
 
-    /// Computes the batch; the logits of its wanted rows, (wanted, n_vocab), are then in [`Engine::logits`]. Returns
+    /// Computes the batch; what was wanted is then in [`Engine::result`]. Returns
     /// false, with the states of the batch's sequences half-written, when `stop` was raised meanwhile.
     ///
     /// # Errors
@@ -225,13 +226,16 @@ impl Engine {
                 }
             }
         }
-        let logits = tape.logits.expect("a finished tape has logits");
         if let Some(device) = device {
-            if let Some(from) = coming[logits.0 as usize][Place::Cpu.index()].take() {
-                let buffer = plan.buffer(logits, Place::Cpu);
+            for slot in tape.results() {
+                let Some(from) = coming[slot.0 as usize][Place::Cpu.index()].take() else { continue };
+                if batch.greedy && tape.logits == Some(slot) {
+                    continue; // it stays where it is
+                }
+                let (buffer, rows) = (plan.buffer(slot, Place::Cpu), batch.count(tape.slots[slot.0 as usize].rows));
                 let to = &mut memory[Place::Cpu.index()].buffers[buffer as usize];
                 to.clear();
-                to.extend_from_slice(device.arrived(from, (Place::Cpu, buffer), batch.wanted.len() * width(logits))?);
+                to.extend_from_slice(device.arrived(from, (Place::Cpu, buffer), rows * width(slot))?);
             }
             device.end(gguf, batch)?;
         }
@@ -302,9 +306,10 @@ impl Engine {
         Ok(())
     }
 
-    /// The logits of the last walk: (wanted, n_vocab).
-    pub fn logits(&self) -> &[f32] {
-        let slot = self.tape.logits.expect("a finished tape has logits");
+    /// What the last walk gave: the logits, (wanted, n_vocab), and after a greedy one the likeliest tokens and their logits
+    /// alone, (wanted, 2).
+    pub fn result(&self, batch: &Batch) -> &[f32] {
+        let slot = self.tape.results()[batch.greedy as usize];
         &self.memory[Place::Cpu.index()].buffers[self.plan.buffer(slot, Place::Cpu) as usize]
     }
 }
@@ -346,7 +351,7 @@ fn stretch(plan: &Plan, from: usize) -> std::ops::Range<usize> {
 fn check_room(
     gguf: &Gguf,
     states: &[StateSpec],
-    (n_seq, n_ctx, n_batch): (usize, usize, usize),
+    Shape { n_seq, n_ctx, n_batch, .. }: Shape,
     memory: Option<cpu::Memory>,
 ) -> Result<()> {
     let one = states.iter().fold(0usize, |sum, s| sum.saturating_add(s.bytes(n_ctx, n_batch)));

@@ -42,5 +42,6 @@ pub fn build(gguf: &Gguf, settings: Settings) -> Result<Tape> {
         return Err(b.bad_key("attention.causal", false, "true: this version reads from left to right only"));
     }
     let logits = build(&b)?;
-    b.finish(logits)
+    let likeliest = b.likeliest(logits);
+    b.finish(logits, likeliest)
 }

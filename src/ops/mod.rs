@@ -10,6 +10,7 @@ mod experts;
 mod glu;
 mod hyper;
 mod index;
+mod likeliest;
 mod linear;
 mod norm;
 mod pack;

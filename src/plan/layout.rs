@@ -1,15 +1,15 @@
 //! Which buffer of a place holds each value: values that are never alive together share one.
 
-use super::{Place, Stage};
-use crate::tape::{Slot, Tape};
+use super::{Place, Shape, Stage};
+use crate::tape::{RowSet, Slot, Tape};
 
 /// The buffers of one place.
 #[derive(Clone, Debug)]
 pub struct Layout {
     /// Buffer of each slot of the tape; None where the value never is at this place.
     pub buffer: Vec<Option<u32>>,
-    /// Columns that each buffer must hold.
-    pub widths: Vec<usize>,
+    /// Columns that each buffer must hold, of values with a row for every token and of values with one for every wanted one.
+    pub widths: Vec<[usize; 2]>,
 }
 
 impl Layout {
@@ -32,25 +32,25 @@ impl Layout {
         for (at, (reads, writes)) in moments.iter().enumerate() {
             reads.iter().chain(writes).for_each(|x| last[x.0 as usize] = at);
         }
-        if let Some(x) = tape.logits.filter(|_| place == Place::Cpu) {
-            last[x.0 as usize] = usize::MAX; // read after the walk
+        if place == Place::Cpu {
+            tape.results().iter().for_each(|x| last[x.0 as usize] = usize::MAX); // read after the walk
         }
         let mut layout = Layout { buffer: vec![None; tape.slots.len()], widths: Vec::new() };
         let mut free: Vec<u32> = Vec::new();
         for (at, (reads, writes)) in moments.iter().enumerate() {
             for x in writes {
-                let width = tape.width(*x);
+                let (width, rows) = (tape.width(*x), (tape.slots[x.0 as usize].rows != RowSet::All) as usize);
                 // The free buffer whose width is nearest, so that wide ones stay for wide values.
-                let near = |&i: &usize| layout.widths[free[i] as usize].abs_diff(width);
+                let near = |&i: &usize| layout.widths[free[i] as usize][rows].abs_diff(width);
                 let pick = (0..free.len()).min_by_key(near);
                 let buffer = match pick {
                     Some(i) => free.swap_remove(i),
                     None => {
-                        layout.widths.push(0);
+                        layout.widths.push([0; 2]);
                         layout.widths.len() as u32 - 1
                     }
                 };
-                let w = &mut layout.widths[buffer as usize];
+                let w = &mut layout.widths[buffer as usize][rows];
                 *w = width.max(*w);
                 layout.buffer[x.0 as usize] = Some(buffer);
             }
@@ -65,5 +65,10 @@ impl Layout {
             }
         }
         layout
+    }
+
+    /// Bytes that each buffer must hold.
+    pub fn bytes(&self, shape: &Shape) -> impl Iterator<Item = usize> {
+        self.widths.iter().map(|[all, wanted]| 4 * (all * shape.n_batch).max(wanted * shape.n_wanted))
     }
 }

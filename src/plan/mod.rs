@@ -62,6 +62,11 @@ impl Plan {
             let place = match step.half {
                 Half::Cached => Place::Gpu,
                 Half::Rest => Place::Cpu,
+                // The likeliest token is found where the logits are.
+                Half::Whole if step.outs.first() == tape.likeliest.as_ref() => {
+                    let head = tape.steps.iter().position(|s| s.outs.first() == tape.logits.as_ref());
+                    places[head.expect("a finished tape has logits")]
+                }
                 Half::Whole => held.unwrap_or_else(|| rule(i, step)),
             };
             for s in &step.states {
@@ -91,9 +96,9 @@ impl Plan {
         Plan::new(tape, &|_, _| Place::Cpu)
     }
 
-    /// Bytes of working buffers at `place` for a batch of `rows`, all of them wanted.
-    pub fn buffer_bytes(&self, place: Place, rows: usize) -> usize {
-        self.layouts[place.index()].widths.iter().map(|w| w * rows * 4).sum()
+    /// Bytes of working buffers at `place` for the largest batch.
+    pub fn buffer_bytes(&self, place: Place, shape: &Shape) -> usize {
+        self.layouts[place.index()].bytes(shape).sum()
     }
 }
 
@@ -137,11 +142,12 @@ fn order(tape: &Tape, places: &[Place]) -> Vec<Stage> {
         run(if place == Place::Gpu { &mut stages } else { &mut late }, place, i);
     }
     stages.append(&mut late);
-    // The logits are read from the CPU's memory.
-    let logits = tape.logits.expect("a finished tape has logits");
-    let at = &home[logits.0 as usize];
-    if !at.contains(&Place::Cpu) {
-        stages.push(Stage::Copy(logits, at[0], Place::Cpu));
+    // What a walk gives is read from the CPU's memory.
+    for slot in tape.results() {
+        let at = &home[slot.0 as usize];
+        if !at.contains(&Place::Cpu) {
+            stages.push(Stage::Copy(slot, at[0], Place::Cpu));
+        }
     }
     stages
 }

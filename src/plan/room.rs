@@ -10,8 +10,18 @@ use crate::tape::{
     Tape, WeightId, WeightKind,
 };
 
-/// How much a model is to hold: sequences, tokens of each, tokens of a batch.
-pub type Shape = (usize, usize, usize);
+/// How much a model is to hold.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Shape {
+    /// Sequences.
+    pub n_seq: usize,
+    /// Tokens of each.
+    pub n_ctx: usize,
+    /// Tokens of a batch.
+    pub n_batch: usize,
+    /// Those of them whose logits are wanted, at most.
+    pub n_wanted: usize,
+}
 
 /// The step of addresses that everything in device memory begins at.
 pub const ALIGN: usize = Arena::ALIGN;
@@ -58,7 +68,8 @@ impl Room {
     }
 
     /// What a plan will take.
-    pub fn of(tape: &Tape, plan: &Plan, needs: &Needs, (n_seq, n_ctx, n_batch): Shape) -> Room {
+    pub fn of(tape: &Tape, plan: &Plan, needs: &Needs, shape: Shape) -> Room {
+        let Shape { n_seq, n_ctx, n_batch, .. } = shape;
         let mut sum = Room::default();
         let mut seen = vec![false; tape.weights.len()];
         let mut states = vec![false; tape.states.len()];
@@ -89,8 +100,7 @@ impl Room {
             }
             sum.scratch = sum.scratch.max(needs.scratch[i]);
         }
-        let widths = &plan.layouts[Place::Gpu.index()].widths;
-        sum.values = widths.iter().map(|w| (w * n_batch * 4).next_multiple_of(ALIGN)).sum();
+        sum.values = plan.layouts[Place::Gpu.index()].bytes(&shape).map(|b| b.next_multiple_of(ALIGN)).sum();
         sum.scratch = sum.scratch.next_multiple_of(ALIGN);
         sum
     }
@@ -109,15 +119,15 @@ pub struct Needs {
 
 impl Needs {
     /// Asks every step's GPU body, which starts nothing where no device is.
-    pub fn of(tape: &Tape, (_, n_ctx, n_batch): Shape) -> Result<Needs> {
+    pub fn of(tape: &Tape, shape: Shape) -> Result<Needs> {
         let mut scratch = vec![0; tape.steps.len()];
         let refuses: Vec<Option<String>> = tape.steps.iter().map(|s| refuses(tape, s)).collect();
         // A single row, the fewest that tensor cores take, and all: each takes other kernels.
-        for n in [1, n_batch.min(17), n_batch] {
+        for n in [1, shape.n_batch.min(17), shape.n_batch] {
             let rows = (0..n as u32).map(|pos| Row { token: 0, seq: 0, pos }).collect();
-            let batch = Batch { rows, wanted: (0..n as u32).collect() };
+            let batch = Batch { rows, wanted: (0..n.min(shape.n_wanted) as u32).collect(), greedy: true };
             for (i, step) in tape.steps.iter().enumerate().filter(|(i, _)| refuses[*i].is_none()) {
-                let used = scratch_of(tape, step, &batch, n_ctx, n_batch);
+                let used = scratch_of(tape, step, &batch, &shape);
                 scratch[i] = scratch[i].max(used.with_context(|| format!("step {}", step.label))?);
             }
         }
@@ -126,22 +136,22 @@ impl Needs {
     }
 }
 
-fn scratch_of(tape: &Tape, step: &Step, batch: &Batch, n_ctx: usize, n_batch: usize) -> Result<usize> {
-    let n = batch.rows.len();
-    let value = |x: &Slot| GpuValue { ptr: Ptr::default(), rows: n, width: tape.width(*x) };
+fn scratch_of(tape: &Tape, step: &Step, batch: &Batch, shape: &Shape) -> Result<usize> {
+    let rows = |x: &Slot| batch.count(tape.slots[x.0 as usize].rows);
+    let value = |x: &Slot| GpuValue { ptr: Ptr::default(), rows: rows(x), width: tape.width(*x) };
     let weight = |w: &WeightId| {
         let w = &tape.weights[w.0 as usize];
         let ty = quant::by_name(w.format).filter(|_| w.kind == WeightKind::Matrix);
         GpuWeight { ptr: Ptr::default(), shape: w.shape, ty, slots: Ptr::default() }
     };
-    let state = |s: &StateId| state_of(&tape.states[s.0 as usize], Ptr::default(), n_ctx, n_batch);
+    let state = |s: &StateId| state_of(&tape.states[s.0 as usize], Ptr::default(), shape.n_ctx, shape.n_batch);
     let tables = vec![Ptr::default(); step.op.tables().len()];
     let io = GpuIo {
         gpu: None,
         batch,
         lists: Lists::default(),
         tables: &tables,
-        rows: n,
+        rows: step.ins.first().map_or(batch.rows.len(), rows),
         ins: &step.ins.iter().map(value).collect::<Vec<_>>(),
         outs: &step.outs.iter().map(value).collect::<Vec<_>>(),
         weights: &step.weights.iter().map(weight).collect::<Vec<_>>(),

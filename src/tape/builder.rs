@@ -307,9 +307,9 @@ impl<'a> Builder<'a> {
 
     /// The finished tape. Fails, naming them, if the file holds tensors that the family neither read nor ignored:
     /// a model with a part that is not understood is refused, never run without it.
-    pub fn finish(self, logits: Slot) -> Result<Tape> {
+    pub fn finish(self, logits: Slot, likeliest: Slot) -> Result<Tape> {
         let mut tape = self.tape.into_inner();
-        tape.logits = Some(logits);
+        (tape.logits, tape.likeliest) = (Some(logits), Some(likeliest));
         let known = self.known.into_inner();
         // What 4-bit activations would be divided by on hardware that has them. Here they are not 4-bit.
         for t in self.gguf.tensors.iter().filter(|t| !known.contains_key(&t.name)) {

@@ -34,6 +34,8 @@ pub enum RowSet {
     All,
     /// One per token whose logits are wanted.
     Wanted,
+    /// One per token of which only the likeliest successor is wanted: as many as [`RowSet::Wanted`], or none.
+    Greedy,
 }
 
 /// What is known of a value before anything runs.
@@ -135,6 +137,8 @@ pub struct Tape {
     pub steps: Vec<Step>,
     /// The value that holds the logits: (wanted rows, n_vocab).
     pub logits: Option<Slot>,
+    /// The value that holds the likeliest tokens and their logits: (greedy rows, 2).
+    pub likeliest: Option<Slot>,
     /// Tensors that the family leaves alone, and why (in words).
     pub ignored: Vec<(String, &'static str)>,
 }
@@ -160,9 +164,17 @@ impl Tape {
         step.op.bytes_per_token(&weights)
     }
 
+    /// The values that a walk gives: the logits, and the likeliest tokens.
+    ///
+    /// # Panics
+    /// If the tape is not finished.
+    pub fn results(&self) -> [Slot; 2] {
+        [self.logits, self.likeliest].map(|x| x.expect("a finished tape has results"))
+    }
+
     /// Size of the vocabulary.
     pub fn n_vocab(&self) -> usize {
-        self.width(self.logits.expect("a finished tape has logits"))
+        self.width(self.results()[0])
     }
 }
 
@@ -184,6 +196,8 @@ pub struct Batch {
     pub rows: Vec<Row>,
     /// Indices of the rows whose logits are wanted, rising.
     pub wanted: Vec<u32>,
+    /// Only the likeliest token of each wanted row is asked for; its logits stay where they are.
+    pub greedy: bool,
 }
 
 impl Batch {
@@ -197,6 +211,7 @@ impl Batch {
         match rows {
             RowSet::All => self.rows.len(),
             RowSet::Wanted => self.wanted.len(),
+            RowSet::Greedy => self.wanted.len() * self.greedy as usize,
         }
     }
 }

@@ -5,7 +5,7 @@ use std::collections::{BTreeMap, HashSet};
 use anyhow::Result;
 
 use crate::gguf::Gguf;
-use crate::plan::{self, Fit, Place, Refused, Stage};
+use crate::plan::{self, Fit, Place, Refused, Shape, Stage};
 use crate::session::{self, Options};
 use crate::tape::{Half, RowSet, StateKind, Step, Tape, Weight, WeightKind};
 
@@ -16,6 +16,7 @@ pub(super) struct Model<'a> {
     /// Free memory of the GPU, if there is one.
     pub(super) vram: Option<usize>,
     pub(super) options: &'a Options,
+    pub(super) shape: Shape,
 }
 
 /// The tensors of one format.
@@ -239,7 +240,7 @@ impl Facts {
             let gpu = place == Place::Gpu;
             let weights = || ids.iter().map(|w| tape.weights[w.0 as usize].bytes).sum();
             let states = || states.clone().map(|(s, _)| s.bytes(n_ctx, o.n_batch)).sum();
-            let buffers = || plan.buffer_bytes(place, o.n_batch.min(n_ctx));
+            let buffers = || plan.buffer_bytes(place, &m.shape);
             places.push(PlaceFacts {
                 name: place.name(),
                 steps: here().count(),
