@@ -35,7 +35,7 @@ pub struct Options {
     pub n_batch: usize,
     /// Sequences.
     pub n_seq: usize,
-    /// Threads; 0 is one per physical core.
+    /// Threads; 0 is one per performance core.
     pub threads: usize,
     /// Threads for batches of more than one row; None is as `threads`.
     pub threads_batch: Option<usize>,

@@ -50,7 +50,7 @@ pub struct Model {
     /// Tokens of context; 0 is the model's own [default: the model's own, up to 8192]
     #[arg(short, long, value_name = "N")]
     pub ctx_size: Option<usize>,
-    /// Threads when generating; 0 is one per physical core
+    /// Threads when generating; 0 is one per performance core, hyperthreads not counted
     #[arg(short, long, value_name = "N", default_value_t = 0)]
     pub threads: usize,
     /// Threads when reading a prompt [default: as --threads] [also: -tb]
