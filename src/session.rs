@@ -4,6 +4,7 @@
 use std::path::Path;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
+use std::time::Instant;
 
 use anyhow::{Context, Result, bail};
 
@@ -144,6 +145,16 @@ pub struct Session {
     n_batch: usize,
     n_vocab: usize,
     stop: Arc<AtomicBool>,
+    single: Single,
+}
+
+/// Calls of [`Session::feed`] with one token: what generating is made of.
+#[derive(Clone, Copy, Debug, Default)]
+pub struct Single {
+    /// How many.
+    pub tokens: usize,
+    /// Seconds that they took.
+    pub seconds: f64,
 }
 
 /// The context that a model gets: what was asked, else its own up to 8192.
@@ -274,7 +285,7 @@ impl Session {
         let many = o.threads_batch.filter(|n| *n != o.threads).map(Pool::new).transpose()?;
         let engine = Engine::new(gguf, placed, (few, many), (n_seq, n_ctx, n_batch), weights, device)?;
         let seqs = (0..n_seq).map(|_| Sequence::default()).collect();
-        Ok(Session { engine, seqs, n_ctx, n_batch, n_vocab, stop: Arc::default() })
+        Ok(Session { engine, seqs, n_ctx, n_batch, n_vocab, stop: Arc::default(), single: Single::default() })
     }
 
     /// The engine underneath.
@@ -322,6 +333,7 @@ impl Session {
         if tokens.len() > 1 {
             self.checkpoint(seq)?;
         }
+        let start = Instant::now();
         let mut logits = Vec::new();
         let chunks = tokens.chunks(self.n_batch);
         let last = chunks.len().saturating_sub(1);
@@ -357,8 +369,16 @@ impl Session {
         }
         if tokens.len() > 1 {
             self.checkpoint(seq)?;
+        } else if tokens.len() == 1 {
+            self.single.tokens += 1;
+            self.single.seconds += start.elapsed().as_secs_f64();
         }
         Ok(logits)
+    }
+
+    /// The single tokens read so far.
+    pub fn single(&self) -> Single {
+        self.single
     }
 
     /// One token for each of several sequences, computed together: the logits of each, (sequences, n_vocab).

@@ -163,6 +163,12 @@ impl Spent {
     }
 }
 
+/// How often this process had to wait for a page from disk: `majflt`, the tenth field behind the name in /proc/self/stat.
+pub fn major_faults(root: &Path) -> Option<usize> {
+    let stat = std::fs::read_to_string(root.join("proc/self/stat")).ok()?;
+    stat.rsplit_once(')')?.1.split_whitespace().nth(9)?.parse().ok()
+}
+
 /// Bytes that a process with these limits and this status may lock.
 fn lockable(limits: &str, status: &str) -> Option<usize> {
     const IPC_LOCK: u64 = 1 << 14; // the capability that lifts the limit
@@ -323,6 +329,13 @@ mod tests {
         let files: Vec<(&str, &str)> = files.iter().map(|(p, t)| (p.as_str(), *t)).collect();
         let want = vec![Link { address: "0000:01:00.0".into(), lanes: (4, 16) }];
         assert_eq!(links(machine(&files).path()), want);
+    }
+
+    #[test]
+    fn pages_from_disk_are_counted_whatever_the_program_is_called() {
+        let stat = "12 (a) name) R 1 1 1 0 -1 4194304 500 0 37 0 1 2 0 0";
+        assert_eq!(major_faults(machine(&[("proc/self/stat", stat)]).path()), Some(37));
+        assert_eq!(major_faults(machine(&[("proc/self/stat", "12 (x) R 1")]).path()), None);
     }
 
     #[test]

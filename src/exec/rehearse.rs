@@ -30,8 +30,9 @@ const LARGEST: usize = 1 << 30;
 const LOOKED_UP: usize = 64;
 /// Matrices begin at multiples of this, as tensors of a file do, and at a block.
 const ALIGN: usize = 32;
-/// Tokens walked, at most.
-const TOKENS: usize = 64;
+/// Tokens walked, at most, and positions that they take in turn.
+const TOKENS: usize = 1000;
+const POSITIONS: usize = 64;
 /// Bytes of one product when a format's rate is measured.
 const BULK: usize = 64 << 20;
 
@@ -49,13 +50,17 @@ pub struct Rehearsal<'a> {
     small: Vec<(Vec<f32>, Vec<i32>)>,
     /// Tokens in the context.
     depth: usize,
+    /// Bytes of all matrices that are walked.
+    bytes: usize,
 }
 
 /// What a walk took.
 #[derive(Clone, Debug)]
 pub struct Walked {
-    /// Seconds of a token: the median.
+    /// Seconds of a token: the median, which is one that nothing disturbed.
     pub token: f64,
+    /// The mean, in which other programs' turns on the cores count too.
+    pub mean: f64,
     /// Of it each step's, in the median; None where it was not walked: a GPU's, or one with a matrix beyond all measure.
     pub steps: Vec<Option<f64>>,
     /// The last token's logits; zeros where the head was not walked.
@@ -158,7 +163,21 @@ impl Rehearsal<'_> {
             WeightKind::Vector => (vec![1.0 / 32.0; w.count()], Vec::new()),
             WeightKind::Ints { below } => (Vec::new(), (0..w.count()).map(|i| (i % below.max(1)) as i32).collect()),
         });
-        Rehearsal { tape, pool, steps, stretches: stretches.collect(), places: at, small: small.collect(), depth }
+        Rehearsal {
+            tape,
+            pool,
+            steps,
+            stretches: stretches.collect(),
+            places: at,
+            small: small.collect(),
+            depth,
+            bytes: all,
+        }
+    }
+
+    /// Bytes of the matrices that tokens are multiplied with here, if each is chosen once.
+    pub fn bytes(&self) -> usize {
+        self.bytes
     }
 
     /// GB/s that products of a format reach in one long piece: what its kernels and the memory allow. None where no matrix
@@ -191,7 +210,7 @@ impl Rehearsal<'_> {
     /// Walks tokens for about so long: one that warms the caches, then at least one that counts.
     pub fn walk(&self, time: Duration) -> Walked {
         let tape = self.tape;
-        let n_ctx = self.depth + TOKENS + 1;
+        let n_ctx = self.depth + POSITIONS;
         let mut states: Vec<State> = tape.states.iter().map(|s| State::new(s, 1, n_ctx, 1)).collect();
         for state in &mut states {
             // Written, so that rows are memory of their own: what was never written is one page of zeros.
@@ -206,7 +225,7 @@ impl Rehearsal<'_> {
         let begin = Instant::now();
         for i in 0..TOKENS {
             let token = rng.below(LOOKED_UP.min(tape.n_vocab())) as u32;
-            let pos = (self.depth + i) as u32;
+            let pos = (self.depth + i % POSITIONS) as u32;
             let batch = Batch { rows: vec![Row { token, seq: 0, pos }], wanted: vec![0] };
             work.angles.clear();
             let start = Instant::now();
@@ -222,7 +241,9 @@ impl Rehearsal<'_> {
         }
         let counted = |v: &[f64]| median(v.get(1..).filter(|v| !v.is_empty())?);
         let logits = tape.logits.map(|l| std::mem::take(&mut values[l.0 as usize])).unwrap_or_default();
-        Walked { token: counted(&tokens).unwrap_or(0.0), steps: steps.iter().map(|s| counted(s)).collect(), logits }
+        let mean = tokens[1..].iter().sum::<f64>() / (tokens.len() - 1) as f64;
+        let steps = steps.iter().map(|s| counted(s)).collect();
+        Walked { token: counted(&tokens).unwrap_or(0.0), mean, steps, logits }
     }
 
     fn step(
@@ -341,7 +362,7 @@ mod tests {
                 let walked = Rehearsal::new(&tape, &places, &pool, depth, room).walk(Duration::ZERO);
                 assert!(walked.steps.iter().all(|s| s.is_some_and(|s| s > 0.0)), "{name} at {depth}");
                 assert!(walked.token >= walked.steps.iter().flatten().sum::<f64>() * 0.5, "{name} at {depth}");
-                assert_eq!(walked.logits.len(), tape.n_vocab());
+                assert!(walked.mean > 0.0 && walked.logits.len() == tape.n_vocab());
             }
         }
     }
