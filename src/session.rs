@@ -4,6 +4,7 @@
 use std::path::Path;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
+use std::time::Instant;
 
 use anyhow::{Context, Result, bail};
 
@@ -37,7 +38,7 @@ pub struct Options {
     pub n_wanted: Option<usize>,
     /// Sequences.
     pub n_seq: usize,
-    /// Threads; 0 is one per physical core.
+    /// Threads; 0 is one per performance core.
     pub threads: usize,
     /// Threads for batches of more than one row; None is as `threads`.
     pub threads_batch: Option<usize>,
@@ -148,6 +149,16 @@ pub struct Session {
     shape: Shape,
     n_vocab: usize,
     stop: Arc<AtomicBool>,
+    single: Single,
+}
+
+/// Calls of [`Session::feed`] with one token: what generating is made of.
+#[derive(Clone, Copy, Debug, Default)]
+pub struct Single {
+    /// How many.
+    pub tokens: usize,
+    /// Seconds that they took.
+    pub seconds: f64,
 }
 
 /// The context that a model gets: what was asked, else its own up to 8192.
@@ -280,7 +291,7 @@ impl Session {
         let many = o.threads_batch.filter(|n| *n != o.threads).map(Pool::new).transpose()?;
         let engine = Engine::new(gguf, placed, (few, many), shape, weights, device)?;
         let seqs = (0..shape.n_seq).map(|_| Sequence::default()).collect();
-        Ok(Session { engine, seqs, shape, n_vocab, stop: Arc::default() })
+        Ok(Session { engine, seqs, shape, n_vocab, stop: Arc::default(), single: Single::default() })
     }
 
     /// The engine underneath.
@@ -328,6 +339,7 @@ impl Session {
         if tokens.len() > 1 {
             self.checkpoint(seq)?;
         }
+        let start = Instant::now();
         let mut logits = Vec::new();
         let at_once = match want {
             Want::All | Want::From(_) => self.shape.n_batch.min(self.shape.n_wanted),
@@ -367,8 +379,16 @@ impl Session {
         }
         if tokens.len() > 1 {
             self.checkpoint(seq)?;
+        } else if tokens.len() == 1 {
+            self.single.tokens += 1;
+            self.single.seconds += start.elapsed().as_secs_f64();
         }
         Ok(logits)
+    }
+
+    /// The single tokens read so far.
+    pub fn single(&self) -> Single {
+        self.single
     }
 
     /// One token for each of several sequences, computed together: the logits of each, (sequences, n_vocab), or of each

@@ -142,8 +142,9 @@ fn llama_cpp_s_short_flags_are_taken_and_an_option_without_effect_is_said() {
         assert!(o.status.success(), "{}", err(&o));
         assert!(err(&o).contains("-ngl 99: off, because"), "{}", err(&o));
     }
-    let o = run(&["run", "-p", "x", "-n", "1", "-cmoe", "--stats"]);
-    assert!(o.status.success() && err(&o).contains("--stats: off, because everything runs on the CPU"), "{}", err(&o));
+    let o = run(&["run", "-p", "x", "-n", "5", "-cmoe", "--stats", "--ignore-eos"]);
+    assert!(o.status.success() && err(&o).contains("4 single tokens: "), "{}", err(&o));
+    assert!(err(&o).contains(" predicted") && err(&o).contains("limited by "), "{}", err(&o));
     let o = run(&["run", "-p", "x", "-n", "1", "-cmoe", "-ncmoe", "3"]);
     assert_eq!(o.status.code(), Some(2), "all and three are two things: {}", err(&o));
 }
@@ -190,6 +191,39 @@ fn bench_prints_a_row_per_test_in_every_form() {
     let hash = |i: usize| rows[i]["logits_hash"].as_str().unwrap().to_string();
     assert_eq!(hash(0), serde_json::from_str::<serde_json::Value>(&form("json")).unwrap()[0]["logits_hash"]);
     assert_ne!(hash(0), hash(1));
+}
+
+#[test]
+fn doctor_says_what_the_machine_can_do_and_its_json_has_every_field() {
+    let o = run(&["doctor"]);
+    assert!(o.status.success(), "{}", err(&o));
+    let text = String::from_utf8(o.stdout).unwrap();
+    for head in ["processor", "cores", "instructions", "memory", "huge pages", "Reading memory", "1 thread", "Remarks"]
+    {
+        assert!(text.contains(head), "{head}: {text}");
+    }
+    let o = run(&["doctor", "--json"]);
+    let j: serde_json::Value = serde_json::from_slice(&o.stdout).unwrap();
+    for (key, fields) in [
+        ("cpu", "name isa flags cores efficiency_cores logical allowed threads cache_bytes"),
+        ("limits", "cpus memory_bytes lockable_bytes"),
+        (
+            "memory",
+            "total_bytes free_bytes swap_bytes swap_free_bytes huge_pages huge_reserved_bytes sticks sticks_unknown",
+        ),
+        ("others", "busy stolen load"),
+    ] {
+        let object = j[key].as_object().unwrap_or_else(|| panic!("{key}: {j}"));
+        assert_eq!(object.keys().map(String::as_str).collect::<Vec<_>>().join(" "), fields, "{key}");
+    }
+    for key in ["nodes", "governors", "virtual_machine", "bandwidth", "gpu", "gpu_unknown", "remarks"] {
+        assert!(j.get(key).is_some(), "{key}: {j}");
+    }
+    let rates = j["bandwidth"].as_array().unwrap();
+    assert!(rates.iter().all(|r| r["gbps"].as_f64() > Some(0.0)), "{rates:?}");
+    assert_eq!(rates[0]["threads"], 1);
+    assert!(rates.iter().any(|r| r["threads"] == j["cpu"]["threads"]), "{rates:?}");
+    assert!(j["gpu"].is_null() && j["gpu_unknown"].is_string(), "none is to be seen here");
 }
 
 #[test]

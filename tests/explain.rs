@@ -10,9 +10,13 @@ use std::process::Command;
 use serde_json::Value;
 use tandem::gguf::{Gguf, Tensor};
 
+/// With a rate that is given, so that nothing need be measured.
 fn explain(args: &[&str]) -> String {
+    run(&[&["explain", "--ram-gbps", "50"], args].concat())
+}
+
+fn run(args: &[&str]) -> String {
     let o = Command::new(env!("CARGO_BIN_EXE_tandem"))
-        .arg("explain")
         .args(args)
         .env("CUDA_VISIBLE_DEVICES", "") // of a machine without a GPU, whatever is here
         .output()
@@ -183,6 +187,42 @@ fn full_size_models_are_placed_on_a_gpu_that_is_not_here() {
             assert_eq!(again["places"], j["places"], "{shape} in {vram}: {flags:?}");
         }
         std::fs::remove_file(path).unwrap();
+    }
+}
+
+#[test]
+fn what_is_predicted_of_the_demo_is_what_it_does() {
+    let parse = |text: &str| serde_json::from_str::<Value>(text).unwrap_or_else(|e| panic!("{e}: {text}"));
+    // Nonsense is off by more than a factor of three, and always; a busy machine is so now and then.
+    let mut seen = Vec::new();
+    for _ in 0..5 {
+        let j = parse(&run(&["explain", "--json"]));
+        let p = &j["prediction"];
+        let expected = p["expected_tokens_per_s"].as_f64().unwrap();
+        let parts: f64 = p["parts_ms"].as_object().unwrap().values().map(|v| v.as_f64().unwrap()).sum();
+        assert!((parts * expected / 1e3 - 1.0).abs() < 1e-6, "the parts are the whole: {p}");
+        assert!(p["ram_gbps"].as_f64() > Some(0.0) && p["threads"].as_u64() > Some(0), "{p}");
+        assert_eq!(j["placement"]["tokens_per_s"], expected);
+        let b = parse(&run(&["bench", "-p", "0", "-n", "128", "-r", "1", "-o", "json"]));
+        let measured = b[0]["tokens_per_s"].as_f64().unwrap();
+        if (1.0 / 3.0..3.0).contains(&(expected / measured)) {
+            return;
+        }
+        seen.push((expected, measured));
+    }
+    panic!("predicted and measured tokens per second: {seen:?}");
+}
+
+#[test]
+fn a_rate_that_is_given_makes_a_ceiling_and_nothing_is_measured() {
+    let j = json(&small("qwen3moe"), &["--depth", "100"]);
+    let (p, bytes) = (&j["prediction"], j["bytes_per_token"].as_f64().unwrap());
+    let ceiling = p["ceiling_tokens_per_s"].as_f64().unwrap();
+    assert!((ceiling * bytes / 50e9 - 1.0).abs() < 1e-9, "{p}");
+    assert!(p["expected_tokens_per_s"].is_null() && p["not_measured"].is_string() && p["depth"] == 100, "{p}");
+    for bad in [&["--ram-gbps", "0"][..], &["--vram-gbps", "inf"], &["--depth", "9999999"]] {
+        let o = Command::new(env!("CARGO_BIN_EXE_tandem")).arg("explain").args(bad).output().unwrap();
+        assert_eq!(o.status.code(), Some(2), "{bad:?}: {}", String::from_utf8_lossy(&o.stderr));
     }
 }
 

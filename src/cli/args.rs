@@ -33,8 +33,10 @@ pub enum Verb {
     Logits(Logits),
     /// Perplexity and KL divergence over a text, as llama-perplexity computes them (-c is 512 unless given)
     Perplexity(Perplexity),
-    /// What a model is, what it costs and where its parts go, from the header alone
+    /// What a model is, what it costs, where its parts go and how fast it will be, from the header alone
     Explain(Explain),
+    /// What this machine can do, and what slows it down
+    Doctor(Doctor),
     /// Text to token numbers, as llama-tokenize prints them
     Tokenize(Tokenize),
     /// A chat template's variables, as JSON on stdin, to the exact prompt
@@ -54,7 +56,7 @@ pub struct Model {
     /// Tokens of context; 0 is the model's own [default: the model's own, up to 8192]
     #[arg(short, long, value_name = "N")]
     pub ctx_size: Option<usize>,
-    /// Threads when generating; 0 is one per physical core
+    /// Threads when generating; 0 is one per performance core, hyperthreads not counted
     #[arg(short, long, value_name = "N", default_value_t = 0)]
     pub threads: usize,
     /// Threads when reading a prompt [default: as --threads] [also: -tb]
@@ -96,7 +98,8 @@ pub struct Model {
     /// Let measured times decide nothing: the same input gives the same bits again
     #[arg(long)]
     pub deterministic: bool,
-    /// Say at the end what the GPU and the CPU waited for each other, and what the cached experts did
+    /// Say at the end how fast tokens were made and should have been, what the GPU and the CPU waited for each other, and
+    /// what the cached experts did
     #[arg(long)]
     pub stats: bool,
 }
@@ -196,9 +199,29 @@ pub struct Explain {
     /// Plan for so much memory instead of this machine's (128G)
     #[arg(long, value_name = "SIZE")]
     pub ram: Option<String>,
+    /// Predict the speed with so many GB/s from memory instead of measuring this machine
+    #[arg(long, value_name = "N")]
+    pub ram_gbps: Option<f64>,
+    /// Predict with so many GB/s from the GPU's memory [default: as measured, or 500 with --vram]
+    #[arg(long, value_name = "N")]
+    pub vram_gbps: Option<f64>,
+    /// Predict with so many GB/s between memory and the GPU [default: as measured, or 22 with --vram]
+    #[arg(long, value_name = "N")]
+    pub bus_gbps: Option<f64>,
+    /// Predict for so many tokens in the context
+    #[arg(short, long, value_name = "N", default_value_t = 0)]
+    pub depth: usize,
     /// Every step of the tape, not only the sums
     #[arg(long)]
     pub steps: bool,
+    /// One JSON object
+    #[arg(long)]
+    pub json: bool,
+}
+
+/// `tandem doctor`.
+#[derive(Debug, Args)]
+pub struct Doctor {
     /// One JSON object
     #[arg(long)]
     pub json: bool,

@@ -19,8 +19,14 @@
 //! places            [{place, steps, weight_bytes, state_bytes, buffer_bytes, cache_bytes}]   cache_bytes: experts that
 //!                                                         come and go
 //! placement         {flags, words, gpu_free_bytes, gpu_needed_bytes, tokens_per_s, prompt_tokens_per_s}   flags: what asks
-//!                                                         for it in so many words; the rates are predictions, the
-//!                                                         prompt's null where the CPU reads it
+//!                                                         for it in so many words; tokens_per_s: what is expected, or
+//!                                                         the ceiling; the prompt's is null where the CPU reads it
+//! prediction        {ceiling_tokens_per_s, expected_tokens_per_s, depth, limit, words, parts_ms, threads, isa, steps,
+//!                    formats: [{format, bytes_per_token, gbps}], ram_gbps, ram_bytes, vram_gbps, bus_gbps, gpu_measured,
+//!                    not_measured}   limit: memory, kernels, attention, steps, others, gpu
+//!                                                         or sampling; expected is null, and not_measured says why,
+//!                                                         where nothing was measured; ram_bytes:
+//!                                                         of the stretch that ram_gbps was measured on
 //! memory            {needed_bytes, total_bytes, free_bytes, fits, words}   fits: yes, crowded, no or unknown; total and
 //!                                                         free are null where the system does not say
 //! steps             [{label, op, shape, formats, bytes, bytes_per_token, place}]   with --steps only
@@ -35,13 +41,30 @@ use std::io::Write;
 use anyhow::{Context, Result};
 use serde_json::{Value, json};
 
+use super::predict::{self, Limit, Measured, Prediction, Rates};
 use super::{Failure, args, gguf, options, usage};
-use crate::cpu::Memory;
+use crate::cpu::{Bandwidth, Memory, Pool};
 use crate::gguf::Load;
 use crate::plan;
 use crate::session;
+use crate::simd;
 use facts::{Facts, Model, StepFacts};
 use fit::Fit;
+pub(super) use text::{size, table, wrapped};
+
+/// How fast it will be, and where that comes from.
+struct Speed {
+    depth: usize,
+    steps: usize,
+    isa: &'static str,
+    rates: Rates,
+    /// Whether memory's rate was given.
+    given: bool,
+    gpu_measured: bool,
+    /// What this machine's CPU does, or why that is not known.
+    measured: Result<Measured, String>,
+    prediction: Prediction,
+}
 
 /// Runs the verb.
 pub(super) fn run(a: &args::Explain) -> Result<()> {
@@ -58,12 +81,20 @@ pub(super) fn run(a: &args::Explain) -> Result<()> {
         Some(n) => Ok(n),
         None => usage(format!("{flag} {text}: a size like 16G expected")),
     };
-    let vram = match &a.vram {
-        Some(text) => Some((bytes("--vram", text)?, false)),
-        None => match super::gpu(&a.model, &options)? {
-            Some(gpu) => Some((gpu.memory()?.0, gpu.shown)),
-            None => None,
-        },
+    for (flag, rate) in [("--ram-gbps", a.ram_gbps), ("--vram-gbps", a.vram_gbps), ("--bus-gbps", a.bus_gbps)] {
+        if let Some(rate) = rate.filter(|r| !(*r > 0.0 && r.is_finite())) {
+            return usage(format!("{flag} {rate}: GB/s above 0 expected"));
+        }
+    }
+    let n_ctx = session::context(&gguf, options.n_ctx)?;
+    if a.depth >= n_ctx {
+        return usage(format!("--depth {}: fewer than the context's {n_ctx} tokens (-c) expected", a.depth));
+    }
+    let gpu = if a.vram.is_none() { super::gpu(&a.model, &options)? } else { None };
+    let vram = match (&a.vram, &gpu) {
+        (Some(text), _) => Some((bytes("--vram", text)?, false)),
+        (None, Some(gpu)) => Some((gpu.memory()?.0, gpu.shown)),
+        (None, None) => None,
     };
     let memory = match &a.ram {
         Some(text) => bytes("--ram", text).map(|n| Some(Memory { total: n, free: n }))?,
@@ -71,19 +102,47 @@ pub(super) fn run(a: &args::Explain) -> Result<()> {
     };
     let budget = vram.map(|(free, shown)| free - session::margin(free, shown));
     let placed = plan::fit(tape, &options.ask, budget, shape)?;
-    let model = Model { gguf: &gguf, placed: &placed, vram: vram.map(|v| v.0), options: &options, shape };
+    let gpu = gpu.filter(|_| placed.plan.on_gpu() && (a.vram_gbps.is_none() || a.bus_gbps.is_none()));
+    let of_gpu = gpu.map(|gpu| gpu.rates()).transpose()?;
+    let (bus, vram_rate) = of_gpu.unwrap_or((Rates::ASSUMED.bus, Rates::ASSUMED.vram));
+    let rates = Rates {
+        ram: a.ram_gbps.map(|r| r * 1e9),
+        vram: a.vram_gbps.map_or(vram_rate, |r| r * 1e9),
+        bus: a.bus_gbps.map_or(bus, |r| r * 1e9),
+    };
+    let model = Model { gguf: &gguf, placed: &placed, vram: vram.map(|v| v.0), bus: rates.bus, options: &options, shape };
     let facts = Facts::new(&model)?;
     let fit = Fit::new(&model, &facts, memory);
+    let pool = Pool::new(options.threads)?;
+    let measured = match a.ram_gbps {
+        Some(_) => Err("What kernels and steps take at that rate is not known here, so this is a ceiling.".into()),
+        None => {
+            predict::measure(&placed.tape, &placed.plan, &pool, a.depth).map_err(|why| format!("Not predicted: {why}."))
+        }
+    };
+    // Where no walk was possible memory's rate is known all the same.
+    let ram = rates.ram.or_else(|| measured.is_err().then(|| Bandwidth::default().measure(&pool) * 1e9));
+    let rates = Rates { ram, ..rates };
+    let speed = Speed {
+        depth: a.depth,
+        steps: placed.tape.steps.len(),
+        isa: simd::isa().name(),
+        rates,
+        given: a.ram_gbps.is_some(),
+        gpu_measured: of_gpu.is_some(),
+        prediction: Prediction::new(&placed.tape, &placed.plan, rates, measured.as_ref().ok()),
+        measured,
+    };
     let mut out = std::io::stdout().lock();
     if a.json {
-        let mut object = object(&facts, &fit);
+        let mut object = object(&facts, &fit, &speed);
         if a.steps {
             object["steps"] = facts::steps(&model).iter().filter_map(step).collect();
         }
         serde_json::to_writer_pretty(&mut out, &object).map_err(std::io::Error::from)?;
         writeln!(out)?;
     } else {
-        out.write_all(text::report(&facts, &fit).as_bytes())?;
+        out.write_all(text::report(&facts, &fit, &speed).as_bytes())?;
         if a.steps {
             out.write_all(text::steps(&facts::steps(&model)).as_bytes())?;
         }
@@ -92,7 +151,7 @@ pub(super) fn run(a: &args::Explain) -> Result<()> {
     Ok(())
 }
 
-fn object(f: &Facts, fit: &Fit) -> Value {
+fn object(f: &Facts, fit: &Fit, speed: &Speed) -> Value {
     let formats = f
         .formats
         .iter()
@@ -139,9 +198,10 @@ fn object(f: &Facts, fit: &Fit) -> Value {
             "words": f.placement.words,
             "gpu_free_bytes": f.placement.vram,
             "gpu_needed_bytes": f.placement.needed,
-            "tokens_per_s": f.placement.decode,
+            "tokens_per_s": speed.prediction.expected.unwrap_or(speed.prediction.ceiling),
             "prompt_tokens_per_s": f.placement.prompt,
         },
+        "prediction": prediction(speed),
         "memory": {
             "needed_bytes": fit.needed,
             "total_bytes": fit.memory.map(|m| m.total),
@@ -149,6 +209,39 @@ fn object(f: &Facts, fit: &Fit) -> Value {
             "fits": fit.verdict.word(),
             "words": fit.words,
         },
+    })
+}
+
+fn prediction(s: &Speed) -> Value {
+    let (p, m) = (&s.prediction, s.measured.as_ref().ok());
+    let parts = p.parts.iter().map(|(limit, seconds)| {
+        let name = match limit {
+            Limit::Kernels(format) => format!("kernels {format}"),
+            other => other.word().into(),
+        };
+        (name, json!(seconds * 1e3))
+    });
+    let formats = p.formats.iter().map(|(name, bytes)| {
+        let gbps = m.and_then(|m| m.formats.get(name)).map(|r| r / 1e9);
+        json!({ "format": name, "bytes_per_token": bytes, "gbps": gbps })
+    });
+    json!({
+        "ceiling_tokens_per_s": p.ceiling,
+        "expected_tokens_per_s": p.expected,
+        "depth": s.depth,
+        "limit": p.limit().word(),
+        "words": p.limit_words(s.steps, m),
+        "parts_ms": parts.collect::<serde_json::Map<_, _>>(),
+        "threads": m.map(|m| m.threads),
+        "isa": s.isa,
+        "steps": s.steps,
+        "formats": formats.collect::<Vec<_>>(),
+        "ram_gbps": p.ram / 1e9,
+        "ram_bytes": m.map(|m| m.stretch),
+        "vram_gbps": s.rates.vram / 1e9,
+        "bus_gbps": s.rates.bus / 1e9,
+        "gpu_measured": s.gpu_measured,
+        "not_measured": s.measured.as_ref().err(),
     })
 }
 

@@ -2,9 +2,11 @@
 
 pub mod args;
 mod bench;
+mod doctor;
 mod explain;
 mod logits;
 mod perplexity;
+mod predict;
 mod run;
 mod template;
 mod tokenize;
@@ -20,7 +22,7 @@ use std::sync::{Arc, Once};
 use anyhow::{Context, Result, bail};
 use clap::Parser;
 
-use crate::cpu::Memory;
+use crate::cpu::{Memory, major_faults};
 use crate::cuda::{Gpu, OutOfMemory};
 use crate::exec::Device;
 use crate::gguf::{Gguf, Load};
@@ -28,12 +30,16 @@ use crate::plan::{Ask, CacheSize, Fit, Place, Rules};
 use crate::quant;
 use crate::session::{ContextFull, Interrupted, Options, Session};
 use args::{Cli, Verb};
+use predict::{Prediction, Rates};
 
 /// The built-in model: 16 experts trained on Shakespeare's plays by demo/train.py.
 static DEMO: &[u8] = include_bytes!("../../demo/demo.gguf");
 
 /// Tokens that can be computed together: a GPU counts blocks in 16 bits, and 128 heads have one for every 64 tokens.
 const MOST_AT_ONCE: usize = 16384;
+
+/// Waits for the disk up to which nothing is said of them: the program itself is read with some tens.
+const FAULTS: usize = 200;
 
 /// A failure with an exit status of its own, wrapped around the error that explains it.
 #[derive(Debug)]
@@ -82,6 +88,7 @@ pub fn main(argv: impl Iterator<Item = OsString>) -> ExitCode {
         Verb::Logits(a) => logits::run(a),
         Verb::Bench(a) => bench::run(a),
         Verb::Explain(a) => explain::run(a),
+        Verb::Doctor(a) => doctor::run(a),
         Verb::Perplexity(a) => perplexity::run(a),
         Verb::Template(a) => template::run(a),
         Verb::Tokenize(a) => tokenize::run(a),
@@ -239,7 +246,8 @@ pub(crate) fn stats(session: &Session, a: &args::Model) -> Result<()> {
     if !a.stats {
         return Ok(());
     }
-    let Some(device) = session.engine().device() else { return off("--stats", "everything runs on the CPU") };
+    speed(session);
+    let Some(device) = session.engine().device() else { return Ok(()) };
     if let Some(w) = device.waits().filter(|w| w.walks > 0) {
         let ms = |s: f64| s * 1e3 / w.walks as f64;
         tracing::info!(
@@ -267,6 +275,34 @@ pub(crate) fn stats(session: &Session, a: &args::Model) -> Result<()> {
     );
     tracing::info!("{memory}");
     Ok(())
+}
+
+/// How fast single tokens were read, beside what was to be expected.
+fn speed(session: &Session) {
+    let (engine, single) = (session.engine(), session.single());
+    if single.tokens == 0 {
+        return;
+    }
+    let rate = single.tokens as f64 / single.seconds.max(1e-9);
+    let depth = session.tokens(0).len().saturating_sub(single.tokens / 2);
+    let rates = engine.device().and_then(|d| d.rates().ok());
+    let rates = rates.map_or(Rates::ASSUMED, |(bus, vram)| Rates { ram: None, vram, bus });
+    match predict::measure(&engine.tape, &engine.plan, &engine.pool, depth) {
+        Ok(m) => {
+            let p = Prediction::new(&engine.tape, &engine.plan, rates, Some(&m));
+            let expected = p.decode().unwrap_or(0.0);
+            tracing::info!(
+                "{} single tokens: {rate:.1} per second measured, {expected:.1} predicted, {:.1} is the ceiling",
+                single.tokens,
+                p.ceiling
+            );
+            tracing::info!("limited by {}", p.limit_words(engine.tape.steps.len(), Some(&m)));
+        }
+        Err(why) => tracing::info!("{} single tokens: {rate:.1} per second; not predicted: {why}", single.tokens),
+    }
+    if let Some(n) = major_faults(Path::new("/")).filter(|n| *n > FAULTS) {
+        tracing::info!("{n} times pages of files had to come from disk: another run finds them in memory, if they fit");
+    }
 }
 
 /// The GPU, if there is one to use: where there is none, that is said.

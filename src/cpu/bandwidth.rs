@@ -2,14 +2,16 @@
 
 use std::hint::black_box;
 use std::sync::atomic::{AtomicU64, Ordering};
-use std::time::Instant;
+use std::time::{Duration, Instant};
 
 use super::{Pool, dense};
 
 /// Bytes read in a round: several times the last-level cache of a desktop.
 const BYTES: usize = 256 << 20;
-/// Bytes that a thread reads at a time.
+/// Bytes that a thread reads at a time, at most.
 const PIECE: usize = 1 << 20;
+/// Small stretches are read again and again for so long: a single round is over before a clock can tell.
+const LEAST: Duration = Duration::from_millis(4);
 
 /// A stretch of memory to read.
 #[derive(Debug)]
@@ -19,23 +21,32 @@ pub struct Bandwidth {
 
 impl Default for Bandwidth {
     fn default() -> Bandwidth {
-        Bandwidth { memory: vec![1; BYTES / 8] } // ones: zeros might all be the same page
+        Bandwidth::of(BYTES)
     }
 }
 
 impl Bandwidth {
-    /// GB/s of the better of two rounds, each thread reading pieces of its own run. Takes some tens of milliseconds:
+    /// A stretch of so many bytes: a small one is read from the caches that hold it, as a small model is.
+    pub fn of(bytes: usize) -> Bandwidth {
+        Bandwidth { memory: vec![1; (bytes / 8).max(1)] } // ones: zeros might all be the same page
+    }
+
+    /// GB/s of the best of two rounds or more, each thread reading pieces of its own run. Takes some tens of milliseconds:
     /// measured right beside what it is compared with, since other programs change it from moment to moment.
     pub fn measure(&self, pool: &Pool) -> f64 {
-        let pieces: Vec<&[u64]> = self.memory.chunks(PIECE / 8).collect();
+        let bytes = self.memory.len() * 8;
+        // So many that threads which are late can be helped, as in the matrix driver.
+        let piece = (bytes / pool.threads() / 4).clamp(16 << 10, PIECE);
+        let pieces: Vec<&[u64]> = self.memory.chunks(piece / 8).collect();
         let total = AtomicU64::new(0);
-        let mut best = 0f64;
-        for _ in 0..2 {
+        let (mut best, mut rounds, all) = (0f64, 0, Instant::now());
+        while rounds < 2 || all.elapsed() < LEAST {
             let start = Instant::now();
-            pool.each(pieces.len(), BYTES, |i| {
+            pool.each(pieces.len(), bytes, |i| {
                 total.fetch_add(dense::sum(pieces[i]), Ordering::Relaxed);
             });
-            best = best.max(BYTES as f64 / start.elapsed().as_secs_f64() / 1e9);
+            best = best.max(bytes as f64 / start.elapsed().as_secs_f64() / 1e9);
+            rounds += 1;
         }
         black_box(total.into_inner());
         best

@@ -1,7 +1,11 @@
 //! How much memory this machine has.
 
+use std::path::Path;
+
+use super::Limits;
+
 /// This machine's memory, in bytes.
-#[derive(Clone, Copy, Debug)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Memory {
     /// All of it, or what a container's limit leaves of it.
     pub total: usize,
@@ -12,24 +16,29 @@ pub struct Memory {
 impl Memory {
     /// From /proc/meminfo, less where a container's limit allows less. None where the system does not say.
     pub fn of_this_machine() -> Option<Memory> {
-        let mut memory = Memory::parse(&std::fs::read_to_string("/proc/meminfo").ok()?)?;
-        let number = |name: &str| -> Option<usize> {
-            std::fs::read_to_string(format!("/sys/fs/cgroup/{name}")).ok()?.trim().parse().ok()
-        };
-        if let Some(limit) = number("memory.max").filter(|&n| n < memory.total) {
-            let used = number("memory.current").unwrap_or(0);
-            memory = Memory { total: limit, free: memory.free.min(limit.saturating_sub(used)) };
-        }
-        Some(memory)
+        let root = Path::new("/");
+        let memory = Memory::parse(&std::fs::read_to_string(root.join("proc/meminfo")).ok()?)?;
+        Some(memory.within(Limits::read(root)))
     }
 
-    fn parse(meminfo: &str) -> Option<Memory> {
-        let line = |name: &str| -> Option<usize> {
-            let rest = meminfo.lines().find_map(|l| l.strip_prefix(name))?;
-            rest.trim().strip_suffix("kB")?.trim().parse::<usize>().ok()?.checked_mul(1024)
-        };
-        Some(Memory { total: line("MemTotal:")?, free: line("MemAvailable:")? })
+    /// What a container's limits leave of it.
+    pub fn within(self, limits: Limits) -> Memory {
+        match limits.memory {
+            Some((limit, left)) if limit < self.total => Memory { total: limit, free: self.free.min(left) },
+            _ => self,
+        }
     }
+
+    /// From the contents of /proc/meminfo.
+    pub fn parse(meminfo: &str) -> Option<Memory> {
+        Some(Memory { total: field(meminfo, "MemTotal")?, free: field(meminfo, "MemAvailable")? })
+    }
+}
+
+/// A line of /proc/meminfo, in bytes: `MemTotal:  16384 kB`.
+pub(super) fn field(meminfo: &str, name: &str) -> Option<usize> {
+    let rest = meminfo.lines().find_map(|l| l.strip_prefix(name)?.strip_prefix(':'))?;
+    rest.trim().strip_suffix("kB")?.trim().parse::<usize>().ok()?.checked_mul(1024)
 }
 
 #[cfg(test)]
@@ -48,5 +57,14 @@ mod tests {
         {
             assert!(Memory::parse(text).is_none(), "{text}");
         }
+    }
+
+    #[test]
+    fn a_container_s_limit_counts_where_it_is_the_smaller() {
+        let m = Memory { total: 1000, free: 700 };
+        let within = |limit, left| m.within(Limits { cpus: None, memory: Some((limit, left)) });
+        assert_eq!(within(500, 300), Memory { total: 500, free: 300 });
+        assert_eq!(within(500, 900), Memory { total: 500, free: 700 });
+        assert_eq!(within(usize::MAX / 2, 5), m, "version 1 writes no limit as a huge one");
     }
 }

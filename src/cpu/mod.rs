@@ -1,12 +1,20 @@
 //! The CPU's threads, the drivers of the weight kernels, and what this machine has.
 
 mod bandwidth;
+mod cgroup;
 pub mod dense;
+mod dmi;
+mod host;
 mod matmul;
 mod memory;
 mod pool;
+mod topology;
 
 pub use bandwidth::Bandwidth;
+pub use cgroup::Limits;
+pub use dmi::{Stick, sticks};
+pub use host::{Governor, Host, Link, Node, Spent, major_faults};
 pub use matmul::{Group, decode, dot_rows, grouped};
 pub use memory::Memory;
-pub use pool::Pool;
+pub use pool::{Pool, best_threads};
+pub use topology::{Cpu, Topology};

@@ -12,12 +12,15 @@
 
 #![allow(unsafe_code)] // the loop's body is borrowed from the caller for as long as the loop is open
 
+use std::path::Path;
 use std::sync::atomic::{AtomicBool, AtomicPtr, AtomicU64, AtomicUsize, Ordering::SeqCst};
 use std::sync::{Arc, Mutex, TryLockError};
 use std::thread::{JoinHandle, Thread};
 use std::time::{Duration, Instant};
 
 use anyhow::{Context, Result, ensure};
+
+use super::{Limits, Topology};
 
 /// Work below this many bytes touched is done by the calling thread: even a spinning worker takes a microsecond.
 const SMALL: usize = 32 * 1024;
@@ -145,9 +148,9 @@ pub struct Pool {
 }
 
 impl Pool {
-    /// A pool of `n` threads; 0 means one per physical core.
+    /// A pool of `n` threads; 0 means as many as compute best here.
     pub fn new(n: usize) -> Result<Pool> {
-        let n = if n == 0 { physical_cores() } else { n };
+        let n = if n == 0 { best_threads() } else { n };
         ensure!(n <= MOST, "{n} threads (-t) are more than the {MOST} that can be; one per core is best");
         let parked = (1..n).map(|_| AtomicBool::new(false)).collect();
         let runs = (0..n).map(|_| Run::default()).collect();
@@ -293,16 +296,11 @@ impl Parts {
     }
 }
 
-/// Physical cores that this process may use: hyperthread siblings share an arithmetic unit and slow each other down.
-fn physical_cores() -> usize {
-    let allowed = std::thread::available_parallelism().map_or(1, |n| n.get());
-    let mut cores = std::collections::HashSet::new();
-    for cpu in 0..4096 {
-        let path = format!("/sys/devices/system/cpu/cpu{cpu}/topology/thread_siblings_list");
-        let Ok(siblings) = std::fs::read_to_string(path) else { break };
-        cores.insert(siblings);
-    }
-    if cores.is_empty() { allowed } else { allowed.min(cores.len()) }
+/// Threads that compute best on this machine (see [`Topology::threads`]).
+pub fn best_threads() -> usize {
+    let root = Path::new("/");
+    let known = Topology::read(root).threads(Limits::read(root).cpus);
+    known.unwrap_or_else(|| std::thread::available_parallelism().map_or(1, |n| n.get()))
 }
 
 #[cfg(test)]

@@ -4,6 +4,7 @@ mod cache;
 mod device;
 mod header;
 mod pins;
+mod rehearse;
 mod weights;
 
 use std::sync::atomic::{AtomicBool, Ordering};
@@ -18,6 +19,7 @@ use crate::tape::{Batch, CpuIo, Half, Slot, State, StateSpec, Tape, WeightView, 
 
 pub use cache::CacheStats;
 pub use device::{Device, Waits};
+pub use rehearse::{Rehearsal, Walked};
 pub use weights::Weights;
 
 /// Called with a step's label and each of its outputs, (rows, width), which it may change.

@@ -15,6 +15,8 @@ pub(super) struct Model<'a> {
     pub(super) placed: &'a Fit,
     /// Free memory of the GPU, if there is one.
     pub(super) vram: Option<usize>,
+    /// Bytes per second between memory and the GPU.
+    pub(super) bus: f64,
     pub(super) options: &'a Options,
     pub(super) shape: Shape,
 }
@@ -72,42 +74,19 @@ pub(super) struct Placement {
     /// GPU memory that is free and that is needed; None without a GPU.
     pub(super) vram: Option<usize>,
     pub(super) needed: usize,
-    /// Tokens per second, at [`ASSUMED`] rates.
-    pub(super) decode: f64,
-    /// The same of a long prompt, where experts pass over the bus.
+    /// Tokens per second of a long prompt, where experts pass over the bus.
     pub(super) prompt: Option<f64>,
 }
-
-/// Bytes per second of memory, of a GPU's memory and of the bus between, that predictions assume: two channels of DDR5, a
-/// card of the middle, PCIe 4.0 with 16 lanes.
-pub(super) const ASSUMED: (f64, f64, f64) = (60e9, 500e9, 22e9);
 
 impl Placement {
     fn new(m: &Model<'_>) -> Placement {
         let (tape, p) = (&m.placed.tape, m.placed);
-        let (ram, vram, bus) = ASSUMED;
-        let mut seconds = 0.0;
-        let mut streamed = 0;
-        for (step, place) in tape.steps.iter().zip(&p.plan.places) {
-            let bytes = tape.step_bytes(step) as f64;
-            // Of experts in halves, as many are cached as there are slots: as if they were chosen evenly.
-            let cached = match step.half {
-                Half::Rest => p.plan.cache.slots as f64 / plan::experts_of(tape, step) as f64,
-                _ if *place == Place::Gpu => 1.0,
-                _ => 0.0,
-            };
-            seconds +=
-                (bytes * (1.0 - cached) / ram).max(if step.half == Half::Rest { bytes * cached / vram } else { 0.0 });
-            if *place == Place::Gpu {
-                seconds += bytes / vram;
-            }
-            if step.half == Half::Rest {
-                streamed += (plan::experts_of(tape, step) - p.plan.cache.slots) * plan::expert_bytes(tape, step);
-            }
-        }
+        let halves = tape.steps.iter().filter(|s| s.half == Half::Rest);
+        let passing = |s: &Step| (plan::experts_of(tape, s) - p.plan.cache.slots) * plan::expert_bytes(tape, s);
+        let streamed: usize = halves.map(passing).sum();
         let all_there = p.plan.places.iter().all(|p| *p != Place::Cpu);
         let through = (p.plan.cache.ring > 0 && streamed > 0 && !all_there)
-            .then(|| m.options.n_batch as f64 / (streamed as f64 / bus));
+            .then(|| m.options.n_batch as f64 / (streamed as f64 / m.bus));
         Placement {
             flags: p.flags(&m.options.ask),
             words: if p.plan.on_gpu() { p.words() } else { "everything on the CPU".into() },
@@ -115,7 +94,6 @@ impl Placement {
             less: p.less.clone(),
             vram: m.vram,
             needed: p.room.total(),
-            decode: 1.0 / seconds.max(1e-9),
             prompt: through,
         }
     }

@@ -135,7 +135,7 @@ mod tests {
         let tape = session::tape(&gguf, &options).unwrap();
         let shape = session::shape(&gguf, &options).unwrap();
         let placed = plan::fit(tape, &options.ask, None, shape).unwrap();
-        let model = Model { gguf: &gguf, placed: &placed, vram: None, options: &options, shape };
+        let model = Model { gguf: &gguf, placed: &placed, vram: None, bus: 1.0, options: &options, shape };
         let facts = Facts::new(&model).unwrap();
         let total = total(Fit::new(&model, &facts, None).needed);
         let fit = Fit::new(&model, &facts, Some(Memory { total, free: (total as f64 * free) as usize }));

@@ -1,13 +1,15 @@
 //! The report in words and aligned columns.
 
-use super::facts::{ASSUMED, Facts, Placement, StepFacts};
-use super::fit::Fit;
+use super::Speed;
+use super::facts::{Facts, Placement, StepFacts};
+use super::fit::{Fit, Verdict};
+use crate::cli::predict::Limit;
 
 /// Bytes for people: GB are 1e9.
-pub(super) fn size(bytes: usize) -> String {
+pub(in crate::cli) fn size(bytes: usize) -> String {
     let n = bytes as f64;
     match bytes {
-        100_000_000.. => format!("{:.1} GB", n / 1e9),
+        1_000_000_000.. => format!("{:.1} GB", n / 1e9),
         100_000.. => format!("{:.1} MB", n / 1e6),
         1000.. => format!("{:.1} kB", n / 1e3),
         _ => format!("{bytes} B"),
@@ -26,7 +28,7 @@ fn count(n: usize) -> String {
 
 /// Rows of cells: each column as wide as its widest cell, `right` says which stand to the right. Lines are indented by
 /// two and have no trailing spaces.
-fn table(rows: &[Vec<String>], right: &[bool]) -> String {
+pub(in crate::cli) fn table(rows: &[Vec<String>], right: &[bool]) -> String {
     let cells = |c: usize| rows.iter().filter_map(move |r| r.get(c)).map(|s| s.chars().count());
     let widths: Vec<usize> = (0..right.len()).map(|c| cells(c).max().unwrap_or(0)).collect();
     let mut out = String::new();
@@ -46,7 +48,7 @@ fn row<const N: usize>(cells: [&dyn std::fmt::Display; N]) -> Vec<String> {
 }
 
 /// Words cut into lines of at most 98 characters, indented by two.
-fn wrapped(text: &str) -> String {
+pub(in crate::cli) fn wrapped(text: &str) -> String {
     let (mut out, mut line) = (String::new(), String::new());
     for word in text.split(' ') {
         if !line.is_empty() && line.chars().count() + 1 + word.chars().count() > 98 {
@@ -62,7 +64,7 @@ fn wrapped(text: &str) -> String {
 }
 
 /// The whole report.
-pub(super) fn report(f: &Facts, fit: &Fit) -> String {
+pub(super) fn report(f: &Facts, fit: &Fit, speed: &Speed) -> String {
     let mut out = format!("{}\n", f.name);
     let trained = f.n_ctx_trained.map_or("not given".into(), |n| format!("{n} tokens"));
     let layers = match f.experts {
@@ -119,12 +121,6 @@ pub(super) fn report(f: &Facts, fit: &Fit) -> String {
     let used: usize = f.parts.iter().map(|p| p.bytes).sum();
     rows.push(row([&"all", &size(used), &size(f.bytes_per_token), &""]));
     out += &table(&rows, &[false, true, true, false]);
-    out += &wrapped(&format!(
-        "A token takes at least as long as reading these from memory: for every 10 GB/s that the memory gives, at most \
-         {:.1} tokens/s.",
-        10e9 / f.bytes_per_token.max(1) as f64
-    ));
-
     out += "\nMemory\n";
     let several = f.places.len() > 1;
     let all: usize = f.places.iter().map(|p| p.steps).sum();
@@ -162,6 +158,60 @@ pub(super) fn report(f: &Facts, fit: &Fit) -> String {
     if p.vram.is_some() {
         out += &placement(p);
     }
+    out + &predicted(f, fit, speed)
+}
+
+/// How fast it will be.
+fn predicted(f: &Facts, fit: &Fit, speed: &Speed) -> String {
+    let p = &speed.prediction;
+    let depth = if speed.depth > 0 { format!(" with {} tokens in the context", speed.depth) } else { String::new() };
+    let mut out = format!("\nSpeed of generating{depth}\n");
+    let gb = |n: f64| format!("{:.1} GB/s", n / 1e9);
+    let rate = |r: f64| format!("{r:.*} tokens/s", if r < 1000.0 { 1 } else { 0 });
+    let mut why = format!("{} per token", size(f.bytes_per_token));
+    if p.cpu_bytes > 0.0 {
+        let from = if f.places.len() > 1 { format!("; {} from memory", size(p.cpu_bytes as usize)) } else { "".into() };
+        let how = if speed.given { "as given" } else { "measured just now" };
+        why += &format!("{from} at {}, {how}", gb(p.ram));
+    }
+    let mut rows = vec![row([&"ceiling", &rate(p.ceiling), &why])];
+    if let (Some(expected), Ok(m)) = (p.expected, &speed.measured) {
+        let ms = |s: f64| format!("{:.*} ms", if s < 2e-3 { 3 } else { 1 }, s * 1e3);
+        let threads = if m.threads == 1 { "1 thread".into() } else { format!("{} threads", m.threads) };
+        let whole = ms(1.0 / expected);
+        rows.push(row([&"expected", &rate(expected), &format!("{whole} per token with {threads}, {}", speed.isa)]));
+        for &(limit, seconds) in p.parts.iter().filter(|x| x.1 * expected >= 0.005) {
+            let what = match limit {
+                Limit::Memory => format!("reading {} of weights", size(p.cpu_bytes as usize)),
+                Limit::Kernels(name) => {
+                    let reach = m.formats.get(name).map_or(String::new(), |r| format!(", which reach {}", gb(*r)));
+                    format!("the kernels of {name} beyond that{reach}")
+                }
+                Limit::Attention => "attention".into(),
+                Limit::Steps => format!("the rest of {} steps", speed.steps),
+                Limit::Others => "waiting for cores that other programs have".into(),
+                Limit::Gpu => "the GPU, if it reads as fast as it can".into(),
+                Limit::Sampling => "choosing the token".into(),
+            };
+            rows.push(row([&"", &ms(seconds), &what]));
+        }
+    }
+    out += &table(&rows, &[false, true, false]);
+    match &speed.measured {
+        Ok(m) => out += &wrapped(&format!("Limited by {}.", p.limit_words(speed.steps, Some(m)))),
+        Err(why) => out += &wrapped(why),
+    }
+    if f.placement.needed > 0 {
+        let r = &speed.rates;
+        let how = if speed.gpu_measured { "measured just now" } else { "given or assumed" };
+        out += &wrapped(&format!("Of the GPU's memory {}, and {} between the two: {how}.", gb(r.vram), gb(r.bus)));
+        if let Some(prompt) = f.placement.prompt {
+            out += &wrapped(&format!("A long prompt is read with up to {prompt:.0} tokens/s."));
+        }
+    }
+    if fit.verdict == Verdict::No {
+        out += &wrapped("All this is said as if it did fit into memory.");
+    }
     out
 }
 
@@ -180,17 +230,6 @@ fn placement(p: &Placement) -> String {
         out += &wrapped(&format!("{}{others} stay on the CPU: {}.", r.first, r.why));
     }
     out += &wrapped(&format!("The same in flags: {}", p.flags));
-    let (ram, vram, bus) = ASSUMED;
-    let mut rates = format!("about {:.1} tokens/s when generating, if experts are chosen evenly", p.decode);
-    if let Some(prompt) = p.prompt {
-        rates += &format!(", and up to {prompt:.0} tokens/s of a long prompt");
-    }
-    out += &wrapped(&format!(
-        "Predicted: {rates} (with {:.0} GB/s from memory, {:.0} GB/s from the GPU's, {:.0} GB/s between the two).",
-        ram / 1e9,
-        vram / 1e9,
-        bus / 1e9
-    ));
     out
 }
 

@@ -1,0 +1,321 @@
+//! `tandem doctor`: what this machine can do, and what slows it down. Every statement comes from a measurement or from one
+//! of the system's files; what cannot be read is said to be unknown. The report is this verb's answer, so it goes to stdout.
+//!
+//! `--json` prints one object; what the system does not say is null:
+//! ```text
+//! cpu           {name, isa: {used, detected}, flags, cores, efficiency_cores, logical, allowed, threads, cache_bytes}
+//! limits        {cpus, memory_bytes, lockable_bytes}      a container's; lockable_bytes null where there is no limit
+//! memory        {total_bytes, free_bytes, swap_bytes, swap_free_bytes, huge_pages, huge_reserved_bytes,
+//!                sticks: [{place, bytes, rated_mts, runs_mts, gbps}], sticks_unknown}
+//! nodes         [{node, cpus, total_bytes, free_bytes}]
+//! governors     [{driver, governor, preference, cpus}]
+//! others        {busy, stolen, load}                      shares of all CPUs' time while nothing ran here
+//! virtual_machine
+//! bandwidth     [{threads, gbps, siblings}]               siblings: with two threads on a core
+//! gpu           {name, total_bytes, free_bytes, vram_gbps, bus_gbps, lanes} or null, and gpu_unknown: why
+//! remarks       [{weight, about, words}]                  weight: slow, note or unknown
+//! ```
+
+mod judge;
+
+use std::io::Write;
+use std::path::Path;
+use std::time::Duration;
+
+use anyhow::Result;
+use serde_json::{Value, json};
+
+use super::args;
+use crate::cpu::{Bandwidth, Host, Pool, Spent, best_threads};
+use crate::cuda;
+use crate::simd::{self, Isa};
+use judge::Remark;
+
+/// For how long others are watched while nothing runs here.
+const WATCH: Duration = Duration::from_millis(300);
+/// Each number of threads is measured so often, in turns: others come and go.
+const ROUNDS: usize = 3;
+
+/// What was measured.
+struct Tested {
+    /// GB/s by threads on cores of their own, rising.
+    by_threads: Vec<(usize, f64)>,
+    /// The same with a thread on every logical CPU, where cores have several.
+    siblings: Option<(usize, f64)>,
+    /// Shares of all CPUs' time that others used, and that a host took.
+    others: Option<(f64, f64)>,
+    isa: Isa,
+    detected: Isa,
+    gpu: Gpu,
+}
+
+/// The GPU, or why there is none to use.
+enum Gpu {
+    None(String),
+    There {
+        name: String,
+        /// Bytes free, and all.
+        memory: Option<(usize, usize)>,
+        /// Bytes per second over the bus, and of its memory.
+        rates: Result<(f64, f64), String>,
+    },
+}
+
+impl Tested {
+    /// GB/s that threads on cores of their own reach at most.
+    fn best(&self) -> f64 {
+        self.by_threads.iter().map(|x| x.1).fold(0.0, f64::max)
+    }
+
+    fn measure(root: &Path, host: &Host) -> Result<Tested> {
+        let before = Spent::now(root);
+        std::thread::sleep(WATCH);
+        let others = before.zip(Spent::now(root)).map(|(a, b)| b.since(&a));
+        let n = best_threads();
+        let mut counts: Vec<usize> = (0..).map(|i| 1 << i).take_while(|c| *c < n).collect();
+        counts.push(n);
+        // As many threads as logical CPUs of the same cores.
+        let fast = host.topology.cpus.iter().filter(|c| c.allowed && !c.efficient).count();
+        let with_siblings = (n == host.topology.cores(|c| c.allowed && !c.efficient) && fast > n).then_some(fast);
+        let all: Vec<usize> = counts.iter().copied().chain(with_siblings).collect();
+        let bandwidth = Bandwidth::default();
+        let pools = all.iter().map(|n| Pool::new(*n)).collect::<Result<Vec<_>>>()?;
+        let mut best = vec![0f64; pools.len()];
+        for _ in 0..ROUNDS {
+            for (best, pool) in best.iter_mut().zip(&pools) {
+                *best = best.max(bandwidth.measure(pool));
+            }
+        }
+        let gpu = match cuda::Gpu::open() {
+            Err(why) => Gpu::None(format!("{why:#}")),
+            Ok(gpu) => Gpu::There {
+                name: format!("{gpu:?}"),
+                memory: gpu.memory().ok(),
+                rates: gpu.rates().map_err(|e| format!("{e:#}")),
+            },
+        };
+        let mut by_threads: Vec<(usize, f64)> = all.into_iter().zip(best).collect();
+        let siblings = with_siblings.and_then(|_| by_threads.pop());
+        Ok(Tested { by_threads, siblings, others, isa: simd::isa(), detected: simd::detected(), gpu })
+    }
+}
+
+/// Runs the verb.
+pub(super) fn run(a: &args::Doctor) -> Result<()> {
+    let root = Path::new("/");
+    let host = Host::read(root);
+    let tested = Tested::measure(root, &host)?;
+    let remarks = judge::remarks(&host, &tested);
+    let mut out = std::io::stdout().lock();
+    if a.json {
+        serde_json::to_writer_pretty(&mut out, &object(&host, &tested, &remarks)).map_err(std::io::Error::from)?;
+        writeln!(out)?;
+    } else {
+        out.write_all(report(&host, &tested, &remarks).as_bytes())?;
+    }
+    out.flush()?;
+    Ok(())
+}
+
+/// Instructions that matter here, of those that the CPU has.
+const FLAGS: [&str; 12] = [
+    "avx2",
+    "fma",
+    "f16c",
+    "avx512f",
+    "avx512bw",
+    "avx512vl",
+    "avx512_vbmi",
+    "avx512_vnni",
+    "avx512_bf16",
+    "avx_vnni",
+    "amx_int8",
+    "amx_bf16",
+];
+
+fn flags(h: &Host) -> Vec<&'static str> {
+    // Linux writes avx512vbmi without the underscore.
+    let has = |flag: &str| h.flags.iter().any(|f| *f == flag || *f == flag.replace('_', ""));
+    FLAGS.into_iter().filter(|f| has(f)).collect()
+}
+
+fn report(h: &Host, t: &Tested, remarks: &[Remark]) -> String {
+    use super::explain::{size, table, wrapped};
+    let top = &h.topology;
+    let mut rows: Vec<Vec<String>> = Vec::new();
+    let mut row = |name: &str, words: String| rows.push(vec![name.into(), words]);
+    row("processor", h.cpu.clone().unwrap_or_else(|| "its name cannot be read".into()));
+    let (cores, efficient) = (top.cores(|c| !c.efficient), top.cores(|c| c.efficient));
+    let mut kinds = vec![format!("{cores} cores"), format!("{} logical CPUs", top.cpus.len())];
+    if efficient > 0 {
+        kinds.insert(1, format!("{efficient} efficiency cores"));
+    }
+    if top.cpus.is_empty() {
+        kinds = vec!["cannot be read".into()];
+    }
+    row("cores", format!("{}; {} threads by default", kinds.join(", "), best_threads()));
+    if top.cache > 0 {
+        row("last cache", size(top.cache));
+    }
+    let more = flags(h);
+    row(
+        "instructions",
+        format!(
+            "{} in use; the CPU has {}",
+            t.isa.name(),
+            if more.is_empty() { "none of the known".into() } else { more.join(" ") }
+        ),
+    );
+    match h.memory {
+        Some(m) => row("memory", format!("{}, {} free", size(m.total), size(m.free))),
+        None => row("memory", "cannot be read".into()),
+    }
+    if let Some((all, free)) = h.swap {
+        row(
+            "swap",
+            if all == 0 { "none".into() } else { format!("{}, {} in use", size(all), size(all.saturating_sub(free))) },
+        );
+    }
+    match &h.sticks {
+        Some(Ok(sticks)) => {
+            for s in sticks {
+                let runs = s.runs.or(s.rated).map_or("an unknown rate".into(), |n| format!("{n} MT/s"));
+                let gbps = s.gbps().map_or(String::new(), |g| format!(", {g:.1} GB/s"));
+                row("stick", format!("{} at {}: {runs}{gbps}", size(s.bytes as usize), s.place));
+            }
+        }
+        Some(Err(why)) => row("sticks", format!("unknown: {why}")),
+        None => {}
+    }
+    for n in h.nodes.iter().filter(|_| h.nodes.len() > 1) {
+        row("NUMA node", format!("{}: {} logical CPUs, {}, {} free", n.id, n.cpus, size(n.total), size(n.free)));
+    }
+    row("huge pages", h.huge_pages.clone().unwrap_or_else(|| "cannot be read".into()));
+    row(
+        "lockable",
+        match h.lockable {
+            Some(usize::MAX) => "all of it".into(),
+            Some(n) => size(n),
+            None => "cannot be read".into(),
+        },
+    );
+    for g in &h.governors {
+        let prefers = g.preference.as_ref().map_or(String::new(), |p| format!(", prefers {p}"));
+        row("clock", format!("{} ({}){prefers}, {} logical CPUs", g.name, g.driver, g.cpus));
+    }
+    if let Some((busy, stolen)) = t.others {
+        let load = h.load.map_or(String::new(), |l| format!("; load {l:.1}"));
+        let host = if stolen > 0.0 { format!(", a host took {:.0}%", stolen * 100.0) } else { String::new() };
+        row("others", format!("used {:.0}% of the CPUs while nothing ran here{host}{load}", busy * 100.0));
+    }
+    match &t.gpu {
+        Gpu::None(why) => row("GPU", format!("none: {why}")),
+        Gpu::There { name, memory, rates } => {
+            let memory =
+                memory.map_or("memory unknown".into(), |(free, all)| format!("{}, {} free", size(all), size(free)));
+            row("GPU", format!("{name}: {memory}"));
+            if let Ok((bus, within)) = rates {
+                row("", format!("{:.0} GB/s of its memory, {:.1} GB/s over the bus", within / 1e9, bus / 1e9));
+            }
+            for l in &h.links {
+                row("", format!("{} of {} lanes at {}", l.lanes.0, l.lanes.1, l.address));
+            }
+        }
+    }
+    let mut out = format!("This machine\n{}\nReading memory\n", table(&rows, &[false, false]));
+    let bars = t.by_threads.iter().map(|x| (*x, "")).chain(t.siblings.map(|x| (x, "two threads on a core")));
+    let most = t.siblings.map_or(0.0, |x| x.1).max(t.best()).max(1e-9);
+    let bars = bars.map(|((n, gbps), note)| {
+        let bar = "#".repeat((gbps / most * 40.0).round() as usize);
+        let threads = if n == 1 { "1 thread".into() } else { format!("{n} threads") };
+        vec![threads, format!("{gbps:.1} GB/s"), bar, note.into()]
+    });
+    out += &table(&bars.collect::<Vec<_>>(), &[true, true, false, false]);
+    out += &wrapped(&format!(
+        "A model whose tokens read 1 GB of weights each can be generated with at most {:.1} tokens/s here; tandem explain \
+         MODEL says what to expect of one.",
+        t.best()
+    ));
+    out += "\nRemarks\n";
+    for r in remarks {
+        let lines = wrapped(&format!("{} ({}): {}.", r.weight.word(), r.about, r.words));
+        out += &lines;
+    }
+    if remarks.is_empty() {
+        out += "  None: nothing here is known to slow it down.\n";
+    }
+    out
+}
+
+fn object(h: &Host, t: &Tested, remarks: &[Remark]) -> Value {
+    let top = &h.topology;
+    let sticks = h.sticks.as_ref().and_then(|s| s.as_ref().ok()).map(|list| {
+        let one = |s: &crate::cpu::Stick| {
+            json!({ "place": s.place, "bytes": s.bytes, "rated_mts": s.rated, "runs_mts": s.runs, "gbps": s.gbps() })
+        };
+        list.iter().map(one).collect::<Vec<_>>()
+    });
+    let rate = |(threads, gbps): (usize, f64), siblings: bool| json!({ "threads": threads, "gbps": gbps, "siblings": siblings });
+    let bandwidth = t.by_threads.iter().map(|x| rate(*x, false)).chain(t.siblings.map(|x| rate(x, true)));
+    let (gpu, none) = match &t.gpu {
+        Gpu::None(why) => (Value::Null, Some(why)),
+        Gpu::There { name, memory, rates } => {
+            let rates = rates.as_ref().ok();
+            let gpu = json!({
+                "name": name,
+                "total_bytes": memory.map(|m| m.1),
+                "free_bytes": memory.map(|m| m.0),
+                "vram_gbps": rates.map(|r| r.1 / 1e9),
+                "bus_gbps": rates.map(|r| r.0 / 1e9),
+                "lanes": h.links.iter().map(|l| json!({ "at": l.address, "now": l.lanes.0, "most": l.lanes.1 })).collect::<Vec<_>>(),
+            });
+            (gpu, None)
+        }
+    };
+    json!({
+        "cpu": {
+            "name": h.cpu,
+            "isa": { "used": t.isa.name(), "detected": t.detected.name() },
+            "flags": flags(h),
+            "cores": top.cores(|c| !c.efficient),
+            "efficiency_cores": top.cores(|c| c.efficient),
+            "logical": top.cpus.len(),
+            "allowed": top.cpus.iter().filter(|c| c.allowed).count(),
+            "threads": best_threads(),
+            "cache_bytes": top.cache,
+        },
+        "limits": {
+            "cpus": h.limits.cpus,
+            "memory_bytes": h.limits.memory.map(|m| m.0).filter(|n| h.memory.is_some_and(|m| *n <= m.total)),
+            "lockable_bytes": h.lockable.filter(|n| *n < usize::MAX),
+        },
+        "memory": {
+            "total_bytes": h.memory.map(|m| m.total),
+            "free_bytes": h.memory.map(|m| m.free),
+            "swap_bytes": h.swap.map(|s| s.0),
+            "swap_free_bytes": h.swap.map(|s| s.1),
+            "huge_pages": h.huge_pages,
+            "huge_reserved_bytes": h.huge_reserved.map(|(n, bytes)| n.saturating_mul(bytes)),
+            "sticks": sticks,
+            "sticks_unknown": h.sticks.as_ref().and_then(|s| s.as_ref().err()),
+        },
+        "nodes": h.nodes.iter().map(|n| {
+            json!({ "node": n.id, "cpus": n.cpus, "total_bytes": n.total, "free_bytes": n.free })
+        }).collect::<Vec<_>>(),
+        "governors": h.governors.iter().map(|g| {
+            json!({ "driver": g.driver, "governor": g.name, "preference": g.preference, "cpus": g.cpus })
+        }).collect::<Vec<_>>(),
+        "others": {
+            "busy": t.others.map(|o| o.0),
+            "stolen": t.others.map(|o| o.1),
+            "load": h.load,
+        },
+        "virtual_machine": h.virtual_machine,
+        "bandwidth": bandwidth.collect::<Vec<_>>(),
+        "gpu": gpu,
+        "gpu_unknown": none,
+        "remarks": remarks.iter().map(|r| {
+            json!({ "weight": r.weight.word(), "about": r.about, "words": r.words })
+        }).collect::<Vec<_>>(),
+    })
+}

@@ -1,0 +1,344 @@
+//! How fast a model will generate, and what limits it: for `explain` before it is loaded, for `--stats` beside what was.
+//!
+//! ```text
+//! ceiling   = 1 / (bytes on the CPU / memory's rate + bytes on the GPU / its memory's rate)
+//! expected  = 1 / (a token's walk on the CPU + others + bytes on the GPU / its memory's rate + sampling)
+//! the walk  = reading + kernels + attention + steps:
+//!     reading     bytes / what the threads read of a stretch as large as the weights
+//!     kernels     what the formats' kernels take longer than reading, measured on such a stretch
+//!     attention   as walked, at the asked depth
+//!     steps       what is left: threads that meet, norms, routing, quantized activations, pieces too small to share
+//! others    = how much longer the walks took in the mean than in the median: other programs' turns on the cores
+//! ```
+//! Of a step in halves, the larger of the CPU's and the GPU's counts, with as many experts cached as there are slots, as if
+//! they were chosen evenly. Of the GPU only reading is counted, so what is said for it is at most.
+
+use std::collections::BTreeMap;
+use std::path::Path;
+use std::time::{Duration, Instant};
+
+use crate::cpu::{Bandwidth, Memory, Pool, Topology};
+use crate::exec::{Rehearsal, Walked};
+use crate::plan::{self, Place, Plan};
+use crate::sample::Sampler;
+use crate::tape::{Half, Step, Tape, WeightKind};
+
+/// Bytes per second.
+#[derive(Clone, Copy, Debug, PartialEq)]
+pub(super) struct Rates {
+    /// From memory; None until it is measured.
+    pub(super) ram: Option<f64>,
+    /// From the GPU's memory.
+    pub(super) vram: f64,
+    /// Between the two.
+    pub(super) bus: f64,
+}
+
+impl Rates {
+    /// Of a machine that is not here, where nothing is said: a card of the middle, PCIe 4.0 with 16 lanes.
+    pub(super) const ASSUMED: Rates = Rates { ram: None, vram: 500e9, bus: 22e9 };
+}
+
+/// What this machine's CPU does with a tape.
+#[derive(Clone, Debug)]
+pub(super) struct Measured {
+    pub(super) threads: usize,
+    /// Bytes per second that the threads read of a stretch like the weights.
+    pub(super) ram: f64,
+    /// Bytes of that stretch.
+    pub(super) stretch: usize,
+    /// Bytes per second that the kernels of each format reach on such a stretch.
+    pub(super) formats: BTreeMap<&'static str, f64>,
+    pub(super) walked: Walked,
+    /// Seconds to choose a token from its logits.
+    pub(super) sampling: f64,
+}
+
+/// A stretch that no cache holds, on a machine whose caches are not known.
+const LARGE: usize = 256 << 20;
+/// For how long tokens are walked.
+const WALK: Duration = Duration::from_millis(500);
+
+/// Walks the CPU's part of a tape with `depth` tokens in the context, or says why it cannot be done. Takes about a second.
+pub(super) fn measure(tape: &Tape, plan: &Plan, pool: &Pool, depth: usize) -> Result<Measured, String> {
+    let free = Memory::of_this_machine().map_or(usize::MAX, |m| m.free);
+    let cache = Topology::read(Path::new("/")).cache;
+    let room = LARGE.max(4 * cache).min(free / 4);
+    let states = tape.states.iter().fold(0usize, |sum, s| sum.saturating_add(s.bytes(depth, 1)));
+    if states > free / 2 {
+        let gb = |n: usize| n as f64 / 1e9;
+        let (has, needs) = (gb(free), gb(states));
+        return Err(format!("a context of {depth} tokens takes {needs:.1} GB, and {has:.1} GB are free to try it in"));
+    }
+    let rehearsal = Rehearsal::new(tape, &plan.places, pool, depth, room);
+    let stretch = rehearsal.bytes().min(room);
+    let bandwidth = Bandwidth::of(stretch);
+    let before = bandwidth.measure(pool);
+    let walked = rehearsal.walk(WALK);
+    let names = tape.weights.iter().filter(|w| w.kind == WeightKind::Matrix).map(|w| w.format);
+    let mut formats: BTreeMap<&'static str, f64> = BTreeMap::new();
+    for name in names {
+        if !formats.contains_key(name)
+            && let Some(rate) = rehearsal.rate(name)
+        {
+            formats.insert(name, rate * 1e9);
+        }
+    }
+    let mut sampler = Sampler::new(0.8, 40, 0.95, 0.05, 1);
+    let pick = |_| {
+        let start = Instant::now();
+        std::hint::black_box(sampler.pick(&walked.logits));
+        start.elapsed().as_secs_f64()
+    };
+    let sampling = (0..5).map(pick).fold(f64::MAX, f64::min);
+    // Other programs come and go: the better of two moments.
+    let ram = before.max(bandwidth.measure(pool)) * 1e9;
+    Ok(Measured { threads: pool.threads(), ram, stretch, formats, walked, sampling })
+}
+
+/// What a token's time goes into.
+#[derive(Clone, Copy, Debug, PartialEq)]
+pub(super) enum Limit {
+    /// Reading weights from memory.
+    Memory,
+    /// The kernels of a format.
+    Kernels(&'static str),
+    /// Attention over the context.
+    Attention,
+    /// Everything that every step costs beside.
+    Steps,
+    /// Other programs.
+    Others,
+    /// Reading weights on the GPU.
+    Gpu,
+    /// Choosing the token.
+    Sampling,
+}
+
+impl Limit {
+    pub(super) fn word(self) -> &'static str {
+        match self {
+            Limit::Memory => "memory",
+            Limit::Kernels(_) => "kernels",
+            Limit::Attention => "attention",
+            Limit::Steps => "steps",
+            Limit::Others => "others",
+            Limit::Gpu => "gpu",
+            Limit::Sampling => "sampling",
+        }
+    }
+}
+
+/// What is predicted.
+#[derive(Clone, Debug)]
+pub(super) struct Prediction {
+    /// Tokens per second that reading the weights allows.
+    pub(super) ceiling: f64,
+    /// Tokens per second to expect; None where the CPU's share could not be measured.
+    pub(super) expected: Option<f64>,
+    /// Seconds of a token by what they go into; with the rates alone, reading.
+    pub(super) parts: Vec<(Limit, f64)>,
+    /// The rates behind it.
+    pub(super) ram: f64,
+    /// Bytes that a token reads from the CPU's memory.
+    pub(super) cpu_bytes: f64,
+    /// Of them by format.
+    pub(super) formats: BTreeMap<&'static str, f64>,
+}
+
+impl Prediction {
+    /// From the rates alone, or with what was measured. `rates.ram` counts where it is given.
+    pub(super) fn new(tape: &Tape, plan: &Plan, rates: Rates, measured: Option<&Measured>) -> Prediction {
+        let ram = rates.ram.or(measured.map(|m| m.ram)).unwrap_or(f64::INFINITY);
+        let mut formats: BTreeMap<&'static str, f64> = BTreeMap::new();
+        // Seconds: reading alone, and as walked; of the GPU and, of both, what is not hidden behind the other.
+        let (mut reading, mut walked, mut attention, mut gpu, mut floor) = (0.0, 0.0, 0.0, 0.0, 0.0);
+        for (i, (step, place)) in tape.steps.iter().zip(&plan.places).enumerate() {
+            let bytes = tape.step_bytes(step) as f64;
+            if *place == Place::Gpu {
+                gpu += bytes / rates.vram;
+                floor += bytes / rates.vram;
+                continue;
+            }
+            let cached = cached(tape, plan, step);
+            let (here, there) = (bytes * (1.0 - cached), bytes * cached / rates.vram);
+            by_format(tape, step, here, &mut formats);
+            reading += here / ram;
+            floor += (here / ram).max(there);
+            let took = measured.and_then(|m| m.walked.steps[i]).unwrap_or(bytes / ram) * (1.0 - cached);
+            walked += took;
+            gpu += (there - took).max(0.0);
+            if step.op.name() == "attend" {
+                attention += took;
+            }
+        }
+        let cpu_bytes = formats.values().sum();
+        let ceiling = 1.0 / floor.max(1e-9);
+        let Some(m) = measured else {
+            let mut parts = vec![(Limit::Memory, reading), (Limit::Gpu, gpu)];
+            parts.retain(|p| p.1 > 0.0);
+            return Prediction { ceiling, expected: None, parts, ram, cpu_bytes, formats };
+        };
+        let between: f64 = m.walked.token - m.walked.steps.iter().flatten().sum::<f64>();
+        walked += between.max(0.0);
+        let mut parts = vec![(Limit::Memory, reading)];
+        for (name, bytes) in &formats {
+            let rate = m.formats.get(name).copied().unwrap_or(ram);
+            parts.push((Limit::Kernels(name), (bytes / rate - bytes / ram).max(0.0)));
+        }
+        parts.push((Limit::Attention, attention));
+        // A walk in a quiet moment may be quicker than the sum of what was measured in others.
+        let known: f64 = parts.iter().map(|p| p.1).sum();
+        let scale = (walked / known.max(1e-12)).min(1.0);
+        parts.iter_mut().for_each(|p| p.1 *= scale);
+        parts.push((Limit::Steps, (walked - known).max(0.0)));
+        parts.push((Limit::Others, (m.walked.mean - m.walked.token).max(0.0)));
+        parts.push((Limit::Gpu, gpu));
+        parts.push((Limit::Sampling, m.sampling));
+        parts.retain(|p| p.1 > 0.0);
+        let expected = Some(1.0 / parts.iter().map(|p| p.1).sum::<f64>().max(1e-9));
+        Prediction { ceiling, expected, parts, ram, cpu_bytes, formats }
+    }
+
+    /// The largest part.
+    pub(super) fn limit(&self) -> Limit {
+        self.parts.iter().max_by(|a, b| a.1.total_cmp(&b.1)).map_or(Limit::Memory, |p| p.0)
+    }
+
+    /// What limits it and what would help, in words.
+    pub(super) fn limit_words(&self, steps: usize, measured: Option<&Measured>) -> String {
+        let ram = self.ram / 1e9;
+        match self.limit() {
+            Limit::Memory => format!(
+                "reading weights at the {ram:.1} GB/s that memory gives: faster memory or fewer bits per weight help, \
+                 more threads do not"
+            ),
+            Limit::Kernels(name) => {
+                let rate = measured.and_then(|m| m.formats.get(name)).map_or(0.0, |r| r / 1e9);
+                format!("the kernels of {name}: {rate:.1} GB/s where {ram:.1} could be read; more cores help")
+            }
+            Limit::Attention => "attention over the context: a shorter one helps".into(),
+            Limit::Steps => format!(
+                "what {steps} steps cost beside reading weights (threads that meet, norms, routing): the model is small \
+                 for these caches and threads"
+            ),
+            Limit::Others => "other programs, whose turns on the cores every loop waits for: stop them, or leave them \
+                              cores with -t"
+                .into(),
+            Limit::Gpu => "reading weights from the GPU's memory".into(),
+            Limit::Sampling => "choosing tokens from the vocabulary".into(),
+        }
+    }
+
+    /// Tokens per second without choosing them, as a bench counts them.
+    pub(super) fn decode(&self) -> Option<f64> {
+        self.expected?;
+        let seconds: f64 = self.parts.iter().filter(|p| p.0 != Limit::Sampling).map(|p| p.1).sum();
+        Some(1.0 / seconds.max(1e-9))
+    }
+}
+
+/// The share of a step's experts that the GPU has.
+fn cached(tape: &Tape, plan: &Plan, step: &Step) -> f64 {
+    match step.half {
+        Half::Rest => (plan.cache.slots as f64 / plan::experts_of(tape, step) as f64).min(1.0),
+        _ => 0.0,
+    }
+}
+
+/// Adds a step's bytes to those of its weights' formats, in proportion.
+fn by_format(tape: &Tape, step: &Step, bytes: f64, to: &mut BTreeMap<&'static str, f64>) {
+    let weights = || step.weights.iter().map(|w| &tape.weights[w.0 as usize]);
+    let all = weights().map(|w| w.bytes).sum::<usize>().max(1) as f64;
+    for w in weights() {
+        *to.entry(w.format).or_default() += bytes * w.bytes as f64 / all;
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::gguf::Gguf;
+    use crate::plan::{Ask, CacheSize, fit};
+    use crate::session::{self, Options};
+
+    /// The small reference model, all on the CPU, or beside a GPU of so many bytes.
+    fn placed(vram: Option<usize>) -> plan::Fit {
+        let path = Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/data/models/qwen3moe.gguf");
+        let gguf = Gguf::open(&path).unwrap();
+        let options = Options { n_ctx: Some(256), n_batch: 8, ..Options::default() };
+        let (tape, shape) = (session::tape(&gguf, &options).unwrap(), session::shape(&gguf, &options).unwrap());
+        let ask = Ask { cpu_moe: vram.map(|_| usize::MAX), cache: CacheSize::Off, ..Ask::default() };
+        fit(tape, &ask, vram, shape).unwrap()
+    }
+
+    /// Each step takes so many seconds, a token 1 ms more than they.
+    fn measured(tape: &Tape, step: f64, ram: f64, format: f64) -> Measured {
+        let steps: Vec<Option<f64>> = tape.steps.iter().map(|_| Some(step)).collect();
+        let token = step * steps.len() as f64 + 1e-3;
+        Measured {
+            threads: 2,
+            ram,
+            stretch: 1 << 20,
+            formats: tape.weights.iter().map(|w| (w.format, format)).collect(),
+            walked: Walked { token, mean: token + 0.5e-3, steps, logits: Vec::new() },
+            sampling: 2e-3,
+        }
+    }
+
+    #[test]
+    fn the_ceiling_is_the_rate_over_the_bytes_and_the_walk_is_what_to_expect() {
+        let p = placed(None);
+        let n = p.tape.steps.len() as f64;
+        let bytes = p.tape.bytes_per_token() as f64;
+        let m = measured(&p.tape, 1e-3, 100.0 * bytes, 100.0 * bytes);
+        let got = Prediction::new(&p.tape, &p.plan, Rates::ASSUMED, Some(&m));
+        assert!((got.ceiling - 100.0).abs() < 1e-6, "{got:?}");
+        // The walk with what others took of it, and 2 ms of sampling.
+        assert!((1.0 / got.expected.unwrap() - (n * 1e-3 + 3.5e-3)).abs() < 1e-9, "{got:?}");
+        assert!((1.0 / got.decode().unwrap() - (n * 1e-3 + 1.5e-3)).abs() < 1e-9);
+        let sum: f64 = got.parts.iter().map(|p| p.1).sum();
+        assert!((sum - 1.0 / got.expected.unwrap()).abs() < 1e-9, "the parts are the whole: {got:?}");
+        assert!((got.cpu_bytes - bytes).abs() < 1.0);
+    }
+
+    #[test]
+    fn what_takes_most_of_a_token_is_what_limits_it() {
+        let p = placed(None);
+        let (n, bytes) = (p.tape.steps.len() as f64, p.tape.bytes_per_token() as f64);
+        let limit = |step: f64, ram: f64, format: f64| {
+            let m = measured(&p.tape, step / n, bytes / ram, bytes / format);
+            Prediction::new(&p.tape, &p.plan, Rates::ASSUMED, Some(&m)).limit()
+        };
+        // Seconds of a token: as walked, to read, in the kernels.
+        assert_eq!(limit(1.0, 0.9, 0.9), Limit::Memory);
+        assert_eq!(limit(1.0, 0.2, 0.9), Limit::Kernels("F32"));
+        assert_eq!(limit(1.0, 0.1, 0.1), Limit::Steps);
+        assert_eq!(limit(0.5, 0.9, 0.9), Limit::Memory, "a walk in a quieter moment");
+    }
+
+    #[test]
+    fn what_stands_on_a_gpu_is_counted_at_its_rate() {
+        let p = placed(Some(1 << 30));
+        assert!(p.plan.on_gpu());
+        let at = |place: Place| {
+            let steps = p.tape.steps.iter().zip(&p.plan.places).filter(|(_, x)| **x == place);
+            steps.map(|(s, _)| p.tape.step_bytes(s)).sum::<usize>() as f64
+        };
+        let rates = Rates { ram: Some(10e9), vram: 40e9, bus: 1e9 };
+        let got = Prediction::new(&p.tape, &p.plan, rates, None);
+        let want = at(Place::Cpu) / 10e9 + at(Place::Gpu) / 40e9;
+        assert!((got.ceiling * want - 1.0).abs() < 1e-9 && got.expected.is_none(), "{got:?}");
+        assert!(at(Place::Gpu) > 0.0 && at(Place::Cpu) > 0.0);
+    }
+
+    #[test]
+    fn a_model_is_measured_in_the_memory_that_there_is() {
+        let p = placed(None);
+        let pool = Pool::new(1).unwrap();
+        let m = measure(&p.tape, &p.plan, &pool, 10).unwrap();
+        assert!(m.ram > 0.0 && m.sampling > 0.0 && m.walked.token > 0.0 && m.formats["F32"] > 0.0);
+        assert!(m.stretch <= p.tape.weights.iter().map(|w| w.bytes).sum());
+        assert!(measure(&p.tape, &p.plan, &pool, usize::MAX / 1_000_000).unwrap_err().contains("GB are free"));
+    }
+}
