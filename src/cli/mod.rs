@@ -6,6 +6,7 @@ mod explain;
 mod logits;
 mod perplexity;
 mod run;
+pub mod sampling;
 mod tokenize;
 mod verify;
 

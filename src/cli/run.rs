@@ -7,19 +7,19 @@ use std::time::Instant;
 use anyhow::{Context, Result, bail};
 use indicatif::{ProgressBar, ProgressStyle};
 
-use super::args::{self, Sampling};
-use super::{Failure, on_interrupt, read_text, session, stats, usage};
-use crate::sample::Sampler;
+use super::sampling::Settings;
+use super::{Failure, args, on_interrupt, read_text, session, stats, usage};
 use crate::session::{ContextFull, Interrupted, Session, Want};
 use crate::text::Tokenizer;
 
 /// Runs the verb.
 pub(super) fn run(a: &args::Run) -> Result<()> {
     let prompt = prompt(a)?;
-    check(&a.sampling)?;
+    let mut settings = Settings::new(&a.sampling)?;
     let mut session = session(&a.model)?;
-    let mut sampler = sampler(&a.sampling);
+    settings.follow(&session.engine().gguf().meta)?;
     let tokenizer = Tokenizer::new(session.engine().gguf()).context(Failure::Model)?;
+    let mut sampler = settings.sampler(settings.seed(), &tokenizer)?;
     let tokens = tokenizer.encode(&prompt, true, true)?;
     if tokens.is_empty() {
         return usage("the prompt is empty; give some text with -p, -f or on stdin".into());
@@ -28,6 +28,7 @@ pub(super) fn run(a: &args::Run) -> Result<()> {
         // Said before the first batch is read, with the whole count.
         return Err(ContextFull { n_ctx: session.n_ctx(), used: 0, given: tokens.len() }.into());
     }
+    tokens.iter().for_each(|&token| sampler.accept(token));
     let asked = on_interrupt(&session)?;
 
     let start = Instant::now();
@@ -47,7 +48,10 @@ pub(super) fn run(a: &args::Run) -> Result<()> {
         if asked.load(Ordering::SeqCst) {
             break "Ctrl-C";
         }
-        let token = sampler.pick(finite(&logits)?);
+        let Some(token) = sampler.pick(finite(&logits)?, None) else {
+            bail!("no token is left to choose: --logit-bias forbids all that the model gives");
+        };
+        sampler.accept(token);
         if tokenizer.is_eog(token) && !a.ignore_eos {
             break "the model's end of text";
         }
@@ -94,30 +98,6 @@ fn prompt(a: &args::Run) -> Result<String> {
     let mut bytes = Vec::new();
     std::io::stdin().read_to_end(&mut bytes).context("cannot read stdin")?;
     String::from_utf8(bytes).context("stdin is not UTF-8 text")
-}
-
-/// Refuses sampling parameters that mean nothing.
-fn check(a: &Sampling) -> Result<()> {
-    if !(a.temp >= 0.0 && a.temp.is_finite()) {
-        return usage(format!("--temp {}: 0 or more expected", a.temp));
-    }
-    if !(0.0..=1.0).contains(&a.top_p) || !(0.0..=1.0).contains(&a.min_p) {
-        return usage(format!("--top-p {} --min-p {}: 0 to 1 expected", a.top_p, a.min_p));
-    }
-    Ok(())
-}
-
-/// The sampler that the flags ask for; a seed of its own choosing is said.
-fn sampler(a: &Sampling) -> Sampler {
-    let seed = a.seed.unwrap_or_else(|| {
-        let now = std::time::SystemTime::now().duration_since(std::time::UNIX_EPOCH);
-        let seed = now.map_or(0, |d| d.as_nanos() as u64) & 0xffff_ffff;
-        if a.temp > 0.0 {
-            tracing::info!("seed {seed} (--seed {seed} gives this text again)");
-        }
-        seed
-    });
-    Sampler::new(a.temp, a.top_k, a.top_p, a.min_p, seed)
 }
 
 /// Reads the prompt, with progress on a terminal, and returns the logits after it.
