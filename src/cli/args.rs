@@ -1,11 +1,14 @@
 //! The command line: clap structs and nothing else. Flags have llama.cpp's names wherever it has one.
 
+mod sampling;
+
 use std::ffi::OsString;
 use std::path::PathBuf;
 
 use clap::{Args, Parser, Subcommand, ValueEnum};
 
 use crate::text::Clock;
+pub use sampling::Sampling;
 
 /// Runs mixture-of-experts language models from GGUF files on this machine.
 #[derive(Debug, Parser)]
@@ -26,6 +29,7 @@ pub struct Cli {
 
 /// The verbs.
 #[derive(Debug, Subcommand)]
+#[allow(clippy::large_enum_variant)] // there is one of it in a process
 pub enum Verb {
     /// Continue a prompt; stdout carries the model's text and nothing else
     Run(Run),
@@ -119,32 +123,12 @@ pub struct Run {
     /// Tokens to generate; -1 is until the model ends or the context is full
     #[arg(short, long, value_name = "N", default_value_t = -1, allow_negative_numbers = true)]
     pub n_predict: i64,
-    /// How to choose tokens.
-    #[command(flatten)]
-    pub sampling: Sampling,
     /// Go on where the model would end
     #[arg(long)]
     pub ignore_eos: bool,
-}
-
-/// How tokens are chosen.
-#[derive(Debug, Args, Clone)]
-pub struct Sampling {
-    /// 0 takes the likeliest token; higher is more daring
-    #[arg(long, value_name = "T", allow_negative_numbers = true, default_value_t = 0.8, visible_alias = "temperature")]
-    pub temp: f32,
-    /// Keep the K likeliest tokens; 0 keeps all
-    #[arg(long, value_name = "K", default_value_t = 40)]
-    pub top_k: usize,
-    /// Keep the likeliest tokens that together reach P
-    #[arg(long, value_name = "P", allow_negative_numbers = true, default_value_t = 0.95)]
-    pub top_p: f32,
-    /// Keep the tokens at least P times as likely as the likeliest
-    #[arg(long, value_name = "P", allow_negative_numbers = true, default_value_t = 0.05)]
-    pub min_p: f32,
-    /// The same seed gives the same text [default: a new one each time, said on stderr]
-    #[arg(short, long, value_name = "N")]
-    pub seed: Option<u64>,
+    /// How to choose tokens; last, because its heading in the help holds for all that follows.
+    #[command(flatten)]
+    pub sampling: Sampling,
 }
 
 /// `tandem logits`.

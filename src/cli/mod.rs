@@ -9,6 +9,7 @@ mod perplexity;
 mod predict;
 mod run;
 mod template;
+pub mod sampling;
 mod tokenize;
 mod verify;
 

@@ -20,7 +20,7 @@ use std::time::{Duration, Instant};
 use crate::cpu::{Bandwidth, Memory, Pool, Topology};
 use crate::exec::{Rehearsal, Walked};
 use crate::plan::{self, Place, Plan};
-use crate::sample::Sampler;
+use crate::sample::{Params, Sampler};
 use crate::tape::{Half, Step, Tape, WeightKind};
 
 /// Bytes per second.
@@ -84,10 +84,10 @@ pub(super) fn measure(tape: &Tape, plan: &Plan, pool: &Pool, depth: usize) -> Re
             formats.insert(name, rate * 1e9);
         }
     }
-    let mut sampler = Sampler::new(0.8, 40, 0.95, 0.05, 1);
+    let mut sampler = Sampler::new(Params::default(), 1, Vec::new());
     let pick = |_| {
         let start = Instant::now();
-        std::hint::black_box(sampler.pick(&walked.logits));
+        std::hint::black_box(sampler.pick(&walked.logits, None));
         start.elapsed().as_secs_f64()
     };
     let sampling = (0..5).map(pick).fold(f64::MAX, f64::min);

@@ -7,19 +7,19 @@ use std::time::Instant;
 use anyhow::{Context, Result, bail};
 use indicatif::{ProgressBar, ProgressStyle};
 
-use super::args::{self, Sampling};
-use super::{Failure, on_interrupt, read_text, session, stats, usage};
-use crate::sample::Sampler;
+use super::sampling::Settings;
+use super::{Failure, args, on_interrupt, read_text, session, stats, usage};
 use crate::session::{ContextFull, Interrupted, Session, Want};
 use crate::text::Tokenizer;
 
 /// Runs the verb.
 pub(super) fn run(a: &args::Run) -> Result<()> {
     let prompt = prompt(a)?;
-    check(&a.sampling)?;
+    let mut settings = Settings::new(&a.sampling)?;
     let mut session = session(&a.model)?;
-    let mut sampler = sampler(&a.sampling);
+    settings.follow(&session.engine().gguf().meta)?;
     let tokenizer = Tokenizer::new(session.engine().gguf()).context(Failure::Model)?;
+    let mut sampler = settings.sampler(settings.seed(), &tokenizer)?;
     let tokens = tokenizer.encode(&prompt, true, true)?;
     if tokens.is_empty() {
         return usage("the prompt is empty; give some text with -p, -f or on stdin".into());
@@ -28,13 +28,11 @@ pub(super) fn run(a: &args::Run) -> Result<()> {
         // Said before the first batch is read, with the whole count.
         return Err(ContextFull { n_ctx: session.n_ctx(), used: 0, given: tokens.len() }.into());
     }
+    tokens.iter().for_each(|&token| sampler.accept(token));
     let asked = on_interrupt(&session)?;
 
     let start = Instant::now();
-    // The likeliest token is found where the logits are.
-    let greedy = a.sampling.temp <= 0.0;
-    let want = if greedy { Want::Likeliest } else { Want::Last };
-    let mut logits = read(&mut session, &tokens, want)?;
+    let mut logits = read(&mut session, &tokens)?;
     let prompt_s = start.elapsed().as_secs_f64();
 
     let mut out = std::io::stdout().lock();
@@ -50,7 +48,10 @@ pub(super) fn run(a: &args::Run) -> Result<()> {
         if asked.load(Ordering::SeqCst) {
             break "Ctrl-C";
         }
-        let token = if greedy { finite(&logits)?[0] as u32 } else { sampler.pick(finite(&logits)?) };
+        let Some(token) = sampler.pick(finite(&logits)?, None) else {
+            bail!("no token is left to choose: --logit-bias forbids all that the model gives");
+        };
+        sampler.accept(token);
         if tokenizer.is_eog(token) && !a.ignore_eos {
             break "the model's end of text";
         }
@@ -61,7 +62,7 @@ pub(super) fn run(a: &args::Run) -> Result<()> {
             break "the end of the context (a larger -c gives room)";
         }
         if made < limit {
-            logits = session.feed(0, &[token], want)?;
+            logits = session.feed(0, &[token], Want::Last)?;
         }
     };
     out.write_all(stream.finish().as_bytes())?;
@@ -99,32 +100,8 @@ fn prompt(a: &args::Run) -> Result<String> {
     String::from_utf8(bytes).context("stdin is not UTF-8 text")
 }
 
-/// Refuses sampling parameters that mean nothing.
-fn check(a: &Sampling) -> Result<()> {
-    if !(a.temp >= 0.0 && a.temp.is_finite()) {
-        return usage(format!("--temp {}: 0 or more expected", a.temp));
-    }
-    if !(0.0..=1.0).contains(&a.top_p) || !(0.0..=1.0).contains(&a.min_p) {
-        return usage(format!("--top-p {} --min-p {}: 0 to 1 expected", a.top_p, a.min_p));
-    }
-    Ok(())
-}
-
-/// The sampler that the flags ask for; a seed of its own choosing is said.
-fn sampler(a: &Sampling) -> Sampler {
-    let seed = a.seed.unwrap_or_else(|| {
-        let now = std::time::SystemTime::now().duration_since(std::time::UNIX_EPOCH);
-        let seed = now.map_or(0, |d| d.as_nanos() as u64) & 0xffff_ffff;
-        if a.temp > 0.0 {
-            tracing::info!("seed {seed} (--seed {seed} gives this text again)");
-        }
-        seed
-    });
-    Sampler::new(a.temp, a.top_k, a.top_p, a.min_p, seed)
-}
-
 /// Reads the prompt, with progress on a terminal, and returns the logits after it.
-fn read(session: &mut Session, tokens: &[u32], want: Want) -> Result<Vec<f32>> {
+fn read(session: &mut Session, tokens: &[u32]) -> Result<Vec<f32>> {
     let bar = ProgressBar::new(tokens.len() as u64);
     bar.set_style(ProgressStyle::with_template(
         "reading the prompt {bar:30} {pos}/{len} tokens, {per_sec}, {eta} left",
@@ -134,7 +111,7 @@ fn read(session: &mut Session, tokens: &[u32], want: Want) -> Result<Vec<f32>> {
     let last = (tokens.len() - 1) / chunk;
     let mut logits = Vec::new();
     for (i, part) in tokens.chunks(chunk).enumerate() {
-        logits = session.feed(0, part, if i == last { want } else { Want::None })?;
+        logits = session.feed(0, part, if i == last { Want::Last } else { Want::None })?;
         bar.inc(part.len() as u64);
     }
     bar.finish_and_clear();

@@ -1,141 +1,135 @@
 //! From logits to a token: pure and seeded, so the same seed gives the same text.
 //!
-//! The chain, in llama.cpp's order: keep the `top_k` likeliest, then those that together reach `top_p`, then those at
-//! least `min_p` times as likely as the likeliest; then temperature, then a draw. Each cut looks at probabilities
-//! before temperature. A temperature of 0 takes the likeliest token (the lower number on a tie).
+//! The stages are llama.cpp's, under its names and in its order or any other (src/llama-sampler.cpp and common/sampling.cpp
+//! there). Each sees what the stages before it left, with probabilities that sum to 1 again. It differs in three points:
+//! what is cut or forbidden is gone, where llama.cpp leaves some of it in place at -inf, to be counted by k and by dynamic
+//! temperature; equals are told apart by their numbers, the lower first; and -1 last tokens are all of them.
+
+mod candidates;
+mod choose;
+mod cuts;
+mod dry;
+mod logprobs;
+mod order;
+mod params;
+mod penalties;
+mod temperature;
+#[cfg(test)]
+mod tests;
+
+pub use candidates::argmax;
+pub use logprobs::{logprob_of, logprobs};
+pub use order::Stage;
+pub use params::Params;
 
 use crate::quant::Rng;
+use candidates::Candidates;
+use choose::Choice;
+use dry::Dry;
+use params::window;
+use penalties::Penalties;
 
-/// How tokens are chosen.
+/// Chooses tokens.
 #[derive(Clone, Debug)]
 pub struct Sampler {
-    /// 0 for greedy.
-    pub temp: f32,
-    /// 0 keeps all.
-    pub top_k: usize,
-    /// 1 keeps all.
-    pub top_p: f32,
-    /// 0 keeps all.
-    pub min_p: f32,
+    params: Params,
+    /// The stages that do something, in order.
+    stages: Vec<Stage>,
+    choice: Choice,
+    /// The text so far.
+    seen: Vec<u32>,
+    penalties: Penalties,
+    dry: Dry,
+    candidates: Candidates,
     rng: Rng,
 }
 
-/// The likeliest token; the lower number on a tie.
-pub fn argmax(logits: &[f32]) -> u32 {
-    let mut best = 0;
-    for (i, v) in logits.iter().enumerate() {
-        if *v > logits[best] {
-            best = i;
-        }
-    }
-    best as u32
-}
-
 impl Sampler {
-    /// A sampler whose draws follow from `seed`.
-    pub fn new(temp: f32, top_k: usize, top_p: f32, min_p: f32, seed: u64) -> Sampler {
-        Sampler { temp, top_k, top_p, min_p, rng: Rng(seed) }
-    }
-
-    /// Draws a token.
-    pub fn pick(&mut self, logits: &[f32]) -> u32 {
-        if self.temp <= 0.0 {
-            return argmax(logits);
+    /// A sampler whose draws follow from `seed`. `breakers` are the token sequences behind which DRY begins anew
+    /// (the tokenizer finds them); without DRY there need be none.
+    pub fn new(mut params: Params, seed: u64, breakers: Vec<Vec<u32>>) -> Sampler {
+        if params.mirostat > 0 {
+            params.order = vec![Stage::Temperature];
+            params.dynatemp_range = 0.0;
         }
-        let by = |a: &(u32, f32), b: &(u32, f32)| b.1.total_cmp(&a.1).then(a.0.cmp(&b.0));
-        let mut list: Vec<(u32, f32)> = logits.iter().enumerate().map(|(i, &l)| (i as u32, l)).collect();
-        let k = if self.top_k == 0 { list.len() } else { self.top_k.min(list.len()) };
-        if k < list.len() {
-            list.select_nth_unstable_by(k, by);
-            list.truncate(k);
-        }
-        list.sort_unstable_by(by);
-        let max = list[0].1;
-        let weights: Vec<f64> = list.iter().map(|&(_, l)| ((l - max) as f64).exp()).collect();
-        let total: f64 = weights.iter().sum();
-        let mut keep = list.len();
-        if self.top_p < 1.0 {
-            let mut sum = 0.0;
-            let reach = weights.iter().position(|w| {
-                sum += w / total;
-                sum >= self.top_p as f64
-            });
-            keep = reach.map_or(keep, |i| i + 1);
-        }
-        if self.min_p > 0.0 {
-            keep = weights[..keep].iter().take_while(|&&w| w >= self.min_p as f64).count().max(1);
-        }
-        let heat = |l: f32| (((l - max) / self.temp) as f64).exp();
-        let total: f64 = list[..keep].iter().map(|&(_, l)| heat(l)).sum();
-        let mut at = (self.rng.bits() >> 11) as f64 / (1u64 << 53) as f64 * total;
-        for &(id, l) in &list[..keep] {
-            at -= heat(l);
-            if at < 0.0 {
-                return id;
+        let mut stages: Vec<Stage> = params.order.iter().copied().filter(|s| params.active(*s)).collect();
+        let adaptive = stages.contains(&Stage::AdaptiveP);
+        stages.retain(|s| *s != Stage::AdaptiveP);
+        if params.greedy() {
+            // These cuts always keep the likeliest, so right before it is taken they are for nothing.
+            let keeps = |s: &Stage| matches!(s, Stage::TopK | Stage::TopP | Stage::MinP | Stage::TopNSigma);
+            while let Some(at) = stages.iter().position(|s| *s == Stage::Temperature)
+                && at > 0
+                && keeps(&stages[at - 1])
+            {
+                stages.remove(at - 1);
             }
         }
-        list[keep - 1].0
-    }
-}
-
-#[cfg(test)]
-mod tests {
-    use std::f32::consts::LN_2;
-
-    use super::*;
-
-    /// How often each token comes in `n` draws.
-    fn shares(mut s: Sampler, logits: &[f32], n: usize) -> Vec<f64> {
-        let mut count = vec![0f64; logits.len()];
-        (0..n).for_each(|_| count[s.pick(logits) as usize] += 1.0 / n as f64);
-        count
+        let choice = Choice::new(&params, adaptive);
+        let (penalties, candidates) = (Penalties::default(), Candidates::default());
+        Sampler {
+            stages,
+            choice,
+            seen: Vec::new(),
+            penalties,
+            dry: Dry::new(breakers),
+            candidates,
+            rng: Rng(seed),
+            params,
+        }
     }
 
-    fn near(got: &[f64], want: &[f64]) {
-        // 20,000 draws: four standard errors of a share are below 0.015.
-        assert!(got.iter().zip(want).all(|(a, b)| (a - b).abs() < 0.015), "{got:?} for {want:?}");
+    /// Notes a token of the text: all of the prompt's, and then each one that it goes on with.
+    pub fn accept(&mut self, token: u32) {
+        self.seen.push(token);
+        if self.stages.contains(&Stage::Penalties) {
+            self.penalties.accept(&self.seen, &self.params);
+        }
+        self.choice.accept(token);
     }
 
-    const LN: [f32; 4] = [-LN_2, -2.0 * LN_2, -3.0 * LN_2, -3.0 * LN_2]; // ln of 1/2, 1/4, 1/8, 1/8
-
-    #[test]
-    fn with_everything_off_tokens_come_as_often_as_their_probability_says() {
-        near(&shares(Sampler::new(1.0, 0, 1.0, 0.0, 1), &LN, 20_000), &[0.5, 0.25, 0.125, 0.125]);
+    /// Chooses a token, of those whose bit in `allowed` is set (32 tokens to a word, the lowest bit first). None only if
+    /// no token is left: none is allowed, or those that are have a logit or a bias of -inf.
+    pub fn pick(&mut self, logits: &[f32], allowed: Option<&[u32]>) -> Option<u32> {
+        self.narrow(logits, allowed);
+        if self.candidates.list().is_empty() {
+            return None;
+        }
+        let unit = self.unit();
+        let at = self.choice.choose(&mut self.candidates, logits.len(), unit);
+        Some(self.candidates.list()[at].id)
     }
 
-    #[test]
-    fn temperature_squares_the_odds_at_one_half() {
-        let w = [0.25, 0.0625, 0.015625, 0.015625].map(|v| v / 0.34375);
-        near(&shares(Sampler::new(0.5, 0, 1.0, 0.0, 2), &LN, 20_000), &w);
+    /// Whether it always takes the token with the largest logit, so that it needs no other.
+    pub fn is_greedy(&self) -> bool {
+        let plain = self.params.mirostat <= 0 && self.params.logit_bias.is_empty();
+        plain && self.params.greedy() && self.stages == [Stage::Temperature]
     }
 
-    #[test]
-    fn top_k_keeps_the_k_likeliest() {
-        near(&shares(Sampler::new(1.0, 2, 1.0, 0.0, 3), &LN, 20_000), &[2.0 / 3.0, 1.0 / 3.0, 0.0, 0.0]);
+    /// Runs the stages.
+    fn narrow(&mut self, logits: &[f32], allowed: Option<&[u32]>) {
+        self.candidates.load(logits, allowed, &self.params.logit_bias);
+        let min_keep = window(self.params.min_keep);
+        for at in 0..self.stages.len() {
+            let chance = if self.stages[at] == Stage::Xtc { self.unit() as f32 } else { 0.0 };
+            let (c, p) = (&mut self.candidates, &self.params);
+            match self.stages[at] {
+                Stage::Penalties => self.penalties.apply(c, p),
+                Stage::Dry => self.dry.apply(&self.seen, c, p),
+                Stage::TopNSigma => cuts::top_n_sigma(c, p.top_n_sigma),
+                Stage::TopK => c.top(window(p.top_k)),
+                Stage::TypicalP => cuts::typical(c, p.typical_p, min_keep),
+                Stage::TopP => cuts::top_p(c, p.top_p, min_keep),
+                Stage::MinP => cuts::min_p(c, p.min_p, min_keep),
+                Stage::Xtc if chance <= p.xtc_probability => cuts::xtc(c, p.xtc_threshold, min_keep),
+                Stage::Temperature => temperature::apply(c, p),
+                Stage::Xtc | Stage::AdaptiveP => {} // adaptive-p is the choice, not a stage before it
+            }
+        }
     }
 
-    #[test]
-    fn top_p_keeps_the_token_that_reaches_p() {
-        near(&shares(Sampler::new(1.0, 0, 0.6, 0.0, 4), &LN, 20_000), &[2.0 / 3.0, 1.0 / 3.0, 0.0, 0.0]);
-    }
-
-    #[test]
-    fn min_p_is_measured_against_the_likeliest_token() {
-        near(&shares(Sampler::new(1.0, 0, 1.0, 0.3, 5), &LN, 20_000), &[2.0 / 3.0, 1.0 / 3.0, 0.0, 0.0]);
-    }
-
-    #[test]
-    fn temperature_zero_takes_the_likeliest_and_the_lower_number_on_a_tie() {
-        assert_eq!(Sampler::new(0.0, 40, 0.95, 0.05, 6).pick(&[0.0, 2.0, 2.0, 1.0]), 1);
-    }
-
-    #[test]
-    fn the_same_seed_gives_the_same_draws() {
-        let draw = |seed| {
-            let mut s = Sampler::new(1.0, 0, 1.0, 0.0, seed);
-            (0..50).map(|_| s.pick(&LN)).collect::<Vec<_>>()
-        };
-        assert_eq!(draw(7), draw(7));
-        assert_ne!(draw(7), draw(8));
+    /// Uniform in [0, 1).
+    fn unit(&mut self) -> f64 {
+        (self.rng.bits() >> 11) as f64 / (1u64 << 53) as f64
     }
 }

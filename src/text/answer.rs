@@ -104,6 +104,44 @@ impl Reader {
         reader
     }
 
+    /// A reader of text that has no parts: all is answer.
+    pub fn plain() -> Reader {
+        Reader { tags: None, state: After(false), held: String::new(), out: Vec::new() }
+    }
+
+    /// The part that comes next; None in a head, and at a beginning where either may come.
+    pub fn part(&self) -> Option<Part> {
+        match self.state {
+            Inside(_) => Some(Reasoning),
+            After(_) => Some(Answer),
+            Body(part) => Some(part),
+            Begin | Head => None,
+        }
+    }
+
+    /// At a beginning, the text with which reasoning opens.
+    pub fn may_open(&self) -> Option<&'static str> {
+        self.tags.filter(|_| self.state == Begin).map(|t| t.open)
+    }
+
+    /// In reasoning, the text that ends it and begins the answer.
+    pub fn close(&self) -> Option<String> {
+        match (self.part(), self.tags) {
+            (Some(Reasoning), Some(tags)) => Some(format!("\n{}\n\n", tags.close)),
+            (Some(Reasoning), None) => Some(format!("<|end|>{START}assistant{CHANNEL}final{MESSAGE}")),
+            _ => None,
+        }
+    }
+
+    /// Whether a control token of this text means something here, and is not to be left out of what is read.
+    pub fn knows(&self, piece: &str) -> bool {
+        match self.tags {
+            Some(tags) => tags.open.contains(piece) || tags.close.contains(piece),
+            None if self.state == After(false) => false,
+            None => ENDS.contains(&piece) || [MESSAGE, "<|constrain|>"].contains(&piece),
+        }
+    }
+
     /// The parts that are certain with this text, which has control tokens written out (as
     /// [`super::Tokenizer::raw_stream`] does).
     pub fn push(&mut self, text: &str) -> Vec<(Part, String)> {

@@ -6,6 +6,7 @@ mod bpe;
 mod clock;
 mod guard;
 mod jinja;
+mod overlap;
 mod pre;
 mod python;
 mod split;

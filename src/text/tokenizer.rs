@@ -311,7 +311,12 @@ pub struct Stream<'t> {
 impl Stream<'_> {
     /// The text that is complete with this token; empty while a character is not.
     pub fn push(&mut self, id: u32) -> String {
-        self.tail.extend(self.tokenizer.bytes(id, self.special));
+        self.push_as(id, self.special)
+    }
+
+    /// The same; `special`: if it is a control token, it is written out.
+    pub fn push_as(&mut self, id: u32, special: bool) -> String {
+        self.tail.extend(self.tokenizer.bytes(id, special));
         // At most three bytes at the end can be the start of a character; all else is complete or never will be.
         let keep = (1..=3.min(self.tail.len())).rev().find(|&n| {
             let end = &self.tail[self.tail.len() - n..];
