@@ -15,5 +15,6 @@ pub mod quant;
 pub mod sample;
 pub mod session;
 pub mod simd;
+pub mod store;
 pub mod tape;
 pub mod text;

@@ -1,6 +1,7 @@
 //! A session: a model and the sequences it is reading. Tokens go in, logits come out; a sequence can go back, be
 //! saved, be copied.
 
+use std::io::{Read, Write};
 use std::path::Path;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
@@ -26,6 +27,12 @@ const MAX_CONTEXT: usize = u32::MAX as usize;
 /// Checkpoints kept per sequence, and their bytes in all.
 const CHECKPOINTS: usize = 16;
 const CHECKPOINT_BYTES: usize = 512 << 20;
+
+/// Checkpoints that are saved with a sequence whatever they take: those before and after the last text that was read, so
+/// that an answer can be given again, or a turn taken back, without reading more than that text. Older ones are saved
+/// too while all of them are at most so many bytes: windows are small, recurrent blocks are not.
+const CARRIED: usize = 2;
+const CARRIED_BYTES: usize = 64 << 20;
 
 /// How a model is opened.
 #[derive(Clone, Debug)]
@@ -126,19 +133,28 @@ impl std::fmt::Display for ContextFull {
 
 impl std::error::Error for ContextFull {}
 
-/// Everything a sequence remembers, to be taken up again by a session of the same model and settings.
+/// Everything a sequence remembers, to be taken up again by a session of the same model and cache types.
 #[derive(Clone, Debug, PartialEq)]
 pub struct Snapshot {
     /// The tokens read.
     pub tokens: Vec<u32>,
-    /// Each state's contents.
-    pub states: Vec<Vec<u8>>,
+    /// The lengths that the sequence can go back to by a checkpoint.
+    pub checkpoints: Vec<usize>,
+    /// What [`Session::save`] writes.
+    pub states: Vec<u8>,
 }
 
 #[derive(Debug, Default)]
 struct Sequence {
     tokens: Vec<u32>,
-    checkpoints: Vec<Snapshot>, // rising in length; states hold only what later tokens overwrite
+    checkpoints: Vec<Checkpoint>, // rising in length
+}
+
+/// What tokens after the first `n` overwrite.
+#[derive(Debug)]
+struct Checkpoint {
+    n: usize,
+    states: Vec<u8>,
 }
 
 /// A model with its sequences.
@@ -304,6 +320,11 @@ impl Session {
         self.shape.n_ctx
     }
 
+    /// Tokens computed together, at most.
+    pub fn n_batch(&self) -> usize {
+        self.shape.n_batch
+    }
+
     /// Size of the vocabulary.
     pub fn n_vocab(&self) -> usize {
         self.n_vocab
@@ -335,7 +356,7 @@ impl Session {
         want: Want,
         mut observer: Option<Observer<'_>>,
     ) -> Result<Vec<f32>> {
-        self.check(seq, tokens)?;
+        self.check(self.seqs[seq].tokens.len(), tokens)?;
         if tokens.len() > 1 {
             self.checkpoint(seq)?;
         }
@@ -360,7 +381,7 @@ impl Session {
             };
             let batch = Batch { rows: rows.collect(), wanted, greedy: want == Want::Likeliest };
             // Going back from a half-read batch must not mean reading all batches before it again.
-            let before = (i > 0 && self.is_overwritten()).then(|| self.save(seq, false)).transpose()?;
+            let before = (i > 0 && self.is_overwritten()).then(|| self.overwritten(seq)).transpose()?;
             let observer: Option<Observer<'_>> = match &mut observer {
                 Some(f) => Some(&mut **f),
                 None => None,
@@ -395,7 +416,7 @@ impl Session {
     /// the likeliest token and its logit, (sequences, 2).
     pub fn step(&mut self, rows: &[(usize, u32)], greedy: bool) -> Result<Vec<f32>> {
         for (i, &(seq, token)) in rows.iter().enumerate() {
-            self.check(seq, &[token])?;
+            self.check(self.seqs[seq].tokens.len(), &[token])?;
             if rows[..i].iter().any(|r| r.0 == seq) {
                 bail!(
                     "sequence {seq} is given two tokens in one step; one token for each of several sequences expected"
@@ -416,11 +437,11 @@ impl Session {
         Ok(logits)
     }
 
-    fn check(&self, seq: usize, tokens: &[u32]) -> Result<()> {
+    /// Fails if a sequence of `have` tokens cannot have these too.
+    fn check(&self, have: usize, tokens: &[u32]) -> Result<()> {
         if let Some(bad) = tokens.iter().find(|&&t| t as usize >= self.n_vocab) {
             bail!("token {bad} is outside the vocabulary of {} tokens", self.n_vocab);
         }
-        let have = self.seqs[seq].tokens.len();
         if have + tokens.len() > self.shape.n_ctx {
             return Err(ContextFull { n_ctx: self.shape.n_ctx, used: have, given: tokens.len() }.into());
         }
@@ -433,10 +454,11 @@ impl Session {
         let _ = self.engine.clear(seq as u32); // a GPU that fails here fails at the next token, and says so there
     }
 
-    fn save(&self, seq: usize, whole: bool) -> Result<Snapshot> {
-        let tokens = self.seqs[seq].tokens.clone();
-        let states = self.engine.save(seq as u32, tokens.len(), whole)?;
-        Ok(Snapshot { tokens, states })
+    fn overwritten(&self, seq: usize) -> Result<Checkpoint> {
+        let n = self.seqs[seq].tokens.len();
+        let mut states = Vec::with_capacity(self.engine.saved_bytes(n, false));
+        self.engine.save(seq as u32, n, false, &mut states)?;
+        Ok(Checkpoint { n, states })
     }
 
     /// Whether later tokens destroy anything that earlier ones left.
@@ -447,17 +469,14 @@ impl Session {
     /// Remembers what the sequence's next tokens will overwrite, so that a rewind need not read from the start.
     fn checkpoint(&mut self, seq: usize) -> Result<()> {
         let n = self.seqs[seq].tokens.len();
-        let known = self.seqs[seq].checkpoints.last().is_some_and(|c| c.tokens.len() >= n);
+        let known = self.seqs[seq].checkpoints.last().is_some_and(|c| c.n >= n);
         if n == 0 || known || !self.is_overwritten() {
             return Ok(());
         }
-        let new = self.save(seq, false)?;
+        let new = self.overwritten(seq)?;
         let list = &mut self.seqs[seq].checkpoints;
         list.push(new);
-        let bytes = |c: &Snapshot| c.states.iter().map(Vec::len).sum::<usize>();
-        while list.len() > CHECKPOINTS || (list.len() > 1 && list.iter().map(bytes).sum::<usize>() > CHECKPOINT_BYTES) {
-            list.remove(0);
-        }
+        list.drain(..list.len() - newest(list, (1, CHECKPOINTS), CHECKPOINT_BYTES).len());
         Ok(())
     }
 
@@ -468,7 +487,7 @@ impl Session {
         if n > have {
             bail!("cannot go back to {n} tokens: the sequence has {have}");
         }
-        self.seqs[seq].checkpoints.retain(|c| c.tokens.len() <= n);
+        self.seqs[seq].checkpoints.retain(|c| c.n <= n);
         if self.engine.states.iter().all(|s| s.can_rewind(seq as u32, n)) {
             self.seqs[seq].tokens.truncate(n);
             return Ok(());
@@ -476,10 +495,8 @@ impl Session {
         let again = self.seqs[seq].tokens[..n].to_vec();
         let from = match self.seqs[seq].checkpoints.last() {
             Some(c) => {
-                let c = c.clone();
-                let ok = self.engine.load(seq as u32, c.tokens.len(), false, &c.states)?;
-                debug_assert!(ok, "a checkpoint fits the state it was taken from");
-                c.tokens.len()
+                self.engine.put_back(seq as u32, c.n, &c.states)?;
+                c.n
             }
             None => {
                 self.engine.clear(seq as u32)?;
@@ -491,9 +508,93 @@ impl Session {
         let read = self.feed(seq, &again[from..], Want::None);
         let list = &mut self.seqs[seq].checkpoints;
         let newer = std::mem::replace(list, checkpoints);
-        let longest = list.last().map_or(0, |c| c.tokens.len());
-        list.extend(newer.into_iter().filter(|c| c.tokens.len() > longest));
+        let longest = list.last().map_or(0, |c| c.n);
+        list.extend(newer.into_iter().filter(|c| c.n > longest));
         read.map(drop)
+    }
+
+    /// The checkpoints that are saved with a sequence.
+    fn carried(&self, seq: usize) -> &[Checkpoint] {
+        let Sequence { tokens, checkpoints } = &self.seqs[seq];
+        // One at the sequence's end is what is saved anyway.
+        let before = checkpoints.partition_point(|c| c.n < tokens.len());
+        newest(&checkpoints[..before], (CARRIED, CHECKPOINTS), CARRIED_BYTES)
+    }
+
+    /// The lengths, below its own and rising, that a saved sequence can go back to without reading from its start.
+    pub fn checkpoints(&self, seq: usize) -> Vec<usize> {
+        self.carried(seq).iter().map(|c| c.n).collect()
+    }
+
+    /// Writes what a sequence remembers, with its checkpoints: [`Session::saved_bytes`] bytes, which do not depend on
+    /// the size of the context or of a batch, on threads, or on where steps run.
+    ///
+    /// # Errors
+    /// If it cannot be written, or the GPU fails.
+    pub fn save(&self, seq: usize, out: &mut dyn Write) -> Result<()> {
+        self.engine.save(seq as u32, self.seqs[seq].tokens.len(), true, out)?;
+        for c in self.carried(seq) {
+            out.write_all(&c.states)?;
+        }
+        Ok(())
+    }
+
+    /// Bytes of a saved sequence of `n` tokens with these checkpoints.
+    pub fn saved_bytes(&self, n: usize, checkpoints: &[usize]) -> usize {
+        checkpoints.iter().fold(self.engine.saved_bytes(n, true), |sum, &c| sum + self.engine.saved_bytes(c, false))
+    }
+
+    /// Makes a sequence what [`Session::save`] wrote of one with these tokens and checkpoints, once all of it was read
+    /// and `agreed` found nothing wrong with it. Until then it stays as it was.
+    ///
+    /// # Errors
+    /// If it cannot be this session's, cannot be read, or is not agreed to; or if the GPU fails, with the sequence
+    /// cleared.
+    pub fn load<R: Read>(
+        &mut self,
+        seq: usize,
+        (tokens, checkpoints): (&[u32], &[usize]),
+        from: &mut R,
+        agreed: impl FnOnce(&mut R) -> Result<()>,
+    ) -> Result<()> {
+        self.check(0, tokens)?;
+        let n = tokens.len();
+        if checkpoints.len() > CHECKPOINTS || !checkpoints.is_sorted() || checkpoints.iter().any(|&c| c >= n) {
+            bail!("checkpoints at {checkpoints:?}: at most {CHECKPOINTS}, in rising order, below {n} tokens expected");
+        }
+        let parts = self.engine.read(n, from)?;
+        let mut list = Vec::with_capacity(checkpoints.len());
+        for &n in checkpoints {
+            let mut states = vec![0; self.engine.saved_bytes(n, false)];
+            from.read_exact(&mut states)?;
+            list.push(Checkpoint { n, states });
+        }
+        agreed(from)?;
+        if let Err(e) = self.engine.put(seq as u32, n, parts) {
+            self.clear(seq);
+            return Err(e);
+        }
+        self.seqs[seq] = Sequence { tokens: tokens.to_vec(), checkpoints: list };
+        self.checkpoint(seq) // going back to here must not mean reading it all
+    }
+
+    /// Makes sequence `to` the first `n` tokens of sequence `from`.
+    ///
+    /// # Errors
+    /// If the GPU fails.
+    ///
+    /// # Panics
+    /// If `from` has fewer.
+    pub fn copy(&mut self, from: usize, to: usize, n: usize) -> Result<()> {
+        if self.is_overwritten() {
+            // What it was at `n` may be gone: the nearest checkpoint comes along, and the rest is read again.
+            self.restore(to, &self.snapshot(from)?)?;
+            return self.rewind(to, n);
+        }
+        let mut states = Vec::with_capacity(self.engine.saved_bytes(n, true));
+        self.engine.save(from as u32, n, true, &mut states)?;
+        let tokens = self.seqs[from].tokens[..n].to_vec();
+        self.restore(to, &Snapshot { tokens, checkpoints: Vec::new(), states })
     }
 
     /// Everything the sequence remembers.
@@ -501,20 +602,47 @@ impl Session {
     /// # Errors
     /// If the GPU fails.
     pub fn snapshot(&self, seq: usize) -> Result<Snapshot> {
-        self.save(seq, true)
+        let (tokens, checkpoints) = (self.seqs[seq].tokens.clone(), self.checkpoints(seq));
+        let mut states = Vec::with_capacity(self.saved_bytes(tokens.len(), &checkpoints));
+        self.save(seq, &mut states)?;
+        Ok(Snapshot { tokens, checkpoints, states })
     }
 
-    /// Makes a sequence what it was when the snapshot was taken. Fails, with the sequence cleared, if the snapshot is
-    /// not from this model and these settings.
+    /// Makes a sequence what it was when the snapshot was taken. Fails, with the sequence as it was, if the snapshot is
+    /// not from this model and these cache types.
     pub fn restore(&mut self, seq: usize, snapshot: &Snapshot) -> Result<()> {
-        self.clear(seq);
-        self.check(seq, &snapshot.tokens)?;
-        let n = snapshot.tokens.len();
-        if !self.engine.load(seq as u32, n, true, &snapshot.states)? {
-            self.clear(seq);
+        let Snapshot { tokens, checkpoints, states } = snapshot;
+        if self.saved_bytes(tokens.len(), checkpoints) != states.len() {
             bail!("the saved state does not fit this model and its cache types");
         }
-        self.seqs[seq].tokens = snapshot.tokens.clone();
-        self.checkpoint(seq) // going back to here must not mean reading it all
+        self.load(seq, (tokens, checkpoints), &mut &states[..], |_| Ok(()))
+    }
+}
+
+/// The newest checkpoints of a list: the first of `counts` always, up to the second while they are at most so many bytes.
+fn newest(list: &[Checkpoint], counts: (usize, usize), bytes: usize) -> &[Checkpoint] {
+    let (mut n, mut sum) = (0, 0);
+    for c in list.iter().rev() {
+        sum += c.states.len();
+        if n == counts.1 || (n >= counts.0 && sum > bytes) {
+            break;
+        }
+        n += 1;
+    }
+    &list[list.len() - n..]
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn of_large_checkpoints_the_newest_few_are_taken_and_of_small_ones_many() {
+        let list = |bytes| (0..20).map(|n| Checkpoint { n, states: vec![0; bytes] }).collect::<Vec<_>>();
+        let taken = |bytes| newest(&list(bytes), (2, 16), 1000).iter().map(|c| c.n).collect::<Vec<_>>();
+        assert_eq!(taken(2000), [18, 19]);
+        assert_eq!(taken(300), [17, 18, 19]);
+        assert_eq!(taken(1), (4..20).collect::<Vec<_>>());
+        assert!(newest(&[], (2, 16), 1000).is_empty());
     }
 }

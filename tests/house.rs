@@ -36,8 +36,9 @@ fn floors() -> BTreeMap<&'static str, u32> {
         ("plan", 4),
         ("exec", 5),
         ("session", 6),
-        ("cli", 7),
-        ("main", 8),
+        ("store", 7),
+        ("cli", 8),
+        ("main", 9),
     ])
 }
 

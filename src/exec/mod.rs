@@ -7,15 +7,16 @@ mod pins;
 mod rehearse;
 mod weights;
 
+use std::io::{Read, Write};
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Instant;
 
-use anyhow::{Result, bail};
+use anyhow::{Context, Result, bail};
 
 use crate::cpu::{self, Pool};
 use crate::gguf::Gguf;
 use crate::plan::{Place, Plan, Shape, Stage};
-use crate::tape::{Batch, CpuIo, Half, Slot, State, StateSpec, Tape, WeightView, Work};
+use crate::tape::{Batch, CpuIo, Half, Part, Slot, State, StateSpec, Tape, WeightView, Work};
 
 pub use cache::CacheStats;
 pub use device::{Device, Waits};
@@ -24,6 +25,9 @@ pub use weights::Weights;
 
 /// Called with a step's label and each of its outputs, (rows, width), which it may change.
 pub type Observer<'a> = &'a mut (dyn FnMut(&str, &mut [f32], usize) + Send);
+
+/// Bytes of a state that come from a GPU at once: enough for the bus, little enough to lie in the CPU's caches.
+const PIECE: usize = 4 << 20;
 
 /// A model ready to run: its plan, its weights, its memory.
 #[derive(Debug)]
@@ -244,53 +248,91 @@ impl Engine {
         Ok(true)
     }
 
-    /// What a sequence of `tokens` tokens remembers, state by state (see [`State::save`]).
+    /// Writes what a sequence of `tokens` tokens remembers, or what later tokens overwrite of it (see
+    /// [`State::stretches`]): state after state, straight from where it lies.
     ///
     /// # Errors
-    /// If the GPU fails.
-    pub fn save(&self, seq: u32, tokens: usize, whole: bool) -> Result<Vec<Vec<u8>>> {
-        let one = |(i, state): (usize, &State)| match &self.device {
-            Some(device) if self.plan.state_places[i] == Place::Gpu => {
-                let mut bytes = Vec::new();
-                for (at, len) in state.stretches(tokens, whole) {
-                    let from = bytes.len();
-                    bytes.resize(from + len, 0);
-                    device.read_state(i, seq, at, &mut bytes[from..])?;
+    /// If it cannot be written, or the GPU fails.
+    pub fn save(&self, seq: u32, tokens: usize, whole: bool, out: &mut dyn Write) -> Result<()> {
+        let mut piece = Vec::new();
+        for (i, state) in self.states.iter().enumerate() {
+            for (at, len) in state.stretches(tokens, whole) {
+                let Some(device) = self.device_of(i) else {
+                    out.write_all(&state.of(seq).bytes[at..at + len])?;
+                    continue;
+                };
+                for from in (at..at + len).step_by(PIECE) {
+                    piece.resize(PIECE.min(at + len - from), 0);
+                    device.read_state(i, seq, from, &mut piece)?;
+                    out.write_all(&piece)?;
                 }
-                Ok(bytes)
             }
-            _ => Ok(state.save(seq, tokens, whole)),
-        };
-        self.states.iter().enumerate().map(one).collect()
+        }
+        Ok(())
     }
 
-    /// Takes back what [`Engine::save`] gave for the same `tokens` and `whole`; false if it does not fit.
+    /// Bytes that [`Engine::save`] writes.
+    pub fn saved_bytes(&self, tokens: usize, whole: bool) -> usize {
+        self.states.iter().flat_map(|s| s.stretches(tokens, whole)).map(|(_, len)| len).sum()
+    }
+
+    /// Reads what [`Engine::save`] wrote of a whole sequence, beside what there is.
+    ///
+    /// # Errors
+    /// If it cannot be read, or there is no memory for it.
+    pub fn read(&self, tokens: usize, from: &mut dyn Read) -> Result<Vec<Part>> {
+        let mut parts = Vec::with_capacity(self.states.len());
+        for state in &self.states {
+            let mut part = state.part().context("no memory for what a sequence remembers")?;
+            for (at, len) in state.stretches(tokens, true) {
+                from.read_exact(&mut part.bytes[at..at + len])?;
+            }
+            parts.push(part);
+        }
+        Ok(parts)
+    }
+
+    /// Makes what [`Engine::read`] gave for the same `tokens` the sequence's.
     ///
     /// # Errors
     /// If the GPU fails.
-    pub fn load(&mut self, seq: u32, tokens: usize, whole: bool, saved: &[Vec<u8>]) -> Result<bool> {
-        if saved.len() != self.states.len() {
-            return Ok(false);
-        }
-        for (i, (state, bytes)) in self.states.iter_mut().zip(saved).enumerate() {
-            match &self.device {
-                Some(device) if self.plan.state_places[i] == Place::Gpu => {
-                    let parts = state.stretches(tokens, whole);
-                    if parts.iter().map(|p| p.1).sum::<usize>() != bytes.len() {
-                        return Ok(false);
+    pub fn put(&mut self, seq: u32, tokens: usize, parts: Vec<Part>) -> Result<()> {
+        for (i, part) in parts.into_iter().enumerate() {
+            match self.device_of(i) {
+                None => *self.states[i].of_mut(seq) = part,
+                Some(device) => {
+                    for (at, len) in self.states[i].stretches(tokens, true) {
+                        device.write_state(i, seq, at, &part.bytes[at..at + len])?;
                     }
-                    let mut from = 0;
-                    for (at, len) in parts {
-                        device.write_state(i, seq, at, &bytes[from..from + len])?;
-                        from += len;
-                    }
-                    state.replaced(seq, tokens, whole);
                 }
-                _ if !state.load(seq, tokens, whole, bytes) => return Ok(false),
-                _ => {}
             }
+            self.states[i].replaced(seq, tokens, true);
         }
-        Ok(true)
+        Ok(())
+    }
+
+    /// Puts back what [`Engine::save`] wrote of what later tokens overwrite.
+    ///
+    /// # Errors
+    /// If the GPU fails.
+    pub fn put_back(&mut self, seq: u32, tokens: usize, mut saved: &[u8]) -> Result<()> {
+        for i in 0..self.states.len() {
+            for (at, len) in self.states[i].stretches(tokens, false) {
+                let (piece, rest) = saved.split_at(len);
+                match self.device_of(i) {
+                    None => self.states[i].of_mut(seq).bytes[at..at + len].copy_from_slice(piece),
+                    Some(device) => device.write_state(i, seq, at, piece)?,
+                }
+                saved = rest;
+            }
+            self.states[i].replaced(seq, tokens, false);
+        }
+        Ok(())
+    }
+
+    /// The device that holds a state, if one does.
+    fn device_of(&self, state: usize) -> Option<&Device> {
+        self.device.as_ref().filter(|_| self.plan.state_places[state] == Place::Gpu)
     }
 
     /// Forgets a sequence.
@@ -298,12 +340,11 @@ impl Engine {
     /// # Errors
     /// If the GPU fails.
     pub fn clear(&mut self, seq: u32) -> Result<()> {
-        for (i, state) in self.states.iter_mut().enumerate() {
-            match &self.device {
-                Some(device) if self.plan.state_places[i] == Place::Gpu => device.clear_state(i, seq)?,
-                _ => {}
+        for i in 0..self.states.len() {
+            if let Some(device) = self.device_of(i) {
+                device.clear_state(i, seq)?;
             }
-            state.clear(seq);
+            self.states[i].clear(seq);
         }
         Ok(())
     }

@@ -214,8 +214,10 @@ impl Rehearsal<'_> {
         let mut states: Vec<State> = tape.states.iter().map(|s| State::new(s, 1, n_ctx, 1)).collect();
         for state in &mut states {
             // Written, so that rows are memory of their own: what was never written is one page of zeros.
-            let bytes: usize = state.stretches(self.depth, true).iter().map(|s| s.1).sum();
-            state.load(0, self.depth, true, &vec![0; bytes]);
+            for (at, len) in state.stretches(self.depth, true) {
+                state.of_mut(0).bytes[at..at + len].fill(0);
+            }
+            state.replaced(0, self.depth, true);
         }
         let mut values: Vec<Vec<f32>> = tape.slots.iter().map(|s| vec![0.0; s.width]).collect();
         let (mut work, mut rng) = (Work::default(), Rng(1));

@@ -14,7 +14,7 @@ use std::sync::Arc;
 
 pub use builder::{Builder, Layer, Settings};
 pub use gpu::{GpuIo, GpuState, GpuValue, GpuWeight, Lists, Pairs, Scratch};
-pub use state::{State, StateKind, StateSpec};
+pub use state::{Part, State, StateKind, StateSpec};
 
 use anyhow::Result;
 

@@ -6,6 +6,7 @@
 //! reading anything again; where only what came before the batch is looked at, the window is all. What cannot be rewound is
 //! restored from a checkpoint by the session.
 
+use std::io;
 use std::ops::{Deref, DerefMut};
 
 use memmap2::MmapMut;
@@ -82,12 +83,11 @@ pub struct State {
     seqs: Vec<Part>,
 }
 
+/// What one sequence has in a state.
 #[derive(Debug, Default)]
-struct Part {
-    /// The stored rows.
-    bytes: Memory,
-    /// The block of a fixed state.
-    fixed: Vec<f32>,
+pub struct Part {
+    /// The stored rows, each at its place in the ring, or the block of a fixed state.
+    pub bytes: Memory,
     /// The first row that is still there: those before it were overwritten, or were not part of what was loaded.
     low: usize,
     /// Tokens that a fixed block has absorbed.
@@ -96,20 +96,20 @@ struct Part {
 
 /// Zeroed memory, which the system commits as it fills.
 #[derive(Debug, Default)]
-struct Memory(Option<MmapMut>);
+pub struct Memory(Option<MmapMut>);
 
 /// From here on memory is asked for in pages of 2 MB: attention reads short pieces far apart, and each small page would
 /// have its address looked up again. Smaller states would mostly fill such pages with nothing.
 const HUGE: usize = 4 << 20;
 
 impl Memory {
-    fn new(n: usize) -> Memory {
-        let map = MmapMut::map_anon(n.max(1)).expect("memory that the system said it has");
+    fn new(n: usize) -> io::Result<Memory> {
+        let map = MmapMut::map_anon(n.max(1))?;
         #[cfg(target_os = "linux")]
         if n >= HUGE {
             let _ = map.advise(memmap2::Advice::HugePage); // a system without them does well enough
         }
-        Memory(Some(map))
+        Ok(Memory(Some(map)))
     }
 }
 
@@ -140,13 +140,10 @@ impl Default for State {
 impl State {
     /// An empty state for `n_seq` sequences. Memory is zeroed, so the system commits it only as it fills.
     pub fn new(spec: &StateSpec, n_seq: usize, n_ctx: usize, n_batch: usize) -> State {
-        let capacity = spec.capacity(n_ctx, n_batch);
-        let row_bytes = spec.ty.row_bytes(spec.width);
-        let part = || match spec.kind {
-            StateKind::Fixed => Part { fixed: vec![0.0; spec.width], ..Part::default() },
-            StateKind::Rows { .. } => Part { bytes: Memory::new(capacity * row_bytes), ..Part::default() },
-        };
-        State { spec: spec.clone(), row_bytes, capacity, seqs: (0..n_seq).map(|_| part()).collect() }
+        let mut state = State::elsewhere(spec, n_seq, n_ctx, n_batch);
+        let part = |_| state.part().expect("memory that the system said it has");
+        state.seqs = (0..n_seq).map(part).collect();
+        state
     }
 
     /// A state whose contents lie on a GPU; what is known of them is kept here.
@@ -154,6 +151,24 @@ impl State {
         let capacity = spec.capacity(n_ctx, n_batch);
         let seqs = (0..n_seq).map(|_| Part::default()).collect();
         State { spec: spec.clone(), row_bytes: spec.ty.row_bytes(spec.width), capacity, seqs }
+    }
+
+    /// An empty part for one sequence, beside those that there are.
+    ///
+    /// # Errors
+    /// If the system does not give the memory.
+    pub fn part(&self) -> io::Result<Part> {
+        Ok(Part { bytes: Memory::new(self.capacity * self.row_bytes)?, ..Part::default() })
+    }
+
+    /// The part of a sequence; its memory is empty where it lies on a GPU.
+    pub fn of(&self, seq: u32) -> &Part {
+        &self.seqs[seq as usize]
+    }
+
+    /// The same, to be changed; [`State::replaced`] is then told.
+    pub fn of_mut(&mut self, seq: u32) -> &mut Part {
+        &mut self.seqs[seq as usize]
     }
 
     /// Takes note that a GPU has stored what rows of a batch give.
@@ -167,20 +182,21 @@ impl State {
         }
     }
 
-    /// Takes note that a GPU's part was cleared, or that what [`State::stretches`] of `tokens` lists was put there.
+    /// Takes note that what [`State::stretches`] lists was put into a sequence's part.
     pub fn replaced(&mut self, seq: u32, tokens: usize, whole: bool) {
         let low = self.saved(tokens, whole).0;
         let part = &mut self.seqs[seq as usize];
         part.high = tokens;
         if self.spec.is_overwritten() {
-            part.low = low;
+            part.low = low; // older rows may have been there, but later ones may lie over them by now
         }
     }
 
-    /// Where what [`State::save`] would give lies in a sequence's memory, in order: `(first byte, bytes)`.
+    /// Where in a sequence's part what cannot be found again once it has grown beyond `tokens` lies (`whole`: everything
+    /// it remembers), in order: `(first byte, bytes)`. What is listed does not depend on the room that the ring has.
     pub fn stretches(&self, tokens: usize, whole: bool) -> Vec<(usize, usize)> {
         if self.spec.kind == StateKind::Fixed {
-            return vec![(0, self.spec.width * 4)];
+            return vec![(0, self.row_bytes)];
         }
         let (from, to) = self.saved(tokens, whole);
         let (at, n) = (from % self.capacity, to - from);
@@ -241,13 +257,15 @@ impl State {
     pub fn fixed(&mut self, seq: u32, tokens: usize) -> &mut [f32] {
         let part = &mut self.seqs[seq as usize];
         part.high = tokens;
-        &mut part.fixed
+        bytemuck::cast_slice_mut(&mut part.bytes)
     }
 
     /// Forgets a sequence.
     pub fn clear(&mut self, seq: u32) {
         let part = &mut self.seqs[seq as usize];
-        part.fixed.fill(0.0);
+        if self.spec.kind == StateKind::Fixed {
+            part.bytes.fill(0);
+        }
         (part.low, part.high) = (0, 0);
     }
 
@@ -276,44 +294,6 @@ impl State {
             }
         }
     }
-
-    /// What cannot be found again after the sequence has grown beyond `tokens` (`whole`: everything it remembers).
-    pub fn save(&self, seq: u32, tokens: usize, whole: bool) -> Vec<u8> {
-        if self.spec.kind == StateKind::Fixed {
-            return bytemuck::cast_slice(&self.seqs[seq as usize].fixed).to_vec();
-        }
-        let (from, to) = self.saved(tokens, whole);
-        self.runs(seq, from, to).flat_map(|(_, bytes)| bytes).copied().collect()
-    }
-
-    /// Takes back what [`State::save`] gave for the same `tokens` and `whole`. Returns false, with nothing changed, when
-    /// the length is not what this state would have saved.
-    pub fn load(&mut self, seq: u32, tokens: usize, whole: bool, bytes: &[u8]) -> bool {
-        let (from, to) = self.saved(tokens, whole);
-        let (capacity, row_bytes) = (self.capacity, self.row_bytes);
-        let part = &mut self.seqs[seq as usize];
-        if self.spec.kind == StateKind::Fixed {
-            if bytes.len() != part.fixed.len() * 4 {
-                return false;
-            }
-            for (f, b) in part.fixed.iter_mut().zip(bytes.as_chunks::<4>().0) {
-                *f = f32::from_ne_bytes(*b);
-            }
-            part.high = tokens;
-            return true;
-        }
-        if bytes.len() != (to - from) * row_bytes || to - from > capacity {
-            return false;
-        }
-        for (i, row) in (from..to).zip(bytes.chunks_exact(row_bytes)) {
-            let at = i % capacity * row_bytes;
-            part.bytes[at..at + row_bytes].copy_from_slice(row);
-        }
-        if self.spec.is_overwritten() {
-            part.low = from; // older rows may have been there, but later ones may lie over them by now
-        }
-        true
-    }
 }
 
 #[cfg(test)]
@@ -328,6 +308,20 @@ mod tests {
 
     fn value(s: &State, row: usize) -> f32 {
         f32::from_le_bytes(s.row(0, row).try_into().unwrap())
+    }
+
+    /// What [`State::stretches`] lists, one after the other.
+    fn save(s: &State, tokens: usize) -> Vec<u8> {
+        s.stretches(tokens, false).into_iter().flat_map(|(at, n)| s.of(0).bytes[at..at + n].to_vec()).collect()
+    }
+
+    fn load(s: &mut State, tokens: usize, mut saved: &[u8]) {
+        for (at, n) in s.stretches(tokens, false) {
+            let (piece, rest) = saved.split_at(n);
+            s.of_mut(0).bytes[at..at + n].copy_from_slice(piece);
+            saved = rest;
+        }
+        s.replaced(0, tokens, false);
     }
 
     /// Feeds, rewinds, saves and loads at random; `can_rewind` may only promise rows that are really there.
@@ -353,7 +347,7 @@ mod tests {
                     }
                 }
                 if rng.below(4) == 0 {
-                    saved.push((tokens, s.save(0, tokens, false)));
+                    saved.push((tokens, save(&s, tokens)));
                 }
                 let to = tokens - rng.below(600).min(tokens);
                 saved.retain(|(n, _)| *n <= to);
@@ -361,7 +355,7 @@ mod tests {
                     allowed += 1;
                     tokens = to;
                 } else if let Some((n, bytes)) = saved.last() {
-                    assert!(s.load(0, *n, false, bytes));
+                    load(&mut s, *n, bytes);
                     assert!(s.can_rewind(0, *n), "what was loaded can be used");
                     tokens = *n;
                 } else {

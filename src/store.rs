@@ -1,0 +1,390 @@
+//! A sequence as a file: what it remembers, and beside it a text of the caller's (the conversation).
+//!
+//! ```text
+//! file  "tandem\x1a\n" | u32 version | u64 bytes of the head | u64 bytes of the states | head | sum | states | sum
+//! head  JSON: model, fingerprint, kept (what each state is), tokens, checkpoints, note
+//! sum   XXH3-128 of everything before it
+//! ```
+//!
+//! Numbers are little-endian. The states are what [`Session::save`] writes: used rows only, the same whatever the context,
+//! the batch, the threads and the placement are, so a sequence can be taken up under others. What must agree is the model
+//! (its fingerprint) and how states are kept (the cache types).
+//!
+//! A file is replaced as a whole: written beside its place under a name of its own, synced, renamed. It is read once, into
+//! memory that becomes the sequence's when the last sum was right.
+
+use std::fs::{self, File};
+use std::io::{self, Read, Write};
+use std::path::{Path, PathBuf};
+
+use anyhow::{Context, Result, bail, ensure};
+use serde_json::{Value, json};
+use tempfile::NamedTempFile;
+use xxhash_rust::xxh3::Xxh3Default;
+
+use crate::gguf::{Gguf, Writer};
+use crate::session::Session;
+use crate::tape::{StateKind, StateSpec};
+
+const MAGIC: [u8; 8] = *b"tandem\x1a\n";
+
+/// To be raised when the file is laid out otherwise, or when a state of the same description holds something else.
+const VERSION: u32 = 1;
+
+/// Bytes before the head, and of a sum.
+const FIXED: u64 = 8 + 4 + 8 + 8;
+const SUM: u64 = 16;
+
+/// More than any head has: a text of millions of tokens.
+const MOST_HEAD: u64 = 256 << 20;
+
+/// Bytes that are read or written at once, so that they are summed while they lie in the CPU's caches.
+const PIECE: usize = 256 << 10;
+
+/// Bytes of each tensor that the fingerprint takes in: a page, which costs a disk no more than one byte of it.
+const PAGE: usize = 4096;
+
+/// Names of files that are being written: `.tandem-XXXXXX.part`.
+const BEGINS: &str = ".tandem-";
+const ENDS: &str = ".part";
+
+/// What a saved sequence is, without what it remembers.
+#[derive(Clone, Debug, PartialEq)]
+pub struct Head {
+    /// The model's name and file, for people.
+    pub model: String,
+    /// What tells the model from others.
+    pub fingerprint: String,
+    /// The tokens read.
+    pub tokens: Vec<u32>,
+    /// The lengths that it can go back to without reading from its start.
+    pub checkpoints: Vec<usize>,
+    /// The caller's text.
+    pub note: String,
+    kept: Vec<String>,
+    bytes: u64, // of the states
+}
+
+/// Saves a sequence and a text of the caller's. The file is there as a whole or not at all, also if the program is killed
+/// or the disk is full: what was there before stays until then. A link stays too, what it leads to is replaced.
+///
+/// # Errors
+/// If there is no place for a file, it cannot be written, or the GPU fails.
+pub fn save(path: &Path, session: &Session, seq: usize, note: &str) -> Result<()> {
+    let head = Head::of(session, seq, note)?;
+    replace(path, |file| head.write(session, seq, file)).with_context(|| format!("cannot save to {}", path.display()))
+}
+
+/// What tells a sequence that begins with these tokens from one of another model, other cache types or other tokens: a name
+/// for a file of it.
+///
+/// # Errors
+/// If the model's file cannot be read.
+pub fn key(session: &Session, tokens: &[u32]) -> Result<String> {
+    let kept: Vec<String> = session.engine().tape.states.iter().map(describe).collect();
+    let model = fingerprint(session.engine().gguf())?;
+    let own = xxhash_rust::xxh3::xxh3_64(json!([model, kept, tokens]).to_string().as_bytes());
+    Ok(format!("{own:016x}"))
+}
+
+/// Makes a sequence what was saved in a file, and returns the caller's text. If that fails, the sequence is as it was.
+///
+/// # Errors
+/// If the file cannot be read, is cut short or damaged, or is not from this model and these cache types; or if the GPU
+/// fails, with the sequence cleared.
+pub fn load(path: &Path, session: &mut Session, seq: usize) -> Result<String> {
+    let mut read = || -> Result<String> {
+        let (mut file, head) = Head::open(path)?;
+        head.fits(session)?;
+        session.load(seq, (&head.tokens, &head.checkpoints), &mut file, |file| file.agree("states"))?;
+        Ok(head.note)
+    };
+    read().with_context(|| format!("cannot load {}", path.display()))
+}
+
+/// Reads what a file says of itself. That the states in it are whole only [`load`] finds out.
+///
+/// # Errors
+/// If the file cannot be read, is cut short, or its head is damaged.
+pub fn peek(path: &Path) -> Result<Head> {
+    Head::open(path).map(|(_, head)| head).with_context(|| format!("cannot read {}", path.display()))
+}
+
+impl Head {
+    fn of(session: &Session, seq: usize, note: &str) -> Result<Head> {
+        let (gguf, tokens) = (session.engine().gguf(), session.tokens(seq).to_vec());
+        let checkpoints = session.checkpoints(seq);
+        Ok(Head {
+            model: name(gguf),
+            fingerprint: fingerprint(gguf)?,
+            bytes: session.saved_bytes(tokens.len(), &checkpoints) as u64,
+            tokens,
+            checkpoints,
+            note: note.into(),
+            kept: session.engine().tape.states.iter().map(describe).collect(),
+        })
+    }
+
+    fn write(&self, session: &Session, seq: usize, file: &mut File) -> Result<()> {
+        let head = json!({
+            "model": self.model,
+            "fingerprint": self.fingerprint,
+            "kept": self.kept,
+            "tokens": self.tokens,
+            "checkpoints": self.checkpoints,
+            "note": self.note,
+        });
+        let head = head.to_string();
+        ensure!(head.len() as u64 <= MOST_HEAD, "the text to save has {} bytes, too many", self.note.len());
+        let mut out = Summed::new(file);
+        out.write_all(&MAGIC)?;
+        out.write_all(&VERSION.to_le_bytes())?;
+        out.write_all(&(head.len() as u64).to_le_bytes())?;
+        out.write_all(&self.bytes.to_le_bytes())?;
+        out.write_all(head.as_bytes())?;
+        out.seal()?;
+        session.save(seq, &mut out)?;
+        Ok(out.seal()?)
+    }
+
+    /// Opens a file and reads its head.
+    fn open(path: &Path) -> Result<(Summed<File>, Head)> {
+        // Asked of the path first: opening a pipe would wait for its other end.
+        ensure!(fs::metadata(path)?.is_file(), "it is a folder or a device: give the name of a file");
+        let file = File::open(path)?;
+        let len = file.metadata()?.len();
+        let mut file = Summed::new(file);
+        let mut first = [0; FIXED as usize];
+        let have = &mut first[..len.min(FIXED) as usize];
+        file.read_exact(have)?;
+        let magic = &have[..have.len().min(MAGIC.len())];
+        ensure!(*magic == MAGIC[..magic.len()], "it is no saved session: it begins with {}", magic.escape_ascii());
+        ensure!(len >= FIXED, "it is cut short: it has {len} bytes, {FIXED} at least expected. Start a new session");
+        let version = u32::from_le_bytes(first[8..12].try_into()?);
+        ensure!(
+            version == VERSION,
+            "it is of version {version}, and this program reads version {VERSION}: use the program that saved it, or \
+             start a new session"
+        );
+        let [head_bytes, bytes] = [12, 20].map(|at| u64::from_le_bytes(first[at..at + 8].try_into().expect("8 bytes")));
+        let whole = [FIXED, head_bytes, SUM, bytes, SUM].iter().try_fold(0u64, |sum, n| sum.checked_add(*n));
+        ensure!(
+            head_bytes <= MOST_HEAD && whole == Some(len),
+            "it has {len} bytes, {} expected: it is cut short or damaged. Use a copy, or start a new session",
+            whole.map_or("many more".into(), |n| n.to_string())
+        );
+        let mut text = vec![0; head_bytes as usize];
+        file.read_exact(&mut text)?;
+        file.agree("head")?;
+        let head: Value = serde_json::from_slice(&text)?;
+        let head =
+            Head::parse(&head, bytes).context("its head lacks what this program needs: it was not saved by it")?;
+        Ok((file, head))
+    }
+
+    fn parse(head: &Value, bytes: u64) -> Option<Head> {
+        let text = |key: &str| Some(head[key].as_str()?.to_owned());
+        fn list<T>(value: &Value, one: impl FnMut(&Value) -> Option<T>) -> Option<Vec<T>> {
+            value.as_array()?.iter().map(one).collect()
+        }
+        Some(Head {
+            model: text("model")?,
+            fingerprint: text("fingerprint")?,
+            tokens: list(&head["tokens"], |v| u32::try_from(v.as_u64()?).ok())?,
+            checkpoints: list(&head["checkpoints"], |v| usize::try_from(v.as_u64()?).ok())?,
+            note: text("note")?,
+            kept: list(&head["kept"], |v| Some(v.as_str()?.to_owned()))?,
+            bytes,
+        })
+    }
+
+    /// Fails, with the reason, if this is not a sequence that the session could have.
+    fn fits(&self, session: &Session) -> Result<()> {
+        let gguf = session.engine().gguf();
+        let (theirs, ours) = (&self.fingerprint, fingerprint(gguf)?);
+        ensure!(
+            *theirs == ours,
+            "it was saved with another model: {} (fingerprint {theirs}), this one is {} (fingerprint {ours}). Open that \
+             model (-m), or start a new session",
+            self.model,
+            name(gguf)
+        );
+        let kept: Vec<String> = session.engine().tape.states.iter().map(describe).collect();
+        if let Some((theirs, ours)) = self.kept.iter().zip(&kept).find(|(a, b)| a != b) {
+            bail!(
+                "it was saved with other cache types: {theirs}; in this session it is {ours}. Give the types that it was \
+                 saved with (-ctk, -ctv)"
+            );
+        }
+        let (n, n_ctx) = (self.tokens.len(), session.n_ctx());
+        ensure!(n <= n_ctx, "it has {n} tokens, and the context has room for {n_ctx}: give it room for more (-c)");
+        let (theirs, ours) = (self.bytes, session.saved_bytes(n, &self.checkpoints) as u64);
+        ensure!(
+            self.kept.len() == kept.len() && theirs == ours,
+            "its {} states have {theirs} bytes, {} states of {ours} bytes expected: another version of this program saved \
+             it. Start a new session",
+            self.kept.len(),
+            kept.len()
+        );
+        Ok(())
+    }
+}
+
+/// What a state is, as far as its saved contents go.
+fn describe(s: &StateSpec) -> String {
+    let (label, width, ty) = (&s.label, s.width, s.ty.name);
+    match s.kind {
+        StateKind::Fixed => format!("{label} in a block of {width} {ty}"),
+        StateKind::Rows { every, window, .. } => {
+            let every = if every == 1 { String::new() } else { format!(", one for every {every} tokens") };
+            let window = window.map_or(String::new(), |w| format!(", the last {w}"));
+            format!("{label} in rows of {width} {ty}{every}{window}")
+        }
+    }
+}
+
+/// The model's name and file, for people.
+fn name(gguf: &Gguf) -> String {
+    let file = gguf.path.file_name().unwrap_or_default().to_string_lossy();
+    match gguf.meta.opt_str("general.name") {
+        Ok(Some(name)) => format!("{name}, {file}"),
+        _ => file.into(),
+    }
+}
+
+/// What tells a model from others: its metadata, the names, shapes and types of its tensors, and a page of each. It is the
+/// same for any shard, for other splits, and whatever a file says of its origin and of how a conversation is written:
+/// what a sequence remembers depends on none of that.
+fn fingerprint(gguf: &Gguf) -> Result<String> {
+    let of_file = |key: &str| {
+        let about = ["general.", "split.", "tokenizer.chat_template"].iter().any(|part| key.starts_with(part));
+        about && key != "general.architecture"
+    };
+    let mut meta: Vec<_> = gguf.meta.iter().filter(|(key, _)| !of_file(key)).collect();
+    meta.sort_by_key(|(key, _)| *key);
+    let mut header = Writer::new();
+    for (key, value) in meta {
+        header.set(key, value.clone());
+    }
+    let mut hash = Xxh3Default::new();
+    hash.update(&header.to_bytes()?);
+    let mut tensors: Vec<_> = gguf.tensors.iter().collect();
+    tensors.sort_by_key(|t| &t.name);
+    for t in tensors {
+        let data = gguf.data(t);
+        let middle = data.len() / 2;
+        hash.update(format!("{} {:?} {:?}\n", t.name, t.shape, t.ty).as_bytes());
+        hash.update(&data[middle..data.len().min(middle + PAGE)]);
+    }
+    Ok(format!("{:032x}", hash.digest128()))
+}
+
+/// Makes what `write` writes the file at `path`, all of it or nothing.
+fn replace(path: &Path, write: impl FnOnce(&mut File) -> Result<()>) -> Result<()> {
+    let path = target(path)?;
+    let old = match fs::metadata(&path) {
+        Ok(about) => Some(about),
+        Err(e) if e.kind() == io::ErrorKind::NotFound => None,
+        Err(e) => return Err(e.into()),
+    };
+    if let Some(old) = &old {
+        ensure!(old.is_file(), "it is a folder or a device: give the name of a file");
+        ensure!(!old.permissions().readonly(), "it is write-protected: make it writable, or give another name");
+    }
+    let folder = path.parent().filter(|p| !p.as_os_str().is_empty()).unwrap_or(Path::new("."));
+    let mut temp = begin(folder).context("a folder that can be written to is needed")?;
+    write(temp.as_file_mut())?;
+    if let Some(old) = old {
+        temp.as_file().set_permissions(old.permissions())?;
+    }
+    temp.as_file().sync_all()?;
+    temp.persist(&path).map_err(|e| e.error)?;
+    let _ = File::open(folder).and_then(|f| f.sync_all()); // the new name, too, where the file system can do that
+    Ok(())
+}
+
+/// The file that a path leads to, which need not be there.
+fn target(path: &Path) -> Result<PathBuf> {
+    let mut path = path.to_owned();
+    for _ in 0..40 {
+        match fs::read_link(&path) {
+            Ok(to) => path = path.parent().unwrap_or(Path::new("")).join(to),
+            Err(_) => return Ok(path),
+        }
+    }
+    bail!("it is a link that leads back to itself");
+}
+
+/// A new file in a folder, for its owner alone. It is locked as long as it is open, so that one whose process was killed
+/// is known by that it is not, and can be removed. Where a file system has no locks, such files stay.
+fn begin(folder: &Path) -> io::Result<NamedTempFile> {
+    for entry in fs::read_dir(folder).into_iter().flatten().flatten() {
+        let name = entry.file_name();
+        let ours = name.to_str().is_some_and(|n| n.starts_with(BEGINS) && n.ends_with(ENDS));
+        let is_file = entry.file_type().is_ok_and(|t| t.is_file());
+        if ours && is_file && File::open(entry.path()).is_ok_and(|f| f.try_lock().is_ok()) {
+            let _ = fs::remove_file(entry.path()); // another may have been quicker
+        }
+    }
+    loop {
+        let temp = tempfile::Builder::new().prefix(BEGINS).suffix(ENDS).tempfile_in(folder)?;
+        let _ = temp.as_file().lock();
+        if temp.path().exists() {
+            return Ok(temp);
+        } // else another process saw it before it was locked
+    }
+}
+
+/// A file and the sum of what went through it.
+struct Summed<F> {
+    file: F,
+    sum: Xxh3Default,
+}
+
+impl<F> Summed<F> {
+    fn new(file: F) -> Summed<F> {
+        Summed { file, sum: Xxh3Default::new() }
+    }
+}
+
+impl<F: Write> Summed<F> {
+    fn seal(&mut self) -> io::Result<()> {
+        let sum = self.sum.digest128();
+        self.write_all(&sum.to_le_bytes())
+    }
+}
+
+impl<F: Read> Summed<F> {
+    fn agree(&mut self, part: &str) -> Result<()> {
+        let (ours, mut theirs) = (self.sum.digest128(), [0; SUM as usize]);
+        self.read_exact(&mut theirs)?;
+        let theirs = u128::from_le_bytes(theirs);
+        ensure!(
+            ours == theirs,
+            "it is damaged: the checksum up to the end of its {part} is {ours:032x}, {theirs:032x} expected. Use a copy, or \
+             start a new session"
+        );
+        Ok(())
+    }
+}
+
+impl<F: Write> Write for Summed<F> {
+    fn write(&mut self, bytes: &[u8]) -> io::Result<usize> {
+        let n = self.file.write(&bytes[..bytes.len().min(PIECE)])?;
+        self.sum.update(&bytes[..n]);
+        Ok(n)
+    }
+
+    fn flush(&mut self) -> io::Result<()> {
+        self.file.flush()
+    }
+}
+
+impl<F: Read> Read for Summed<F> {
+    fn read(&mut self, bytes: &mut [u8]) -> io::Result<usize> {
+        let most = bytes.len().min(PIECE);
+        let n = self.file.read(&mut bytes[..most])?;
+        self.sum.update(&bytes[..n]);
+        Ok(n)
+    }
+}
