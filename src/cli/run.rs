@@ -47,7 +47,7 @@ pub(super) fn run(a: &args::Run) -> Result<()> {
         if asked.load(Ordering::SeqCst) {
             break "Ctrl-C";
         }
-        let token = sampler.pick(finite(&logits)?);
+        let token = sampler.pick(finite(&logits)?, None).context("every logit is minus infinity")?;
         if tokenizer.is_eog(token) && !a.ignore_eos {
             break "the model's end of text";
         }

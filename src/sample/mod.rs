@@ -31,16 +31,34 @@ pub fn argmax(logits: &[f32]) -> u32 {
     best as u32
 }
 
+/// Whether a mask (bit `t % 32` of word `t / 32`) has this token.
+fn allows(mask: &[u32], token: usize) -> bool {
+    mask.get(token / 32).is_some_and(|word| word >> (token % 32) & 1 == 1)
+}
+
 impl Sampler {
     /// A sampler whose draws follow from `seed`.
     pub fn new(temp: f32, top_k: usize, top_p: f32, min_p: f32, seed: u64) -> Sampler {
         Sampler { temp, top_k, top_p, min_p, rng: Rng(seed) }
     }
 
-    /// Draws a token.
-    pub fn pick(&mut self, logits: &[f32]) -> u32 {
+    /// Draws a token, of the allowed ones if a mask is given (bit `t % 32` of word `t / 32`); None if there is none.
+    pub fn pick(&mut self, logits: &[f32], allowed: Option<&[u32]>) -> Option<u32> {
+        let masked: Vec<f32>;
+        let logits = match allowed {
+            None => logits,
+            Some(mask) => {
+                let keep = |(i, &l): (usize, &f32)| if allows(mask, i) { l } else { f32::NEG_INFINITY };
+                masked = logits.iter().enumerate().map(keep).collect();
+                &masked
+            }
+        };
+        let best = argmax(logits);
+        if logits[best as usize] == f32::NEG_INFINITY {
+            return None;
+        }
         if self.temp <= 0.0 {
-            return argmax(logits);
+            return Some(best);
         }
         let by = |a: &(u32, f32), b: &(u32, f32)| b.1.total_cmp(&a.1).then(a.0.cmp(&b.0));
         let mut list: Vec<(u32, f32)> = logits.iter().enumerate().map(|(i, &l)| (i as u32, l)).collect();
@@ -71,10 +89,10 @@ impl Sampler {
         for &(id, l) in &list[..keep] {
             at -= heat(l);
             if at < 0.0 {
-                return id;
+                return Some(id);
             }
         }
-        list[keep - 1].0
+        list[..keep].iter().rfind(|(_, l)| *l > f32::NEG_INFINITY).map(|(id, _)| *id)
     }
 }
 
@@ -87,7 +105,7 @@ mod tests {
     /// How often each token comes in `n` draws.
     fn shares(mut s: Sampler, logits: &[f32], n: usize) -> Vec<f64> {
         let mut count = vec![0f64; logits.len()];
-        (0..n).for_each(|_| count[s.pick(logits) as usize] += 1.0 / n as f64);
+        (0..n).for_each(|_| count[s.pick(logits, None).unwrap() as usize] += 1.0 / n as f64);
         count
     }
 
@@ -126,14 +144,27 @@ mod tests {
 
     #[test]
     fn temperature_zero_takes_the_likeliest_and_the_lower_number_on_a_tie() {
-        assert_eq!(Sampler::new(0.0, 40, 0.95, 0.05, 6).pick(&[0.0, 2.0, 2.0, 1.0]), 1);
+        assert_eq!(Sampler::new(0.0, 40, 0.95, 0.05, 6).pick(&[0.0, 2.0, 2.0, 1.0], None), Some(1));
+    }
+
+    #[test]
+    fn a_mask_leaves_only_its_tokens_and_nothing_where_it_has_none() {
+        let masked = |mask: &[u32], temp| {
+            let mut s = Sampler::new(temp, 2, 0.6, 0.3, 8);
+            (0..50).map(|_| s.pick(&LN, Some(mask))).collect::<Vec<_>>()
+        };
+        for temp in [0.0, 1.0] {
+            assert_eq!(masked(&[0b1000], temp), vec![Some(3); 50]);
+            assert_eq!(masked(&[0], temp), vec![None; 50]);
+            assert_eq!(masked(&[], temp), vec![None; 50]);
+        }
     }
 
     #[test]
     fn the_same_seed_gives_the_same_draws() {
         let draw = |seed| {
             let mut s = Sampler::new(1.0, 0, 1.0, 0.0, seed);
-            (0..50).map(|_| s.pick(&LN)).collect::<Vec<_>>()
+            (0..50).map(|_| s.pick(&LN, None)).collect::<Vec<_>>()
         };
         assert_eq!(draw(7), draw(7));
         assert_ne!(draw(7), draw(8));

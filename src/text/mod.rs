@@ -1,6 +1,7 @@
 //! Text and token numbers: a GGUF file's vocabulary, and how text is cut into its tokens and put together again.
 
 mod bpe;
+pub mod grammar;
 mod pre;
 mod split;
 mod spm;
