@@ -9,7 +9,7 @@ use clap::{Args, Parser, Subcommand, ValueEnum};
 #[derive(Debug, Parser)]
 #[command(name = "tandem", version, max_term_width = 100, subcommand_required = true, arg_required_else_help = true)]
 #[command(after_help = "Exit status: 0 done (also when the reader of stdout went away), 1 failed, 2 wrong usage, \
-                        3 bad model file, 4 context full, 130 interrupted.")]
+                        3 bad model file, 4 context full, 6 the grammar came to a dead end, 130 interrupted.")]
 pub struct Cli {
     /// What to do.
     #[command(subcommand)]
@@ -115,9 +115,28 @@ pub struct Run {
     /// How to choose tokens.
     #[command(flatten)]
     pub sampling: Sampling,
+    /// The form that the text is to have.
+    #[command(flatten)]
+    pub structured: Structured,
     /// Go on where the model would end
-    #[arg(long)]
+    #[arg(long, conflicts_with = "Structured")]
     pub ignore_eos: bool,
+}
+
+/// The form that a text is to have.
+#[derive(Debug, Args, Clone)]
+#[group(multiple = false)]
+pub struct Structured {
+    /// Write a JSON document that this schema accepts: a file, or the schema itself ({...}) [also: -jf]
+    #[arg(short, long, value_name = "FILE|SCHEMA", alias = "json-schema-file")]
+    pub json_schema: Option<String>,
+    /// Write what this grammar derives, in llama.cpp's notation (GBNF) or llguidance's (Lark): a file, or the rules
+    /// themselves
+    #[arg(long, value_name = "FILE|RULES", alias = "grammar-file")]
+    pub grammar: Option<String>,
+    /// Write what this regular expression matches from beginning to end
+    #[arg(long, value_name = "PATTERN", allow_hyphen_values = true)]
+    pub regex: Option<String>,
 }
 
 /// How tokens are chosen.
@@ -288,6 +307,7 @@ const SHORT: &[(&str, &str)] = &[
     ("-ctv", "--cache-type-v"),
     ("-tb", "--threads-batch"),
     ("-ub", "--ubatch-size"),
+    ("-jf", "--json-schema"),
 ];
 
 /// The process's arguments with llama.cpp's short forms written out, `-ngl 99` and `-ngl=99` alike. What follows `--`

@@ -6,6 +6,7 @@ mod explain;
 mod logits;
 mod perplexity;
 mod run;
+mod structured;
 mod tokenize;
 mod verify;
 
@@ -26,6 +27,7 @@ use crate::gguf::{Gguf, Load};
 use crate::plan::{Ask, CacheSize, Fit, Place, Rules};
 use crate::quant;
 use crate::session::{ContextFull, Interrupted, Options, Session};
+use crate::text::grammar::DeadEnd;
 use args::{Cli, Verb};
 
 /// The built-in model: 16 experts trained on Shakespeare's plays by demo/train.py.
@@ -105,6 +107,8 @@ fn exit_status(e: &anyhow::Error) -> u8 {
     }
     if e.is::<ContextFull>() {
         4
+    } else if e.is::<DeadEnd>() {
+        6
     } else if e.is::<Interrupted>() {
         130
     } else {

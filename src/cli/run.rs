@@ -8,18 +8,21 @@ use anyhow::{Context, Result, bail};
 use indicatif::{ProgressBar, ProgressStyle};
 
 use super::args::{self, Sampling};
-use super::{Failure, on_interrupt, read_text, session, stats, usage};
+use super::{Failure, on_interrupt, read_text, session, stats, structured, usage};
 use crate::sample::Sampler;
 use crate::session::{ContextFull, Interrupted, Session, Want};
 use crate::text::Tokenizer;
+use crate::text::grammar::DeadEnd;
 
 /// Runs the verb.
 pub(super) fn run(a: &args::Run) -> Result<()> {
     let prompt = prompt(a)?;
     check(&a.sampling)?;
+    let form = structured::form(&a.structured)?;
     let mut session = session(&a.model)?;
     let mut sampler = sampler(&a.sampling);
     let tokenizer = Tokenizer::new(session.engine().gguf()).context(Failure::Model)?;
+    let mut grammar = form.map(|f| structured::grammar(&tokenizer, &f)).transpose()?;
     let tokens = tokenizer.encode(&prompt, true, true)?;
     if tokens.is_empty() {
         return usage("the prompt is empty; give some text with -p, -f or on stdin".into());
@@ -47,7 +50,19 @@ pub(super) fn run(a: &args::Run) -> Result<()> {
         if asked.load(Ordering::SeqCst) {
             break "Ctrl-C";
         }
-        let token = sampler.pick(finite(&logits)?, None).context("every logit is minus infinity")?;
+        let allowed = match &mut grammar {
+            Some(g) if g.is_done() => break "the end of what the grammar allows",
+            Some(g) => Some(g.mask()?),
+            None => None,
+        };
+        let token = match sampler.pick(finite(&logits)?, allowed) {
+            Some(token) => token,
+            None if grammar.is_some() => return Err(DeadEnd.into()),
+            None => bail!("the model computed no logit above minus infinity"),
+        };
+        if let Some(g) = &mut grammar {
+            g.accept(token)?;
+        }
         if tokenizer.is_eog(token) && !a.ignore_eos {
             break "the model's end of text";
         }
@@ -65,6 +80,11 @@ pub(super) fn run(a: &args::Run) -> Result<()> {
     out.flush()?;
     if std::io::stdout().is_terminal() {
         eprintln!();
+    }
+    if let Some(g) = &mut grammar
+        && !g.may_end()
+    {
+        tracing::warn!("the text is not complete by its grammar: it was ended by {ended}");
     }
     let rate = |n: usize, s: f64| n as f64 / s.max(1e-9);
     tracing::info!(
