@@ -124,6 +124,16 @@ fn failures_have_their_own_exit_status_and_say_what_to_do() {
         (&["run", "-p", "a long prompt in a small context", "-c", "4"], 4, "context of 4 tokens is full"),
         (&["run", "-f", "benches/text.txt", "-c", "600"], 4, "600 tokens is full: 0 are used and 1"), // over 10,000
         (&["run", "-f", "/does/not/exist.txt"], 1, "/does/not/exist.txt"),
+        (&["run", "-p", "x", "--regex", "a(b"], 2, "unclosed group"),
+        (&["run", "-p", "x", "--regex", "a", "-j", "{}"], 2, "cannot be used with"),
+        (&["run", "-p", "x", "--regex", "a", "--ignore-eos"], 2, "cannot be used with"),
+        (&["run", "-p", "x", "-j", "{\"a\""], 2, "line 1 column 4"),
+        (&["run", "-p", "x", "-jf", "/does/not/exist.json"], 1, "/does/not/exist.json"),
+        (&["run", "-p", "x", "-j", "{\"not\": {}}"], 2, "at #: \"not\" cannot be kept"),
+        (&["run", "-p", "x", "-j", "{\"type\": \"strin\"}"], 2, "Invalid type: strin"),
+        (&["run", "-p", "x", "--grammar", "root ::= a"], 2, "line 1, column 10: there is no rule a"),
+        (&["run", "-p", "x", "--grammar", "start: a"], 2, "unknown name"),
+        (&["run", "-p", "x", "--grammar", "root ::= root"], 6, "dead end"),
     ] {
         let o = run(args);
         assert_eq!(o.status.code(), Some(status), "{args:?}: {}", err(&o));
@@ -131,6 +141,24 @@ fn failures_have_their_own_exit_status_and_say_what_to_do() {
         assert!(o.stdout.is_empty(), "{args:?} wrote to stdout");
         assert!(!err(&o).contains("panicked"), "{args:?}: {}", err(&o));
     }
+}
+
+#[test]
+fn stdout_has_the_form_that_was_asked_for_and_one_cut_short_is_said() {
+    let schema = scratch("schema.json");
+    let text = r#"{"type": "object", "properties": {"n": {"type": "integer", "minimum": 1, "maximum": 99}}, "required": ["n"], "additionalProperties": false}"#;
+    std::fs::write(&schema, text).unwrap();
+    for from in [["-j", text], ["-jf", schema.to_str().unwrap()]] {
+        let o = run(&[&["run", "-p", "x"], &from[..]].concat());
+        assert!(o.status.success(), "{}", err(&o));
+        let value: serde_json::Value = serde_json::from_slice(&o.stdout).unwrap();
+        assert!((1..=99).contains(&value["n"].as_i64().unwrap()), "{value}");
+    }
+    let o = run(&["run", "-p", "x", "--grammar", "root ::= \"é\" [0-9]{4}"]);
+    let text = String::from_utf8(o.stdout.clone()).unwrap();
+    assert!(text.len() == 6 && text.starts_with('é') && text[2..].parse::<u16>().is_ok(), "{text}: {}", err(&o));
+    let o = run(&["run", "-p", "x", "--regex", "-?(ab){30}", "-n", "3"]);
+    assert!(o.status.success() && err(&o).contains("not complete by its grammar"), "{}", err(&o));
 }
 
 #[test]

@@ -7,6 +7,7 @@ mod clock;
 mod guard;
 mod jinja;
 mod overlap;
+pub mod grammar;
 mod pre;
 mod python;
 mod split;

@@ -1,0 +1,171 @@
+//! Models that write in a form: the built-in one, which knows nothing but plays, and ones of random weights, which know
+//! nothing at all and write bytes as they come.
+
+use std::path::{Path, PathBuf};
+
+use serde_json::{Value, json};
+use tandem::sample::Sampler;
+use tandem::session::{Options, Session, Want};
+use tandem::text::Tokenizer;
+use tandem::text::grammar::{Grammar, Grammars, Kind};
+
+use super::common::references;
+use super::{has, small};
+
+/// Tokens of one text, at most. The forms are such that fewer do.
+const LIMIT: usize = 1500;
+/// Texts in each form.
+const ROUNDS: usize = 6;
+
+fn schemas() -> Vec<Value> {
+    let text = json!({"type": "string", "maxLength": 12});
+    vec![
+        json!({"type": "object", "properties": {"a": text, "b": {"type": "boolean"}}, "required": ["a", "b"],
+               "additionalProperties": false}),
+        json!({"type": "object", "properties": {"a": text, "b": {"type": "null"}, "c": {"enum": [1, 2]}},
+               "required": ["c"], "additionalProperties": false}),
+        json!({"enum": ["red", "green", "blue", 4, null, true, {"a": [1]}]}),
+        json!({"const": {"name": "é\n\"q\"", "list": [1, 2.5, null]}}),
+        json!({"type": "array", "items": {"type": "integer", "minimum": 0, "maximum": 99}, "minItems": 2, "maxItems": 4}),
+        json!({"type": "array", "items": {"type": "array", "items": {"type": "boolean"}, "maxItems": 2}, "maxItems": 3}),
+        json!({"type": "array", "prefixItems": [{"type": "boolean"}, text], "items": false, "minItems": 2}),
+        json!({"type": "integer", "minimum": -17, "maximum": 230}),
+        json!({"type": "integer", "exclusiveMinimum": 5, "exclusiveMaximum": 8}),
+        json!({"type": "integer", "multipleOf": 7, "minimum": 0, "maximum": 1000}),
+        json!({"type": "number", "minimum": 0.25, "maximum": 1.5}),
+        json!({"type": "string", "minLength": 3, "maxLength": 5}),
+        json!({"type": "string", "pattern": "^[A-Z]{2}-\\d{3,5}$"}),
+        json!({"type": "string", "pattern": "^(日本|é|🔵){2,4}$"}),
+        json!({"type": "string", "format": "date"}),
+        json!({"type": "string", "format": "uuid"}),
+        json!({"type": "string", "format": "ipv4"}),
+        json!({"anyOf": [{"type": "integer", "minimum": 1, "maximum": 9}, text, {"type": "null"}]}),
+        json!({"oneOf": [{"type": "boolean"}, {"type": "integer", "minimum": 0, "maximum": 9}]}),
+        json!({"allOf": [{"type": "integer", "minimum": 3, "maximum": 700}, {"maximum": 40}]}),
+        json!({"type": ["string", "null"], "maxLength": 4}),
+        json!({"$defs": {"p": {"type": "object", "properties": {"x": {"type": "integer", "minimum": 0, "maximum": 9}},
+               "required": ["x"], "additionalProperties": false}},
+               "type": "object", "properties": {"from": {"$ref": "#/$defs/p"}, "to": {"$ref": "#/$defs/p"}},
+               "required": ["from", "to"], "additionalProperties": false}),
+        json!({"$defs": {"tree": {"type": "array", "items": {"$ref": "#/$defs/tree"}, "maxItems": 2}},
+               "$ref": "#/$defs/tree"}),
+        json!({"type": "object", "properties": {"ok": {"type": "boolean"}}, "required": ["ok"],
+               "patternProperties": {"^[A-Z]{1,3}$": {"type": "boolean"}}, "additionalProperties": false,
+               "maxProperties": 3}),
+        json!({"type": "object", "properties": {"user": {"type": "object", "properties": {
+               "name": {"type": "string", "minLength": 1, "maxLength": 8}, "tags": {"type": "array", "items":
+               {"enum": ["x", "y"]}, "minItems": 1, "maxItems": 3}}, "required": ["name", "tags"],
+               "additionalProperties": false}}, "required": ["user"], "additionalProperties": false}),
+    ]
+}
+
+const REGEXES: &[&str] = &[
+    "[A-Z][a-z]{2,8}( [A-Z][a-z]{2,8}){0,3}",
+    r"\d{4}-\d\d-\d\d",
+    "(yes|no|maybe)!?",
+    r"[^\x00-\x7f]{2,6}",
+    r"(?s).{5,20}",
+    r"#[0-9a-f]{6}/[ -~]{1,8}",
+];
+
+type Check = Box<dyn Fn(&str) -> bool>;
+type Written = (&'static str, fn(&str) -> bool);
+
+/// Grammars, and a check of what is written in them.
+const GRAMMARS: &[Written] = &[
+    (
+        "root ::= \"(\" word (\",\" list)? \")\"\nlist ::= \"(\" word (\",\" word){0,3} \")\"\nword ::= [a-z]{1,4}",
+        |t| {
+            let (open, close) = (t.matches('(').count(), t.matches(')').count());
+            open == close && t.ends_with(&")".repeat(open)) && t.split([',', '(', ')']).all(|w| w.len() <= 4)
+        },
+    ),
+    (
+        "root ::= pair{1,3}\npair ::= key \": \" value \"\\n\"\nkey ::= [a-z]{1,6}\nvalue ::= [0-9]{1,3} | \"none\"",
+        |t| {
+            t.lines().all(|l| {
+                l.split_once(": ").is_some_and(|(k, v)| !k.is_empty() && (v == "none" || v.parse::<u16>().is_ok()))
+            })
+        },
+    ),
+    ("root ::= [ぁ-ゟ]{3,9} \"。\"", |t| t.ends_with('。') && (4..=10).contains(&t.chars().count())),
+    ("root ::= \"a\" root? \"b\"", |t| t == format!("{}{}", "a".repeat(t.len() / 2), "b".repeat(t.len() / 2))),
+];
+
+/// Writes a text.
+fn write(s: &mut Session, t: &Tokenizer, mut g: Grammar, seed: u64, what: &str) -> String {
+    let mut sampler = Sampler::new(1.0, 0, 1.0, 0.0, seed);
+    s.rewind(0, 0).unwrap();
+    let mut logits = s.feed(0, &t.encode("KING:", true, false).unwrap(), Want::Last).unwrap();
+    let mut text = Vec::new();
+    for _ in 0..LIMIT {
+        if g.is_done() {
+            break;
+        }
+        let mask = g.mask().unwrap_or_else(|e| panic!("{what}: {e:#}"));
+        let token = sampler.pick(&logits, Some(mask)).unwrap_or_else(|| panic!("{what}: no token"));
+        g.accept(token).unwrap();
+        if t.is_eog(token) {
+            break;
+        }
+        text.extend(t.bytes(token, false));
+        logits = s.feed(0, &[token], Want::Last).unwrap();
+    }
+    let text = String::from_utf8(text).unwrap_or_else(|e| panic!("{what}: {e}"));
+    assert!(g.may_end(), "{what}: {text:?} is not complete");
+    text
+}
+
+#[test]
+fn whatever_a_model_would_say_it_says_it_in_the_form() {
+    let o = Options { n_ctx: Some(LIMIT + 64), threads: 1, ..Options::default() };
+    let demo = Path::new(env!("CARGO_MANIFEST_DIR")).join("demo/demo.gguf");
+    let paths: Vec<PathBuf> = [demo].into_iter().chain(references().into_iter().map(|r| r.gguf)).collect();
+    let mut sessions: Vec<Session> = paths.iter().map(|p| Session::open(p, &o).unwrap()).collect();
+    let tokenizers: Vec<Tokenizer> = sessions.iter().map(|s| Tokenizer::new(s.engine().gguf()).unwrap()).collect();
+    let grammars: Vec<Grammars> = tokenizers.iter().map(|t| Grammars::new(t).unwrap()).collect();
+    let mut forms: Vec<(Kind, Check)> = Vec::new();
+    for schema in schemas() {
+        let judge = jsonschema::options().should_validate_formats(true).build(&schema).unwrap();
+        let valid = move |t: &str| serde_json::from_str(t).is_ok_and(|v| judge.is_valid(&v));
+        forms.push((Kind::JsonSchema(schema), Box::new(valid)));
+    }
+    for regex in REGEXES {
+        let whole = regex::Regex::new(&format!("^(?:{regex})$")).unwrap();
+        forms.push((Kind::Regex((*regex).into()), Box::new(move |t: &str| whole.is_match(t))));
+    }
+    for (grammar, valid) in GRAMMARS {
+        forms.push((Kind::grammar((*grammar).into()), Box::new(valid)));
+    }
+    for round in 0..ROUNDS {
+        for (i, (kind, valid)) in forms.iter().enumerate() {
+            // Another model for every form and round; the built-in one is the first, and comes more often.
+            let m = [0, 1 + (i + round) % (sessions.len() - 1)][usize::from((i + round) % 3 > 0)];
+            let seed = (round * forms.len() + i) as u64;
+            let what = format!("{}, seed {seed}, {kind:?}", paths[m].display());
+            let text = write(&mut sessions[m], &tokenizers[m], grammars[m].start(kind).unwrap(), seed, &what);
+            assert!(valid(&text), "{what}: {text:?}");
+        }
+    }
+    assert!(ROUNDS * forms.len() >= 200, "{} texts", ROUNDS * forms.len());
+}
+
+#[test]
+fn a_model_that_likes_blanks_comes_to_an_end() {
+    let t = small();
+    let grammars = Grammars::new(&t).unwrap();
+    // A number's decimals have no end of their own, blanks or not.
+    for schema in schemas().into_iter().filter(|s| s["type"] != "number") {
+        let mut g = grammars.start(&Kind::JsonSchema(schema.clone())).unwrap();
+        let mut text = Vec::new();
+        while !g.is_done() {
+            let mask = g.mask().unwrap();
+            let allowed: Vec<u32> = (0..t.n_vocab() as u32).filter(|&id| has(mask, id) && !t.is_eog(id)).collect();
+            let blank = |id: &&u32| t.bytes(**id, false).iter().all(u8::is_ascii_whitespace);
+            let token = *allowed.iter().find(blank).unwrap_or_else(|| allowed.last().unwrap());
+            g.accept(token).unwrap();
+            text.extend(t.bytes(token, false));
+            assert!(text.len() < 5000, "{schema}: {}", String::from_utf8_lossy(&text));
+        }
+    }
+}
