@@ -16,5 +16,6 @@ pub mod sample;
 pub mod session;
 pub mod simd;
 pub mod store;
+pub mod talk;
 pub mod tape;
 pub mod text;

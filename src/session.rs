@@ -597,6 +597,11 @@ impl Session {
         self.restore(to, &Snapshot { tokens, checkpoints: Vec::new(), states })
     }
 
+    /// Bytes that a sequence takes when it is saved.
+    pub fn state_bytes(&self, seq: usize) -> usize {
+        self.saved_bytes(self.seqs[seq].tokens.len(), &self.checkpoints(seq))
+    }
+
     /// Everything the sequence remembers.
     ///
     /// # Errors

@@ -71,8 +71,17 @@ pub struct Head {
 /// # Errors
 /// If there is no place for a file, it cannot be written, or the GPU fails.
 pub fn save(path: &Path, session: &Session, seq: usize, note: &str) -> Result<()> {
-    let head = Head::of(session, seq, note)?;
-    replace(path, |file| head.write(session, seq, file)).with_context(|| format!("cannot save to {}", path.display()))
+    let head = Head::of(session, Some(seq), note)?;
+    replace(path, |file| head.write(session, Some(seq), file)).with_context(|| format!("cannot save to {}", path.display()))
+}
+
+/// Saves a text of the caller's, in the same way, beside a sequence that has read nothing.
+///
+/// # Errors
+/// As [`save`].
+pub fn save_note(path: &Path, session: &Session, note: &str) -> Result<()> {
+    let head = Head::of(session, None, note)?;
+    replace(path, |file| head.write(session, None, file)).with_context(|| format!("cannot save to {}", path.display()))
 }
 
 /// What tells a sequence that begins with these tokens from one of another model, other cache types or other tokens: a name
@@ -111,9 +120,10 @@ pub fn peek(path: &Path) -> Result<Head> {
 }
 
 impl Head {
-    fn of(session: &Session, seq: usize, note: &str) -> Result<Head> {
-        let (gguf, tokens) = (session.engine().gguf(), session.tokens(seq).to_vec());
-        let checkpoints = session.checkpoints(seq);
+    fn of(session: &Session, seq: Option<usize>, note: &str) -> Result<Head> {
+        let gguf = session.engine().gguf();
+        let tokens = seq.map_or(Vec::new(), |seq| session.tokens(seq).to_vec());
+        let checkpoints = seq.map_or(Vec::new(), |seq| session.checkpoints(seq));
         Ok(Head {
             model: name(gguf),
             fingerprint: fingerprint(gguf)?,
@@ -125,7 +135,7 @@ impl Head {
         })
     }
 
-    fn write(&self, session: &Session, seq: usize, file: &mut File) -> Result<()> {
+    fn write(&self, session: &Session, seq: Option<usize>, file: &mut File) -> Result<()> {
         let head = json!({
             "model": self.model,
             "fingerprint": self.fingerprint,
@@ -143,7 +153,10 @@ impl Head {
         out.write_all(&self.bytes.to_le_bytes())?;
         out.write_all(head.as_bytes())?;
         out.seal()?;
-        session.save(seq, &mut out)?;
+        match seq {
+            Some(seq) => session.save(seq, &mut out)?,
+            None => drop(io::copy(&mut io::repeat(0).take(self.bytes), &mut out)?), // recurrent blocks begin as zeros
+        }
         Ok(out.seal()?)
     }
 

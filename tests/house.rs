@@ -37,6 +37,7 @@ fn floors() -> BTreeMap<&'static str, u32> {
         ("exec", 5),
         ("session", 6),
         ("store", 7),
+        ("talk", 7),
         ("cli", 8),
         ("main", 9),
     ])

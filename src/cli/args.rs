@@ -1,20 +1,22 @@
 //! The command line: clap structs and nothing else. Flags have llama.cpp's names wherever it has one.
 
 mod sampling;
+mod talk;
 
 use std::ffi::OsString;
 use std::path::PathBuf;
 
-use clap::{Args, Parser, Subcommand, ValueEnum};
+use clap::{Args, CommandFactory, Parser, Subcommand, ValueEnum};
 
 use crate::text::Clock;
 pub use sampling::Sampling;
+pub use talk::{Batch, Chat, Reasoning, Run, Structured, Talk, WhenFull};
 
 /// Runs mixture-of-experts language models from GGUF files on this machine.
 #[derive(Debug, Parser)]
 #[command(name = "tandem", version, max_term_width = 100, subcommand_required = true, arg_required_else_help = true)]
 #[command(after_help = "Exit status: 0 done (also when the reader of stdout went away), 1 failed, 2 wrong usage, \
-                        3 bad model file, 4 context full, 130 interrupted.")]
+                        3 bad model file, 4 context full, 5 out of memory, 6 dead end of a grammar, 130 interrupted.")]
 pub struct Cli {
     /// What to do.
     #[command(subcommand)]
@@ -31,8 +33,12 @@ pub struct Cli {
 #[derive(Debug, Subcommand)]
 #[allow(clippy::large_enum_variant)] // there is one of it in a process
 pub enum Verb {
-    /// Continue a prompt; stdout carries the model's text and nothing else
+    /// Talk with a model
+    Chat(Chat),
+    /// Answer or continue one prompt; stdout carries the model's text and nothing else
     Run(Run),
+    /// Answer a line of JSON with a line of JSON, several at once
+    Batch(Batch),
     /// Write the logits of a token list as raw little-endian f32 rows
     Logits(Logits),
     /// Perplexity and KL divergence over a text, as llama-perplexity computes them (-c is 512 unless given)
@@ -49,6 +55,10 @@ pub enum Verb {
     Bench(Bench),
     /// Hold what this machine computes, on the CPU and on the GPU, to the scalar kernels; exit status 1 if it is off
     Verify(Verify),
+    /// A shell's completions for these verbs and flags
+    Completions(Completions),
+    /// A page of the manual
+    Man(Man),
 }
 
 /// Which model, and how it is opened.
@@ -106,29 +116,6 @@ pub struct Model {
     /// what the cached experts did
     #[arg(long)]
     pub stats: bool,
-}
-
-/// `tandem run`.
-#[derive(Debug, Args)]
-pub struct Run {
-    /// The model.
-    #[command(flatten)]
-    pub model: Model,
-    /// The prompt; piped stdin is appended to it
-    #[arg(short, long, value_name = "TEXT")]
-    pub prompt: Option<String>,
-    /// Read the prompt from a file
-    #[arg(short, long, value_name = "FILE", conflicts_with = "prompt")]
-    pub file: Option<PathBuf>,
-    /// Tokens to generate; -1 is until the model ends or the context is full
-    #[arg(short, long, value_name = "N", default_value_t = -1, allow_negative_numbers = true)]
-    pub n_predict: i64,
-    /// Go on where the model would end
-    #[arg(long)]
-    pub ignore_eos: bool,
-    /// How to choose tokens; last, because its heading in the help holds for all that follows.
-    #[command(flatten)]
-    pub sampling: Sampling,
 }
 
 /// `tandem logits`.
@@ -294,6 +281,20 @@ pub struct Bench {
     pub output: Output,
 }
 
+/// `tandem completions`.
+#[derive(Debug, Args)]
+pub struct Completions {
+    /// The shell
+    pub shell: clap_complete::Shell,
+}
+
+/// `tandem man`.
+#[derive(Debug, Args)]
+pub struct Man {
+    /// The verb; without it, the program's own page
+    pub verb: Option<String>,
+}
+
 /// The form of a table.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
 pub enum Output {
@@ -316,6 +317,10 @@ const SHORT: &[(&str, &str)] = &[
     ("-ctv", "--cache-type-v"),
     ("-tb", "--threads-batch"),
     ("-ub", "--ubatch-size"),
+    ("-sys", "--system-prompt"),
+    ("-sysf", "--system-prompt-file"),
+    ("-rea", "--reasoning"),
+    ("-jf", "--json-schema"),
 ];
 
 /// The process's arguments with llama.cpp's short forms written out, `-ngl 99` and `-ngl=99` alike. What follows `--`
@@ -333,4 +338,17 @@ pub fn arguments(args: impl Iterator<Item = OsString>) -> Vec<OsString> {
         }
     })
     .collect()
+}
+
+/// The arguments with a verb: where only flags are given, a person at a terminal wants to talk. Anybody else is told that
+/// there is no verb.
+pub fn with_verb(mut args: Vec<OsString>, at_terminal: bool) -> Vec<OsString> {
+    let command = Cli::command();
+    let verb = |arg: &OsString| command.get_subcommands().any(|c| *arg == *c.get_name()) || arg == "help";
+    let told = |arg: &OsString| ["-h", "--help", "-V", "--version"].iter().any(|f| arg == f);
+    let flag = args.get(1).is_some_and(|a| a.to_str().is_some_and(|a| a.starts_with('-')));
+    if at_terminal && flag && !args.iter().skip(1).any(|a| verb(a) || told(a)) {
+        args.insert(1, "chat".into());
+    }
+    args
 }

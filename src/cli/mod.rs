@@ -1,15 +1,20 @@
 //! The verbs, and what they share: how a model is opened, how errors end the program, what Ctrl-C does.
 
 pub mod args;
+mod batch;
 mod bench;
+mod chat;
 mod doctor;
 mod explain;
+mod generate;
 mod logits;
 mod perplexity;
 mod predict;
 mod run;
-mod template;
 pub mod sampling;
+mod structured;
+mod talking;
+mod template;
 mod tokenize;
 mod verify;
 
@@ -25,11 +30,12 @@ use clap::Parser;
 
 use crate::cpu::{Memory, major_faults};
 use crate::cuda::{Gpu, OutOfMemory};
-use crate::exec::Device;
+use crate::exec::{Device, NoMemory};
 use crate::gguf::{Gguf, Load};
 use crate::plan::{Ask, CacheSize, Fit, Place, Rules};
 use crate::quant;
 use crate::session::{ContextFull, Interrupted, Options, Session};
+use crate::text::grammar::DeadEnd;
 use args::{Cli, Verb};
 use predict::{Prediction, Rates};
 
@@ -63,7 +69,9 @@ static STRICT: AtomicBool = AtomicBool::new(false);
 
 /// Runs the program: the whole of `main`.
 pub fn main(argv: impl Iterator<Item = OsString>) -> ExitCode {
-    let cli = match Cli::try_parse_from(args::arguments(argv)) {
+    let there = std::io::stdin().is_terminal() && std::io::stdout().is_terminal();
+    let argv = args::with_verb(args::arguments(argv), there);
+    let cli = match Cli::try_parse_from(argv) {
         Ok(cli) => cli,
         Err(e) => {
             let _ = e.print();
@@ -79,13 +87,15 @@ pub fn main(argv: impl Iterator<Item = OsString>) -> ExitCode {
     tracing_subscriber::fmt()
         .with_max_level(level)
         .with_writer(std::io::stderr)
-        .with_ansi(std::io::stderr().is_terminal() && std::env::var_os("NO_COLOR").is_none())
+        .with_ansi(colour(std::io::stderr().is_terminal()))
         .without_time()
         .with_target(false)
         .with_level(false)
         .init();
     let done = match &cli.verb {
+        Verb::Chat(a) => chat::run(a),
         Verb::Run(a) => run::run(a),
+        Verb::Batch(a) => batch::run(a),
         Verb::Logits(a) => logits::run(a),
         Verb::Bench(a) => bench::run(a),
         Verb::Explain(a) => explain::run(a),
@@ -94,6 +104,8 @@ pub fn main(argv: impl Iterator<Item = OsString>) -> ExitCode {
         Verb::Template(a) => template::run(a),
         Verb::Tokenize(a) => tokenize::run(a),
         Verb::Verify(a) => verify::run(a),
+        Verb::Completions(a) => generate::completions(a),
+        Verb::Man(a) => generate::man(a),
     };
     match done {
         Ok(()) => ExitCode::SUCCESS,
@@ -108,6 +120,9 @@ pub fn main(argv: impl Iterator<Item = OsString>) -> ExitCode {
 }
 
 fn exit_status(e: &anyhow::Error) -> u8 {
+    if e.is::<OutOfMemory>() || e.is::<NoMemory>() {
+        return 5;
+    }
     match e.downcast_ref::<Failure>() {
         Some(Failure::Usage) => return 2,
         Some(Failure::Model) => return 3,
@@ -115,6 +130,8 @@ fn exit_status(e: &anyhow::Error) -> u8 {
     }
     if e.is::<ContextFull>() {
         4
+    } else if e.is::<DeadEnd>() {
+        6
     } else if e.is::<Interrupted>() {
         130
     } else {
@@ -125,6 +142,13 @@ fn exit_status(e: &anyhow::Error) -> u8 {
 /// Whether the error is only that nobody reads stdout any more, which is how `| head` ends a program.
 fn is_closed_pipe(e: &anyhow::Error) -> bool {
     e.chain().any(|c| c.downcast_ref::<std::io::Error>().is_some_and(|io| io.kind() == ErrorKind::BrokenPipe))
+}
+
+/// Whether to write in colours to what may be a terminal.
+fn colour(terminal: bool) -> bool {
+    let set = std::env::var_os("NO_COLOR").is_some_and(|v| !v.is_empty());
+    let dumb = std::env::var_os("TERM").is_some_and(|t| t == "dumb");
+    terminal && !set && !dumb
 }
 
 /// Says on stderr that an option is without effect and why; an error under `--strict`.
@@ -213,12 +237,6 @@ pub(crate) fn options(a: &args::Model) -> Result<Options> {
         stats: a.stats,
         load: Load { mmap: !a.no_mmap, mlock: a.mlock },
     })
-}
-
-/// Opens the model that the flags name.
-pub(crate) fn session(a: &args::Model) -> Result<Session> {
-    let o = options(a)?;
-    open(gguf(a.model.as_deref(), &o.load)?, a, &o)
 }
 
 /// Opens a model whose header is read, with the GPU if there is one.
@@ -363,12 +381,12 @@ pub(crate) fn size(text: &str) -> Option<usize> {
     (n.is_finite() && n >= 0.0).then_some((n * by as f64) as usize)
 }
 
-/// Makes Ctrl-C raise the session's stop flag; a second one ends the program at once.
-pub(crate) fn on_interrupt(session: &Session) -> Result<std::sync::Arc<AtomicBool>> {
+/// Makes Ctrl-C raise the session's stop flag; `leaves`: a second one ends the program at once.
+pub(crate) fn on_interrupt(session: &Session, leaves: bool) -> Result<std::sync::Arc<AtomicBool>> {
     let asked = std::sync::Arc::new(AtomicBool::new(false));
     let (flag, stop) = (asked.clone(), session.stop_flag());
     ctrlc::set_handler(move || {
-        if flag.swap(true, Ordering::SeqCst) {
+        if flag.swap(true, Ordering::SeqCst) && leaves {
             std::process::exit(130);
         }
         stop.store(true, Ordering::SeqCst);

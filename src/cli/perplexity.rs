@@ -147,7 +147,7 @@ impl Reading {
         }
         o.n_ctx = Some(chunks.n_ctx);
         let session = open(gguf, flags, &o)?;
-        on_interrupt(&session)?;
+        on_interrupt(&session, true)?;
         let bos = tokenizer.bos().filter(|_| tokenizer.adds_bos());
         Ok(Reading { session, chunks, tokens, bos, n_batch: o.n_batch, start: Instant::now() })
     }

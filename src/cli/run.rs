@@ -1,127 +1,325 @@
-//! `tandem run`: continues a prompt. stdout carries the model's text and nothing else.
+//! `tandem run`: one prompt, one text. stdout carries the model's text and nothing else.
 
 use std::io::{IsTerminal, Read, Write};
-use std::sync::atomic::Ordering;
-use std::time::Instant;
+use std::path::PathBuf;
+use std::sync::mpsc;
+use std::time::{Duration, Instant};
 
-use anyhow::{Context, Result, bail};
-use indicatif::{ProgressBar, ProgressStyle};
+use anyhow::{Context, Result};
+use serde_json::{Value, json};
 
-use super::sampling::Settings;
-use super::{Failure, args, on_interrupt, read_text, session, stats, usage};
-use crate::session::{ContextFull, Interrupted, Session, Want};
-use crate::text::Tokenizer;
+use super::args;
+use super::talking::{Reading, Talking};
+use super::{Failure, read_text, stats, structured, usage};
+use crate::session::{ContextFull, Interrupted, Session};
+use crate::store;
+use crate::talk::{self, End, Said, Turns, Writer};
+use crate::text::grammar::Grammars;
+use crate::text::{Part, Reader, Tokenizer};
 
 /// Runs the verb.
 pub(super) fn run(a: &args::Run) -> Result<()> {
     let prompt = prompt(a)?;
-    let mut settings = Settings::new(&a.sampling)?;
-    let mut session = session(&a.model)?;
-    settings.follow(&session.engine().gguf().meta)?;
-    let tokenizer = Tokenizer::new(session.engine().gguf()).context(Failure::Model)?;
-    let mut sampler = settings.sampler(settings.seed(), &tokenizer)?;
-    let tokens = tokenizer.encode(&prompt, true, true)?;
-    if tokens.is_empty() {
-        return usage("the prompt is empty; give some text with -p, -f or on stdin".into());
-    }
-    if tokens.len() > session.n_ctx() {
-        // Said before the first batch is read, with the whole count.
-        return Err(ContextFull { n_ctx: session.n_ctx(), used: 0, given: tokens.len() }.into());
-    }
-    tokens.iter().for_each(|&token| sampler.accept(token));
-    let asked = on_interrupt(&session)?;
+    let prefix = a.prefix_file.as_deref().map(read_text).transpose()?;
+    let mut form = structured::form(&a.structured)?;
+    let t = Talking::open(&a.model, &a.sampling, &a.talk, 1, true)?;
+    let Talking { mut session, tokenizer, turns, settings, interrupted } = t;
+    let turns = mode(a, turns)?;
+    let grammars = form.as_ref().map(|_| Grammars::new(&tokenizer)).transpose().context(Failure::Model)?;
+    let grammar = grammars.as_ref().zip(form.take()).map(|(g, f)| g.start(&f).context(Failure::Usage)).transpose()?;
+    let mut out = output(a)?;
 
+    let mut known = match a.session.as_deref().filter(|p| p.exists()) {
+        Some(path) => Known::load(path, &mut session, turns.is_some())?,
+        None => Known::default(),
+    };
+    let seed = settings.seed();
+    let sampler = settings.sampler(seed.wrapping_add(known.drawn), &tokenizer)?;
+    let asked = talk::Asked { logprobs: a.logprobs, ..a.talk.asked() };
     let start = Instant::now();
-    let mut logits = read(&mut session, &tokens)?;
-    let prompt_s = start.elapsed().as_secs_f64();
-
-    let mut out = std::io::stdout().lock();
-    let mut stream = tokenizer.stream();
-    let start = Instant::now();
-    let mut made = 0usize;
-    let room = session.n_ctx() - tokens.len();
-    let limit = usize::try_from(a.n_predict).unwrap_or(usize::MAX);
-    let ended = loop {
-        if made >= limit {
-            break "the asked number of tokens";
+    let mut reading = Reading::new();
+    let mut progress = |p| reading.progress(p);
+    let (mut writer, logits) = match &turns {
+        Some(turns) => {
+            known.begin(a.talk.system()?.or(prefix.clone()))?;
+            known.messages.push(json!({ "role": "user", "content": prompt }));
+            let text = turns.prompt(&tokenizer, &known.messages, true)?;
+            let ids = tokenizer.encode_prompt(&text)?;
+            if prefix.is_some() {
+                let system = &known.messages[..known.messages.len() - 1];
+                let other = [system, &[json!({ "role": "user", "content": "" })]].concat();
+                let other = tokenizer.encode_prompt(&turns.prompt(&tokenizer, &other, true)?)?;
+                read_prefix(&mut session, &common(&ids, &other), &mut progress)?;
+            }
+            let asked = talk::Asked { stop: stops(&asked.stop, turns, &tokenizer), ..asked };
+            let writer = Writer::new(&tokenizer, sampler, grammar, turns.reader(&text), asked, &ids);
+            let logits = talk::read(&mut session, 0, &tokenizer, &ids, writer.want(), &mut progress)?;
+            (writer, logits)
         }
-        if asked.load(Ordering::SeqCst) {
-            break "Ctrl-C";
-        }
-        let Some(token) = sampler.pick(finite(&logits)?, None) else {
-            bail!("no token is left to choose: --logit-bias forbids all that the model gives");
-        };
-        sampler.accept(token);
-        if tokenizer.is_eog(token) && !a.ignore_eos {
-            break "the model's end of text";
-        }
-        made += 1;
-        out.write_all(stream.push(token).as_bytes())?;
-        out.flush()?;
-        if made > room {
-            break "the end of the context (a larger -c gives room)";
-        }
-        if made < limit {
-            logits = session.feed(0, &[token], Want::Last)?;
+        None => {
+            let text = prefix.clone().unwrap_or_default() + &prompt;
+            let mut ids = std::mem::take(&mut known.pending);
+            ids.extend(tokenizer.encode(&text, session.tokens(0).is_empty(), true)?);
+            if ids.is_empty() {
+                return usage("the prompt is empty; give some text with -p, -f or on stdin".into());
+            }
+            let used = session.tokens(0).len();
+            if used + ids.len() > session.n_ctx() {
+                // Said before the first batch is read, with the whole count.
+                return Err(ContextFull { n_ctx: session.n_ctx(), used, given: ids.len() }.into());
+            }
+            if let Some(prefix) = &prefix {
+                read_prefix(&mut session, &common(&ids, &tokenizer.encode(prefix, true, true)?), &mut progress)?;
+            }
+            let done = session.tokens(0).len() - used;
+            let whole = [session.tokens(0), &ids[done..]].concat();
+            let writer = Writer::new(&tokenizer, sampler, grammar, Reader::plain(), asked, &whole);
+            let logits = talk::feed(&mut session, 0, &ids[done..], writer.want(), &mut progress)?;
+            (writer, logits)
         }
     };
-    out.write_all(stream.finish().as_bytes())?;
-    out.flush()?;
-    if std::io::stdout().is_terminal() {
+    let (read, read_s) = (reading.finish(), start.elapsed().as_secs_f64());
+    let prompt_tokens = session.tokens(0).len();
+
+    let start = Instant::now();
+    let mut ink = Ink { out: &mut out, json: a.json, thinks: std::io::stderr().is_terminal(), thought: false };
+    let ended =
+        talk::write(&mut session, 0, &mut writer, logits, &interrupted, &mut |part, text| ink.write(part, text))?;
+    ink.finish()?;
+    let (made_s, complete) = (start.elapsed().as_secs_f64(), writer.is_complete());
+    let said = std::mem::take(&mut writer.said);
+    drop(writer);
+
+    let rate = |n: usize, s: f64| n as f64 / s.max(1e-9);
+    let made = said.tokens.len();
+    if a.json {
+        let object = json!({
+            "text": said.answer, "reasoning": said.reasoning, "finish": ended.name(), "seed": seed,
+            "tokens": { "prompt": prompt_tokens, "read": read, "generated": made },
+            "seconds": { "prompt": read_s, "generation": made_s },
+            "tokens_per_second": { "prompt": rate(read, read_s), "generation": rate(made, made_s) },
+            "logprobs": a.logprobs.map(|_| &said.logprobs),
+        });
+        writeln!(out, "{object}")?;
+    } else if a.output.is_none() && std::io::stdout().is_terminal() && !said.answer.ends_with('\n') {
         eprintln!();
     }
-    let rate = |n: usize, s: f64| n as f64 / s.max(1e-9);
+    out.flush()?;
+    if !complete {
+        tracing::warn!("the text is not complete by its grammar: it was ended by {}", ended.words());
+    }
     tracing::info!(
-        "prompt: {} tokens, {:.1} per second; text: {made} tokens, {:.1} per second; ended by {ended}",
-        tokens.len(),
-        rate(tokens.len(), prompt_s),
-        rate(made, start.elapsed().as_secs_f64()),
+        "prompt: {read} tokens, {:.1} per second; text: {made} tokens, {:.1} per second; ended by {}",
+        rate(read, read_s),
+        rate(made, made_s),
+        ended.words(),
     );
+    if let Some(path) = &a.session {
+        known.keep(turns.is_some(), &said, &session, prompt_tokens);
+        store::save(path, &session, 0, &known.note())?;
+    }
     stats(&session, &a.model)?;
-    if asked.load(Ordering::SeqCst) {
-        return Err(Interrupted.into());
+    match ended {
+        End::Interrupted => Err(Interrupted.into()),
+        End::Context => Err(ContextFull { n_ctx: session.n_ctx(), used: session.n_ctx(), given: 1 }.into()),
+        _ => Ok(()),
+    }
+}
+
+/// Whether the prompt is a message or a text.
+fn mode(a: &args::Run, turns: Option<Turns>) -> Result<Option<Turns>> {
+    let asked = a.talk.system_prompt.is_some() || a.talk.system_prompt_file.is_some();
+    match turns {
+        Some(_) if a.raw && asked => usage("--raw continues a text, which has no system message".into()),
+        Some(_) if a.raw => Ok(None),
+        Some(turns) => Ok(Some(turns)),
+        None if a.chat || asked => usage(
+            "this model has no chat template: give one with --chat-template-file, or continue a text without --chat and \
+             -sys"
+                .into(),
+        ),
+        None => Ok(None),
+    }
+}
+
+/// The texts that end an answer: those that were asked for, and the user's part where the model could go on with it.
+pub(super) fn stops(asked: &[String], turns: &Turns, tokenizer: &Tokenizer) -> Vec<String> {
+    asked.iter().cloned().chain(turns.user_opens(tokenizer)).collect()
+}
+
+/// What two lists begin with.
+fn common(a: &[u32], b: &[u32]) -> Vec<u32> {
+    a.iter().zip(b).take_while(|(a, b)| a == b).map(|(a, _)| *a).collect()
+}
+
+/// Reads what prompts begin with, or finds it read by an earlier run.
+fn read_prefix(session: &mut Session, ids: &[u32], progress: &mut dyn FnMut(talk::Progress)) -> Result<()> {
+    let path = prefix_path(session, ids)?;
+    if let Some(path) = path.as_deref().filter(|p| p.exists()) {
+        match store::load(path, session, 0) {
+            Ok(_) if session.tokens(0) == ids => return Ok(()),
+            Ok(_) => session.clear(0),
+            Err(e) => tracing::warn!("the prefix is read again: {e:#}"),
+        }
+    }
+    talk::feed(session, 0, ids, crate::session::Want::None, progress)?;
+    match path {
+        Some(path) => {
+            store::save(&path, session, 0, "")?;
+            tracing::info!("the prefix of {} tokens is kept in {}", ids.len(), path.display());
+        }
+        None => tracing::warn!("the prefix is not kept, because neither XDG_CACHE_HOME nor HOME is set"),
     }
     Ok(())
 }
 
-/// The prompt from -p, -f or piped stdin.
+/// Where a prefix is kept.
+fn prefix_path(session: &Session, ids: &[u32]) -> Result<Option<PathBuf>> {
+    let set = |name: &str| std::env::var_os(name).filter(|v| !v.is_empty()).map(PathBuf::from);
+    let Some(cache) = set("XDG_CACHE_HOME").or_else(|| Some(set("HOME")?.join(".cache"))) else { return Ok(None) };
+    let dir = cache.join("tandem");
+    std::fs::create_dir_all(&dir).with_context(|| format!("no folder for the prefix: {}", dir.display()))?;
+    Ok(Some(dir.join(format!("prefix-{}.session", store::key(session, ids)?))))
+}
+
+/// What a session file knows beside the sequence.
+#[derive(Default)]
+struct Known {
+    messages: Vec<Value>,
+    /// Tokens of a continued text that were written and not read.
+    pending: Vec<u32>,
+    drawn: u64,
+}
+
+impl Known {
+    fn load(path: &std::path::Path, session: &mut Session, chat: bool) -> Result<Known> {
+        let note = store::load(path, session, 0)?;
+        let name = path.display();
+        let note: Value = serde_json::from_str(&note).with_context(|| format!("{name}: no session of this program"))?;
+        let drawn = note["drawn"].as_u64().unwrap_or(0);
+        match (note["messages"].as_array(), chat) {
+            (Some(list), true) => Ok(Known { messages: list.clone(), drawn, ..Known::default() }),
+            (Some(_), false) => usage(format!("{name} holds a conversation, which --raw cannot continue")),
+            (None, true) => usage(format!("{name} holds a text that was continued; --raw goes on with it")),
+            (None, false) => {
+                let list = note["pending"].as_array().into_iter().flatten();
+                let pending = list.filter_map(|v| u32::try_from(v.as_u64()?).ok()).collect();
+                Ok(Known { pending, drawn, ..Known::default() })
+            }
+        }
+    }
+
+    /// Puts the system message first.
+    fn begin(&mut self, system: Option<String>) -> Result<()> {
+        let Some(text) = system else { return Ok(()) };
+        self.messages.retain(|m| m["role"] != "system");
+        self.messages.insert(0, json!({ "role": "system", "content": text }));
+        Ok(())
+    }
+
+    /// Takes in what was written behind `prompt` tokens.
+    fn keep(&mut self, chat: bool, said: &Said, session: &Session, prompt: usize) {
+        self.drawn += 1;
+        if chat {
+            let mut message = json!({ "role": "assistant", "content": said.answer });
+            if !said.reasoning.is_empty() {
+                message["reasoning_content"] = said.reasoning.clone().into();
+            }
+            self.messages.push(message);
+        } else {
+            self.pending = said.tokens[session.tokens(0).len() - prompt..].to_vec();
+        }
+    }
+
+    fn note(&self) -> String {
+        match self.messages.is_empty() {
+            true => json!({ "pending": self.pending, "drawn": self.drawn }).to_string(),
+            false => json!({ "messages": self.messages, "drawn": self.drawn }).to_string(),
+        }
+    }
+}
+
+/// Where the text goes.
+fn output(a: &args::Run) -> Result<Box<dyn Write>> {
+    match &a.output {
+        Some(path) => {
+            let file = std::fs::File::create(path).with_context(|| format!("cannot write {}", path.display()))?;
+            Ok(Box::new(file))
+        }
+        None => Ok(Box::new(std::io::stdout().lock())),
+    }
+}
+
+/// Writes text as it comes: the answer to where it belongs, what is thought to a terminal's stderr.
+struct Ink<'o> {
+    out: &'o mut dyn Write,
+    json: bool,
+    thinks: bool,
+    thought: bool,
+}
+
+impl Ink<'_> {
+    fn write(&mut self, part: Part, text: &str) -> Result<()> {
+        match part {
+            Part::Reasoning if self.thinks => {
+                eprint!("{}", self.dim(text));
+                self.thought = true;
+            }
+            Part::Answer if !self.json => {
+                if std::mem::take(&mut self.thought) {
+                    eprint!("\n\n");
+                }
+                self.out.write_all(text.as_bytes())?;
+                self.out.flush()?;
+            }
+            _ => {}
+        }
+        Ok(())
+    }
+
+    /// Thoughts are set apart where colours are wanted.
+    fn dim(&self, text: &str) -> String {
+        if super::colour(std::io::stderr().is_terminal()) { format!("\x1b[2m{text}\x1b[22m") } else { text.into() }
+    }
+
+    fn finish(&mut self) -> Result<()> {
+        if self.thought {
+            eprintln!();
+        }
+        Ok(self.out.flush()?)
+    }
+}
+
+/// The prompt from -p or -f, and what is piped in behind it.
 fn prompt(a: &args::Run) -> Result<String> {
-    if let Some(text) = &a.prompt {
-        return Ok(text.clone());
+    let own = match (&a.prompt, &a.file) {
+        (Some(text), _) => Some(text.clone()),
+        (None, Some(path)) => Some(read_text(path)?),
+        (None, None) => None,
+    };
+    let piped = if std::io::stdin().is_terminal() { None } else { Some(stdin(own.is_some())?) };
+    match (own, piped) {
+        (None, None) => usage("no prompt; give one with -p TEXT or -f FILE, or pipe it in".into()),
+        (Some(own), None) => Ok(own),
+        (None, Some(piped)) => Ok(piped),
+        (Some(own), Some(piped)) if piped.is_empty() => Ok(own),
+        (Some(own), Some(piped)) if own.is_empty() || own.ends_with(char::is_whitespace) => Ok(own + &piped),
+        (Some(own), Some(piped)) => Ok(own + "\n" + &piped),
     }
-    if let Some(path) = &a.file {
-        return read_text(path);
-    }
-    if std::io::stdin().is_terminal() {
-        return usage("no prompt; give one with -p TEXT or -f FILE, or pipe it in".into());
+}
+
+/// All of stdin. Where there is a prompt already, nothing may ever come: that this is waited for is said.
+fn stdin(has_prompt: bool) -> Result<String> {
+    let (send, done) = mpsc::channel::<()>();
+    if has_prompt {
+        std::thread::spawn(move || {
+            if done.recv_timeout(Duration::from_secs(2)) == Err(mpsc::RecvTimeoutError::Timeout) {
+                tracing::info!("waiting for the end of stdin, which is put behind the prompt (</dev/null gives none)");
+            }
+        });
     }
     let mut bytes = Vec::new();
     std::io::stdin().read_to_end(&mut bytes).context("cannot read stdin")?;
-    String::from_utf8(bytes).context("stdin is not UTF-8 text")
-}
-
-/// Reads the prompt, with progress on a terminal, and returns the logits after it.
-fn read(session: &mut Session, tokens: &[u32]) -> Result<Vec<f32>> {
-    let bar = ProgressBar::new(tokens.len() as u64);
-    bar.set_style(ProgressStyle::with_template(
-        "reading the prompt {bar:30} {pos}/{len} tokens, {per_sec}, {eta} left",
-    )?);
-    // Drawn on stderr, and only where that is a terminal; short prompts are over before the first drawing.
-    let chunk = 512;
-    let last = (tokens.len() - 1) / chunk;
-    let mut logits = Vec::new();
-    for (i, part) in tokens.chunks(chunk).enumerate() {
-        logits = session.feed(0, part, if i == last { Want::Last } else { Want::None })?;
-        bar.inc(part.len() as u64);
-    }
-    bar.finish_and_clear();
-    Ok(logits)
-}
-
-/// The logits, if they are numbers.
-fn finite(logits: &[f32]) -> Result<&[f32]> {
-    if logits.iter().any(|v| v.is_nan()) {
-        bail!("the model computed NaN; the file is damaged, or this is a bug worth reporting with the model's name");
-    }
-    Ok(logits)
+    drop(send);
+    String::from_utf8(bytes).context("stdin is not UTF-8 text").context(Failure::Usage)
 }

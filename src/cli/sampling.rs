@@ -213,6 +213,14 @@ impl Settings {
         })
     }
 
+    /// All that is set, for people.
+    pub fn words(&self) -> String {
+        let numbers = self.params.numbers().into_iter().map(|(name, value)| format!("{name} {value}"));
+        let order: Vec<&str> = self.params.order.iter().map(|s| s.name()).collect();
+        let all: Vec<String> = numbers.chain([format!("samplers {}", order.join(";"))]).collect();
+        all.join(", ")
+    }
+
     /// The sampler for a vocabulary.
     pub fn sampler(&self, seed: u64, tokenizer: &Tokenizer) -> Result<Sampler> {
         let mut params = self.params.clone();

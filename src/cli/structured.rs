@@ -5,7 +5,7 @@ use std::path::Path;
 use anyhow::{Context, Result};
 
 use super::args::Structured;
-use super::{Failure, read_text, usage};
+use super::{read_text, usage};
 use crate::text::Tokenizer;
 use crate::text::grammar::{Grammar, Grammars, Kind};
 
@@ -28,9 +28,4 @@ pub(super) fn form(a: &Structured) -> Result<Option<Kind>> {
 /// The text itself if it looks like one, else the contents of the file of that name.
 fn text(arg: &str, is_text: impl Fn(&str) -> bool) -> Result<String> {
     if is_text(arg) { Ok(arg.to_owned()) } else { read_text(Path::new(arg)) }
-}
-
-/// Begins a text of this form.
-pub(super) fn grammar(tokenizer: &Tokenizer, form: &Kind) -> Result<Grammar> {
-    Grammars::new(tokenizer).context(Failure::Model)?.start(form).context(Failure::Usage)
 }

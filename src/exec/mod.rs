@@ -11,7 +11,7 @@ use std::io::{Read, Write};
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Instant;
 
-use anyhow::{Context, Result, bail};
+use anyhow::{Context, Result};
 
 use crate::cpu::{self, Pool};
 use crate::gguf::Gguf;
@@ -22,6 +22,18 @@ pub use cache::CacheStats;
 pub use device::{Device, Waits};
 pub use rehearse::{Rehearsal, Walked};
 pub use weights::Weights;
+
+/// What sequences remember needs more memory than there is: in words, with what to do.
+#[derive(Debug, PartialEq, Eq)]
+pub struct NoMemory(String);
+
+impl std::fmt::Display for NoMemory {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.write_str(&self.0)
+    }
+}
+
+impl std::error::Error for NoMemory {}
 
 /// Called with a step's label and each of its outputs, (rows, width), which it may change.
 pub type Observer<'a> = &'a mut (dyn FnMut(&str, &mut [f32], usize) + Send);
@@ -409,10 +421,11 @@ fn check_room(
         None => "the system does not give that much".into(),
     };
     let sequences = if n_seq == 1 { String::new() } else { format!("{n_seq} sequences of ") };
-    bail!(
+    Err(NoMemory(format!(
         "{}: {sequences}a context of {n_ctx} tokens needs {} of memory beside the weights, but {has}: choose a smaller \
          context with -c, or a smaller cache type",
         gguf.path.display(),
         gb(need)
-    );
+    ))
+    .into())
 }

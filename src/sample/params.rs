@@ -186,6 +186,17 @@ impl Params {
         Ok(true)
     }
 
+    /// Every number, by its first name.
+    pub fn numbers(&self) -> Vec<(&'static str, f64)> {
+        let mut own = self.clone();
+        let mut value = |field: &Field| match field {
+            // Through text: 0.8 is to be 0.8, not the nearest f32 to it.
+            Real(at, ..) => at(&mut own).to_string().parse().unwrap_or(f64::NAN),
+            Whole(at, ..) => f64::from(*at(&mut own)),
+        };
+        NUMBERS.iter().map(|(names, field, _)| (names[0], value(field))).collect()
+    }
+
     /// Why the number of this name does nothing as things are, if that is so.
     pub fn idle(&self, name: &str) -> Option<String> {
         let (names, _, stage) = number(name)?;

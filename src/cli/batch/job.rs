@@ -1,0 +1,317 @@
+//! A line of a batch: what is asked, in Tandem's own form or in that of OpenAI's batch files.
+//!
+//! ```text
+//! {"id": any, "prompt": text | "messages": [...], "n_predict", "stop", "json_schema" | "grammar" | "regex",
+//!  "reasoning_budget", "logprobs": N, any sampling parameter}
+//! {"custom_id": text, "method": "POST", "url": "/v1/chat/completions" | "/v1/completions", "body": {...}}
+//! ```
+//! A field that nobody knows is an error: it would otherwise be a wish that is silently not granted.
+
+use anyhow::{Result, bail};
+use serde_json::{Map, Value, json};
+
+use crate::cli::sampling::Settings;
+use crate::talk::Asked;
+use crate::text::grammar::Kind;
+
+/// The form in which a request came and its answer goes.
+#[derive(Clone, Debug, PartialEq)]
+pub(super) enum Form {
+    /// Tandem's own.
+    Own,
+    /// OpenAI's, a conversation or a text.
+    OpenAi { custom_id: String, chat: bool, model: Value },
+}
+
+/// What is to be continued.
+#[derive(Clone, Debug, PartialEq)]
+pub(super) enum Prompt {
+    /// A text; `raw` as it is, else as a user's message where the model has a template.
+    Text { text: String, raw: bool },
+    /// A conversation.
+    Messages { messages: Vec<Value>, tools: Option<Value>, variables: Map<String, Value> },
+}
+
+/// A request.
+#[derive(Clone, Debug)]
+pub(super) struct Job {
+    pub(super) form: Form,
+    pub(super) id: Value,
+    pub(super) prompt: Prompt,
+    pub(super) settings: Settings,
+    pub(super) asked: Asked,
+    pub(super) kind: Option<Kind>,
+}
+
+/// What a request does not say.
+pub(super) struct Defaults {
+    pub(super) settings: Settings,
+    pub(super) asked: Asked,
+    pub(super) kind: Option<Kind>,
+    pub(super) raw: bool,
+}
+
+/// OpenAI's fields that ask for nothing that this program would do otherwise.
+const WITHOUT_EFFECT: [&str; 8] =
+    ["model", "user", "stream", "stream_options", "n", "store", "metadata", "service_tier"];
+
+/// A request that cannot be answered: who asked, and why not.
+#[derive(Debug)]
+pub(super) struct Refused {
+    pub(super) form: Form,
+    pub(super) id: Value,
+    pub(super) why: String,
+}
+
+impl Job {
+    /// Reads a line.
+    pub(super) fn parse(line: &str, defaults: &Defaults) -> Result<Job, Refused> {
+        let refuse = |form: Form, id: Value, why: String| Refused { form, id, why };
+        let value: Value = match serde_json::from_str(line) {
+            Ok(value) => value,
+            Err(e) => return Err(refuse(Form::Own, Value::Null, format!("not JSON: {e}"))),
+        };
+        let Value::Object(mut map) = value else {
+            return Err(refuse(Form::Own, Value::Null, "a JSON object expected".into()));
+        };
+        if map.contains_key("custom_id") || map.contains_key("body") {
+            let custom_id = match map.remove("custom_id") {
+                Some(Value::String(id)) => id,
+                other => {
+                    let found = other.unwrap_or(Value::Null);
+                    return Err(refuse(Form::Own, found, "custom_id: a text expected".into()));
+                }
+            };
+            let model = map.get("body").map_or(Value::Null, |b| b["model"].clone());
+            let url = map.get("url").and_then(Value::as_str).unwrap_or_default().to_owned();
+            let form = Form::OpenAi { custom_id: custom_id.clone(), chat: url.ends_with("/chat/completions"), model };
+            return Job::open_ai(form.clone(), custom_id.clone(), &url, map, defaults)
+                .map_err(|e| refuse(form, custom_id.into(), format!("{e:#}")));
+        }
+        let id = map.remove("id").unwrap_or(Value::Null);
+        Job::own(id.clone(), map, defaults).map_err(|e| refuse(Form::Own, id, format!("{e:#}")))
+    }
+
+    fn own(id: Value, mut map: Map<String, Value>, defaults: &Defaults) -> Result<Job> {
+        let raw = match map.remove("raw") {
+            None => defaults.raw,
+            Some(v) => v.as_bool().ok_or_else(|| wrong("raw", &v, "true or false"))?,
+        };
+        let prompt = match (map.remove("prompt"), map.remove("messages")) {
+            (Some(Value::String(text)), None) => Prompt::Text { text, raw },
+            (None, Some(list)) => messages(list, &mut map)?,
+            (Some(_), Some(_)) => bail!("prompt and messages: one of them expected, not both"),
+            (Some(v), None) => return Err(wrong("prompt", &v, "a text")),
+            (None, None) => bail!("prompt or messages expected"),
+        };
+        let mut job = Job {
+            form: Form::Own,
+            id,
+            prompt,
+            settings: defaults.settings.clone(),
+            asked: defaults.asked.clone(),
+            kind: defaults.kind.clone(),
+        };
+        for (name, value) in map {
+            if !job.take(&name, &value)? {
+                bail!("{name}: no such field");
+            }
+        }
+        Ok(job)
+    }
+
+    fn open_ai(
+        form: Form,
+        id: String,
+        url: &str,
+        mut map: Map<String, Value>,
+        defaults: &Defaults,
+    ) -> Result<Job> {
+        if let Some(method) = map.get("method").filter(|m| *m != "POST") {
+            return Err(wrong("method", method, "\"POST\""));
+        }
+        let Some(Value::Object(mut body)) = map.remove("body") else { bail!("body: an object expected") };
+        let prompt = if url.ends_with("/chat/completions") {
+            let Some(list) = body.remove("messages") else { bail!("body.messages expected") };
+            messages(list, &mut body)?
+        } else if url.ends_with("/completions") {
+            match body.remove("prompt") {
+                Some(Value::String(text)) => Prompt::Text { text, raw: true },
+                other => return Err(wrong("body.prompt", &other.unwrap_or(Value::Null), "a text")),
+            }
+        } else {
+            bail!("url is {url:?}: /v1/chat/completions or /v1/completions expected");
+        };
+        let mut job = Job {
+            form,
+            id: id.into(),
+            prompt,
+            settings: defaults.settings.clone(),
+            asked: defaults.asked.clone(),
+            kind: defaults.kind.clone(),
+        };
+        if body.get("n").is_some_and(|n| n.as_u64() != Some(1)) {
+            bail!("n is {}: 1 expected, send a line for each", body["n"]);
+        }
+        // A chat asks by a bool and a number, a text by the number alone.
+        let top = body.remove("top_logprobs");
+        if let Some(asked) = body.remove("logprobs") {
+            job.asked.logprobs = match (&asked, &top) {
+                (Value::Null | Value::Bool(false), _) => None,
+                (Value::Bool(true), None | Some(Value::Null)) => Some(0),
+                (Value::Bool(true), Some(n)) => Some(whole("top_logprobs", n)?),
+                (n, _) => Some(whole("logprobs", n)?),
+            };
+        }
+        for (name, value) in body {
+            if !WITHOUT_EFFECT.contains(&name.as_str()) && !job.take(&name, &value)? {
+                bail!("body.{name}: no such field");
+            }
+        }
+        Ok(job)
+    }
+
+    /// Takes in one field; false if there is no such field.
+    fn take(&mut self, name: &str, value: &Value) -> Result<bool> {
+        match name {
+            _ if value.is_null() && self.settings.clone().set(name, value)? => {}
+            "n_predict" | "max_tokens" | "max_completion_tokens" => {
+                self.asked.limit = match value {
+                    Value::Null => return Ok(true),
+                    v if v.as_i64() == Some(-1) => None,
+                    v => Some(whole(name, v)?),
+                }
+            }
+            "stop" => {
+                self.asked.stop = match value {
+                    Value::Null => Vec::new(),
+                    Value::String(text) => vec![text.clone()],
+                    Value::Array(list) if list.iter().all(Value::is_string) => {
+                        list.iter().filter_map(|v| v.as_str().map(String::from)).collect()
+                    }
+                    v => return Err(wrong(name, v, "a text or a list of texts")),
+                }
+            }
+            "ignore_eos" => {
+                self.asked.ignore_eos = value.as_bool().ok_or_else(|| wrong(name, value, "true or false"))?
+            }
+            "reasoning_budget" => self.asked.budget = Some(whole(name, value)?),
+            "logprobs" => self.asked.logprobs = Some(whole(name, value)?),
+            "json_schema" | "grammar" | "regex" => self.kind = Some(kind(name, value)?),
+            // vLLM's names for the same.
+            "guided_json" => self.kind = Some(kind("json_schema", value)?),
+            "guided_grammar" => self.kind = Some(kind("grammar", value)?),
+            "guided_regex" => self.kind = Some(kind("regex", value)?),
+            "response_format" => {
+                self.kind = match value["type"].as_str() {
+                    Some("text") => None,
+                    Some("json_object") => Some(Kind::JsonSchema(json!({ "type": "object" }))),
+                    Some("json_schema") => Some(kind("json_schema", &value["json_schema"]["schema"])?),
+                    _ => return Err(wrong(name, value, "a type of text, json_object or json_schema")),
+                }
+            }
+            _ => return self.settings.set(name, value),
+        }
+        Ok(true)
+    }
+}
+
+fn wrong(name: &str, found: &Value, expected: &str) -> anyhow::Error {
+    anyhow::anyhow!("{name} is {found}: {expected} expected")
+}
+
+fn whole(name: &str, v: &Value) -> Result<usize> {
+    v.as_u64().and_then(|n| usize::try_from(n).ok()).ok_or_else(|| wrong(name, v, "a whole number"))
+}
+
+fn kind(name: &str, v: &Value) -> Result<Kind> {
+    match (name, v) {
+        ("json_schema", Value::Object(_) | Value::Bool(_)) => Ok(Kind::JsonSchema(v.clone())),
+        ("grammar", Value::String(text)) => Ok(Kind::grammar(text.clone())),
+        ("regex", Value::String(text)) => Ok(Kind::Regex(text.clone())),
+        ("json_schema", _) => Err(wrong(name, v, "a schema")),
+        _ => Err(wrong(name, v, "a text")),
+    }
+}
+
+/// A conversation, with what goes to its template.
+fn messages(list: Value, map: &mut Map<String, Value>) -> Result<Prompt> {
+    let Value::Array(list) = list else { return Err(wrong("messages", &list, "a list")) };
+    if list.is_empty() {
+        bail!("messages is empty: at least one expected");
+    }
+    let mut messages = Vec::with_capacity(list.len());
+    for (i, mut m) in list.into_iter().enumerate() {
+        if !m["role"].is_string() {
+            bail!("messages[{i}] has no role");
+        }
+        // A list of parts is what templates for images read; of text alone it is the text.
+        if let Some(parts) = m["content"].as_array() {
+            let texts: Option<Vec<&str>> =
+                parts.iter().map(|p| p["text"].as_str().filter(|_| p["type"] == "text")).collect();
+            let Some(texts) = texts else { bail!("messages[{i}].content: only text can be read") };
+            m["content"] = texts.concat().into();
+        }
+        messages.push(m);
+    }
+    let variables = match map.remove("chat_template_kwargs") {
+        None | Some(Value::Null) => Map::new(),
+        Some(Value::Object(more)) => more,
+        Some(v) => return Err(wrong("chat_template_kwargs", &v, "an object")),
+    };
+    Ok(Prompt::Messages { messages, tools: map.remove("tools").filter(|t| !t.is_null()), variables })
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn defaults() -> Defaults {
+        Defaults { settings: Settings::default(), asked: Asked::default(), kind: None, raw: false }
+    }
+
+    fn refused(line: &str) -> (Value, String) {
+        let r = Job::parse(line, &defaults()).unwrap_err();
+        (r.id, r.why)
+    }
+
+    #[test]
+    fn a_line_that_is_wrong_is_refused_with_its_id_and_what_is_wrong_with_it() {
+        for (line, id, why) in [
+            ("{", json!(null), "not JSON"),
+            ("[1]", json!(null), "object"),
+            (r#"{"id": 7}"#, json!(7), "prompt or messages"),
+            (r#"{"id": "a", "prompt": 3}"#, json!("a"), "prompt is 3"),
+            (r#"{"id": 1, "prompt": "x", "messages": []}"#, json!(1), "not both"),
+            (r#"{"id": 1, "messages": []}"#, json!(1), "at least one"),
+            (r#"{"id": 1, "messages": [{"content": "x"}]}"#, json!(1), "no role"),
+            (r#"{"id": 1, "prompt": "x", "temprature": 1}"#, json!(1), "temprature: no such field"),
+            (r#"{"id": 1, "prompt": "x", "temperature": "hot"}"#, json!(1), "temperature"),
+            (r#"{"id": 1, "prompt": "x", "stop": [1]}"#, json!(1), "stop is [1]"),
+            (r#"{"id": 1, "prompt": "x", "n_predict": -3}"#, json!(1), "n_predict is -3"),
+            (r#"{"custom_id": "c", "url": "/v1/embeddings", "body": {}}"#, json!("c"), "/v1/chat/completions"),
+            (r#"{"custom_id": "c", "url": "/v1/completions", "body": {"prompt": ["a"]}}"#, json!("c"), "a text"),
+            (r#"{"custom_id": "c", "url": "/v1/completions", "body": {"prompt": "a", "n": 2}}"#, json!("c"), "n is 2"),
+        ] {
+            let (got, text) = refused(line);
+            assert_eq!(got, id, "{line}");
+            assert!(text.contains(why), "{line}: {text}");
+        }
+    }
+
+    #[test]
+    fn the_fields_of_an_openai_request_mean_what_they_mean_there() {
+        let line = r#"{"custom_id": "r-1", "method": "POST", "url": "/v1/chat/completions", "body": {"model": "m",
+            "messages": [{"role": "user", "content": [{"type": "text", "text": "a"}, {"type": "text", "text": "b"}]}],
+            "temperature": 0, "max_completion_tokens": 9, "stop": "x", "seed": 4, "logprobs": true, "top_logprobs": 2,
+            "response_format": {"type": "json_schema", "json_schema": {"name": "n", "schema": {"type": "object"}}}}}"#;
+        let job = Job::parse(line, &defaults()).unwrap();
+        assert_eq!(job.form, Form::OpenAi { custom_id: "r-1".into(), chat: true, model: json!("m") });
+        let Prompt::Messages { messages, .. } = &job.prompt else { panic!("{:?}", job.prompt) };
+        assert_eq!(messages[0]["content"], "ab");
+        assert_eq!((job.asked.limit, job.asked.logprobs, job.settings.seed), (Some(9), Some(2), Some(4)));
+        assert_eq!(job.asked.stop, ["x"]);
+        assert!(job.settings.params.greedy());
+        assert_eq!(job.kind, Some(Kind::JsonSchema(json!({ "type": "object" }))));
+    }
+}

@@ -1,0 +1,115 @@
+//! The line that answers a request, in the form in which it was asked.
+
+use serde_json::{Value, json};
+
+use super::job::{Form, Refused};
+use crate::talk::{End, Said};
+
+/// What a request came to.
+pub(super) struct Done {
+    pub(super) said: Said,
+    pub(super) ended: End,
+    pub(super) seed: u64,
+    pub(super) prompt_tokens: usize,
+    /// Of those, how many were known already.
+    pub(super) known_tokens: usize,
+    pub(super) seconds: f64,
+}
+
+/// An answer.
+pub(super) fn answer(form: &Form, id: &Value, n: usize, done: &Done) -> Value {
+    let Done { said, ended, seed, prompt_tokens, known_tokens, seconds } = done;
+    let made = said.tokens.len();
+    let Form::OpenAi { custom_id, chat, model } = form else {
+        let mut line = json!({
+            "id": id, "text": said.answer, "finish": ended.name(),
+            "tokens": { "prompt": prompt_tokens, "known": known_tokens, "generated": made },
+            "seconds": seconds, "seed": seed,
+        });
+        if !said.reasoning.is_empty() {
+            line["reasoning"] = said.reasoning.clone().into();
+        }
+        if !said.logprobs.is_empty() {
+            line["logprobs"] = said.logprobs.clone().into();
+        }
+        return line;
+    };
+    let finish = match ended {
+        End::Limit | End::Context => "length",
+        _ => "stop",
+    };
+    let logprobs = if said.logprobs.is_empty() { Value::Null } else { logprobs(*chat, &said.logprobs) };
+    let choice = if *chat {
+        let mut message = json!({ "role": "assistant", "content": said.answer });
+        if !said.reasoning.is_empty() {
+            message["reasoning_content"] = said.reasoning.clone().into();
+        }
+        json!({ "index": 0, "message": message, "logprobs": logprobs, "finish_reason": finish })
+    } else {
+        json!({ "index": 0, "text": said.answer, "logprobs": logprobs, "finish_reason": finish })
+    };
+    let body = json!({
+        "id": format!("tandem-{n}"),
+        "object": if *chat { "chat.completion" } else { "text_completion" },
+        "created": now(),
+        "model": model,
+        "choices": [choice],
+        "usage": {
+            "prompt_tokens": prompt_tokens, "completion_tokens": made, "total_tokens": prompt_tokens + made,
+            "prompt_tokens_details": { "cached_tokens": known_tokens },
+        },
+    });
+    let request = format!("tandem-request-{n}");
+    json!({
+        "id": format!("tandem-batch-{n}"), "custom_id": custom_id,
+        "response": { "status_code": 200, "request_id": request, "body": body }, "error": null,
+    })
+}
+
+/// An error.
+pub(super) fn error(refused: &Refused, n: usize) -> Value {
+    let Refused { form, id, why } = refused;
+    match form {
+        Form::Own => json!({ "id": id, "error": why, "line": n + 1 }),
+        Form::OpenAi { custom_id, .. } => json!({
+            "id": format!("tandem-batch-{n}"), "custom_id": custom_id,
+            "response": { "status_code": 400, "request_id": format!("tandem-request-{n}"), "body": null },
+            "error": { "message": why, "type": "BadRequestError", "param": null, "code": 400 },
+        }),
+    }
+}
+
+/// Log-probabilities as OpenAI writes them: for a chat a list of tokens, for a text lists beside each other.
+fn logprobs(chat: bool, list: &[Value]) -> Value {
+    let bytes = |v: &Value| v["token"].as_str().unwrap_or_default().as_bytes().to_vec();
+    let one = |v: &Value| json!({ "token": v["token"], "logprob": v["logprob"], "bytes": bytes(v) });
+    let tops = |v: &Value| v["top"].as_array().cloned().unwrap_or_default();
+    if chat {
+        let content = list.iter().map(|v| {
+            let mut token = one(v);
+            token["top_logprobs"] = tops(v).iter().map(one).collect();
+            token
+        });
+        return json!({ "content": content.collect::<Vec<_>>() });
+    }
+    let all = |key: &str| list.iter().map(|v| v[key].clone()).collect::<Vec<_>>();
+    let top = |v: &Value| {
+        let pairs = tops(v).into_iter().map(|t| (t["token"].as_str().unwrap_or_default().to_owned(), t["logprob"].clone()));
+        Value::Object(pairs.collect())
+    };
+    let mut at = 0;
+    let offset = |v: &Value| {
+        at += bytes(v).len();
+        at - bytes(v).len()
+    };
+    let offsets: Vec<usize> = list.iter().map(offset).collect();
+    json!({
+        "tokens": all("token"), "token_logprobs": all("logprob"), "text_offset": offsets,
+        "top_logprobs": list.iter().map(top).collect::<Vec<_>>(),
+    })
+}
+
+/// Seconds since 1970.
+fn now() -> u64 {
+    std::time::SystemTime::now().duration_since(std::time::UNIX_EPOCH).map_or(0, |d| d.as_secs())
+}

@@ -1,0 +1,206 @@
+//! What a line that begins with a slash does.
+
+use std::path::PathBuf;
+
+use anyhow::{Result, bail};
+
+use super::{Chat, Next};
+/// Names, what they take, what they do.
+const ALL: &[(&str, &str, &str)] = &[
+    ("/help", "", "this list"),
+    ("/system", "TEXT", "sets the system message; without TEXT it is taken out"),
+    ("/undo", "", "takes back the last message and its answer"),
+    ("/regen", "", "answers the last message anew"),
+    ("/edit", "", "takes back the last message and its answer, to be edited"),
+    ("/save", "FILE", "keeps the conversation in FILE (without FILE: in the one of --session)"),
+    ("/load", "FILE", "goes on with the conversation in FILE"),
+    ("/set", "NAME VALUE", "a parameter of sampling (temp, top_p, ...), or reasoning show|hide; without both: lists them"),
+    ("/stats", "", "what the last answer took, and how full the context is"),
+    ("/clear", "", "begins anew; the system message stays"),
+    ("/exit", "", "ends (so do Ctrl-D, and Ctrl-C twice)"),
+];
+
+/// A command.
+#[derive(Debug, PartialEq, Eq)]
+pub(super) enum Command {
+    Help,
+    System(String),
+    Undo,
+    Regen,
+    Edit,
+    Save(Option<PathBuf>),
+    Load(PathBuf),
+    Set(Option<(String, String)>),
+    Stats,
+    Clear,
+    Exit,
+}
+
+/// The commands' names.
+pub(super) fn names() -> impl Iterator<Item = &'static str> {
+    ALL.iter().map(|c| c.0)
+}
+
+impl Command {
+    pub(super) fn parse(line: &str) -> Result<Command> {
+        let (name, rest) = line.split_once(char::is_whitespace).unwrap_or((line, ""));
+        let rest = rest.trim();
+        let takes_none = |command: Command| match rest {
+            "" => Ok(command),
+            _ => bail!("{name} takes nothing after it, found {rest:?}"),
+        };
+        match name {
+            "/help" => takes_none(Command::Help),
+            "/system" => Ok(Command::System(rest.into())),
+            "/undo" => takes_none(Command::Undo),
+            "/regen" => takes_none(Command::Regen),
+            "/edit" => takes_none(Command::Edit),
+            "/save" => Ok(Command::Save((!rest.is_empty()).then(|| rest.into()))),
+            "/load" if rest.is_empty() => bail!("/load: the name of a file expected after it"),
+            "/load" => Ok(Command::Load(rest.into())),
+            "/set" if rest.is_empty() => Ok(Command::Set(None)),
+            "/set" => match rest.split_once(char::is_whitespace) {
+                Some((name, value)) => Ok(Command::Set(Some((name.into(), value.trim().into())))),
+                None => bail!("/set {rest}: a value expected after the name"),
+            },
+            "/stats" => takes_none(Command::Stats),
+            "/clear" => takes_none(Command::Clear),
+            "/exit" | "/quit" | "/bye" => takes_none(Command::Exit),
+            other => {
+                let near = names().filter(|n| n.starts_with(other) || strsim::jaro(n, other) > 0.8);
+                let near: Vec<&str> = near.collect();
+                match near.is_empty() {
+                    true => bail!("{other}: no such command; /help lists them (a message may begin with a space and a slash)"),
+                    false => bail!("{other}: no such command; {}?", near.join(" or ")),
+                }
+            }
+        }
+    }
+}
+
+impl Chat<'_> {
+    /// Does what a command says.
+    pub(super) fn run(&mut self, command: Command) -> Result<Next> {
+        match command {
+            Command::Help => {
+                for (name, takes, does) in ALL {
+                    eprintln!("  {:22} {does}", format!("{name} {takes}"));
+                }
+                eprintln!("  A line that ends in \\ goes on in the next; Alt-Enter and Ctrl-J begin a new one; Tab completes.");
+            }
+            Command::System(text) => {
+                self.set_system(&text);
+                if self.turn_count() > 0 {
+                    eprintln!("(the conversation is read again with the next message)");
+                }
+            }
+            Command::Undo => match self.take_back() {
+                Some(text) => eprintln!("(taken back: {:?})", short(&text)),
+                None => eprintln!("(there is nothing to take back)"),
+            },
+            Command::Regen => {
+                let Some(at) = self.messages.iter().rposition(|m| m["role"] == "user") else {
+                    bail!("there is no message to answer");
+                };
+                self.messages.truncate(at + 1);
+                return Ok(Next::Answer);
+            }
+            Command::Edit => match self.take_back() {
+                Some(text) => return Ok(Next::Edit(text)),
+                None => eprintln!("(there is no message to edit)"),
+            },
+            Command::Save(path) => {
+                let Some(path) = path.or_else(|| self.file.clone()) else {
+                    bail!("/save: the name of a file expected after it (or start with --session FILE)");
+                };
+                self.save(&path, true)?;
+                eprintln!("(saved to {})", path.display());
+            }
+            Command::Load(path) => {
+                self.load(&path)?;
+                eprintln!("({})", self.greeting());
+            }
+            Command::Set(None) => eprintln!("{}", self.settings.words()),
+            Command::Set(Some((name, value))) => self.set(&name, &value)?,
+            Command::Stats => self.tell(),
+            Command::Clear => {
+                self.messages.retain(|m| m["role"] == "system");
+                eprintln!("(a new conversation)");
+            }
+            Command::Exit => {}
+        }
+        Ok(Next::Nothing)
+    }
+
+    fn set(&mut self, name: &str, value: &str) -> Result<()> {
+        if name == "reasoning" {
+            self.screen.reasoning = match value {
+                "show" => true,
+                "hide" => false,
+                _ => bail!("/set reasoning {value}: show or hide expected"),
+            };
+            return Ok(());
+        }
+        // Numbers, lists and objects as JSON writes them; all else is text.
+        let json = serde_json::from_str(value).unwrap_or_else(|_| value.into());
+        if !self.settings.set(name, &json)? {
+            bail!("/set {name}: no such parameter; /set alone lists them");
+        }
+        Ok(())
+    }
+
+    fn tell(&self) {
+        if let Some(l) = &self.last {
+            let rate = |n: usize, s: f64| n as f64 / s.max(1e-9);
+            eprintln!(
+                "last answer: {} tokens read ({:.1} per second) after {} that were known, {} written ({:.1} per second); ended by {}",
+                l.read,
+                rate(l.read, l.read_s),
+                l.kept,
+                l.made,
+                rate(l.made, l.made_s),
+                l.ended
+            );
+        }
+        let (used, all) = (self.session.tokens(0).len(), self.session.n_ctx());
+        eprintln!(
+            "context: {used} of {all} tokens ({:.0}%), {} turns; {:.1} MB of state; seed {}",
+            100.0 * used as f64 / all as f64,
+            self.turn_count(),
+            self.session.state_bytes(0) as f64 / 1e6,
+            self.seed
+        );
+    }
+}
+
+/// The beginning of a text.
+fn short(text: &str) -> String {
+    let mut start: String = text.chars().take(60).collect();
+    if start.len() < text.len() {
+        start.push('…');
+    }
+    start
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn every_command_of_the_list_is_understood() {
+        for (name, takes, _) in ALL {
+            let line = if takes.is_empty() { name.to_string() } else { format!("{name} a b") };
+            Command::parse(&line).unwrap_or_else(|e| panic!("{line}: {e}"));
+        }
+    }
+
+    #[test]
+    fn a_misspelled_command_names_the_near_one_and_is_never_a_message() {
+        let said = |line: &str| Command::parse(line).unwrap_err().to_string();
+        assert!(said("/regn").contains("/regen"), "{}", said("/regn"));
+        assert!(said("/sav x").contains("/save"), "{}", said("/sav x"));
+        assert!(said("/xyzzy").contains("/help"), "{}", said("/xyzzy"));
+        assert!(said("/undo 3").contains("nothing"), "{}", said("/undo 3"));
+        assert!(said("/set temp").contains("value"), "{}", said("/set temp"));
+    }
+}

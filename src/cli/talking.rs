@@ -1,0 +1,154 @@
+//! What the verbs that write text share: the model with its vocabulary and template, and a prompt that shows how far it
+//! has been read.
+
+use std::sync::Arc;
+use std::sync::atomic::AtomicBool;
+
+use anyhow::{Context, Result};
+use indicatif::{ProgressBar, ProgressStyle};
+use serde_json::{Map, Value};
+
+use super::args::{self, Reasoning};
+use super::sampling::Settings;
+use super::{Failure, gguf, off, on_interrupt, open, options, read_text, usage};
+use crate::session::Session;
+use crate::talk::{Asked, Progress, Turns};
+use crate::text::{Clock, Template, Tokenizer};
+
+/// Variables by which templates switch thinking.
+const SWITCHES: [&str; 2] = ["enable_thinking", "thinking"];
+
+/// A model that is about to write.
+pub(super) struct Talking {
+    pub(super) session: Session,
+    pub(super) tokenizer: Tokenizer,
+    /// None where the model has no template and none was given.
+    pub(super) turns: Option<Turns>,
+    pub(super) settings: Settings,
+    /// Raised by Ctrl-C.
+    pub(super) interrupted: Arc<AtomicBool>,
+}
+
+impl Talking {
+    /// Opens the model with room for `n_seq` sequences; `leaves`: a second Ctrl-C ends the program.
+    pub(super) fn open(
+        model: &args::Model,
+        sampling: &args::Sampling,
+        talk: &args::Talk,
+        n_seq: usize,
+        leaves: bool,
+    ) -> Result<Talking> {
+        let mut settings = Settings::new(sampling)?;
+        let further = further(talk)?; // wrong usage is said before a model is loaded
+        let o = crate::session::Options { n_seq, n_wanted: Some(n_seq), ..options(model)? };
+        let gguf = gguf(model.model.as_deref(), &o.load)?;
+        let tokenizer = Tokenizer::new(&gguf).context(Failure::Model)?;
+        settings.follow(&gguf.meta)?;
+        let turns = match template(&gguf, talk)? {
+            Some(template) => Some(turns(template, talk, further, &tokenizer)?),
+            None => None,
+        };
+        let session = open(gguf, model, &o)?;
+        let interrupted = on_interrupt(&session, leaves)?;
+        Ok(Talking { session, tokenizer, turns, settings, interrupted })
+    }
+}
+
+/// The template to use.
+fn template(gguf: &crate::gguf::Gguf, talk: &args::Talk) -> Result<Option<Template>> {
+    if let Some(path) = &talk.chat_template_file {
+        return Template::new(&read_text(path)?, &path.display().to_string()).map(Some).context(Failure::Usage);
+    }
+    let has = gguf.meta.opt_str("tokenizer.chat_template")?.is_some();
+    if !has && talk.chat_template.is_none() {
+        return Ok(None);
+    }
+    let of = Template::of(&gguf.meta, talk.chat_template.as_deref(), false);
+    of.map(Some).context(if talk.chat_template.is_some() { Failure::Usage } else { Failure::Model })
+}
+
+fn turns(template: Template, talk: &args::Talk, mut further: Map<String, Value>, tokenizer: &Tokenizer) -> Result<Turns> {
+    if talk.reasoning != Reasoning::Auto {
+        let on = talk.reasoning == Reasoning::On;
+        let known: Vec<&str> = SWITCHES.into_iter().filter(|s| template.source().contains(s)).collect();
+        if known.is_empty() {
+            let flag = if on { "--reasoning on" } else { "--reasoning off" };
+            off(flag, "the chat template has no switch for it")?;
+        }
+        for name in known {
+            further.entry(name).or_insert(on.into());
+        }
+    }
+    Ok(Turns::new(template, tokenizer, further, Clock::now()))
+}
+
+/// The template's further variables.
+fn further(talk: &args::Talk) -> Result<Map<String, Value>> {
+    let Some(text) = &talk.chat_template_kwargs else { return Ok(Map::new()) };
+    match serde_json::from_str(text) {
+        Ok(Value::Object(map)) => Ok(map),
+        Ok(other) => usage(format!("--chat-template-kwargs {other}: a JSON object expected")),
+        Err(e) => usage(format!("--chat-template-kwargs: not JSON: {e}")),
+    }
+}
+
+impl args::Talk {
+    /// What every generation is asked for.
+    pub(super) fn asked(&self) -> Asked {
+        Asked {
+            limit: usize::try_from(self.n_predict).ok(),
+            stop: self.stop.clone(),
+            ignore_eos: self.ignore_eos,
+            budget: usize::try_from(self.reasoning_budget).ok(),
+            logprobs: None,
+        }
+    }
+
+    /// The system message, if one is given.
+    pub(super) fn system(&self) -> Result<Option<String>> {
+        match &self.system_prompt_file {
+            Some(path) => read_text(path).map(Some),
+            None => Ok(self.system_prompt.clone()),
+        }
+    }
+}
+
+/// Shows on stderr how far a prompt has been read, and only where that is a terminal.
+pub(super) struct Reading {
+    bar: ProgressBar,
+    read: usize,
+}
+
+impl Reading {
+    pub(super) fn new() -> Reading {
+        Reading { bar: ProgressBar::hidden(), read: 0 }
+    }
+
+    pub(super) fn progress(&mut self, p: Progress) {
+        match p {
+            Progress::Begins(n) => {
+                // Short prompts are over before the first drawing.
+                self.bar = ProgressBar::new(n as u64);
+                let form = "reading the prompt {bar:30} {pos}/{len} tokens, {per_sec}, {eta} left";
+                self.bar.set_style(ProgressStyle::with_template(form).expect("a template that is right"));
+            }
+            Progress::Read(n) => {
+                self.read += n;
+                self.bar.inc(n as u64);
+            }
+        }
+    }
+
+    /// Takes the bar away; how many tokens were read.
+    pub(super) fn finish(&self) -> usize {
+        self.bar.finish_and_clear();
+        self.read
+    }
+}
+
+impl Drop for Reading {
+    /// An error leaves no bar behind.
+    fn drop(&mut self) {
+        self.bar.finish_and_clear();
+    }
+}

@@ -1,0 +1,9 @@
+//! Conversations and generations: what stands between a session's tokens and what a person or a program reads.
+
+mod stops;
+mod turns;
+mod writer;
+
+pub use stops::Stops;
+pub use turns::{Progress, Turns, feed, read, rest};
+pub use writer::{Asked, End, Parts, Said, Writer, write};

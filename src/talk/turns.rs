@@ -1,0 +1,167 @@
+//! From a conversation to tokens, of which a sequence reads only those that it has not read yet.
+//!
+//! What was read is compared with the new prompt piece by piece: control tokens by their numbers, the text between them
+//! as text, since a model may cut its own words in other tokens than a tokenizer would. So an answer is never read again
+//! because of how it was cut; where a template drops what an earlier answer thought, reading begins there.
+
+use anyhow::{Context, Result};
+use serde_json::{Map, Value, json};
+
+use crate::session::{ContextFull, Session, Want};
+use crate::text::{Clock, Reader, Template, Tokenizer};
+
+/// How conversations become prompts: a template and what it is given beside the messages.
+#[derive(Debug)]
+pub struct Turns {
+    template: Template,
+    variables: Map<String, Value>,
+    clock: Clock,
+}
+
+impl Turns {
+    /// With the template's further variables (`enable_thinking`, ...).
+    pub fn new(template: Template, tokenizer: &Tokenizer, further: Map<String, Value>, clock: Clock) -> Turns {
+        let mut variables = further;
+        tokenizer.add_variables(&mut variables);
+        Turns { template, variables, clock }
+    }
+
+    /// The prompt of a conversation, `open` for an answer.
+    ///
+    /// # Errors
+    /// If the template fails, with its line.
+    pub fn prompt(&self, tokenizer: &Tokenizer, messages: &[Value], open: bool) -> Result<String> {
+        self.prompt_with(tokenizer, messages, None, None, open)
+    }
+
+    /// The same with tools and with variables of its own.
+    ///
+    /// # Errors
+    /// If the template fails, with its line.
+    pub fn prompt_with(
+        &self,
+        tokenizer: &Tokenizer,
+        messages: &[Value],
+        tools: Option<&Value>,
+        further: Option<&Map<String, Value>>,
+        open: bool,
+    ) -> Result<String> {
+        let mut variables = self.variables.clone();
+        variables.extend(further.cloned().unwrap_or_default());
+        variables.insert("messages".into(), tokenizer.guarded(&Value::Array(messages.to_vec())));
+        if let Some(tools) = tools {
+            variables.insert("tools".into(), tokenizer.guarded(tools));
+        }
+        variables.insert("add_generation_prompt".into(), open.into());
+        self.template.render(&Value::Object(variables), self.clock)
+    }
+
+    /// What splits the answer to a prompt into its parts.
+    pub fn reader(&self, prompt: &str) -> Reader {
+        Reader::new(self.template.source(), prompt)
+    }
+
+    /// The text with which the template opens a user's turn, where no control token does: a model of such a template
+    /// may go on with the user's part itself.
+    pub fn user_opens(&self, tokenizer: &Tokenizer) -> Option<String> {
+        const MARK: &str = "\u{1}";
+        let said = |role: &str, text: &str| json!({ "role": role, "content": text });
+        let messages = [said("user", "a"), said("assistant", "b"), said("user", MARK)];
+        let before = self.prompt(tokenizer, &messages[..2], false).ok()?;
+        let whole = self.prompt(tokenizer, &messages, false).ok()?;
+        let opens = whole.strip_prefix(before.as_str())?.split(MARK).next()?;
+        let plain = !tokenizer.encode_prompt(opens).ok()?.iter().any(|id| tokenizer.is_control(*id));
+        (plain && !opens.trim().is_empty()).then(|| opens.trim().to_owned())
+    }
+}
+
+/// How many of the tokens that were read a prompt begins with, and the tokens that are left of it.
+pub fn rest(tokenizer: &Tokenizer, read: &[u32], ids: &[u32]) -> (usize, Vec<u32>) {
+    let same = read.iter().zip(ids).take_while(|(a, b)| a == b).count();
+    if same == read.len() || same == ids.len() {
+        return (same, ids[same..].to_vec());
+    }
+    // Piece by piece: a control token, or the text up to the next.
+    let (mut at, mut done) = (0, 0); // tokens of `read`, tokens of `ids`
+    loop {
+        let piece = |list: &[u32], from: usize| match list[from..].iter().position(|t| tokenizer.is_control(*t)) {
+            Some(0) => from + 1,
+            Some(n) => from + n,
+            None => list.len(),
+        };
+        if at == read.len() || done == ids.len() {
+            break;
+        }
+        let (a, b) = (piece(read, at), piece(ids, done));
+        let (x, y) = (&read[at..a], &ids[done..b]);
+        if x != y && (tokenizer.is_control(x[0]) || tokenizer.is_control(y[0]) || bytes(tokenizer, x) != bytes(tokenizer, y)) {
+            let more = x.iter().zip(y).take_while(|(a, b)| a == b).count();
+            (at, done) = (at + more, done + more);
+            break;
+        }
+        (at, done) = (a, b);
+    }
+    (at, ids[done..].to_vec())
+}
+
+fn bytes(tokenizer: &Tokenizer, ids: &[u32]) -> Vec<u8> {
+    ids.iter().flat_map(|id| tokenizer.bytes(*id, true)).collect()
+}
+
+/// Makes a sequence one that has read the prompt `ids`, and returns what is wanted after it. Of what it has read already
+/// nothing is read again; `progress` is told how many tokens are to be read, and then of each batch.
+///
+/// # Errors
+/// [`ContextFull`] before anything is read, if the prompt has no room; [`Interrupted`](crate::session::Interrupted), with
+/// what was read so far kept; others as [`Session::feed`].
+pub fn read(
+    session: &mut Session,
+    seq: usize,
+    tokenizer: &Tokenizer,
+    ids: &[u32],
+    want: Want,
+    progress: &mut dyn FnMut(Progress),
+) -> Result<Vec<f32>> {
+    let (mut keep, mut rest) = rest(tokenizer, session.tokens(seq), ids);
+    if rest.is_empty() {
+        // Logits follow a token: the last one is read once more.
+        keep = keep.checked_sub(1).context("the prompt is empty")?;
+        rest = vec![session.tokens(seq)[keep]];
+    }
+    if keep + rest.len() > session.n_ctx() {
+        return Err(ContextFull { n_ctx: session.n_ctx(), used: 0, given: keep + rest.len() }.into());
+    }
+    session.rewind(seq, keep)?;
+    feed(session, seq, &rest, want, progress)
+}
+
+/// What is told of a prompt that is being read.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Progress {
+    /// So many tokens are to be read.
+    Begins(usize),
+    /// So many more of them are.
+    Read(usize),
+}
+
+/// Reads tokens in parts that are told of.
+///
+/// # Errors
+/// As [`Session::feed`].
+pub fn feed(
+    session: &mut Session,
+    seq: usize,
+    tokens: &[u32],
+    want: Want,
+    progress: &mut dyn FnMut(Progress),
+) -> Result<Vec<f32>> {
+    progress(Progress::Begins(tokens.len()));
+    let parts = tokens.chunks(session.n_batch());
+    let last = parts.len().saturating_sub(1);
+    let mut logits = Vec::new();
+    for (i, part) in parts.enumerate() {
+        logits = session.feed(seq, part, if i == last { want } else { Want::None })?;
+        progress(Progress::Read(part.len()));
+    }
+    Ok(logits)
+}

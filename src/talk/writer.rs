@@ -1,0 +1,284 @@
+//! One generation: from logits to tokens to text, in its parts, until something ends it.
+
+use std::collections::VecDeque;
+use std::sync::atomic::{AtomicBool, Ordering};
+
+use anyhow::{Result, bail};
+use serde_json::{Value, json};
+
+use super::Stops;
+use crate::sample::{Sampler, logprob_of, logprobs};
+use crate::session::{Session, Want};
+use crate::text::grammar::{DeadEnd, Grammar};
+use crate::text::{Part, Reader, Stream, Tokenizer};
+
+/// What a generation is asked for.
+#[derive(Clone, Debug, Default)]
+pub struct Asked {
+    /// Tokens, at most.
+    pub limit: Option<usize>,
+    /// Texts that end the answer.
+    pub stop: Vec<String>,
+    /// Go on where the model would end.
+    pub ignore_eos: bool,
+    /// Tokens of reasoning, at most.
+    pub budget: Option<usize>,
+    /// The likeliest tokens at each place, with their log-probabilities: how many; None is not at all.
+    pub logprobs: Option<usize>,
+}
+
+/// What ended a generation.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum End {
+    /// The model.
+    Model,
+    /// One of the texts that were to end it.
+    Stop(String),
+    /// The grammar: nothing can follow.
+    Complete,
+    /// The asked number of tokens.
+    Limit,
+    /// The context.
+    Context,
+    /// The user.
+    Interrupted,
+}
+
+impl End {
+    /// In words.
+    pub fn words(&self) -> String {
+        match self {
+            End::Model => "the model".into(),
+            End::Stop(text) => format!("the stop text {text:?}"),
+            End::Complete => "the grammar".into(),
+            End::Limit => "the asked number of tokens".into(),
+            End::Context => "the end of the context (a larger -c gives room)".into(),
+            End::Interrupted => "Ctrl-C".into(),
+        }
+    }
+
+    /// In one word, for programs.
+    pub fn name(&self) -> &'static str {
+        match self {
+            End::Model | End::Complete => "end",
+            End::Stop(_) => "stop",
+            End::Limit => "limit",
+            End::Context => "context",
+            End::Interrupted => "interrupted",
+        }
+    }
+}
+
+/// Everything that was written.
+#[derive(Clone, Debug, Default)]
+pub struct Said {
+    /// The tokens, that which ended the text not among them.
+    pub tokens: Vec<u32>,
+    /// What the model thought.
+    pub reasoning: String,
+    /// What it answered.
+    pub answer: String,
+    /// For every token, where asked: `{token, logprob, top: [{token, logprob}]}`.
+    pub logprobs: Vec<Value>,
+}
+
+/// A generation under way.
+#[derive(Debug)]
+pub struct Writer<'t> {
+    tokenizer: &'t Tokenizer,
+    sampler: Sampler,
+    /// Holds for the answer, not for what is thought before it.
+    grammar: Option<Grammar>,
+    reader: Reader,
+    stream: Stream<'t>,
+    /// The token that opens reasoning, which a grammar does not know.
+    opens: Option<u32>,
+    stops: Stops,
+    asked: Asked,
+    /// Tokens that come next whatever the logits say.
+    forced: VecDeque<u32>,
+    thought: usize,
+    /// What was written so far.
+    pub said: Said,
+}
+
+/// Text that came, by the part that it belongs to.
+pub type Parts = Vec<(Part, String)>;
+
+impl<'t> Writer<'t> {
+    /// A generation that follows a prompt.
+    pub fn new(
+        tokenizer: &'t Tokenizer,
+        mut sampler: Sampler,
+        grammar: Option<Grammar>,
+        reader: Reader,
+        asked: Asked,
+        prompt: &[u32],
+    ) -> Writer<'t> {
+        prompt.iter().for_each(|t| sampler.accept(*t));
+        let stops = Stops::new(asked.stop.iter().cloned());
+        let (forced, said, stream) = (VecDeque::new(), Said::default(), tokenizer.stream());
+        let opens = reader.may_open().and_then(|text| match tokenizer.encode(text, false, true).as_deref() {
+            Ok([one]) => Some(*one),
+            _ => None,
+        });
+        Writer { tokenizer, sampler, grammar, reader, stream, opens, stops, asked, forced, thought: 0, said }
+    }
+
+    /// What the next token is chosen from: all logits, or the likeliest token, where that is all that counts.
+    pub fn want(&self) -> Want {
+        let plain = self.grammar.is_none() && self.asked.logprobs.is_none() && self.sampler.is_greedy();
+        if plain { Want::Likeliest } else { Want::Last }
+    }
+
+    /// Chooses the next token from logits, or `greedy` from the likeliest one alone. Returns it, the text that is complete with it, and what
+    /// ends the generation, if something does: the token is then not to be read any more.
+    ///
+    /// # Errors
+    /// If the logits are not numbers, or the grammar allows no token.
+    pub fn next(&mut self, logits: &[f32], greedy: bool) -> Result<(u32, Parts, Option<End>)> {
+        if self.asked.limit == Some(self.said.tokens.len()) {
+            return Ok((0, self.finish(), Some(End::Limit)));
+        }
+        if logits.iter().any(|v| v.is_nan()) {
+            bail!(
+                "the model computed NaN; the file is damaged, or this is a bug worth reporting with the model's name"
+            );
+        }
+        // A grammar is for the answer. Where reasoning may open, it may still do so.
+        let beginning = self.reader.may_open().is_some();
+        let ruled = beginning || self.reader.part() == Some(Part::Answer);
+        let token = match self.forced.pop_front() {
+            Some(token) => token,
+            None if greedy => logits[0] as u32,
+            None => {
+                let mut with_opening;
+                let allowed = match (&mut self.grammar, self.opens.filter(|_| beginning)) {
+                    (Some(g), None) if ruled => Some(g.mask()?),
+                    (Some(g), Some(open)) => {
+                        with_opening = g.mask()?.to_vec();
+                        with_opening[open as usize / 32] |= 1 << (open % 32);
+                        Some(&with_opening[..])
+                    }
+                    _ => None,
+                };
+                self.sampler.pick(logits, allowed).ok_or(DeadEnd)?
+            }
+        };
+        if self.tokenizer.is_eog(token) && !self.asked.ignore_eos {
+            return Ok((token, self.finish(), Some(End::Model)));
+        }
+        self.sampler.accept(token);
+        if let Some(n) = self.asked.logprobs {
+            self.note(logits, token, n);
+        }
+        self.said.tokens.push(token);
+        let mut complete = false;
+        if let Some(grammar) = self.grammar.as_mut().filter(|_| ruled && !(beginning && self.opens == Some(token))) {
+            grammar.accept(token)?;
+            complete = grammar.is_done();
+        }
+        let special = self.tokenizer.is_control(token) && self.reader.knows(self.tokenizer.piece(token));
+        let text = self.stream.push_as(token, special);
+        let came = self.reader.push(&text);
+        if let Some(close) = self.reader.close() {
+            self.thought += 1;
+            if self.asked.budget.is_some_and(|n| self.thought >= n) {
+                self.forced = self.tokenizer.encode(&close, false, true)?.into();
+                self.asked.budget = None;
+            }
+        }
+        let (mut parts, stop) = self.stopped(came);
+        let end = match stop {
+            Some(stop) => Some(End::Stop(stop)),
+            None if complete => Some(End::Complete),
+            None if self.asked.limit == Some(self.said.tokens.len()) => Some(End::Limit),
+            None => None,
+        };
+        if end.is_some() && !matches!(end, Some(End::Stop(_))) {
+            parts.extend(self.finish());
+        }
+        Ok((token, parts, end))
+    }
+
+    /// Whether the text is whole by its grammar; always where there is none.
+    pub fn is_complete(&mut self) -> bool {
+        self.grammar.as_mut().is_none_or(|g| g.may_end())
+    }
+
+    /// The text that was held back, when something else ends the generation.
+    pub fn finish(&mut self) -> Parts {
+        let rest = std::mem::replace(&mut self.stream, self.tokenizer.stream()).finish();
+        let mut came = self.reader.push(&rest);
+        came.extend(std::mem::replace(&mut self.reader, Reader::plain()).finish());
+        let (mut parts, stop) = self.stopped(came);
+        let rest = self.stops.finish();
+        if stop.is_none() && !rest.is_empty() {
+            self.said.answer.push_str(&rest);
+            parts.push((Part::Answer, rest));
+        }
+        parts
+    }
+
+    /// Text that came, up to a stop in the answer.
+    fn stopped(&mut self, came: Parts) -> (Parts, Option<String>) {
+        let mut parts = Vec::with_capacity(came.len());
+        for (part, text) in came {
+            if part == Part::Reasoning {
+                self.said.reasoning.push_str(&text);
+                parts.push((part, text));
+                continue;
+            }
+            let (text, stop) = self.stops.push(&text);
+            self.said.answer.push_str(&text);
+            if !text.is_empty() {
+                parts.push((part, text));
+            }
+            if stop.is_some() {
+                return (parts, stop);
+            }
+        }
+        (parts, None)
+    }
+
+    fn note(&mut self, logits: &[f32], token: u32, n: usize) {
+        let one = |(id, p): (u32, f32)| json!({ "token": self.tokenizer.decode(&[id], true), "id": id, "logprob": p });
+        let mut own = one((token, logprob_of(logits, token)));
+        own["top"] = logprobs(logits, n).into_iter().map(one).collect();
+        self.said.logprobs.push(own);
+    }
+}
+
+/// Writes from `logits` on until something ends it; `show` sees the text as it comes.
+///
+/// # Errors
+/// As [`Writer::next`] and [`Session::feed`], and what `show` returns.
+pub fn write(
+    session: &mut Session,
+    seq: usize,
+    writer: &mut Writer<'_>,
+    mut logits: Vec<f32>,
+    stop: &AtomicBool,
+    show: &mut dyn FnMut(Part, &str) -> Result<()>,
+) -> Result<End> {
+    let mut greedy = writer.want() == Want::Likeliest; // as the prompt was read
+    loop {
+        let interrupted = stop.load(Ordering::SeqCst);
+        let (token, parts, end) =
+            if interrupted { (0, writer.finish(), Some(End::Interrupted)) } else { writer.next(&logits, greedy)? };
+        for (part, text) in parts {
+            show(part, &text)?;
+        }
+        if let Some(end) = end {
+            return Ok(end);
+        }
+        if session.tokens(seq).len() == session.n_ctx() {
+            for (part, text) in writer.finish() {
+                show(part, &text)?;
+            }
+            return Ok(End::Context);
+        }
+        greedy = writer.want() == Want::Likeliest;
+        logits = session.feed(seq, &[token], writer.want())?;
+    }
+}

@@ -1,0 +1,361 @@
+//! `tandem chat` as a person meets it: through a pseudo-terminal, judged by what stands on the screen.
+
+#![cfg(unix)]
+
+use std::io::{Read, Write};
+use std::num::NonZero;
+use std::path::{Path, PathBuf};
+use std::sync::{Arc, Mutex};
+use std::time::{Duration, Instant};
+
+use portable_pty::{Child, CommandBuilder, MasterPty, PtySize, native_pty_system};
+
+const ROWS: u16 = 40;
+const COLUMNS: u16 = 100;
+
+/// Long enough for a busy machine; nothing waits so long that goes well.
+const PATIENCE: Duration = Duration::from_secs(60);
+
+/// A terminal with the program in it.
+struct Terminal {
+    screen: Arc<Mutex<vt100::Parser>>,
+    /// Everything that was written, escapes included.
+    raw: Arc<Mutex<Vec<u8>>>,
+    keys: Box<dyn Write + Send>,
+    master: Box<dyn MasterPty + Send>,
+    child: Box<dyn Child + Send + Sync>,
+}
+
+fn root() -> &'static Path {
+    Path::new(env!("CARGO_MANIFEST_DIR"))
+}
+
+/// A folder of one test, empty.
+fn folder(name: &str) -> PathBuf {
+    let dir = Path::new(env!("CARGO_TARGET_TMPDIR")).join("terminal").join(name);
+    let _ = std::fs::remove_dir_all(&dir);
+    std::fs::create_dir_all(&dir).unwrap();
+    dir
+}
+
+fn size(rows: u16, cols: u16) -> PtySize {
+    PtySize { rows, cols, pixel_width: 0, pixel_height: 0 }
+}
+
+fn wide(n: u16) -> NonZero<u16> {
+    NonZero::new(n).unwrap()
+}
+
+impl Terminal {
+    /// `tandem chat` with the demo model as JULIET, in the folder `home`.
+    fn chat(home: &Path, more: &[&str]) -> Terminal {
+        let template = root().join("demo/romeo.jinja");
+        let first = ["chat", "--chat-template-file", template.to_str().unwrap(), "--seed", "3"];
+        Terminal::start(home, &[&first[..], more].concat(), &[])
+    }
+
+    fn start(home: &Path, args: &[&str], env: &[(&str, &str)]) -> Terminal {
+        let pty = native_pty_system().openpty(size(ROWS, COLUMNS)).unwrap();
+        let mut c = CommandBuilder::new(env!("CARGO_BIN_EXE_tandem"));
+        c.args(args);
+        c.cwd(home);
+        c.env("HOME", home);
+        c.env("XDG_STATE_HOME", "");
+        c.env("TERM", "xterm-256color");
+        c.env("CUDA_VISIBLE_DEVICES", "");
+        c.env_remove("NO_COLOR");
+        env.iter().for_each(|(k, v)| c.env(k, v));
+        let child = pty.slave.spawn_command(c).unwrap();
+        let screen = Arc::new(Mutex::new(vt100::Parser::new(wide(ROWS), wide(COLUMNS), 1000)));
+        let raw = Arc::new(Mutex::new(Vec::new()));
+        let (to, log) = (screen.clone(), raw.clone());
+        let mut from = pty.master.try_clone_reader().unwrap();
+        std::thread::spawn(move || {
+            let mut bytes = [0; 4096];
+            while let Ok(n) = from.read(&mut bytes) {
+                if n == 0 {
+                    return;
+                }
+                to.lock().unwrap().process(&bytes[..n]);
+                log.lock().unwrap().extend_from_slice(&bytes[..n]);
+            }
+        });
+        let keys = pty.master.take_writer().unwrap();
+        Terminal { screen, raw, keys, master: pty.master, child }
+    }
+
+    fn screen(&self) -> String {
+        self.screen.lock().unwrap().screen().contents()
+    }
+
+    /// The line that the cursor is in.
+    fn line(&self) -> String {
+        let parser = self.screen.lock().unwrap();
+        let (row, _) = parser.screen().cursor_position();
+        parser.screen().rows(0, COLUMNS).nth(row as usize).unwrap_or_default().trim_end().to_owned()
+    }
+
+    fn keys(&mut self, keys: &str) {
+        self.keys.write_all(keys.as_bytes()).unwrap();
+        self.keys.flush().unwrap();
+    }
+
+    #[track_caller]
+    fn until(&self, what: &str, holds: impl Fn(&Terminal) -> bool) {
+        let start = Instant::now();
+        while !holds(self) {
+            assert!(start.elapsed() < PATIENCE, "{what} did not come; the screen:\n{}", self.screen());
+            std::thread::sleep(Duration::from_millis(10));
+        }
+    }
+
+    #[track_caller]
+    fn sees(&self, text: &str) {
+        self.until(text, |t| t.screen().contains(text));
+    }
+
+    /// The prompt stands there with this text in it.
+    #[track_caller]
+    fn waits(&self, text: &str) {
+        let line = format!("> {text}");
+        self.until(&line, |t| t.line() == line.trim_end());
+    }
+
+    /// A message is typed, and the answer waited for.
+    #[track_caller]
+    fn says(&mut self, text: &str) {
+        self.keys(text);
+        self.waits(text);
+        self.keys("\r");
+        self.until("an answer", |t| t.line() == ">");
+    }
+
+    #[track_caller]
+    fn leaves(&mut self, keys: &str) -> u32 {
+        self.keys(keys);
+        let start = Instant::now();
+        loop {
+            if let Some(status) = self.child.try_wait().unwrap() {
+                return status.exit_code();
+            }
+            assert!(start.elapsed() < PATIENCE, "it did not end; the screen:\n{}", self.screen());
+            std::thread::sleep(Duration::from_millis(10));
+        }
+    }
+}
+
+impl Drop for Terminal {
+    fn drop(&mut self) {
+        let _ = self.child.kill();
+    }
+}
+
+#[test]
+fn what_is_typed_is_answered_and_the_history_brings_it_back() {
+    let home = folder("typed");
+    let mut t = Terminal::chat(&home, &["-n", "20"]);
+    t.waits("");
+    t.sees("/help lists the commands");
+    t.says("What light through yonder window breaks?");
+    let first = t.screen();
+    assert!(first.lines().filter(|l| !l.trim().is_empty()).count() > 4, "{first}");
+    t.keys("\x1b[A"); // up
+    t.waits("What light through yonder window breaks?");
+    t.keys("\x15"); // Ctrl-U
+    t.waits("");
+    assert_eq!(t.leaves("\x04"), 0); // Ctrl-D
+    let mut t = Terminal::chat(&home, &["-n", "5"]);
+    t.waits("");
+    t.keys("\x1b[A");
+    t.waits("What light through yonder window breaks?"); // also in the next start
+}
+
+#[test]
+fn a_message_of_several_lines_is_one_message() {
+    let mut t = Terminal::chat(&folder("lines"), &["-n", "5"]);
+    t.waits("");
+    t.keys("one");
+    t.keys("\x1b\r"); // Alt-Enter
+    t.until("a second line", |t| t.screen().contains("> one\n") && t.line().is_empty());
+    t.keys("two\\\r"); // a backslash goes on
+    t.keys("three");
+    t.until("a third line", |t| t.line() == "three");
+    t.keys("\r");
+    t.until("an answer", |t| t.line() == ">");
+    t.keys("/undo\r");
+    t.sees(r#"taken back: "one\ntwo\nthree""#);
+}
+
+#[test]
+fn ctrl_c_stops_an_answer_keeps_what_was_said_and_twice_at_the_prompt_leaves() {
+    let home = folder("stop");
+    // As long as the context, so that there is something to stop.
+    let mut t = Terminal::chat(&home, &["-c", "60000", "--ignore-eos"]);
+    t.waits("");
+    t.keys("Speak on\r");
+    t.until("the answer's beginning", |t| t.screen().trim().lines().count() > 8);
+    t.keys("\x03");
+    t.sees("(ended by Ctrl-C)");
+    t.waits("");
+    t.keys("/save kept\r");
+    t.sees("(saved to kept)");
+    let said = std::fs::read(home.join("kept")).unwrap();
+    let head = String::from_utf8_lossy(&said[..said.len().min(20_000)]).into_owned();
+    assert!(head.contains("Speak on") && head.contains("assistant"), "what was said so far counts");
+    t.keys("half a line\x03");
+    t.waits("");
+    t.sees("once more leaves");
+    assert_eq!(t.leaves("\x03"), 0);
+}
+
+#[test]
+fn ctrl_c_stops_the_reading_of_a_long_prompt_and_gives_the_message_back() {
+    let home = folder("reading");
+    let long = "But soft, what light through yonder window breaks? It is the east.\n".repeat(6000);
+    std::fs::write(home.join("system"), &long).unwrap();
+    let mut t = Terminal::chat(&home, &["-c", "400000", "-n", "5", "--system-prompt-file", "system"]);
+    t.waits("");
+    t.keys("Who art thou?\r");
+    t.sees("reading the prompt");
+    t.keys("\x03");
+    t.sees("stopped while reading");
+    t.waits("Who art thou?");
+    t.keys("\x15/system\r");
+    t.until("the prompt", |t| t.line() == ">");
+    t.says("Who art thou?");
+    assert!(!t.screen().contains("error"), "{}", t.screen());
+}
+
+#[test]
+fn a_conversation_can_be_taken_back_answered_anew_edited_saved_and_loaded() {
+    let home = folder("commands");
+    let mut t = Terminal::chat(&home, &["-n", "12"]);
+    t.waits("");
+    t.says("First");
+    t.says("Second");
+    t.says("/stats");
+    t.sees("2 turns");
+    t.says("/save both");
+    t.sees("(saved to both)");
+    t.says("/undo");
+    t.sees("taken back: \"Second\"");
+    t.says("/stats");
+    t.sees("1 turns");
+    t.keys("/edit\r");
+    t.waits("First");
+    t.keys(", edited");
+    t.waits("First, edited");
+    t.keys("\r");
+    t.until("an answer", |t| t.line() == ">");
+    t.says("/regen");
+    t.says("/clear");
+    t.sees("(a new conversation)");
+    t.says("/load both");
+    t.sees("going on after 2 turns");
+    t.says("Third");
+    t.says("/stats");
+    t.sees("3 turns");
+    t.says("/lod x");
+    t.sees("/load?");
+    t.says("/set temp 0.1");
+    t.says("/set temp hot");
+    t.sees("temp");
+    t.keys("/un\t");
+    t.waits("/undo");
+    assert_eq!(t.leaves("\x15/exit\r"), 0);
+}
+
+#[test]
+fn a_conversation_in_a_file_goes_on_where_it_was() {
+    let home = folder("session");
+    let mut t = Terminal::chat(&home, &["-n", "12", "--session", "talk"]);
+    t.waits("");
+    t.says("Remember me");
+    assert_eq!(t.leaves("/exit\r"), 0);
+    let mut t = Terminal::chat(&home, &["-n", "12", "--session", "talk"]);
+    t.sees("going on after 1 turn;");
+    t.waits("");
+    t.says("And now?");
+    t.says("/stats");
+    t.sees("2 turns");
+    // Of the first turn nothing was read again: the second alone has some twenty tokens.
+    let stats = t.screen();
+    let read = stats.split("last answer: ").nth(1).and_then(|s| s.split(' ').next()?.parse::<usize>().ok());
+    assert!(read.is_some_and(|n| (1..30).contains(&n)), "{stats}");
+}
+
+#[test]
+fn what_is_thought_is_dim_and_can_be_left_out_and_nothing_is_under_no_color() {
+    let home = folder("thought");
+    let template = "{% for m in messages %}{{ m.content }}\n{% endfor %}<think>\n{# </think> #}";
+    std::fs::write(home.join("think.jinja"), template).unwrap();
+    let args = ["chat", "--chat-template-file", "think.jinja", "--seed", "3", "-n", "40", "--reasoning-budget", "8"];
+    let raw = |t: &Terminal| String::from_utf8_lossy(&t.raw.lock().unwrap()).into_owned();
+    let mut t = Terminal::start(&home, &args, &[]);
+    t.waits("");
+    t.says("Think");
+    assert!(raw(&t).contains("\x1b[2m") && raw(&t).contains("\x1b[22m"), "{:?}", raw(&t));
+    assert!(!t.screen().contains("think>"), "{}", t.screen());
+    let shown = t.screen().split_whitespace().count();
+    let mut t = Terminal::start(&home, &[&args[..], &["--hide-reasoning"]].concat(), &[]);
+    t.waits("");
+    t.says("Think");
+    assert!(!raw(&t).contains("\x1b[2m"), "{:?}", raw(&t));
+    assert!(t.screen().split_whitespace().count() < shown, "{}", t.screen());
+    let mut t = Terminal::start(&home, &args, &[("NO_COLOR", "1")]);
+    t.waits("");
+    t.says("Think");
+    assert!(!raw(&t).contains("\x1b[2m") && !raw(&t).contains("\x1b[1m"), "{:?}", raw(&t));
+}
+
+#[test]
+fn a_line_stays_whole_when_the_window_changes() {
+    let mut t = Terminal::chat(&folder("window"), &["-n", "5"]);
+    t.waits("");
+    let line = "A line that is longer than the window will be after it was made as narrow as a column of verse";
+    t.keys(line);
+    t.waits(line);
+    t.screen.lock().unwrap().screen_mut().set_size(wide(ROWS), wide(40));
+    t.master.resize(size(ROWS, 40)).unwrap();
+    t.keys("!");
+    let joined = |t: &Terminal| t.screen().lines().map(str::trim_end).collect::<String>().replace(' ', "");
+    let want = format!("{line}!").replace(' ', "");
+    t.until("the line, wrapped", |t| joined(t).contains(&want));
+    t.keys("\r");
+    t.until("an answer", |t| t.line() == ">");
+}
+
+#[test]
+fn a_context_that_fills_up_says_so_and_drops_turns_only_when_told() {
+    let home = folder("full");
+    let mut t = Terminal::chat(&home, &["-c", "256", "-n", "60", "--ignore-eos"]);
+    t.waits("");
+    let mut asked = false;
+    for i in 0..8 {
+        t.keys(&format!("Speak of the moon and of the sun, good number {i}\r"));
+        t.until("an answer or a question", |t| t.line() == ">" || t.line().contains("[y/n]"));
+        if t.line().contains("[y/n]") {
+            asked = true;
+            break;
+        }
+    }
+    assert!(asked, "{}", t.screen());
+    t.sees("of 256 tokens used");
+    t.sees("The context is full");
+    t.keys("n\r");
+    t.sees("nothing was changed");
+    t.until("the message in the line", |t| t.line().starts_with("> Speak of the moon"));
+    t.keys("\r");
+    t.until("the question", |t| t.line().contains("[y/n]"));
+    t.keys("y\r");
+    t.until("an answer", |t| t.line() == ">");
+}
+
+#[test]
+fn without_a_verb_a_terminal_gets_a_chat() {
+    let template = root().join("demo/romeo.jinja");
+    let mut t = Terminal::start(&folder("bare"), &["--chat-template-file", template.to_str().unwrap(), "-n", "4"], &[]);
+    t.waits("");
+    t.says("Good morrow");
+    assert_eq!(t.leaves("/exit\r"), 0);
+}
