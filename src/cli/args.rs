@@ -5,6 +5,8 @@ use std::path::PathBuf;
 
 use clap::{Args, Parser, Subcommand, ValueEnum};
 
+use crate::text::Clock;
+
 /// Runs mixture-of-experts language models from GGUF files on this machine.
 #[derive(Debug, Parser)]
 #[command(name = "tandem", version, max_term_width = 100, subcommand_required = true, arg_required_else_help = true)]
@@ -35,6 +37,8 @@ pub enum Verb {
     Explain(Explain),
     /// Text to token numbers, as llama-tokenize prints them
     Tokenize(Tokenize),
+    /// A chat template's variables, as JSON on stdin, to the exact prompt
+    Template(Template),
     /// Measure prompt and decode rates
     Bench(Bench),
     /// Hold what this machine computes, on the CPU and on the GPU, to the scalar kernels; exit status 1 if it is off
@@ -227,6 +231,23 @@ pub struct Tokenize {
     /// Print the number of tokens too
     #[arg(long)]
     pub show_count: bool,
+}
+
+/// `tandem template`.
+#[derive(Debug, Args)]
+pub struct Template {
+    /// The GGUF file whose template and vocabulary count; without it, the built-in demo model
+    #[arg(short, long, value_name = "FILE")]
+    pub model: Option<PathBuf>,
+    /// Read the template from a file; no model is needed then
+    #[arg(long, value_name = "FILE", conflicts_with_all = ["model", "chat_template"])]
+    pub chat_template_file: Option<PathBuf>,
+    /// The template of this name, where a model has several
+    #[arg(long, value_name = "NAME")]
+    pub chat_template: Option<String>,
+    /// The time that the template is told: YYYY-MM-DD, "YYYY-MM-DD HH:MM:SS", or seconds since 1970 [default: now]
+    #[arg(long, value_name = "TIME")]
+    pub now: Option<Clock>,
 }
 
 /// `tandem verify`.

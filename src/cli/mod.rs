@@ -6,6 +6,7 @@ mod explain;
 mod logits;
 mod perplexity;
 mod run;
+mod template;
 mod tokenize;
 mod verify;
 
@@ -82,6 +83,7 @@ pub fn main(argv: impl Iterator<Item = OsString>) -> ExitCode {
         Verb::Bench(a) => bench::run(a),
         Verb::Explain(a) => explain::run(a),
         Verb::Perplexity(a) => perplexity::run(a),
+        Verb::Template(a) => template::run(a),
         Verb::Tokenize(a) => tokenize::run(a),
         Verb::Verify(a) => verify::run(a),
     };

@@ -1,10 +1,18 @@
-//! Text and token numbers: a GGUF file's vocabulary, and how text is cut into its tokens and put together again.
+//! Text and token numbers: a GGUF file's vocabulary, how text is cut into its tokens and put together again; chat
+//! templates.
 
 mod bpe;
+mod clock;
+mod guard;
+mod jinja;
 mod pre;
+mod python;
 mod split;
 mod spm;
+mod template;
 mod tokenizer;
 mod vocab;
 
+pub use clock::Clock;
+pub use template::Template;
 pub use tokenizer::{Stream, Tokenizer};

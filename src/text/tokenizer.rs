@@ -21,12 +21,12 @@ enum Model {
 /// A GGUF file's vocabulary, and how to use it.
 pub struct Tokenizer {
     file: String,
-    vocab: Vocab,
+    pub(super) vocab: Vocab,
     model: Model,
     /// Tokens that are found in any text.
     user: Finder,
     /// Those and the control tokens.
-    special: Finder,
+    pub(super) special: Finder,
     /// White space after a token that was found is dropped.
     strip: bool,
 }
@@ -102,9 +102,18 @@ impl Tokenizer {
         out.extend(self.vocab.bos.filter(|_| add_special && self.vocab.add_bos));
         let begun = out.len();
         let finder = if parse_special { &self.special } else { &self.user };
+        self.cut(text, finder.find(text, |_, _| true), &mut out)?;
+        if begun == 1 && out.get(1) == self.vocab.bos.as_ref() {
+            tracing::warn!("the text starts with the begin token already, so now there are two of them");
+        }
+        out.extend(self.vocab.eos.filter(|_| add_special && self.vocab.add_eos));
+        Ok(out)
+    }
+
+    /// Appends the tokens that were found in a text, and those of the text between them.
+    pub(super) fn cut(&self, text: &str, found: Vec<(Range<usize>, u32)>, out: &mut Vec<u32>) -> Result<()> {
         let mut done = 0;
         let mut first = true; // nothing, or a token that was found, comes before
-        let found = finder.find(text);
         for (span, id) in found.into_iter().map(|(s, id)| (s, Some(id))).chain([(text.len()..text.len(), None)]) {
             let mut between = &text[done..span.start];
             if self.strip && done > 0 && !self.keeps_space(out.last().copied()) {
@@ -112,8 +121,8 @@ impl Tokenizer {
             }
             if !between.is_empty() {
                 match &self.model {
-                    Model::Bpe(bpe) => bpe.encode(between, &mut out),
-                    Model::Spm(spm) => spm.encode(between, first, &mut out),
+                    Model::Bpe(bpe) => bpe.encode(between, out),
+                    Model::Spm(spm) => spm.encode(between, first, out),
                 }
                 .with_context(|| self.file.clone())?;
                 first = false;
@@ -124,11 +133,7 @@ impl Tokenizer {
             }
             done = span.end;
         }
-        if begun == 1 && out.get(1) == self.vocab.bos.as_ref() {
-            tracing::warn!("the text starts with the begin token already, so now there are two of them");
-        }
-        out.extend(self.vocab.eos.filter(|_| add_special && self.vocab.add_eos));
-        Ok(out)
+        Ok(())
     }
 
     /// Whether white space after this token is kept where that after others is not.
@@ -234,7 +239,7 @@ fn byte_of(piece: &str) -> Option<u8> {
 
 /// Finds certain tokens' texts in a text.
 #[derive(Debug, Default)]
-struct Finder {
+pub(super) struct Finder {
     tokens: HashMap<Box<[u8]>, u32>,
     /// The lengths of the tokens that start with a byte, the longest first.
     lengths: Vec<Vec<usize>>,
@@ -256,18 +261,24 @@ impl Finder {
         Finder { tokens, lengths }
     }
 
-    /// Where the tokens are, in order and without overlap. A longer token is found before a shorter one, even one
-    /// that starts further left.
-    fn find(&self, text: &str) -> Vec<(Range<usize>, u32)> {
+    /// The tokens' texts and numbers, in no order.
+    pub(super) fn texts(&self) -> impl Iterator<Item = (&str, u32)> {
+        self.tokens.iter().filter_map(|(text, &id)| Some((std::str::from_utf8(text).ok()?, id)))
+    }
+
+    /// Everywhere that a token's text stands, across each other and within each other.
+    pub(super) fn candidates<'a>(&'a self, text: &'a str) -> impl Iterator<Item = (Range<usize>, u32)> + 'a {
         let text = text.as_bytes();
-        let mut all: Vec<(Range<usize>, u32)> = Vec::new();
-        for (at, &b) in text.iter().enumerate() {
-            for &n in &self.lengths[b as usize] {
-                if let Some(&id) = text.get(at..at + n).and_then(|t| self.tokens.get(t)) {
-                    all.push((at..at + n, id));
-                }
-            }
-        }
+        text.iter().enumerate().flat_map(move |(at, &b)| {
+            let spans = self.lengths[b as usize].iter().map(move |n| at..at + n);
+            spans.filter_map(move |span| Some((span.clone(), *self.tokens.get(text.get(span)?)?)))
+        })
+    }
+
+    /// Where the tokens are that `may` be there, in order and without overlap. A longer token is found before a shorter
+    /// one, even one that starts further left.
+    pub(super) fn find(&self, text: &str, may: impl Fn(&Range<usize>, u32) -> bool) -> Vec<(Range<usize>, u32)> {
+        let mut all: Vec<_> = self.candidates(text).filter(|(span, id)| may(span, *id)).collect();
         all.sort_by_key(|(span, id)| (usize::MAX - span.len(), *id, span.start));
         let mut taken = vec![false; if all.is_empty() { 0 } else { text.len() }];
         // What was taken is at least as long, so that an overlap covers one end.

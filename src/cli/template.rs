@@ -1,0 +1,40 @@
+//! `tandem template`: a chat template's variables to the exact prompt.
+
+use std::io::{IsTerminal, Read, Write};
+
+use anyhow::{Context, Result};
+use serde_json::Value;
+
+use super::{Failure, args, gguf, read_text, usage};
+use crate::gguf::Load;
+use crate::text::{Clock, Template, Tokenizer};
+
+/// Runs the verb.
+pub(super) fn run(a: &args::Template) -> Result<()> {
+    let mut stdin = std::io::stdin();
+    if stdin.is_terminal() {
+        return usage(
+            "no variables; pipe in a JSON object: {\"messages\": [{\"role\": \"user\", \"content\": \"Hi\"}]}".into(),
+        );
+    }
+    let mut bytes = Vec::new();
+    stdin.read_to_end(&mut bytes).context("cannot read stdin")?;
+    let mut variables: Value = serde_json::from_slice(&bytes).context("stdin is not one JSON object")?;
+    let Some(object) = variables.as_object_mut() else {
+        return usage(format!("stdin is {variables}, but a JSON object was expected, with messages in it"));
+    };
+    let template = match &a.chat_template_file {
+        Some(path) => Template::new(&read_text(path)?, &path.display().to_string())?,
+        None => {
+            let gguf = gguf(a.model.as_deref(), &Load::default())?;
+            Tokenizer::new(&gguf).context(Failure::Model)?.add_variables(object);
+            let tools = object.get("tools").and_then(Value::as_array).is_some_and(|t| !t.is_empty());
+            Template::of(&gguf.meta, a.chat_template.as_deref(), tools).context(Failure::Model)?
+        }
+    };
+    let prompt = template.render(&variables, a.now.unwrap_or_else(Clock::now))?;
+    let mut out = std::io::stdout().lock();
+    out.write_all(prompt.as_bytes())?;
+    out.flush()?;
+    Ok(())
+}

@@ -1,0 +1,128 @@
+//! Chat templates: a conversation to the prompt that the model was trained on, as Hugging Face transformers renders it.
+//!
+//! A template is Jinja. transformers (`utils/chat_template_utils.py`) runs it in Python's jinja2, sandboxed:
+//!
+//! ```text
+//! environment   trim_blocks, lstrip_blocks, {% break %} and {% continue %}, no escaping, \r\n read as \n
+//! functions     raise_exception(message), strftime_now(format)
+//! filters       tojson(ensure_ascii=False, indent=None, separators=None, sort_keys=False), without jinja2's HTML escapes
+//! tags          {% generation %} .. {% endgeneration %} marks what a model says, and prints it
+//! variables     tools, documents (none unless given), add_generation_prompt (false); messages, bos_token, eos_token
+//!               and whatever else the user gives
+//! undefined     prints nothing, is empty and false; nothing can be taken out of it
+//! ```
+//!
+//! What jinja2 reads otherwise than minijinja is in `jinja.rs`, what it does to values otherwise in `python.rs`.
+
+use anyhow::{Error, Result, anyhow, bail};
+use minijinja::syntax::SyntaxConfig;
+use minijinja::value::Serde;
+use minijinja::{AutoEscape, Environment, ErrorKind, Value};
+use serde_json::{Map, json};
+
+use super::clock::Clock;
+use super::{Tokenizer, jinja, python};
+use crate::gguf::Meta;
+
+const KEY: &str = "tokenizer.chat_template";
+
+/// A chat template, parsed.
+#[derive(Debug)]
+pub struct Template {
+    name: String,
+    source: String,
+    env: Environment<'static>,
+}
+
+impl Template {
+    /// Parses a template; `name` is what errors call it.
+    pub fn new(source: &str, name: &str) -> Result<Template> {
+        let mut env = Environment::new();
+        let syntax = SyntaxConfig::builder().trim_blocks(true).lstrip_blocks(true).build();
+        env.set_syntax(syntax.map_err(|e| failed(name, &e))?);
+        env.set_auto_escape_callback(|_| AutoEscape::None);
+        env.set_debug(true); // for what its errors say
+        env.add_function("raise_exception", |message: &Value| -> Result<Value, minijinja::Error> {
+            Err(minijinja::Error::new(ErrorKind::InvalidOperation, format!("the template says: {message}")))
+        });
+        python::install(&mut env);
+        env.add_template_owned(name.to_owned(), jinja::translate(source)).map_err(|e| failed(name, &e))?;
+        Ok(Template { name: name.to_owned(), source: source.to_owned(), env })
+    }
+
+    /// The template that a model's file has: the one of this name, or without a name the model's usual one, which may
+    /// be another where there are tools (`tool_use`, as transformers has it).
+    pub fn of(meta: &Meta, named: Option<&str>, tools: bool) -> Result<Template> {
+        let file = meta.file().display();
+        let keyed = |name: &str| match name {
+            "default" => KEY.to_owned(),
+            name => format!("{KEY}.{name}"),
+        };
+        let key = match named {
+            Some(name) => keyed(name),
+            None if tools && meta.get(&keyed("tool_use")).is_some() => keyed("tool_use"),
+            None => KEY.to_owned(),
+        };
+        let Some(source) = meta.opt_str(&key)? else {
+            let prefix = keyed("");
+            let mut has: Vec<&str> = meta.iter().filter_map(|(k, _)| k.strip_prefix(&prefix)).collect();
+            has.extend(meta.get(KEY).map(|_| "default"));
+            match (named, has.is_empty()) {
+                (Some(name), false) => bail!("{file}: it has no chat template {name:?}; it has {}", has.join(", ")),
+                (None, false) => bail!("{file}: it has no usual chat template; choose one of {}", has.join(", ")),
+                (_, true) => bail!(
+                    "{file}: metadata key {key:?} is missing: the model has no chat template, so nothing says how it \
+                     expects a conversation. Give its template as a file, or continue plain text instead"
+                ),
+            }
+        };
+        Template::new(source, &format!("{file}: {key}"))
+    }
+
+    /// What the template's file says.
+    pub fn source(&self) -> &str {
+        &self.source
+    }
+
+    /// The prompt. `variables` is an object: `messages` and whatever else the template asks for.
+    pub fn render(&self, variables: &serde_json::Value, clock: Clock) -> Result<String> {
+        let Some(given) = variables.as_object() else {
+            bail!("{}: the variables of a template are a JSON object, but these are {variables}", self.name);
+        };
+        let mut all = Map::new();
+        for (name, value) in
+            [("tools", json!(null)), ("documents", json!(null)), ("add_generation_prompt", json!(false))]
+        {
+            all.insert(name.into(), value);
+        }
+        all.extend(given.clone());
+        let strftime = Value::from_function(move |format: &str| -> Result<String, minijinja::Error> {
+            clock.strftime(format).map_err(|e| minijinja::Error::new(ErrorKind::InvalidOperation, format!("{e:#}")))
+        });
+        let context = std::iter::once(("strftime_now".to_owned(), strftime))
+            .chain(all.iter().map(|(name, value)| (name.clone(), Value::from(Serde(value)))));
+        let template = self.env.get_template(&self.name).map_err(|e| failed(&self.name, &e))?;
+        template.render(Value::from_pairs(context)).map_err(|e| failed(&self.name, &e))
+    }
+}
+
+impl Tokenizer {
+    /// Adds the variables that a template has from the vocabulary, where they are not given: `bos_token`, `eos_token`.
+    pub fn add_variables(&self, variables: &mut Map<String, serde_json::Value>) {
+        for (name, id) in [("bos_token", self.bos()), ("eos_token", self.eos())] {
+            if let Some(id) = id.filter(|_| !variables.contains_key(name)) {
+                variables.insert(name.into(), self.piece(id).into());
+            }
+        }
+    }
+}
+
+/// The error that a template gave: where, and what.
+fn failed(name: &str, e: &minijinja::Error) -> Error {
+    let line = e.line().map_or_else(String::new, |line| format!(", line {line}"));
+    let what = e.detail().map_or_else(|| e.kind().to_string(), str::to_owned);
+    match std::error::Error::source(e) {
+        Some(why) => anyhow!("{name}{line}: {what}: {why}"),
+        None => anyhow!("{name}{line}: {what}"),
+    }
+}
