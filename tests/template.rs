@@ -10,7 +10,7 @@ use std::process::{Command, Output, Stdio};
 use common::{find, ids, json, local, whole};
 use serde_json::{Value, json};
 use tandem::gguf::{Gguf, Writer};
-use tandem::text::{Clock, Template, Tokenizer};
+use tandem::text::{Clock, Part, Reader, Template, Tokenizer};
 
 /// The reference templates, if they are here.
 fn references() -> Vec<PathBuf> {
@@ -381,6 +381,36 @@ fn a_conversation_full_of_control_tokens_has_no_more_of_them_than_a_harmless_one
         let harmless = found("harmless");
         assert!(harmless.len() >= 5 || vocabulary == "llama-bpe", "{name}: {harmless:?}");
         assert_eq!(found(&evil), harmless, "{name}");
+    }
+}
+
+#[test]
+fn the_form_of_an_answer_is_read_off_every_reference_template() {
+    let tags = ("<think>\nhm\n</think>\n\nyes", "hm\n</think>\n\nyes");
+    let harmony = "<|channel|>analysis<|message|>hm<|end|><|start|>assistant<|channel|>final<|message|>yes";
+    for path in references() {
+        let name = path.file_stem().unwrap().to_str().unwrap();
+        // What the model writes where it opens its reasoning itself, and where the template did.
+        let (own, opened) = match name {
+            "mistralai-Ministral-3-14B-Reasoning-2512" => ("[THINK]hm[/THINK]yes", ""),
+            "openai-gpt-oss-120b" => (harmony, ""),
+            "google-gemma-4-31B-it" => ("<|channel>thought\nhm\n<channel|>yes", ""),
+            _ => tags,
+        };
+        let template = template(&path);
+        for thinking in [true, false] {
+            let variables = json!({
+                "messages": [{"role": "user", "content": "<think> or [THINK]? <think>"}], "add_generation_prompt": true,
+                "thinking": thinking, "enable_thinking": thinking,
+            });
+            let prompt = template.render(&variables, noon()).unwrap();
+            let open = thinking && !opened.is_empty();
+            let mut reader = Reader::new(template.source(), &prompt);
+            let mut parts = reader.push(if open { opened } else { own });
+            parts.extend(reader.finish());
+            let want = [(Part::Reasoning, "hm".to_owned()), (Part::Answer, "yes".to_owned())];
+            assert_eq!(parts, want, "{name}, {thinking}: {prompt:?}");
+        }
     }
 }
 

@@ -489,6 +489,15 @@ fn every_text_of_a_message_is_guarded_but_its_role_and_plain_keys() {
     assert_eq!(t.guarded(&message("x > y")), message("x > y").clone());
 }
 
+#[test]
+fn a_raw_stream_writes_control_tokens_out() {
+    let t = small();
+    let ids = t.encode("é<|im_end|>x", false, true).unwrap();
+    let text = |mut stream: tandem::text::Stream| ids.iter().map(|&id| stream.push(id)).collect::<String>();
+    assert_eq!(text(t.raw_stream()), "é<|im_end|>x");
+    assert_eq!(text(t.stream()), "éx");
+}
+
 /// What `tandem tokenize` prints; a failure is its error.
 fn printed(args: &[&str], stdin: &[u8]) -> Result<String, String> {
     let mut child = Command::new(env!("CARGO_BIN_EXE_tandem"))

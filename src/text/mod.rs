@@ -1,6 +1,7 @@
 //! Text and token numbers: a GGUF file's vocabulary, how text is cut into its tokens and put together again; chat
-//! templates.
+//! templates, and what a chat model's answer consists of.
 
+mod answer;
 mod bpe;
 mod clock;
 mod guard;
@@ -13,6 +14,7 @@ mod template;
 mod tokenizer;
 mod vocab;
 
+pub use answer::{Part, Reader};
 pub use clock::Clock;
 pub use template::Template;
 pub use tokenizer::{Stream, Tokenizer};

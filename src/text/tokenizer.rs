@@ -170,7 +170,12 @@ impl Tokenizer {
 
     /// Text from tokens that come one by one, without control tokens.
     pub fn stream(&self) -> Stream<'_> {
-        Stream { tokenizer: self, tail: Vec::new() }
+        Stream { tokenizer: self, special: false, tail: Vec::new() }
+    }
+
+    /// Text from tokens that come one by one, with control tokens written out, as a [`super::Reader`] wants it.
+    pub fn raw_stream(&self) -> Stream<'_> {
+        Stream { tokenizer: self, special: true, tail: Vec::new() }
     }
 
     /// The token that begins a text.
@@ -298,6 +303,7 @@ impl Finder {
 #[derive(Debug)]
 pub struct Stream<'t> {
     tokenizer: &'t Tokenizer,
+    special: bool,
     /// The bytes of a character whose end has not come yet.
     tail: Vec<u8>,
 }
@@ -305,7 +311,7 @@ pub struct Stream<'t> {
 impl Stream<'_> {
     /// The text that is complete with this token; empty while a character is not.
     pub fn push(&mut self, id: u32) -> String {
-        self.tail.extend(self.tokenizer.bytes(id, false));
+        self.tail.extend(self.tokenizer.bytes(id, self.special));
         // At most three bytes at the end can be the start of a character; all else is complete or never will be.
         let keep = (1..=3.min(self.tail.len())).rev().find(|&n| {
             let end = &self.tail[self.tail.len() - n..];

@@ -1,0 +1,359 @@
+//! What a chat model writes, split as it comes into reasoning and answer.
+//!
+//! Which form a model uses is read off its chat template:
+//!
+//! ```text
+//! tags      <think> reasoning </think> answer, once, at the beginning; or the template opens <think> itself. Others
+//!           write [THINK] and so on: see TAGS
+//! channels  Gemma 4: <|channel>thought reasoning <channel|> answer, any number of times
+//! harmony   gpt-oss: messages, each with a head that names its channel (openai/harmony, docs/format.md):
+//!             <|start|>assistant<|channel|>analysis<|message|> reasoning <|end|>
+//!             <|start|>assistant<|channel|>final<|message|> answer <|return|>
+//!             <|start|>assistant<|channel|>commentary to=functions.f <|constrain|>json<|message|> arguments <|call|>
+//! plain     no template says anything: all is answer
+//! ```
+//!
+//! Markers are left out, and so are line breaks next to them; what may yet become a marker is held back. A call in
+//! harmony is answer with its head, ` to=functions.f<|channel|>commentary json<|message|>`, since that names the tool.
+
+use std::mem::take;
+
+/// A part of what a model writes.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Part {
+    /// What it says to itself.
+    Reasoning,
+    /// What it says to the user, or to a tool.
+    Answer,
+}
+use Part::{Answer, Reasoning};
+
+/// Two texts between which a model reasons.
+#[derive(Debug)]
+struct Tags {
+    open: &'static str,
+    close: &'static str,
+    /// They count wherever they stand, not only at the beginning.
+    anywhere: bool,
+}
+
+/// As the templates of Qwen, DeepSeek, GLM, Kimi and MiniMax; Mistral; Seed-OSS; Command A; Apertus; Gemma 4 have them.
+const TAGS: &[Tags] = &[
+    Tags { open: "<think>", close: "</think>", anywhere: false },
+    Tags { open: "[THINK]", close: "[/THINK]", anywhere: false },
+    Tags { open: "<seed:think>", close: "</seed:think>", anywhere: false },
+    Tags { open: "<|START_THINKING|>", close: "<|END_THINKING|>", anywhere: false },
+    Tags { open: "<|inner_prefix|>", close: "<|inner_suffix|>", anywhere: false },
+    Tags { open: "<|channel>thought", close: "<channel|>", anywhere: true },
+];
+
+const START: &str = "<|start|>";
+const CHANNEL: &str = "<|channel|>";
+const MESSAGE: &str = "<|message|>";
+
+/// What ends the text of a message, besides the head of the next.
+const ENDS: &[&str] = &["<|end|>", "<|return|>", "<|call|>", START, CHANNEL];
+
+/// Where a reader is.
+#[derive(Debug, Clone, Copy, PartialEq)]
+enum State {
+    /// At the beginning, where reasoning may open.
+    Begin,
+    /// In reasoning between tags; the bool: line breaks are dropped, since nothing came yet.
+    Inside(bool),
+    /// In the answer; the bool: as above.
+    After(bool),
+    /// In the head of a message.
+    Head,
+    /// In the text of a message.
+    Body(Part),
+}
+use State::{After, Begin, Body, Head, Inside};
+
+/// Splits what a model writes.
+#[derive(Debug)]
+pub struct Reader {
+    /// None in harmony.
+    tags: Option<&'static Tags>,
+    state: State,
+    /// What came and is not decided.
+    held: String,
+    out: Vec<(Part, String)>,
+}
+
+impl Reader {
+    /// A reader for the model with this chat template, after a prompt with this end.
+    pub fn new(template_source: &str, prompt_tail: &str) -> Reader {
+        let has = |text: &str| template_source.contains(text);
+        let mut reader = Reader { tags: None, state: Head, held: String::new(), out: Vec::new() };
+        if has(CHANNEL) && has(MESSAGE) {
+            // The template has begun the message, perhaps more of it than who writes it.
+            if let Some((_, head)) = prompt_tail.rsplit_once(START).filter(|(_, head)| *head != "assistant") {
+                reader.push(head);
+            }
+            return reader;
+        }
+        // Some only open it, some only take it out of what was said before.
+        reader.tags = TAGS.iter().find(|t| has(t.close) || has(t.open));
+        let open = reader.tags.is_some_and(|t| prompt_tail.trim_end().ends_with(t.open));
+        reader.state = match reader.tags {
+            Some(_) if open => Inside(true),
+            Some(_) => Begin,
+            None => After(false),
+        };
+        reader
+    }
+
+    /// The parts that are certain with this text, which has control tokens written out (as
+    /// [`super::Tokenizer::raw_stream`] does).
+    pub fn push(&mut self, text: &str) -> Vec<(Part, String)> {
+        self.held += text;
+        while match self.tags {
+            Some(tags) => self.tag_step(tags),
+            None if self.state == After(false) => self.give_all(Answer),
+            None => self.harmony_step(),
+        } {}
+        take(&mut self.out)
+    }
+
+    /// What was held back: at the end it is what it looks like.
+    pub fn finish(mut self) -> Vec<(Part, String)> {
+        let rest = take(&mut self.held);
+        match self.state {
+            Inside(_) => self.give(Reasoning, &rest),
+            Begin | After(_) => self.give(Answer, &rest),
+            Body(part) => self.give(part, &rest),
+            // A model that keeps to no form has said something; the beginning of a head says nothing.
+            Head if !rest.contains("<|") => self.give(Answer, &rest),
+            Head => {}
+        }
+        self.out
+    }
+
+    fn give(&mut self, part: Part, text: &str) {
+        match self.out.last_mut() {
+            _ if text.is_empty() => {}
+            Some((last, all)) if *last == part => *all += text,
+            _ => self.out.push((part, text.to_owned())),
+        }
+    }
+
+    fn give_all(&mut self, part: Part) -> bool {
+        let all = take(&mut self.held);
+        self.give(part, &all);
+        false
+    }
+
+    /// One step between tags; false when more text is needed.
+    fn tag_step(&mut self, tags: &Tags) -> bool {
+        match self.state {
+            Begin => {
+                let text = self.held.trim_start();
+                if let Some(rest) = text.strip_prefix(tags.open) {
+                    self.held = rest.to_owned();
+                    self.state = Inside(true);
+                    return true;
+                }
+                let open = tags.open.starts_with(text);
+                if !open {
+                    self.state = After(false);
+                }
+                !open
+            }
+            Inside(true) | After(true) => {
+                self.held = self.held.trim_start_matches(['\n', '\r']).to_owned();
+                if !self.held.is_empty() {
+                    self.state = if self.state == Inside(true) { Inside(false) } else { After(false) };
+                }
+                !self.held.is_empty()
+            }
+            Inside(false) => self.until(&[tags.close], Reasoning, |r, _| r.state = After(true)),
+            After(false) if tags.anywhere => self.until(&[tags.open], Answer, |r, _| r.state = Inside(true)),
+            _ => self.give_all(Answer),
+        }
+    }
+
+    /// Gives what comes before the first of the markers, and then goes on behind it, or stops before what may become
+    /// one. Line breaks before a marker go with it.
+    fn until(&mut self, markers: &[&'static str], part: Part, then: impl Fn(&mut Reader, &'static str)) -> bool {
+        let found = markers.iter().filter_map(|m| Some((self.held.find(m)?, *m))).min();
+        let end = match found {
+            Some((at, _)) => at,
+            None => {
+                let partial = |n: &usize| {
+                    self.held.is_char_boundary(*n) && markers.iter().any(|m| m.starts_with(&self.held[*n..]))
+                };
+                (0..self.held.len()).find(partial).unwrap_or(self.held.len())
+            }
+        };
+        let text = self.held[..end].trim_end_matches(['\n', '\r']).to_owned();
+        self.give(part, &text);
+        match found {
+            Some((at, marker)) => {
+                self.held.drain(..at + marker.len());
+                then(self, marker);
+            }
+            None => {
+                self.held.drain(..text.len());
+            }
+        }
+        found.is_some()
+    }
+
+    /// One step in harmony's messages.
+    fn harmony_step(&mut self) -> bool {
+        let Body(part) = self.state else { return self.head_step() };
+        self.until(ENDS, part, |r, end| {
+            r.state = Head;
+            if [START, CHANNEL].contains(&end) {
+                r.held.insert_str(0, end);
+            }
+        })
+    }
+
+    /// A head, from the end of a message to `<|message|>`.
+    fn head_step(&mut self) -> bool {
+        // No head has a second line: this is text, from a model that keeps to no form.
+        let plain = self.held.find("<|").unwrap_or(self.held.len());
+        if self.held[..plain].contains('\n') {
+            self.state = Body(Answer);
+            return true;
+        }
+        let Some((head, rest)) = self.held.split_once(MESSAGE) else { return false };
+        let (head, rest) = (head.to_owned(), rest.to_owned());
+        // Who writes it is left out.
+        let head = head.rsplit_once(START).map_or(&head[..], |(_, head)| head);
+        let head = head.strip_prefix("assistant").unwrap_or(head);
+        let call = head.contains(" to=");
+        let channel = head.split_once(CHANNEL).map_or("", |(_, channel)| channel.trim_start());
+        let part = if channel.starts_with("analysis") && !call { Reasoning } else { Answer };
+        if call {
+            self.give(part, head);
+            self.give(part, MESSAGE);
+        }
+        self.held = rest;
+        self.state = Body(part);
+        true
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// The parts of a text that comes in pieces, neighbours of one kind joined.
+    fn read(template: &str, tail: &str, pieces: &[&str]) -> Vec<(Part, String)> {
+        let mut reader = Reader::new(template, tail);
+        let mut all: Vec<(Part, String)> = Vec::new();
+        let mut given: Vec<(Part, String)> = pieces.iter().flat_map(|p| reader.push(p)).collect();
+        given.extend(reader.finish());
+        for (part, text) in given {
+            match all.last_mut() {
+                Some((last, joined)) if *last == part => *joined += &text,
+                _ => all.push((part, text)),
+            }
+        }
+        all
+    }
+
+    /// Reads a text whole, cut in two everywhere, and letter by letter: always the same, which is returned as
+    /// reasoning between brackets, answer as it is.
+    fn every_way(template: &str, tail: &str, text: &str) -> String {
+        let whole = read(template, tail, &[text]);
+        for (cut, _) in text.char_indices() {
+            let (a, b) = text.split_at(cut);
+            assert_eq!(read(template, tail, &[a, b]), whole, "{a:?} and {b:?}");
+        }
+        let letters: Vec<String> = text.chars().map(String::from).collect();
+        assert_eq!(read(template, tail, &letters.iter().map(String::as_str).collect::<Vec<_>>()), whole);
+        let show = |(part, text): &(Part, String)| match part {
+            Reasoning => format!("[{text}]"),
+            Answer => text.clone(),
+        };
+        whole.iter().map(show).collect()
+    }
+
+    #[test]
+    fn tags_at_the_beginning_part_reasoning_from_answer() {
+        let think = |text: &str| every_way("{{ '<think>' }}{{ '</think>' }}", "user: <think>\nassistant:\n", text);
+        assert_eq!(think("<think>\nhm\n\nso\n</think>\n\nyes\nno\n"), "[hm\n\nso]yes\nno\n");
+        assert_eq!(think("\n <think>hm</think>yes"), "[hm]yes");
+        assert_eq!(think("<think>\n\n</think>\n\nyes"), "yes", "an empty block is no reasoning");
+        assert_eq!(think("  yes <think>no</think>"), "  yes <think>no</think>", "only at the beginning");
+        assert_eq!(think("<think>é</think>a</think>b<think>c"), "[é]a</think>b<think>c", "only once");
+        assert_eq!(think("<thin"), "<thin");
+        assert_eq!(think("<think>hm</thi"), "[hm</thi]");
+        assert_eq!(think("<think>hm\n"), "[hm\n]");
+        assert_eq!(think("<think>1 < 2 </ 3 </th</think>\n<b"), "[1 < 2 </ 3 </th]<b");
+        assert_eq!(think(""), "");
+        let others = [
+            ("[THINK]", "[/THINK]"),
+            ("<seed:think>", "</seed:think>"),
+            ("<|START_THINKING|>", "<|END_THINKING|>"),
+            ("<|inner_prefix|>", "<|inner_suffix|>"),
+        ];
+        for (open, close) in others {
+            assert_eq!(every_way(&format!("{open}x{close}"), "", &format!("{open}hm{close}yes")), "[hm]yes");
+        }
+    }
+
+    #[test]
+    fn what_the_prompt_opened_is_open_and_what_it_closed_is_closed() {
+        let after = |tail: &str, text: &str| every_way("<think></think>", tail, text);
+        assert_eq!(after("assistant\n<think>\n", "\nhm\n</think>\n\nyes"), "[hm]yes");
+        assert_eq!(after("<｜Assistant｜><think>", "hm</think>yes"), "[hm]yes");
+        assert_eq!(after("<think>\n\n</think>\n\n", "yes</think>"), "yes</think>");
+        assert_eq!(after("what is <think>?\nassistant\n", "a tag"), "a tag");
+        assert_eq!(after("<think>\n", "\n"), "");
+    }
+
+    #[test]
+    fn gemmas_channels_open_and_close_anywhere() {
+        let gemma = |tail: &str, text: &str| every_way("'<|channel>thought\n' + x + '\n<channel|>'", tail, text);
+        assert_eq!(gemma("<|turn>model\n", "<|channel>thought\nhm\n<channel|>yes"), "[hm]yes");
+        assert_eq!(gemma("<|turn>model\n<|channel>thought\n<channel|>", "yes"), "yes");
+        assert_eq!(gemma("", "a\n<|channel>thought\nb\n<channel|>\nc<|chan"), "a[b]c<|chan");
+    }
+
+    #[test]
+    fn harmonys_channels_say_what_is_reasoning() {
+        let template = "<|start|>assistant<|channel|>final<|message|>";
+        let says = |text: &str| every_way(template, "user<|message|>Hi<|end|><|start|>assistant", text);
+        let final_yes = "<|start|>assistant<|channel|>final<|message|>yes";
+        assert_eq!(says(&format!("<|channel|>analysis<|message|>hm\nso<|end|>{final_yes}<|return|>")), "[hm\nso]yes");
+        assert_eq!(says("<|channel|>final<|message|>a < b <| c"), "a < b <| c");
+        assert_eq!(says(&format!("<|channel|>commentary<|message|>I look.<|end|>{final_yes}")), "I look.yes");
+        assert_eq!(says(&format!("<|channel|>analysis<|message|>hm{final_yes}")), "[hm]yes", "an end left out");
+        assert_eq!(says("<|channel|>analysis<|message|>hm<|channel|>final<|message|>yes"), "[hm]yes");
+        assert_eq!(says("<|channel|>analysis<|message|>hm<|end|><|start|>assist"), "[hm]");
+        assert_eq!(says("<|channel|>analysis<|mess"), "");
+    }
+
+    #[test]
+    fn harmonys_calls_come_with_the_head_that_names_the_tool() {
+        let says = |text: &str| every_way("<|channel|><|message|>", "<|start|>assistant", text);
+        let call = "<|channel|>commentary to=functions.f <|constrain|>json<|message|>{\"a\": 1}";
+        assert_eq!(
+            says(&format!("<|channel|>analysis<|message|>hm<|end|><|start|>assistant{call}<|call|>")),
+            format!("[hm]{call}")
+        );
+        let call = " to=functions.f<|channel|>commentary json<|message|>{}";
+        assert_eq!(says(call), call);
+    }
+
+    #[test]
+    fn a_head_that_the_prompt_began_is_gone_on_with() {
+        let says = |tail: &str, text: &str| every_way("<|channel|><|message|>", tail, text);
+        assert_eq!(says("<|start|>assistant<|channel|>analysis<|message|>", "hm<|end|>"), "[hm]");
+        assert_eq!(says("<|start|>assistant<|channel|>final", "<|message|>yes"), "yes");
+    }
+
+    #[test]
+    fn a_model_that_keeps_to_no_form_is_heard() {
+        let says = |text: &str| every_way("<|channel|><|message|>", "<|start|>assistant", text);
+        assert_eq!(says("Hello\nthere <|x"), "Hello\nthere <|x");
+        assert_eq!(says("Hello"), "Hello");
+        assert_eq!(every_way("no form", "<think>", "<think>a</think>"), "<think>a</think>");
+        assert_eq!(every_way("", "", "a <|channel|>"), "a <|channel|>");
+    }
+}
