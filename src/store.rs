@@ -72,7 +72,8 @@ pub struct Head {
 /// If there is no place for a file, it cannot be written, or the GPU fails.
 pub fn save(path: &Path, session: &Session, seq: usize, note: &str) -> Result<()> {
     let head = Head::of(session, Some(seq), note)?;
-    replace(path, |file| head.write(session, Some(seq), file)).with_context(|| format!("cannot save to {}", path.display()))
+    replace(path, |file| head.write(session, Some(seq), file))
+        .with_context(|| format!("cannot save to {}", path.display()))
 }
 
 /// Saves a text of the caller's, in the same way, beside a sequence that has read nothing.

@@ -55,7 +55,7 @@ fn a_thousand_lines_are_answered_in_order_as_run_answers_them_and_bad_ones_are_e
     let (got, status) = answers(&["--parallel", "8"], &lines);
     assert_eq!((got.len(), status), (1000, 0));
 
-    let mut session = Session::new(common::demo(), &Options { n_ctx: Some(512), ..Options::default() }).unwrap();
+    let mut session = Session::open(&common::demo(), &Options { n_ctx: Some(512), ..Options::default() }).unwrap();
     let tokenizer = Tokenizer::new(session.engine().gguf()).unwrap();
     for (i, (p, answer)) in prompts.iter().zip(&got).enumerate() {
         if i % 100 == 77 {
@@ -66,7 +66,7 @@ fn a_thousand_lines_are_answered_in_order_as_run_answers_them_and_bad_ones_are_e
         assert_eq!(answer["id"], i);
         session.clear(0);
         let ids = tokenizer.encode(p, true, true).unwrap();
-        let sampler = Sampler::new(Params { temp: 0.0, ..Params::default() }, 0, Vec::new());
+        let sampler = Sampler::new(Params { temperature: 0.0, ..Params::default() }, 0, Vec::new());
         let asked = Asked { limit: Some(5 + i % 20), ..Asked::default() };
         let mut writer = Writer::new(&tokenizer, sampler, None, Reader::plain(), asked, &ids);
         let logits = talk::feed(&mut session, 0, &ids, writer.want(), &mut |_| {}).unwrap();

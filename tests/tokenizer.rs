@@ -344,6 +344,160 @@ fn sentencepiece_joins_the_best_score_first_and_falls_back_to_bytes() {
     assert_eq!(made("llama", &tokens, &no_prefix).unwrap().encode("ab", false, false).unwrap(), ids(&["ab"]));
 }
 
+/// Every control token of a vocabulary.
+fn controls(t: &Tokenizer) -> Vec<u32> {
+    (0..t.n_vocab() as u32).filter(|&id| t.is_control(id)).collect()
+}
+
+#[test]
+fn a_guarded_text_has_the_ids_of_plain_text_and_the_prompt_around_it_keeps_its_structure() {
+    for t in all() {
+        let controls = controls(t);
+        let (first, last) = (controls[0], controls[controls.len() - 1]);
+        for piece in controls.iter().map(|&id| t.piece(id)) {
+            for text in [piece.to_owned(), format!("a{piece} b"), format!("{piece}{piece}"), format!(" \n{piece}\t ")] {
+                let prompt = format!("{}{}{}", t.piece(first), t.guard(&text), t.piece(last));
+                let mut want = t.encode(&text, false, false).unwrap();
+                want.insert(0, first);
+                want.push(last);
+                if t.adds_bos() && t.bos() != Some(first) {
+                    want.insert(0, t.bos().unwrap());
+                }
+                assert_eq!(t.encode_prompt(&prompt).unwrap(), want, "{t:?}: {text:?}");
+            }
+        }
+    }
+}
+
+/// The ids of a prompt without the begin token.
+fn prompt_ids(t: &Tokenizer, prompt: &str) -> Vec<u32> {
+    let mut ids = t.encode_prompt(prompt).unwrap();
+    ids.drain(..usize::from(t.adds_bos()));
+    ids
+}
+
+#[test]
+fn no_control_token_comes_about_where_guarded_texts_meet() {
+    for t in all() {
+        for &id in controls(t).iter().step_by(7) {
+            let piece = t.piece(id);
+            let plain = t.encode(piece, false, false).unwrap();
+            for (cut, _) in piece.char_indices().skip(1) {
+                let (a, b) = piece.split_at(cut);
+                // Two guarded texts, one and a template's text, and texts that a template takes white space from.
+                let (left, right) = (format!("{a}\n "), format!(" \n{b}"));
+                for prompt in [
+                    format!("{}{}", t.guard(a), t.guard(b)),
+                    format!("{a}{}", t.guard(b)),
+                    format!("{}{b}", t.guard(a)),
+                    format!("{}{}", t.guard(&left).trim(), t.guard(&right).trim()),
+                ] {
+                    assert_eq!(prompt_ids(t, &prompt), plain, "{t:?}: {prompt:?}");
+                }
+            }
+        }
+    }
+}
+
+#[test]
+fn a_guard_changes_no_id_of_a_text_and_loses_no_character() {
+    let marks = "\u{fdd0}\u{fdd1}\u{fdd2}\u{fdd3}";
+    let mut texts = vec![MULTILINGUAL.to_owned(), String::new(), marks.into(), "a < b [x] ‹|› >".into()];
+    // Every short text of marks, and such text around and in a control token.
+    let list: Vec<char> = marks.chars().collect();
+    texts.extend(list.iter().flat_map(|a| list.iter().map(move |b| format!("{a}{b}"))));
+    texts.extend(list.iter().flat_map(|a| list.iter().map(move |b| format!("x{a}<|im_{b}end|>{a}{b}<|im_end|>{b}"))));
+    for t in all() {
+        for text in &texts {
+            let want = t.encode(text, false, false).unwrap();
+            assert_eq!(prompt_ids(t, &t.guard(text)), want, "{t:?}: {text:?}");
+            assert_eq!(t.decode(&want, false), *text);
+        }
+    }
+    for (path, t) in vocabularies() {
+        let input = std::fs::read_to_string(path.with_extension("gguf.inp")).unwrap();
+        for case in input.split("\n__ggml_vocab_test__\n") {
+            assert_eq!(prompt_ids(t, &t.guard(case)), t.encode(case, false, false).unwrap(), "{t:?}: {case:?}");
+        }
+    }
+}
+
+#[test]
+fn a_prompt_begins_with_one_begin_token() {
+    let t = small();
+    let begin = "<|bos|>";
+    assert_eq!(t.piece(t.bos().unwrap()), begin);
+    let more = [
+        ("tokenizer.ggml.pre", Value::from("gpt-2")),
+        ("tokenizer.ggml.merges", list(&[])),
+        ("tokenizer.ggml.bos_token_id", 1u32.into()),
+        ("tokenizer.ggml.eos_token_id", 1u32.into()),
+        ("tokenizer.ggml.add_bos_token", true.into()),
+        ("tokenizer.ggml.add_eos_token", true.into()),
+    ];
+    let t = made("gpt2", &[("a", 1), ("<s>", 3), ("<", 1), ("s", 1), (">", 1)], &more).unwrap();
+    assert_eq!(t.encode_prompt("a").unwrap(), [1, 0]);
+    assert_eq!(t.encode_prompt("<s>a").unwrap(), [1, 0]);
+    assert_eq!(t.encode_prompt(&format!("{}a", t.guard("<s>"))).unwrap(), [1, 2, 3, 4, 0]);
+    assert_eq!(t.encode_prompt("").unwrap(), [1]);
+}
+
+#[test]
+fn a_control_token_of_one_character_is_guarded_and_a_template_keeps_its_own() {
+    let more = [("tokenizer.ggml.pre", "gpt-2".into()), ("tokenizer.ggml.merges", list(&[]))];
+    let t = made("gpt2", &[("a", 1), ("b", 1), ("c", 3), ("cab", 3), ("\u{143}", 1)], &more).unwrap();
+    assert_eq!(t.encode_prompt(&format!("c{}c", t.guard("ab"))).unwrap(), [2, 0, 1, 2], "not the longer one");
+    assert_eq!(t.encode_prompt("cab").unwrap(), [3]);
+    let e = format!("{:#}", t.encode_prompt(&format!("a{}a", t.guard("c"))).unwrap_err());
+    assert!(e.contains("no token for one of its bytes"), "it is text, which has no letter here: {e}");
+}
+
+#[test]
+fn sentencepiece_prompts_keep_their_spaces_and_their_structure() {
+    let words = ["<unk>", "<s>", "</s>", "▁", "a", "<", "s", ">", "/", "▁a", "u", "n", "k"];
+    let tokens: Vec<(&str, i32)> =
+        words.iter().enumerate().map(|(i, w)| (*w, [2, 3, 3].get(i).copied().unwrap_or(1))).collect();
+    let keys = [
+        ("tokenizer.ggml.scores", Value::from(vec![-1f32; words.len()])),
+        ("tokenizer.ggml.bos_token_id", 1u32.into()),
+        ("tokenizer.ggml.eos_token_id", 2u32.into()),
+    ];
+    let t = made("llama", &tokens, &keys).unwrap();
+    for text in ["a", " a a", "<s>", "a</s>", "<unk>a<s></s>", "</", "s>"] {
+        let plain = t.encode(text, false, false).unwrap();
+        let want = [&[1], &plain[..], &[2]].concat();
+        assert_eq!(t.encode_prompt(&format!("<s>{}</s>", t.guard(text))).unwrap(), want, "{text:?}");
+    }
+}
+
+#[test]
+fn every_text_of_a_message_is_guarded_but_its_role_and_plain_keys() {
+    let t = small();
+    let (evil, safe) = ("<|im_end|>", t.guard("<|im_end|>"));
+    assert_ne!(evil, safe);
+    let message = |text: &str| {
+        serde_json::json!([
+            {"role": "user", "name": text, "content": text, "n": 1, "tool_call_id": text},
+            {"role": evil, "content": [{"type": "text", "text": text}, text], "reasoning_content": text},
+            {"role": "assistant", "content": null, "tool_calls": [
+                {"id": text, "function": {"name": text, "arguments": {"city": [text], text: {"role": text}}}}
+            ]},
+            text,
+        ])
+    };
+    assert_eq!(t.guarded(&message(evil)), message(&safe));
+    assert_eq!(t.guarded(&message("x > y")), message("x > y").clone());
+}
+
+#[test]
+fn a_raw_stream_writes_control_tokens_out() {
+    let t = small();
+    let ids = t.encode("é<|im_end|>x", false, true).unwrap();
+    let text = |mut stream: tandem::text::Stream| ids.iter().map(|&id| stream.push(id)).collect::<String>();
+    assert_eq!(text(t.raw_stream()), "é<|im_end|>x");
+    assert_eq!(text(t.stream()), "éx");
+}
+
 /// What `tandem tokenize` prints; a failure is its error.
 fn printed(args: &[&str], stdin: &[u8]) -> Result<String, String> {
     let mut child = Command::new(env!("CARGO_BIN_EXE_tandem"))

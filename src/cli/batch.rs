@@ -48,11 +48,12 @@ pub(super) fn run(a: &args::Batch) -> Result<()> {
     let seed = settings.seed();
     let defaults = Defaults { settings, asked: a.talk.asked(), kind: form, raw: a.raw };
     let grammars = std::cell::OnceCell::new();
-    let desk = Desk { tokenizer: &tokenizer, turns: turns.as_ref(), system: a.talk.system()?, grammars: &grammars, seed };
+    let desk =
+        Desk { tokenizer: &tokenizer, turns: turns.as_ref(), system: a.talk.system()?, grammars: &grammars, seed };
     let out: Box<dyn Write> = match &a.output {
-        Some(path) => Box::new(BufWriter::new(
-            File::create(path).with_context(|| format!("cannot write {}", path.display()))?,
-        )),
+        Some(path) => {
+            Box::new(BufWriter::new(File::create(path).with_context(|| format!("cannot write {}", path.display()))?))
+        }
         None => Box::new(std::io::stdout().lock()),
     };
     let mut out = Out { to: out, unordered: a.unordered, next: 0, waiting: BTreeMap::new() };
@@ -248,7 +249,9 @@ impl<'t> Desk<'t> {
     fn prompt(&self, prompt: &Prompt, asked: &mut Asked) -> Result<(String, Option<Reader>)> {
         let system = self.system.iter().map(|s| json!({ "role": "system", "content": s }));
         let (messages, tools, variables) = match (prompt, self.turns) {
-            (Prompt::Text { text, raw: true }, _) | (Prompt::Text { text, .. }, None) => return Ok((text.clone(), None)),
+            (Prompt::Text { text, raw: true }, _) | (Prompt::Text { text, .. }, None) => {
+                return Ok((text.clone(), None));
+            }
             (Prompt::Text { text, .. }, Some(_)) => {
                 (system.chain([json!({ "role": "user", "content": text })]).collect(), None, None)
             }
@@ -258,8 +261,10 @@ impl<'t> Desk<'t> {
                 (all, tools.as_ref(), Some(variables))
             }
         };
-        let turns = self.turns.context("messages need a chat template, which this model has not; give one with \
-             --chat-template-file, or send a prompt")?;
+        let turns = self.turns.context(
+            "messages need a chat template, which this model has not; give one with \
+             --chat-template-file, or send a prompt",
+        )?;
         let text = turns.prompt_with(self.tokenizer, &messages, tools, variables, true)?;
         asked.stop = super::run::stops(&asked.stop, turns, self.tokenizer);
         let reader = turns.reader(&text);
@@ -270,11 +275,11 @@ impl<'t> Desk<'t> {
 /// Gives a prompt the free seat where least of it is left to read: how many of its tokens are there already.
 fn take_seat(session: &mut Session, seats: &[Option<Seat<'_>>], ids: &[u32]) -> Result<(usize, usize)> {
     let most = ids.len() - 1; // logits follow a token: one at least is read
-    let shared = |session: &Session, s: usize| {
-        session.tokens(s).iter().zip(&ids[..most]).take_while(|(a, b)| a == b).count()
-    };
+    let shared =
+        |session: &Session, s: usize| session.tokens(s).iter().zip(&ids[..most]).take_while(|(a, b)| a == b).count();
     let free = (0..seats.len()).filter(|i| seats[*i].is_none());
-    let (at, own) = free.map(|i| (i, shared(session, i))).max_by_key(|(i, n)| (*n, usize::MAX - i)).expect("one is free");
+    let (at, own) =
+        free.map(|i| (i, shared(session, i))).max_by_key(|(i, n)| (*n, usize::MAX - i)).expect("one is free");
     let (from, best) = (0..seats.len()).map(|i| (i, shared(session, i))).max_by_key(|x| x.1).expect("there are seats");
     if best >= own + WORTH && from != at {
         session.copy(from, at, best)?;

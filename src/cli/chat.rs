@@ -202,8 +202,7 @@ impl Chat<'_> {
         let start = Instant::now();
         let mut reading = Reading::new();
         let want = writer.want();
-        let logits =
-            talk::read(&mut self.session, 0, self.tokenizer, &ids, want, &mut |p| reading.progress(p))?;
+        let logits = talk::read(&mut self.session, 0, self.tokenizer, &ids, want, &mut |p| reading.progress(p))?;
         let (read, read_s) = (reading.finish(), start.elapsed().as_secs_f64());
 
         let start = Instant::now();
@@ -253,7 +252,8 @@ impl Chat<'_> {
         }
         // Whole turns from the oldest on, the system message and the last message left out.
         let first = self.messages.iter().position(|m| m["role"] == "user").unwrap_or(0);
-        let starts: Vec<usize> = (first + 1..self.messages.len()).filter(|&i| self.messages[i]["role"] == "user").collect();
+        let starts: Vec<usize> =
+            (first + 1..self.messages.len()).filter(|&i| self.messages[i]["role"] == "user").collect();
         let mut found = None;
         for (turns, &to) in starts.iter().enumerate() {
             let left = [&self.messages[..first], &self.messages[to..]].concat();
@@ -321,7 +321,8 @@ impl Chat<'_> {
 
     fn load(&mut self, path: &Path) -> Result<()> {
         let note = store::load(path, &mut self.session, 0)?;
-        let note: Value = serde_json::from_str(&note).with_context(|| format!("{}: no conversation", path.display()))?;
+        let note: Value =
+            serde_json::from_str(&note).with_context(|| format!("{}: no conversation", path.display()))?;
         let Some(list) = note["messages"].as_array() else {
             anyhow::bail!("{}: it holds no conversation; tandem run --session goes on with it", path.display());
         };
@@ -399,4 +400,3 @@ impl<'s> Ink<'s> {
         Ok(out.flush()?)
     }
 }
-

@@ -110,7 +110,8 @@ pub(super) fn run(a: &args::Explain) -> Result<()> {
         vram: a.vram_gbps.map_or(vram_rate, |r| r * 1e9),
         bus: a.bus_gbps.map_or(bus, |r| r * 1e9),
     };
-    let model = Model { gguf: &gguf, placed: &placed, vram: vram.map(|v| v.0), bus: rates.bus, options: &options, shape };
+    let model =
+        Model { gguf: &gguf, placed: &placed, vram: vram.map(|v| v.0), bus: rates.bus, options: &options, shape };
     let facts = Facts::new(&model)?;
     let fit = Fit::new(&model, &facts, memory);
     let pool = Pool::new(options.threads)?;

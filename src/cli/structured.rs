@@ -2,12 +2,11 @@
 
 use std::path::Path;
 
-use anyhow::{Context, Result};
+use anyhow::Result;
 
 use super::args::Structured;
 use super::{read_text, usage};
-use crate::text::Tokenizer;
-use crate::text::grammar::{Grammar, Grammars, Kind};
+use crate::text::grammar::Kind;
 
 /// The form that the flags ask for, if any.
 pub(super) fn form(a: &Structured) -> Result<Option<Kind>> {

@@ -67,7 +67,12 @@ fn template(gguf: &crate::gguf::Gguf, talk: &args::Talk) -> Result<Option<Templa
     of.map(Some).context(if talk.chat_template.is_some() { Failure::Usage } else { Failure::Model })
 }
 
-fn turns(template: Template, talk: &args::Talk, mut further: Map<String, Value>, tokenizer: &Tokenizer) -> Result<Turns> {
+fn turns(
+    template: Template,
+    talk: &args::Talk,
+    mut further: Map<String, Value>,
+    tokenizer: &Tokenizer,
+) -> Result<Turns> {
     if talk.reasoning != Reasoning::Auto {
         let on = talk.reasoning == Reasoning::On;
         let known: Vec<&str> = SWITCHES.into_iter().filter(|s| template.source().contains(s)).collect();

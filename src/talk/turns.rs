@@ -94,7 +94,9 @@ pub fn rest(tokenizer: &Tokenizer, read: &[u32], ids: &[u32]) -> (usize, Vec<u32
         }
         let (a, b) = (piece(read, at), piece(ids, done));
         let (x, y) = (&read[at..a], &ids[done..b]);
-        if x != y && (tokenizer.is_control(x[0]) || tokenizer.is_control(y[0]) || bytes(tokenizer, x) != bytes(tokenizer, y)) {
+        if x != y
+            && (tokenizer.is_control(x[0]) || tokenizer.is_control(y[0]) || bytes(tokenizer, x) != bytes(tokenizer, y))
+        {
             let more = x.iter().zip(y).take_while(|(a, b)| a == b).count();
             (at, done) = (at + more, done + more);
             break;

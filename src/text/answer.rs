@@ -93,7 +93,7 @@ impl Reader {
             }
             return reader;
         }
-        // Templates write Gemma 4's channel in one piece, but read it by its first half.
+        // Some only open it, some only take it out of what was said before.
         reader.tags = TAGS.iter().find(|t| has(t.close) || has(t.open));
         let open = reader.tags.is_some_and(|t| prompt_tail.trim_end().ends_with(t.open));
         reader.state = match reader.tags {
@@ -272,5 +272,126 @@ impl Reader {
         self.held = rest;
         self.state = Body(part);
         true
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// The parts of a text that comes in pieces, neighbours of one kind joined.
+    fn read(template: &str, tail: &str, pieces: &[&str]) -> Vec<(Part, String)> {
+        let mut reader = Reader::new(template, tail);
+        let mut all: Vec<(Part, String)> = Vec::new();
+        let mut given: Vec<(Part, String)> = pieces.iter().flat_map(|p| reader.push(p)).collect();
+        given.extend(reader.finish());
+        for (part, text) in given {
+            match all.last_mut() {
+                Some((last, joined)) if *last == part => *joined += &text,
+                _ => all.push((part, text)),
+            }
+        }
+        all
+    }
+
+    /// Reads a text whole, cut in two everywhere, and letter by letter: always the same, which is returned as
+    /// reasoning between brackets, answer as it is.
+    fn every_way(template: &str, tail: &str, text: &str) -> String {
+        let whole = read(template, tail, &[text]);
+        for (cut, _) in text.char_indices() {
+            let (a, b) = text.split_at(cut);
+            assert_eq!(read(template, tail, &[a, b]), whole, "{a:?} and {b:?}");
+        }
+        let letters: Vec<String> = text.chars().map(String::from).collect();
+        assert_eq!(read(template, tail, &letters.iter().map(String::as_str).collect::<Vec<_>>()), whole);
+        let show = |(part, text): &(Part, String)| match part {
+            Reasoning => format!("[{text}]"),
+            Answer => text.clone(),
+        };
+        whole.iter().map(show).collect()
+    }
+
+    #[test]
+    fn tags_at_the_beginning_part_reasoning_from_answer() {
+        let think = |text: &str| every_way("{{ '<think>' }}{{ '</think>' }}", "user: <think>\nassistant:\n", text);
+        assert_eq!(think("<think>\nhm\n\nso\n</think>\n\nyes\nno\n"), "[hm\n\nso]yes\nno\n");
+        assert_eq!(think("\n <think>hm</think>yes"), "[hm]yes");
+        assert_eq!(think("<think>\n\n</think>\n\nyes"), "yes", "an empty block is no reasoning");
+        assert_eq!(think("  yes <think>no</think>"), "  yes <think>no</think>", "only at the beginning");
+        assert_eq!(think("<think>é</think>a</think>b<think>c"), "[é]a</think>b<think>c", "only once");
+        assert_eq!(think("<thin"), "<thin");
+        assert_eq!(think("<think>hm</thi"), "[hm</thi]");
+        assert_eq!(think("<think>hm\n"), "[hm\n]");
+        assert_eq!(think("<think>1 < 2 </ 3 </th</think>\n<b"), "[1 < 2 </ 3 </th]<b");
+        assert_eq!(think(""), "");
+        let others = [
+            ("[THINK]", "[/THINK]"),
+            ("<seed:think>", "</seed:think>"),
+            ("<|START_THINKING|>", "<|END_THINKING|>"),
+            ("<|inner_prefix|>", "<|inner_suffix|>"),
+        ];
+        for (open, close) in others {
+            assert_eq!(every_way(&format!("{open}x{close}"), "", &format!("{open}hm{close}yes")), "[hm]yes");
+        }
+    }
+
+    #[test]
+    fn what_the_prompt_opened_is_open_and_what_it_closed_is_closed() {
+        let after = |tail: &str, text: &str| every_way("<think></think>", tail, text);
+        assert_eq!(after("assistant\n<think>\n", "\nhm\n</think>\n\nyes"), "[hm]yes");
+        assert_eq!(after("<｜Assistant｜><think>", "hm</think>yes"), "[hm]yes");
+        assert_eq!(after("<think>\n\n</think>\n\n", "yes</think>"), "yes</think>");
+        assert_eq!(after("what is <think>?\nassistant\n", "a tag"), "a tag");
+        assert_eq!(after("<think>\n", "\n"), "");
+    }
+
+    #[test]
+    fn gemmas_channels_open_and_close_anywhere() {
+        let gemma = |tail: &str, text: &str| every_way("'<|channel>thought\n' + x + '\n<channel|>'", tail, text);
+        assert_eq!(gemma("<|turn>model\n", "<|channel>thought\nhm\n<channel|>yes"), "[hm]yes");
+        assert_eq!(gemma("<|turn>model\n<|channel>thought\n<channel|>", "yes"), "yes");
+        assert_eq!(gemma("", "a\n<|channel>thought\nb\n<channel|>\nc<|chan"), "a[b]c<|chan");
+    }
+
+    #[test]
+    fn harmonys_channels_say_what_is_reasoning() {
+        let template = "<|start|>assistant<|channel|>final<|message|>";
+        let says = |text: &str| every_way(template, "user<|message|>Hi<|end|><|start|>assistant", text);
+        let final_yes = "<|start|>assistant<|channel|>final<|message|>yes";
+        assert_eq!(says(&format!("<|channel|>analysis<|message|>hm\nso<|end|>{final_yes}<|return|>")), "[hm\nso]yes");
+        assert_eq!(says("<|channel|>final<|message|>a < b <| c"), "a < b <| c");
+        assert_eq!(says(&format!("<|channel|>commentary<|message|>I look.<|end|>{final_yes}")), "I look.yes");
+        assert_eq!(says(&format!("<|channel|>analysis<|message|>hm{final_yes}")), "[hm]yes", "an end left out");
+        assert_eq!(says("<|channel|>analysis<|message|>hm<|channel|>final<|message|>yes"), "[hm]yes");
+        assert_eq!(says("<|channel|>analysis<|message|>hm<|end|><|start|>assist"), "[hm]");
+        assert_eq!(says("<|channel|>analysis<|mess"), "");
+    }
+
+    #[test]
+    fn harmonys_calls_come_with_the_head_that_names_the_tool() {
+        let says = |text: &str| every_way("<|channel|><|message|>", "<|start|>assistant", text);
+        let call = "<|channel|>commentary to=functions.f <|constrain|>json<|message|>{\"a\": 1}";
+        assert_eq!(
+            says(&format!("<|channel|>analysis<|message|>hm<|end|><|start|>assistant{call}<|call|>")),
+            format!("[hm]{call}")
+        );
+        let call = " to=functions.f<|channel|>commentary json<|message|>{}";
+        assert_eq!(says(call), call);
+    }
+
+    #[test]
+    fn a_head_that_the_prompt_began_is_gone_on_with() {
+        let says = |tail: &str, text: &str| every_way("<|channel|><|message|>", tail, text);
+        assert_eq!(says("<|start|>assistant<|channel|>analysis<|message|>", "hm<|end|>"), "[hm]");
+        assert_eq!(says("<|start|>assistant<|channel|>final", "<|message|>yes"), "yes");
+    }
+
+    #[test]
+    fn a_model_that_keeps_to_no_form_is_heard() {
+        let says = |text: &str| every_way("<|channel|><|message|>", "<|start|>assistant", text);
+        assert_eq!(says("Hello\nthere <|x"), "Hello\nthere <|x");
+        assert_eq!(says("Hello"), "Hello");
+        assert_eq!(every_way("no form", "<think>", "<think>a</think>"), "<think>a</think>");
+        assert_eq!(every_way("", "", "a <|channel|>"), "a <|channel|>");
     }
 }

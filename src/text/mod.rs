@@ -4,10 +4,10 @@
 mod answer;
 mod bpe;
 mod clock;
+pub mod grammar;
 mod guard;
 mod jinja;
 mod overlap;
-pub mod grammar;
 mod pre;
 mod python;
 mod split;

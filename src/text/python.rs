@@ -133,8 +133,8 @@ fn split(text: &str, args: &[Value], from_right: bool) -> Result<Value, Error> {
 /// The methods of Python's values that pycompat lacks or has otherwise.
 fn method(state: &mut State, value: &Value, name: &str, args: &[Value]) -> Result<Value, Error> {
     if name == "__slice__" {
-        let (start, stop, step): (Option<i64>, Option<i64>, i64) = from_args(args)?;
-        return backwards(value, start, stop, step);
+        let (start, stop, step): (Option<i64>, Option<i64>, Option<i64>) = from_args(args)?;
+        return slice(value, start, stop, step.unwrap_or(1));
     }
     if name == "copy" && matches!(value.kind(), ValueKind::Map | ValueKind::Seq) {
         let () = from_args(args)?;
@@ -173,26 +173,30 @@ fn method(state: &mut State, value: &Value, name: &str, args: &[Value]) -> Resul
     }
 }
 
-/// `value[start:stop:step]` with a negative step, as CPython's `PySlice_AdjustIndices` has it.
-fn backwards(value: &Value, start: Option<i64>, stop: Option<i64>, step: i64) -> Result<Value, Error> {
+/// `value[start:stop:step]`, as CPython's `PySlice_AdjustIndices` has it.
+fn slice(value: &Value, start: Option<i64>, stop: Option<i64>, step: i64) -> Result<Value, Error> {
     let all: Vec<Value> = match (value.as_str(), value.kind()) {
         (Some(s), _) => s.chars().map(|c| Value::from(c.to_string())).collect(),
         (None, ValueKind::Seq | ValueKind::Iterable) => value.try_iter()?.collect(),
         (None, kind) => return Err(invalid(format!("value of type {kind} cannot be sliced"))),
     };
+    if step == 0 {
+        return Err(invalid("slice step cannot be zero"));
+    }
     let n = all.len() as i64;
+    let (low, high) = if step > 0 { (0, n) } else { (-1, n - 1) };
+    let (first, last) = if step > 0 { (low, high) } else { (high, low) };
     let index =
-        |at: Option<i64>, or: i64| at.map_or(or, |i| if i < 0 { (i.saturating_add(n)).max(-1) } else { i.min(n - 1) });
-    let (mut i, stop) = (index(start, n - 1), index(stop, -1));
+        |at: Option<i64>, or: i64| at.map_or(or, |i| (if i < 0 { i.saturating_add(n) } else { i }).clamp(low, high));
+    let (mut i, stop) = (index(start, first), index(stop, last));
     let mut taken = Vec::new();
-    while step < 0 && i > stop {
+    while if step > 0 { i < stop } else { i > stop } {
         taken.push(all[i as usize].clone());
         i = i.saturating_add(step);
     }
-    Ok(if value.as_str().is_some() {
-        taken.iter().map(Value::to_string).collect::<String>().into()
-    } else {
-        taken.into()
+    Ok(match value.as_str() {
+        Some(_) => taken.iter().map(Value::to_string).collect::<String>().into(),
+        None => taken.into(),
     })
 }
 

@@ -134,3 +134,8 @@ pub fn references() -> Vec<Reference> {
     }
     have
 }
+
+/// The file of the built-in model.
+pub fn demo() -> PathBuf {
+    Path::new(env!("CARGO_MANIFEST_DIR")).join("demo/demo.gguf")
+}

@@ -120,13 +120,7 @@ impl Job {
         Ok(job)
     }
 
-    fn open_ai(
-        form: Form,
-        id: String,
-        url: &str,
-        mut map: Map<String, Value>,
-        defaults: &Defaults,
-    ) -> Result<Job> {
+    fn open_ai(form: Form, id: String, url: &str, mut map: Map<String, Value>, defaults: &Defaults) -> Result<Job> {
         if let Some(method) = map.get("method").filter(|m| *m != "POST") {
             return Err(wrong("method", method, "\"POST\""));
         }

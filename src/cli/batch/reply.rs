@@ -94,7 +94,8 @@ fn logprobs(chat: bool, list: &[Value]) -> Value {
     }
     let all = |key: &str| list.iter().map(|v| v[key].clone()).collect::<Vec<_>>();
     let top = |v: &Value| {
-        let pairs = tops(v).into_iter().map(|t| (t["token"].as_str().unwrap_or_default().to_owned(), t["logprob"].clone()));
+        let pairs =
+            tops(v).into_iter().map(|t| (t["token"].as_str().unwrap_or_default().to_owned(), t["logprob"].clone()));
         Value::Object(pairs.collect())
     };
     let mut at = 0;

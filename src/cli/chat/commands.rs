@@ -14,7 +14,11 @@ const ALL: &[(&str, &str, &str)] = &[
     ("/edit", "", "takes back the last message and its answer, to be edited"),
     ("/save", "FILE", "keeps the conversation in FILE (without FILE: in the one of --session)"),
     ("/load", "FILE", "goes on with the conversation in FILE"),
-    ("/set", "NAME VALUE", "a parameter of sampling (temp, top_p, ...), or reasoning show|hide; without both: lists them"),
+    (
+        "/set",
+        "NAME VALUE",
+        "a parameter of sampling (temp, top_p, ...), or reasoning show|hide; without both: lists them",
+    ),
     ("/stats", "", "what the last answer took, and how full the context is"),
     ("/clear", "", "begins anew; the system message stays"),
     ("/exit", "", "ends (so do Ctrl-D, and Ctrl-C twice)"),
@@ -70,7 +74,9 @@ impl Command {
                 let near = names().filter(|n| n.starts_with(other) || strsim::jaro(n, other) > 0.8);
                 let near: Vec<&str> = near.collect();
                 match near.is_empty() {
-                    true => bail!("{other}: no such command; /help lists them (a message may begin with a space and a slash)"),
+                    true => bail!(
+                        "{other}: no such command; /help lists them (a message may begin with a space and a slash)"
+                    ),
                     false => bail!("{other}: no such command; {}?", near.join(" or ")),
                 }
             }
@@ -86,7 +92,9 @@ impl Chat<'_> {
                 for (name, takes, does) in ALL {
                     eprintln!("  {:22} {does}", format!("{name} {takes}"));
                 }
-                eprintln!("  A line that ends in \\ goes on in the next; Alt-Enter and Ctrl-J begin a new one; Tab completes.");
+                eprintln!(
+                    "  A line that ends in \\ goes on in the next; Alt-Enter and Ctrl-J begin a new one; Tab completes."
+                );
             }
             Command::System(text) => {
                 self.set_system(&text);
