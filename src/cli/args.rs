@@ -352,3 +352,13 @@ pub fn with_verb(mut args: Vec<OsString>, at_terminal: bool) -> Vec<OsString> {
     }
     args
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn flags_do_not_contradict_each_other_in_any_verb() {
+        Cli::command().debug_assert();
+    }
+}

@@ -4,7 +4,7 @@
 use std::path::{Path, PathBuf};
 
 use serde_json::{Value, json};
-use tandem::sample::Sampler;
+use tandem::sample::{Params, Sampler, Stage};
 use tandem::session::{Options, Session, Want};
 use tandem::text::Tokenizer;
 use tandem::text::grammar::{Grammar, Grammars, Kind};
@@ -94,7 +94,11 @@ const GRAMMARS: &[Written] = &[
 
 /// Writes a text.
 fn write(s: &mut Session, t: &Tokenizer, mut g: Grammar, seed: u64, what: &str) -> String {
-    let mut sampler = Sampler::new(1.0, 0, 1.0, 0.0, seed);
+    let mut sampler = Sampler::new(
+        Params { temperature: 1.0, order: vec![Stage::Temperature], ..Params::default() },
+        seed,
+        Vec::new(),
+    );
     s.rewind(0, 0).unwrap();
     let mut logits = s.feed(0, &t.encode("KING:", true, false).unwrap(), Want::Last).unwrap();
     let mut text = Vec::new();

@@ -8,6 +8,7 @@ use super::{Model, Sampling};
 
 /// How a conversation is put to the model, and what ends its answer.
 #[derive(Debug, Args, Clone)]
+#[command(next_help_heading = "Conversation")]
 pub struct Talk {
     /// What the model is told before all else [also: -sys]
     #[arg(long, value_name = "TEXT")]
@@ -37,7 +38,7 @@ pub struct Talk {
     #[arg(short, long, value_name = "N", default_value_t = -1, allow_negative_numbers = true, alias = "predict")]
     pub n_predict: i64,
     /// Go on where the model would end
-    #[arg(long, conflicts_with = "Structured")]
+    #[arg(long)]
     pub ignore_eos: bool,
 }
 
@@ -54,7 +55,8 @@ pub enum Reasoning {
 
 /// The form that a text is to have.
 #[derive(Debug, Args, Clone)]
-#[group(multiple = false)]
+#[command(next_help_heading = "Form of the text")]
+#[group(multiple = false, conflicts_with = "ignore_eos")]
 pub struct Structured {
     /// Write a JSON document that this schema accepts: a file, or the schema itself ({...}) [also: -jf]
     #[arg(short, long, value_name = "FILE|SCHEMA", alias = "json-schema-file")]
@@ -86,15 +88,6 @@ pub struct Run {
     /// The prompt is a text to continue as it is
     #[arg(long)]
     pub raw: bool,
-    /// How to choose tokens.
-    #[command(flatten)]
-    pub sampling: Sampling,
-    /// How the prompt is put.
-    #[command(flatten)]
-    pub talk: Talk,
-    /// The form that the text is to have.
-    #[command(flatten)]
-    pub structured: Structured,
     /// One JSON object: text, reasoning, what ended it, counts, times, seed
     #[arg(long)]
     pub json: bool,
@@ -110,6 +103,15 @@ pub struct Run {
     /// A text to begin the prompt with (the system message, where there is a template), read once and kept for later runs
     #[arg(long, value_name = "FILE", conflicts_with = "session")]
     pub prefix_file: Option<PathBuf>,
+    /// How the prompt is put.
+    #[command(flatten)]
+    pub talk: Talk,
+    /// The form that the text is to have.
+    #[command(flatten)]
+    pub structured: Structured,
+    /// How to choose tokens.
+    #[command(flatten)]
+    pub sampling: Sampling,
 }
 
 /// `tandem chat`.
@@ -118,12 +120,6 @@ pub struct Chat {
     /// The model.
     #[command(flatten)]
     pub model: Model,
-    /// How to choose tokens.
-    #[command(flatten)]
-    pub sampling: Sampling,
-    /// How the conversation is put.
-    #[command(flatten)]
-    pub talk: Talk,
     /// Go on with the conversation in this file, if it is there, and keep it there
     #[arg(long, value_name = "FILE")]
     pub session: Option<PathBuf>,
@@ -133,6 +129,12 @@ pub struct Chat {
     /// Do not show what the model thinks
     #[arg(long)]
     pub hide_reasoning: bool,
+    /// How the conversation is put.
+    #[command(flatten)]
+    pub talk: Talk,
+    /// How to choose tokens.
+    #[command(flatten)]
+    pub sampling: Sampling,
 }
 
 /// What to do when the context is full.
@@ -175,16 +177,16 @@ pub struct Batch {
     /// Prompts are texts to continue as they are, also where the model has a chat template
     #[arg(long)]
     pub raw: bool,
-    /// How to choose tokens, where a request does not say.
-    #[command(flatten)]
-    pub sampling: Sampling,
+    /// Write to a file instead of stdout
+    #[arg(short, long, value_name = "FILE")]
+    pub output: Option<PathBuf>,
     /// How prompts are put, where a request does not say.
     #[command(flatten)]
     pub talk: Talk,
     /// The form of answers, where a request does not say.
     #[command(flatten)]
     pub structured: Structured,
-    /// Write to a file instead of stdout
-    #[arg(short, long, value_name = "FILE")]
-    pub output: Option<PathBuf>,
+    /// How to choose tokens, where a request does not say.
+    #[command(flatten)]
+    pub sampling: Sampling,
 }
