@@ -379,7 +379,7 @@ impl Session {
                 Want::Last | Want::Likeliest if i == last => vec![n - 1],
                 _ => Vec::new(),
             };
-            let batch = Batch { rows: rows.collect(), wanted, greedy: want == Want::Likeliest };
+            let batch = Batch { rows: rows.collect(), wanted, greedy: want == Want::Likeliest, alike: false };
             // Going back from a half-read batch must not mean reading all batches before it again.
             let before = (i > 0 && self.is_overwritten()).then(|| self.overwritten(seq)).transpose()?;
             let observer: Option<Observer<'_>> = match &mut observer {
@@ -413,7 +413,7 @@ impl Session {
     }
 
     /// One token for each of several sequences, computed together: the logits of each, (sequences, n_vocab), or of each
-    /// the likeliest token and its logit, (sequences, 2).
+    /// the likeliest token and its logit, (sequences, 2). On the CPU each is what it would be alone, bit for bit.
     pub fn step(&mut self, rows: &[(usize, u32)], greedy: bool) -> Result<Vec<f32>> {
         for (i, &(seq, token)) in rows.iter().enumerate() {
             self.check(self.seqs[seq].tokens.len(), &[token])?;
@@ -427,7 +427,7 @@ impl Session {
         for rows in rows.chunks(self.shape.n_batch.min(self.shape.n_wanted)) {
             let at = |seq: usize| self.seqs[seq].tokens.len() as u32;
             let list = rows.iter().map(|&(seq, token)| Row { token, seq: seq as u32, pos: at(seq) }).collect();
-            let batch = Batch { rows: list, wanted: (0..rows.len() as u32).collect(), greedy };
+            let batch = Batch { rows: list, wanted: (0..rows.len() as u32).collect(), greedy, alike: true };
             self.engine.walk(&batch, &AtomicBool::new(false), None)?;
             for &(seq, token) in rows {
                 self.seqs[seq].tokens.push(token);

@@ -66,7 +66,8 @@ pub fn grouped(
         }
     }
     let worth = ty.act.form(simd::isa()).worth(simd::isa());
-    let panels = |g: &Group<'_>| ty.has_tiles() && g.pairs.len() >= worth;
+    let rows_only = acts.rows_only;
+    let panels = |g: &Group<'_>| !rows_only && ty.has_tiles() && g.pairs.len() >= worth;
     if groups.iter().any(|g| !g.pairs.is_empty() && !panels(g)) {
         pool.each_of(acts.row_parts(ty.act, n_in, x), size_of_val(x), RowPart::fill);
     }

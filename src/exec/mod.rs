@@ -127,6 +127,7 @@ impl Engine {
         let pool = pool_batch.as_ref().filter(|_| batch.rows.len() > 1).unwrap_or(pool);
         for m in memory.iter_mut() {
             m.work.angles.clear();
+            m.work.acts.rows_only = batch.alike;
         }
         let width = |slot: Slot| tape.slots[slot.0 as usize].width;
         if let Some(device) = device {

@@ -120,6 +120,8 @@ pub struct ActRow<'a> {
 /// Rows of activations in one form, kept between steps so that memory is reused.
 #[derive(Debug, Default)]
 pub struct Acts {
+    /// Products take row kernels only, so that the bits of each do not depend on others.
+    pub rows_only: bool,
     act: Option<Act>,
     n: usize,
     /// For row kernels.

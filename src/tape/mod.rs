@@ -198,6 +198,8 @@ pub struct Batch {
     pub wanted: Vec<u32>,
     /// Only the likeliest token of each wanted row is asked for; its logits stay where they are.
     pub greedy: bool,
+    /// Every row is to come out, bit for bit, as if it were alone: on the CPU by row kernels only.
+    pub alike: bool,
 }
 
 impl Batch {
