@@ -112,6 +112,9 @@ pub struct Model {
     /// Let measured times decide nothing: the same input gives the same bits again
     #[arg(long)]
     pub deterministic: bool,
+    /// Load nothing; print one command in which everything that was left open is written out
+    #[arg(long)]
+    pub dry_run: bool,
     /// Say at the end how fast tokens were made and should have been, what the GPU and the CPU waited for each other, and
     /// what the cached experts did
     #[arg(long)]

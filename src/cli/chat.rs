@@ -200,7 +200,7 @@ impl Chat<'_> {
         let mut writer = Writer::new(self.tokenizer, sampler, None, reader, self.asked.clone(), &ids);
 
         let start = Instant::now();
-        let mut reading = Reading::new();
+        let mut reading = Reading::new(&self.session);
         let want = writer.want();
         let logits = talk::read(&mut self.session, 0, self.tokenizer, &ids, want, &mut |p| reading.progress(p))?;
         let (read, read_s) = (reading.finish(), start.elapsed().as_secs_f64());

@@ -5,6 +5,7 @@ mod batch;
 mod bench;
 mod chat;
 mod doctor;
+mod dry;
 mod explain;
 mod generate;
 mod logits;
@@ -92,7 +93,7 @@ pub fn main(argv: impl Iterator<Item = OsString>) -> ExitCode {
         .with_target(false)
         .with_level(false)
         .init();
-    let done = match &cli.verb {
+    let verb = |verb: &Verb| match verb {
         Verb::Chat(a) => chat::run(a),
         Verb::Run(a) => run::run(a),
         Verb::Batch(a) => batch::run(a),
@@ -107,6 +108,7 @@ pub fn main(argv: impl Iterator<Item = OsString>) -> ExitCode {
         Verb::Completions(a) => generate::completions(a),
         Verb::Man(a) => generate::man(a),
     };
+    let done = dry::run(&cli.verb).and_then(|dry| if dry { Ok(()) } else { verb(&cli.verb) });
     match done {
         Ok(()) => ExitCode::SUCCESS,
         Err(e) if is_closed_pipe(&e) => ExitCode::SUCCESS,

@@ -29,6 +29,7 @@ pub(super) fn run(a: &args::Run) -> Result<()> {
     let grammar = grammars.as_ref().zip(form.take()).map(|(g, f)| g.start(&f).context(Failure::Usage)).transpose()?;
     let mut out = output(a)?;
 
+    let start = Instant::now(); // loading what is known is part of what the first token takes
     let mut known = match a.session.as_deref().filter(|p| p.exists()) {
         Some(path) => Known::load(path, &mut session, turns.is_some())?,
         None => Known::default(),
@@ -36,8 +37,7 @@ pub(super) fn run(a: &args::Run) -> Result<()> {
     let seed = settings.seed();
     let sampler = settings.sampler(seed.wrapping_add(known.drawn), &tokenizer)?;
     let asked = talk::Asked { logprobs: a.logprobs, ..a.talk.asked() };
-    let start = Instant::now();
-    let mut reading = Reading::new();
+    let mut reading = Reading::new(&session);
     let mut progress = |p| reading.progress(p);
     let (mut writer, logits) = match &turns {
         Some(turns) => {

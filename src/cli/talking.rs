@@ -2,7 +2,8 @@
 //! has been read.
 
 use std::sync::Arc;
-use std::sync::atomic::AtomicBool;
+use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
+use std::time::Duration;
 
 use anyhow::{Context, Result};
 use indicatif::{ProgressBar, ProgressStyle};
@@ -118,15 +119,33 @@ impl args::Talk {
     }
 }
 
-/// Shows on stderr how far a prompt has been read, and only where that is a terminal.
+/// How often it is looked how far a batch has come.
+const LOOK: Duration = Duration::from_millis(100);
+
+/// Shows on stderr how far a prompt has been read, and only where that is a terminal: a batch may take a minute, so it is
+/// also shown how far it has come through the steps of the model.
 pub(super) struct Reading {
     bar: ProgressBar,
-    read: usize,
+    /// Tokens in finished batches.
+    read: Arc<AtomicUsize>,
+    /// Steps of the batch at hand that are done, of how many, and its tokens at most.
+    walked: Arc<AtomicUsize>,
+    steps: usize,
+    n_batch: usize,
+    over: Arc<AtomicBool>,
 }
 
 impl Reading {
-    pub(super) fn new() -> Reading {
-        Reading { bar: ProgressBar::hidden(), read: 0 }
+    pub(super) fn new(session: &Session) -> Reading {
+        let engine = session.engine();
+        Reading {
+            bar: ProgressBar::hidden(),
+            read: Arc::default(),
+            walked: engine.walked.clone(),
+            steps: engine.tape.steps.len(),
+            n_batch: session.n_batch(),
+            over: Arc::default(),
+        }
     }
 
     pub(super) fn progress(&mut self, p: Progress) {
@@ -136,24 +155,37 @@ impl Reading {
                 self.bar = ProgressBar::new(n as u64);
                 let form = "reading the prompt {bar:30} {pos}/{len} tokens, {per_sec}, {eta} left";
                 self.bar.set_style(ProgressStyle::with_template(form).expect("a template that is right"));
+                if !self.bar.is_hidden() {
+                    let (bar, read, walked, over) =
+                        (self.bar.clone(), self.read.clone(), self.walked.clone(), self.over.clone());
+                    let (steps, n_batch) = (self.steps, self.n_batch);
+                    std::thread::spawn(move || {
+                        while !over.load(Ordering::Relaxed) {
+                            std::thread::sleep(LOOK);
+                            let (read, walked) = (read.load(Ordering::Relaxed), walked.load(Ordering::Relaxed));
+                            bar.set_position((read + n_batch.min(n - read) * walked / steps) as u64);
+                        }
+                    });
+                }
             }
             Progress::Read(n) => {
-                self.read += n;
-                self.bar.inc(n as u64);
+                let read = self.read.fetch_add(n, Ordering::Relaxed) + n;
+                self.bar.set_position(read as u64);
             }
         }
     }
 
     /// Takes the bar away; how many tokens were read.
     pub(super) fn finish(&self) -> usize {
+        self.over.store(true, Ordering::Relaxed);
         self.bar.finish_and_clear();
-        self.read
+        self.read.load(Ordering::Relaxed)
     }
 }
 
 impl Drop for Reading {
     /// An error leaves no bar behind.
     fn drop(&mut self) {
-        self.bar.finish_and_clear();
+        self.finish();
     }
 }

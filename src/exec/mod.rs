@@ -8,7 +8,8 @@ mod rehearse;
 mod weights;
 
 use std::io::{Read, Write};
-use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
 use std::time::Instant;
 
 use anyhow::{Context, Result};
@@ -58,6 +59,8 @@ pub struct Engine {
     weights: Weights,
     memory: Vec<Memory>,
     device: Option<Device>,
+    /// How many steps of the walk at hand are done, for who looks on from another thread.
+    pub walked: Arc<AtomicUsize>,
     /// The stage from which on values that the GPU sends down are on their way, by value and place; None when fetched.
     coming: Vec<[Option<usize>; Place::ALL.len()]>,
 }
@@ -104,7 +107,8 @@ impl Engine {
             .iter()
             .map(|l| Memory { buffers: vec![Vec::new(); l.widths.len()], work: Work::default() })
             .collect();
-        Ok(Engine { gguf, tape, plan, pool, pool_batch, states, weights, memory, device, coming })
+        let walked = Arc::default();
+        Ok(Engine { gguf, tape, plan, pool, pool_batch, states, weights, memory, device, walked, coming })
     }
 
     /// The GPU's part, where there is one.
@@ -123,7 +127,7 @@ impl Engine {
     /// # Errors
     /// If the GPU fails; the states are then lost.
     pub fn walk(&mut self, batch: &Batch, stop: &AtomicBool, mut observer: Option<Observer<'_>>) -> Result<bool> {
-        let Engine { gguf, tape, plan, pool, pool_batch, states, weights, memory, device, coming } = self;
+        let Engine { gguf, tape, plan, pool, pool_batch, states, weights, memory, device, walked, coming } = self;
         let pool = pool_batch.as_ref().filter(|_| batch.rows.len() > 1).unwrap_or(pool);
         for m in memory.iter_mut() {
             m.work.angles.clear();
@@ -133,6 +137,7 @@ impl Engine {
         if let Some(device) = device {
             device.begin(batch)?;
         }
+        walked.store(0, Ordering::Relaxed);
         let mut next = 0;
         while let Some(stage) = plan.stages.get(next) {
             if is_gpu(stage) {
@@ -235,6 +240,7 @@ impl Engine {
                                 states[s.0 as usize] = state;
                             }
                         }
+                        walked.store(i + 1, Ordering::Relaxed);
                         for (&o, mut out) in step.outs.iter().zip(outs) {
                             if let Some(f) = &mut observer {
                                 f(&step.label, &mut out, width(o));

@@ -139,3 +139,8 @@ pub fn references() -> Vec<Reference> {
 pub fn demo() -> PathBuf {
     Path::new(env!("CARGO_MANIFEST_DIR")).join("demo/demo.gguf")
 }
+
+/// Prints a figure past the test harness.
+pub fn note(text: &str) {
+    say!("{text}");
+}

@@ -24,7 +24,7 @@ pub struct Sampling {
     #[arg(long, value_name = "N", allow_negative_numbers = true)]
     pub dynatemp_range: Option<f64>,
     /// How it moves: the exponent of the entropy's share [default: 1]
-    #[arg(long, value_name = "N", allow_negative_numbers = true)]
+    #[arg(long, value_name = "N", allow_negative_numbers = true, alias = "dynatemp-exponent")]
     pub dynatemp_exp: Option<f64>,
     /// Keep the K likeliest tokens; 0 keeps all [default: 40]
     #[arg(long, value_name = "K", allow_negative_numbers = true)]
@@ -78,10 +78,10 @@ pub struct Sampling {
     #[arg(long, value_name = "0|1|2", allow_negative_numbers = true)]
     pub mirostat: Option<f64>,
     /// The target, in bits: mirostat's tau [default: 5]
-    #[arg(long, value_name = "N", allow_negative_numbers = true)]
+    #[arg(long, value_name = "N", allow_negative_numbers = true, alias = "mirostat-tau")]
     pub mirostat_ent: Option<f64>,
     /// How fast it learns: mirostat's eta [default: 0.1]
-    #[arg(long, value_name = "N", allow_negative_numbers = true)]
+    #[arg(long, value_name = "N", allow_negative_numbers = true, alias = "mirostat-eta")]
     pub mirostat_lr: Option<f64>,
     /// Choose tokens near this probability, if --samplers names adaptive_p [default: -1, off]
     #[arg(long, value_name = "P", allow_negative_numbers = true)]

@@ -1,0 +1,140 @@
+//! `--dry-run`: what would be done, as one command in which everything that was left to this program is written out.
+
+use std::io::Write;
+
+use anyhow::{Context, Result};
+
+use super::args::{self, Verb};
+use super::sampling::Settings;
+use super::{Failure, gguf, gpu, options};
+use crate::cpu::Pool;
+use crate::gguf::Load;
+use crate::plan;
+use crate::sample::Params;
+use crate::session::{self, Options};
+
+/// A verb's name, model and sampling, and how many sequences it has.
+type Asked<'a> = (&'static str, &'a args::Model, Option<&'a args::Sampling>, usize);
+
+/// Prints the command, if that is all that is asked; whether it is.
+pub(super) fn run(verb: &Verb) -> Result<bool> {
+    let (name, model, sampling, n_seq): Asked<'_> = match verb {
+        Verb::Chat(a) => ("chat", &a.model, Some(&a.sampling), 1),
+        Verb::Run(a) => ("run", &a.model, Some(&a.sampling), 1),
+        Verb::Batch(a) => ("batch", &a.model, Some(&a.sampling), a.parallel),
+        Verb::Bench(a) => ("bench", &a.model, None, 1),
+        Verb::Perplexity(a) => ("perplexity", &a.model, None, 1),
+        Verb::Logits(a) => ("logits", &a.model, None, 1),
+        Verb::Verify(a) => ("verify", &a.model, None, 1),
+        _ => return Ok(false),
+    };
+    if !model.dry_run {
+        return Ok(false);
+    }
+    let o = Options { n_seq, ..options(model)? };
+    let gguf = gguf(model.model.as_deref(), &Load { mmap: true, mlock: false })?; // nothing is loaded
+    let tape = session::tape(&gguf, &o).context(Failure::Model)?;
+    let shape = session::shape(&gguf, &o).context(Failure::Model)?;
+    let budget = match gpu(model, &o)? {
+        Some(gpu) => {
+            let free = gpu.memory()?.0;
+            Some(free.saturating_sub(session::margin(free, gpu.shown)))
+        }
+        None => None,
+    };
+    let fit = plan::fit(tape, &o.ask, budget, shape)?;
+    let threads = Pool::new(o.threads)?.threads();
+    let mut words = vec!["tandem".to_owned(), name.into()];
+    words.extend(model.model.iter().flat_map(|m| ["-m".into(), quoted(&m.display().to_string())]));
+    words.push(format!(
+        "-c {} -t {threads} -tb {} -b {} -ub {} -ctk {} -ctv {} {}",
+        shape.n_ctx,
+        o.threads_batch.filter(|n| *n > 0).unwrap_or(threads),
+        model.batch_size,
+        o.n_batch,
+        o.type_k.name.to_lowercase(),
+        o.type_v.name.to_lowercase(),
+        fit.flags(&o.ask),
+    ));
+    for (flag, given) in [("--no-mmap", !o.load.mmap), ("--mlock", o.load.mlock), ("--deterministic", o.deterministic)]
+    {
+        words.extend(given.then(|| flag.to_owned()));
+    }
+    if n_seq > 1 {
+        words.push(format!("--parallel {n_seq}"));
+    }
+    if let Some(sampling) = sampling {
+        let mut settings = Settings::new(sampling)?;
+        settings.follow(&gguf.meta)?;
+        words.extend(chosen(&settings));
+    }
+    Ok(writeln!(std::io::stdout(), "{}", words.join(" ")).map(|()| true)?)
+}
+
+/// The flags that give these settings where nothing else is said.
+fn chosen(settings: &Settings) -> Vec<String> {
+    let usual = Params::default();
+    let others = settings.params.numbers().into_iter().zip(usual.numbers());
+    // Not a flag: only programs set it.
+    let others = others.filter(|(own, usual)| own.1 != usual.1 && own.0 != "min_keep");
+    let mut words: Vec<String> =
+        others.map(|((name, value), _)| format!("--{} {value}", name.replace('_', "-"))).collect();
+    if settings.params.order != usual.order {
+        let names: Vec<&str> = settings.params.order.iter().map(|s| s.name()).collect();
+        words.push(format!("--samplers '{}'", names.join(";")));
+    }
+    words.extend(settings.params.logit_bias.iter().map(|(id, by)| format!("--logit-bias {id}{by:+}")));
+    words.extend(settings.seed.map(|seed| format!("--seed {seed}")));
+    words
+}
+
+/// As a shell reads it.
+fn quoted(text: &str) -> String {
+    let plain = |c: char| c.is_alphanumeric() || "/._-+=:,@%".contains(c);
+    if text.chars().all(plain) { text.into() } else { format!("'{}'", text.replace('\'', "'\\''")) }
+}
+
+#[cfg(test)]
+mod tests {
+    use clap::{CommandFactory, Parser};
+
+    use super::*;
+    use crate::cli::args::Cli;
+
+    fn settings(words: &[String]) -> Settings {
+        let line = ["tandem".to_owned(), "run".into()].into_iter().chain(words.iter().cloned());
+        let Verb::Run(a) = Cli::try_parse_from(line).unwrap().verb else { panic!("run is asked for") };
+        Settings::new(&a.sampling).unwrap()
+    }
+
+    #[test]
+    fn the_flags_that_are_printed_give_the_same_sampling_again() {
+        let asked = "--temp 0.35 --top-k 7 --typical 0.5 --xtc-probability 0.1 --repeat-penalty 1.1 --repeat-last-n 9 \
+                     --dry-multiplier 0.8 --mirostat 2 --mirostat-lr 0.2 --min-p 0 --top-nsigma 2 --seed 5 --samplers top_k;temperature \
+                     --logit-bias 5-1.5 --presence-penalty 0.25 --dynatemp-range 0.5";
+        let first = settings(&asked.split_whitespace().map(String::from).collect::<Vec<_>>());
+        let printed = chosen(&first).join(" ").replace('\'', "");
+        let again = settings(&printed.split_whitespace().map(String::from).collect::<Vec<_>>());
+        assert_eq!((first.words(), first.seed), (again.words(), again.seed), "{printed}");
+        assert_eq!(first.params.logit_bias, again.params.logit_bias);
+    }
+
+    #[test]
+    fn every_number_has_a_flag_of_its_name() {
+        let command = Cli::command();
+        let run = command.find_subcommand("run").unwrap();
+        for (name, _) in Params::default().numbers().into_iter().filter(|n| n.0 != "min_keep") {
+            let name = name.replace('_', "-");
+            let known = |a: &clap::Arg| {
+                a.get_long() == Some(&name) || a.get_all_aliases().is_some_and(|l| l.contains(&&name[..]))
+            };
+            assert!(run.get_arguments().any(known), "--{name}");
+        }
+    }
+
+    #[test]
+    fn a_path_is_one_word_for_a_shell() {
+        assert_eq!(quoted("/a/b-c.gguf"), "/a/b-c.gguf");
+        assert_eq!(quoted("it's here"), r"'it'\''s here'");
+    }
+}

@@ -1,0 +1,264 @@
+//! `tandem run` for scripts: what comes in, what goes out, what is kept, and how it ends.
+
+mod common;
+
+use std::io::Write;
+use std::path::PathBuf;
+use std::process::{Command, Output, Stdio};
+
+use serde_json::Value;
+
+fn tandem(args: &[&str]) -> Command {
+    let mut c = Command::new(env!("CARGO_BIN_EXE_tandem"));
+    c.args(args).stdin(Stdio::null()).env("CUDA_VISIBLE_DEVICES", ""); // on the CPU, whatever is here
+    c
+}
+
+fn run(args: &[&str]) -> Output {
+    tandem(&[&["run"], args].concat()).output().unwrap()
+}
+
+/// The same with something on stdin.
+fn piped(args: &[&str], stdin: &str) -> Output {
+    let mut c = tandem(&[&["run"], args].concat());
+    let mut child = c.stdin(Stdio::piped()).stdout(Stdio::piped()).stderr(Stdio::piped()).spawn().unwrap();
+    child.stdin.take().unwrap().write_all(stdin.as_bytes()).unwrap();
+    child.wait_with_output().unwrap()
+}
+
+fn out(o: &Output) -> String {
+    assert!(o.status.success(), "{}", err(o));
+    String::from_utf8(o.stdout.clone()).unwrap()
+}
+
+fn err(o: &Output) -> String {
+    String::from_utf8_lossy(&o.stderr).into_owned()
+}
+
+/// An empty folder of one test.
+fn folder(name: &str) -> PathBuf {
+    let dir = std::path::Path::new(env!("CARGO_TARGET_TMPDIR")).join("run").join(name);
+    let _ = std::fs::remove_dir_all(&dir);
+    std::fs::create_dir_all(&dir).unwrap();
+    dir
+}
+
+const ROMEO: &str = concat!(env!("CARGO_MANIFEST_DIR"), "/demo/romeo.jinja");
+
+#[test]
+fn a_prompt_and_what_is_piped_in_are_one_prompt() {
+    let whole = out(&run(&["-p", "ROMEO:\nBut soft", "-n", "8", "--temp", "0"]));
+    assert_eq!(out(&piped(&["-p", "ROMEO:", "-n", "8", "--temp", "0"], "But soft")), whole);
+    assert_eq!(out(&piped(&["-p", "ROMEO:\n", "-n", "8", "--temp", "0"], "But soft")), whole);
+    assert_eq!(out(&piped(&["-n", "8", "--temp", "0"], "ROMEO:\nBut soft")), whole);
+}
+
+#[test]
+fn json_is_one_object_with_all_that_is_known() {
+    let o = run(&["-p", "ROMEO:", "-n", "6", "--seed", "4", "--json", "--logprobs", "3"]);
+    let text = out(&o);
+    assert_eq!(text.lines().count(), 1);
+    let v: Value = serde_json::from_str(&text).unwrap();
+    assert_eq!(v["text"], out(&run(&["-p", "ROMEO:", "-n", "6", "--seed", "4"])));
+    assert_eq!((&v["finish"], &v["seed"], &v["reasoning"]), (&"limit".into(), &4.into(), &"".into()));
+    assert_eq!(v["tokens"]["generated"], 6);
+    assert!(v["tokens"]["prompt"].as_u64().unwrap() > 0);
+    for key in ["seconds", "tokens_per_second"] {
+        assert!(v[key]["prompt"].as_f64().unwrap() > 0.0 && v[key]["generation"].as_f64().unwrap() > 0.0, "{v}");
+    }
+    let probs = v["logprobs"].as_array().unwrap();
+    assert_eq!(probs.len(), 6);
+    for p in probs {
+        let top: Vec<f64> = p["top"].as_array().unwrap().iter().map(|t| t["logprob"].as_f64().unwrap()).collect();
+        assert!(top.len() == 3 && top.is_sorted_by(|a, b| a >= b) && p["logprob"].as_f64().unwrap() <= top[0], "{p}");
+    }
+    assert_eq!(run(&["-p", "x", "--logprobs", "3"]).status.code(), Some(2), "they have nowhere to go without --json");
+}
+
+#[test]
+fn an_output_file_has_the_text_alone_and_stdout_nothing() {
+    let file = folder("output").join("text");
+    let o = run(&["-p", "ROMEO:", "-n", "8", "--seed", "4", "-o", file.to_str().unwrap()]);
+    assert!(out(&o).is_empty());
+    assert_eq!(std::fs::read_to_string(&file).unwrap(), out(&run(&["-p", "ROMEO:", "-n", "8", "--seed", "4"])));
+}
+
+#[test]
+fn a_stop_text_ends_the_text_before_it() {
+    let free = out(&run(&["-p", "ROMEO:", "-n", "40", "--temp", "0"]));
+    let word = free.split_whitespace().nth(4).unwrap();
+    let v = run(&["-p", "ROMEO:", "-n", "40", "--temp", "0", "--json", "-r", "never said", "--stop", word]);
+    let v: Value = serde_json::from_str(&out(&v)).unwrap();
+    assert_eq!(v["finish"], "stop");
+    assert_eq!(v["text"], free[..free.find(word).unwrap()]);
+}
+
+#[test]
+fn a_template_makes_the_prompt_a_message_and_raw_leaves_it_a_text() {
+    let text = |args: &[&str]| out(&run(&[&["-n", "8", "--temp", "0"], args].concat()));
+    let put = text(&["-p", "ROMEO:\nGood morrow\n\nJULIET:\n"]);
+    assert_eq!(text(&["-p", "Good morrow", "--chat-template-file", ROMEO]), put);
+    assert_ne!(text(&["-p", "Good morrow"]), put);
+    assert_eq!(text(&["-p", "Good morrow", "--chat-template-file", ROMEO, "--raw"]), text(&["-p", "Good morrow"]));
+    let o = run(&["-p", "x", "--chat"]);
+    assert!(o.status.code() == Some(2) && err(&o).contains("no chat template"), "{}", err(&o));
+    let o = run(&["-p", "x", "-sys", "Be kind", "-n", "1"]);
+    assert!(o.status.code() == Some(2) && err(&o).contains("no chat template"), "{}", err(&o));
+    let o = run(&["-p", "x", "-n", "1", "--chat-template-file", ROMEO, "--reasoning", "off"]);
+    assert!(o.status.success() && err(&o).contains("--reasoning off: off, because"), "{}", err(&o));
+    let o = run(&["-p", "x", "--chat-template-file", ROMEO, "--chat-template-kwargs", "[1]"]);
+    assert!(o.status.code() == Some(2) && err(&o).contains("a JSON object"), "{}", err(&o));
+}
+
+#[test]
+fn a_template_that_fails_is_an_error_with_its_line_and_nothing_else_is_tried() {
+    let file = folder("template").join("bad.jinja");
+    std::fs::write(&file, "{{ messages[0].content }}\n{{ raise_exception('no such role') }}").unwrap();
+    let o = run(&["-p", "x", "--chat-template-file", file.to_str().unwrap()]);
+    assert!(!o.status.success() && o.stdout.is_empty());
+    assert!(err(&o).contains("line 2") && err(&o).contains("no such role"), "{}", err(&o));
+}
+
+#[test]
+fn a_session_goes_on_as_if_it_had_never_stopped() {
+    let dir = folder("session");
+    let file = dir.join("s");
+    let file = file.to_str().unwrap();
+    // A text that is continued, in three parts.
+    let part = |prompt: &str, n: &str| out(&run(&["-p", prompt, "-n", n, "--temp", "0", "--session", file]));
+    let parts = part("ROMEO:", "9") + &part("", "14") + &part("", "7");
+    assert_eq!(parts, out(&run(&["-p", "ROMEO:", "-n", "30", "--temp", "0"])));
+    // A conversation.
+    let talk = dir.join("t");
+    let args = ["-n", "8", "--temp", "0", "--chat-template-file", ROMEO];
+    let said = |text: &str, more: &[&str]| out(&run(&[&args[..], &["-p", text], more].concat()));
+    let kept = ["--session", talk.to_str().unwrap()];
+    let first = said("Good morrow", &kept);
+    let second = said("What then?", &kept);
+    let whole = format!("ROMEO:\nGood morrow\n\nJULIET:\n{}\n\nROMEO:\nWhat then?\n\nJULIET:\n", first.trim());
+    let again = out(&run(&["-p", &whole, "-n", "8", "--temp", "0"]));
+    assert_eq!(second.trim(), again.trim());
+    // Each of another kind is refused, and stays.
+    let before = std::fs::read(&talk).unwrap();
+    let o = run(&["-p", "x", "--session", kept[1]]);
+    assert!(o.status.code() == Some(2) && err(&o).contains("conversation"), "{}", err(&o));
+    assert_eq!(std::fs::read(&talk).unwrap(), before);
+}
+
+#[test]
+fn the_second_start_of_a_long_session_reads_nothing_again() {
+    let dir = folder("resume");
+    let file = dir.join("s");
+    let file = file.to_str().unwrap();
+    let long = "But soft, what light through yonder window breaks? It is the east, and Juliet is the sun.\n".repeat(80);
+    let at = |prompt: &str| -> Value {
+        let o = run(&["-p", prompt, "-n", "1", "-c", "4096", "--temp", "0", "--json", "--session", file]);
+        serde_json::from_str(&out(&o)).unwrap()
+    };
+    let (first, second) = (at(&long), at(""));
+    let n = first["tokens"]["read"].as_u64().unwrap();
+    assert!(n > 2000, "{n} tokens");
+    assert_eq!(second["tokens"]["read"], 1);
+    // From the file's opening to the first token, against the reading of the prompt.
+    let seconds = |v: &Value| v["seconds"]["prompt"].as_f64().unwrap();
+    let share = seconds(&second) / seconds(&first);
+    common::note(&format!("the second start took {:.1}% of the first", 100.0 * share));
+    assert!(share < 0.05, "{first}\n{second}");
+}
+
+#[test]
+fn a_prefix_is_read_once_and_then_found_by_later_runs() {
+    let dir = folder("prefix");
+    let prefix = dir.join("prefix");
+    std::fs::write(&prefix, "But soft, what light through yonder window breaks? It is the east.\n".repeat(20)).unwrap();
+    let at = |text: &str, more: &[&str]| -> (Value, String) {
+        let args = [
+            "run",
+            "-p",
+            text,
+            "-n",
+            "4",
+            "--temp",
+            "0",
+            "-c",
+            "1024",
+            "--json",
+            "--prefix-file",
+            prefix.to_str().unwrap(),
+        ];
+        let o = tandem(&[&args[..], more].concat()).env("XDG_CACHE_HOME", &dir).output().unwrap();
+        (serde_json::from_str(&out(&o)).unwrap(), err(&o))
+    };
+    let read = |v: &Value| v["tokens"]["read"].as_u64().unwrap();
+    for more in [&["--raw"][..], &["--chat-template-file", ROMEO]] {
+        let (first, said) = at("Who art thou?", more);
+        assert!(said.contains("is kept in"), "{said}");
+        let (second, said) = at("Who art thou?", more);
+        assert!(!said.contains("is kept in"), "{said}");
+        assert!(read(&second) * 10 < read(&first), "{first} {second}");
+        assert_eq!(first["text"], second["text"]);
+        let (third, _) = at("Another question!", more);
+        assert!(read(&third) * 10 < read(&first), "{third}");
+    }
+}
+
+#[test]
+fn every_way_to_end_has_its_own_status() {
+    let status = |args: &[&str]| {
+        let o = run(args);
+        (o.status.code().unwrap(), err(&o))
+    };
+    let (code, said) = status(&["-p", "ROMEO:", "-c", "32", "--ignore-eos"]);
+    assert!(code == 4 && said.contains("32"), "{code} {said}");
+    let (code, said) = status(&["-p", "x", "-c", "4000000000"]);
+    assert!(code == 5 && said.contains("-c"), "{code} {said}");
+    let (code, said) = status(&["-p", "x", "--grammar", "root ::= <[70]>", "--logit-bias", "70-inf"]);
+    assert!(code == 6 && said.contains("dead end"), "{code} {said}");
+    let (code, said) = status(&["-p", "x", "--no-such-flag"]);
+    assert!(code == 2 && said.contains("unexpected argument"), "{said}");
+    let (code, said) = status(&["-p", "x", "--top-kk", "3"]);
+    assert!(code == 2 && said.contains("--top-k"), "a near flag is named: {said}");
+    let (code, _) = status(&["-p", "x", "-m", "/nowhere.gguf"]);
+    assert_eq!(code, 3);
+}
+
+#[test]
+fn a_dry_run_prints_one_command_that_asks_for_the_same_again() {
+    let first = out(&run(&["-p", "x", "--dry-run", "--temp", "0.3", "-t", "1"]));
+    assert_eq!(first.lines().count(), 1, "{first}");
+    for flag in ["tandem run", "-c ", "-t 1", "-ngl 0", "-ctk f16", "--temperature 0.3"] {
+        assert!(first.contains(flag), "{flag}: {first}");
+    }
+    let words: Vec<&str> = first.split_whitespace().skip(2).collect();
+    assert_eq!(out(&run(&[&words[..], &["-p", "x", "--dry-run"]].concat())), first);
+}
+
+#[test]
+fn completions_and_pages_of_the_manual_come_from_the_same_definitions() {
+    for shell in ["bash", "zsh", "fish"] {
+        let o = tandem(&["completions", shell]).output().unwrap();
+        let text = out(&o);
+        assert!(text.contains("expert-cache") && text.contains("perplexity"), "{shell}");
+    }
+    assert!(out(&tandem(&["man"]).output().unwrap()).contains("tandem"));
+    assert!(out(&tandem(&["man", "run"]).output().unwrap()).contains("logit\\-bias"));
+    assert_eq!(tandem(&["man", "walk"]).output().unwrap().status.code(), Some(2));
+}
+
+#[test]
+fn without_a_verb_a_script_is_told_so_and_no_chat_begins() {
+    let o = tandem(&["-m", "x.gguf"]).output().unwrap();
+    assert!(o.status.code() == Some(2) && o.stdout.is_empty(), "{}", err(&o));
+}
+
+#[test]
+fn what_is_thought_is_no_part_of_the_answer() {
+    let file = folder("thought").join("think.jinja");
+    std::fs::write(&file, "{% for m in messages %}{{ m.content }}\n{% endfor %}<think>\n{# </think> #}").unwrap();
+    let args = ["-p", "Think", "-n", "40", "--seed", "3", "--reasoning-budget", "8", "--chat-template-file"];
+    let args = [&args[..], &[file.to_str().unwrap()]].concat();
+    let v: Value = serde_json::from_str(&out(&run(&[&args[..], &["--json"]].concat()))).unwrap();
+    let (thought, said) = (v["reasoning"].as_str().unwrap(), v["text"].as_str().unwrap());
+    assert!(!thought.is_empty() && !said.is_empty() && !thought.contains("think>") && !said.contains("think>"), "{v}");
+    assert_eq!(out(&run(&args)), said);
+}
