@@ -127,7 +127,7 @@ impl Chat<'_> {
         let mut draft = String::new();
         let mut left = false; // whether Ctrl-C was the last that came
         loop {
-            let line = lines.read(&std::mem::take(&mut draft))?;
+            let line = self.next_line(lines, &std::mem::take(&mut draft))?;
             let again = std::mem::replace(&mut left, false);
             match line {
                 Line::End => return Ok(()),
@@ -153,6 +153,24 @@ impl Chat<'_> {
                 }
             }
         }
+    }
+
+    /// The next line; while it is typed, what the next prompt will begin with is read.
+    fn next_line(&mut self, lines: &mut Lines, draft: &str) -> Result<Line> {
+        if !lines.is_terminal() || self.turn_count() == 0 {
+            return lines.read(draft);
+        }
+        let stop = self.session.stop_flag();
+        let (session, tokenizer, turns, messages) = (&mut self.session, self.tokenizer, &self.turns, &self.messages);
+        let line = std::thread::scope(|s| {
+            // What goes wrong here is said when the next message is read.
+            s.spawn(|| drop(talk::read_ahead(session, 0, tokenizer, turns, messages)));
+            let line = lines.read(draft);
+            stop.store(true, Ordering::SeqCst);
+            line
+        });
+        stop.store(false, Ordering::SeqCst);
+        line
     }
 
     fn greeting(&self) -> String {

@@ -5,5 +5,5 @@ mod turns;
 mod writer;
 
 pub use stops::Stops;
-pub use turns::{Progress, Turns, feed, read, rest};
+pub use turns::{Progress, Turns, feed, read, read_ahead, rest};
 pub use writer::{Asked, End, Parts, Said, Writer, write};

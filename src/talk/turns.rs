@@ -137,6 +137,32 @@ pub fn read(
     feed(session, seq, &rest, want, progress)
 }
 
+/// Reads what the next prompt of a conversation will begin with, whatever the user says next: a template may drop what an
+/// answer thought once the next message is there, and what is left of that answer can be read while the user types.
+///
+/// # Errors
+/// [`Interrupted`](crate::session::Interrupted), with what was read so far kept; others as [`Session::feed`], or the template's.
+pub fn read_ahead(
+    session: &mut Session,
+    seq: usize,
+    tokenizer: &Tokenizer,
+    turns: &Turns,
+    messages: &[Value],
+) -> Result<()> {
+    let with = |text: &str| {
+        let next = [messages, &[json!({ "role": "user", "content": text })]].concat();
+        tokenizer.encode_prompt(&turns.prompt(tokenizer, &next, false)?)
+    };
+    let (one, other) = (with("a")?, with("b")?);
+    let n = one.iter().zip(&other).take_while(|(a, b)| a == b).count();
+    let (keep, rest) = rest(tokenizer, session.tokens(seq), &one[..n]);
+    if rest.is_empty() || keep + rest.len() >= session.n_ctx() {
+        return Ok(());
+    }
+    session.rewind(seq, keep)?;
+    session.feed(seq, &rest, Want::None).map(drop)
+}
+
 /// What is told of a prompt that is being read.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Progress {
