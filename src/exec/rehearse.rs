@@ -27,8 +27,6 @@ use crate::tape::{Batch, CpuIo, Half, Row, State, Step, Tape, Weight, WeightId, 
 
 /// Blocks of a format that are made at random; the rest of a stretch repeats them.
 const MADE: usize = 64 << 10;
-/// A stretch grows to this for the sake of one matrix; steps with larger ones are not walked.
-const LARGEST: usize = 1 << 30;
 /// Rows of a table that are there to be looked up.
 const LOOKED_UP: usize = 64;
 /// Matrices begin at multiples of this, as tensors of a file do, and at a block.
@@ -118,7 +116,8 @@ impl Rehearsal<'_> {
     /// Prepares a walk of the steps that `places` leaves to the CPU, with `depth` tokens in the context, in about `room`
     /// bytes.
     pub fn new<'a>(tape: &'a Tape, places: &[Place], pool: &'a Pool, depth: usize, room: usize) -> Rehearsal<'a> {
-        let largest = LARGEST.min(room.saturating_mul(8));
+        // For the sake of one step a stretch grows to this; steps that want more are not walked.
+        let largest = room.saturating_mul(2);
         let weight = |id: &WeightId| &tape.weights[id.0 as usize];
         let matrices = |step: &'a Step| step.weights.iter().filter(|id| weight(id).kind == WeightKind::Matrix);
         let mut steps = Vec::with_capacity(tape.steps.len());
@@ -363,7 +362,7 @@ mod tests {
         for name in ["qwen3moe", "gpt-oss", "qwen35", "qwen35moe", "deepseek2-v3", "deepseek4"] {
             let tape = tape(name);
             let places = vec![Place::Cpu; tape.steps.len()];
-            for (depth, room) in [(0, 1 << 30), (700, 1 << 30), (3000, 64 << 10)] {
+            for (depth, room) in [(0, 1 << 30), (700, 1 << 30), (3000, 256 << 10)] {
                 let walked = Rehearsal::new(&tape, &places, &pool, depth, room).walk(Duration::ZERO);
                 assert!(walked.steps.iter().all(|s| s.is_some_and(|s| s > 0.0)), "{name} at {depth}");
                 assert!(walked.token >= walked.steps.iter().flatten().sum::<f64>() * 0.5, "{name} at {depth}");
