@@ -168,7 +168,7 @@ pub struct Session {
     single: Single,
 }
 
-/// Calls of [`Session::feed`] with one token: what generating is made of.
+/// Calls of [`Session::feed`] with one token behind others: what generating is made of.
 #[derive(Clone, Copy, Debug, Default)]
 pub struct Single {
     /// How many.
@@ -400,7 +400,7 @@ impl Session {
         }
         if tokens.len() > 1 {
             self.checkpoint(seq)?;
-        } else if tokens.len() == 1 {
+        } else if tokens.len() == 1 && self.seqs[seq].tokens.len() > 1 {
             self.single.tokens += 1;
             self.single.seconds += start.elapsed().as_secs_f64();
         }

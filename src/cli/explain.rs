@@ -21,12 +21,13 @@
 //! placement         {flags, words, gpu_free_bytes, gpu_needed_bytes, tokens_per_s, prompt_tokens_per_s}   flags: what asks
 //!                                                         for it in so many words; tokens_per_s: what is expected, or
 //!                                                         the ceiling; the prompt's is null where the CPU reads it
-//! prediction        {ceiling_tokens_per_s, expected_tokens_per_s, depth, limit, words, parts_ms, threads, isa, steps,
-//!                    formats: [{format, bytes_per_token, gbps}], ram_gbps, ram_bytes, vram_gbps, bus_gbps, gpu_measured,
-//!                    not_measured}   limit: memory, kernels, attention, steps, others, gpu
-//!                                                         or sampling; expected is null, and not_measured says why,
-//!                                                         where nothing was measured; ram_bytes:
-//!                                                         of the stretch that ram_gbps was measured on
+//! prediction        {ceiling_tokens_per_s, expected_tokens_per_s, at_most, depth, limit, words, parts_ms, threads, isa,
+//!                    steps, formats: [{format, bytes_per_token, gbps}], ram_gbps, ram_bytes, vram_gbps, bus_gbps,
+//!                    gpu_measured, not_measured}          limit: memory, kernels, attention, steps, others, gpu or
+//!                                                         sampling; at_most: with a GPU only what it reads is counted;
+//!                                                         expected is null where nothing was measured, for which
+//!                                                         not_measured has the reason; ram_bytes: those that ram_gbps
+//!                                                         was measured on
 //! memory            {needed_bytes, total_bytes, free_bytes, fits, words}   fits: yes, crowded, no or unknown; total and
 //!                                                         free are null where the system does not say
 //! steps             [{label, op, shape, formats, bytes, bytes_per_token, place}]   with --steps only
@@ -58,8 +59,8 @@ struct Speed {
     steps: usize,
     isa: &'static str,
     rates: Rates,
-    /// Whether memory's rate was given.
-    given: bool,
+    /// Where memory's rate comes from, in words.
+    ram_from: &'static str,
     gpu_measured: bool,
     /// What this machine's CPU does, or why that is not known.
     measured: Result<Measured, String>,
@@ -129,7 +130,11 @@ pub(super) fn run(a: &args::Explain) -> Result<()> {
         steps: placed.tape.steps.len(),
         isa: simd::isa().name(),
         rates,
-        given: a.ram_gbps.is_some(),
+        ram_from: match (a.ram_gbps, &a.ram) {
+            (Some(_), _) => "as given",
+            (None, Some(_)) => "as this machine's was measured just now",
+            (None, None) => "measured just now",
+        },
         gpu_measured: of_gpu.is_some(),
         prediction: Prediction::new(&placed.tape, &placed.plan, rates, measured.as_ref().ok()),
         measured,
@@ -229,6 +234,7 @@ fn prediction(s: &Speed) -> Value {
     json!({
         "ceiling_tokens_per_s": p.ceiling,
         "expected_tokens_per_s": p.expected,
+        "at_most": p.at_most,
         "depth": s.depth,
         "limit": p.limit().word(),
         "words": p.limit_words(s.steps, m),

@@ -313,8 +313,9 @@ fn speed(session: &Session) {
             let p = Prediction::new(&engine.tape, &engine.plan, rates, Some(&m));
             let expected = p.decode().unwrap_or(0.0);
             tracing::info!(
-                "{} single tokens: {rate:.1} per second measured, {expected:.1} predicted, {:.1} is the ceiling",
+                "{} single tokens: {rate:.1} per second measured, {}{expected:.1} predicted, {:.1} is the ceiling",
                 single.tokens,
+                if p.at_most { "at most " } else { "" },
                 p.ceiling
             );
             tracing::info!("limited by {}", p.limit_words(engine.tape.steps.len(), Some(&m)));

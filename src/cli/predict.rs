@@ -136,6 +136,8 @@ pub(super) struct Prediction {
     pub(super) ceiling: f64,
     /// Tokens per second to expect; None where the CPU's share could not be measured.
     pub(super) expected: Option<f64>,
+    /// Whether that is at most, because a GPU does more than reading.
+    pub(super) at_most: bool,
     /// Seconds of a token by what they go into; with the rates alone, reading.
     pub(super) parts: Vec<(Limit, f64)>,
     /// The rates behind it.
@@ -174,13 +176,16 @@ impl Prediction {
         }
         let cpu_bytes = formats.values().sum();
         let ceiling = 1.0 / floor.max(1e-9);
+        let at_most = plan.on_gpu();
         let Some(m) = measured else {
             let mut parts = vec![(Limit::Memory, reading), (Limit::Gpu, gpu)];
             parts.retain(|p| p.1 > 0.0);
-            return Prediction { ceiling, expected: None, parts, ram, cpu_bytes, formats };
+            return Prediction { ceiling, expected: None, at_most, parts, ram, cpu_bytes, formats };
         };
         let between: f64 = m.walked.token - m.walked.steps.iter().flatten().sum::<f64>();
         walked += between.max(0.0);
+        // Others hold up what is done here, which may be less than was walked.
+        let others = (m.walked.mean / m.walked.token.max(1e-12) - 1.0).max(0.0) * walked;
         let mut parts = vec![(Limit::Memory, reading)];
         for (name, bytes) in &formats {
             let rate = m.formats.get(name).copied().unwrap_or(ram);
@@ -192,12 +197,12 @@ impl Prediction {
         let scale = (walked / known.max(1e-12)).min(1.0);
         parts.iter_mut().for_each(|p| p.1 *= scale);
         parts.push((Limit::Steps, (walked - known).max(0.0)));
-        parts.push((Limit::Others, (m.walked.mean - m.walked.token).max(0.0)));
+        parts.push((Limit::Others, others));
         parts.push((Limit::Gpu, gpu));
         parts.push((Limit::Sampling, m.sampling));
         parts.retain(|p| p.1 > 0.0);
         let expected = Some(1.0 / parts.iter().map(|p| p.1).sum::<f64>().max(1e-9));
-        Prediction { ceiling, expected, parts, ram, cpu_bytes, formats }
+        Prediction { ceiling, expected, at_most, parts, ram, cpu_bytes, formats }
     }
 
     /// The largest part.
@@ -292,6 +297,7 @@ mod tests {
         let n = p.tape.steps.len() as f64;
         let bytes = p.tape.bytes_per_token() as f64;
         let m = measured(&p.tape, 1e-3, 100.0 * bytes, 100.0 * bytes);
+        assert!((m.walked.token - (n * 1e-3 + 1e-3)).abs() < 1e-9);
         let got = Prediction::new(&p.tape, &p.plan, Rates::ASSUMED, Some(&m));
         assert!((got.ceiling - 100.0).abs() < 1e-6, "{got:?}");
         // The walk with what others took of it, and 2 ms of sampling.
@@ -328,7 +334,7 @@ mod tests {
         let rates = Rates { ram: Some(10e9), vram: 40e9, bus: 1e9 };
         let got = Prediction::new(&p.tape, &p.plan, rates, None);
         let want = at(Place::Cpu) / 10e9 + at(Place::Gpu) / 40e9;
-        assert!((got.ceiling * want - 1.0).abs() < 1e-9 && got.expected.is_none(), "{got:?}");
+        assert!((got.ceiling * want - 1.0).abs() < 1e-9 && got.expected.is_none() && got.at_most, "{got:?}");
         assert!(at(Place::Gpu) > 0.0 && at(Place::Cpu) > 0.0);
     }
 

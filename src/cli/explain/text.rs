@@ -171,15 +171,18 @@ fn predicted(f: &Facts, fit: &Fit, speed: &Speed) -> String {
     let mut why = format!("{} per token", size(f.bytes_per_token));
     if p.cpu_bytes > 0.0 {
         let from = if f.places.len() > 1 { format!("; {} from memory", size(p.cpu_bytes as usize)) } else { "".into() };
-        let how = if speed.given { "as given" } else { "measured just now" };
-        why += &format!("{from} at {}, {how}", gb(p.ram));
+        why += &format!("{from} at {}, {}", gb(p.ram), speed.ram_from);
     }
     let mut rows = vec![row([&"ceiling", &rate(p.ceiling), &why])];
     if let (Some(expected), Ok(m)) = (p.expected, &speed.measured) {
         let ms = |s: f64| format!("{:.*} ms", if s < 2e-3 { 3 } else { 1 }, s * 1e3);
         let threads = if m.threads == 1 { "1 thread".into() } else { format!("{} threads", m.threads) };
         let whole = ms(1.0 / expected);
-        rows.push(row([&"expected", &rate(expected), &format!("{whole} per token with {threads}, {}", speed.isa)]));
+        rows.push(row([
+            &if p.at_most { "at most" } else { "expected" },
+            &rate(expected),
+            &format!("{whole} per token with {threads}, {}", speed.isa),
+        ]));
         for &(limit, seconds) in p.parts.iter().filter(|x| x.1 * expected >= 0.005) {
             let what = match limit {
                 Limit::Memory => format!("reading {} of weights", size(p.cpu_bytes as usize)),
