@@ -195,9 +195,9 @@ impl<'t> Desk<'t> {
         n: usize,
         session: &mut Session,
         seats: &mut [Option<Seat<'t>>],
-    ) -> Result<Option<(usize, End)>, Refused> {
+    ) -> Result<Option<(usize, End)>, Box<Refused>> {
         let (form, id) = (job.form.clone(), job.id.clone());
-        self.try_seat(job, n, session, seats).map_err(|e| Refused { form, id, why: format!("{e:#}") })
+        self.try_seat(job, n, session, seats).map_err(|e| Box::new(Refused { form, id, why: format!("{e:#}") }))
     }
 
     fn try_seat(
@@ -266,7 +266,7 @@ impl<'t> Desk<'t> {
              --chat-template-file, or send a prompt",
         )?;
         let text = turns.prompt_with(self.tokenizer, &messages, tools, variables, true)?;
-        asked.stop = super::run::stops(&asked.stop, turns, self.tokenizer);
+        *asked = std::mem::take(asked).of(turns, self.tokenizer);
         let reader = turns.reader(&text);
         Ok((text, Some(reader)))
     }

@@ -29,7 +29,8 @@ use line::{Line, Lines};
 /// States up to this size are saved after every answer; larger ones at the end, the words after every answer.
 const SAVED_AT_ONCE: usize = 64 << 20;
 
-/// Shares of the context: from the first on it is said how full it is; the second is kept for an answer of unknown length.
+/// Shares of the context: from the first on it is said how full it is (or when another turn like the last has no room); the
+/// second is kept for an answer of unknown length.
 const NEARLY_FULL: f64 = 0.8;
 const ANSWER: usize = 8;
 
@@ -84,8 +85,7 @@ pub(super) fn run(a: &args::Chat) -> Result<()> {
                 .into(),
         );
     };
-    let mut asked = a.talk.asked();
-    asked.stop.extend(turns.user_opens(&tokenizer));
+    let asked = a.talk.asked().of(&turns, &tokenizer);
     let seed = settings.seed();
     let mut chat = Chat {
         session,
@@ -249,7 +249,8 @@ impl Chat<'_> {
             self.save(&path, false)?;
         }
         let (used, all) = (self.session.tokens(0).len(), self.session.n_ctx());
-        if used as f64 > NEARLY_FULL * all as f64 && ended.is_ok() {
+        let turn = self.last.as_ref().map_or(0, |l| l.read + l.made); // the next may be as long
+        if (used as f64 > NEARLY_FULL * all as f64 || used + turn > all) && ended.is_ok() {
             eprintln!("(context: {used} of {all} tokens used; when it is full: {})", self.when_full.words());
         }
         ended

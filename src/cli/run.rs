@@ -15,7 +15,7 @@ use crate::session::{ContextFull, Interrupted, Session};
 use crate::store;
 use crate::talk::{self, End, Said, Turns, Writer};
 use crate::text::grammar::Grammars;
-use crate::text::{Part, Reader, Tokenizer};
+use crate::text::{Part, Reader};
 
 /// Runs the verb.
 pub(super) fn run(a: &args::Run) -> Result<()> {
@@ -51,7 +51,7 @@ pub(super) fn run(a: &args::Run) -> Result<()> {
                 let other = tokenizer.encode_prompt(&turns.prompt(&tokenizer, &other, true)?)?;
                 read_prefix(&mut session, &common(&ids, &other), &mut progress)?;
             }
-            let asked = talk::Asked { stop: stops(&asked.stop, turns, &tokenizer), ..asked };
+            let asked = asked.of(turns, &tokenizer);
             let writer = Writer::new(&tokenizer, sampler, grammar, turns.reader(&text), asked, &ids);
             let logits = talk::read(&mut session, 0, &tokenizer, &ids, writer.want(), &mut progress)?;
             (writer, logits)
@@ -140,11 +140,6 @@ fn mode(a: &args::Run, turns: Option<Turns>) -> Result<Option<Turns>> {
         ),
         None => Ok(None),
     }
-}
-
-/// The texts that end an answer: those that were asked for, and the user's part where the model could go on with it.
-pub(super) fn stops(asked: &[String], turns: &Turns, tokenizer: &Tokenizer) -> Vec<String> {
-    asked.iter().cloned().chain(turns.user_opens(tokenizer)).collect()
 }
 
 /// What two lists begin with.

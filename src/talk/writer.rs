@@ -6,7 +6,7 @@ use std::sync::atomic::{AtomicBool, Ordering};
 use anyhow::{Result, bail};
 use serde_json::{Value, json};
 
-use super::Stops;
+use super::{Stops, Turns};
 use crate::sample::{Sampler, logprob_of, logprobs};
 use crate::session::{Session, Want};
 use crate::text::grammar::{DeadEnd, Grammar};
@@ -25,6 +25,14 @@ pub struct Asked {
     pub budget: Option<usize>,
     /// The likeliest tokens at each place, with their log-probabilities: how many; None is not at all.
     pub logprobs: Option<usize>,
+}
+
+impl Asked {
+    /// The same of an answer: where the model could go on with the user's part, that ends it too.
+    pub fn of(mut self, turns: &Turns, tokenizer: &Tokenizer) -> Asked {
+        self.stop.extend(turns.user_opens(tokenizer).filter(|_| !self.ignore_eos));
+        self
+    }
 }
 
 /// What ended a generation.

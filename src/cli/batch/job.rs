@@ -65,8 +65,8 @@ pub(super) struct Refused {
 
 impl Job {
     /// Reads a line.
-    pub(super) fn parse(line: &str, defaults: &Defaults) -> Result<Job, Refused> {
-        let refuse = |form: Form, id: Value, why: String| Refused { form, id, why };
+    pub(super) fn parse(line: &str, defaults: &Defaults) -> Result<Job, Box<Refused>> {
+        let refuse = |form: Form, id: Value, why: String| Box::new(Refused { form, id, why });
         let value: Value = match serde_json::from_str(line) {
             Ok(value) => value,
             Err(e) => return Err(refuse(Form::Own, Value::Null, format!("not JSON: {e}"))),
