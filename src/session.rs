@@ -24,6 +24,10 @@ const DEFAULT_CONTEXT: usize = 8192;
 /// Positions are kept in 32 bits.
 const MAX_CONTEXT: usize = u32::MAX as usize;
 
+/// Sequences that step together and come out as if each were alone. Measured on two cores: 8 lose a tenth at most by it, 32
+/// a quarter.
+const FEW: usize = 8;
+
 /// Checkpoints kept per sequence, and their bytes in all.
 const CHECKPOINTS: usize = 16;
 const CHECKPOINT_BYTES: usize = 512 << 20;
@@ -166,6 +170,7 @@ pub struct Session {
     n_vocab: usize,
     stop: Arc<AtomicBool>,
     single: Single,
+    deterministic: bool,
 }
 
 /// Calls of [`Session::feed`] with one token behind others: what generating is made of.
@@ -301,13 +306,13 @@ impl Session {
                 device.keep_time()?;
             }
         }
-        let shape = shape(&gguf, o)?;
+        let (shape, deterministic) = (shape(&gguf, o)?, o.deterministic);
         let n_vocab = placed.0.n_vocab();
         let few = Pool::new(o.threads)?;
         let many = o.threads_batch.filter(|n| *n != o.threads).map(Pool::new).transpose()?;
         let engine = Engine::new(gguf, placed, (few, many), shape, weights, device)?;
         let seqs = (0..shape.n_seq).map(|_| Sequence::default()).collect();
-        Ok(Session { engine, seqs, shape, n_vocab, stop: Arc::default(), single: Single::default() })
+        Ok(Session { engine, seqs, shape, n_vocab, stop: Arc::default(), single: Single::default(), deterministic })
     }
 
     /// The engine underneath.
@@ -413,7 +418,8 @@ impl Session {
     }
 
     /// One token for each of several sequences, computed together: the logits of each, (sequences, n_vocab), or of each
-    /// the likeliest token and its logit, (sequences, 2). On the CPU each is what it would be alone, bit for bit.
+    /// the likeliest token and its logit, (sequences, 2). On the CPU each is what it would be alone, bit for bit, if they are
+    /// few or if that was asked for ([`Options::deterministic`]); with many, products share what they decode.
     pub fn step(&mut self, rows: &[(usize, u32)], greedy: bool) -> Result<Vec<f32>> {
         for (i, &(seq, token)) in rows.iter().enumerate() {
             self.check(self.seqs[seq].tokens.len(), &[token])?;
@@ -424,10 +430,11 @@ impl Session {
             }
         }
         let mut logits = Vec::new();
+        let alike = self.deterministic || rows.len() <= FEW;
         for rows in rows.chunks(self.shape.n_batch.min(self.shape.n_wanted)) {
             let at = |seq: usize| self.seqs[seq].tokens.len() as u32;
             let list = rows.iter().map(|&(seq, token)| Row { token, seq: seq as u32, pos: at(seq) }).collect();
-            let batch = Batch { rows: list, wanted: (0..rows.len() as u32).collect(), greedy, alike: true };
+            let batch = Batch { rows: list, wanted: (0..rows.len() as u32).collect(), greedy, alike };
             self.engine.walk(&batch, &AtomicBool::new(false), None)?;
             for &(seq, token) in rows {
                 self.seqs[seq].tokens.push(token);

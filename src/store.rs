@@ -303,6 +303,10 @@ fn replace(path: &Path, write: impl FnOnce(&mut File) -> Result<()>) -> Result<(
     };
     if let Some(old) = &old {
         ensure!(old.is_file(), "it is a folder or a device: give the name of a file");
+        ensure!(
+            old.len() == 0 || is_session(&path),
+            "there is another file of that name, which is no saved session and would be lost: give another name"
+        );
         ensure!(!old.permissions().readonly(), "it is write-protected: make it writable, or give another name");
     }
     let folder = path.parent().filter(|p| !p.as_os_str().is_empty()).unwrap_or(Path::new("."));
@@ -315,6 +319,12 @@ fn replace(path: &Path, write: impl FnOnce(&mut File) -> Result<()>) -> Result<(
     temp.persist(&path).map_err(|e| e.error)?;
     let _ = File::open(folder).and_then(|f| f.sync_all()); // the new name, too, where the file system can do that
     Ok(())
+}
+
+/// Whether a file begins as sessions do.
+fn is_session(path: &Path) -> bool {
+    let mut begin = [0; MAGIC.len()];
+    File::open(path).and_then(|mut f| f.read_exact(&mut begin)).is_ok() && begin == MAGIC
 }
 
 /// The file that a path leads to, which need not be there.

@@ -144,6 +144,22 @@ fn requests_of_openais_batch_files_are_answered_in_kind() {
 }
 
 #[test]
+fn lines_that_are_no_text_or_empty_do_not_disturb_the_others() {
+    let mut child = tandem(&["batch", "--parallel", "2"]).spawn().unwrap();
+    let good = |i: u32| json!({ "id": i, "prompt": "ROMEO:", "n_predict": 3 }).to_string();
+    let lines = [good(1).as_bytes(), b"\xff\xfe", b"", good(2).as_bytes(), b"{\"id\": 9}"].join(&b'\n');
+    child.stdin.take().unwrap().write_all(&lines).unwrap();
+    let out = child.wait_with_output().unwrap();
+    let got: Vec<Value> =
+        String::from_utf8(out.stdout).unwrap().lines().map(|l| serde_json::from_str(l).unwrap()).collect();
+    assert!(out.status.success());
+    assert_eq!(got.len(), 4);
+    assert_eq!((&got[0]["id"], &got[2]["id"]), (&json!(1), &json!(2)));
+    assert_eq!((&got[1]["line"], &got[3]["line"]), (&json!(2), &json!(5)), "as an editor counts them");
+    assert_ne!(got[0]["text"], got[2]["text"], "equal requests without a seed are drawn apart");
+}
+
+#[test]
 fn several_answers_at_once_are_those_that_come_one_by_one() {
     let lines: String = prompts(40)
         .iter()

@@ -208,8 +208,13 @@ fn every_way_to_end_has_its_own_status() {
         let o = run(args);
         (o.status.code().unwrap(), err(&o))
     };
-    let (code, said) = status(&["-p", "ROMEO:", "-c", "32", "--ignore-eos"]);
+    let (code, said) = status(&["-p", &"ROMEO: ".repeat(40), "-c", "32"]);
     assert!(code == 4 && said.contains("32"), "{code} {said}");
+    let (code, said) = status(&["-p", "ROMEO:", "-c", "32", "--ignore-eos"]);
+    assert!(
+        code == 0 && said.contains("the end of the context"),
+        "as far as it goes is what -1 asks for: {code} {said}"
+    );
     let (code, said) = status(&["-p", "x", "-c", "4000000000"]);
     assert!(code == 5 && said.contains("-c"), "{code} {said}");
     let (code, said) = status(&["-p", "x", "--grammar", "root ::= <[70]>", "--logit-bias", "70-inf"]);
@@ -248,7 +253,92 @@ fn completions_and_pages_of_the_manual_come_from_the_same_definitions() {
 #[test]
 fn without_a_verb_a_script_is_told_so_and_no_chat_begins() {
     let o = tandem(&["-m", "x.gguf"]).output().unwrap();
-    assert!(o.status.code() == Some(2) && o.stdout.is_empty(), "{}", err(&o));
+    assert!(o.status.code() == Some(2) && o.stdout.is_empty() && err(&o).contains("no verb"), "{}", err(&o));
+    let o = run(&["-p", "x", "-fa", "on"]);
+    assert!(o.status.code() == Some(2) && err(&o).contains("-fa: no such flag"), "{}", err(&o));
+}
+
+#[test]
+fn a_file_that_is_read_is_never_written_over() {
+    let dir = folder("apart");
+    let model = dir.join("m.gguf");
+    std::fs::copy(common::demo(), &model).unwrap();
+    let (m, before) = (model.to_str().unwrap(), std::fs::read(&model).unwrap());
+    for args in [
+        &["run", "-m", m, "-p", "x", "-n", "1", "-o", m][..],
+        &["run", "-m", m, "-p", "x", "-n", "1", "--session", m],
+        &["logits", "-m", m, "--tokens", "1,2", "--out", m],
+        &["batch", "-m", m, "-o", m, m],
+    ] {
+        let o = tandem(args).output().unwrap();
+        assert!(o.status.code() == Some(2) && err(&o).contains("the model"), "{args:?}: {}", err(&o));
+        assert!(std::fs::read(&model).unwrap() == before, "{args:?}");
+    }
+    // Nor one that is no session, by a session; nor is a file emptied by a run that fails.
+    let text = dir.join("notes");
+    std::fs::write(&text, "my notes").unwrap();
+    let t = text.to_str().unwrap();
+    assert!(!run(&["-p", "x", "-n", "1", "--session", t]).status.success());
+    assert!(!run(&["-p", &"x ".repeat(999), "-c", "32", "-o", t]).status.success());
+    assert_eq!(std::fs::read_to_string(&text).unwrap(), "my notes");
+}
+
+#[test]
+fn a_prefix_alone_is_continued_too() {
+    let dir = folder("alone");
+    let prefix = dir.join("p");
+    std::fs::write(&prefix, "ROMEO:\nBut soft").unwrap();
+    let with = ["run", "-p", "", "-n", "6", "--temp", "0", "--raw", "--prefix-file", prefix.to_str().unwrap()];
+    let text = || out(&tandem(&with).env("XDG_CACHE_HOME", &dir).output().unwrap());
+    let want = out(&run(&["-p", "ROMEO:\nBut soft", "-n", "6", "--temp", "0"]));
+    assert_eq!((text(), text()), (want.clone(), want));
+}
+
+#[test]
+fn a_session_that_a_stop_text_ended_goes_on_behind_what_was_shown() {
+    let file = folder("stopped").join("s");
+    let args = ["--temp", "0", "--session", file.to_str().unwrap()];
+    let free = out(&run(&["-p", "ROMEO:", "-n", "40", "--temp", "0"]));
+    let first = out(&run(&[&args[..], &["-p", "ROMEO:", "-n", "40", "-r", ","]].concat()));
+    assert_eq!(first, free[..free.find(',').unwrap()]);
+    let second = out(&run(&[&args[..], &["-p", "", "-n", "2"]].concat()));
+    assert!(second.starts_with(','), "{first:?} then {second:?}");
+}
+
+#[test]
+fn a_form_is_for_the_answer_and_not_for_what_ends_the_thinking() {
+    let file = folder("form").join("think.jinja");
+    std::fs::write(&file, "{% for m in messages %}{{ m.content }}\n{% endfor %}<think>\n{# </think> #}").unwrap();
+    for budget in ["0", "8"] {
+        let o = run(&[
+            "-p",
+            "Think",
+            "-n",
+            "60",
+            "--seed",
+            "3",
+            "--reasoning-budget",
+            budget,
+            "--regex",
+            "[a-z ]{5,12}",
+            "--json",
+            "--chat-template-file",
+            file.to_str().unwrap(),
+        ]);
+        let v: Value = serde_json::from_str(&out(&o)).unwrap();
+        let text = v["text"].as_str().unwrap();
+        assert!((5..=12).contains(&text.len()) && text.chars().all(|c| c == ' ' || c.is_ascii_lowercase()), "{v}");
+        assert_eq!(v["reasoning"].as_str().unwrap().is_empty(), budget == "0", "{v}");
+    }
+}
+
+#[test]
+fn an_option_for_templates_says_that_it_does_nothing_without_one() {
+    for flag in [&["--reasoning", "off"][..], &["--reasoning-budget", "3"], &["--chat-template-kwargs", "{}"]] {
+        let o = run(&[&["-p", "x", "-n", "1"], flag].concat());
+        assert!(o.status.success() && err(&o).contains(&format!("{}: off, because", flag[0])), "{}", err(&o));
+        assert_eq!(run(&[&["-p", "x", "-n", "1", "--strict"], flag].concat()).status.code(), Some(2), "{flag:?}");
+    }
 }
 
 #[test]

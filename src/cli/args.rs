@@ -24,6 +24,9 @@ pub struct Cli {
     /// Say more on stderr (twice: everything)
     #[arg(short, long, action = clap::ArgAction::Count, global = true)]
     pub verbose: u8,
+    /// Say nothing on stderr but warnings and errors
+    #[arg(short, long, global = true, conflicts_with = "verbose")]
+    pub quiet: bool,
     /// An option that cannot have its effect is an error instead of a notice
     #[arg(long, global = true)]
     pub strict: bool,
@@ -112,7 +115,8 @@ pub struct Model {
     /// Let measured times decide nothing: the same input gives the same bits again
     #[arg(long)]
     pub deterministic: bool,
-    /// Load nothing; print one command in which everything that was left open is written out
+    /// Load nothing; print one command in which context, threads, batches, placement and sampling are written out as they
+    /// would be (the verb's own options are left to you)
     #[arg(long)]
     pub dry_run: bool,
     /// Say at the end how fast tokens were made and should have been, what the GPU and the CPU waited for each other, and
@@ -326,6 +330,23 @@ const SHORT: &[(&str, &str)] = &[
     ("-jf", "--json-schema"),
 ];
 
+/// llama.cpp's short flags of several letters that have no meaning here: clap would read their first letter.
+const FOREIGN: &[(&str, &str)] = &[
+    ("-cnv", "tandem chat is a conversation"),
+    ("-no-cnv", "tandem run is one prompt; --raw continues it as it is"),
+    ("-fa", "attention is always the quick kind"),
+    ("-hf", "give a file with -m"),
+    ("-hfr", "give a file with -m"),
+    ("-mli", "a line that ends in a backslash goes on in the next"),
+    ("-nkvo", "the cache lies where its layer does"),
+    ("-sm", "one GPU is used"),
+    ("-mg", "one GPU is used"),
+    ("-ts", "one GPU is used"),
+    ("-st", "tandem run is a single turn"),
+    ("-md", "there are no draft models"),
+    ("-np", "tandem batch has --parallel"),
+];
+
 /// The process's arguments with llama.cpp's short forms written out, `-ngl 99` and `-ngl=99` alike. What follows `--`
 /// is left alone.
 pub fn arguments(args: impl Iterator<Item = OsString>) -> Vec<OsString> {
@@ -344,16 +365,23 @@ pub fn arguments(args: impl Iterator<Item = OsString>) -> Vec<OsString> {
 }
 
 /// The arguments with a verb: where only flags are given, a person at a terminal wants to talk. Anybody else is told that
-/// there is no verb.
-pub fn with_verb(mut args: Vec<OsString>, at_terminal: bool) -> Vec<OsString> {
+/// there is none, in the error.
+pub fn with_verb(mut args: Vec<OsString>, at_terminal: bool) -> Result<Vec<OsString>, String> {
     let command = Cli::command();
     let verb = |arg: &OsString| command.get_subcommands().any(|c| *arg == *c.get_name()) || arg == "help";
     let told = |arg: &OsString| ["-h", "--help", "-V", "--version"].iter().any(|f| arg == f);
     let flag = args.get(1).is_some_and(|a| a.to_str().is_some_and(|a| a.starts_with('-')));
-    if at_terminal && flag && !args.iter().skip(1).any(|a| verb(a) || told(a)) {
+    if flag && !args.iter().skip(1).any(|a| verb(a) || told(a)) {
+        if !at_terminal {
+            return Err("no verb: tandem run answers a prompt, tandem batch many; tandem --help lists them all".into());
+        }
         args.insert(1, "chat".into());
     }
-    args
+    let strange = |a: &&OsString| FOREIGN.iter().find(|(f, _)| *a == f);
+    match args.iter().skip(1).take_while(|a| *a != "--").find_map(|a| strange(&a)) {
+        Some((flag, instead)) => Err(format!("{flag}: no such flag here; {instead}")),
+        None => Ok(args),
+    }
 }
 
 #[cfg(test)]

@@ -11,15 +11,15 @@ use std::collections::BTreeMap;
 use std::fs::File;
 use std::io::{BufRead, BufReader, BufWriter, IsTerminal, Write};
 use std::sync::atomic::Ordering;
-use std::sync::mpsc::{self, Receiver, TryRecvError};
-use std::time::Instant;
+use std::sync::mpsc::{self, Receiver, RecvTimeoutError, TryRecvError};
+use std::time::{Duration, Instant};
 
 use anyhow::{Context, Result};
 use serde_json::json;
 
 use super::args;
 use super::talking::Talking;
-use super::{stats, structured, usage};
+use super::{apart, stats, structured, usage};
 use crate::session::{Interrupted, Session, Want};
 use crate::talk::{Asked, End, Turns, Writer};
 use crate::text::grammar::Grammars;
@@ -30,12 +30,18 @@ use reply::Done;
 /// Tokens that two prompts must share beyond what a seat has, for a copy to be worth its time.
 const WORTH: usize = 16;
 
+/// How often it is looked for Ctrl-C while no request comes.
+const IDLE: Duration = Duration::from_millis(100);
+
 /// Runs the verb.
 pub(super) fn run(a: &args::Batch) -> Result<()> {
     if a.parallel == 0 {
         return usage("--parallel 0: at least 1 expected".into());
     }
     let form = structured::form(&a.structured)?;
+    if let Some(out) = &a.output {
+        apart("-o", out, &[("the model", a.model.model.as_deref()), ("the requests", a.input.as_deref())])?;
+    }
     let input: Box<dyn BufRead + Send> = match &a.input {
         Some(path) if path.as_os_str() != "-" => {
             Box::new(BufReader::new(File::open(path).with_context(|| format!("cannot read {}", path.display()))?))
@@ -43,8 +49,11 @@ pub(super) fn run(a: &args::Batch) -> Result<()> {
         _ if std::io::stdin().is_terminal() => return usage("no requests; name a file, or pipe them in".into()),
         _ => Box::new(BufReader::new(std::io::stdin())),
     };
-    let t = Talking::open(&a.model, &a.sampling, &a.talk, a.parallel, true)?;
+    let t = Talking::open(&a.model, &a.sampling, &a.talk, a.parallel, (a.raw, true))?;
     let Talking { mut session, tokenizer, turns, settings, interrupted } = t;
+    if turns.is_none() && a.talk.system()?.is_some() {
+        return usage("-sys: prompts are continued as they are here, and have no system message".into());
+    }
     let seed = settings.seed();
     let defaults = Defaults { settings, asked: a.talk.asked(), kind: form, raw: a.raw };
     let grammars = std::cell::OnceCell::new();
@@ -65,10 +74,14 @@ pub(super) fn run(a: &args::Batch) -> Result<()> {
     loop {
         while more && seats.iter().any(Option::is_none) && !interrupted.load(Ordering::SeqCst) {
             let next = match seats.iter().all(Option::is_none) {
-                true => lines.recv().map_err(|_| TryRecvError::Disconnected),
+                true => match lines.recv_timeout(IDLE) {
+                    Ok(line) => Ok(line),
+                    Err(RecvTimeoutError::Timeout) => continue,
+                    Err(RecvTimeoutError::Disconnected) => Err(TryRecvError::Disconnected),
+                },
                 false => lines.try_recv(),
             };
-            let line = match next {
+            let (at, line) = match next {
                 Ok(line) => line.context("cannot read the requests")?,
                 Err(TryRecvError::Empty) => break,
                 Err(TryRecvError::Disconnected) => {
@@ -78,18 +91,21 @@ pub(super) fn run(a: &args::Batch) -> Result<()> {
             };
             let n = count;
             count += 1;
-            let begun = Job::parse(&line, &defaults).and_then(|job| desk.seat(job, n, &mut session, &mut seats));
+            let begun = Job::parse(&line, &defaults).and_then(|job| desk.seat(job, (n, at), &mut session, &mut seats));
             match begun {
                 Ok(None) => {}
-                Ok(Some((at, end))) => {
-                    let seat = seats[at].take().expect("just taken");
+                Ok(Some((seat, end))) => {
+                    let seat = seats[seat].take().expect("just taken");
                     made += seat.writer.said.tokens.len();
                     out.put(n, &seat.done(end))?;
+                    if seats.iter().any(Option::is_some) {
+                        break; // those who wait for a step get it
+                    }
                 }
                 Err(_) if interrupted.load(Ordering::SeqCst) => {}
                 Err(e) => {
                     refused += 1;
-                    out.put(n, &reply::error(&e, n))?;
+                    out.put(n, &reply::error(&e, n, at))?;
                 }
             }
         }
@@ -116,7 +132,7 @@ pub(super) fn run(a: &args::Batch) -> Result<()> {
                     let seat = seats[*i].take().expect("it wrote");
                     refused += 1;
                     let e = Refused { form: seat.form, id: seat.id, why: format!("{e:#}") };
-                    out.put(seat.n, &reply::error(&e, seat.n))?;
+                    out.put(seat.n, &reply::error(&e, seat.n, seat.line))?;
                     continue;
                 }
             };
@@ -127,25 +143,39 @@ pub(super) fn run(a: &args::Batch) -> Result<()> {
             }
         }
     }
+    let broken = interrupted.load(Ordering::SeqCst);
+    for seat in seats.iter_mut().filter_map(Option::take) {
+        made += seat.writer.said.tokens.len();
+        out.put(seat.n, &seat.done(End::Interrupted))?;
+    }
     let seconds = start.elapsed().as_secs_f64();
     tracing::info!(
         "{count} requests, {refused} of them refused; {made} tokens written in {seconds:.1} s, {:.1} per second",
         made as f64 / seconds.max(1e-9)
     );
     stats(&session, &a.model)?;
-    if interrupted.load(Ordering::SeqCst) {
+    if broken {
         out.flush_waiting()?;
         return Err(Interrupted.into());
+    }
+    if count > 0 && refused == count {
+        anyhow::bail!("none of the {count} requests could be answered");
     }
     Ok(())
 }
 
-/// Lines as they come, none of them empty, some of them ahead.
-fn lines(input: Box<dyn BufRead + Send>, ahead: usize) -> Receiver<std::io::Result<String>> {
+/// Lines as they come with their numbers, none of them empty, some of them ahead. What is not UTF-8 is no JSON either, and
+/// is refused as that.
+fn lines(input: Box<dyn BufRead + Send>, ahead: usize) -> Receiver<std::io::Result<(usize, String)>> {
     let (send, lines) = mpsc::sync_channel(ahead);
     std::thread::spawn(move || {
-        for line in input.lines() {
-            if line.as_ref().is_ok_and(|l| l.trim().is_empty()) {
+        for (i, line) in input.split(b'\n').enumerate() {
+            let text = |bytes: Vec<u8>| match String::from_utf8(bytes) {
+                Ok(text) => text.trim_start_matches('\u{feff}').to_owned(),
+                Err(e) => format!("not UTF-8 from byte {} on", e.utf8_error().valid_up_to() + 1),
+            };
+            let line = line.map(|bytes| (i + 1, text(bytes)));
+            if line.as_ref().is_ok_and(|(_, text)| text.trim().is_empty()) {
                 continue;
             }
             if send.send(line).is_err() {
@@ -159,6 +189,7 @@ fn lines(input: Box<dyn BufRead + Send>, ahead: usize) -> Receiver<std::io::Resu
 /// A request that is being answered.
 struct Seat<'t> {
     n: usize,
+    line: usize,
     form: job::Form,
     id: serde_json::Value,
     writer: Writer<'t>,
@@ -172,9 +203,13 @@ struct Seat<'t> {
 
 impl Seat<'_> {
     fn done(self, ended: End) -> serde_json::Value {
-        let Seat { n, form, id, writer, seed, prompt_tokens, known_tokens, start, .. } = self;
-        let seconds = start.elapsed().as_secs_f64();
-        reply::answer(&form, &id, n, &Done { said: writer.said, ended, seed, prompt_tokens, known_tokens, seconds })
+        let Seat { n, form, id, mut writer, seed, prompt_tokens, known_tokens, start, .. } = self;
+        if matches!(ended, End::Context | End::Interrupted) {
+            writer.finish(); // what was held back
+        }
+        let (seconds, complete) = (start.elapsed().as_secs_f64(), writer.is_complete());
+        let said = writer.said;
+        reply::answer(&form, &id, n, &Done { said, ended, complete, seed, prompt_tokens, known_tokens, seconds })
     }
 }
 
@@ -192,18 +227,18 @@ impl<'t> Desk<'t> {
     fn seat(
         &self,
         job: Job,
-        n: usize,
+        (n, line): (usize, usize),
         session: &mut Session,
         seats: &mut [Option<Seat<'t>>],
     ) -> Result<Option<(usize, End)>, Box<Refused>> {
         let (form, id) = (job.form.clone(), job.id.clone());
-        self.try_seat(job, n, session, seats).map_err(|e| Box::new(Refused { form, id, why: format!("{e:#}") }))
+        self.try_seat(job, (n, line), session, seats).map_err(|e| Box::new(Refused { form, id, why: format!("{e:#}") }))
     }
 
     fn try_seat(
         &self,
         job: Job,
-        n: usize,
+        (n, line): (usize, usize),
         session: &mut Session,
         seats: &mut [Option<Seat<'t>>],
     ) -> Result<Option<(usize, End)>> {
@@ -230,7 +265,7 @@ impl<'t> Desk<'t> {
                 Some(self.grammars.get().expect("just set").start(kind)?)
             }
         };
-        let seed = settings.seed.unwrap_or(self.seed);
+        let seed = settings.seed.unwrap_or(self.seed.wrapping_add(n as u64));
         let sampler = settings.sampler(seed, self.tokenizer)?;
         let reader = reader.unwrap_or_else(Reader::plain);
         let mut writer = Writer::new(self.tokenizer, sampler, grammar, reader, asked, &ids);
@@ -241,7 +276,7 @@ impl<'t> Desk<'t> {
         let (token, _, end) = writer.next(&logits, greedy)?;
         let full = session.tokens(at).len() == session.n_ctx();
         let prompt_tokens = ids.len();
-        seats[at] = Some(Seat { n, form, id, writer, token, seed, prompt_tokens, known_tokens: known, start });
+        seats[at] = Some(Seat { n, line, form, id, writer, token, seed, prompt_tokens, known_tokens: known, start });
         Ok(end.or_else(|| full.then_some(End::Context)).map(|end| (at, end)))
     }
 

@@ -43,8 +43,12 @@ struct Chat<'t> {
     messages: Vec<Value>,
     settings: Settings,
     seed: u64,
+    /// What stands behind the last message while it is answered anew.
+    replaced: Vec<Value>,
     /// Answers drawn so far: each has a seed of its own, and the whole conversation follows from the first.
     drawn: u64,
+    /// Whether the seed was asked for.
+    seeded: bool,
     asked: Asked,
     when_full: args::WhenFull,
     file: Option<PathBuf>,
@@ -77,7 +81,7 @@ impl Screen {
 
 /// Runs the verb.
 pub(super) fn run(a: &args::Chat) -> Result<()> {
-    let t = Talking::open(&a.model, &a.sampling, &a.talk, 1, false)?;
+    let t = Talking::open(&a.model, &a.sampling, &a.talk, 1, (false, !std::io::stdin().is_terminal()))?;
     let Talking { session, tokenizer, turns, settings, interrupted } = t;
     let Some(turns) = turns else {
         return usage(
@@ -95,6 +99,8 @@ pub(super) fn run(a: &args::Chat) -> Result<()> {
         settings,
         seed,
         drawn: 0,
+        seeded: a.sampling.seed.is_some(),
+        replaced: Vec::new(),
         asked,
         when_full: a.when_full,
         file: a.session.clone(),
@@ -161,6 +167,7 @@ impl Chat<'_> {
             return lines.read(draft);
         }
         let stop = self.session.stop_flag();
+        stop.store(false, Ordering::SeqCst);
         let (session, tokenizer, turns, messages) = (&mut self.session, self.tokenizer, &self.turns, &self.messages);
         let line = std::thread::scope(|s| {
             // What goes wrong here is said when the next message is read.
@@ -202,7 +209,15 @@ impl Chat<'_> {
             Err(e) => eprintln!("{e:#}"),
         }
         let unanswered = self.messages.last().is_some_and(|m| m["role"] == "user");
-        let back = if unanswered { self.take_back().unwrap_or_default() } else { String::new() };
+        let before = std::mem::take(&mut self.replaced);
+        let back = match unanswered {
+            false => String::new(),
+            true if before.is_empty() => self.take_back().unwrap_or_default(),
+            true => {
+                self.messages.extend(before); // the answer that there was
+                String::new()
+            }
+        };
         Ok((back, stopped))
     }
 
@@ -347,6 +362,7 @@ impl Chat<'_> {
         };
         self.messages = list.clone();
         self.drawn = note["drawn"].as_u64().unwrap_or(0);
+        self.seed = note["seed"].as_u64().filter(|_| !self.seeded).unwrap_or(self.seed);
         Ok(())
     }
 }

@@ -6,7 +6,7 @@ use anyhow::{Context, Result};
 
 use super::args::{self, Verb};
 use super::sampling::Settings;
-use super::{Failure, gguf, gpu, options};
+use super::{Failure, gguf, gpu, options, usage};
 use crate::cpu::Pool;
 use crate::gguf::Load;
 use crate::plan;
@@ -31,7 +31,10 @@ pub(super) fn run(verb: &Verb) -> Result<bool> {
     if !model.dry_run {
         return Ok(false);
     }
-    let o = Options { n_seq, ..options(model)? };
+    if n_seq == 0 {
+        return usage("--parallel 0: at least 1 expected".into());
+    }
+    let o = Options { n_seq, n_wanted: Some(n_seq), ..options(model)? };
     let gguf = gguf(model.model.as_deref(), &Load { mmap: true, mlock: false })?; // nothing is loaded
     let tape = session::tape(&gguf, &o).context(Failure::Model)?;
     let shape = session::shape(&gguf, &o).context(Failure::Model)?;

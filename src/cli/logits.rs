@@ -6,13 +6,14 @@ use std::path::Path;
 use anyhow::{Context, Result, bail};
 use serde_json::Value;
 
-use super::{args, gguf, open, options, read_text, stats, usage};
+use super::{apart, args, gguf, open, options, read_text, stats, usage};
 use crate::session::{Options, Want};
 
 /// Runs the verb.
 pub(super) fn run(a: &args::Logits) -> Result<()> {
     let tokens = tokens(&a.tokens)?;
     let positions = positions(&a.positions, tokens.len())?;
+    apart("--out", &a.out, &[("the model", a.model.model.as_deref()), ("the tokens", Some(Path::new(&a.tokens)))])?;
     let o = Options { n_wanted: None, ..options(&a.model)? };
     let mut session = open(gguf(a.model.model.as_deref(), &o.load)?, &a.model, &o)?;
     let n_vocab = session.n_vocab();

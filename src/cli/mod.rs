@@ -71,7 +71,13 @@ static STRICT: AtomicBool = AtomicBool::new(false);
 /// Runs the program: the whole of `main`.
 pub fn main(argv: impl Iterator<Item = OsString>) -> ExitCode {
     let there = std::io::stdin().is_terminal() && std::io::stdout().is_terminal();
-    let argv = args::with_verb(args::arguments(argv), there);
+    let argv = match args::with_verb(args::arguments(argv), there) {
+        Ok(argv) => argv,
+        Err(why) => {
+            eprintln!("tandem: wrong usage: {why}");
+            return ExitCode::from(2);
+        }
+    };
     let cli = match Cli::try_parse_from(argv) {
         Ok(cli) => cli,
         Err(e) => {
@@ -81,6 +87,7 @@ pub fn main(argv: impl Iterator<Item = OsString>) -> ExitCode {
     };
     STRICT.store(cli.strict, Ordering::Relaxed);
     let level = match cli.verbose {
+        0 if cli.quiet => tracing::Level::WARN,
         0 => tracing::Level::INFO,
         1 => tracing::Level::DEBUG,
         _ => tracing::Level::TRACE,
@@ -252,6 +259,18 @@ pub(crate) fn open(gguf: Gguf, a: &args::Model, o: &Options) -> Result<Session> 
             gb(memory.total as f64)
         );
     }
+    let trained = gguf.meta.opt_usize(&format!("{}.context_length", gguf.meta.str("general.architecture")?))?;
+    if let (Some(trained), Some(asked)) = (trained, o.n_ctx)
+        && asked > trained
+    {
+        tracing::warn!(
+            "-c {asked}: the model was made for {trained} tokens; what it writes behind them may be nonsense"
+        );
+    }
+    let cores = crate::cpu::best_threads();
+    if o.threads > cores {
+        tracing::warn!("-t {}: more threads than the {cores} that there are cores for wait for each other", o.threads);
+    }
     let Some(gpu) = gpu(a, o)? else { return Session::new(gguf, o).context(Failure::Model) };
     let (name, free) = (format!("{gpu:?}"), gpu.memory()?.0);
     let session =
@@ -396,6 +415,17 @@ pub(crate) fn on_interrupt(session: &Session, leaves: bool) -> Result<std::sync:
     })
     .context("cannot listen for Ctrl-C")?;
     Ok(asked)
+}
+
+/// Refuses to write where something is read from: the file would be gone before it is read.
+pub(crate) fn apart(flag: &str, out: &Path, others: &[(&str, Option<&Path>)]) -> Result<()> {
+    let Ok(own) = out.canonicalize() else { return Ok(()) }; // not there yet
+    for (what, other) in others {
+        if other.is_some_and(|o| o.canonicalize().is_ok_and(|o| o == own)) {
+            return usage(format!("{flag} {}: that is {what}, which would be lost: give another file", out.display()));
+        }
+    }
+    Ok(())
 }
 
 /// Reads a text file, naming it in the error.

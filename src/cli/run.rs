@@ -10,25 +10,24 @@ use serde_json::{Value, json};
 
 use super::args;
 use super::talking::{Reading, Talking};
-use super::{Failure, read_text, stats, structured, usage};
+use super::{Failure, apart, read_text, stats, structured, usage};
 use crate::session::{ContextFull, Interrupted, Session};
 use crate::store;
 use crate::talk::{self, End, Said, Turns, Writer};
 use crate::text::grammar::Grammars;
-use crate::text::{Part, Reader};
+use crate::text::{Part, Reader, Tokenizer};
 
 /// Runs the verb.
 pub(super) fn run(a: &args::Run) -> Result<()> {
+    check_files(a)?;
     let prompt = prompt(a)?;
     let prefix = a.prefix_file.as_deref().map(read_text).transpose()?;
     let mut form = structured::form(&a.structured)?;
-    let t = Talking::open(&a.model, &a.sampling, &a.talk, 1, true)?;
+    let t = Talking::open(&a.model, &a.sampling, &a.talk, 1, (a.raw, true))?;
     let Talking { mut session, tokenizer, turns, settings, interrupted } = t;
     let turns = mode(a, turns)?;
     let grammars = form.as_ref().map(|_| Grammars::new(&tokenizer)).transpose().context(Failure::Model)?;
     let grammar = grammars.as_ref().zip(form.take()).map(|(g, f)| g.start(&f).context(Failure::Usage)).transpose()?;
-    let mut out = output(a)?;
-
     let start = Instant::now(); // loading what is known is part of what the first token takes
     let mut known = match a.session.as_deref().filter(|p| p.exists()) {
         Some(path) => Known::load(path, &mut session, turns.is_some())?,
@@ -60,6 +59,13 @@ pub(super) fn run(a: &args::Run) -> Result<()> {
             let text = prefix.clone().unwrap_or_default() + &prompt;
             let mut ids = std::mem::take(&mut known.pending);
             ids.extend(tokenizer.encode(&text, session.tokens(0).is_empty(), true)?);
+            if ids.is_empty()
+                && let Some(&last) = session.tokens(0).last()
+            {
+                // Nothing is added to a session: its last token is read once more, since logits follow a token.
+                session.rewind(0, session.tokens(0).len() - 1)?;
+                ids.push(last);
+            }
             if ids.is_empty() {
                 return usage("the prompt is empty; give some text with -p, -f or on stdin".into());
             }
@@ -69,7 +75,9 @@ pub(super) fn run(a: &args::Run) -> Result<()> {
                 return Err(ContextFull { n_ctx: session.n_ctx(), used, given: ids.len() }.into());
             }
             if let Some(prefix) = &prefix {
-                read_prefix(&mut session, &common(&ids, &tokenizer.encode(prefix, true, true)?), &mut progress)?;
+                // One token at least is left to read: logits follow it.
+                let known = common(&ids[..ids.len() - 1], &tokenizer.encode(prefix, true, true)?);
+                read_prefix(&mut session, &known, &mut progress)?;
             }
             let done = session.tokens(0).len() - used;
             let whole = [session.tokens(0), &ids[done..]].concat();
@@ -81,20 +89,27 @@ pub(super) fn run(a: &args::Run) -> Result<()> {
     let (read, read_s) = (reading.finish(), start.elapsed().as_secs_f64());
     let prompt_tokens = session.tokens(0).len();
 
+    let mut out = output(a)?; // not before there is something to write
     let start = Instant::now();
     let mut ink = Ink { out: &mut out, json: a.json, thinks: std::io::stderr().is_terminal(), thought: false };
     let ended =
-        talk::write(&mut session, 0, &mut writer, logits, &interrupted, &mut |part, text| ink.write(part, text))?;
-    ink.finish()?;
+        talk::write(&mut session, 0, &mut writer, logits, &interrupted, &mut |part, text| ink.write(part, text))
+            .and_then(|ended| ink.finish().map(|()| ended));
     let (made_s, complete) = (start.elapsed().as_secs_f64(), writer.is_complete());
     let said = std::mem::take(&mut writer.said);
     drop(writer);
+    if let Some(path) = &a.session {
+        // Also when nobody reads stdout any more.
+        known.keep(turns.is_some(), &said, &mut session, &tokenizer, prompt_tokens)?;
+        store::save(path, &session, 0, &known.note())?;
+    }
+    let ended = ended?;
 
     let rate = |n: usize, s: f64| n as f64 / s.max(1e-9);
     let made = said.tokens.len();
     if a.json {
         let object = json!({
-            "text": said.answer, "reasoning": said.reasoning, "finish": ended.name(), "seed": seed,
+            "text": said.answer, "reasoning": said.reasoning, "finish": ended.name(), "complete": complete, "seed": seed,
             "tokens": { "prompt": prompt_tokens, "read": read, "generated": made },
             "seconds": { "prompt": read_s, "generation": made_s },
             "tokens_per_second": { "prompt": rate(read, read_s), "generation": rate(made, made_s) },
@@ -114,14 +129,9 @@ pub(super) fn run(a: &args::Run) -> Result<()> {
         rate(made, made_s),
         ended.words(),
     );
-    if let Some(path) = &a.session {
-        known.keep(turns.is_some(), &said, &session, prompt_tokens);
-        store::save(path, &session, 0, &known.note())?;
-    }
     stats(&session, &a.model)?;
     match ended {
         End::Interrupted => Err(Interrupted.into()),
-        End::Context => Err(ContextFull { n_ctx: session.n_ctx(), used: session.n_ctx(), given: 1 }.into()),
         _ => Ok(()),
     }
 }
@@ -130,8 +140,7 @@ pub(super) fn run(a: &args::Run) -> Result<()> {
 fn mode(a: &args::Run, turns: Option<Turns>) -> Result<Option<Turns>> {
     let asked = a.talk.system_prompt.is_some() || a.talk.system_prompt_file.is_some();
     match turns {
-        Some(_) if a.raw && asked => usage("--raw continues a text, which has no system message".into()),
-        Some(_) if a.raw => Ok(None),
+        None if a.raw && asked => usage("--raw continues a text, which has no system message".into()),
         Some(turns) => Ok(Some(turns)),
         None if a.chat || asked => usage(
             "this model has no chat template: give one with --chat-template-file, or continue a text without --chat and \
@@ -149,7 +158,10 @@ fn common(a: &[u32], b: &[u32]) -> Vec<u32> {
 
 /// Reads what prompts begin with, or finds it read by an earlier run.
 fn read_prefix(session: &mut Session, ids: &[u32], progress: &mut dyn FnMut(talk::Progress)) -> Result<()> {
-    let path = prefix_path(session, ids)?;
+    let path = prefix_path(session, ids).unwrap_or_else(|e| {
+        tracing::warn!("{e:#}");
+        None
+    });
     if let Some(path) = path.as_deref().filter(|p| p.exists()) {
         match store::load(path, session, 0) {
             Ok(_) if session.tokens(0) == ids => return Ok(()),
@@ -159,11 +171,11 @@ fn read_prefix(session: &mut Session, ids: &[u32], progress: &mut dyn FnMut(talk
     }
     talk::feed(session, 0, ids, crate::session::Want::None, progress)?;
     match path {
-        Some(path) => {
-            store::save(&path, session, 0, "")?;
-            tracing::info!("the prefix of {} tokens is kept in {}", ids.len(), path.display());
-        }
-        None => tracing::warn!("the prefix is not kept, because neither XDG_CACHE_HOME nor HOME is set"),
+        Some(path) => match store::save(&path, session, 0, "") {
+            Ok(()) => tracing::info!("the prefix of {} tokens is kept in {}", ids.len(), path.display()),
+            Err(e) => tracing::warn!("the prefix is not kept: {e:#}"),
+        },
+        None => tracing::warn!("the prefix is not kept, because XDG_CACHE_HOME or HOME has no place for it"),
     }
     Ok(())
 }
@@ -213,17 +225,35 @@ impl Known {
     }
 
     /// Takes in what was written behind `prompt` tokens.
-    fn keep(&mut self, chat: bool, said: &Said, session: &Session, prompt: usize) {
+    fn keep(
+        &mut self,
+        chat: bool,
+        said: &Said,
+        session: &mut Session,
+        tokenizer: &Tokenizer,
+        prompt: usize,
+    ) -> Result<()> {
         self.drawn += 1;
-        if chat {
+        if chat && said.answer.is_empty() && said.reasoning.is_empty() {
+            self.messages.pop(); // no answer: the question may be put again
+        } else if chat {
             let mut message = json!({ "role": "assistant", "content": said.answer });
             if !said.reasoning.is_empty() {
                 message["reasoning_content"] = said.reasoning.clone().into();
             }
             self.messages.push(message);
         } else {
-            self.pending = said.tokens[session.tokens(0).len() - prompt..].to_vec();
+            // A stop text, and what came with it, was not written.
+            let mut bytes = 0;
+            let shown = said.tokens.iter().take_while(|t| {
+                bytes += tokenizer.bytes(**t, false).len();
+                bytes <= said.answer.len()
+            });
+            let shown = shown.count();
+            session.rewind(0, session.tokens(0).len().min(prompt + shown))?;
+            self.pending = said.tokens[session.tokens(0).len() - prompt..shown].to_vec();
         }
+        Ok(())
     }
 
     fn note(&self) -> String {
@@ -232,6 +262,27 @@ impl Known {
             false => json!({ "messages": self.messages, "drawn": self.drawn }).to_string(),
         }
     }
+}
+
+/// Files that are written are none of those that are read, and have a folder to be in.
+fn check_files(a: &args::Run) -> Result<()> {
+    let read = [
+        ("the model", a.model.model.as_deref()),
+        ("the prompt", a.file.as_deref()),
+        ("the prefix", a.prefix_file.as_deref()),
+        ("the session", a.session.as_deref()),
+    ];
+    if let Some(out) = &a.output {
+        apart("-o", out, &read)?;
+    }
+    if let Some(path) = &a.session {
+        apart("--session", path, &read[..3])?;
+        let folder = path.parent().filter(|p| !p.as_os_str().is_empty());
+        if let Some(folder) = folder.filter(|f| !f.is_dir()) {
+            return usage(format!("--session {}: there is no folder {}", path.display(), folder.display()));
+        }
+    }
+    Ok(())
 }
 
 /// Where the text goes.
@@ -292,14 +343,17 @@ fn prompt(a: &args::Run) -> Result<String> {
         (None, Some(path)) => Some(read_text(path)?),
         (None, None) => None,
     };
-    let piped = if std::io::stdin().is_terminal() { None } else { Some(stdin(own.is_some())?) };
+    let piped = if a.no_stdin || std::io::stdin().is_terminal() { None } else { Some(stdin(own.is_some())?) };
     match (own, piped) {
         (None, None) => usage("no prompt; give one with -p TEXT or -f FILE, or pipe it in".into()),
         (Some(own), None) => Ok(own),
         (None, Some(piped)) => Ok(piped),
         (Some(own), Some(piped)) if piped.is_empty() => Ok(own),
-        (Some(own), Some(piped)) if own.is_empty() || own.ends_with(char::is_whitespace) => Ok(own + &piped),
-        (Some(own), Some(piped)) => Ok(own + "\n" + &piped),
+        (Some(own), Some(piped)) => {
+            tracing::info!("{} bytes of stdin are put behind the prompt (--no-stdin leaves stdin alone)", piped.len());
+            let gap = if own.is_empty() || own.ends_with(char::is_whitespace) { "" } else { "\n" };
+            Ok(own + gap + &piped)
+        }
     }
 }
 
@@ -309,7 +363,9 @@ fn stdin(has_prompt: bool) -> Result<String> {
     if has_prompt {
         std::thread::spawn(move || {
             if done.recv_timeout(Duration::from_secs(2)) == Err(mpsc::RecvTimeoutError::Timeout) {
-                tracing::info!("waiting for the end of stdin, which is put behind the prompt (</dev/null gives none)");
+                tracing::info!(
+                    "waiting for the end of stdin, which is put behind the prompt (--no-stdin leaves it alone)"
+                );
             }
         });
     }

@@ -31,13 +31,14 @@ pub(super) struct Talking {
 }
 
 impl Talking {
-    /// Opens the model with room for `n_seq` sequences; `leaves`: a second Ctrl-C ends the program.
+    /// Opens the model with room for `n_seq` sequences; `raw`: prompts have no template; `leaves`: a
+    /// second Ctrl-C ends the program.
     pub(super) fn open(
         model: &args::Model,
         sampling: &args::Sampling,
         talk: &args::Talk,
         n_seq: usize,
-        leaves: bool,
+        (raw, leaves): (bool, bool),
     ) -> Result<Talking> {
         let mut settings = Settings::new(sampling)?;
         let further = further(talk)?; // wrong usage is said before a model is loaded
@@ -45,9 +46,17 @@ impl Talking {
         let gguf = gguf(model.model.as_deref(), &o.load)?;
         let tokenizer = Tokenizer::new(&gguf).context(Failure::Model)?;
         settings.follow(&gguf.meta)?;
-        let turns = match template(&gguf, talk)? {
+        let template = if raw { None } else { template(&gguf, talk)? };
+        let turns = match template {
             Some(template) => Some(turns(template, talk, further, &tokenizer)?),
-            None => None,
+            None => {
+                talk.without_template(if raw {
+                    "--raw leaves the prompt as it is"
+                } else {
+                    "this model has no chat template"
+                })?;
+                None
+            }
         };
         let session = open(gguf, model, &o)?;
         let interrupted = on_interrupt(&session, leaves)?;
@@ -99,6 +108,18 @@ fn further(talk: &args::Talk) -> Result<Map<String, Value>> {
 }
 
 impl args::Talk {
+    /// Says of every option for templates that it is without effect.
+    fn without_template(&self, why: &str) -> Result<()> {
+        let given = [
+            ("--reasoning", self.reasoning != Reasoning::Auto),
+            ("--reasoning-budget", self.reasoning_budget >= 0),
+            ("--chat-template-kwargs", self.chat_template_kwargs.is_some()),
+            ("--chat-template", self.chat_template.is_some()),
+            ("--chat-template-file", self.chat_template_file.is_some()),
+        ];
+        given.iter().filter(|(_, given)| *given).try_for_each(|(flag, _)| off(flag, why))
+    }
+
     /// What every generation is asked for.
     pub(super) fn asked(&self) -> Asked {
         Asked {
@@ -126,8 +147,9 @@ const LOOK: Duration = Duration::from_millis(100);
 /// also shown how far it has come through the steps of the model.
 pub(super) struct Reading {
     bar: ProgressBar,
-    /// Tokens in finished batches.
+    /// Tokens in finished batches of the text at hand, and of those before it.
     read: Arc<AtomicUsize>,
+    earlier: usize,
     /// Steps of the batch at hand that are done, of how many, and its tokens at most.
     walked: Arc<AtomicUsize>,
     steps: usize,
@@ -141,6 +163,7 @@ impl Reading {
         Reading {
             bar: ProgressBar::hidden(),
             read: Arc::default(),
+            earlier: 0,
             walked: engine.walked.clone(),
             steps: engine.tape.steps.len(),
             n_batch: session.n_batch(),
@@ -151,6 +174,8 @@ impl Reading {
     pub(super) fn progress(&mut self, p: Progress) {
         match p {
             Progress::Begins(n) => {
+                self.earlier = self.finish(); // a prefix is read before the rest
+                (self.read, self.over) = Default::default();
                 // Short prompts are over before the first drawing.
                 self.bar = ProgressBar::new(n as u64);
                 let form = "reading the prompt {bar:30} {pos}/{len} tokens, {per_sec}, {eta} left";
@@ -163,7 +188,7 @@ impl Reading {
                         while !over.load(Ordering::Relaxed) {
                             std::thread::sleep(LOOK);
                             let (read, walked) = (read.load(Ordering::Relaxed), walked.load(Ordering::Relaxed));
-                            bar.set_position((read + n_batch.min(n - read) * walked / steps) as u64);
+                            bar.set_position((read + n_batch.min(n.saturating_sub(read)) * walked / steps) as u64);
                         }
                     });
                 }
@@ -179,7 +204,7 @@ impl Reading {
     pub(super) fn finish(&self) -> usize {
         self.over.store(true, Ordering::Relaxed);
         self.bar.finish_and_clear();
-        self.read.load(Ordering::Relaxed)
+        self.earlier + self.read.load(Ordering::Relaxed)
     }
 }
 

@@ -80,7 +80,7 @@ impl End {
 /// Everything that was written.
 #[derive(Clone, Debug, Default)]
 pub struct Said {
-    /// The tokens, that which ended the text not among them.
+    /// The tokens that were written, a stop text's among them; not the model's end.
     pub tokens: Vec<u32>,
     /// What the model thought.
     pub reasoning: String,
@@ -125,7 +125,11 @@ impl<'t> Writer<'t> {
     ) -> Writer<'t> {
         prompt.iter().for_each(|t| sampler.accept(*t));
         let stops = Stops::new(asked.stop.iter().cloned());
-        let (forced, said, stream) = (VecDeque::new(), Said::default(), tokenizer.stream());
+        // Where the prompt has opened a reasoning that may have no token, it is closed at once.
+        let close = reader.close().filter(|_| asked.budget == Some(0));
+        let forced: VecDeque<u32> =
+            close.and_then(|text| tokenizer.encode(&text, false, true).ok()).unwrap_or_default().into();
+        let (said, stream) = (Said::default(), tokenizer.stream());
         let opens = reader.may_open().and_then(|text| match tokenizer.encode(text, false, true).as_deref() {
             Ok([one]) => Some(*one),
             _ => None,
@@ -156,7 +160,8 @@ impl<'t> Writer<'t> {
         // A grammar is for the answer. Where reasoning may open, it may still do so.
         let beginning = self.reader.may_open().is_some();
         let ruled = beginning || self.reader.part() == Some(Part::Answer);
-        let token = match self.forced.pop_front() {
+        let forced = self.forced.pop_front();
+        let token = match forced {
             Some(token) => token,
             None if greedy => logits[0] as u32,
             None => {
@@ -182,19 +187,19 @@ impl<'t> Writer<'t> {
         }
         self.said.tokens.push(token);
         let mut complete = false;
-        if let Some(grammar) = self.grammar.as_mut().filter(|_| ruled && !(beginning && self.opens == Some(token))) {
+        if let Some(grammar) =
+            self.grammar.as_mut().filter(|_| ruled && forced.is_none() && !(beginning && self.opens == Some(token)))
+        {
             grammar.accept(token)?;
             complete = grammar.is_done();
         }
         let special = self.tokenizer.is_control(token) && self.reader.knows(self.tokenizer.piece(token));
         let text = self.stream.push_as(token, special);
+        self.thought += (self.reader.part() == Some(Part::Reasoning)) as usize;
         let came = self.reader.push(&text);
-        if let Some(close) = self.reader.close() {
-            self.thought += 1;
-            if self.asked.budget.is_some_and(|n| self.thought >= n) {
-                self.forced = self.tokenizer.encode(&close, false, true)?.into();
-                self.asked.budget = None;
-            }
+        if let Some(close) = self.reader.close().filter(|_| self.asked.budget.is_some_and(|n| self.thought >= n)) {
+            self.forced = self.tokenizer.encode(&close, false, true)?.into();
+            self.asked.budget = None;
         }
         let (mut parts, stop) = self.stopped(came);
         let end = match stop {
@@ -250,7 +255,10 @@ impl<'t> Writer<'t> {
     }
 
     fn note(&mut self, logits: &[f32], token: u32, n: usize) {
-        let one = |(id, p): (u32, f32)| json!({ "token": self.tokenizer.decode(&[id], true), "id": id, "logprob": p });
+        let one = |(id, p): (u32, f32)| {
+            let (text, bytes) = (self.tokenizer.decode(&[id], true), self.tokenizer.bytes(id, true));
+            json!({ "token": text, "id": id, "bytes": bytes, "logprob": p })
+        };
         let mut own = one((token, logprob_of(logits, token)));
         own["top"] = logprobs(logits, n).into_iter().map(one).collect();
         self.said.logprobs.push(own);

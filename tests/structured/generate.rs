@@ -47,7 +47,7 @@ fn schemas() -> Vec<Value> {
                "required": ["x"], "additionalProperties": false}},
                "type": "object", "properties": {"from": {"$ref": "#/$defs/p"}, "to": {"$ref": "#/$defs/p"}},
                "required": ["from", "to"], "additionalProperties": false}),
-        json!({"$defs": {"tree": {"type": "array", "items": {"$ref": "#/$defs/tree"}, "maxItems": 2}},
+        json!({"$defs": {"tree": {"type": "array", "items": {"$ref": "#/$defs/tree"}, "maxItems": 1}},
                "$ref": "#/$defs/tree"}),
         json!({"type": "object", "properties": {"ok": {"type": "boolean"}}, "required": ["ok"],
                "patternProperties": {"^[A-Z]{1,3}$": {"type": "boolean"}}, "additionalProperties": false,

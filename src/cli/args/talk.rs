@@ -29,13 +29,13 @@ pub struct Talk {
     #[arg(long, value_enum, default_value_t = Reasoning::Auto)]
     pub reasoning: Reasoning,
     /// End the thinking after so many tokens; -1 is never
-    #[arg(long, value_name = "N", default_value_t = -1, allow_negative_numbers = true)]
+    #[arg(long, value_name = "N", default_value_t = -1, allow_negative_numbers = true, value_parser = clap::value_parser!(i64).range(-1..))]
     pub reasoning_budget: i64,
     /// A text that ends the answer; may be given several times
     #[arg(short = 'r', long, value_name = "TEXT", alias = "reverse-prompt")]
     pub stop: Vec<String>,
     /// Tokens to generate; -1 is until the model ends or the context is full
-    #[arg(short, long, value_name = "N", default_value_t = -1, allow_negative_numbers = true, alias = "predict")]
+    #[arg(short, long, value_name = "N", default_value_t = -1, allow_negative_numbers = true, alias = "predict", value_parser = clap::value_parser!(i64).range(-1..))]
     pub n_predict: i64,
     /// Go on where the model would end
     #[arg(long)]
@@ -82,6 +82,9 @@ pub struct Run {
     /// Read the prompt from a file
     #[arg(short, long, value_name = "FILE", conflicts_with = "prompt")]
     pub file: Option<PathBuf>,
+    /// Do not read stdin
+    #[arg(long)]
+    pub no_stdin: bool,
     /// The prompt is a message, which the chat template is put around [default: if the model has a template]
     #[arg(long, conflicts_with = "raw")]
     pub chat: bool,
@@ -101,7 +104,7 @@ pub struct Run {
     #[arg(long, value_name = "FILE")]
     pub session: Option<PathBuf>,
     /// A text to begin the prompt with (the system message, where there is a template), read once and kept for later runs
-    #[arg(long, value_name = "FILE", conflicts_with = "session")]
+    #[arg(long, value_name = "FILE", conflicts_with_all = ["session", "system_prompt", "system_prompt_file"])]
     pub prefix_file: Option<PathBuf>,
     /// How the prompt is put.
     #[command(flatten)]

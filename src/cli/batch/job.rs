@@ -74,6 +74,7 @@ impl Job {
         let Value::Object(mut map) = value else {
             return Err(refuse(Form::Own, Value::Null, "a JSON object expected".into()));
         };
+        map.retain(|name, v| name == "id" || !v.is_null()); // null is not said
         if map.contains_key("custom_id") || map.contains_key("body") {
             let custom_id = match map.remove("custom_id") {
                 Some(Value::String(id)) => id,
@@ -125,6 +126,10 @@ impl Job {
             return Err(wrong("method", method, "\"POST\""));
         }
         let Some(Value::Object(mut body)) = map.remove("body") else { bail!("body: an object expected") };
+        body.retain(|_, v| !v.is_null());
+        if body.contains_key("max_completion_tokens") {
+            body.remove("max_tokens"); // its older name
+        }
         let prompt = if url.ends_with("/chat/completions") {
             let Some(list) = body.remove("messages") else { bail!("body.messages expected") };
             messages(list, &mut body)?
@@ -144,11 +149,20 @@ impl Job {
             asked: defaults.asked.clone(),
             kind: defaults.kind.clone(),
         };
+        if !url.ends_with("/chat/completions") && job.asked.limit.is_none() {
+            job.asked.limit = Some(16); // as the API has it
+        }
+        if body.get("stream").is_some_and(|s| *s != false) {
+            bail!("stream is {}: an answer is one line here", body["stream"]);
+        }
         if body.get("n").is_some_and(|n| n.as_u64() != Some(1)) {
             bail!("n is {}: 1 expected, send a line for each", body["n"]);
         }
         // A chat asks by a bool and a number, a text by the number alone.
         let top = body.remove("top_logprobs");
+        if top.is_some() && !body.contains_key("logprobs") {
+            bail!("top_logprobs needs logprobs: true");
+        }
         if let Some(asked) = body.remove("logprobs") {
             job.asked.logprobs = match (&asked, &top) {
                 (Value::Null | Value::Bool(false), _) => None,
@@ -189,6 +203,7 @@ impl Job {
             "ignore_eos" => {
                 self.asked.ignore_eos = value.as_bool().ok_or_else(|| wrong(name, value, "true or false"))?
             }
+            "reasoning_budget" if value.as_i64() == Some(-1) => self.asked.budget = None,
             "reasoning_budget" => self.asked.budget = Some(whole(name, value)?),
             "logprobs" => self.asked.logprobs = Some(whole(name, value)?),
             "json_schema" | "grammar" | "regex" => self.kind = Some(kind(name, value)?),
@@ -244,7 +259,14 @@ fn messages(list: Value, map: &mut Map<String, Value>) -> Result<Prompt> {
             let texts: Option<Vec<&str>> =
                 parts.iter().map(|p| p["text"].as_str().filter(|_| p["type"] == "text")).collect();
             let Some(texts) = texts else { bail!("messages[{i}].content: only text can be read") };
-            m["content"] = texts.concat().into();
+            m["content"] = texts.join("\n").into();
+        }
+        // Templates read a call's arguments as an object; the API sends their text.
+        for call in m.get_mut("tool_calls").and_then(Value::as_array_mut).into_iter().flatten() {
+            let Some(arguments) = call.pointer_mut("/function/arguments") else { continue };
+            if let Some(object) = arguments.as_str().and_then(|t| serde_json::from_str::<Value>(t).ok()) {
+                *arguments = object;
+            }
         }
         messages.push(m);
     }
@@ -302,7 +324,7 @@ mod tests {
         let job = Job::parse(line, &defaults()).unwrap();
         assert_eq!(job.form, Form::OpenAi { custom_id: "r-1".into(), chat: true, model: json!("m") });
         let Prompt::Messages { messages, .. } = &job.prompt else { panic!("{:?}", job.prompt) };
-        assert_eq!(messages[0]["content"], "ab");
+        assert_eq!(messages[0]["content"], "a\nb");
         assert_eq!((job.asked.limit, job.asked.logprobs, job.settings.seed), (Some(9), Some(2), Some(4)));
         assert_eq!(job.asked.stop, ["x"]);
         assert!(job.settings.params.greedy());

@@ -9,6 +9,8 @@ use crate::talk::{End, Said};
 pub(super) struct Done {
     pub(super) said: Said,
     pub(super) ended: End,
+    /// Whether the text is whole by its grammar; true where there is none.
+    pub(super) complete: bool,
     pub(super) seed: u64,
     pub(super) prompt_tokens: usize,
     /// Of those, how many were known already.
@@ -18,7 +20,7 @@ pub(super) struct Done {
 
 /// An answer.
 pub(super) fn answer(form: &Form, id: &Value, n: usize, done: &Done) -> Value {
-    let Done { said, ended, seed, prompt_tokens, known_tokens, seconds } = done;
+    let Done { said, ended, complete, seed, prompt_tokens, known_tokens, seconds } = done;
     let made = said.tokens.len();
     let Form::OpenAi { custom_id, chat, model } = form else {
         let mut line = json!({
@@ -26,6 +28,9 @@ pub(super) fn answer(form: &Form, id: &Value, n: usize, done: &Done) -> Value {
             "tokens": { "prompt": prompt_tokens, "known": known_tokens, "generated": made },
             "seconds": seconds, "seed": seed,
         });
+        if !complete {
+            line["complete"] = false.into();
+        }
         if !said.reasoning.is_empty() {
             line["reasoning"] = said.reasoning.clone().into();
         }
@@ -67,10 +72,10 @@ pub(super) fn answer(form: &Form, id: &Value, n: usize, done: &Done) -> Value {
 }
 
 /// An error.
-pub(super) fn error(refused: &Refused, n: usize) -> Value {
+pub(super) fn error(refused: &Refused, n: usize, line: usize) -> Value {
     let Refused { form, id, why } = refused;
     match form {
-        Form::Own => json!({ "id": id, "error": why, "line": n + 1 }),
+        Form::Own => json!({ "id": id, "error": why, "line": line }),
         Form::OpenAi { custom_id, .. } => json!({
             "id": format!("tandem-batch-{n}"), "custom_id": custom_id,
             "response": { "status_code": 400, "request_id": format!("tandem-request-{n}"), "body": null },
@@ -81,8 +86,8 @@ pub(super) fn error(refused: &Refused, n: usize) -> Value {
 
 /// Log-probabilities as OpenAI writes them: for a chat a list of tokens, for a text lists beside each other.
 fn logprobs(chat: bool, list: &[Value]) -> Value {
-    let bytes = |v: &Value| v["token"].as_str().unwrap_or_default().as_bytes().to_vec();
-    let one = |v: &Value| json!({ "token": v["token"], "logprob": v["logprob"], "bytes": bytes(v) });
+    let one = |v: &Value| json!({ "token": v["token"], "logprob": v["logprob"], "bytes": v["bytes"] });
+    let chars = |v: &Value| v["token"].as_str().unwrap_or_default().chars().count();
     let tops = |v: &Value| v["top"].as_array().cloned().unwrap_or_default();
     if chat {
         let content = list.iter().map(|v| {
@@ -100,8 +105,8 @@ fn logprobs(chat: bool, list: &[Value]) -> Value {
     };
     let mut at = 0;
     let offset = |v: &Value| {
-        at += bytes(v).len();
-        at - bytes(v).len()
+        at += chars(v);
+        at - chars(v)
     };
     let offsets: Vec<usize> = list.iter().map(offset).collect();
     json!({

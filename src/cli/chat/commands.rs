@@ -110,7 +110,7 @@ impl Chat<'_> {
                 let Some(at) = self.messages.iter().rposition(|m| m["role"] == "user") else {
                     bail!("there is no message to answer");
                 };
-                self.messages.truncate(at + 1);
+                self.replaced = self.messages.split_off(at + 1);
                 return Ok(Next::Answer);
             }
             Command::Edit => match self.take_back() {
@@ -126,6 +126,12 @@ impl Chat<'_> {
             }
             Command::Load(path) => {
                 self.load(&path)?;
+                if let Some(own) = &mut self.file
+                    && *own != path
+                {
+                    eprintln!("({} stays as it is; from now on {} is written)", own.display(), path.display());
+                    *own = path;
+                }
                 eprintln!("({})", self.greeting());
             }
             Command::Set(None) => eprintln!("{}", self.settings.words()),
@@ -150,10 +156,16 @@ impl Chat<'_> {
             return Ok(());
         }
         // Numbers, lists and objects as JSON writes them; all else is text.
-        let json = serde_json::from_str(value).unwrap_or_else(|_| value.into());
-        if !self.settings.set(name, &json)? {
+        let json: serde_json::Value = serde_json::from_str(value).unwrap_or_else(|_| value.into());
+        if name == "n_predict" {
+            self.asked.limit = json.as_u64().and_then(|n| usize::try_from(n).ok());
+        } else if !self.settings.set(name, &json)? {
             bail!("/set {name}: no such parameter; /set alone lists them");
         }
+        if name == "seed" {
+            (self.seed, self.drawn) = (self.settings.seed(), 0);
+        }
+        eprintln!("({name} is now {value})");
         Ok(())
     }
 
