@@ -128,6 +128,12 @@ pub struct ContextFull {
 impl std::fmt::Display for ContextFull {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
         let ContextFull { n_ctx, used, given } = self;
+        if *used == 0 {
+            return write!(
+                f,
+                "the context of {n_ctx} tokens has no room for the {given} that were given (a larger -c gives room)"
+            );
+        }
         write!(
             f,
             "the context of {n_ctx} tokens is full: {used} are used and {given} more were given (a larger -c gives room)"

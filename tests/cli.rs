@@ -121,8 +121,8 @@ fn failures_have_their_own_exit_status_and_say_what_to_do() {
         (&["run", "-p", "x", "--strict", "-ngl", "99"], 2, "-ngl 99 is off"),
         (&["run", "-p", "x", "--no-such-flag"], 2, "--no-such-flag"),
         (&["run", "-p", ""], 2, "the prompt is empty"),
-        (&["run", "-p", "a long prompt in a small context", "-c", "4"], 4, "context of 4 tokens is full"),
-        (&["run", "-f", "benches/text.txt", "-c", "600"], 4, "600 tokens is full: 0 are used and 1"), // over 10,000
+        (&["run", "-p", "a long prompt in a small context", "-c", "4"], 4, "context of 4 tokens has no room for the"),
+        (&["run", "-f", "benches/text.txt", "-c", "600"], 4, "600 tokens has no room for the 1"), // over 10,000
         (&["run", "-f", "/does/not/exist.txt"], 1, "/does/not/exist.txt"),
         (&["run", "-p", "x", "--regex", "a(b"], 2, "unclosed group"),
         (&["run", "-p", "x", "--regex", "a", "-j", "{}"], 2, "cannot be used with"),

@@ -318,8 +318,8 @@ impl Chat<'_> {
             self.messages = left;
             return Ok(true);
         }
-        if need < all && self.when_full == args::WhenFull::Stop {
-            return Err(full.into());
+        if self.when_full == args::WhenFull::Stop {
+            anyhow::bail!("nothing is answered, since --when-full stop says so; /undo, /clear and /save are left");
         }
         eprintln!("(nothing was changed; /undo, /clear, /save, or a larger -c when you start again)");
         Ok(false)

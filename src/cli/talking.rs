@@ -41,6 +41,9 @@ impl Talking {
         (raw, leaves): (bool, bool),
     ) -> Result<Talking> {
         let mut settings = Settings::new(sampling)?;
+        if talk.stop.iter().any(String::is_empty) {
+            return usage("--stop: an empty text would end everything at once; some text expected".into());
+        }
         let further = further(talk)?; // wrong usage is said before a model is loaded
         let o = crate::session::Options { n_seq, n_wanted: Some(n_seq), ..options(model)? };
         let gguf = gguf(model.model.as_deref(), &o.load)?;
