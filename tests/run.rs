@@ -239,6 +239,22 @@ fn a_dry_run_prints_one_command_that_asks_for_the_same_again() {
 }
 
 #[test]
+fn a_chat_from_a_pipe_answers_line_by_line_and_ends_with_what_was_wrong() {
+    let chat = |stdin: &str, more: &[&str]| {
+        let args = [&["chat", "--chat-template-file", ROMEO, "-n", "6", "--temp", "0"], more].concat();
+        let mut child =
+            tandem(&args).stdin(Stdio::piped()).stdout(Stdio::piped()).stderr(Stdio::piped()).spawn().unwrap();
+        child.stdin.take().unwrap().write_all(stdin.as_bytes()).unwrap();
+        child.wait_with_output().unwrap()
+    };
+    let text = out(&chat("Good morrow\nWhat then?\n", &[]));
+    assert_eq!(text.lines().next().unwrap(), out(&chat("Good morrow\n", &[])).lines().next().unwrap());
+    assert!(text.trim().lines().count() >= 2, "two answers and nothing else: {text}");
+    let o = chat(&"Speak on, and on, and on, my love\n".repeat(20), &["-c", "64"]);
+    assert_eq!(o.status.code(), Some(4), "{}", err(&o));
+}
+
+#[test]
 fn completions_and_pages_of_the_manual_come_from_the_same_definitions() {
     for shell in ["bash", "zsh", "fish"] {
         let o = tandem(&["completions", shell]).output().unwrap();

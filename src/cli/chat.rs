@@ -205,7 +205,8 @@ impl Chat<'_> {
         match done {
             Ok(_) => {}
             Err(e) if e.is::<Interrupted>() => eprintln!("(stopped while reading; your message is back in the line)"),
-            Err(e) if is_closed_pipe(&e) => return Err(e),
+            // Nobody is there to do something about it: the program ends with the status that says what was wrong.
+            Err(e) if is_closed_pipe(&e) || !lines.is_terminal() => return Err(e),
             Err(e) => eprintln!("{e:#}"),
         }
         let unanswered = self.messages.last().is_some_and(|m| m["role"] == "user");
@@ -320,6 +321,9 @@ impl Chat<'_> {
         }
         if self.when_full == args::WhenFull::Stop {
             anyhow::bail!("nothing is answered, since --when-full stop says so; /undo, /clear and /save are left");
+        }
+        if !lines.is_terminal() {
+            return Err(full.into());
         }
         eprintln!("(nothing was changed; /undo, /clear, /save, or a larger -c when you start again)");
         Ok(false)

@@ -6,7 +6,7 @@ use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
 use std::time::Duration;
 
 use anyhow::{Context, Result};
-use indicatif::{ProgressBar, ProgressStyle};
+use indicatif::{ProgressBar, ProgressState, ProgressStyle};
 use serde_json::{Map, Value};
 
 use super::args::{self, Reasoning};
@@ -181,8 +181,12 @@ impl Reading {
                 (self.read, self.over) = Default::default();
                 // Short prompts are over before the first drawing.
                 self.bar = ProgressBar::new(n as u64);
-                let form = "reading the prompt {bar:30} {pos}/{len} tokens, {per_sec}, {eta} left";
-                self.bar.set_style(ProgressStyle::with_template(form).expect("a template that is right"));
+                let form = "reading the prompt {bar:30} {pos}/{len} tokens, {rate} per second, {eta} left";
+                let style = ProgressStyle::with_template(form).expect("a template that is right");
+                let rate = |s: &ProgressState, out: &mut dyn std::fmt::Write| {
+                    let _ = write!(out, "{:.0}", s.per_sec());
+                };
+                self.bar.set_style(style.with_key("rate", rate));
                 if !self.bar.is_hidden() {
                     let (bar, read, walked, over) =
                         (self.bar.clone(), self.read.clone(), self.walked.clone(), self.over.clone());
