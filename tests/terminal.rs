@@ -301,6 +301,7 @@ fn what_is_thought_is_dim_and_can_be_left_out_and_nothing_is_under_no_color() {
     assert!(!t.screen().contains("think>"), "{}", t.screen());
     let shown = t.screen().split_whitespace().count();
     // The template drops what was thought; what is left of that answer was read while the next line was typed.
+    std::thread::sleep(Duration::from_secs(1)); // as one who thinks about what to say
     t.says("Again");
     t.says("/stats");
     assert!(read_at_last(&t).is_some_and(|n| (1..20).contains(&n)), "{}", t.screen());
