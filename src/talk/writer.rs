@@ -175,7 +175,11 @@ impl<'t> Writer<'t> {
                     }
                     _ => None,
                 };
-                self.sampler.pick(logits, allowed).ok_or(DeadEnd)?
+                match self.sampler.pick(logits, allowed) {
+                    Some(token) => token,
+                    None if allowed.is_some() => return Err(DeadEnd.into()),
+                    None => bail!("no token is left to choose: --logit-bias forbids all that the model gives"),
+                }
             }
         };
         if self.tokenizer.is_eog(token) && !self.asked.ignore_eos {
