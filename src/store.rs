@@ -44,7 +44,7 @@ const PIECE: usize = 256 << 10;
 /// Bytes of each tensor that the fingerprint takes in: a page, which costs a disk no more than one byte of it.
 const PAGE: usize = 4096;
 
-/// Names of files that are being written: `.tandem-XXXXXX.part`.
+/// Names of files that are being written begin and end so, with random letters between.
 const BEGINS: &str = ".tandem-";
 const ENDS: &str = ".part";
 

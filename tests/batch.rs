@@ -21,12 +21,7 @@ fn tandem(args: &[&str]) -> Command {
 
 /// What `tandem batch` answers to these lines, and its exit status.
 fn answers(args: &[&str], lines: &str) -> (Vec<Value>, i32) {
-    let mut child = tandem(&[&["batch"], args].concat()).spawn().unwrap();
-    let mut stdin = child.stdin.take().unwrap();
-    let lines = lines.to_owned();
-    let writer = std::thread::spawn(move || stdin.write_all(lines.as_bytes()));
-    let out = child.wait_with_output().unwrap();
-    writer.join().unwrap().unwrap();
+    let out = common::program(&[&["batch"], args].concat(), lines.as_bytes());
     let text = String::from_utf8(out.stdout).unwrap();
     let values = text.lines().map(|l| serde_json::from_str(l).unwrap_or_else(|e| panic!("{l}: {e}"))).collect();
     (values, out.status.code().unwrap())
@@ -145,11 +140,9 @@ fn requests_of_openais_batch_files_are_answered_in_kind() {
 
 #[test]
 fn lines_that_are_no_text_or_empty_do_not_disturb_the_others() {
-    let mut child = tandem(&["batch", "--parallel", "2"]).spawn().unwrap();
     let good = |i: u32| json!({ "id": i, "prompt": "ROMEO:", "n_predict": 3 }).to_string();
     let lines = [good(1).as_bytes(), b"\xff\xfe", b"", good(2).as_bytes(), b"{\"id\": 9}"].join(&b'\n');
-    child.stdin.take().unwrap().write_all(&lines).unwrap();
-    let out = child.wait_with_output().unwrap();
+    let out = common::program(&["batch", "--parallel", "2"], &lines);
     let got: Vec<Value> =
         String::from_utf8(out.stdout).unwrap().lines().map(|l| serde_json::from_str(l).unwrap()).collect();
     assert!(out.status.success());

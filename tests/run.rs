@@ -2,7 +2,6 @@
 
 mod common;
 
-use std::io::Write;
 use std::path::PathBuf;
 use std::process::{Command, Output, Stdio};
 
@@ -20,10 +19,7 @@ fn run(args: &[&str]) -> Output {
 
 /// The same with something on stdin.
 fn piped(args: &[&str], stdin: &str) -> Output {
-    let mut c = tandem(&[&["run"], args].concat());
-    let mut child = c.stdin(Stdio::piped()).stdout(Stdio::piped()).stderr(Stdio::piped()).spawn().unwrap();
-    child.stdin.take().unwrap().write_all(stdin.as_bytes()).unwrap();
-    child.wait_with_output().unwrap()
+    common::program(&[&["run"], args].concat(), stdin.as_bytes())
 }
 
 fn out(o: &Output) -> String {
@@ -162,7 +158,7 @@ fn the_second_start_of_a_long_session_reads_nothing_again() {
     // From the file's opening to the first token, against the reading of the prompt.
     let seconds = |v: &Value| v["seconds"]["prompt"].as_f64().unwrap();
     let share = seconds(&second) / seconds(&first);
-    common::note(&format!("the second start took {:.1}% of the first", 100.0 * share));
+    say!("the second start took {:.1}% of the first", 100.0 * share);
     assert!(share < 0.05, "{first}\n{second}");
 }
 
@@ -242,10 +238,7 @@ fn a_dry_run_prints_one_command_that_asks_for_the_same_again() {
 fn a_chat_from_a_pipe_answers_line_by_line_and_ends_with_what_was_wrong() {
     let chat = |stdin: &str, more: &[&str]| {
         let args = [&["chat", "--chat-template-file", ROMEO, "-n", "6", "--temp", "0"], more].concat();
-        let mut child =
-            tandem(&args).stdin(Stdio::piped()).stdout(Stdio::piped()).stderr(Stdio::piped()).spawn().unwrap();
-        child.stdin.take().unwrap().write_all(stdin.as_bytes()).unwrap();
-        child.wait_with_output().unwrap()
+        common::program(&args, stdin.as_bytes())
     };
     let text = out(&chat("Good morrow\nWhat then?\n", &[]));
     assert_eq!(text.lines().next().unwrap(), out(&chat("Good morrow\n", &[])).lines().next().unwrap());

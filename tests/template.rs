@@ -3,9 +3,8 @@
 
 mod common;
 
-use std::io::Write;
 use std::path::PathBuf;
-use std::process::{Command, Output, Stdio};
+use std::process::Output;
 
 use common::{find, ids, json, local, whole};
 use serde_json::{Value, json};
@@ -416,16 +415,7 @@ fn the_form_of_an_answer_is_read_off_every_reference_template() {
 
 /// `tandem template`, with this on stdin.
 fn program(args: &[&str], stdin: &str) -> Output {
-    let mut child = Command::new(env!("CARGO_BIN_EXE_tandem"))
-        .arg("template")
-        .args(args)
-        .stdin(Stdio::piped())
-        .stdout(Stdio::piped())
-        .stderr(Stdio::piped())
-        .spawn()
-        .unwrap();
-    let _ = child.stdin.take().unwrap().write_all(stdin.as_bytes());
-    child.wait_with_output().unwrap()
+    common::program(&[&["template"], args].concat(), stdin.as_bytes())
 }
 
 #[test]

@@ -3,9 +3,7 @@
 mod common;
 
 use common::{find, ids, json, local, whole};
-use std::io::Write;
 use std::path::{Path, PathBuf};
-use std::process::{Command, Stdio};
 use std::sync::LazyLock;
 use tandem::gguf::{Gguf, Value, Writer};
 use tandem::text::Tokenizer;
@@ -500,17 +498,7 @@ fn a_raw_stream_writes_control_tokens_out() {
 
 /// What `tandem tokenize` prints; a failure is its error.
 fn printed(args: &[&str], stdin: &[u8]) -> Result<String, String> {
-    let mut child = Command::new(env!("CARGO_BIN_EXE_tandem"))
-        .arg("tokenize")
-        .args(args)
-        .stdin(Stdio::piped())
-        .stdout(Stdio::piped())
-        .stderr(Stdio::piped())
-        .spawn()
-        .unwrap();
-    // A program that was given its text otherwise need not read this.
-    let _ = child.stdin.take().unwrap().write_all(stdin);
-    let o = child.wait_with_output().unwrap();
+    let o = common::program(&[&["tokenize"], args].concat(), stdin);
     match o.status.success() {
         true => Ok(String::from_utf8_lossy(&o.stdout).into_owned()),
         false => Err(String::from_utf8_lossy(&o.stderr).into_owned()),

@@ -15,13 +15,12 @@ use std::sync::mpsc::{self, Receiver, RecvTimeoutError, TryRecvError};
 use std::time::{Duration, Instant};
 
 use anyhow::{Context, Result};
-use serde_json::json;
 
 use super::args;
 use super::talking::Talking;
 use super::{apart, stats, structured, usage};
 use crate::session::{Interrupted, Session, Want};
-use crate::talk::{Asked, End, Turns, Writer};
+use crate::talk::{self, Asked, End, Turns, Writer};
 use crate::text::grammar::Grammars;
 use crate::text::{Reader, Tokenizer};
 use job::{Defaults, Job, Prompt, Refused};
@@ -51,14 +50,14 @@ pub(super) fn run(a: &args::Batch) -> Result<()> {
     };
     let t = Talking::open(&a.model, &a.sampling, &a.talk, a.parallel, (a.raw, true))?;
     let Talking { mut session, tokenizer, turns, settings, interrupted } = t;
-    if turns.is_none() && a.talk.system()?.is_some() {
+    let system = a.talk.system()?;
+    if turns.is_none() && system.is_some() {
         return usage("-sys: prompts are continued as they are here, and have no system message".into());
     }
     let seed = settings.seed();
     let defaults = Defaults { settings, asked: a.talk.asked(), kind: form, raw: a.raw };
     let grammars = std::cell::OnceCell::new();
-    let desk =
-        Desk { tokenizer: &tokenizer, turns: turns.as_ref(), system: a.talk.system()?, grammars: &grammars, seed };
+    let desk = Desk { tokenizer: &tokenizer, turns: turns.as_ref(), system, grammars: &grammars, seed };
     let out: Box<dyn Write> = match &a.output {
         Some(path) => {
             Box::new(BufWriter::new(File::create(path).with_context(|| format!("cannot write {}", path.display()))?))
@@ -282,14 +281,12 @@ impl<'t> Desk<'t> {
 
     /// The text of a prompt, and what reads the answer where a template was put around it.
     fn prompt(&self, prompt: &Prompt, asked: &mut Asked) -> Result<(String, Option<Reader>)> {
-        let system = self.system.iter().map(|s| json!({ "role": "system", "content": s }));
+        let system = self.system.iter().map(|s| talk::message("system", s));
         let (messages, tools, variables) = match (prompt, self.turns) {
             (Prompt::Text { text, raw: true }, _) | (Prompt::Text { text, .. }, None) => {
                 return Ok((text.clone(), None));
             }
-            (Prompt::Text { text, .. }, Some(_)) => {
-                (system.chain([json!({ "role": "user", "content": text })]).collect(), None, None)
-            }
+            (Prompt::Text { text, .. }, Some(_)) => (system.chain([talk::message("user", text)]).collect(), None, None),
             (Prompt::Messages { messages, tools, variables }, _) => {
                 let has = messages.iter().any(|m| m["role"] == "system" || m["role"] == "developer");
                 let all = system.filter(|_| !has).chain(messages.iter().cloned()).collect::<Vec<_>>();
@@ -301,7 +298,7 @@ impl<'t> Desk<'t> {
              --chat-template-file, or send a prompt",
         )?;
         let text = turns.prompt_with(self.tokenizer, &messages, tools, variables, true)?;
-        *asked = std::mem::take(asked).of(turns, self.tokenizer);
+        *asked = std::mem::take(asked).of(turns);
         let reader = turns.reader(&text);
         Ok((text, Some(reader)))
     }
@@ -310,8 +307,7 @@ impl<'t> Desk<'t> {
 /// Gives a prompt the free seat where least of it is left to read: how many of its tokens are there already.
 fn take_seat(session: &mut Session, seats: &[Option<Seat<'_>>], ids: &[u32]) -> Result<(usize, usize)> {
     let most = ids.len() - 1; // logits follow a token: one at least is read
-    let shared =
-        |session: &Session, s: usize| session.tokens(s).iter().zip(&ids[..most]).take_while(|(a, b)| a == b).count();
+    let shared = |session: &Session, s: usize| talk::shared(session.tokens(s), &ids[..most]);
     let free = (0..seats.len()).filter(|i| seats[*i].is_none());
     let (at, own) =
         free.map(|i| (i, shared(session, i))).max_by_key(|(i, n)| (*n, usize::MAX - i)).expect("one is free");

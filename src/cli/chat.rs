@@ -89,7 +89,7 @@ pub(super) fn run(a: &args::Chat) -> Result<()> {
                 .into(),
         );
     };
-    let asked = a.talk.asked().of(&turns, &tokenizer);
+    let asked = a.talk.asked().of(&turns);
     let seed = settings.seed();
     let mut chat = Chat {
         session,
@@ -112,7 +112,7 @@ pub(super) fn run(a: &args::Chat) -> Result<()> {
         chat.load(&path)?;
     }
     if let Some(text) = a.talk.system()? {
-        chat.set_system(&text);
+        talk::set_system(&mut chat.messages, &text);
     }
     let mut lines = Lines::new(chat.screen.colour)?;
     let talked = chat.talk(&mut lines);
@@ -154,7 +154,7 @@ impl Chat<'_> {
                     },
                 },
                 Line::Text(text) => {
-                    self.messages.push(json!({ "role": "user", "content": text }));
+                    self.messages.push(talk::message("user", &text));
                     (draft, left) = self.answer_or_say(lines)?;
                 }
             }
@@ -250,11 +250,8 @@ impl Chat<'_> {
         let kept = ids.len().saturating_sub(read);
         let made_s = start.elapsed().as_secs_f64();
         self.last = Some(Last { read, kept, read_s, made: said.tokens.len(), made_s, ended: words });
-        if !said.answer.is_empty() || !said.reasoning.is_empty() {
-            let mut message = json!({ "role": "assistant", "content": said.answer.trim_end() });
-            if !said.reasoning.is_empty() {
-                message["reasoning_content"] = said.reasoning.into();
-            }
+        if let Some(mut message) = said.message() {
+            message["content"] = said.answer.trim_end().into();
             self.messages.push(message);
         }
         match &ended {
@@ -331,13 +328,6 @@ impl Chat<'_> {
 
     fn turn_count(&self) -> usize {
         self.messages.iter().filter(|m| m["role"] == "user").count()
-    }
-
-    fn set_system(&mut self, text: &str) {
-        self.messages.retain(|m| m["role"] != "system");
-        if !text.is_empty() {
-            self.messages.insert(0, json!({ "role": "system", "content": text }));
-        }
     }
 
     /// Takes back the last message of the user and all behind it, and returns it.

@@ -21,7 +21,7 @@ mod verify;
 
 use std::ffi::OsString;
 use std::io::{ErrorKind, IsTerminal};
-use std::path::Path;
+use std::path::{Path, PathBuf};
 use std::process::ExitCode;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Once};
@@ -267,7 +267,7 @@ pub(crate) fn open(gguf: Gguf, a: &args::Model, o: &Options) -> Result<Session> 
             "-c {asked}: the model was made for {trained} tokens; what it writes behind them may be nonsense"
         );
     }
-    let cores = crate::cpu::best_threads();
+    let cores = if o.threads > 0 { crate::cpu::best_threads() } else { 0 };
     if o.threads > cores {
         tracing::warn!("-t {}: more threads than the {cores} that there are cores for wait for each other", o.threads);
     }
@@ -426,6 +426,15 @@ pub(crate) fn apart(flag: &str, out: &Path, others: &[(&str, Option<&Path>)]) ->
         }
     }
     Ok(())
+}
+
+/// This program's folder in a place of the system's for such files, made if it is not there; None without a home.
+pub(crate) fn own_folder(variable: &str, in_home: &str) -> Result<Option<PathBuf>> {
+    let set = |name: &str| std::env::var_os(name).filter(|v| !v.is_empty()).map(PathBuf::from);
+    let Some(place) = set(variable).or_else(|| Some(set("HOME")?.join(in_home))) else { return Ok(None) };
+    let dir = place.join("tandem");
+    std::fs::create_dir_all(&dir).with_context(|| format!("cannot make {}", dir.display()))?;
+    Ok(Some(dir))
 }
 
 /// Reads a text file, naming it in the error.

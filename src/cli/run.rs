@@ -10,7 +10,7 @@ use serde_json::{Value, json};
 
 use super::args;
 use super::talking::{Reading, Talking};
-use super::{Failure, apart, read_text, stats, structured, usage};
+use super::{Failure, apart, own_folder, read_text, stats, structured, usage};
 use crate::session::{ContextFull, Interrupted, Session};
 use crate::store;
 use crate::talk::{self, End, Said, Turns, Writer};
@@ -40,17 +40,19 @@ pub(super) fn run(a: &args::Run) -> Result<()> {
     let mut progress = |p| reading.progress(p);
     let (mut writer, logits) = match &turns {
         Some(turns) => {
-            known.begin(a.talk.system()?.or(prefix.clone()))?;
-            known.messages.push(json!({ "role": "user", "content": prompt }));
+            if let Some(text) = a.talk.system()?.or(prefix.clone()) {
+                talk::set_system(&mut known.messages, &text);
+            }
+            known.messages.push(talk::message("user", &prompt));
             let text = turns.prompt(&tokenizer, &known.messages, true)?;
             let ids = tokenizer.encode_prompt(&text)?;
             if prefix.is_some() {
                 let system = &known.messages[..known.messages.len() - 1];
-                let other = [system, &[json!({ "role": "user", "content": "" })]].concat();
+                let other = [system, &[talk::message("user", "")]].concat();
                 let other = tokenizer.encode_prompt(&turns.prompt(&tokenizer, &other, true)?)?;
-                read_prefix(&mut session, &common(&ids, &other), &mut progress)?;
+                read_prefix(&mut session, &ids[..talk::shared(&ids, &other)], &mut progress)?;
             }
-            let asked = asked.of(turns, &tokenizer);
+            let asked = asked.of(turns);
             let writer = Writer::new(&tokenizer, sampler, grammar, turns.reader(&text), asked, &ids);
             let logits = talk::read(&mut session, 0, &tokenizer, &ids, writer.want(), &mut progress)?;
             (writer, logits)
@@ -76,8 +78,8 @@ pub(super) fn run(a: &args::Run) -> Result<()> {
             }
             if let Some(prefix) = &prefix {
                 // One token at least is left to read: logits follow it.
-                let known = common(&ids[..ids.len() - 1], &tokenizer.encode(prefix, true, true)?);
-                read_prefix(&mut session, &known, &mut progress)?;
+                let known = talk::shared(&ids[..ids.len() - 1], &tokenizer.encode(prefix, true, true)?);
+                read_prefix(&mut session, &ids[..known], &mut progress)?;
             }
             let done = session.tokens(0).len() - used;
             let whole = [session.tokens(0), &ids[done..]].concat();
@@ -151,11 +153,6 @@ fn mode(a: &args::Run, turns: Option<Turns>) -> Result<Option<Turns>> {
     }
 }
 
-/// What two lists begin with.
-fn common(a: &[u32], b: &[u32]) -> Vec<u32> {
-    a.iter().zip(b).take_while(|(a, b)| a == b).map(|(a, _)| *a).collect()
-}
-
 /// Reads what prompts begin with, or finds it read by an earlier run.
 fn read_prefix(session: &mut Session, ids: &[u32], progress: &mut dyn FnMut(talk::Progress)) -> Result<()> {
     let path = prefix_path(session, ids).unwrap_or_else(|e| {
@@ -182,10 +179,9 @@ fn read_prefix(session: &mut Session, ids: &[u32], progress: &mut dyn FnMut(talk
 
 /// Where a prefix is kept.
 fn prefix_path(session: &Session, ids: &[u32]) -> Result<Option<PathBuf>> {
-    let set = |name: &str| std::env::var_os(name).filter(|v| !v.is_empty()).map(PathBuf::from);
-    let Some(cache) = set("XDG_CACHE_HOME").or_else(|| Some(set("HOME")?.join(".cache"))) else { return Ok(None) };
-    let dir = cache.join("tandem");
-    std::fs::create_dir_all(&dir).with_context(|| format!("no folder for the prefix: {}", dir.display()))?;
+    let Some(dir) = own_folder("XDG_CACHE_HOME", ".cache").context("no folder for the prefix")? else {
+        return Ok(None);
+    };
     Ok(Some(dir.join(format!("prefix-{}.session", store::key(session, ids)?))))
 }
 
@@ -216,14 +212,6 @@ impl Known {
         }
     }
 
-    /// Puts the system message first.
-    fn begin(&mut self, system: Option<String>) -> Result<()> {
-        let Some(text) = system else { return Ok(()) };
-        self.messages.retain(|m| m["role"] != "system");
-        self.messages.insert(0, json!({ "role": "system", "content": text }));
-        Ok(())
-    }
-
     /// Takes in what was written behind `prompt` tokens.
     fn keep(
         &mut self,
@@ -234,14 +222,11 @@ impl Known {
         prompt: usize,
     ) -> Result<()> {
         self.drawn += 1;
-        if chat && said.answer.is_empty() && said.reasoning.is_empty() {
-            self.messages.pop(); // no answer: the question may be put again
-        } else if chat {
-            let mut message = json!({ "role": "assistant", "content": said.answer });
-            if !said.reasoning.is_empty() {
-                message["reasoning_content"] = said.reasoning.clone().into();
+        if chat {
+            match said.message() {
+                Some(message) => self.messages.push(message),
+                None => drop(self.messages.pop()), // the question may be put again
             }
-            self.messages.push(message);
         } else {
             // A stop text, and what came with it, was not written.
             let mut bytes = 0;

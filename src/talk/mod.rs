@@ -5,5 +5,5 @@ mod turns;
 mod writer;
 
 pub use stops::Stops;
-pub use turns::{Progress, Turns, feed, read, read_ahead, rest};
+pub use turns::{Progress, Turns, feed, message, read, read_ahead, rest, set_system, shared};
 pub use writer::{Asked, End, Parts, Said, Writer, write};

@@ -16,6 +16,8 @@ pub struct Turns {
     template: Template,
     variables: Map<String, Value>,
     clock: Clock,
+    /// See [`Turns::user_opens`].
+    opens: Option<String>,
 }
 
 impl Turns {
@@ -23,7 +25,9 @@ impl Turns {
     pub fn new(template: Template, tokenizer: &Tokenizer, further: Map<String, Value>, clock: Clock) -> Turns {
         let mut variables = further;
         tokenizer.add_variables(&mut variables);
-        Turns { template, variables, clock }
+        let mut turns = Turns { template, variables, clock, opens: None };
+        turns.opens = turns.find_opening(tokenizer);
+        turns
     }
 
     /// The prompt of a conversation, `open` for an answer.
@@ -63,10 +67,13 @@ impl Turns {
 
     /// The text with which the template opens a user's turn, where no control token does: a model of such a template
     /// may go on with the user's part itself.
-    pub fn user_opens(&self, tokenizer: &Tokenizer) -> Option<String> {
+    pub fn user_opens(&self) -> Option<&str> {
+        self.opens.as_deref()
+    }
+
+    fn find_opening(&self, tokenizer: &Tokenizer) -> Option<String> {
         const MARK: &str = "\u{1}";
-        let said = |role: &str, text: &str| json!({ "role": role, "content": text });
-        let messages = [said("user", "a"), said("assistant", "b"), said("user", MARK)];
+        let messages = [message("user", "a"), message("assistant", "b"), message("user", MARK)];
         let before = self.prompt(tokenizer, &messages[..2], false).ok()?;
         let whole = self.prompt(tokenizer, &messages, false).ok()?;
         let opens = whole.strip_prefix(before.as_str())?.split(MARK).next()?;
@@ -75,9 +82,27 @@ impl Turns {
     }
 }
 
+/// A message as templates read it.
+pub fn message(role: &str, text: &str) -> Value {
+    json!({ "role": role, "content": text })
+}
+
+/// Makes `text` the system message of a conversation; without text it has none.
+pub fn set_system(messages: &mut Vec<Value>, text: &str) {
+    messages.retain(|m| m["role"] != "system");
+    if !text.is_empty() {
+        messages.insert(0, message("system", text));
+    }
+}
+
+/// With how many tokens both lists begin.
+pub fn shared(a: &[u32], b: &[u32]) -> usize {
+    a.iter().zip(b).take_while(|(a, b)| a == b).count()
+}
+
 /// How many of the tokens that were read a prompt begins with, and the tokens that are left of it.
 pub fn rest(tokenizer: &Tokenizer, read: &[u32], ids: &[u32]) -> (usize, Vec<u32>) {
-    let same = read.iter().zip(ids).take_while(|(a, b)| a == b).count();
+    let same = shared(read, ids);
     if same == read.len() || same == ids.len() {
         return (same, ids[same..].to_vec());
     }
@@ -97,7 +122,7 @@ pub fn rest(tokenizer: &Tokenizer, read: &[u32], ids: &[u32]) -> (usize, Vec<u32
         if x != y
             && (tokenizer.is_control(x[0]) || tokenizer.is_control(y[0]) || bytes(tokenizer, x) != bytes(tokenizer, y))
         {
-            let more = x.iter().zip(y).take_while(|(a, b)| a == b).count();
+            let more = shared(x, y);
             (at, done) = (at + more, done + more);
             break;
         }
@@ -150,12 +175,11 @@ pub fn read_ahead(
     messages: &[Value],
 ) -> Result<()> {
     let with = |text: &str| {
-        let next = [messages, &[json!({ "role": "user", "content": text })]].concat();
+        let next = [messages, &[message("user", text)]].concat();
         tokenizer.encode_prompt(&turns.prompt(tokenizer, &next, false)?)
     };
     let (one, other) = (with("a")?, with("b")?);
-    let n = one.iter().zip(&other).take_while(|(a, b)| a == b).count();
-    let (keep, rest) = rest(tokenizer, session.tokens(seq), &one[..n]);
+    let (keep, rest) = rest(tokenizer, session.tokens(seq), &one[..shared(&one, &other)]);
     if rest.is_empty() || keep + rest.len() >= session.n_ctx() {
         return Ok(());
     }

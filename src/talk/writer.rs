@@ -29,8 +29,8 @@ pub struct Asked {
 
 impl Asked {
     /// The same of an answer: where the model could go on with the user's part, that ends it too.
-    pub fn of(mut self, turns: &Turns, tokenizer: &Tokenizer) -> Asked {
-        self.stop.extend(turns.user_opens(tokenizer).filter(|_| !self.ignore_eos));
+    pub fn of(mut self, turns: &Turns) -> Asked {
+        self.stop.extend(turns.user_opens().filter(|_| !self.ignore_eos).map(String::from));
         self
     }
 }
@@ -88,6 +88,17 @@ pub struct Said {
     pub answer: String,
     /// For every token, where asked: `{token, logprob, top: [{token, logprob}]}`.
     pub logprobs: Vec<Value>,
+}
+
+impl Said {
+    /// The message that it is in a conversation; None if nothing was said.
+    pub fn message(&self) -> Option<Value> {
+        let mut message = super::message("assistant", &self.answer);
+        if !self.reasoning.is_empty() {
+            message["reasoning_content"] = self.reasoning.clone().into();
+        }
+        (!self.answer.is_empty() || !self.reasoning.is_empty()).then_some(message)
+    }
 }
 
 /// A generation under way.

@@ -5,7 +5,9 @@
 pub mod emu;
 pub mod source;
 
+use std::io::Write;
 use std::path::{Path, PathBuf};
+use std::process::{Command, Output, Stdio};
 
 /// Prints a figure past the test harness, which keeps the output of passing tests to itself.
 #[macro_export]
@@ -140,7 +142,15 @@ pub fn demo() -> PathBuf {
     Path::new(env!("CARGO_MANIFEST_DIR")).join("demo/demo.gguf")
 }
 
-/// Prints a figure past the test harness.
-pub fn note(text: &str) {
-    say!("{text}");
+/// What the program does with these arguments and this on stdin, on the CPU whatever is here.
+pub fn program(args: &[&str], stdin: &[u8]) -> Output {
+    let mut c = Command::new(env!("CARGO_BIN_EXE_tandem"));
+    c.args(args).env("CUDA_VISIBLE_DEVICES", "");
+    let mut child = c.stdin(Stdio::piped()).stdout(Stdio::piped()).stderr(Stdio::piped()).spawn().unwrap();
+    let (mut to, bytes) = (child.stdin.take().unwrap(), stdin.to_vec());
+    // Beside the reading of what it writes; a program that was given its text otherwise need not read this.
+    let writer = std::thread::spawn(move || drop(to.write_all(&bytes)));
+    let out = child.wait_with_output().unwrap();
+    writer.join().unwrap();
+    out
 }

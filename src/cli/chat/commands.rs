@@ -5,6 +5,7 @@ use std::path::PathBuf;
 use anyhow::{Result, bail};
 
 use super::{Chat, Next};
+use crate::talk;
 /// Names, what they take, what they do.
 const ALL: &[(&str, &str, &str)] = &[
     ("/help", "", "this list"),
@@ -97,7 +98,7 @@ impl Chat<'_> {
                 );
             }
             Command::System(text) => {
-                self.set_system(&text);
+                talk::set_system(&mut self.messages, &text);
                 if self.turn_count() > 0 {
                     eprintln!("(the conversation is read again with the next message)");
                 }

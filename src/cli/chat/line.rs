@@ -13,6 +13,7 @@ use rustyline::validate::{ValidationContext, ValidationResult, Validator};
 use rustyline::{Cmd, CompletionType, Config, Context, Editor, Helper, KeyCode, KeyEvent, Modifiers};
 
 use super::commands;
+use crate::cli::own_folder;
 
 /// What came from the user.
 pub(super) enum Line {
@@ -105,11 +106,7 @@ impl Lines {
 
 /// Where lines are remembered: the system's place for such files.
 fn history_file() -> Option<PathBuf> {
-    let set = |name: &str| std::env::var_os(name).filter(|v| !v.is_empty()).map(PathBuf::from);
-    let state = set("XDG_STATE_HOME").or_else(|| Some(set("HOME")?.join(".local/state")))?;
-    let dir = state.join("tandem");
-    std::fs::create_dir_all(&dir).ok()?;
-    Some(dir.join("history"))
+    Some(own_folder("XDG_STATE_HOME", ".local/state").ok()??.join("history"))
 }
 
 /// What keys do beyond editing: Tab completes commands and the files that they name, and a backslash goes on.
