@@ -1,6 +1,14 @@
 //! Tandem runs mixture-of-experts language models from GGUF files on one ordinary machine.
 
 #![deny(unsafe_code)] // allowed, block by block, only in the files that ARCHITECTURE.md names
+#![deny(clippy::print_stdout, clippy::print_stderr)] // they panic where nobody reads any more
+
+/// Says a line on stderr, if somebody reads it.
+macro_rules! say {
+    ($($text:tt)*) => {{
+        let _ = std::io::Write::write_fmt(&mut std::io::stderr(), format_args!("{}\n", format_args!($($text)*)));
+    }};
+}
 
 pub mod cli;
 pub mod cpu;

@@ -80,11 +80,11 @@ fn first() -> Isa {
         let Ok(asked) = std::env::var("TANDEM_ISA") else { return have };
         let Some(want) = Isa::ALL.into_iter().find(|i| i.name() == asked) else {
             let names = Isa::ALL.map(Isa::name).join(", ");
-            eprintln!("TANDEM_ISA={asked} is not one of {names}; using {}", have.name());
+            say!("TANDEM_ISA={asked} is not one of {names}; using {}", have.name());
             return have;
         };
         if want > have {
-            eprintln!("TANDEM_ISA={asked} asks for more than this CPU has; using {}", have.name());
+            say!("TANDEM_ISA={asked} asks for more than this CPU has; using {}", have.name());
         }
         want.min(have)
     });

@@ -3,7 +3,7 @@
 mod common;
 
 use std::io::{Read, Write};
-use std::process::{Command, Output, Stdio};
+use std::process::{Child, Command, Output, Stdio};
 
 use common::{floats, nmse, reference};
 
@@ -85,6 +85,26 @@ fn a_reader_that_goes_away_is_no_failure() {
     assert!(!err(&o).contains("panicked") && !err(&o).contains("Broken pipe"), "{}", err(&o));
 }
 
+#[test]
+fn an_answer_comes_whole_where_nobody_reads_what_is_said_beside_it() {
+    let args = ["run", "-p", "ROMEO:", "-n", "20", "--temp", "0"];
+    let mut child = tandem(&args).stdout(Stdio::piped()).stderr(Stdio::piped()).spawn().unwrap();
+    drop(child.stderr.take());
+    let o = child.wait_with_output().unwrap();
+    assert!(o.status.success());
+    assert_eq!(o.stdout, run(&args).stdout);
+    // Nor does a failure become another one.
+    let mut child = tandem(&["run", "-m", "nowhere", "-p", "x"]).stderr(Stdio::piped()).spawn().unwrap();
+    drop(child.stderr.take());
+    assert_eq!(child.wait().unwrap().code(), Some(3));
+}
+
+/// Sends a signal.
+#[cfg(unix)]
+fn signal(name: &str, child: &Child) {
+    assert!(Command::new("kill").args(["-s", name, &child.id().to_string()]).status().unwrap().success());
+}
+
 #[cfg(unix)]
 #[test]
 fn ctrl_c_ends_with_the_text_so_far_and_status_130() {
@@ -96,14 +116,37 @@ fn ctrl_c_ends_with_the_text_so_far_and_status_130() {
     let mut out = child.stdout.take().unwrap();
     let mut first = [0; 20];
     out.read_exact(&mut first).unwrap();
-    let kill = Command::new("kill").args(["-INT", &child.id().to_string()]).status().unwrap();
-    assert!(kill.success());
+    signal("INT", &child);
     let mut rest = Vec::new();
     out.read_to_end(&mut rest).unwrap();
     let o = child.wait_with_output().unwrap();
     assert_eq!(o.status.code(), Some(130), "{}", err(&o));
     String::from_utf8([&first[..], &rest].concat()).expect("whole characters to the end");
-    assert!(err(&o).contains("ended by Ctrl-C"), "{}", err(&o));
+    assert!(err(&o).contains("ended by an interrupt"), "{}", err(&o));
+}
+
+#[cfg(unix)]
+#[test]
+fn a_text_that_is_ended_from_outside_is_kept_in_its_session_unless_hangups_are_to_be_ignored() {
+    let file = scratch("ended.session");
+    let _ = std::fs::remove_file(&file);
+    let line = "trap '' HUP; exec \"$0\" run -p ROMEO: -n 100000 -c 100000 --ignore-eos --session \"$1\"";
+    let mut child = Command::new("sh");
+    child.args(["-c", line, env!("CARGO_BIN_EXE_tandem"), file.to_str().unwrap()]).env("CUDA_VISIBLE_DEVICES", "");
+    let mut child = child.stdin(Stdio::null()).stdout(Stdio::piped()).stderr(Stdio::piped()).spawn().unwrap();
+    let mut out = child.stdout.take().unwrap();
+    let mut some = [0; 20];
+    out.read_exact(&mut some).unwrap();
+    signal("HUP", &child);
+    let mut more = [0; 200];
+    out.read_exact(&mut more).unwrap(); // as under nohup
+    signal("TERM", &child);
+    let mut rest = Vec::new();
+    out.read_to_end(&mut rest).unwrap();
+    let o = child.wait_with_output().unwrap();
+    assert_eq!(o.status.code(), Some(143), "{}", err(&o));
+    let kept = std::fs::metadata(&file).unwrap().len();
+    assert!(kept > 1000, "{kept} bytes");
 }
 
 #[test]

@@ -225,13 +225,23 @@ fn every_way_to_end_has_its_own_status() {
 
 #[test]
 fn a_dry_run_prints_one_command_that_asks_for_the_same_again() {
-    let first = out(&run(&["-p", "x", "--dry-run", "--temp", "0.3", "-t", "1"]));
-    assert_eq!(first.lines().count(), 1, "{first}");
-    for flag in ["tandem run", "-c ", "-t 1", "-ngl 0", "-ctk f16", "--temperature 0.3"] {
+    let asked =
+        ["-p", "one 'two'\nthree", "--json", "--stop", "x", "-n", "5", "--temp", "0.3", "--seed", "4", "-t", "1"];
+    let first = out(&run(&[&asked[..], &["--dry-run"]].concat()));
+    assert_eq!(first.trim().lines().count(), 2, "the prompt has two lines: {first}");
+    for flag in ["tandem run", "-c ", "-t 1", "-ngl 0", "-ctk f16", "--temperature 0.3", "--n-predict=5"] {
         assert!(first.contains(flag), "{flag}: {first}");
     }
-    let words: Vec<&str> = first.split_whitespace().skip(2).collect();
-    assert_eq!(out(&run(&[&words[..], &["-p", "x", "--dry-run"]].concat())), first);
+    // A shell that runs it gets what was asked for, and what it would do is the same again.
+    let shell = |end: &str| {
+        let line = first.trim().replacen("tandem", "\"$0\"", 1) + end + " </dev/null";
+        let mut c = Command::new("sh");
+        c.args(["-c", &line, env!("CARGO_BIN_EXE_tandem")]).env("CUDA_VISIBLE_DEVICES", "");
+        out(&c.output().unwrap())
+    };
+    assert_eq!(shell(" --dry-run"), first);
+    let text = |json: &str| serde_json::from_str::<Value>(json).unwrap()["text"].clone();
+    assert_eq!(text(&shell("")), text(&out(&run(&asked))));
 }
 
 #[test]

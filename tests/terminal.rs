@@ -5,6 +5,7 @@
 use std::io::{Read, Write};
 use std::num::NonZero;
 use std::path::{Path, PathBuf};
+use std::process::Command;
 use std::sync::{Arc, Mutex};
 use std::time::{Duration, Instant};
 
@@ -133,6 +134,17 @@ impl Terminal {
     #[track_caller]
     fn leaves(&mut self, keys: &str) -> u32 {
         self.keys(keys);
+        self.ends()
+    }
+
+    fn signal(&self, name: &str) {
+        let id = self.child.process_id().unwrap().to_string();
+        assert!(Command::new("kill").args(["-s", name, &id]).status().unwrap().success());
+    }
+
+    /// The status with which it ends.
+    #[track_caller]
+    fn ends(&mut self) -> u32 {
         let start = Instant::now();
         loop {
             if let Some(status) = self.child.try_wait().unwrap() {
@@ -200,7 +212,7 @@ fn ctrl_c_stops_an_answer_keeps_what_was_said_and_twice_at_the_prompt_leaves() {
     t.keys("Speak on\r");
     t.until("the answer's beginning", |t| t.screen().trim().lines().count() > 8);
     t.keys("\x03");
-    t.sees("(ended by Ctrl-C)");
+    t.sees("(ended by an interrupt)");
     t.waits("");
     t.keys("/save kept\r");
     t.sees("(saved to kept)");
@@ -245,7 +257,7 @@ fn a_conversation_can_be_taken_back_answered_anew_edited_saved_and_loaded() {
     t.says("/undo");
     t.sees("taken back: \"Second\"");
     t.says("/stats");
-    t.sees("1 turns");
+    t.sees("1 turn;");
     t.keys("/edit\r");
     t.waits("First");
     t.keys(", edited");
@@ -285,6 +297,45 @@ fn a_conversation_in_a_file_goes_on_where_it_was() {
     t.sees("2 turns");
     // Of the first turn nothing was read again: the second alone has some twenty tokens.
     assert!(read_at_last(&t).is_some_and(|n| (1..30).contains(&n)), "{}", t.screen());
+}
+
+#[test]
+fn a_program_that_is_ended_from_outside_keeps_the_conversation() {
+    let home = folder("ended");
+    let args = ["-c", "60000", "--ignore-eos", "--session", "talk"];
+    let begins = |t: &mut Terminal, text: &str| {
+        t.waits("");
+        t.keys(text);
+        t.waits(text);
+        let lines = |t: &Terminal| t.screen().trim().lines().count();
+        let before = lines(t);
+        t.keys("\r");
+        t.until("the answer's beginning", |t| lines(t) > before + 3);
+    };
+    // In the middle of an answer.
+    let mut t = Terminal::chat(&home, &args);
+    begins(&mut t, "First");
+    t.signal("TERM");
+    assert_eq!(t.ends(), 143);
+    // At the prompt.
+    let mut t = Terminal::chat(&home, &args);
+    t.sees("going on after 1 turn;");
+    t.waits("");
+    t.signal("TERM");
+    assert_eq!(t.ends(), 143);
+    // The editor sets the terminal back where it takes its own mode back.
+    t.until("the terminal as it was", |t| {
+        let raw = String::from_utf8_lossy(&t.raw.lock().unwrap()).into_owned();
+        raw.rfind("\x1b[?2004l") > raw.rfind("\x1b[?2004h")
+    });
+    // Its window is closed.
+    let mut t = Terminal::chat(&home, &args);
+    t.sees("going on after 1 turn;");
+    begins(&mut t, "Second");
+    t.signal("HUP");
+    assert_eq!(t.ends(), 129);
+    let t = Terminal::chat(&home, &args);
+    t.sees("going on after 2 turns;");
 }
 
 #[test]

@@ -16,7 +16,8 @@ pub use talk::{Batch, Chat, Reasoning, Run, Structured, Talk, WhenFull};
 #[derive(Debug, Parser)]
 #[command(name = "tandem", version, max_term_width = 100, subcommand_required = true, arg_required_else_help = true)]
 #[command(after_help = "Exit status: 0 done (also when the reader of stdout went away), 1 failed, 2 wrong usage, \
-                        3 bad model file, 4 context full, 5 out of memory, 6 dead end of a grammar, 130 interrupted.")]
+                        3 bad model file, 4 context full, 5 out of memory, 6 dead end of a grammar, 130 interrupted (128 and the \
+                        number of another signal that ended it).")]
 pub struct Cli {
     /// What to do.
     #[command(subcommand)]
@@ -115,8 +116,8 @@ pub struct Model {
     /// Let measured times decide nothing: the same input gives the same bits again
     #[arg(long)]
     pub deterministic: bool,
-    /// Load nothing; print one command in which context, threads, batches, placement and sampling are written out as they
-    /// would be (the verb's own options are left to you)
+    /// Load nothing; print one command that asks for the same, in which context, threads, batches, placement and sampling
+    /// are written out as they would be
     #[arg(long)]
     pub dry_run: bool,
     /// Say at the end how fast tokens were made and should have been, what the GPU and the CPU waited for each other, and

@@ -18,7 +18,7 @@ use serde_json::{Value, json};
 
 use super::sampling::Settings;
 use super::talking::{Reading, Talking};
-use super::{args, is_closed_pipe, stats, usage};
+use super::{args, is_closed_pipe, signals, stats, usage};
 use crate::session::{ContextFull, Interrupted, Session};
 use crate::store;
 use crate::talk::{self, Asked, End, Turns, Writer};
@@ -122,13 +122,14 @@ pub(super) fn run(a: &args::Chat) -> Result<()> {
         None => Ok(()),
     };
     stats(&chat.session, &a.model)?;
-    talked.and(kept)
+    talked.and(kept)?;
+    if signals::leaving() { Err(Interrupted.into()) } else { Ok(()) }
 }
 
 impl Chat<'_> {
     fn talk(&mut self, lines: &mut Lines) -> Result<()> {
         if lines.is_terminal() {
-            eprintln!("{}", self.greeting());
+            say!("{}", self.greeting());
         }
         let mut draft = String::new();
         let mut left = false; // whether Ctrl-C was the last that came
@@ -140,17 +141,17 @@ impl Chat<'_> {
                 Line::Interrupt if again => return Ok(()),
                 Line::Interrupt => {
                     left = true;
-                    eprintln!("(Ctrl-C once more leaves; so do /exit and Ctrl-D)");
+                    say!("(Ctrl-C once more leaves; so do /exit and Ctrl-D)");
                 }
                 Line::Text(text) if text.trim().is_empty() => {}
                 Line::Text(text) if text.starts_with('/') => match Command::parse(&text) {
-                    Err(e) => eprintln!("{e}"),
+                    Err(e) => say!("{e}"),
                     Ok(Command::Exit) => return Ok(()),
                     Ok(command) => match self.run(command) {
                         Ok(Next::Nothing) => {}
                         Ok(Next::Edit(text)) => draft = text,
                         Ok(Next::Answer) => (draft, left) = self.answer_or_say(lines)?,
-                        Err(e) => eprintln!("{e:#}"),
+                        Err(e) => say!("{e:#}"),
                     },
                 },
                 Line::Text(text) => {
@@ -186,8 +187,8 @@ impl Chat<'_> {
         match n {
             0 => format!("context: {context} tokens; /help lists the commands, Ctrl-C stops an answer"),
             n => format!(
-                "going on after {n} {}; {} of {context} tokens used; /help lists the commands",
-                if n == 1 { "turn" } else { "turns" },
+                "going on after {}; {} of {context} tokens used; /help lists the commands",
+                commands::turns(n),
                 self.session.tokens(0).len()
             ),
         }
@@ -204,10 +205,10 @@ impl Chat<'_> {
         let stopped = matches!(done, Ok(End::Interrupted)) || done.as_ref().is_err_and(|e| e.is::<Interrupted>());
         match done {
             Ok(_) => {}
-            Err(e) if e.is::<Interrupted>() => eprintln!("(stopped while reading; your message is back in the line)"),
+            Err(e) if e.is::<Interrupted>() => say!("(stopped while reading; your message is back in the line)"),
             // Nobody is there to do something about it: the program ends with the status that says what was wrong.
             Err(e) if is_closed_pipe(&e) || !lines.is_terminal() => return Err(e),
-            Err(e) => eprintln!("{e:#}"),
+            Err(e) => say!("{e:#}"),
         }
         let unanswered = self.messages.last().is_some_and(|m| m["role"] == "user");
         let before = std::mem::take(&mut self.replaced);
@@ -226,6 +227,9 @@ impl Chat<'_> {
     fn answer(&mut self) -> Result<End> {
         self.interrupted.store(false, Ordering::SeqCst);
         self.session.stop_flag().store(false, Ordering::SeqCst);
+        if signals::leaving() {
+            return Ok(End::Interrupted);
+        }
         let prompt = self.turns.prompt(self.tokenizer, &self.messages, true)?;
         let ids = self.tokenizer.encode_prompt(&prompt)?;
         let sampler = self.settings.sampler(self.seed.wrapping_add(self.drawn), self.tokenizer)?;
@@ -256,7 +260,7 @@ impl Chat<'_> {
         }
         match &ended {
             Ok(End::Model | End::Stop(_) | End::Complete) | Err(_) => {}
-            Ok(end) => eprintln!("(ended by {})", end.words()),
+            Ok(end) => say!("(ended by {})", end.words()),
         }
         if let Some(path) = self.file.clone() {
             self.save(&path, false)?;
@@ -264,7 +268,7 @@ impl Chat<'_> {
         let (used, all) = (self.session.tokens(0).len(), self.session.n_ctx());
         let turn = self.last.as_ref().map_or(0, |l| l.read + l.made); // the next may be as long
         if (used as f64 > NEARLY_FULL * all as f64 || used + turn > all) && ended.is_ok() {
-            eprintln!("(context: {used} of {all} tokens used; when it is full: {})", self.when_full.words());
+            say!("(context: {used} of {all} tokens used; when it is full: {})", self.when_full.words());
         }
         ended
     }
@@ -303,7 +307,7 @@ impl Chat<'_> {
             return Err(full.into());
         };
         let what = if turns == 1 { "the oldest turn".into() } else { format!("the {turns} oldest turns") };
-        eprintln!(
+        say!(
             "The context is full: this conversation has {need} tokens of {all}, and the answer needs room. Without {what} \
              it has {n}, which would be read anew."
         );
@@ -322,7 +326,7 @@ impl Chat<'_> {
         if !lines.is_terminal() {
             return Err(full.into());
         }
-        eprintln!("(nothing was changed; /undo, /clear, /save, or a larger -c when you start again)");
+        say!("(nothing was changed; /undo, /clear, /save, or a larger -c when you start again)");
         Ok(false)
     }
 

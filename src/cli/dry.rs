@@ -3,8 +3,10 @@
 use std::io::Write;
 
 use anyhow::{Context, Result};
+use clap::parser::ValueSource;
+use clap::{Arg, ArgAction, ArgMatches, Args, Command, CommandFactory};
 
-use super::args::{self, Verb};
+use super::args::{self, Cli, Verb};
 use super::sampling::Settings;
 use super::{Failure, gguf, gpu, options, usage};
 use crate::cpu::Pool;
@@ -16,8 +18,8 @@ use crate::session::{self, Options};
 /// A verb's name, model and sampling, and how many sequences it has.
 type Asked<'a> = (&'static str, &'a args::Model, Option<&'a args::Sampling>, usize);
 
-/// Prints the command, if that is all that is asked; whether it is.
-pub(super) fn run(verb: &Verb) -> Result<bool> {
+/// Prints the command, if that is all that is asked; whether it is. `given`: the arguments that the verb was made of.
+pub(super) fn run(verb: &Verb, given: &ArgMatches) -> Result<bool> {
     let (name, model, sampling, n_seq): Asked<'_> = match verb {
         Verb::Chat(a) => ("chat", &a.model, Some(&a.sampling), 1),
         Verb::Run(a) => ("run", &a.model, Some(&a.sampling), 1),
@@ -63,13 +65,13 @@ pub(super) fn run(verb: &Verb) -> Result<bool> {
     {
         words.extend(given.then(|| flag.to_owned()));
     }
-    if n_seq > 1 {
-        words.push(format!("--parallel {n_seq}"));
-    }
     if let Some(sampling) = sampling {
         let mut settings = Settings::new(sampling)?;
         settings.follow(&gguf.meta)?;
         words.extend(chosen(&settings));
+    }
+    if let Some((_, given)) = given.subcommand() {
+        words.extend(others(name, given));
     }
     Ok(writeln!(std::io::stdout(), "{}", words.join(" ")).map(|()| true)?)
 }
@@ -91,10 +93,37 @@ fn chosen(settings: &Settings) -> Vec<String> {
     words
 }
 
+/// What was asked for beside the model's opening and the sampling, as it was asked.
+fn others(verb: &str, given: &ArgMatches) -> Vec<String> {
+    let mut program = Cli::command();
+    program.build(); // gives the verbs the flags of all
+    let written = args::Sampling::augment_args(args::Model::augment_args(Command::new("")));
+    let written = |arg: &Arg| arg.get_id() != "stats" && written.get_arguments().any(|w| w.get_id() == arg.get_id());
+    let asked = |arg: &Arg| given.value_source(arg.get_id().as_str()) == Some(ValueSource::CommandLine);
+    let mut words = Vec::new();
+    // What belongs to no flag comes last.
+    let mut args: Vec<&Arg> = program.find_subcommand(verb).into_iter().flat_map(Command::get_arguments).collect();
+    args.retain(|a| asked(a) && !written(a));
+    args.sort_by_key(|a| a.is_positional());
+    for arg in args {
+        let flag = arg.get_long().map(|l| format!("--{l}"));
+        let values = given.get_raw(arg.get_id().as_str()).into_iter().flatten();
+        match (arg.get_action(), flag) {
+            (ArgAction::SetTrue, Some(flag)) => words.push(flag),
+            (ArgAction::Count, Some(flag)) => {
+                words.extend((0..given.get_count(arg.get_id().as_str())).map(|_| flag.clone()));
+            }
+            (_, Some(flag)) => words.extend(values.map(|v| format!("{flag}={}", quoted(&v.to_string_lossy())))),
+            (_, None) => words.extend(values.map(|v| quoted(&v.to_string_lossy()))),
+        }
+    }
+    words
+}
+
 /// As a shell reads it.
 fn quoted(text: &str) -> String {
     let plain = |c: char| c.is_alphanumeric() || "/._-+=:,@%".contains(c);
-    if text.chars().all(plain) { text.into() } else { format!("'{}'", text.replace('\'', "'\\''")) }
+    if !text.is_empty() && text.chars().all(plain) { text.into() } else { format!("'{}'", text.replace('\'', "'\\''")) }
 }
 
 #[cfg(test)]
@@ -136,8 +165,22 @@ mod tests {
     }
 
     #[test]
+    fn what_else_was_asked_is_asked_again_and_what_is_written_out_is_not_asked_twice() {
+        let line =
+            "tandem run -p -x -n 5 --strict -vv --temp 0 -t 1 --stop a --stop b --json --logprobs 2 --stats --dry-run";
+        let given = Cli::command().try_get_matches_from(line.split(' ')).unwrap();
+        let (verb, given) = given.subcommand().unwrap();
+        let mut words = others(verb, given);
+        words.sort();
+        let all =
+            "--json --logprobs=2 --n-predict=5 --prompt=-x --stats --stop=a --stop=b --strict --verbose --verbose";
+        assert_eq!(words.join(" "), all);
+    }
+
+    #[test]
     fn a_path_is_one_word_for_a_shell() {
         assert_eq!(quoted("/a/b-c.gguf"), "/a/b-c.gguf");
+        assert_eq!(quoted(""), "''");
         assert_eq!(quoted("it's here"), r"'it'\''s here'");
     }
 }

@@ -1,4 +1,4 @@
-//! The verbs, and what they share: how a model is opened, how errors end the program, what Ctrl-C does.
+//! The verbs, and what they share: how a model is opened, how errors end the program.
 
 pub mod args;
 mod batch;
@@ -13,6 +13,7 @@ mod perplexity;
 mod predict;
 mod run;
 pub mod sampling;
+mod signals;
 mod structured;
 mod talking;
 mod template;
@@ -27,7 +28,7 @@ use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Once};
 
 use anyhow::{Context, Result, bail};
-use clap::Parser;
+use clap::{CommandFactory, FromArgMatches};
 
 use crate::cpu::{Memory, major_faults};
 use crate::cuda::{Gpu, OutOfMemory};
@@ -74,12 +75,14 @@ pub fn main(argv: impl Iterator<Item = OsString>) -> ExitCode {
     let argv = match args::with_verb(args::arguments(argv), there) {
         Ok(argv) => argv,
         Err(why) => {
-            eprintln!("tandem: wrong usage: {why}");
+            say!("tandem: wrong usage: {why}");
             return ExitCode::from(2);
         }
     };
-    let cli = match Cli::try_parse_from(argv) {
-        Ok(cli) => cli,
+    let mut command = Cli::command();
+    let parsed = command.try_get_matches_from_mut(argv).and_then(|given| Ok((Cli::from_arg_matches(&given)?, given)));
+    let (cli, given) = match parsed.map_err(|e| e.format(&mut command)) {
+        Ok(parsed) => parsed,
         Err(e) => {
             let _ = e.print();
             return ExitCode::from(if e.use_stderr() { 2 } else { 0 });
@@ -99,6 +102,7 @@ pub fn main(argv: impl Iterator<Item = OsString>) -> ExitCode {
         .without_time()
         .with_target(false)
         .with_level(false)
+        .log_internal_errors(false) // nobody reads stderr: the answer goes on
         .init();
     let verb = |verb: &Verb| match verb {
         Verb::Chat(a) => chat::run(a),
@@ -115,13 +119,13 @@ pub fn main(argv: impl Iterator<Item = OsString>) -> ExitCode {
         Verb::Completions(a) => generate::completions(a),
         Verb::Man(a) => generate::man(a),
     };
-    let done = dry::run(&cli.verb).and_then(|dry| if dry { Ok(()) } else { verb(&cli.verb) });
+    let done = dry::run(&cli.verb, &given).and_then(|dry| if dry { Ok(()) } else { verb(&cli.verb) });
     match done {
         Ok(()) => ExitCode::SUCCESS,
         Err(e) if is_closed_pipe(&e) => ExitCode::SUCCESS,
         Err(e) => {
             if !e.is::<Interrupted>() {
-                eprintln!("tandem: {e:#}");
+                say!("tandem: {e:#}");
             }
             ExitCode::from(exit_status(&e))
         }
@@ -142,7 +146,7 @@ fn exit_status(e: &anyhow::Error) -> u8 {
     } else if e.is::<DeadEnd>() {
         6
     } else if e.is::<Interrupted>() {
-        130
+        signals::status() as u8
     } else {
         1
     }
@@ -401,20 +405,6 @@ pub(crate) fn size(text: &str) -> Option<usize> {
     };
     let n: f64 = number.trim().parse().ok()?;
     (n.is_finite() && n >= 0.0).then_some((n * by as f64) as usize)
-}
-
-/// Makes Ctrl-C raise the session's stop flag; `leaves`: a second one ends the program at once.
-pub(crate) fn on_interrupt(session: &Session, leaves: bool) -> Result<std::sync::Arc<AtomicBool>> {
-    let asked = std::sync::Arc::new(AtomicBool::new(false));
-    let (flag, stop) = (asked.clone(), session.stop_flag());
-    ctrlc::set_handler(move || {
-        if flag.swap(true, Ordering::SeqCst) && leaves {
-            std::process::exit(130);
-        }
-        stop.store(true, Ordering::SeqCst);
-    })
-    .context("cannot listen for Ctrl-C")?;
-    Ok(asked)
 }
 
 /// Refuses to write where something is read from: the file would be gone before it is read.

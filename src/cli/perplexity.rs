@@ -7,7 +7,7 @@ use std::time::Instant;
 
 use anyhow::{Context, Result, bail};
 
-use super::{Failure, args, gguf, on_interrupt, open, options, read_text, stats, usage};
+use super::{Failure, args, gguf, open, options, read_text, signals, stats, usage};
 use crate::eval::base::{Reader, Writer, file_bytes};
 use crate::eval::{self, Chunks, Divergence, Likelihood, LogProbs};
 use crate::gguf::Gguf;
@@ -147,7 +147,7 @@ impl Reading {
         }
         o.n_ctx = Some(chunks.n_ctx);
         let session = open(gguf, flags, &o)?;
-        on_interrupt(&session, true)?;
+        signals::listen(&session, true)?;
         let bos = tokenizer.bos().filter(|_| tokenizer.adds_bos());
         Ok(Reading { session, chunks, tokens, bos, n_batch: o.n_batch, start: Instant::now() })
     }

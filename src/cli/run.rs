@@ -119,7 +119,7 @@ pub(super) fn run(a: &args::Run) -> Result<()> {
         });
         writeln!(out, "{object}")?;
     } else if a.output.is_none() && std::io::stdout().is_terminal() && !said.answer.ends_with('\n') {
-        eprintln!();
+        say!("");
     }
     out.flush()?;
     if !complete {
@@ -293,12 +293,12 @@ impl Ink<'_> {
     fn write(&mut self, part: Part, text: &str) -> Result<()> {
         match part {
             Part::Reasoning if self.thinks => {
-                eprint!("{}", self.dim(text));
+                let _ = write!(std::io::stderr(), "{}", self.dim(text));
                 self.thought = true;
             }
             Part::Answer if !self.json => {
                 if std::mem::take(&mut self.thought) {
-                    eprint!("\n\n");
+                    say!("\n");
                 }
                 self.out.write_all(text.as_bytes())?;
                 self.out.flush()?;
@@ -315,7 +315,7 @@ impl Ink<'_> {
 
     fn finish(&mut self) -> Result<()> {
         if self.thought {
-            eprintln!();
+            say!("");
         }
         Ok(self.out.flush()?)
     }

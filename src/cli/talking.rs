@@ -11,7 +11,7 @@ use serde_json::{Map, Value};
 
 use super::args::{self, Reasoning};
 use super::sampling::Settings;
-use super::{Failure, gguf, off, on_interrupt, open, options, read_text, usage};
+use super::{Failure, gguf, off, open, options, read_text, signals, usage};
 use crate::session::Session;
 use crate::talk::{Asked, Progress, Turns};
 use crate::text::{Clock, Template, Tokenizer};
@@ -62,7 +62,7 @@ impl Talking {
             }
         };
         let session = open(gguf, model, &o)?;
-        let interrupted = on_interrupt(&session, leaves)?;
+        let interrupted = signals::listen(&session, leaves)?;
         Ok(Talking { session, tokenizer, turns, settings, interrupted })
     }
 }

@@ -27,7 +27,7 @@ pub(super) fn ptx(name: &str, capability: (i32, i32)) -> String {
         let path = PathBuf::from(dir).join(format!("{name}.{file}.ptx"));
         match std::fs::read_to_string(&path) {
             Ok(text) => return text,
-            Err(e) => eprintln!("TANDEM_PTX_DIR: {}: {e}; using the built-in kernels of {name}", path.display()),
+            Err(e) => say!("TANDEM_PTX_DIR: {}: {e}; using the built-in kernels of {name}", path.display()),
         }
     }
     let (_, tiers) = all().find(|(n, _)| *n == name).expect("a module of this binary");

@@ -61,7 +61,7 @@ impl End {
             End::Complete => "the grammar".into(),
             End::Limit => "the asked number of tokens".into(),
             End::Context => "the end of the context (a larger -c gives room)".into(),
-            End::Interrupted => "Ctrl-C".into(),
+            End::Interrupted => "an interrupt".into(),
         }
     }
 

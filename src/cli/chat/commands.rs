@@ -91,21 +91,21 @@ impl Chat<'_> {
         match command {
             Command::Help => {
                 for (name, takes, does) in ALL {
-                    eprintln!("  {:22} {does}", format!("{name} {takes}"));
+                    say!("  {:22} {does}", format!("{name} {takes}"));
                 }
-                eprintln!(
+                say!(
                     "  A line that ends in \\ goes on in the next; Alt-Enter and Ctrl-J begin a new one; Tab completes."
                 );
             }
             Command::System(text) => {
                 talk::set_system(&mut self.messages, &text);
                 if self.turn_count() > 0 {
-                    eprintln!("(the conversation is read again with the next message)");
+                    say!("(the conversation is read again with the next message)");
                 }
             }
             Command::Undo => match self.take_back() {
-                Some(text) => eprintln!("(taken back: {:?})", short(&text)),
-                None => eprintln!("(there is nothing to take back)"),
+                Some(text) => say!("(taken back: {:?})", short(&text)),
+                None => say!("(there is nothing to take back)"),
             },
             Command::Regen => {
                 let Some(at) = self.messages.iter().rposition(|m| m["role"] == "user") else {
@@ -116,31 +116,31 @@ impl Chat<'_> {
             }
             Command::Edit => match self.take_back() {
                 Some(text) => return Ok(Next::Edit(text)),
-                None => eprintln!("(there is no message to edit)"),
+                None => say!("(there is no message to edit)"),
             },
             Command::Save(path) => {
                 let Some(path) = path.or_else(|| self.file.clone()) else {
                     bail!("/save: the name of a file expected after it (or start with --session FILE)");
                 };
                 self.save(&path, true)?;
-                eprintln!("(saved to {})", path.display());
+                say!("(saved to {})", path.display());
             }
             Command::Load(path) => {
                 self.load(&path)?;
                 if let Some(own) = &mut self.file
                     && *own != path
                 {
-                    eprintln!("({} stays as it is; from now on {} is written)", own.display(), path.display());
+                    say!("({} stays as it is; from now on {} is written)", own.display(), path.display());
                     *own = path;
                 }
-                eprintln!("({})", self.greeting());
+                say!("({})", self.greeting());
             }
-            Command::Set(None) => eprintln!("{}", self.settings.words()),
+            Command::Set(None) => say!("{}", self.settings.words()),
             Command::Set(Some((name, value))) => self.set(&name, &value)?,
             Command::Stats => self.tell(),
             Command::Clear => {
                 self.messages.retain(|m| m["role"] == "system");
-                eprintln!("(a new conversation)");
+                say!("(a new conversation)");
             }
             Command::Exit => {}
         }
@@ -166,14 +166,14 @@ impl Chat<'_> {
         if name == "seed" {
             (self.seed, self.drawn) = (self.settings.seed(), 0);
         }
-        eprintln!("({name} is now {value})");
+        say!("({name} is now {value})");
         Ok(())
     }
 
     fn tell(&self) {
         if let Some(l) = &self.last {
             let rate = |n: usize, s: f64| n as f64 / s.max(1e-9);
-            eprintln!(
+            say!(
                 "last answer: {} tokens read ({:.1} per second) after {} that were known, {} written ({:.1} per second); ended by {}",
                 l.read,
                 rate(l.read, l.read_s),
@@ -184,14 +184,19 @@ impl Chat<'_> {
             );
         }
         let (used, all) = (self.session.tokens(0).len(), self.session.n_ctx());
-        eprintln!(
-            "context: {used} of {all} tokens ({:.0}%), {} turns; {:.1} MB of state; seed {}",
+        say!(
+            "context: {used} of {all} tokens ({:.0}%), {}; {:.1} MB of state; seed {}",
             100.0 * used as f64 / all as f64,
-            self.turn_count(),
+            turns(self.turn_count()),
             self.session.state_bytes(0) as f64 / 1e6,
             self.seed
         );
     }
+}
+
+/// So many turns, in words.
+pub(super) fn turns(n: usize) -> String {
+    format!("{n} {}", if n == 1 { "turn" } else { "turns" })
 }
 
 /// The beginning of a text.

@@ -10,10 +10,10 @@ use rustyline::highlight::Highlighter;
 use rustyline::hint::Hinter;
 use rustyline::history::FileHistory;
 use rustyline::validate::{ValidationContext, ValidationResult, Validator};
-use rustyline::{Cmd, CompletionType, Config, Context, Editor, Helper, KeyCode, KeyEvent, Modifiers};
+use rustyline::{Cmd, CompletionType, Config, Context, Editor, ExternalPrinter, Helper, KeyCode, KeyEvent, Modifiers};
 
 use super::commands;
-use crate::cli::own_folder;
+use crate::cli::{own_folder, signals};
 
 /// What came from the user.
 pub(super) enum Line {
@@ -34,6 +34,8 @@ pub(super) struct Lines {
     history: Option<PathBuf>,
     terminal: bool,
     prompt: (String, String),
+    /// Nothing is printed with it: while there is one, the editor listens for signals beside keys, and misses none.
+    _listens: Option<Box<dyn ExternalPrinter>>,
 }
 
 impl Lines {
@@ -54,8 +56,9 @@ impl Lines {
         if let Some(path) = &history {
             let _ = editor.load_history(path); // there is none the first time
         }
+        let listens = editor.create_external_printer().ok().map(|p| Box::new(p) as Box<dyn ExternalPrinter>);
         let styled = if colour { format!("\x1b[1m{PROMPT}\x1b[22m") } else { PROMPT.into() };
-        Ok(Lines { editor, history, terminal, prompt: (PROMPT.into(), styled) })
+        Ok(Lines { editor, history, terminal, prompt: (PROMPT.into(), styled), _listens: listens })
     }
 
     /// Whether somebody sits there.
@@ -65,10 +68,11 @@ impl Lines {
 
     /// The next line, or several: one that ends in a backslash goes on in the next.
     pub(super) fn read(&mut self, draft: &str) -> Result<Line> {
-        let line = match draft {
+        let line = signals::wait(|| match draft {
             "" => self.editor.readline(&self.prompt),
             text => self.editor.readline_with_initial(&self.prompt, (text, "")),
-        };
+        });
+        let Some(line) = line else { return Ok(Line::End) };
         match line {
             Ok(text) => {
                 if self.terminal && !text.trim().is_empty() {
@@ -89,16 +93,16 @@ impl Lines {
     /// A question that is answered with y or n; no where nobody can answer.
     pub(super) fn ask(&mut self, question: &str) -> Result<bool> {
         if !self.terminal {
-            eprintln!("{question}no, because stdin is no terminal (--when-full drop says yes)");
+            say!("{question}no, because stdin is no terminal (--when-full drop says yes)");
             return Ok(false);
         }
         std::io::stderr().flush()?;
         loop {
-            match self.editor.readline(question) {
-                Ok(text) if matches!(text.trim(), "y" | "Y" | "yes") => return Ok(true),
-                Ok(text) if matches!(text.trim(), "n" | "N" | "no") => return Ok(false),
-                Ok(_) => {}
-                Err(_) => return Ok(false),
+            match signals::wait(|| self.editor.readline(question)) {
+                Some(Ok(text)) if matches!(text.trim(), "y" | "Y" | "yes") => return Ok(true),
+                Some(Ok(text)) if matches!(text.trim(), "n" | "N" | "no") => return Ok(false),
+                Some(Ok(_)) => {}
+                None | Some(Err(_)) => return Ok(false),
             }
         }
     }

@@ -1,0 +1,92 @@
+//! What Ctrl-C does, and the signals that end a program (a terminal that closes, kill, a shutdown): the work at hand
+//! stops, what was said so far is kept, and one who waits for a line is called back.
+
+use std::io::IsTerminal;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, AtomicI32, Ordering};
+use std::time::Duration;
+
+use anyhow::{Context, Result};
+use signal_hook::consts::{SIGHUP, SIGINT, SIGTERM};
+use signal_hook::iterator::Signals;
+use signal_hook::low_level::raise;
+
+use crate::session::Session;
+
+/// The signal that asked the program to end; 0: none did.
+static LEAVING: AtomicI32 = AtomicI32::new(0);
+
+/// Whether a line is waited for.
+static WAITING: AtomicBool = AtomicBool::new(false);
+
+/// How often the line editor is called, which may not listen yet.
+const AGAIN: Duration = Duration::from_millis(10);
+
+/// Makes the signals raise the session's stop flag and the one returned here; `leaves`: a second Ctrl-C ends the program
+/// at once. What ends programs does so the second time, too.
+pub(super) fn listen(session: &Session, leaves: bool) -> Result<Arc<AtomicBool>> {
+    let asked = Arc::new(AtomicBool::new(false));
+    let (flag, stop) = (asked.clone(), session.stop_flag());
+    // Under nohup, or behind a script's &, some are to be ignored.
+    let ignored = ignored(&std::fs::read_to_string("/proc/self/status").unwrap_or_default());
+    let listened = [SIGINT, SIGTERM, SIGHUP].into_iter().filter(|s| ignored >> (s - 1) & 1 == 0);
+    let mut signals = Signals::new(listened).context("cannot listen for Ctrl-C")?;
+    std::thread::spawn(move || {
+        for signal in signals.forever() {
+            let again = flag.swap(true, Ordering::SeqCst);
+            if signal != SIGINT && LEAVING.swap(signal, Ordering::SeqCst) != 0
+                || signal == SIGINT && again && leaves && !leaving()
+            {
+                std::process::exit(128 + signal);
+            }
+            stop.store(true, Ordering::SeqCst);
+            while leaving() && WAITING.load(Ordering::SeqCst) {
+                if !std::io::stdin().is_terminal() {
+                    std::process::exit(status()); // every answer was saved when it was done
+                }
+                let _ = raise(SIGINT); // the line editor takes it while it reads
+                std::thread::sleep(AGAIN);
+            }
+        }
+    });
+    Ok(asked)
+}
+
+/// The signals that a process ignores, by the system's words on it, as bits.
+fn ignored(status: &str) -> u64 {
+    let line = status.lines().find_map(|l| l.strip_prefix("SigIgn:"));
+    line.and_then(|mask| u64::from_str_radix(mask.trim(), 16).ok()).unwrap_or(0)
+}
+
+/// Whether the program was asked to end.
+pub(super) fn leaving() -> bool {
+    LEAVING.load(Ordering::SeqCst) != 0
+}
+
+/// The status of a program that a signal ended, as shells count it.
+pub(super) fn status() -> i32 {
+    128 + if leaving() { LEAVING.load(Ordering::SeqCst) } else { SIGINT }
+}
+
+/// Waits for a line; None when the program is to end instead.
+pub(super) fn wait<R>(read: impl FnOnce() -> R) -> Option<R> {
+    WAITING.store(true, Ordering::SeqCst);
+    let line = (!leaving()).then(read);
+    WAITING.store(false, Ordering::SeqCst);
+    line.filter(|_| !leaving())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn what_a_process_ignores_is_read_from_the_systems_words() {
+        let bit = |s: i32| 1 << (s - 1);
+        assert_eq!(
+            ignored("Name:\ttandem\nSigIgn:\t0000000000001001\nSigCgt:\t0000000000000002\n"),
+            bit(SIGHUP) | 1 << 12
+        );
+        assert_eq!(ignored(""), 0);
+    }
+}
