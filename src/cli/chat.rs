@@ -8,7 +8,7 @@ mod commands;
 mod line;
 
 use std::io::{IsTerminal, Write};
-use std::path::{Path, PathBuf};
+use std::path::Path;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Instant;
@@ -16,6 +16,7 @@ use std::time::Instant;
 use anyhow::{Context, Result};
 use serde_json::{Value, json};
 
+use super::kept::Kept;
 use super::sampling::Settings;
 use super::talking::{Reading, Talking};
 use super::{args, is_closed_pipe, signals, stats, usage};
@@ -51,7 +52,7 @@ struct Chat<'t> {
     seeded: bool,
     asked: Asked,
     when_full: args::WhenFull,
-    file: Option<PathBuf>,
+    file: Option<Kept>,
     screen: Screen,
     interrupted: Arc<AtomicBool>,
     last: Option<Last>,
@@ -103,13 +104,13 @@ pub(super) fn run(a: &args::Chat) -> Result<()> {
         replaced: Vec::new(),
         asked,
         when_full: a.when_full,
-        file: a.session.clone(),
+        file: a.session.as_deref().map(Kept::new),
         screen: Screen::new(!a.hide_reasoning),
         interrupted,
         last: None,
     };
-    if let Some(path) = chat.file.clone().filter(|p| p.exists()) {
-        chat.load(&path)?;
+    if let Some(file) = chat.file.clone().filter(Kept::exists) {
+        chat.load(file.path())?;
     }
     if let Some(text) = a.talk.system()? {
         talk::set_system(&mut chat.messages, &text);
@@ -117,10 +118,7 @@ pub(super) fn run(a: &args::Chat) -> Result<()> {
     let mut lines = Lines::new(chat.screen.colour)?;
     let talked = chat.talk(&mut lines);
     // Whatever ended it, the conversation is kept.
-    let kept = match chat.file.clone() {
-        Some(path) => chat.save(&path, true),
-        None => Ok(()),
-    };
+    let kept = chat.keep(true);
     stats(&chat.session, &a.model)?;
     talked.and(kept)?;
     if signals::leaving() { Err(Interrupted.into()) } else { Ok(()) }
@@ -262,9 +260,7 @@ impl Chat<'_> {
             Ok(End::Model | End::Stop(_) | End::Complete) | Err(_) => {}
             Ok(end) => say!("(ended by {})", end.words()),
         }
-        if let Some(path) = self.file.clone() {
-            self.save(&path, false)?;
-        }
+        self.keep(false)?;
         let (used, all) = (self.session.tokens(0).len(), self.session.n_ctx());
         let turn = self.last.as_ref().map_or(0, |l| l.read + l.made); // the next may be as long
         if (used as f64 > NEARLY_FULL * all as f64 || used + turn > all) && ended.is_ok() {
@@ -340,6 +336,14 @@ impl Chat<'_> {
         let text = self.messages[at]["content"].as_str().unwrap_or_default().to_owned();
         self.messages.truncate(at);
         Some(text)
+    }
+
+    /// Saves to the conversation's own file, if it has one.
+    fn keep(&mut self, whole: bool) -> Result<()> {
+        let Some(mut file) = self.file.take() else { return Ok(()) };
+        let done = file.save(|path| self.save(path, whole));
+        self.file = Some(file);
+        done
     }
 
     fn save(&self, path: &Path, whole: bool) -> Result<()> {

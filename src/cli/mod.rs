@@ -8,6 +8,7 @@ mod doctor;
 mod dry;
 mod explain;
 mod generate;
+mod kept;
 mod logits;
 mod perplexity;
 mod predict;

@@ -9,6 +9,7 @@ use anyhow::{Context, Result};
 use serde_json::{Value, json};
 
 use super::args;
+use super::kept::Kept;
 use super::talking::{Reading, Talking};
 use super::{Failure, apart, own_folder, read_text, stats, structured, usage};
 use crate::session::{ContextFull, Interrupted, Session};
@@ -29,8 +30,9 @@ pub(super) fn run(a: &args::Run) -> Result<()> {
     let grammars = form.as_ref().map(|_| Grammars::new(&tokenizer)).transpose().context(Failure::Model)?;
     let grammar = grammars.as_ref().zip(form.take()).map(|(g, f)| g.start(&f).context(Failure::Usage)).transpose()?;
     let start = Instant::now(); // loading what is known is part of what the first token takes
-    let mut known = match a.session.as_deref().filter(|p| p.exists()) {
-        Some(path) => Known::load(path, &mut session, turns.is_some())?,
+    let mut file = a.session.as_deref().map(Kept::new);
+    let mut known = match file.as_ref().filter(|f| f.exists()) {
+        Some(file) => Known::load(file.path(), &mut session, turns.is_some())?,
         None => Known::default(),
     };
     let seed = settings.seed();
@@ -100,10 +102,10 @@ pub(super) fn run(a: &args::Run) -> Result<()> {
     let (made_s, complete) = (start.elapsed().as_secs_f64(), writer.is_complete());
     let said = std::mem::take(&mut writer.said);
     drop(writer);
-    if let Some(path) = &a.session {
+    if let Some(file) = &mut file {
         // Also when nobody reads stdout any more.
         known.keep(turns.is_some(), &said, &mut session, &tokenizer, prompt_tokens)?;
-        store::save(path, &session, 0, &known.note())?;
+        file.save(|path| store::save(path, &session, 0, &known.note()))?;
     }
     let ended = ended?;
 

@@ -4,7 +4,7 @@ use std::path::PathBuf;
 
 use anyhow::{Result, bail};
 
-use super::{Chat, Next};
+use super::{Chat, Kept, Next};
 use crate::talk;
 /// Names, what they take, what they do.
 const ALL: &[(&str, &str, &str)] = &[
@@ -118,20 +118,26 @@ impl Chat<'_> {
                 Some(text) => return Ok(Next::Edit(text)),
                 None => say!("(there is no message to edit)"),
             },
-            Command::Save(path) => {
-                let Some(path) = path.or_else(|| self.file.clone()) else {
-                    bail!("/save: the name of a file expected after it (or start with --session FILE)");
-                };
-                self.save(&path, true)?;
-                say!("(saved to {})", path.display());
-            }
+            Command::Save(path) => match (path, &self.file) {
+                (Some(path), own) if own.as_ref().is_none_or(|f| f.path() != path) => {
+                    self.save(&path, true)?;
+                    say!("(saved to {})", path.display());
+                }
+                (_, Some(_)) => {
+                    self.keep(true)?;
+                    self.file.iter().for_each(|f| say!("(saved to {})", f.path().display()));
+                }
+                _ => bail!("/save: the name of a file expected after it (or start with --session FILE)"),
+            },
             Command::Load(path) => {
+                let file = Kept::new(&path);
                 self.load(&path)?;
-                if let Some(own) = &mut self.file
-                    && *own != path
-                {
-                    say!("({} stays as it is; from now on {} is written)", own.display(), path.display());
-                    *own = path;
+                if let Some(own) = &mut self.file {
+                    if own.path() != path {
+                        let (old, new) = (own.path().display(), path.display());
+                        say!("({old} stays as it is; from now on {new} is written)");
+                    }
+                    *own = file;
                 }
                 say!("({})", self.greeting());
             }
