@@ -33,12 +33,15 @@ pub(super) fn listen(session: &Session, leaves: bool) -> Result<Arc<AtomicBool>>
     let mut signals = Signals::new(listened).context("cannot listen for Ctrl-C")?;
     std::thread::spawn(move || {
         for signal in signals.forever() {
-            let again = flag.swap(true, Ordering::SeqCst);
-            if signal != SIGINT && LEAVING.swap(signal, Ordering::SeqCst) != 0
-                || signal == SIGINT && again && leaves && !leaving()
-            {
+            // First of all: whoever takes the flags back looks for this behind that.
+            let again = match signal {
+                SIGINT => flag.load(Ordering::SeqCst) && leaves && !leaving(),
+                _ => LEAVING.swap(signal, Ordering::SeqCst) != 0,
+            };
+            if again {
                 std::process::exit(128 + signal);
             }
+            flag.store(true, Ordering::SeqCst);
             stop.store(true, Ordering::SeqCst);
             while leaving() && WAITING.load(Ordering::SeqCst) {
                 if !std::io::stdin().is_terminal() {

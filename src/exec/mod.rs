@@ -424,8 +424,8 @@ fn check_room(
     }
     let gb = |bytes: usize| format!("{:.1} GB", bytes as f64 / 1e9);
     let has = match memory {
-        Some(m) => format!("this machine has {}", gb(m.total)),
-        None => "the system does not give that much".into(),
+        Some(m) if need > m.total => format!("this machine has {}", gb(m.total)),
+        _ => "the system does not give this program that much (a limit, as by ulimit -v)".into(),
     };
     let sequences = if n_seq == 1 { String::new() } else { format!("{n_seq} sequences of ") };
     Err(NoMemory(format!(
