@@ -22,13 +22,13 @@ use crate::tape::{Batch, Row, Settings, Tape};
 const DEFAULT_CONTEXT: usize = 8192;
 
 /// Positions are kept in 32 bits.
-const MAX_CONTEXT: usize = u32::MAX as usize;
+pub const MAX_CONTEXT: usize = u32::MAX as usize;
 
 /// Sequences that step together and come out as if each were alone. Measured on two cores: 8 lose a tenth at most by it, 32
 /// a quarter.
 const FEW: usize = 8;
 
-/// Checkpoints kept per sequence, and their bytes in all.
+/// Checkpoints kept per sequence, and the bytes of those of all sequences.
 const CHECKPOINTS: usize = 16;
 const CHECKPOINT_BYTES: usize = 512 << 20;
 
@@ -179,13 +179,15 @@ pub struct Session {
     deterministic: bool,
 }
 
-/// Calls of [`Session::feed`] with one token behind others: what generating is made of.
+/// Calls of [`Session::feed`] or [`Session::step`] with one token behind others: what generating is made of.
 #[derive(Clone, Copy, Debug, Default)]
 pub struct Single {
     /// How many.
     pub tokens: usize,
     /// Seconds that they took.
     pub seconds: f64,
+    /// Tokens of steps of several sequences, which are not counted in the others.
+    pub together: usize,
 }
 
 /// The context that a model gets: what was asked, else its own up to 8192.
@@ -404,6 +406,10 @@ impl Session {
                 self.rewind(seq, from)?;
                 return Err(Interrupted.into());
             }
+            // It was needed in case of an interruption; now it spares later prompts that begin alike a second reading.
+            if let Some(before) = before {
+                self.keep_checkpoint(seq, before);
+            }
             self.seqs[seq].tokens.extend_from_slice(chunk);
             if !batch.wanted.is_empty() {
                 logits.extend_from_slice(self.engine.result(&batch));
@@ -435,6 +441,7 @@ impl Session {
                 );
             }
         }
+        let start = Instant::now();
         let mut logits = Vec::new();
         let alike = self.deterministic || rows.len() <= FEW;
         for rows in rows.chunks(self.shape.n_batch.min(self.shape.n_wanted)) {
@@ -446,6 +453,13 @@ impl Session {
                 self.seqs[seq].tokens.push(token);
             }
             logits.extend_from_slice(self.engine.result(&batch));
+        }
+        match rows.len() {
+            1 => {
+                self.single.tokens += 1;
+                self.single.seconds += start.elapsed().as_secs_f64();
+            }
+            n => self.single.together += n,
         }
         Ok(logits)
     }
@@ -487,15 +501,23 @@ impl Session {
             return Ok(());
         }
         let new = self.overwritten(seq)?;
-        let list = &mut self.seqs[seq].checkpoints;
-        list.push(new);
-        list.drain(..list.len() - newest(list, (1, CHECKPOINTS), CHECKPOINT_BYTES).len());
+        self.keep_checkpoint(seq, new);
         Ok(())
     }
 
+    fn keep_checkpoint(&mut self, seq: usize, new: Checkpoint) {
+        let bytes = CHECKPOINT_BYTES / self.seqs.len();
+        let list = &mut self.seqs[seq].checkpoints;
+        if list.last().is_none_or(|c| c.n < new.n) {
+            list.push(new);
+        }
+        list.drain(..list.len() - newest(list, (1, CHECKPOINTS), bytes).len());
+    }
+
     /// Takes the sequence back to its first `n` tokens. Where what is stored does not reach back, the nearest
-    /// checkpoint is loaded and the tokens since are read again: the result is the same as if the rest never was.
-    pub fn rewind(&mut self, seq: usize, n: usize) -> Result<()> {
+    /// checkpoint is loaded and the tokens since are read again: the result is the same as if the rest never was. Returns
+    /// how many were read again.
+    pub fn rewind(&mut self, seq: usize, n: usize) -> Result<usize> {
         let have = self.seqs[seq].tokens.len();
         if n > have {
             bail!("cannot go back to {n} tokens: the sequence has {have}");
@@ -503,7 +525,7 @@ impl Session {
         self.seqs[seq].checkpoints.retain(|c| c.n <= n);
         if self.engine.states.iter().all(|s| s.can_rewind(seq as u32, n)) {
             self.seqs[seq].tokens.truncate(n);
-            return Ok(());
+            return Ok(0);
         }
         let again = self.seqs[seq].tokens[..n].to_vec();
         let from = match self.seqs[seq].checkpoints.last() {
@@ -523,7 +545,7 @@ impl Session {
         let newer = std::mem::replace(list, checkpoints);
         let longest = list.last().map_or(0, |c| c.n);
         list.extend(newer.into_iter().filter(|c| c.n > longest));
-        read.map(drop)
+        read.map(|_| n - from)
     }
 
     /// The checkpoints that are saved with a sequence.
@@ -591,14 +613,14 @@ impl Session {
         self.checkpoint(seq) // going back to here must not mean reading it all
     }
 
-    /// Makes sequence `to` the first `n` tokens of sequence `from`.
+    /// Makes sequence `to` the first `n` tokens of sequence `from`. Returns how many had to be read again for it.
     ///
     /// # Errors
     /// If the GPU fails.
     ///
     /// # Panics
     /// If `from` has fewer.
-    pub fn copy(&mut self, from: usize, to: usize, n: usize) -> Result<()> {
+    pub fn copy(&mut self, from: usize, to: usize, n: usize) -> Result<usize> {
         if self.is_overwritten() {
             // What it was at `n` may be gone: the nearest checkpoint comes along, and the rest is read again.
             self.restore(to, &self.snapshot(from)?)?;
@@ -607,7 +629,8 @@ impl Session {
         let mut states = Vec::with_capacity(self.engine.saved_bytes(n, true));
         self.engine.save(from as u32, n, true, &mut states)?;
         let tokens = self.seqs[from].tokens[..n].to_vec();
-        self.restore(to, &Snapshot { tokens, checkpoints: Vec::new(), states })
+        self.restore(to, &Snapshot { tokens, checkpoints: Vec::new(), states })?;
+        Ok(0)
     }
 
     /// Bytes that a sequence takes when it is saved.

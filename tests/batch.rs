@@ -138,6 +138,27 @@ fn requests_of_openais_batch_files_are_answered_in_kind() {
     assert!(got[2]["error"]["message"].as_str().unwrap().contains("/v1/chat/completions"), "{}", got[2]);
 }
 
+#[cfg(unix)]
+#[test]
+fn an_interrupted_answer_is_no_finished_one_in_openais_form() {
+    let mut child = tandem(&["batch", "-c", "40000"]).spawn().unwrap();
+    let body = json!({ "prompt": "ROMEO:", "max_tokens": 30000, "ignore_eos": true });
+    let line = json!({ "custom_id": "a", "method": "POST", "url": "/v1/completions", "body": body });
+    let mut stdin = child.stdin.take().unwrap();
+    writeln!(stdin, "{}", json!({ "prompt": "ROMEO:", "n_predict": 1 })).unwrap();
+    let mut stdout = BufReader::new(child.stdout.take().unwrap());
+    stdout.read_line(&mut String::new()).unwrap(); // it listens now
+    writeln!(stdin, "{line}").unwrap();
+    std::thread::sleep(std::time::Duration::from_millis(200));
+    assert!(Command::new("kill").args(["-s", "INT", &child.id().to_string()]).status().unwrap().success());
+    let mut answer = String::new();
+    stdout.read_line(&mut answer).unwrap();
+    let answer: Value = serde_json::from_str(&answer).unwrap();
+    assert_eq!((&answer["custom_id"], &answer["response"]["status_code"]), (&json!("a"), &json!(503)), "{answer}");
+    assert!(answer["error"]["message"].as_str().unwrap().contains("interrupted"), "{answer}");
+    assert_eq!(child.wait().unwrap().code(), Some(130));
+}
+
 #[test]
 fn lines_that_are_no_text_or_empty_do_not_disturb_the_others() {
     let good = |i: u32| json!({ "id": i, "prompt": "ROMEO:", "n_predict": 3 }).to_string();

@@ -325,6 +325,29 @@ fn a_session_that_a_stop_text_ended_goes_on_behind_what_was_shown() {
 }
 
 #[test]
+fn a_session_keeps_a_stop_text_s_beginning_within_a_token_and_a_conversation_without_an_answer() {
+    let dir = folder("within");
+    let (file, talk) = (dir.join("s"), dir.join("t"));
+    let (file, talk) = (file.to_str().unwrap(), talk.to_str().unwrap());
+    let whole = out(&run(&["-p", "ROMEO:", "-n", "12", "--temp", "0"]));
+    // A stop that begins in the middle of some word: what stood before it in the word was shown.
+    let at = whole.char_indices().filter(|(_, c)| c.is_alphabetic()).nth(3).unwrap().0;
+    let args = ["-p", "ROMEO:", "-n", "12", "--temp", "0", "--session", file, "--stop", &whole[at..at + 3]];
+    let shown = out(&run(&args));
+    assert_eq!(shown, whole[..whole.find(&whole[at..at + 3]).unwrap()]);
+    let head = tandem::store::peek(file.as_ref()).unwrap();
+    let note: Value = serde_json::from_str(&head.note).unwrap();
+    let pending = note["pending"].as_array().unwrap().iter().map(|v| v.as_u64().unwrap() as u32);
+    let ids: Vec<u32> = head.tokens.iter().copied().chain(pending).collect();
+    let demo = tandem::gguf::Gguf::open(&common::demo()).unwrap();
+    assert_eq!(tandem::text::Tokenizer::new(&demo).unwrap().decode(&ids, false), format!("ROMEO:{shown}"));
+    // Nothing said: the question may be put again, and it is still a conversation.
+    let said = |n: &str| run(&["-p", "hi", "-n", n, "--chat-template-file", ROMEO, "--session", talk]);
+    assert!(said("0").status.success());
+    assert!(!out(&said("3")).is_empty());
+}
+
+#[test]
 fn a_form_is_for_the_answer_and_not_for_what_ends_the_thinking() {
     let file = folder("form").join("think.jinja");
     std::fs::write(&file, "{% for m in messages %}{{ m.content }}\n{% endfor %}<think>\n{# </think> #}").unwrap();

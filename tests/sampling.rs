@@ -134,7 +134,7 @@ fn a_flag_wins_over_the_model_s_file_and_that_over_the_default() {
         ("general.sampling.mirostat_eta", 0.25f32.into()),
     ]);
     let mut file = Settings::default();
-    file.follow(&meta).unwrap();
+    file.follow(&meta);
     let want = Params {
         order: vec![Stage::Temperature, Stage::TopK],
         temperature: 0.6,
@@ -154,7 +154,7 @@ fn a_flag_wins_over_the_model_s_file_and_that_over_the_default() {
     // The flag's name need not be the key's; a flag that says the default is one too.
     let given = ["--repeat-last-n", "5", "--temp", "0.8", "--mirostat", "0", "--sampler-seq", "kt"];
     let mut both = flags(&given).unwrap();
-    both.follow(&meta).unwrap();
+    both.follow(&meta);
     let order = vec![Stage::TopK, Stage::Temperature];
     assert_eq!(both.params, Params { order, repeat_last_n: 5, temperature: 0.8, mirostat: 0, ..want });
 }
@@ -167,8 +167,7 @@ fn what_a_file_asks_for_wrongly_is_left_and_the_rest_is_taken() {
         ("general.sampling.temp", (-3.0f32).into()),
         ("general.sampling.top_k", "many".into()),
         ("general.sampling.top_p", 0.5f32.into()),
-    ]))
-    .unwrap();
+    ]));
     assert_eq!(s.params, Params { top_p: 0.5, ..Params::default() });
 }
 

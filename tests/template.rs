@@ -384,6 +384,23 @@ fn a_conversation_full_of_control_tokens_has_no_more_of_them_than_a_harmless_one
 }
 
 #[test]
+fn nobody_s_text_becomes_a_control_token_whatever_field_it_is_in() {
+    let model = find("models/qwen3moe.gguf").expect("one of the repository's own");
+    let source = "{% for m in messages %}<|im_start|>{{ m.role }}\n{{ m.content }}<|im_end|>{% endfor %}{{ tools }}{{ documents }}";
+    let tokenizer = Tokenizer::new(&Gguf::open(&model).unwrap()).unwrap();
+    let controls = |text: &str| {
+        let further = json!({ "documents": [text] }).as_object().unwrap().clone();
+        let template = Template::new(source, "here").unwrap();
+        let turns = tandem::talk::Turns::new(template, &tokenizer, further.clone(), Clock::now());
+        let messages = [json!({ "role": format!("user{text}"), "content": text })];
+        let tools = json!([{ "role": text, "name": text }]);
+        let prompt = turns.prompt_with(&tokenizer, &messages, Some(&tools), Some(&further), true).unwrap();
+        tokenizer.encode_prompt(&prompt).unwrap().iter().filter(|id| tokenizer.is_control(**id)).count()
+    };
+    assert_eq!(controls("<|im_end|>"), controls("x"));
+}
+
+#[test]
 fn the_form_of_an_answer_is_read_off_every_reference_template() {
     let tags = ("<think>\nhm\n</think>\n\nyes", "hm\n</think>\n\nyes");
     let harmony = "<|channel|>analysis<|message|>hm<|end|><|start|>assistant<|channel|>final<|message|>yes";

@@ -56,8 +56,12 @@ impl Terminal {
     }
 
     fn start(home: &Path, args: &[&str], env: &[(&str, &str)]) -> Terminal {
+        Terminal::program(env!("CARGO_BIN_EXE_tandem"), home, args, env)
+    }
+
+    fn program(name: &str, home: &Path, args: &[&str], env: &[(&str, &str)]) -> Terminal {
         let pty = native_pty_system().openpty(size(ROWS, COLUMNS)).unwrap();
-        let mut c = CommandBuilder::new(env!("CARGO_BIN_EXE_tandem"));
+        let mut c = CommandBuilder::new(name);
         c.args(args);
         c.cwd(home);
         c.env("HOME", home);
@@ -223,6 +227,92 @@ fn ctrl_c_stops_an_answer_keeps_what_was_said_and_twice_at_the_prompt_leaves() {
     t.waits("");
     t.sees("once more leaves");
     assert_eq!(t.leaves("\x03"), 0);
+}
+
+#[test]
+fn what_is_pasted_stays_as_it_is_and_what_is_no_text_is_left_out() {
+    let mut t = Terminal::chat(&folder("pasted"), &["-n", "5"]);
+    t.waits("");
+    t.keys("\x1b[200~docker run \\\r  -it x\x1b[201~");
+    t.until("the second line", |t| t.line() == "  -it x");
+    t.keys("\r");
+    t.until("an answer", |t| t.line() == ">");
+    t.keys("/undo\r");
+    t.sees(r#"taken back: "docker run \\\n  -it x""#);
+    t.keys.write_all(b"caf\xe9\r").unwrap();
+    t.sees("not UTF-8");
+    t.says("Still there?");
+    t.keys("/stats\r");
+    t.sees("1 turn;");
+}
+
+#[test]
+fn ctrl_c_on_a_line_takes_the_line_back_and_what_was_to_be_edited_stays() {
+    let mut t = Terminal::chat(&folder("back"), &["-n", "5"]);
+    t.waits("");
+    t.says("First");
+    t.keys("half a line\x03");
+    t.sees("once more leaves");
+    t.waits("");
+    t.keys("another");
+    t.waits("another");
+    t.keys("\x03"); // with something in it: not the second one
+    t.waits("");
+    t.keys("/edit\r");
+    t.waits("First");
+    t.keys("\x03");
+    t.sees("stay as they were");
+    t.waits("");
+    t.says("/stats");
+    t.sees("1 turn;");
+    t.keys("\x03");
+    t.until("a fourth notice", |t| t.screen().matches("once more leaves").count() > 3);
+    t.waits("");
+    assert_eq!(t.leaves("\x03"), 0);
+}
+
+#[test]
+fn a_file_that_answers_go_to_has_the_answers_alone() {
+    let home = folder("aside");
+    let template = root().join("demo/romeo.jinja");
+    let line = "exec \"$0\" chat --chat-template-file \"$1\" --seed 3 -n 5 > out";
+    let args = ["-c", line, env!("CARGO_BIN_EXE_tandem"), template.to_str().unwrap()];
+    let mut t = Terminal::program("sh", &home, &args, &[]);
+    t.waits("");
+    t.says("Who is there?");
+    assert_eq!(t.leaves("\x04"), 0);
+    let out = std::fs::read_to_string(home.join("out")).unwrap();
+    assert!(!out.trim().is_empty() && !out.contains("Who is there") && !out.contains('\x1b'), "{out:?}");
+}
+
+#[test]
+fn what_is_typed_ahead_is_said_line_by_line() {
+    let mut t = Terminal::chat(&folder("ahead"), &["-c", "2000", "-n", "5"]);
+    t.keys("First\rSecond\r/stats\r"); // while the model is loaded
+    t.sees("2 turns;");
+}
+
+#[test]
+fn a_file_is_only_written_over_by_the_conversation_that_it_holds() {
+    let home = folder("files");
+    let mut t = Terminal::chat(&home, &["-n", "5"]);
+    t.waits("");
+    t.says("Mine");
+    t.says("/save mine");
+    t.sees("(saved to mine)");
+    t.says("More");
+    t.says("/save mine");
+    t.until("a second saving", |t| t.screen().matches("(saved to mine)").count() > 1);
+    let mut t = Terminal::chat(&home, &["-n", "5"]);
+    t.waits("");
+    t.says("Another");
+    t.says("/save mine");
+    t.sees("not from this conversation");
+    t.says("/load mine");
+    t.sees("going on after 2 turns");
+    t.says("Further");
+    t.says("/save mine");
+    t.sees("(saved to mine)");
 }
 
 #[test]

@@ -469,14 +469,14 @@ fn sentencepiece_prompts_keep_their_spaces_and_their_structure() {
 }
 
 #[test]
-fn every_text_of_a_message_is_guarded_but_its_role_and_plain_keys() {
+fn every_text_of_a_message_is_guarded_but_roles_and_keys_that_are_plain_words() {
     let t = small();
     let (evil, safe) = ("<|im_end|>", t.guard("<|im_end|>"));
     assert_ne!(evil, safe);
     let message = |text: &str| {
         serde_json::json!([
             {"role": "user", "name": text, "content": text, "n": 1, "tool_call_id": text},
-            {"role": evil, "content": [{"type": "text", "text": text}, text], "reasoning_content": text},
+            {"role": text, "content": [{"type": "text", "text": text}, text], "reasoning_content": text},
             {"role": "assistant", "content": null, "tool_calls": [
                 {"id": text, "function": {"name": text, "arguments": {"city": [text], text: {"role": text}}}}
             ]},
@@ -488,12 +488,14 @@ fn every_text_of_a_message_is_guarded_but_its_role_and_plain_keys() {
 }
 
 #[test]
-fn a_raw_stream_writes_control_tokens_out() {
+fn a_stream_writes_control_tokens_out_where_that_is_asked() {
     let t = small();
     let ids = t.encode("é<|im_end|>x", false, true).unwrap();
-    let text = |mut stream: tandem::text::Stream| ids.iter().map(|&id| stream.push(id)).collect::<String>();
-    assert_eq!(text(t.raw_stream()), "é<|im_end|>x");
-    assert_eq!(text(t.stream()), "éx");
+    let text = |special: bool| {
+        let mut stream = t.stream();
+        ids.iter().map(|&id| stream.push_as(id, special)).collect::<String>()
+    };
+    assert_eq!((text(true), text(false)), ("é<|im_end|>x".into(), "éx".into()));
 }
 
 /// What `tandem tokenize` prints; a failure is its error.

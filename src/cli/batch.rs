@@ -10,14 +10,14 @@ mod reply;
 use std::collections::BTreeMap;
 use std::fs::File;
 use std::io::{BufRead, BufReader, BufWriter, IsTerminal, Write};
-use std::sync::atomic::Ordering;
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::mpsc::{self, Receiver, RecvTimeoutError, TryRecvError};
 use std::time::{Duration, Instant};
 
 use anyhow::{Context, Result};
 
 use super::args;
-use super::talking::Talking;
+use super::talking::{Manner, Talking};
 use super::{apart, stats, structured, usage};
 use crate::session::{Interrupted, Session, Want};
 use crate::talk::{self, Asked, End, Turns, Writer};
@@ -48,8 +48,13 @@ pub(super) fn run(a: &args::Batch) -> Result<()> {
         _ if std::io::stdin().is_terminal() => return usage("no requests; name a file, or pipe them in".into()),
         _ => Box::new(BufReader::new(std::io::stdin())),
     };
-    let t = Talking::open(&a.model, &a.sampling, &a.talk, a.parallel, (a.raw, true))?;
-    let Talking { mut session, tokenizer, turns, settings, interrupted } = t;
+    let t = Talking::open(
+        &a.model,
+        &a.sampling,
+        &a.talk,
+        Manner { n_seq: a.parallel, raw: a.raw, leaves: true, requests: true },
+    )?;
+    let Talking { session, tokenizer, turns, settings, interrupted } = t;
     let system = a.talk.system()?;
     if turns.is_none() && system.is_some() {
         return usage("-sys: prompts are continued as they are here, and have no system message".into());
@@ -64,97 +69,22 @@ pub(super) fn run(a: &args::Batch) -> Result<()> {
         }
         None => Box::new(std::io::stdout().lock()),
     };
-    let mut out = Out { to: out, unordered: a.unordered, next: 0, waiting: BTreeMap::new() };
-
-    let lines = lines(input, 2 * a.parallel);
-    let mut seats: Vec<Option<Seat<'_>>> = (0..a.parallel).map(|_| None).collect();
-    let (start, mut count, mut refused, mut made) = (Instant::now(), 0usize, 0usize, 0usize);
-    let mut more = true;
-    loop {
-        while more && seats.iter().any(Option::is_none) && !interrupted.load(Ordering::SeqCst) {
-            let next = match seats.iter().all(Option::is_none) {
-                true => match lines.recv_timeout(IDLE) {
-                    Ok(line) => Ok(line),
-                    Err(RecvTimeoutError::Timeout) => continue,
-                    Err(RecvTimeoutError::Disconnected) => Err(TryRecvError::Disconnected),
-                },
-                false => lines.try_recv(),
-            };
-            let (at, line) = match next {
-                Ok(line) => line.context("cannot read the requests")?,
-                Err(TryRecvError::Empty) => break,
-                Err(TryRecvError::Disconnected) => {
-                    more = false;
-                    break;
-                }
-            };
-            let n = count;
-            count += 1;
-            let begun = Job::parse(&line, &defaults).and_then(|job| desk.seat(job, (n, at), &mut session, &mut seats));
-            match begun {
-                Ok(None) => {}
-                Ok(Some((seat, end))) => {
-                    let seat = seats[seat].take().expect("just taken");
-                    made += seat.writer.said.tokens.len();
-                    out.put(n, &seat.done(end))?;
-                    if seats.iter().any(Option::is_some) {
-                        break; // those who wait for a step get it
-                    }
-                }
-                Err(_) if interrupted.load(Ordering::SeqCst) => {}
-                Err(e) => {
-                    refused += 1;
-                    out.put(n, &reply::error(&e, n, at))?;
-                }
-            }
-        }
-        if interrupted.load(Ordering::SeqCst) {
-            break;
-        }
-        let rows: Vec<(usize, u32)> =
-            seats.iter().enumerate().filter_map(|(i, s)| Some((i, s.as_ref()?.token))).collect();
-        if rows.is_empty() {
-            break;
-        }
-        let greedy = seats.iter().flatten().all(|s| s.writer.want() == Want::Likeliest);
-        let logits = session.step(&rows, greedy)?;
-        let width = logits.len() / rows.len();
-        for ((i, _), logits) in rows.iter().zip(logits.chunks_exact(width)) {
-            let seat = seats[*i].as_mut().expect("it wrote");
-            let full = session.tokens(*i).len() == session.n_ctx();
-            let end = match seat.writer.next(logits, greedy) {
-                Ok((token, _, end)) => {
-                    seat.token = token;
-                    end.or_else(|| full.then_some(End::Context))
-                }
-                Err(e) => {
-                    let seat = seats[*i].take().expect("it wrote");
-                    refused += 1;
-                    let e = Refused { form: seat.form, id: seat.id, why: format!("{e:#}") };
-                    out.put(seat.n, &reply::error(&e, seat.n, seat.line))?;
-                    continue;
-                }
-            };
-            if let Some(end) = end {
-                let seat = seats[*i].take().expect("it wrote");
-                made += seat.writer.said.tokens.len();
-                out.put(seat.n, &seat.done(end))?;
-            }
-        }
-    }
-    let broken = interrupted.load(Ordering::SeqCst);
-    for seat in seats.iter_mut().filter_map(Option::take) {
-        made += seat.writer.said.tokens.len();
-        out.put(seat.n, &seat.done(End::Interrupted))?;
-    }
+    let out = Out { to: out, unordered: a.unordered, next: 0, waiting: BTreeMap::new() };
+    let seats = (0..a.parallel).map(|_| None).collect();
+    let start = Instant::now();
+    let mut work =
+        Work { desk, defaults, session, seats, out, interrupted: &interrupted, count: 0, refused: 0, made: 0 };
+    let done = work.answer(&lines(input, 2 * a.parallel));
+    let written = work.finish(done.as_ref().err());
+    let Work { session, count, refused, made, .. } = work;
     let seconds = start.elapsed().as_secs_f64();
     tracing::info!(
         "{count} requests, {refused} of them refused; {made} tokens written in {seconds:.1} s, {:.1} per second",
         made as f64 / seconds.max(1e-9)
     );
     stats(&session, &a.model)?;
-    if broken {
-        out.flush_waiting()?;
+    done.and(written)?;
+    if interrupted.load(Ordering::SeqCst) {
         return Err(Interrupted.into());
     }
     if count > 0 && refused == count {
@@ -163,9 +93,122 @@ pub(super) fn run(a: &args::Batch) -> Result<()> {
     Ok(())
 }
 
+/// Requests under way.
+struct Work<'t> {
+    desk: Desk<'t>,
+    defaults: Defaults,
+    session: Session,
+    seats: Vec<Option<Seat<'t>>>,
+    out: Out,
+    interrupted: &'t AtomicBool,
+    /// Requests that came, those of them that were refused, and the tokens that were written.
+    count: usize,
+    refused: usize,
+    made: usize,
+}
+
+impl Work<'_> {
+    /// Answers requests until there are no more, or an interruption.
+    fn answer(&mut self, lines: &Requests) -> Result<()> {
+        let mut more = true;
+        loop {
+            while more && self.seats.iter().any(Option::is_none) && !self.is_interrupted() {
+                let next = match self.seats.iter().all(Option::is_none) {
+                    true => match lines.recv_timeout(IDLE) {
+                        Ok(line) => Ok(line),
+                        Err(RecvTimeoutError::Timeout) => continue,
+                        Err(RecvTimeoutError::Disconnected) => Err(TryRecvError::Disconnected),
+                    },
+                    false => lines.try_recv(),
+                };
+                let (at, line) = match next {
+                    Ok(line) => line.context("cannot read the requests")?,
+                    Err(TryRecvError::Empty) => break,
+                    Err(TryRecvError::Disconnected) => {
+                        more = false;
+                        break;
+                    }
+                };
+                let n = self.count;
+                self.count += 1;
+                let job = Job::parse(&line, &self.defaults);
+                match job.and_then(|job| self.desk.seat(job, (n, at), &mut self.session, &mut self.seats)) {
+                    Ok(None) => {}
+                    Ok(Some((seat, end))) => {
+                        self.done(seat, end)?;
+                        if self.seats.iter().any(Option::is_some) {
+                            break; // those who wait for a step get it
+                        }
+                    }
+                    Err(_) if self.is_interrupted() => {}
+                    Err(e) => self.refuse(&e, n, at)?,
+                }
+            }
+            if self.is_interrupted() {
+                return Ok(());
+            }
+            let rows: Vec<(usize, u32)> =
+                self.seats.iter().enumerate().filter_map(|(i, s)| Some((i, s.as_ref()?.token))).collect();
+            if rows.is_empty() {
+                return Ok(());
+            }
+            let greedy = self.seats.iter().flatten().all(|s| s.writer.want() == Want::Likeliest);
+            let logits = self.session.step(&rows, greedy)?;
+            let width = logits.len() / rows.len();
+            for ((i, _), logits) in rows.iter().zip(logits.chunks_exact(width)) {
+                let seat = self.seats[*i].as_mut().expect("it wrote");
+                let full = self.session.tokens(*i).len() == self.session.n_ctx();
+                match seat.writer.next(logits, greedy) {
+                    Ok((token, _, end)) => {
+                        seat.token = token;
+                        if let Some(end) = end.or_else(|| full.then_some(End::Context)) {
+                            self.done(*i, end)?;
+                        }
+                    }
+                    Err(e) => self.fail(*i, &e)?,
+                }
+            }
+        }
+    }
+
+    /// Writes what was under way when everything ended, `failed` or interrupted, and what waited for it.
+    fn finish(&mut self, failed: Option<&anyhow::Error>) -> Result<()> {
+        for i in (0..self.seats.len()).filter(|i| self.seats[*i].is_some()).collect::<Vec<_>>() {
+            match failed {
+                Some(e) => self.fail(i, e)?,
+                None => self.done(i, End::Interrupted)?,
+            }
+        }
+        self.out.flush_waiting()
+    }
+
+    fn is_interrupted(&self) -> bool {
+        self.interrupted.load(Ordering::SeqCst)
+    }
+
+    fn done(&mut self, seat: usize, end: End) -> Result<()> {
+        let seat = self.seats[seat].take().expect("somebody sits there");
+        self.made += seat.writer.said.tokens.len();
+        self.out.put(seat.n, &seat.done(end))
+    }
+
+    fn fail(&mut self, seat: usize, why: &anyhow::Error) -> Result<()> {
+        let Seat { n, line, form, id, .. } = self.seats[seat].take().expect("somebody sits there");
+        self.refuse(&Refused { form, id, why: format!("{why:#}") }, n, line)
+    }
+
+    fn refuse(&mut self, why: &Refused, n: usize, line: usize) -> Result<()> {
+        self.refused += 1;
+        self.out.put(n, &reply::error(why, n, line))
+    }
+}
+
+/// Lines with their numbers.
+type Requests = Receiver<std::io::Result<(usize, String)>>;
+
 /// Lines as they come with their numbers, none of them empty, some of them ahead. What is not UTF-8 is no JSON either, and
 /// is refused as that.
-fn lines(input: Box<dyn BufRead + Send>, ahead: usize) -> Receiver<std::io::Result<(usize, String)>> {
+fn lines(input: Box<dyn BufRead + Send>, ahead: usize) -> Requests {
     let (send, lines) = mpsc::sync_channel(ahead);
     std::thread::spawn(move || {
         for (i, line) in input.split(b'\n').enumerate() {
@@ -246,7 +289,7 @@ impl<'t> Desk<'t> {
         let (text, reader) = self.prompt(&prompt, &mut asked)?;
         let ids = match &reader {
             Some(_) => self.tokenizer.encode_prompt(&text)?,
-            None => self.tokenizer.encode(&text, true, true)?,
+            None => self.tokenizer.encode_beginning(&text)?,
         };
         if ids.is_empty() {
             anyhow::bail!("the prompt is empty");
@@ -271,7 +314,7 @@ impl<'t> Desk<'t> {
 
         let (at, known) = take_seat(session, seats, &ids)?;
         let greedy = writer.want() == Want::Likeliest;
-        let logits = session.feed(at, &ids[known..], writer.want())?;
+        let logits = session.feed(at, &ids[session.tokens(at).len()..], writer.want())?;
         let (token, _, end) = writer.next(&logits, greedy)?;
         let full = session.tokens(at).len() == session.n_ctx();
         let prompt_tokens = ids.len();
@@ -304,7 +347,8 @@ impl<'t> Desk<'t> {
     }
 }
 
-/// Gives a prompt the free seat where least of it is left to read: how many of its tokens are there already.
+/// Gives a prompt the free seat where least of it is left to read: which, and how many of its tokens were there without
+/// reading them again.
 fn take_seat(session: &mut Session, seats: &[Option<Seat<'_>>], ids: &[u32]) -> Result<(usize, usize)> {
     let most = ids.len() - 1; // logits follow a token: one at least is read
     let shared = |session: &Session, s: usize| talk::shared(session.tokens(s), &ids[..most]);
@@ -313,11 +357,11 @@ fn take_seat(session: &mut Session, seats: &[Option<Seat<'_>>], ids: &[u32]) -> 
         free.map(|i| (i, shared(session, i))).max_by_key(|(i, n)| (*n, usize::MAX - i)).expect("one is free");
     let (from, best) = (0..seats.len()).map(|i| (i, shared(session, i))).max_by_key(|x| x.1).expect("there are seats");
     if best >= own + WORTH && from != at {
-        session.copy(from, at, best)?;
-        return Ok((at, best));
+        let again = session.copy(from, at, best)?;
+        return Ok((at, best - again));
     }
-    session.rewind(at, own)?;
-    Ok((at, own))
+    let again = session.rewind(at, own)?;
+    Ok((at, own - again))
 }
 
 /// Where answers go, in the order of their requests unless that does not matter.

@@ -18,8 +18,8 @@ use serde_json::{Value, json};
 
 use super::kept::Kept;
 use super::sampling::Settings;
-use super::talking::{Reading, Talking};
-use super::{args, is_closed_pipe, signals, stats, usage};
+use super::talking::{Manner, Reading, Talking};
+use super::{apart, args, has_folder, is_closed_pipe, signals, stats, usage};
 use crate::session::{ContextFull, Interrupted, Session};
 use crate::store;
 use crate::talk::{self, Asked, End, Turns, Writer};
@@ -46,6 +46,10 @@ struct Chat<'t> {
     seed: u64,
     /// What stands behind the last message while it is answered anew.
     replaced: Vec<Value>,
+    /// What was taken out to be edited, until something else is said.
+    edited: Vec<Value>,
+    /// The files of [`Command::Save`], which may be saved to again.
+    saved: Vec<Kept>,
     /// Answers drawn so far: each has a seed of its own, and the whole conversation follows from the first.
     drawn: u64,
     /// Whether the seed was asked for.
@@ -82,7 +86,13 @@ impl Screen {
 
 /// Runs the verb.
 pub(super) fn run(a: &args::Chat) -> Result<()> {
-    let t = Talking::open(&a.model, &a.sampling, &a.talk, 1, (false, !std::io::stdin().is_terminal()))?;
+    if let Some(path) = &a.session {
+        has_folder("--session", path)?;
+        apart("--session", path, &[("the model", a.model.model.as_deref())])?;
+    }
+    let leaves = !std::io::stdin().is_terminal();
+    let manner = Manner { n_seq: 1, raw: false, leaves, requests: false };
+    let t = Talking::open(&a.model, &a.sampling, &a.talk, manner)?;
     let Talking { session, tokenizer, turns, settings, interrupted } = t;
     let Some(turns) = turns else {
         return usage(
@@ -102,6 +112,8 @@ pub(super) fn run(a: &args::Chat) -> Result<()> {
         drawn: 0,
         seeded: a.sampling.seed.is_some(),
         replaced: Vec::new(),
+        edited: Vec::new(),
+        saved: Vec::new(),
         asked,
         when_full: a.when_full,
         file: a.session.as_deref().map(Kept::new),
@@ -115,7 +127,7 @@ pub(super) fn run(a: &args::Chat) -> Result<()> {
     if let Some(text) = a.talk.system()? {
         talk::set_system(&mut chat.messages, &text);
     }
-    let mut lines = Lines::new(chat.screen.colour)?;
+    let mut lines = Lines::new()?;
     let talked = chat.talk(&mut lines);
     // Whatever ended it, the conversation is kept.
     let kept = chat.keep(true);
@@ -136,23 +148,28 @@ impl Chat<'_> {
             let again = std::mem::replace(&mut left, false);
             match line {
                 Line::End => return Ok(()),
-                Line::Interrupt if again => return Ok(()),
-                Line::Interrupt => {
+                Line::Interrupt { empty: true } if again => return Ok(()),
+                Line::Interrupt { .. } => {
                     left = true;
+                    self.put_back_edited();
                     say!("(Ctrl-C once more leaves; so do /exit and Ctrl-D)");
                 }
-                Line::Text(text) if text.trim().is_empty() => {}
-                Line::Text(text) if text.starts_with('/') => match Command::parse(&text) {
-                    Err(e) => say!("{e}"),
-                    Ok(Command::Exit) => return Ok(()),
-                    Ok(command) => match self.run(command) {
+                Line::Text(text) if text.trim().is_empty() => self.put_back_edited(),
+                Line::Text(text) if text.starts_with('/') => {
+                    self.put_back_edited();
+                    let next = Command::parse(&text).and_then(|command| self.run(command));
+                    match next {
                         Ok(Next::Nothing) => {}
+                        Ok(Next::Leave) => return Ok(()),
                         Ok(Next::Edit(text)) => draft = text,
                         Ok(Next::Answer) => (draft, left) = self.answer_or_say(lines)?,
+                        // What a script goes on with would be another conversation than it means.
+                        Err(e) if !lines.is_terminal() => return Err(e),
                         Err(e) => say!("{e:#}"),
-                    },
-                },
+                    }
+                }
                 Line::Text(text) => {
+                    self.edited.clear();
                     self.messages.push(talk::message("user", &text));
                     (draft, left) = self.answer_or_say(lines)?;
                 }
@@ -251,10 +268,14 @@ impl Chat<'_> {
         let words = ended.as_ref().map_or_else(|e| format!("{e:#}"), |e| e.words());
         let kept = ids.len().saturating_sub(read);
         let made_s = start.elapsed().as_secs_f64();
-        self.last = Some(Last { read, kept, read_s, made: said.tokens.len(), made_s, ended: words });
-        if let Some(mut message) = said.message() {
-            message["content"] = said.answer.trim_end().into();
-            self.messages.push(message);
+        self.last = Some(Last { read, kept, read_s, made: said.tokens.len(), made_s, ended: words.clone() });
+        match said.message() {
+            Some(mut message) => {
+                message["content"] = said.answer.trim_end().into();
+                self.messages.push(message);
+            }
+            None if matches!(ended, Ok(End::Model | End::Stop(_))) => say!("(nothing was said; ended by {words})"),
+            None => {}
         }
         match &ended {
             Ok(End::Model | End::Stop(_) | End::Complete) | Err(_) => {}
@@ -316,7 +337,7 @@ impl Chat<'_> {
             self.messages = left;
             return Ok(true);
         }
-        if self.when_full == args::WhenFull::Stop {
+        if self.when_full == args::WhenFull::Stop && lines.is_terminal() {
             anyhow::bail!("nothing is answered, since --when-full stop says so; /undo, /clear and /save are left");
         }
         if !lines.is_terminal() {
@@ -332,10 +353,22 @@ impl Chat<'_> {
 
     /// Takes back the last message of the user and all behind it, and returns it.
     fn take_back(&mut self) -> Option<String> {
+        Some(self.take_out()?.0)
+    }
+
+    /// The same, with what was taken.
+    fn take_out(&mut self) -> Option<(String, Vec<Value>)> {
         let at = self.messages.iter().rposition(|m| m["role"] == "user")?;
         let text = self.messages[at]["content"].as_str().unwrap_or_default().to_owned();
-        self.messages.truncate(at);
-        Some(text)
+        Some((text, self.messages.split_off(at)))
+    }
+
+    /// What was to be edited and was not is as before.
+    fn put_back_edited(&mut self) {
+        if !self.edited.is_empty() {
+            self.messages.append(&mut self.edited);
+            say!("(the last message and its answer stay as they were)");
+        }
     }
 
     /// Saves to the conversation's own file, if it has one.
@@ -372,6 +405,8 @@ impl Chat<'_> {
 /// What follows a command.
 enum Next {
     Nothing,
+    /// The conversation is over.
+    Leave,
     /// The last message is to be answered.
     Answer,
     /// This text is to be edited.

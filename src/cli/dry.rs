@@ -12,7 +12,6 @@ use super::{Failure, gguf, gpu, options, usage};
 use crate::cpu::Pool;
 use crate::gguf::Load;
 use crate::plan;
-use crate::sample::Params;
 use crate::session::{self, Options};
 
 /// A verb's name, model and sampling, and how many sequences it has.
@@ -66,9 +65,13 @@ pub(super) fn run(verb: &Verb, given: &ArgMatches) -> Result<bool> {
         words.extend(given.then(|| flag.to_owned()));
     }
     if let Some(sampling) = sampling {
-        let mut settings = Settings::new(sampling)?;
-        settings.follow(&gguf.meta)?;
-        words.extend(chosen(&settings));
+        let (mut settings, mut usual) = (Settings::new(sampling)?, Settings::default());
+        settings.follow(&gguf.meta);
+        usual.take(&gguf.meta);
+        if name != "batch" {
+            settings.tell_idle()?;
+        }
+        words.extend(chosen(&settings, &usual));
     }
     if let Some((_, given)) = given.subcommand() {
         words.extend(others(name, given));
@@ -76,17 +79,22 @@ pub(super) fn run(verb: &Verb, given: &ArgMatches) -> Result<bool> {
     Ok(writeln!(std::io::stdout(), "{}", words.join(" ")).map(|()| true)?)
 }
 
-/// The flags that give these settings where nothing else is said.
-fn chosen(settings: &Settings) -> Vec<String> {
-    let usual = Params::default();
-    let others = settings.params.numbers().into_iter().zip(usual.numbers());
+/// The flags that make these settings of the usual ones.
+fn chosen(settings: &Settings, usual: &Settings) -> Vec<String> {
+    let others = settings.params.numbers().into_iter().zip(usual.params.numbers());
     // Not a flag: only programs set it.
     let others = others.filter(|(own, usual)| own.1 != usual.1 && own.0 != "min_keep");
     let mut words: Vec<String> =
         others.map(|((name, value), _)| format!("--{} {value}", name.replace('_', "-"))).collect();
-    if settings.params.order != usual.order {
+    if settings.params.order != usual.params.order {
         let names: Vec<&str> = settings.params.order.iter().map(|s| s.name()).collect();
         words.push(format!("--samplers '{}'", names.join(";")));
+    }
+    if settings.breakers != usual.breakers {
+        words.push("--dry-sequence-breaker none".into());
+        let escaped =
+            |b: &String| b.replace('\\', "\\\\").replace('\n', "\\n").replace('\r', "\\r").replace('\t', "\\t");
+        words.extend(settings.breakers.iter().map(|b| format!("--dry-sequence-breaker={}", quoted(&escaped(b)))));
     }
     words.extend(settings.params.logit_bias.iter().map(|(id, by)| format!("--logit-bias {id}{by:+}")));
     words.extend(settings.seed.map(|seed| format!("--seed {seed}")));
@@ -131,7 +139,7 @@ mod tests {
     use clap::{CommandFactory, Parser};
 
     use super::*;
-    use crate::cli::args::Cli;
+    use crate::sample::Params;
 
     fn settings(words: &[String]) -> Settings {
         let line = ["tandem".to_owned(), "run".into()].into_iter().chain(words.iter().cloned());
@@ -143,12 +151,23 @@ mod tests {
     fn the_flags_that_are_printed_give_the_same_sampling_again() {
         let asked = "--temp 0.35 --top-k 7 --typical 0.5 --xtc-probability 0.1 --repeat-penalty 1.1 --repeat-last-n 9 \
                      --dry-multiplier 0.8 --mirostat 2 --mirostat-lr 0.2 --min-p 0 --top-nsigma 2 --seed 5 --samplers top_k;temperature \
-                     --logit-bias 5-1.5 --presence-penalty 0.25 --dynatemp-range 0.5";
+                     --logit-bias 5-1.5 --dry-sequence-breaker none --dry-sequence-breaker a\\nb --presence-penalty 0.25 --dynatemp-range 0.5";
         let first = settings(&asked.split_whitespace().map(String::from).collect::<Vec<_>>());
-        let printed = chosen(&first).join(" ").replace('\'', "");
-        let again = settings(&printed.split_whitespace().map(String::from).collect::<Vec<_>>());
-        assert_eq!((first.words(), first.seed), (again.words(), again.seed), "{printed}");
-        assert_eq!(first.params.logit_bias, again.params.logit_bias);
+        let mut file = Settings::default(); // as a model's file may ask for
+        (file.params.temperature, file.params.top_k, file.params.top_p) = (0.3, 20, 0.5);
+        for usual in [Settings::default(), file] {
+            let printed = chosen(&first, &usual).join(" ").replace('\'', "");
+            let again = settings(&printed.split_whitespace().map(String::from).collect::<Vec<_>>());
+            // What is not printed is as usual.
+            let numbers = first.params.numbers().into_iter().zip(again.params.numbers()).zip(usual.params.numbers());
+            for ((first, again), usual) in numbers {
+                let name = first.0.replace('_', "-");
+                let now = if printed.contains(&format!("--{name} ")) { again.1 } else { usual.1 };
+                assert_eq!(first.1, now, "{name}: {printed}");
+            }
+            assert_eq!((&first.params.order, first.seed), (&again.params.order, again.seed), "{printed}");
+            assert_eq!((&first.params.logit_bias, &first.breakers), (&again.params.logit_bias, &again.breakers));
+        }
     }
 
     #[test]

@@ -31,13 +31,13 @@ use std::sync::{Arc, Once};
 use anyhow::{Context, Result, bail};
 use clap::{CommandFactory, FromArgMatches};
 
-use crate::cpu::{Memory, major_faults};
+use crate::cpu::{Memory, Pool, major_faults};
 use crate::cuda::{Gpu, OutOfMemory};
 use crate::exec::{Device, NoMemory};
 use crate::gguf::{Gguf, Load};
 use crate::plan::{Ask, CacheSize, Fit, Place, Rules};
 use crate::quant;
-use crate::session::{ContextFull, Interrupted, Options, Session};
+use crate::session::{ContextFull, Interrupted, MAX_CONTEXT, Options, Session};
 use crate::text::grammar::DeadEnd;
 use args::{Cli, Verb};
 use predict::{Prediction, Rates};
@@ -231,6 +231,12 @@ pub(crate) fn options(a: &args::Model) -> Result<Options> {
         },
     };
     let cpu_moe = if a.cpu_moe { Some(usize::MAX) } else { a.n_cpu_moe };
+    if a.threads.max(a.threads_batch.unwrap_or(0)) > Pool::MOST {
+        return usage(format!("-t and -tb: {} threads at most; one per core is best", Pool::MOST));
+    }
+    if let Some(n) = a.ctx_size.filter(|n| *n > MAX_CONTEXT) {
+        return usage(format!("-c {n}: {MAX_CONTEXT} tokens at most"));
+    }
     if a.batch_size == 0 || a.ubatch_size == 0 {
         return usage("-b and -ub must be at least 1".into());
     }
@@ -325,6 +331,9 @@ pub(crate) fn stats(session: &Session, a: &args::Model) -> Result<()> {
 /// How fast single tokens were read, beside what was to be expected.
 fn speed(session: &Session) {
     let (engine, single) = (session.engine(), session.single());
+    if single.together > 0 {
+        tracing::info!("{} tokens were made several at once; what is predicted is one at a time", single.together);
+    }
     if single.tokens == 0 {
         return;
     }
@@ -417,6 +426,17 @@ pub(crate) fn apart(flag: &str, out: &Path, others: &[(&str, Option<&Path>)]) ->
         }
     }
     Ok(())
+}
+
+/// Refuses a file whose folder is not there: it would be found out when there is something to lose.
+pub(crate) fn has_folder(flag: &str, file: &Path) -> Result<()> {
+    if file.is_dir() {
+        return usage(format!("{flag} {}: that is a folder; the name of a file expected", file.display()));
+    }
+    match file.parent().filter(|p| !p.as_os_str().is_empty() && !p.is_dir()) {
+        Some(no) => usage(format!("{flag} {}: there is no folder {}", file.display(), no.display())),
+        None => Ok(()),
+    }
 }
 
 /// This program's folder in a place of the system's for such files, made if it is not there; None without a home.

@@ -10,8 +10,8 @@ use serde_json::{Value, json};
 
 use super::args;
 use super::kept::Kept;
-use super::talking::{Reading, Talking};
-use super::{Failure, apart, own_folder, read_text, stats, structured, usage};
+use super::talking::{Manner, Reading, Talking};
+use super::{Failure, apart, has_folder, own_folder, read_text, stats, structured, usage};
 use crate::session::{ContextFull, Interrupted, Session};
 use crate::store;
 use crate::talk::{self, End, Said, Turns, Writer};
@@ -24,7 +24,8 @@ pub(super) fn run(a: &args::Run) -> Result<()> {
     let prompt = prompt(a)?;
     let prefix = a.prefix_file.as_deref().map(read_text).transpose()?;
     let mut form = structured::form(&a.structured)?;
-    let t = Talking::open(&a.model, &a.sampling, &a.talk, 1, (a.raw, true))?;
+    let t =
+        Talking::open(&a.model, &a.sampling, &a.talk, Manner { n_seq: 1, raw: a.raw, leaves: true, requests: false })?;
     let Talking { mut session, tokenizer, turns, settings, interrupted } = t;
     let turns = mode(a, turns)?;
     let grammars = form.as_ref().map(|_| Grammars::new(&tokenizer)).transpose().context(Failure::Model)?;
@@ -33,7 +34,7 @@ pub(super) fn run(a: &args::Run) -> Result<()> {
     let mut file = a.session.as_deref().map(Kept::new);
     let mut known = match file.as_ref().filter(|f| f.exists()) {
         Some(file) => Known::load(file.path(), &mut session, turns.is_some())?,
-        None => Known::default(),
+        None => Known { chat: turns.is_some(), ..Known::default() },
     };
     let seed = settings.seed();
     let sampler = settings.sampler(seed.wrapping_add(known.drawn), &tokenizer)?;
@@ -48,6 +49,7 @@ pub(super) fn run(a: &args::Run) -> Result<()> {
             known.messages.push(talk::message("user", &prompt));
             let text = turns.prompt(&tokenizer, &known.messages, true)?;
             let ids = tokenizer.encode_prompt(&text)?;
+            check_room(&session, 0, ids.len())?; // with the whole count, before the first of it is read
             if prefix.is_some() {
                 let system = &known.messages[..known.messages.len() - 1];
                 let other = [system, &[talk::message("user", "")]].concat();
@@ -62,7 +64,10 @@ pub(super) fn run(a: &args::Run) -> Result<()> {
         None => {
             let text = prefix.clone().unwrap_or_default() + &prompt;
             let mut ids = std::mem::take(&mut known.pending);
-            ids.extend(tokenizer.encode(&text, session.tokens(0).is_empty(), true)?);
+            ids.extend(match session.tokens(0).is_empty() {
+                true => tokenizer.encode_beginning(&text)?,
+                false => tokenizer.encode(&text, false, true)?,
+            });
             if ids.is_empty()
                 && let Some(&last) = session.tokens(0).last()
             {
@@ -74,13 +79,10 @@ pub(super) fn run(a: &args::Run) -> Result<()> {
                 return usage("the prompt is empty; give some text with -p, -f or on stdin".into());
             }
             let used = session.tokens(0).len();
-            if used + ids.len() > session.n_ctx() {
-                // Said before the first batch is read, with the whole count.
-                return Err(ContextFull { n_ctx: session.n_ctx(), used, given: ids.len() }.into());
-            }
+            check_room(&session, used, ids.len())?;
             if let Some(prefix) = &prefix {
                 // One token at least is left to read: logits follow it.
-                let known = talk::shared(&ids[..ids.len() - 1], &tokenizer.encode(prefix, true, true)?);
+                let known = talk::shared(&ids[..ids.len() - 1], &tokenizer.encode_beginning(prefix)?);
                 read_prefix(&mut session, &ids[..known], &mut progress)?;
             }
             let done = session.tokens(0).len() - used;
@@ -104,7 +106,8 @@ pub(super) fn run(a: &args::Run) -> Result<()> {
     drop(writer);
     if let Some(file) = &mut file {
         // Also when nobody reads stdout any more.
-        known.keep(turns.is_some(), &said, &mut session, &tokenizer, prompt_tokens)?;
+        let stopped = matches!(ended, Ok(End::Stop(_)));
+        known.keep(&said, stopped, &mut session, &tokenizer, prompt_tokens)?;
         file.save(|path| store::save(path, &session, 0, &known.note()))?;
     }
     let ended = ended?;
@@ -133,10 +136,21 @@ pub(super) fn run(a: &args::Run) -> Result<()> {
         rate(made, made_s),
         ended.words(),
     );
+    if matches!(ended, End::Context) {
+        tracing::warn!("the context of {} tokens is full, and the text ends there (-c is its size)", session.n_ctx());
+    }
     stats(&session, &a.model)?;
     match ended {
         End::Interrupted => Err(Interrupted.into()),
         _ => Ok(()),
+    }
+}
+
+/// Fails if the context has no room for what is given.
+fn check_room(session: &Session, used: usize, given: usize) -> Result<()> {
+    match used + given > session.n_ctx() {
+        true => Err(ContextFull { n_ctx: session.n_ctx(), used, given }.into()),
+        false => Ok(()),
     }
 }
 
@@ -190,10 +204,14 @@ fn prefix_path(session: &Session, ids: &[u32]) -> Result<Option<PathBuf>> {
 /// What a session file knows beside the sequence.
 #[derive(Default)]
 struct Known {
+    /// Whether it is a conversation, and no text that is continued.
+    chat: bool,
     messages: Vec<Value>,
     /// Tokens of a continued text that were written and not read.
     pending: Vec<u32>,
     drawn: u64,
+    /// The seed that a conversation began with in `tandem chat`.
+    seed: Option<u64>,
 }
 
 impl Known {
@@ -203,7 +221,10 @@ impl Known {
         let note: Value = serde_json::from_str(&note).with_context(|| format!("{name}: no session of this program"))?;
         let drawn = note["drawn"].as_u64().unwrap_or(0);
         match (note["messages"].as_array(), chat) {
-            (Some(list), true) => Ok(Known { messages: list.clone(), drawn, ..Known::default() }),
+            (Some(list), true) => {
+                let seed = note["seed"].as_u64();
+                Ok(Known { chat, messages: list.clone(), drawn, seed, ..Known::default() })
+            }
             (Some(_), false) => usage(format!("{name} holds a conversation, which --raw cannot continue")),
             (None, true) => usage(format!("{name} holds a text that was continued; --raw goes on with it")),
             (None, false) => {
@@ -217,37 +238,48 @@ impl Known {
     /// Takes in what was written behind `prompt` tokens.
     fn keep(
         &mut self,
-        chat: bool,
         said: &Said,
+        stopped: bool,
         session: &mut Session,
         tokenizer: &Tokenizer,
         prompt: usize,
     ) -> Result<()> {
         self.drawn += 1;
-        if chat {
+        if self.chat {
             match said.message() {
                 Some(message) => self.messages.push(message),
                 None => drop(self.messages.pop()), // the question may be put again
             }
         } else {
-            // A stop text, and what came with it, was not written.
-            let mut bytes = 0;
-            let shown = said.tokens.iter().take_while(|t| {
-                bytes += tokenizer.bytes(**t, false).len();
-                bytes <= said.answer.len()
-            });
-            let shown = shown.count();
+            let (mut shown, mut rest) = (said.tokens.len(), "");
+            if stopped {
+                // A stop text, and what came with it, was not written; it may begin within a token.
+                let mut bytes = Vec::new();
+                let whole = |t: &&u32| {
+                    bytes.extend(tokenizer.bytes(**t, false));
+                    said.answer.as_bytes().starts_with(&bytes)
+                };
+                shown = said.tokens.iter().take_while(whole).count();
+                let text: usize = said.tokens[..shown].iter().map(|t| tokenizer.bytes(*t, false).len()).sum();
+                rest = said.answer.get(text..).unwrap_or_default();
+            }
             session.rewind(0, session.tokens(0).len().min(prompt + shown))?;
             self.pending = said.tokens[session.tokens(0).len() - prompt..shown].to_vec();
+            self.pending.extend(tokenizer.encode(rest, false, false)?);
         }
         Ok(())
     }
 
     fn note(&self) -> String {
-        match self.messages.is_empty() {
-            true => json!({ "pending": self.pending, "drawn": self.drawn }).to_string(),
-            false => json!({ "messages": self.messages, "drawn": self.drawn }).to_string(),
+        let mut note = json!({ "drawn": self.drawn });
+        match self.chat {
+            true => note["messages"] = self.messages.clone().into(),
+            false => note["pending"] = self.pending.clone().into(),
         }
+        if let Some(seed) = self.seed {
+            note["seed"] = seed.into();
+        }
+        note.to_string()
     }
 }
 
@@ -261,13 +293,11 @@ fn check_files(a: &args::Run) -> Result<()> {
     ];
     if let Some(out) = &a.output {
         apart("-o", out, &read)?;
+        has_folder("-o", out)?;
     }
     if let Some(path) = &a.session {
         apart("--session", path, &read[..3])?;
-        let folder = path.parent().filter(|p| !p.as_os_str().is_empty());
-        if let Some(folder) = folder.filter(|f| !f.is_dir()) {
-            return usage(format!("--session {}: there is no folder {}", path.display(), folder.display()));
-        }
+        has_folder("--session", path)?;
     }
     Ok(())
 }
@@ -350,7 +380,7 @@ fn stdin(has_prompt: bool) -> Result<String> {
     if has_prompt {
         std::thread::spawn(move || {
             if done.recv_timeout(Duration::from_secs(2)) == Err(mpsc::RecvTimeoutError::Timeout) {
-                tracing::info!(
+                tracing::warn!(
                     "waiting for the end of stdin, which is put behind the prompt (--no-stdin leaves it alone)"
                 );
             }

@@ -68,6 +68,8 @@ impl Settings {
             }
             s.given.push(flag);
         }
+        s.given.extend(s.seed.map(|_| "seed"));
+        s.given.extend(flags.dry_sequence_breaker.first().map(|_| "dry-sequence-breaker"));
         if !flags.dry_sequence_breaker.is_empty() {
             let from = flags.dry_sequence_breaker.iter().rposition(|b| b == "none").map_or(0, |at| at + 1);
             s.breakers = flags.dry_sequence_breaker[from..].iter().map(|b| unescape(b)).collect();
@@ -83,8 +85,16 @@ impl Settings {
         Ok(s)
     }
 
-    /// Fills in what the model's file asks for and no flag said; that, and a flag that then does nothing, is said.
-    pub fn follow(&mut self, meta: &Meta) -> Result<()> {
+    /// Fills in what the model's file asks for and no flag said; that is said.
+    pub fn follow(&mut self, meta: &Meta) {
+        let taken = self.take(meta);
+        if !taken.is_empty() {
+            tracing::info!("sampling as the model's file says: {}", taken.join(", "));
+        }
+    }
+
+    /// The same, without saying it; what was filled in.
+    pub(super) fn take(&mut self, meta: &Meta) -> Vec<String> {
         let mut taken = Vec::new();
         let mut note = |read: Result<Option<String>>| match read {
             Ok(text) => taken.extend(text),
@@ -114,12 +124,19 @@ impl Settings {
             };
             note(read());
         }
-        if !taken.is_empty() {
-            tracing::info!("sampling as the model's file says: {}", taken.join(", "));
-        }
+        taken
+    }
+
+    /// Says which flags do nothing as things are.
+    pub(super) fn tell_idle(&self) -> Result<()> {
         for flag in &self.given {
-            let order = matches!(*flag, "samplers" | "sampler-seq") && self.params.mirostat > 0;
-            let why = if order { Some("mirostat has an order of its own".into()) } else { self.params.idle(flag) };
+            let p = &self.params;
+            let why = match *flag {
+                "samplers" | "sampler-seq" if p.mirostat > 0 => Some("mirostat has an order of its own".into()),
+                "seed" if !p.draws() => Some("temperature 0 takes the likeliest token".into()),
+                "dry-sequence-breaker" => p.idle("dry-base"),
+                flag => p.idle(flag),
+            };
             if let Some(why) = why {
                 off(&format!("--{flag}"), &why)?;
             }
@@ -217,7 +234,10 @@ impl Settings {
     pub fn words(&self) -> String {
         let numbers = self.params.numbers().into_iter().map(|(name, value)| format!("{name} {value}"));
         let order: Vec<&str> = self.params.order.iter().map(|s| s.name()).collect();
-        let all: Vec<String> = numbers.chain([format!("samplers {}", order.join(";"))]).collect();
+        let mut all: Vec<String> = numbers.chain([format!("samplers {}", order.join(";"))]).collect();
+        let biases = self.params.logit_bias.len() + self.text_bias.len();
+        all.extend((biases > 0).then(|| format!("logit_bias for {biases}")));
+        all.extend((self.breakers != BREAKERS).then(|| format!("dry_sequence_breakers {:?}", self.breakers)));
         all.join(", ")
     }
 

@@ -14,7 +14,7 @@ use super::sampling::Settings;
 use super::{Failure, gguf, off, open, options, read_text, signals, usage};
 use crate::session::Session;
 use crate::talk::{Asked, Progress, Turns};
-use crate::text::{Clock, Template, Tokenizer};
+use crate::text::{Clock, Reader, Template, Tokenizer};
 
 /// Variables by which templates switch thinking.
 const SWITCHES: [&str; 2] = ["enable_thinking", "thinking"];
@@ -30,15 +30,25 @@ pub(super) struct Talking {
     pub(super) interrupted: Arc<AtomicBool>,
 }
 
+/// How a verb talks.
+pub(super) struct Manner {
+    /// Sequences.
+    pub(super) n_seq: usize,
+    /// Prompts have no template.
+    pub(super) raw: bool,
+    /// A second Ctrl-C ends the program.
+    pub(super) leaves: bool,
+    /// Every request may set parameters of its own, so that no flag is idle.
+    pub(super) requests: bool,
+}
+
 impl Talking {
-    /// Opens the model with room for `n_seq` sequences; `raw`: prompts have no template; `leaves`: a
-    /// second Ctrl-C ends the program.
+    /// Opens the model.
     pub(super) fn open(
         model: &args::Model,
         sampling: &args::Sampling,
         talk: &args::Talk,
-        n_seq: usize,
-        (raw, leaves): (bool, bool),
+        Manner { n_seq, raw, leaves, requests }: Manner,
     ) -> Result<Talking> {
         let mut settings = Settings::new(sampling)?;
         if talk.stop.iter().any(String::is_empty) {
@@ -48,7 +58,10 @@ impl Talking {
         let o = crate::session::Options { n_seq, n_wanted: Some(n_seq), ..options(model)? };
         let gguf = gguf(model.model.as_deref(), &o.load)?;
         let tokenizer = Tokenizer::new(&gguf).context(Failure::Model)?;
-        settings.follow(&gguf.meta)?;
+        settings.follow(&gguf.meta);
+        if !requests {
+            settings.tell_idle()?;
+        }
         let template = if raw { None } else { template(&gguf, talk)? };
         let turns = match template {
             Some(template) => Some(turns(template, talk, further, &tokenizer)?),
@@ -88,7 +101,7 @@ fn turns(
 ) -> Result<Turns> {
     if talk.reasoning != Reasoning::Auto {
         let on = talk.reasoning == Reasoning::On;
-        let known: Vec<&str> = SWITCHES.into_iter().filter(|s| template.source().contains(s)).collect();
+        let known: Vec<&str> = SWITCHES.into_iter().filter(|s| is_switch(&template, s)).collect();
         if known.is_empty() {
             let flag = if on { "--reasoning on" } else { "--reasoning off" };
             off(flag, "the chat template has no switch for it")?;
@@ -97,14 +110,34 @@ fn turns(
             further.entry(name).or_insert(on.into());
         }
     }
+    if talk.reasoning_budget >= 0 && !Reader::new(template.source(), "").may_reason() {
+        off("--reasoning-budget", "the chat template has no form for thinking")?;
+    }
+    for name in further.keys().filter(|name| !template.source().contains(name.as_str())) {
+        off(&format!("--chat-template-kwargs {name}"), "the chat template has no such variable")?;
+    }
     Ok(Turns::new(template, tokenizer, further, Clock::now()))
+}
+
+/// Whether a prompt is another one with this variable than without it.
+fn is_switch(template: &Template, name: &str) -> bool {
+    let prompt = |on: bool| {
+        let messages = [crate::talk::message("user", "a")];
+        let variables = serde_json::json!({ "messages": messages, "add_generation_prompt": true, name: on });
+        template.render(&variables, Clock::now()).ok()
+    };
+    prompt(true) != prompt(false)
 }
 
 /// The template's further variables.
 fn further(talk: &args::Talk) -> Result<Map<String, Value>> {
     let Some(text) = &talk.chat_template_kwargs else { return Ok(Map::new()) };
     match serde_json::from_str(text) {
-        Ok(Value::Object(map)) => Ok(map),
+        Ok(Value::Object(map)) => match map.keys().find(|k| matches!(k.as_str(), "messages" | "add_generation_prompt"))
+        {
+            Some(own) => usage(format!("--chat-template-kwargs: {own} is not for you to set; other variables are")),
+            None => Ok(map),
+        },
         Ok(other) => usage(format!("--chat-template-kwargs {other}: a JSON object expected")),
         Err(e) => usage(format!("--chat-template-kwargs: not JSON: {e}")),
     }
@@ -187,6 +220,9 @@ impl Reading {
                     let _ = write!(out, "{:.0}", s.per_sec());
                 };
                 self.bar.set_style(style.with_key("rate", rate));
+                if !tracing::enabled!(tracing::Level::INFO) {
+                    self.bar.set_draw_target(indicatif::ProgressDrawTarget::hidden()); // -q
+                }
                 if !self.bar.is_hidden() {
                     let (bar, read, walked, over) =
                         (self.bar.clone(), self.read.clone(), self.walked.clone(), self.over.clone());

@@ -133,9 +133,6 @@ impl Shared {
     }
 }
 
-/// The most threads of a pool: more than any one machine has cores.
-const MOST: usize = 1024;
-
 /// Threads for the CPU's share of a walk: the caller and `n - 1` workers.
 #[derive(Debug)]
 pub struct Pool {
@@ -148,10 +145,13 @@ pub struct Pool {
 }
 
 impl Pool {
+    /// The most threads of a pool: more than any one machine has cores.
+    pub const MOST: usize = 1024;
+
     /// A pool of `n` threads; 0 means as many as compute best here.
     pub fn new(n: usize) -> Result<Pool> {
         let n = if n == 0 { best_threads() } else { n };
-        ensure!(n <= MOST, "{n} threads (-t) are more than the {MOST} that can be; one per core is best");
+        ensure!(n <= Self::MOST, "{n} threads (-t) are more than the {} that can be; one per core is best", Self::MOST);
         let parked = (1..n).map(|_| AtomicBool::new(false)).collect();
         let runs = (0..n).map(|_| Run::default()).collect();
         let shared = Arc::new(Shared { parked, runs, ..Shared::default() });

@@ -206,8 +206,35 @@ impl Params {
             (false, Some(stage)) if !self.order.contains(stage) => {
                 Some(format!("the order of samplers does not have {}", stage.name()))
             }
+            // These leave the likeliest candidate where it is.
+            (false, Some(Stage::TopK | Stage::TopP | Stage::MinP | Stage::TopNSigma)) if self.greedy() => {
+                Some("temperature 0 takes the likeliest token".into())
+            }
+            (false, _) => {
+                let (needs, is_off) = match names[0] {
+                    "dynatemp_exponent" => ("dynatemp_range", self.dynatemp_range <= 0.0),
+                    "xtc_threshold" => ("xtc_probability", self.xtc_probability <= 0.0),
+                    "repeat_last_n" => ("a penalty", !self.penalizes()),
+                    "dry_base" | "dry_allowed_length" | "dry_penalty_last_n" => {
+                        ("dry_multiplier", self.dry_multiplier == 0.0)
+                    }
+                    "adaptive_decay" => ("adaptive_target", self.adaptive_target < 0.0),
+                    _ => return None,
+                };
+                is_off.then(|| format!("it needs {needs}, which is off"))
+            }
             _ => None,
         }
+    }
+
+    /// Whether anything is drawn, so that a seed counts.
+    pub fn draws(&self) -> bool {
+        let xtc = self.mirostat == 0 && self.order.contains(&Stage::Xtc) && self.active(Stage::Xtc);
+        !self.greedy() || xtc
+    }
+
+    fn penalizes(&self) -> bool {
+        self.repeat_penalty != 1.0 || self.presence_penalty != 0.0 || self.frequency_penalty != 0.0
     }
 
     /// Whether the likeliest candidate is taken, and nothing is drawn.
@@ -219,11 +246,7 @@ impl Params {
     /// Whether a stage can change anything.
     pub(super) fn active(&self, stage: Stage) -> bool {
         match stage {
-            Stage::Penalties => {
-                let unchanged =
-                    self.repeat_penalty == 1.0 && self.presence_penalty == 0.0 && self.frequency_penalty == 0.0;
-                self.repeat_last_n != 0 && !unchanged
-            }
+            Stage::Penalties => self.repeat_last_n != 0 && self.penalizes(),
             Stage::Dry => self.dry_multiplier != 0.0 && self.dry_base >= 1.0 && self.dry_penalty_last_n != 0,
             Stage::TopNSigma => self.top_n_sigma > 0.0,
             Stage::TopK => self.top_k > 0,
@@ -292,7 +315,20 @@ mod tests {
         assert!(p.idle("top_p").unwrap().contains("does not have top_p"));
         assert!(p.idle("mirostat_lr").unwrap().contains("mirostat is off"));
         assert_eq!(p.idle("top_k"), None);
-        let p = Params { mirostat: 2, ..p };
+        let p = Params::default();
+        for (name, needs) in [
+            ("dynatemp-exp", "dynatemp_range"),
+            ("xtc_threshold", "xtc_probability"),
+            ("repeat-last-n", "a penalty"),
+            ("dry_base", "dry_multiplier"),
+        ] {
+            assert!(p.idle(name).unwrap().contains(needs), "{name}");
+        }
+        assert_eq!(Params { repeat_penalty: 1.1, ..p.clone() }.idle("repeat-last-n"), None);
+        let p = Params { temperature: 0.0, ..p };
+        assert!(p.idle("top_k").unwrap().contains("likeliest") && p.idle("typical_p").is_none() && !p.draws());
+        assert!(Params { xtc_probability: 0.5, ..p.clone() }.draws());
+        let p = Params { mirostat: 2, ..Params::default() };
         assert!(p.idle("top_k").unwrap().contains("mirostat") && p.idle("dynatemp_range").is_some());
         assert!(p.idle("temp").is_none() && p.idle("mirostat_lr").is_none());
     }

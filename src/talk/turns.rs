@@ -21,9 +21,9 @@ pub struct Turns {
 }
 
 impl Turns {
-    /// With the template's further variables (`enable_thinking`, ...).
+    /// With the template's further variables (`enable_thinking`, `documents`, ...).
     pub fn new(template: Template, tokenizer: &Tokenizer, further: Map<String, Value>, clock: Clock) -> Turns {
-        let mut variables = further;
+        let mut variables = guarded(tokenizer, &further);
         tokenizer.add_variables(&mut variables);
         let mut turns = Turns { template, variables, clock, opens: None };
         turns.opens = turns.find_opening(tokenizer);
@@ -51,7 +51,7 @@ impl Turns {
         open: bool,
     ) -> Result<String> {
         let mut variables = self.variables.clone();
-        variables.extend(further.cloned().unwrap_or_default());
+        variables.extend(further.map(|f| guarded(tokenizer, f)).unwrap_or_default());
         variables.insert("messages".into(), tokenizer.guarded(&Value::Array(messages.to_vec())));
         if let Some(tools) = tools {
             variables.insert("tools".into(), tokenizer.guarded(tools));
@@ -80,6 +80,11 @@ impl Turns {
         let plain = !tokenizer.encode_prompt(opens).ok()?.iter().any(|id| tokenizer.is_control(*id));
         (plain && !opens.trim().is_empty()).then(|| opens.trim().to_owned())
     }
+}
+
+/// A template's variables; what is in them may be anybody's text.
+fn guarded(tokenizer: &Tokenizer, variables: &Map<String, Value>) -> Map<String, Value> {
+    variables.iter().map(|(name, value)| (name.clone(), tokenizer.guarded(value))).collect()
 }
 
 /// A message as templates read it.
@@ -122,8 +127,8 @@ pub fn rest(tokenizer: &Tokenizer, read: &[u32], ids: &[u32]) -> (usize, Vec<u32
         if x != y
             && (tokenizer.is_control(x[0]) || tokenizer.is_control(y[0]) || bytes(tokenizer, x) != bytes(tokenizer, y))
         {
-            let more = shared(x, y);
-            (at, done) = (at + more, done + more);
+            let (more, also) = meet(tokenizer, x, y);
+            (at, done) = (at + more, done + also);
             break;
         }
         (at, done) = (a, b);
@@ -133,6 +138,26 @@ pub fn rest(tokenizer: &Tokenizer, read: &[u32], ids: &[u32]) -> (usize, Vec<u32
 
 fn bytes(tokenizer: &Tokenizer, ids: &[u32]) -> Vec<u8> {
     ids.iter().flat_map(|id| tokenizer.bytes(*id, true)).collect()
+}
+
+/// How many tokens of both lists write the same text, for the last time that tokens of both end at its end. An answer may
+/// have been cut otherwise and have ended early.
+fn meet(tokenizer: &Tokenizer, x: &[u32], y: &[u32]) -> (usize, usize) {
+    if x.is_empty() || y.is_empty() || tokenizer.is_control(x[0]) || tokenizer.is_control(y[0]) {
+        return (0, 0);
+    }
+    let same = bytes(tokenizer, x).iter().zip(&bytes(tokenizer, y)).take_while(|(a, b)| a == b).count();
+    let (mut best, mut i, mut j, mut x_bytes, mut y_bytes) = ((0, 0), 0, 0, 0, 0);
+    while x_bytes <= same && y_bytes <= same {
+        if x_bytes == y_bytes {
+            best = (i, j);
+        }
+        let (list, n, sum) = if x_bytes <= y_bytes { (x, &mut i, &mut x_bytes) } else { (y, &mut j, &mut y_bytes) };
+        let Some(id) = list.get(*n) else { break };
+        *n += 1;
+        *sum += tokenizer.bytes(*id, true).len();
+    }
+    best
 }
 
 /// Makes a sequence one that has read the prompt `ids`, and returns what is wanted after it. Of what it has read already

@@ -110,6 +110,8 @@ pub struct Writer<'t> {
     grammar: Option<Grammar>,
     reader: Reader,
     stream: Stream<'t>,
+    /// With a grammar, what may come while nothing of the answer does: all that does not end the text before there is one.
+    unruled: Vec<u32>,
     /// The token that opens reasoning, which a grammar does not know.
     opens: Option<u32>,
     stops: Stops,
@@ -145,7 +147,13 @@ impl<'t> Writer<'t> {
             Ok([one]) => Some(*one),
             _ => None,
         });
-        Writer { tokenizer, sampler, grammar, reader, stream, opens, stops, asked, forced, thought: 0, said }
+        let mut unruled = Vec::new();
+        if grammar.is_some() {
+            unruled = vec![u32::MAX; tokenizer.n_vocab().div_ceil(32)];
+            let ends = (0..tokenizer.n_vocab()).filter(|id| tokenizer.is_eog(*id as u32));
+            ends.for_each(|id| unruled[id / 32] &= !(1 << (id % 32)));
+        }
+        Writer { tokenizer, sampler, grammar, unruled, reader, stream, opens, stops, asked, forced, thought: 0, said }
     }
 
     /// What the next token is chosen from: all logits, or the likeliest token, where that is all that counts.
@@ -172,19 +180,30 @@ impl<'t> Writer<'t> {
         let beginning = self.reader.may_open().is_some();
         let ruled = beginning || self.reader.part() == Some(Part::Answer);
         let forced = self.forced.pop_front();
+        // Where messages have heads, the answer comes behind one, and nowhere else.
+        let heads = self.grammar.as_ref().and_then(|_| self.reader.heads());
         let token = match forced {
             Some(token) => token,
             None if greedy => logits[0] as u32,
             None => {
-                let mut with_opening;
+                let mut more;
                 let allowed = match (&mut self.grammar, self.opens.filter(|_| beginning)) {
+                    (Some(_), _) if heads.is_some() => {
+                        more = vec![0; logits.len().div_ceil(32)];
+                        for head in heads.iter().flatten() {
+                            let next = self.tokenizer.encode(head, false, true)?;
+                            next.first().into_iter().for_each(|id| more[*id as usize / 32] |= 1 << (id % 32));
+                        }
+                        Some(&more[..])
+                    }
                     (Some(g), None) if ruled => Some(g.mask()?),
                     (Some(g), Some(open)) => {
-                        with_opening = g.mask()?.to_vec();
-                        with_opening[open as usize / 32] |= 1 << (open % 32);
-                        Some(&with_opening[..])
+                        more = g.mask()?.to_vec();
+                        more[open as usize / 32] |= 1 << (open % 32);
+                        Some(&more[..])
                     }
-                    _ => None,
+                    (Some(_), None) => Some(&self.unruled[..]),
+                    (None, _) => None,
                 };
                 match self.sampler.pick(logits, allowed) {
                     Some(token) => token,

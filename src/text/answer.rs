@@ -109,6 +109,11 @@ impl Reader {
         Reader { tags: None, state: After(false), held: String::new(), out: Vec::new() }
     }
 
+    /// Whether reasoning can come.
+    pub fn may_reason(&self) -> bool {
+        self.tags.is_some() || self.state != After(false)
+    }
+
     /// The part that comes next; None in a head, and at a beginning where either may come.
     pub fn part(&self) -> Option<Part> {
         match self.state {
@@ -122,6 +127,21 @@ impl Reader {
     /// At a beginning, the text with which reasoning opens.
     pub fn may_open(&self) -> Option<&'static str> {
         self.tags.filter(|_| self.state == Begin).map(|t| t.open)
+    }
+
+    /// In the head of a message, what is left of the heads that reasoning or the answer can have.
+    pub fn heads(&self) -> Option<Vec<String>> {
+        if self.tags.is_some() || self.state != Head {
+            return None;
+        }
+        let begins: &[&str] = if self.held.is_empty() { &["", START] } else { &["", "assistant", START] };
+        let whole = begins.iter().flat_map(|begin| {
+            let who = if *begin == START { "assistant" } else { "" };
+            ["analysis", "final"].map(|channel| format!("{begin}{who}{CHANNEL}{channel}{MESSAGE}"))
+        });
+        let left: Vec<String> = whole.filter_map(|head| head.strip_prefix(&self.held).map(String::from)).collect();
+        // A template may have begun another one.
+        Some(if left.is_empty() { vec![MESSAGE.into()] } else { left })
     }
 
     /// In reasoning, the text that ends it and begins the answer.
@@ -142,8 +162,7 @@ impl Reader {
         }
     }
 
-    /// The parts that are certain with this text, which has control tokens written out (as
-    /// [`super::Tokenizer::raw_stream`] does).
+    /// The parts that are certain with this text, which has those control tokens written out that the reader knows.
     pub fn push(&mut self, text: &str) -> Vec<(Part, String)> {
         self.held += text;
         while match self.tags {

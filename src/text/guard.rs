@@ -86,37 +86,24 @@ impl Tokenizer {
         Cow::Owned(out)
     }
 
-    /// Messages, or tools, in which every text is guarded: contents, names, calls and their arguments. A message's role
-    /// stays, and so do keys that are plain words, since a template looks for them.
-    pub fn guarded(&self, messages: &Value) -> Value {
-        let message = |m: &Value| match m {
-            Value::Object(fields) => fields
-                .iter()
-                .map(|(key, value)| match key.as_str() {
-                    "role" => (key.clone(), value.clone()),
-                    _ => (self.guard_key(key), self.guard_all(value)),
-                })
-                .collect(),
-            other => self.guard_all(other),
+    /// Messages, tools or other variables of a template in which every text is guarded: contents, names, calls and their
+    /// arguments. Roles and keys that are plain words stay as they are, since a template looks for them.
+    pub fn guarded(&self, value: &Value) -> Value {
+        let field = |(key, value): (&String, &Value)| match value {
+            Value::String(text) if key == "role" => (key.clone(), self.guard_name(text).into()),
+            _ => (self.guard_name(key), self.guarded(value)),
         };
-        match messages {
-            Value::Array(list) => list.iter().map(message).collect(),
-            one => message(one),
-        }
-    }
-
-    fn guard_all(&self, value: &Value) -> Value {
         match value {
             Value::String(text) => self.guard(text).into(),
-            Value::Array(list) => list.iter().map(|v| self.guard_all(v)).collect(),
-            Value::Object(map) => map.iter().map(|(k, v)| (self.guard_key(k), self.guard_all(v))).collect(),
+            Value::Array(list) => list.iter().map(|v| self.guarded(v)).collect(),
+            Value::Object(map) => map.iter().map(field).collect(),
             other => other.clone(),
         }
     }
 
-    fn guard_key(&self, key: &str) -> String {
-        let word = key.chars().all(|c| c.is_alphanumeric() || c == '_');
-        if word { key.to_owned() } else { self.guard(key).into_owned() }
+    fn guard_name(&self, name: &str) -> String {
+        let word = name.chars().all(|c| c.is_alphanumeric() || c == '_');
+        if word { name.to_owned() } else { self.guard(name).into_owned() }
     }
 
     /// The tokens of a prompt: a template's text with its control tokens, and guarded text, which has none. The begin

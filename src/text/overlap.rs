@@ -16,6 +16,18 @@ impl Tokenizer {
     /// The token sequences that each bring one of `texts` about, the first token its beginning. Where a token ends inside
     /// a character of the text, nothing is known to go on with.
     pub fn sequences_with(&self, texts: &[String]) -> Result<Vec<Vec<u32>>> {
+        let mut last = self.sequences.lock().unwrap_or_else(|e| e.into_inner());
+        match &*last {
+            Some((of, found)) if of == texts => Ok(found.clone()),
+            _ => {
+                let found = self.look_for(texts)?;
+                *last = Some((texts.to_vec(), found.clone()));
+                Ok(found)
+            }
+        }
+    }
+
+    fn look_for(&self, texts: &[String]) -> Result<Vec<Vec<u32>>> {
         // Each text with the tokens that go on behind each of its beginnings.
         let mut known = Vec::new();
         for text in texts.iter().filter(|t| !t.is_empty()) {

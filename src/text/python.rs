@@ -12,6 +12,9 @@ use minijinja_contrib::pycompat::unknown_method_callback;
 
 use super::guard::is_mark;
 
+/// Lists within lists that are written as JSON; no tool's description has so many.
+const MOST_DEPTH: usize = 200;
+
 /// Gives a template's environment Python's ways.
 pub(super) fn install(env: &mut Environment<'static>) {
     env.set_formatter(|out, _, value| Ok(out.write_str(&text(value))?));
@@ -256,6 +259,9 @@ impl Json {
     }
 
     fn list(&self, value: &Value, depth: usize, out: &mut String, open: char, close: char) -> Result<(), Error> {
+        if depth == MOST_DEPTH {
+            return Err(invalid(format!("lists within lists, {MOST_DEPTH} deep, cannot be written as JSON")));
+        }
         let map = open == '{';
         let mut items: Vec<Value> = value.try_iter()?.collect();
         if map && self.sorted {

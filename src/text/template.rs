@@ -12,6 +12,8 @@
 //! undefined     prints nothing, is empty and false; nothing can be taken out of it
 //! ```
 //!
+//! Nothing bounds how long a template loops: minijinja's `fuel` would, but does not compile in 3.0.5.
+//!
 //! What jinja2 reads otherwise than minijinja is in `jinja.rs`, what it does to values otherwise in `python.rs`.
 
 use anyhow::{Error, Result, anyhow, bail};

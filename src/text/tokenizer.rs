@@ -3,6 +3,7 @@
 use std::collections::HashMap;
 use std::fmt;
 use std::ops::Range;
+use std::sync::Mutex;
 
 use anyhow::{Context, Result, bail};
 
@@ -29,7 +30,12 @@ pub struct Tokenizer {
     pub(super) special: Finder,
     /// White space after a token that was found is dropped.
     strip: bool,
+    /// What [`Tokenizer::sequences_with`] found last: that takes the whole vocabulary, and is asked for again and again.
+    pub(super) sequences: Mutex<Option<Sequences>>,
 }
+
+/// Texts, and the token sequences that bring them about.
+type Sequences = (Vec<String>, Vec<Vec<u32>>);
 
 impl fmt::Debug for Tokenizer {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
@@ -92,7 +98,7 @@ impl Tokenizer {
         let special = finder(USER | CONTROL | UNKNOWN, 0);
         let name = meta.opt_str("general.name")?.unwrap_or("").to_ascii_lowercase();
         let strip = name.contains("phi-3") || name.contains("phi3");
-        Ok(Tokenizer { file, vocab, model, user, special, strip })
+        Ok(Tokenizer { file, vocab, model, user, special, strip, sequences: Mutex::default() })
     }
 
     /// The tokens of a text. `add_special`: with the begin and end tokens that the file asks for. `parse_special`:
@@ -108,6 +114,14 @@ impl Tokenizer {
         }
         out.extend(self.vocab.eos.filter(|_| add_special && self.vocab.add_eos));
         Ok(out)
+    }
+
+    /// The tokens of a text that is to be continued: with the begin token that the file asks for, and without the end
+    /// token, which would end it.
+    pub fn encode_beginning(&self, text: &str) -> Result<Vec<u32>> {
+        let mut ids = self.encode(text, true, true)?;
+        ids.pop_if(|id| self.vocab.add_eos && Some(*id) == self.vocab.eos);
+        Ok(ids)
     }
 
     /// Appends the tokens that were found in a text, and those of the text between them.
@@ -170,12 +184,7 @@ impl Tokenizer {
 
     /// Text from tokens that come one by one, without control tokens.
     pub fn stream(&self) -> Stream<'_> {
-        Stream { tokenizer: self, special: false, tail: Vec::new() }
-    }
-
-    /// Text from tokens that come one by one, with control tokens written out, as a [`super::Reader`] wants it.
-    pub fn raw_stream(&self) -> Stream<'_> {
-        Stream { tokenizer: self, special: true, tail: Vec::new() }
+        Stream { tokenizer: self, tail: Vec::new() }
     }
 
     /// The token that begins a text.
@@ -303,7 +312,6 @@ impl Finder {
 #[derive(Debug)]
 pub struct Stream<'t> {
     tokenizer: &'t Tokenizer,
-    special: bool,
     /// The bytes of a character whose end has not come yet.
     tail: Vec<u8>,
 }
@@ -311,7 +319,7 @@ pub struct Stream<'t> {
 impl Stream<'_> {
     /// The text that is complete with this token; empty while a character is not.
     pub fn push(&mut self, id: u32) -> String {
-        self.push_as(id, self.special)
+        self.push_as(id, false)
     }
 
     /// The same; `special`: if it is a control token, it is written out.

@@ -52,8 +52,20 @@ pub(super) struct Defaults {
 }
 
 /// OpenAI's fields that ask for nothing that this program would do otherwise.
-const WITHOUT_EFFECT: [&str; 8] =
-    ["model", "user", "stream", "stream_options", "n", "store", "metadata", "service_tier"];
+const WITHOUT_EFFECT: [&str; 9] =
+    ["model", "user", "stream", "stream_options", "n", "store", "metadata", "service_tier", "parallel_tool_calls"];
+
+/// Whether a field, OpenAI's or vLLM's, asks for what is done anyway.
+fn is_usual(name: &str, value: &Value) -> bool {
+    match name {
+        "echo" | "use_beam_search" | "include_stop_str_in_output" => *value == false,
+        "skip_special_tokens" | "spaces_between_special_tokens" | "add_generation_prompt" => *value == true,
+        "best_of" => *value == 1,
+        "min_tokens" => *value == 0,
+        "tool_choice" => *value == "auto",
+        _ => false,
+    }
+}
 
 /// A request that cannot be answered: who asked, and why not.
 #[derive(Debug)]
@@ -113,6 +125,7 @@ impl Job {
             asked: defaults.asked.clone(),
             kind: defaults.kind.clone(),
         };
+        agree(&map)?;
         for (name, value) in map {
             if !job.take(&name, &value)? {
                 bail!("{name}: no such field");
@@ -127,6 +140,11 @@ impl Job {
         }
         let Some(Value::Object(mut body)) = map.remove("body") else { bail!("body: an object expected") };
         body.retain(|_, v| !v.is_null());
+        body.retain(|name, v| !is_usual(name, v));
+        if body.get("tool_choice").is_some_and(|c| c == "none") {
+            body.remove("tool_choice");
+            body.remove("tools"); // so that the template tells the model of none
+        }
         if body.contains_key("max_completion_tokens") {
             body.remove("max_tokens"); // its older name
         }
@@ -158,6 +176,7 @@ impl Job {
         if body.get("n").is_some_and(|n| n.as_u64() != Some(1)) {
             bail!("n is {}: 1 expected, send a line for each", body["n"]);
         }
+        agree(&body)?;
         // A chat asks by a bool and a number, a text by the number alone.
         let top = body.remove("top_logprobs");
         if top.is_some() && !body.contains_key("logprobs") {
@@ -208,6 +227,16 @@ impl Job {
             "logprobs" => self.asked.logprobs = Some(whole(name, value)?),
             "json_schema" | "grammar" | "regex" => self.kind = Some(kind(name, value)?),
             // vLLM's names for the same.
+            "structured_outputs" => {
+                let object = value.as_object().filter(|o| o.len() == 1);
+                let one = object.and_then(|o| o.iter().next());
+                self.kind = match one.map(|(name, v)| (name.as_str(), v)) {
+                    Some(("json", v)) => Some(kind("json_schema", v)?),
+                    Some((name @ ("grammar" | "regex"), v)) => Some(kind(name, v)?),
+                    _ => return Err(wrong(name, value, "an object with json, grammar or regex")),
+                }
+            }
+            "repetition_penalty" => return self.settings.set("repeat_penalty", value),
             "guided_json" => self.kind = Some(kind("json_schema", value)?),
             "guided_grammar" => self.kind = Some(kind("grammar", value)?),
             "guided_regex" => self.kind = Some(kind("regex", value)?),
@@ -223,6 +252,27 @@ impl Job {
         }
         Ok(true)
     }
+}
+
+/// Fails where two fields say the same thing, which may be another thing.
+fn agree(map: &Map<String, Value>) -> Result<()> {
+    const FORMS: &[&str] = &[
+        "json_schema",
+        "grammar",
+        "regex",
+        "guided_json",
+        "guided_grammar",
+        "guided_regex",
+        "structured_outputs",
+        "response_format",
+    ];
+    for same in [FORMS, &["n_predict", "max_tokens", "max_completion_tokens"]] {
+        let given: Vec<&str> = same.iter().copied().filter(|name| map.contains_key(*name)).collect();
+        if given.len() > 1 {
+            bail!("{}: one of them expected, not both", given.join(" and "));
+        }
+    }
+    Ok(())
 }
 
 fn wrong(name: &str, found: &Value, expected: &str) -> anyhow::Error {
@@ -270,11 +320,15 @@ fn messages(list: Value, map: &mut Map<String, Value>) -> Result<Prompt> {
         }
         messages.push(m);
     }
-    let variables = match map.remove("chat_template_kwargs") {
+    let mut variables = match map.remove("chat_template_kwargs") {
         None | Some(Value::Null) => Map::new(),
         Some(Value::Object(more)) => more,
         Some(v) => return Err(wrong("chat_template_kwargs", &v, "an object")),
     };
+    // What templates call it, too; one that knows no effort has none to set.
+    if let Some(effort) = map.remove("reasoning_effort") {
+        variables.entry("reasoning_effort").or_insert(effort);
+    }
     Ok(Prompt::Messages { messages, tools: map.remove("tools").filter(|t| !t.is_null()), variables })
 }
 
@@ -304,6 +358,8 @@ mod tests {
             (r#"{"id": 1, "prompt": "x", "temprature": 1}"#, json!(1), "temprature: no such field"),
             (r#"{"id": 1, "prompt": "x", "temperature": "hot"}"#, json!(1), "temperature"),
             (r#"{"id": 1, "prompt": "x", "stop": [1]}"#, json!(1), "stop is [1]"),
+            (r#"{"id": 1, "prompt": "x", "regex": "a", "json_schema": {}}"#, json!(1), "json_schema and regex"),
+            (r#"{"id": 1, "prompt": "x", "n_predict": 2, "max_tokens": 3}"#, json!(1), "n_predict and max_tokens"),
             (r#"{"id": 1, "prompt": "x", "n_predict": -3}"#, json!(1), "n_predict is -3"),
             (r#"{"custom_id": "c", "url": "/v1/embeddings", "body": {}}"#, json!("c"), "/v1/chat/completions"),
             (r#"{"custom_id": "c", "url": "/v1/completions", "body": {"prompt": ["a"]}}"#, json!("c"), "a text"),
@@ -323,6 +379,15 @@ mod tests {
             "response_format": {"type": "json_schema", "json_schema": {"name": "n", "schema": {"type": "object"}}}}}"#;
         let job = Job::parse(line, &defaults()).unwrap();
         assert_eq!(job.form, Form::OpenAi { custom_id: "r-1".into(), chat: true, model: json!("m") });
+        // What asks for nothing else than is done is no wish that is not granted.
+        let usual = r#"{"custom_id": "c", "url": "/v1/chat/completions", "body": {"messages": [{"role": "user", "content": "a"}],
+            "echo": false, "best_of": 1, "tool_choice": "none", "tools": [{"type": "function"}], "min_tokens": 0,
+            "parallel_tool_calls": true, "reasoning_effort": "low", "repetition_penalty": 1.25,
+            "structured_outputs": {"regex": "a"}}}"#;
+        let usual = Job::parse(usual, &defaults()).unwrap();
+        let Prompt::Messages { tools: None, variables, .. } = &usual.prompt else { panic!("{:?}", usual.prompt) };
+        assert_eq!(variables["reasoning_effort"], "low");
+        assert_eq!((usual.kind, usual.settings.params.repeat_penalty), (Some(Kind::Regex("a".into())), 1.25));
         let Prompt::Messages { messages, .. } = &job.prompt else { panic!("{:?}", job.prompt) };
         assert_eq!(messages[0]["content"], "a\nb");
         assert_eq!((job.asked.limit, job.asked.logprobs, job.settings.seed), (Some(9), Some(2), Some(4)));

@@ -41,7 +41,11 @@ pub(super) fn answer(form: &Form, id: &Value, n: usize, done: &Done) -> Value {
     };
     let finish = match ended {
         End::Limit | End::Context => "length",
-        _ => "stop",
+        // The API has no word for a part of an answer.
+        End::Interrupted => {
+            return failure(custom_id, n, (503, "ServiceUnavailableError"), "interrupted before the end");
+        }
+        End::Model | End::Stop(_) | End::Complete => "stop",
     };
     let logprobs = if said.logprobs.is_empty() { Value::Null } else { logprobs(*chat, &said.logprobs) };
     let choice = if *chat {
@@ -76,12 +80,16 @@ pub(super) fn error(refused: &Refused, n: usize, line: usize) -> Value {
     let Refused { form, id, why } = refused;
     match form {
         Form::Own => json!({ "id": id, "error": why, "line": line }),
-        Form::OpenAi { custom_id, .. } => json!({
-            "id": format!("tandem-batch-{n}"), "custom_id": custom_id,
-            "response": { "status_code": 400, "request_id": format!("tandem-request-{n}"), "body": null },
-            "error": { "message": why, "type": "BadRequestError", "param": null, "code": 400 },
-        }),
+        Form::OpenAi { custom_id, .. } => failure(custom_id, n, (400, "BadRequestError"), why),
     }
+}
+
+fn failure(custom_id: &str, n: usize, (code, kind): (u16, &str), why: &str) -> Value {
+    json!({
+        "id": format!("tandem-batch-{n}"), "custom_id": custom_id,
+        "response": { "status_code": code, "request_id": format!("tandem-request-{n}"), "body": null },
+        "error": { "message": why, "type": kind, "param": null, "code": code },
+    })
 }
 
 /// Log-probabilities as OpenAI writes them: for a chat a list of tokens, for a text lists beside each other.

@@ -46,6 +46,15 @@ pub(super) fn names() -> impl Iterator<Item = &'static str> {
     ALL.iter().map(|c| c.0)
 }
 
+/// A file's name as it was typed, or as completion wrote it: ~ is the home folder, and a backslash makes a letter itself.
+fn path(text: &str) -> String {
+    let text = rustyline::completion::unescape(text, Some('\\')).into_owned();
+    match (text.strip_prefix("~/"), std::env::var("HOME")) {
+        (Some(rest), Ok(home)) => format!("{home}/{rest}"),
+        _ => text,
+    }
+}
+
 impl Command {
     pub(super) fn parse(line: &str) -> Result<Command> {
         let (name, rest) = line.split_once(char::is_whitespace).unwrap_or((line, ""));
@@ -54,15 +63,16 @@ impl Command {
             "" => Ok(command),
             _ => bail!("{name} takes nothing after it, found {rest:?}"),
         };
+        let file = || PathBuf::from(path(rest));
         match name {
             "/help" => takes_none(Command::Help),
             "/system" => Ok(Command::System(rest.into())),
             "/undo" => takes_none(Command::Undo),
             "/regen" => takes_none(Command::Regen),
             "/edit" => takes_none(Command::Edit),
-            "/save" => Ok(Command::Save((!rest.is_empty()).then(|| rest.into()))),
+            "/save" => Ok(Command::Save((!rest.is_empty()).then(file))),
             "/load" if rest.is_empty() => bail!("/load: the name of a file expected after it"),
-            "/load" => Ok(Command::Load(rest.into())),
+            "/load" => Ok(Command::Load(file())),
             "/set" if rest.is_empty() => Ok(Command::Set(None)),
             "/set" => match rest.split_once(char::is_whitespace) {
                 Some((name, value)) => Ok(Command::Set(Some((name.into(), value.trim().into())))),
@@ -93,9 +103,7 @@ impl Chat<'_> {
                 for (name, takes, does) in ALL {
                     say!("  {:22} {does}", format!("{name} {takes}"));
                 }
-                say!(
-                    "  A line that ends in \\ goes on in the next; Alt-Enter and Ctrl-J begin a new one; Tab completes."
-                );
+                say!("  A line that ends in \\ goes on in the next; Alt-Enter begins a new one; Tab completes.");
             }
             Command::System(text) => {
                 talk::set_system(&mut self.messages, &text);
@@ -114,14 +122,28 @@ impl Chat<'_> {
                 self.replaced = self.messages.split_off(at + 1);
                 return Ok(Next::Answer);
             }
-            Command::Edit => match self.take_back() {
-                Some(text) => return Ok(Next::Edit(text)),
+            Command::Edit => match self.take_out() {
+                Some((text, taken)) => {
+                    self.edited = taken;
+                    return Ok(Next::Edit(text));
+                }
                 None => say!("(there is no message to edit)"),
             },
             Command::Save(path) => match (path, &self.file) {
                 (Some(path), own) if own.as_ref().is_none_or(|f| f.path() != path) => {
-                    self.save(&path, true)?;
-                    say!("(saved to {})", path.display());
+                    let mut file = match self.saved.iter().position(|f| f.path() == path) {
+                        Some(at) => self.saved.remove(at),
+                        None => Kept::new(&path),
+                    };
+                    if file.is_strange() {
+                        bail!(
+                            "{}: it is there already, and not from this conversation; give another name",
+                            path.display()
+                        );
+                    }
+                    file.save(|path| self.save(path, true))?;
+                    say!("(saved to {})", file.path().display());
+                    self.saved.push(file);
                 }
                 (_, Some(_)) => {
                     self.keep(true)?;
@@ -140,15 +162,21 @@ impl Chat<'_> {
                     *own = file;
                 }
                 say!("({})", self.greeting());
+                self.saved.push(Kept::new(&path).seen());
             }
-            Command::Set(None) => say!("{}", self.settings.words()),
+            Command::Set(None) => {
+                let limit = self.asked.limit.map_or("-1".into(), |n| n.to_string());
+                let reasoning = if self.screen.reasoning { "show" } else { "hide" };
+                let seed = self.seed;
+                say!("{}, seed {seed}, n_predict {limit}, reasoning {reasoning}", self.settings.words());
+            }
             Command::Set(Some((name, value))) => self.set(&name, &value)?,
             Command::Stats => self.tell(),
             Command::Clear => {
                 self.messages.retain(|m| m["role"] == "system");
                 say!("(a new conversation)");
             }
-            Command::Exit => {}
+            Command::Exit => return Ok(Next::Leave),
         }
         Ok(Next::Nothing)
     }
@@ -164,15 +192,30 @@ impl Chat<'_> {
         }
         // Numbers, lists and objects as JSON writes them; all else is text.
         let json: serde_json::Value = serde_json::from_str(value).unwrap_or_else(|_| value.into());
+        if json.is_null() {
+            bail!("/set {name}: a value expected");
+        }
         if name == "n_predict" {
-            self.asked.limit = json.as_u64().and_then(|n| usize::try_from(n).ok());
-        } else if !self.settings.set(name, &json)? {
-            bail!("/set {name}: no such parameter; /set alone lists them");
+            self.asked.limit = match (json.as_u64().and_then(|n| usize::try_from(n).ok()), json.as_i64()) {
+                (None, Some(-1)) => None,
+                (None, _) => bail!("/set n_predict {value}: a whole number expected, or -1 for no limit"),
+                (limit, _) => limit,
+            };
+        } else {
+            let mut settings = self.settings.clone();
+            if !settings.set(name, &json)? {
+                bail!("/set {name}: no such parameter; /set alone lists them");
+            }
+            settings.sampler(0, self.tokenizer)?; // what the vocabulary has not is found here
+            self.settings = settings;
         }
         if name == "seed" {
             (self.seed, self.drawn) = (self.settings.seed(), 0);
         }
-        say!("({name} is now {value})");
+        match self.settings.params.idle(name) {
+            Some(why) => say!("({name} is now {value}, which does nothing as things are: {why})"),
+            None => say!("({name} is now {value})"),
+        }
         Ok(())
     }
 

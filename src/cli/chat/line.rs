@@ -1,7 +1,9 @@
 //! The line that is typed: edited, with a history and completion of commands on a terminal; read as it is from a pipe.
 
-use std::io::{IsTerminal, Write};
+use std::io::{ErrorKind, IsTerminal, Write};
 use std::path::PathBuf;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
 
 use anyhow::{Context as _, Result};
 use rustyline::completion::{Completer, FilenameCompleter, Pair};
@@ -10,17 +12,20 @@ use rustyline::highlight::Highlighter;
 use rustyline::hint::Hinter;
 use rustyline::history::FileHistory;
 use rustyline::validate::{ValidationContext, ValidationResult, Validator};
-use rustyline::{Cmd, CompletionType, Config, Context, Editor, ExternalPrinter, Helper, KeyCode, KeyEvent, Modifiers};
+use rustyline::{
+    Behavior, Cmd, CompletionType, ConditionalEventHandler, Config, Context, Editor, Event, EventContext, EventHandler,
+    ExternalPrinter, Helper, KeyCode, KeyEvent, Modifiers, RepeatCount,
+};
 
 use super::commands;
-use crate::cli::{own_folder, signals};
+use crate::cli::{colour, own_folder, signals};
 
 /// What came from the user.
 pub(super) enum Line {
     /// A message or a command.
     Text(String),
-    /// Ctrl-C.
-    Interrupt,
+    /// Ctrl-C, on a line with nothing in it or with something.
+    Interrupt { empty: bool },
     /// Nothing will come any more.
     End,
 }
@@ -34,31 +39,44 @@ pub(super) struct Lines {
     history: Option<PathBuf>,
     terminal: bool,
     prompt: (String, String),
+    /// Whether the line on which Ctrl-C came had something in it.
+    typed: Arc<AtomicBool>,
     /// Nothing is printed with it: while there is one, the editor listens for signals beside keys, and misses none.
     _listens: Option<Box<dyn ExternalPrinter>>,
 }
 
 impl Lines {
-    pub(super) fn new(colour: bool) -> Result<Lines> {
+    pub(super) fn new() -> Result<Lines> {
+        let terminal = std::io::stdin().is_terminal();
+        // Where answers go to a file, what is typed is shown on the terminal all the same.
+        let aside = terminal && !std::io::stdout().is_terminal();
         let config = Config::builder()
+            .behavior(if aside { Behavior::PreferTerm } else { Behavior::Stdio })
             .history_ignore_space(true)
             .completion_type(CompletionType::List)
             .max_history_size(1000)
             .context("no history")?
             .build();
         let mut editor = Editor::with_config(config).context("the terminal cannot be set up")?;
-        editor.set_helper(Some(Keys { files: FilenameCompleter::new() }));
-        for key in [KeyEvent(KeyCode::Enter, Modifiers::ALT), KeyEvent::ctrl('J')] {
-            editor.bind_sequence(key, Cmd::Newline);
+        editor.set_helper(Some(Keys { files: FilenameCompleter::new(), terminal }));
+        editor.bind_sequence(KeyEvent(KeyCode::Enter, Modifiers::ALT), Cmd::Newline);
+        let typed = Arc::new(AtomicBool::new(false));
+        if terminal {
+            // Not by what a line ends in when it is done: what is pasted stays as it is.
+            // Ctrl-J is Enter that was typed before the editor listened.
+            for key in [KeyEvent(KeyCode::Enter, Modifiers::NONE), KeyEvent::ctrl('J')] {
+                editor.bind_sequence(key, EventHandler::Conditional(Box::new(Further)));
+            }
+            let notes = Box::new(Notes(typed.clone()));
+            editor.bind_sequence(KeyEvent::ctrl('C'), EventHandler::Conditional(notes));
         }
-        let terminal = std::io::stdin().is_terminal();
         let history = terminal.then(history_file).flatten();
         if let Some(path) = &history {
             let _ = editor.load_history(path); // there is none the first time
         }
         let listens = editor.create_external_printer().ok().map(|p| Box::new(p) as Box<dyn ExternalPrinter>);
-        let styled = if colour { format!("\x1b[1m{PROMPT}\x1b[22m") } else { PROMPT.into() };
-        Ok(Lines { editor, history, terminal, prompt: (PROMPT.into(), styled), _listens: listens })
+        let styled = if colour(terminal) { format!("\x1b[1m{PROMPT}\x1b[22m") } else { PROMPT.into() };
+        Ok(Lines { editor, history, terminal, prompt: (PROMPT.into(), styled), typed, _listens: listens })
     }
 
     /// Whether somebody sits there.
@@ -68,6 +86,7 @@ impl Lines {
 
     /// The next line, or several: one that ends in a backslash goes on in the next.
     pub(super) fn read(&mut self, draft: &str) -> Result<Line> {
+        self.typed.store(false, Ordering::Relaxed);
         let line = signals::wait(|| match draft {
             "" => self.editor.readline(&self.prompt),
             text => self.editor.readline_with_initial(&self.prompt, (text, "")),
@@ -75,15 +94,20 @@ impl Lines {
         let Some(line) = line else { return Ok(Line::End) };
         match line {
             Ok(text) => {
+                let text = text.replace(&format!("\\{JOINT}"), "\n").replace(JOINT, "\n");
                 if self.terminal && !text.trim().is_empty() {
                     let _ = self.editor.add_history_entry(text.as_str());
                     if let Some(path) = &self.history {
                         let _ = self.editor.append_history(path); // kept in memory all the same
                     }
                 }
-                Ok(Line::Text(text.replace("\\\n", "\n")))
+                Ok(Line::Text(if self.terminal { text } else { text.replace("\\\n", "\n") }))
             }
-            Err(ReadlineError::Interrupted) => Ok(Line::Interrupt),
+            Err(ReadlineError::Interrupted) => Ok(Line::Interrupt { empty: !self.typed.load(Ordering::Relaxed) }),
+            Err(ReadlineError::Io(e)) if self.terminal && e.kind() == ErrorKind::InvalidData => {
+                say!("(what was typed is not UTF-8: it is left out)");
+                Ok(Line::Text(String::new()))
+            }
             Err(ReadlineError::Eof) => Ok(Line::End),
             Err(ReadlineError::Io(e)) => Err(e).context("cannot read the next line"),
             Err(e) => Err(e).context("cannot read the next line"),
@@ -113,9 +137,33 @@ fn history_file() -> Option<PathBuf> {
     Some(own_folder("XDG_STATE_HOME", ".local/state").ok()??.join("history"))
 }
 
-/// What keys do beyond editing: Tab completes commands and the files that they name, and a backslash goes on.
+/// What keys do beyond editing: Tab completes commands and the files that they name; from a pipe, a backslash goes on.
 struct Keys {
     files: FilenameCompleter,
+    terminal: bool,
+}
+
+/// Enter behind a backslash: a new line begins, and what tells this from a backslash in a pasted text.
+struct Further;
+
+/// Nothing to be seen (a word joiner), between the backslash and the new line.
+const JOINT: &str = "\u{2060}\n";
+
+/// Notes whether Ctrl-C came with something in the line.
+struct Notes(Arc<AtomicBool>);
+
+impl ConditionalEventHandler for Notes {
+    fn handle(&self, _: &Event, _: RepeatCount, _: bool, context: &EventContext<'_>) -> Option<Cmd> {
+        self.0.store(!context.line().is_empty(), Ordering::Relaxed);
+        None // as always
+    }
+}
+
+impl ConditionalEventHandler for Further {
+    fn handle(&self, _: &Event, _: RepeatCount, _: bool, context: &EventContext<'_>) -> Option<Cmd> {
+        let further = context.pos() == context.line().len() && context.line().ends_with('\\');
+        further.then(|| Cmd::Insert(1, JOINT.into()))
+    }
 }
 
 impl Completer for Keys {
@@ -139,7 +187,7 @@ impl Completer for Keys {
 
 impl Validator for Keys {
     fn validate(&self, context: &mut ValidationContext<'_>) -> rustyline::Result<ValidationResult> {
-        let more = context.input().ends_with('\\');
+        let more = !self.terminal && context.input().ends_with('\\');
         Ok(if more { ValidationResult::Incomplete } else { ValidationResult::Valid(None) })
     }
 }

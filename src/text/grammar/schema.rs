@@ -54,6 +54,9 @@ const REMARKS: &[&str] = &[
     "writeOnly",
 ];
 
+/// The largest whole number below which a 64-bit float has all.
+const EXACT: f64 = 9_007_199_254_740_992.0;
+
 /// Places that a schema names, at most.
 const REFS: usize = 5000;
 
@@ -77,6 +80,11 @@ pub(super) fn prepare(schema: &Value) -> Result<Value> {
         for (key, value) in map {
             let inside = format!("{at}/{key}");
             match key.as_str() {
+                "const" | "enum" | "minimum" | "maximum" | "exclusiveMinimum" | "exclusiveMaximum" | "multipleOf"
+                    if !is_exact(value) =>
+                {
+                    bail!("at {inside}: a whole number beyond 2^53 cannot be kept to the last digit; as a text it can");
+                }
                 k if KEPT.contains(&k) || REMARKS.contains(&k) => {}
                 k if NAMED.contains(&k) => match value {
                     Value::Object(map) => todo.extend(map.iter().map(|(k, v)| (format!("{inside}/{k}"), v))),
@@ -113,6 +121,16 @@ pub(super) fn prepare(schema: &Value) -> Result<Value> {
     Ok(ready)
 }
 
+/// Whether all numbers in a value are those that they become: llguidance computes in 64-bit floats.
+fn is_exact(value: &Value) -> bool {
+    match value {
+        Value::Number(n) => n.as_f64().is_some_and(|f| f.abs() <= EXACT || (f.fract() != 0.0 && f.is_finite())),
+        Value::Array(list) => list.iter().all(is_exact),
+        Value::Object(map) => map.values().all(is_exact),
+        _ => true,
+    }
+}
+
 /// What to write instead of a keyword.
 fn instead(key: &str) -> &'static str {
     match key {
@@ -130,6 +148,8 @@ mod tests {
     fn what_cannot_be_kept_is_named_with_its_place() {
         for (schema, says) in [
             (json!({"properties": {"a": {"uniqueItems": true}}}), "at #/properties/a: \"uniqueItems\" cannot be kept"),
+            (json!({"enum": ["a", {"id": 175_928_847_299_117_063_u64}]}), "at #/enum: a whole number beyond 2^53"),
+            (json!({"maximum": 1e30}), "at #/maximum: a whole number beyond 2^53"),
             (json!({"items": [{}, {"maxlength": 3}]}), "at #/items/1: \"maxlength\" cannot be kept"),
             (json!({"anyOf": [{"not": {}}]}), "at #/anyOf/0: \"not\" cannot be kept; anyOf over the cases can"),
             (json!({"type": "string", "nullable": true}), "at #: \"nullable\" cannot be kept; \"type\": [...,"),
