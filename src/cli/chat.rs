@@ -129,7 +129,8 @@ pub(super) fn run(a: &args::Chat) -> Result<()> {
     }
     let mut lines = Lines::new()?;
     let talked = chat.talk(&mut lines);
-    // Whatever ended it, the conversation is kept.
+    // Whatever ended it, the conversation is kept, with what was about to be edited.
+    chat.put_back_edited();
     let kept = chat.keep(true);
     stats(&chat.session, &a.model)?;
     talked.and(kept)?;
@@ -263,7 +264,9 @@ impl Chat<'_> {
         let ended = talk::write(&mut self.session, 0, &mut writer, logits, &self.interrupted, &mut |part, text| {
             ink.write(part, text)
         });
-        ink.finish()?;
+        // Where nobody reads any more, what was said still counts.
+        let inked = ink.finish();
+        let ended = ended.and_then(|end| inked.map(|()| end));
         let said = std::mem::take(&mut writer.said);
         let words = ended.as_ref().map_or_else(|e| format!("{e:#}"), |e| e.words());
         let kept = ids.len().saturating_sub(read);

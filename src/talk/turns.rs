@@ -242,3 +242,28 @@ pub fn feed(
     }
     Ok(logits)
 }
+
+#[cfg(test)]
+mod tests {
+    use std::path::Path;
+
+    use super::*;
+    use crate::gguf::Gguf;
+
+    #[test]
+    fn of_an_answer_that_was_cut_otherwise_and_ended_early_little_is_read_again() {
+        let demo = Path::new(env!("CARGO_MANIFEST_DIR")).join("demo/demo.gguf");
+        let t = Tokenizer::new(&Gguf::open(&demo).unwrap()).unwrap();
+        let whole = "KING:\nhello there, my good friends and lords\n\nROMEO:";
+        let ids = t.encode(whole, false, false).unwrap();
+        for early in ["KING:\nhello there, my good frie", "KING:\nhello there, my goo", whole] {
+            let read: Vec<u32> = early.chars().flat_map(|c| t.encode(&c.to_string(), false, false).unwrap()).collect();
+            let (kept, left) = rest(&t, &read, &ids);
+            assert_eq!(t.decode(&[&read[..kept], &left].concat(), true), whole);
+            // At most the letters of the one token of the prompt that it stopped in: " friends".
+            assert!(kept + 8 > early.len(), "{kept} of {} letters", early.len());
+        }
+        let (kept, _) = rest(&t, &t.encode("KING:\nhullo there", false, false).unwrap(), &ids);
+        assert!(kept > 0 && t.decode(&ids[..kept], true).len() <= 7, "up to where the text is another");
+    }
+}
