@@ -150,7 +150,7 @@ fn an_interrupted_answer_is_no_finished_one_in_openais_form() {
     stdout.read_line(&mut String::new()).unwrap(); // it listens now
     writeln!(stdin, "{line}").unwrap();
     std::thread::sleep(std::time::Duration::from_millis(200));
-    assert!(Command::new("kill").args(["-s", "INT", &child.id().to_string()]).status().unwrap().success());
+    common::signal("INT", child.id());
     let mut answer = String::new();
     stdout.read_line(&mut answer).unwrap();
     let answer: Value = serde_json::from_str(&answer).unwrap();

@@ -3,7 +3,7 @@
 mod common;
 
 use std::io::{Read, Write};
-use std::process::{Child, Command, Output, Stdio};
+use std::process::{Command, Output, Stdio};
 
 use common::{floats, nmse, reference};
 
@@ -99,12 +99,6 @@ fn an_answer_comes_whole_where_nobody_reads_what_is_said_beside_it() {
     assert_eq!(child.wait().unwrap().code(), Some(3));
 }
 
-/// Sends a signal.
-#[cfg(unix)]
-fn signal(name: &str, child: &Child) {
-    assert!(Command::new("kill").args(["-s", name, &child.id().to_string()]).status().unwrap().success());
-}
-
 #[cfg(unix)]
 #[test]
 fn ctrl_c_ends_with_the_text_so_far_and_status_130() {
@@ -116,7 +110,7 @@ fn ctrl_c_ends_with_the_text_so_far_and_status_130() {
     let mut out = child.stdout.take().unwrap();
     let mut first = [0; 20];
     out.read_exact(&mut first).unwrap();
-    signal("INT", &child);
+    common::signal("INT", child.id());
     let mut rest = Vec::new();
     out.read_to_end(&mut rest).unwrap();
     let o = child.wait_with_output().unwrap();
@@ -137,10 +131,10 @@ fn a_text_that_is_ended_from_outside_is_kept_in_its_session_unless_hangups_are_t
     let mut out = child.stdout.take().unwrap();
     let mut some = [0; 20];
     out.read_exact(&mut some).unwrap();
-    signal("HUP", &child);
+    common::signal("HUP", child.id());
     let mut more = [0; 200];
     out.read_exact(&mut more).unwrap(); // as under nohup
-    signal("TERM", &child);
+    common::signal("TERM", child.id());
     let mut rest = Vec::new();
     out.read_to_end(&mut rest).unwrap();
     let o = child.wait_with_output().unwrap();

@@ -48,7 +48,7 @@ struct Chat<'t> {
     replaced: Vec<Value>,
     /// What was taken out to be edited, until something else is said.
     edited: Vec<Value>,
-    /// The files of [`Command::Save`], which may be saved to again.
+    /// The files that were saved or loaded by command, which may be saved to again.
     saved: Vec<Kept>,
     /// Answers drawn so far: each has a seed of its own, and the whole conversation follows from the first.
     drawn: u64,

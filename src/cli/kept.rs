@@ -9,14 +9,12 @@ pub(super) struct Kept {
     path: PathBuf,
     /// None: there was none.
     seen: Option<(u64, SystemTime)>,
-    /// Whether it was read or written here.
-    known: bool,
 }
 
 impl Kept {
     /// The file as it is now.
     pub(super) fn new(path: &Path) -> Kept {
-        Kept { path: path.to_owned(), seen: look(path), known: false }
+        Kept { path: path.to_owned(), seen: look(path) }
     }
 
     pub(super) fn path(&self) -> &Path {
@@ -26,16 +24,6 @@ impl Kept {
     /// Whether it is there, with something in it.
     pub(super) fn exists(&self) -> bool {
         self.path.metadata().is_ok_and(|about| about.len() > 0 || !about.is_file())
-    }
-
-    /// The same, as one that was read or written here.
-    pub(super) fn seen(self) -> Kept {
-        Kept { known: true, ..self }
-    }
-
-    /// Whether something lies there that was neither read nor written here.
-    pub(super) fn is_strange(&self) -> bool {
-        !self.known && self.exists()
     }
 
     /// Saves to it by `save`; to a new file beside it if it is no longer the one that was seen.
@@ -56,7 +44,7 @@ impl Kept {
             self.path = other;
         }
         let done = save(&self.path);
-        (self.seen, self.known) = (look(&self.path), true);
+        self.seen = look(&self.path);
         done
     }
 }

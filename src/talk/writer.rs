@@ -150,8 +150,7 @@ impl<'t> Writer<'t> {
         let mut unruled = Vec::new();
         if grammar.is_some() {
             unruled = vec![u32::MAX; tokenizer.n_vocab().div_ceil(32)];
-            let ends = (0..tokenizer.n_vocab()).filter(|id| tokenizer.is_eog(*id as u32));
-            ends.for_each(|id| unruled[id / 32] &= !(1 << (id % 32)));
+            tokenizer.eog().iter().for_each(|id| unruled[*id as usize / 32] &= !(1 << (id % 32)));
         }
         Writer { tokenizer, sampler, grammar, unruled, reader, stream, opens, stops, asked, forced, thought: 0, said }
     }

@@ -142,6 +142,11 @@ pub fn demo() -> PathBuf {
     Path::new(env!("CARGO_MANIFEST_DIR")).join("demo/demo.gguf")
 }
 
+/// Sends a process a signal.
+pub fn signal(name: &str, process: u32) {
+    assert!(Command::new("kill").args(["-s", name, &process.to_string()]).status().unwrap().success());
+}
+
 /// What the program does with these arguments and this on stdin, on the CPU whatever is here.
 pub fn program(args: &[&str], stdin: &[u8]) -> Output {
     let mut c = Command::new(env!("CARGO_BIN_EXE_tandem"));

@@ -6,6 +6,7 @@ use anyhow::{Result, bail};
 
 use super::{Chat, Kept, Next};
 use crate::talk;
+
 /// Names, what they take, what they do.
 const ALL: &[(&str, &str, &str)] = &[
     ("/help", "", "this list"),
@@ -133,14 +134,12 @@ impl Chat<'_> {
                 (Some(path), own) if own.as_ref().is_none_or(|f| f.path() != path) => {
                     let mut file = match self.saved.iter().position(|f| f.path() == path) {
                         Some(at) => self.saved.remove(at),
-                        None => Kept::new(&path),
-                    };
-                    if file.is_strange() {
-                        bail!(
+                        None if Kept::new(&path).exists() => bail!(
                             "{}: it is there already, and not from this conversation; give another name",
                             path.display()
-                        );
-                    }
+                        ),
+                        None => Kept::new(&path),
+                    };
                     file.save(|path| self.save(path, true))?;
                     say!("(saved to {})", file.path().display());
                     self.saved.push(file);
@@ -154,6 +153,7 @@ impl Chat<'_> {
             Command::Load(path) => {
                 let file = Kept::new(&path);
                 self.load(&path)?;
+                self.saved.push(file.clone());
                 if let Some(own) = &mut self.file {
                     if own.path() != path {
                         let (old, new) = (own.path().display(), path.display());
@@ -162,7 +162,6 @@ impl Chat<'_> {
                     *own = file;
                 }
                 say!("({})", self.greeting());
-                self.saved.push(Kept::new(&path).seen());
             }
             Command::Set(None) => {
                 let limit = self.asked.limit.map_or("-1".into(), |n| n.to_string());
