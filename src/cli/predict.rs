@@ -75,7 +75,7 @@ pub(super) fn measure(tape: &Tape, plan: &Plan, pool: &Pool, depth: usize) -> Re
     let bandwidth = Bandwidth::of(stretch);
     let before = bandwidth.measure(pool);
     let walked = rehearsal.walk(WALK);
-    let names = tape.weights.iter().filter(|w| w.kind == WeightKind::Matrix).map(|w| w.format);
+    let names = tape.weights.iter().filter(|w| w.kind == WeightKind::Matrix).map(|w| w.format());
     let mut formats: BTreeMap<&'static str, f64> = BTreeMap::new();
     for name in names {
         if !formats.contains_key(name)
@@ -256,7 +256,7 @@ fn by_format(tape: &Tape, step: &Step, bytes: f64, to: &mut BTreeMap<&'static st
     let weights = || step.weights.iter().map(|w| &tape.weights[w.0 as usize]);
     let all = weights().map(|w| w.bytes).sum::<usize>().max(1) as f64;
     for w in weights() {
-        *to.entry(w.format).or_default() += bytes * w.bytes as f64 / all;
+        *to.entry(w.format()).or_default() += bytes * w.bytes as f64 / all;
     }
 }
 
@@ -285,7 +285,7 @@ mod tests {
             threads: 2,
             ram,
             stretch: 1 << 20,
-            formats: tape.weights.iter().map(|w| (w.format, format)).collect(),
+            formats: tape.weights.iter().map(|w| (w.format(), format)).collect(),
             walked: Walked { token, mean: token + 0.5e-3, steps, logits: Vec::new() },
             sampling: 2e-3,
         }

@@ -256,7 +256,7 @@ fn model(a: &args::Verify, places: &[Where], gpu: Option<&Arc<Gpu>>, best: Isa) 
     // Lines are ops and the formats that they read.
     let tape = &s.engine().tape;
     let line = |step: &crate::tape::Step| {
-        let mut formats: Vec<&str> = step.weights.iter().map(|w| tape.weights[w.0 as usize].format).collect();
+        let mut formats: Vec<&str> = step.weights.iter().map(|w| tape.weights[w.0 as usize].format()).collect();
         formats.dedup();
         format!("{} {}", step.op.name(), formats.join(" ")).trim_end().to_owned()
     };

@@ -19,7 +19,6 @@ use crate::cpu::Pool;
 use crate::cuda::{Arena, Event, Gpu, Graph, Pinned, Ptr};
 use crate::gguf::Gguf;
 use crate::plan::{self, Needs, Place, Plan, Shape, Stage};
-use crate::quant;
 use crate::tape::{Batch, GpuIo, GpuState, GpuValue, GpuWeight, Half, Scratch, Slot, Step, Tape, WeightKind};
 
 /// A plan's share of a device.
@@ -119,7 +118,7 @@ impl Device {
                 continue;
             }
             let weight = &tape.weights[w];
-            let ty = quant::by_name(weight.format).filter(|_| weight.kind == WeightKind::Matrix);
+            let ty = weight.matrix_type();
             let mut ptr = Ptr::default();
             if !plan::passes_through(tape, step, w) {
                 ptr = memory.take(plan::weight_bytes(tape, w));

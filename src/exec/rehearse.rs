@@ -133,22 +133,22 @@ impl Rehearsal<'_> {
                     Use::Stack(n) => w.bytes / w.shape[0] * n,
                     Use::Row => rows_bytes(w),
                 };
-                *wants.entry(w.format).or_default() += aligned(w.format, bytes);
+                *wants.entry(w.format()).or_default() += aligned(w.format(), bytes);
             }
             let walked = *place != Place::Gpu && step.half != Half::Cached && wants.values().all(|n| *n <= largest);
             steps.push(walked);
             for id in matrices(step).filter(|_| walked) {
                 let (w, wanted) = (weight(id), &mut wanted[id.0 as usize]);
                 let bytes = if use_of(tape, step, *id) == Use::Row { rows_bytes(w) } else { w.bytes };
-                *wanted = (*wanted).max(aligned(w.format, bytes));
-                let most = most.entry(w.format).or_default();
-                *most = (*most).max(wants[w.format]);
+                *wanted = (*wanted).max(aligned(w.format(), bytes));
+                let most = most.entry(w.format()).or_default();
+                *most = (*most).max(wants[w.format()]);
             }
         }
         let mut totals: BTreeMap<&'static str, usize> = BTreeMap::new();
         let mut at = Vec::with_capacity(tape.weights.len());
         for (w, wanted) in tape.weights.iter().zip(wanted) {
-            let total = totals.entry(w.format).or_default();
+            let total = totals.entry(w.format()).or_default();
             at.push(*total);
             *total += wanted;
         }
@@ -186,7 +186,7 @@ impl Rehearsal<'_> {
     /// of the format is walked.
     pub fn rate(&self, format: &str) -> Option<f64> {
         let s = self.stretches.get(format)?;
-        let widest = self.tape.weights.iter().filter(|w| w.kind == WeightKind::Matrix && w.format == format);
+        let widest = self.tape.weights.iter().filter(|w| w.kind == WeightKind::Matrix && w.format() == format);
         let n_in = widest.max_by_key(|w| w.bytes)?.shape[2];
         let stride = s.ty.row_bytes(n_in);
         let rows = (s.bytes.len().min(BULK) / stride).max(1);
@@ -297,7 +297,7 @@ impl Rehearsal<'_> {
     fn view(&self, step: &Step, id: WeightId) -> (WeightView<'_>, Option<usize>) {
         let (w, (values, ints)) = (&self.tape.weights[id.0 as usize], &self.small[id.0 as usize]);
         let view = WeightView { data: &[], values, ints, shape: w.shape, ty: None, slots: &[] };
-        let Some(s) = self.stretches.get(w.format).filter(|_| w.kind == WeightKind::Matrix) else {
+        let Some(s) = self.stretches.get(w.format()).filter(|_| w.kind == WeightKind::Matrix) else {
             return (view, None);
         };
         let ty = Some(s.ty);
@@ -315,7 +315,7 @@ impl Rehearsal<'_> {
                 // Stacks of one step lie behind each other, so that none is in a cache for another's sake.
                 let one = |w: &Weight| w.bytes / w.shape[0];
                 let of_step = || step.weights.iter().map(|x| &self.tape.weights[x.0 as usize]);
-                let same = || of_step().filter(|x| x.kind == WeightKind::Matrix && x.format == w.format);
+                let same = || of_step().filter(|x| x.kind == WeightKind::Matrix && x.format() == w.format());
                 let n = (s.bytes.len() / same().map(one).sum::<usize>()).min(w.shape[0]);
                 let before: usize = same().take_while(|x| x.name != w.name).map(one).sum();
                 (WeightView { data: &s.bytes[n * before..][..n * one(w)], ty, ..view }, Some(n))

@@ -1,8 +1,12 @@
-//! The model families: one file each, one function in it, found by `general.architecture`.
+//! The model families: one file each, one function in it, found by `general.architecture`. What several of them are made
+//! of is in `blocks`.
+
+mod blocks;
 
 use anyhow::{Result, bail};
 
 use crate::gguf::Gguf;
+use crate::ops::cut_rows;
 use crate::tape::{Builder, Settings, Slot, Tape};
 
 type Build = fn(&Builder) -> Result<Slot>;
@@ -28,6 +32,9 @@ pub fn known() -> impl Iterator<Item = &'static str> {
 }
 
 /// Records the tape of the model in `gguf`, from its header alone.
+///
+/// # Errors
+/// If no family knows the file's architecture, or the file is not what its family expects.
 pub fn build(gguf: &Gguf, settings: Settings) -> Result<Tape> {
     let arch = gguf.meta.str("general.architecture")?;
     let Some((_, build)) = FAMILIES.iter().find(|(a, _)| *a == arch) else {
@@ -43,5 +50,5 @@ pub fn build(gguf: &Gguf, settings: Settings) -> Result<Tape> {
     }
     let logits = build(&b)?;
     let likeliest = b.likeliest(logits);
-    b.finish(logits, likeliest)
+    Ok(cut_rows(b.finish(logits, likeliest)?))
 }

@@ -28,8 +28,8 @@ impl Op for Add {
 
 impl Builder<'_> {
     /// The sum of two values of one shape.
-    pub fn add(&self, label: String, x: Slot, y: Slot) -> Slot {
+    pub fn add(&self, x: Slot, y: Slot) -> Slot {
         debug_assert_eq!(self.width(x), self.width(y));
-        self.push(label, Add, &[x, y], &[self.width(x)], &[], &[])[0]
+        self.push_after(y, Add, &[x, y], &[self.width(x)], &[], &[])[0]
     }
 }

@@ -6,35 +6,73 @@
 //! ```
 //! Grouped heads share keys and values (`heads / kv_heads` each). `v_dim` columns of the key serve as the value where
 //! the two are one (latent attention, DeepSeek-V4). `extra` adds the rows of a second, compressed cache: all complete
-//! ones, or those that an index step selected. The batch's own rows are cached before anything is computed.
+//! ones, or those that an index step selected. The batch's own rows are in the cache already (`ops/cache.rs`).
 
 use std::cell::RefCell;
 
-use anyhow::{Result, bail};
+use anyhow::Result;
 
+use super::cache::Kv;
 use crate::cpu;
 use crate::cpu::dense::{self, BLOCK, COLS, Queries};
 use crate::cuda::{Arg, CacheArg};
 use crate::simd::exp;
-use crate::tape::{Batch, Builder, CpuIo, GpuIo, Op, Slot, State, StateId, Table, WeightId};
+use crate::tape::{Batch, Builder, CpuIo, GpuIo, Op, Role, Slot, State, StateId, Table, WeightId};
 
-/// An attention layer.
+/// How a layer attends to a cache.
 #[derive(Clone, Copy, Debug)]
 pub struct Attend {
-    /// Query heads.
-    pub heads: usize,
-    /// Key (and value) heads.
-    pub kv_heads: usize,
-    /// Columns of a key head.
-    pub k_dim: usize,
-    /// Columns of a value head.
-    pub v_dim: usize,
-    /// Multiplies q . k.
-    pub scale: f32,
-    /// Positions that a token sees, itself included.
-    pub window: Option<usize>,
+    heads: usize,
+    scale: Option<f32>,
+    soft_cap: Option<f32>,
+    sinks: Option<WeightId>,
+    extra: Option<Extra>,
+}
+
+impl Attend {
+    /// Attention of `heads` query heads to every position that the cache's window leaves in sight.
+    pub fn causal(heads: usize) -> Attend {
+        Attend { heads, scale: None, soft_cap: None, sinks: None, extra: None }
+    }
+
+    /// Multiplies q . k by `scale` instead of 1 / sqrt(columns of a key head).
+    pub fn scale(self, scale: f32) -> Attend {
+        Attend { scale: Some(scale), ..self }
+    }
+
     /// Squashes scores to (-cap, cap) by tanh.
-    pub soft_cap: Option<f32>,
+    pub fn soft_cap(self, cap: f32) -> Attend {
+        Attend { soft_cap: Some(cap), ..self }
+    }
+
+    /// Adds a score for each head that no value belongs to: a vector (heads).
+    pub fn sinks(self, sinks: WeightId) -> Attend {
+        Attend { sinks: Some(sinks), ..self }
+    }
+
+    /// Attends to the rows of a second cache too.
+    pub fn extra(self, extra: Option<Extra>) -> Attend {
+        Attend { extra, ..self }
+    }
+}
+
+/// The shape of an attention step.
+#[derive(Clone, Copy, Debug)]
+struct Heads {
+    /// Query heads.
+    heads: usize,
+    /// Key (and value) heads.
+    kv_heads: usize,
+    /// Columns of a key head.
+    k_dim: usize,
+    /// Columns of a value head.
+    v_dim: usize,
+    /// Multiplies q . k.
+    scale: f32,
+    /// Positions that a token sees, itself included.
+    window: Option<usize>,
+    /// Squashes scores to (-cap, cap) by tanh.
+    soft_cap: Option<f32>,
 }
 
 /// A second cache to attend to.
@@ -50,7 +88,7 @@ pub struct Extra {
 
 #[derive(Clone, Copy, Debug)]
 struct AttendOp {
-    a: Attend,
+    a: Heads,
     /// Values are the first columns of the keys.
     shared: bool,
     sinks: bool,
@@ -97,7 +135,7 @@ struct Part {
 
 /// What a step's threads share.
 struct Attention<'a> {
-    a: &'a Attend,
+    a: &'a Heads,
     rows: &'a [crate::tape::Row],
     q: &'a [f32],
     keys: &'a State,
@@ -330,26 +368,16 @@ impl Op for AttendOp {
 
     fn cpu(&self, io: &mut CpuIo<'_>) {
         let a = &self.a;
-        let (q, new_k) = (io.ins[0], io.ins[1]);
-        let k_width = new_k.len() / io.rows;
-        for (t, row) in io.batch.rows.iter().enumerate() {
-            let pos = row.pos as usize;
-            io.states[0].write(row.seq, pos, &new_k[t * k_width..(t + 1) * k_width]);
-            if !self.shared {
-                let width = io.ins[2].len() / io.rows;
-                io.states[1].write(row.seq, pos, &io.ins[2][t * width..(t + 1) * width]);
-            }
-        }
         let keys = &io.states[0];
         let work = Attention {
             a,
             rows: &io.batch.rows,
-            q,
+            q: io.ins[0],
             keys,
             values: if self.shared { keys } else { &io.states[1] },
             extra: self.extra.map(|(every, _)| (&io.states[if self.shared { 1 } else { 2 }], every)),
             select: match self.extra {
-                Some((_, true)) => Some(io.ins[if self.shared { 2 } else { 3 }]),
+                Some((_, true)) => Some(io.ins[1]),
                 _ => None,
             },
         };
@@ -417,15 +445,11 @@ impl Op for AttendOp {
     fn gpu(&self, io: &GpuIo<'_>) -> Result<()> {
         let (a, q, out) = (&self.a, io.ins[0], io.outs[0]);
         let keys = &io.states[0];
-        io.store(keys, io.ins[1], io.lists.positions)?;
-        if !self.shared {
-            io.store(&io.states[1], io.ins[2], io.lists.positions)?;
-        }
         let at_extra = if self.shared { 1 } else { 2 };
         let values = if self.shared { keys } else { &io.states[1] };
         let extra = self.extra.map_or(CacheArg::default(), |_| io.states[at_extra].cache);
         let (every, selected) = self.extra.unwrap_or((1, false));
-        let select = selected.then(|| io.ins[if self.shared { 2 } else { 3 }]);
+        let select = selected.then(|| io.ins[1]);
 
         let spans = self.spans(io.batch);
         let per_kv = a.heads / a.kv_heads;
@@ -550,67 +574,38 @@ impl AttendOp {
 }
 
 impl Builder<'_> {
-    /// Attention of `q` (T, heads * k_dim) over cached `k` (T, kv_heads * k_dim) and `v` (T, kv_heads * v_dim); None
-    /// takes the first `v_dim` columns of the keys. Creates and owns the layer's cache. (T, heads * v_dim).
-    pub fn attend(
-        &self,
-        label: String,
-        a: Attend,
-        (q, k, v): (Slot, Slot, Option<Slot>),
-        sinks: Option<WeightId>,
-        extra: Option<Extra>,
-    ) -> Result<Slot> {
-        self.expect_width(&label, q, a.heads * a.k_dim)?;
-        self.expect_width(&label, k, a.kv_heads * a.k_dim)?;
+    /// Attention of `q` (T, heads * k_dim) to cached rows: (T, heads * v_dim).
+    ///
+    /// # Errors
+    /// If `q` does not have that width.
+    pub fn attend(&self, q: Slot, kv: &Kv, a: Attend) -> Result<Slot> {
+        self.expect_width("attn", q, a.heads * kv.k_dim)?;
         debug_assert!(
-            a.heads.is_multiple_of(a.kv_heads) && a.window != Some(0),
+            a.heads.is_multiple_of(kv.heads) && kv.window != Some(0),
             "the keys were read by heads and tokens"
         );
-        debug_assert!(
-            v.is_some() || a.kv_heads == 1 && a.v_dim <= a.k_dim,
-            "keys serve as values in one key head only"
-        );
-        let (type_k, type_v) = (self.settings.type_k, self.settings.type_v);
-        let mut states = vec![self.head_rows(&label, "k", type_k, a.kv_heads, a.k_dim, a.v_dim, a.window)?];
-        let mut ins = vec![q, k];
-        if let Some(v) = v {
-            self.expect_width(&label, v, a.kv_heads * a.v_dim)?;
-            states.push(self.head_rows(&label, "v", type_v, a.kv_heads, a.v_dim, a.v_dim, a.window)?);
-            ins.push(v);
-        }
-        if let Some(e) = extra {
+        let mut states: Vec<StateId> = [Some(kv.k), kv.v].into_iter().flatten().collect();
+        let mut ins = vec![q];
+        if let Some(e) = a.extra {
             states.push(e.state);
             ins.extend(e.select);
         }
         let op = AttendOp {
-            a,
-            shared: v.is_none(),
-            sinks: sinks.is_some(),
-            extra: extra.map(|e| (e.every, e.select.is_some())),
-            selected: extra.and_then(|e| e.select).map_or(0, |s| self.width(s)),
+            a: Heads {
+                heads: a.heads,
+                kv_heads: kv.heads,
+                k_dim: kv.k_dim,
+                v_dim: kv.v_dim,
+                scale: a.scale.unwrap_or(1.0 / (kv.k_dim as f32).sqrt()),
+                window: kv.window,
+                soft_cap: a.soft_cap,
+            },
+            shared: kv.v.is_none(),
+            sinks: a.sinks.is_some(),
+            extra: a.extra.map(|e| (e.every, e.select.is_some())),
+            selected: a.extra.and_then(|e| e.select).map_or(0, |s| self.width(s)),
         };
-        let weights: Vec<WeightId> = sinks.into_iter().collect();
-        Ok(self.push(label, op, &ins, &[a.heads * a.v_dim], &weights, &states)[0])
-    }
-
-    fn head_rows(
-        &self,
-        label: &str,
-        what: &str,
-        ty: &'static crate::quant::QuantType,
-        heads: usize,
-        dim: usize,
-        part: usize,
-        window: Option<usize>,
-    ) -> Result<StateId> {
-        if !dim.is_multiple_of(ty.block) || !part.is_multiple_of(ty.block) {
-            bail!(
-                "cache type {} packs {} values together, which the heads of {label} ({dim} and {part} wide) do not \
-                 divide into; choose f16",
-                ty.name,
-                ty.block
-            );
-        }
-        self.rows_state(format!("{label}.{what}"), heads * dim, ty, 1, window)
+        let weights: Vec<WeightId> = a.sinks.into_iter().collect();
+        Ok(self.role(Role::Attention).push_named("attn", op, &ins, &[a.heads * kv.v_dim], &weights, &states)[0])
     }
 }

@@ -15,10 +15,10 @@ use anyhow::Result;
 use super::norm::rms;
 use super::rope::{Pairs, Rope};
 use crate::cuda::{Arg, Ptr};
-use crate::tape::{Batch, Builder, CpuIo, GpuIo, GpuValue, Op, Slot, StateId, Table};
+use crate::tape::{Batch, Builder, CpuIo, GpuIo, GpuValue, Op, Role, Slot, StateId, Table};
 
 /// A compressor.
-#[derive(Clone, Copy, Debug)]
+#[derive(Clone, Debug)]
 pub struct Compress {
     /// Tokens per row.
     pub ratio: usize,
@@ -148,10 +148,11 @@ impl Builder<'_> {
         let norm = self.vector(&format!("{name}_norm.weight"), &[c.dim])?;
         let f32 = crate::quant::TYPES[0];
         let window = Some(c.ratio * (1 + c.overlap as usize));
-        let kvs = self.rows_state(format!("{name}.open_kv"), wide, f32, 1, window)?;
-        let scores = self.rows_state(format!("{name}.open_score"), wide, f32, 1, window)?;
-        let rows = self.rows_state(format!("{name}.rows"), c.dim, self.settings.type_k, c.ratio, None)?;
-        self.push(name, CompressOp(c), &[kv, score], &[], &[ape, norm], &[kvs, scores, rows]);
+        let kvs = self.rows_state(&format!("{name}.open_kv"), wide, f32, 1, window)?;
+        let scores = self.rows_state(&format!("{name}.open_score"), wide, f32, 1, window)?;
+        let rows = self.rows_state(&format!("{name}.rows"), c.dim, self.settings().type_k, c.ratio, None)?;
+        let states = [kvs, scores, rows];
+        self.role(Role::Attention).push_named(name, CompressOp(c), &[kv, score], &[], &[ape, norm], &states);
         Ok(rows)
     }
 }

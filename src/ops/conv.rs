@@ -7,7 +7,7 @@ use anyhow::Result;
 
 use super::glu::silu;
 use crate::cuda::{Arg, Ptr};
-use crate::tape::{Batch, Builder, CpuIo, GpuIo, Op, Slot, Table};
+use crate::tape::{Batch, Builder, CpuIo, GpuIo, Op, Role, Slot, Table};
 
 #[derive(Debug)]
 struct Conv {
@@ -87,7 +87,7 @@ impl Builder<'_> {
     pub fn conv(&self, x: Slot, name: &str, taps: usize) -> Result<Slot> {
         let n = self.width(x);
         let w = self.vector(&format!("{name}.weight"), &[n, taps])?;
-        let state = self.last_rows(format!("{name}.past"), n, taps);
-        Ok(self.push(name, Conv { taps }, &[x], &[n], &[w], &[state])[0])
+        let state = self.last_rows(&format!("{name}.past"), n, taps);
+        Ok(self.role(Role::Attention).push_named(name, Conv { taps }, &[x], &[n], &[w], &[state])[0])
     }
 }

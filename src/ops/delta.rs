@@ -14,7 +14,7 @@ use anyhow::Result;
 use super::glu::sigmoid;
 use super::route::softplus;
 use crate::cuda::{Arg, Ptr};
-use crate::tape::{Batch, Builder, CpuIo, GpuIo, Op, Slot, Table};
+use crate::tape::{Batch, Builder, CpuIo, GpuIo, Op, Role, Slot, Table};
 
 /// A gated delta net's shape.
 #[derive(Clone, Copy, Debug)]
@@ -127,18 +127,22 @@ fn runs(batch: &Batch) -> Vec<(usize, usize, u32)> {
 
 impl Builder<'_> {
     /// The gated delta rule over `q`, `k` (T, k_heads * dim), `v` (T, v_heads * dim), and the logits `beta` and `alpha`
-    /// (T, v_heads); `dt` and `a` are full names of vectors (v_heads). (T, v_heads * dim).
-    pub fn delta(&self, label: String, d: Delta, [q, k, v, beta, alpha]: [Slot; 5], dt: &str, a: &str) -> Result<Slot> {
+    /// (T, v_heads); `dt` and `a` are names of vectors (v_heads). (T, v_heads * dim).
+    ///
+    /// # Errors
+    /// If the values do not have these widths, or the file not these vectors.
+    pub fn delta(&self, d: Delta, [q, k, v, beta, alpha]: [Slot; 5], dt: &str, a: &str) -> Result<Slot> {
         for (x, want) in [(q, d.k_heads * d.dim), (k, d.k_heads * d.dim), (v, d.v_heads * d.dim)] {
-            self.expect_width(&label, x, want)?;
+            self.expect_width("delta", x, want)?;
         }
         if !d.v_heads.is_multiple_of(d.k_heads) {
             let want = format!("a divisor of the {} value heads (ssm.time_step_rank)", d.v_heads);
             return Err(self.bad_key("ssm.group_count", d.k_heads, want));
         }
         let weights = [self.vector(dt, &[d.v_heads])?, self.vector(a, &[d.v_heads])?];
-        let state = self.fixed_state(format!("{label}.state"), d.v_heads * d.dim * d.dim);
+        let state = self.fixed_state("delta.state", d.v_heads * d.dim * d.dim);
         let ins = [q, k, v, beta, alpha];
-        Ok(self.push(label, DeltaOp(d), &ins, &[d.v_heads * d.dim], &weights, &[state])[0])
+        Ok(self.role(Role::Attention).push_named("delta", DeltaOp(d), &ins, &[d.v_heads * d.dim], &weights, &[state])
+            [0])
     }
 }

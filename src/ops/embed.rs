@@ -3,7 +3,7 @@
 use anyhow::Result;
 
 use crate::cuda::Arg;
-use crate::tape::{Builder, CpuIo, GpuIo, Op, RowSet, Slot, Weight};
+use crate::tape::{Builder, CpuIo, GpuIo, Op, Slot, Weight};
 
 #[derive(Debug)]
 struct Embed;
@@ -29,15 +29,23 @@ impl Op for Embed {
         io.launch((name, &format!("rows_{name}")), [out.rows, 1, 1], 128, 0, &args)
     }
 
+    fn by_row(&self) -> bool {
+        false
+    }
+
     fn bytes_per_token(&self, weights: &[&Weight]) -> usize {
         weights[0].bytes / weights[0].shape[1]
     }
 }
 
 impl Builder<'_> {
-    /// The token embeddings: (T, n_embd), from `NAME.weight` (n_vocab, n_embd).
-    pub fn embed(&self, name: &str, n_embd: usize) -> Result<Slot> {
+    /// The token embeddings: (T, n_embd), from `token_embd.weight` (n_vocab, n_embd).
+    ///
+    /// # Errors
+    /// If the file does not have it in this shape.
+    pub fn embed(&self) -> Result<Slot> {
+        let (name, n_embd) = ("token_embd", self.count("embedding_length")?);
         let w = self.matrix(&format!("{name}.weight"), &[self.n_vocab()?, n_embd])?;
-        Ok(self.push_rows(name, Embed, &[], &[n_embd], RowSet::All, &[w], &[])[0])
+        Ok(self.push_named(name, Embed, &[], &[n_embd], &[w], &[])[0])
     }
 }

@@ -3,6 +3,8 @@
 //! ```text
 //! out[t] = sum_j weight[t][j] * (down_e (glu(gate_e x[t] + bg_e, up_e x[t] + bu_e)) + bd_e),   e = id[t][j]
 //! ```
+//! Some models have no gate: there `glu` is an activation of the upper half alone.
+//!
 //! Tokens are grouped by expert, so that a weight is read once for all tokens that share it. The sum over `j` runs in
 //! the router's order whatever the grouping, so the result does not depend on the batch.
 
@@ -12,7 +14,7 @@ use super::Glu;
 use super::linear::scale_bias;
 use crate::cpu::{Group, dense, grouped};
 use crate::cuda::Arg;
-use crate::tape::{Builder, CpuIo, GpuIo, GpuValue, Op, Pairs, Slot, Weight, WeightId};
+use crate::tape::{Builder, CpuIo, GpuIo, GpuValue, Op, Pairs, Role, Slot, Weight, WeightId};
 
 /// The shape of an expert layer.
 #[derive(Clone, Copy, Debug)]
@@ -25,12 +27,23 @@ pub struct Experts {
     pub glu: Glu,
 }
 
+/// The matrices before the activation.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Inner {
+    /// One for the gate and one for what it gates.
+    Apart,
+    /// Both in one, the gate's rows first.
+    Fused,
+    /// No gate.
+    Ungated,
+}
+
 #[derive(Debug)]
 struct ExpertsOp {
     e: Experts,
     k: usize,
-    /// Whether gate and up are one matrix, gate's rows first.
-    fused: bool,
+    /// How the inner halves come from matrices.
+    inner: Inner,
     /// Which of the matrices have a scale per expert, and which a bias; those follow the matrices.
     extras: Vec<(bool, bool)>,
 }
@@ -87,7 +100,11 @@ impl Op for ExpertsOp {
         }
         let mut buffers = std::mem::take(&mut io.work.buffers);
         let [gate, up, hidden, down] = &mut buffers;
-        let (n_gate, n_up) = if self.fused { (2 * n_ff, 0) } else { (n_ff, n_ff) };
+        let (n_gate, n_up) = match self.inner {
+            Inner::Apart => (n_ff, n_ff),
+            Inner::Fused => (2 * n_ff, 0),
+            Inner::Ungated => (n_ff, 0),
+        };
         gate.resize(ids.len() * n_gate, 0.0);
         up.resize(ids.len() * n_up, 0.0);
         hidden.resize(ids.len() * n_ff, 0.0);
@@ -104,14 +121,18 @@ impl Op for ExpertsOp {
         let mut at = self.extras.len();
         product(0, &by_token, x, gate);
         Self::finish(io, &mut at, &ids, self.extras[0], gate);
-        if !self.fused {
+        if self.inner == Inner::Apart {
             product(1, &by_token, x, up);
             Self::finish(io, &mut at, &ids, self.extras[1], up);
         }
         let glu = self.e.glu;
         io.pool.pieces(hidden, n_ff, ids.len() * n_ff * 32, |p, row| {
             let g = &gate[p * n_gate..];
-            let u = if self.fused { &g[n_ff..] } else { &up[p * n_ff..] };
+            let u = match self.inner {
+                Inner::Apart => &up[p * n_ff..],
+                Inner::Fused => &g[n_ff..],
+                Inner::Ungated => g,
+            };
             glu.apply(&g[..n_ff], &u[..n_ff], row);
         });
         product(last, &by_product, hidden, down);
@@ -144,16 +165,18 @@ impl Op for ExpertsOp {
         };
         let value = |width: usize| GpuValue { ptr: io.scratch.take(pairs * width * 4), rows: pairs, width };
         let chosen = |own: bool| Pairs::Chosen { ids: ids.ptr, k: self.k, own };
-        let gate = value(if self.fused { 2 * n_ff } else { n_ff });
+        let gate = value(if self.inner == Inner::Fused { 2 * n_ff } else { n_ff });
         io.product(&io.weights[0], x, chosen(false), gate.ptr)?;
         finish(0, gate)?;
-        let (up, up_stride) = if self.fused {
-            (gate.ptr.at(n_ff * 4), 2 * n_ff)
-        } else {
-            let up = value(n_ff);
-            io.product(&io.weights[1], x, chosen(false), up.ptr)?;
-            finish(1, up)?;
-            (up.ptr, n_ff)
+        let (up, up_stride) = match self.inner {
+            Inner::Fused => (gate.ptr.at(n_ff * 4), 2 * n_ff),
+            Inner::Ungated => (gate.ptr, n_ff),
+            Inner::Apart => {
+                let up = value(n_ff);
+                io.product(&io.weights[1], x, chosen(false), up.ptr)?;
+                finish(1, up)?;
+                (up.ptr, n_ff)
+            }
         };
         let hidden = value(n_ff);
         self.e.glu.start(io, (gate.ptr, gate.width), (up, up_stride), hidden.ptr, (pairs, n_ff, 1))?;
@@ -185,13 +208,21 @@ impl Op for ExpertsOp {
 
 impl Builder<'_> {
     /// `x` through the routed experts `PREFIX_gate_exps`, `PREFIX_up_exps`, `PREFIX_down_exps`: the width of `x`. Gate
-    /// and up may stand below each other in one `PREFIX_gate_up_exps`.
+    /// and up may be one matrix, `PREFIX_gate_up_exps`; an activation without a gate has no `PREFIX_gate_exps`.
+    ///
+    /// # Errors
+    /// If the file does not have them in these shapes.
     pub fn experts(&self, prefix: &str, x: Slot, (ids, weights): (Slot, Slot), e: Experts) -> Result<Slot> {
         let n_embd = self.width(x);
-        let fused = self.has(&format!("{prefix}_gate_up_exps.weight"));
-        let mut matrices = match fused {
-            true => vec![("gate_up", e.n_ff * 2, n_embd)],
-            false => vec![("gate", e.n_ff, n_embd), ("up", e.n_ff, n_embd)],
+        let inner = match e.glu.has_gate() {
+            false => Inner::Ungated,
+            true if self.has(&format!("{prefix}_gate_up_exps.weight")) => Inner::Fused,
+            true => Inner::Apart,
+        };
+        let mut matrices = match inner {
+            Inner::Fused => vec![("gate_up", e.n_ff * 2, n_embd)],
+            Inner::Apart => vec![("gate", e.n_ff, n_embd), ("up", e.n_ff, n_embd)],
+            Inner::Ungated => vec![("up", e.n_ff, n_embd)],
         };
         matrices.push(("down", n_embd, e.n_ff));
         let mut list: Vec<WeightId> = Vec::new();
@@ -209,7 +240,8 @@ impl Builder<'_> {
         if k != self.width(weights) {
             bail!("{}: {prefix} experts get {k} ids and {} weights", self.file(), self.width(weights));
         }
-        let op = ExpertsOp { e, k, fused, extras };
-        Ok(self.push(format!("{prefix}_exps"), op, &[x, ids, weights], &[n_embd], &list, &[])[0])
+        let op = ExpertsOp { e, k, inner, extras };
+        let name = format!("{prefix}_exps");
+        Ok(self.role(Role::Experts).push_named(&name, op, &[x, ids, weights], &[n_embd], &list, &[])[0])
     }
 }

@@ -1,10 +1,13 @@
-//! glu: one half of a feed-forward layer gates the other, element by element; also the plain sigmoid gates.
+//! glu: one half of a feed-forward layer gates the other, element by element; also the plain sigmoid gates, and the
+//! activation of layers without a gate.
 //!
 //! ```text
 //! Silu           silu(g) * u
 //! SiluClamp(L)   silu(min(g, L)) * clamp(u, -L, L)                                     (DeepSeek-V4)
 //! Oai            h = min(g, 7); h * sigmoid(1.702 h) * (clamp(u, -7, 7) + 1)           (gpt-oss)
 //! Sigmoid        sigmoid(g) * u; a narrower g gates equal runs of u
+//! Gelu           g * sigmoid(2 sqrt(2 / pi) (g + 0.044715 g^3)) * u, GELU by its tanh approximation         (Gemma)
+//! ReluSquared    max(u, 0)^2, which has no gate                                                         (Nemotron)
 //! ```
 
 use anyhow::Result;
@@ -12,6 +15,9 @@ use anyhow::Result;
 use crate::cpu::dense;
 use crate::cuda::{Arg, Ptr};
 use crate::tape::{Builder, CpuIo, GpuIo, Op, Slot};
+
+/// 2 sqrt(2 / pi).
+const GELU: f32 = 1.595_769_1;
 
 /// The gating function.
 #[derive(Clone, Copy, Debug, PartialEq)]
@@ -24,6 +30,10 @@ pub enum Glu {
     Oai,
     /// A sigmoid gate.
     Sigmoid,
+    /// GEGLU, with the tanh approximation of GELU.
+    Gelu,
+    /// The square of the positive part, without a gate.
+    ReluSquared,
 }
 
 /// 1 / (1 + e^-x).
@@ -39,22 +49,30 @@ pub(super) fn silu(x: f32) -> f32 {
 }
 
 impl Glu {
-    /// `out = glu(g, u)`, element by element.
+    /// Whether one value gates another; without, there is only the other.
+    pub fn has_gate(self) -> bool {
+        self != Glu::ReluSquared
+    }
+
+    /// `out = glu(g, u)`, element by element; without a gate `g` is not looked at.
     pub(super) fn apply(self, g: &[f32], u: &[f32], out: &mut [f32]) {
         let limit = match self {
-            Glu::Silu | Glu::Sigmoid => f32::INFINITY,
             Glu::SiluClamp(limit) => limit,
             Glu::Oai => 7.0,
+            _ => f32::INFINITY,
         };
-        let steep = if self == Glu::Oai { 1.702 } else { 1.0 };
-        out.iter_mut().zip(g).for_each(|(o, &g)| *o = g.min(limit));
-        dense::sigmoids(out, steep);
+        match self {
+            Glu::ReluSquared => return out.iter_mut().zip(u).for_each(|(o, u)| *o = u.max(0.0) * u.max(0.0)),
+            Glu::Gelu => out.iter_mut().zip(g).for_each(|(o, &g)| *o = GELU * (g + 0.044_715 * g * g * g)),
+            _ => out.iter_mut().zip(g).for_each(|(o, &g)| *o = g.min(limit)),
+        }
+        dense::sigmoids(out, if self == Glu::Oai { 1.702 } else { 1.0 });
         for ((o, &g), &u) in out.iter_mut().zip(g).zip(u) {
             *o *= match self {
-                Glu::Silu => g * u,
+                Glu::Silu | Glu::Gelu => g * u,
                 Glu::SiluClamp(_) => g.min(limit) * u.clamp(-limit, limit),
                 Glu::Oai => g.min(limit) * (u.clamp(-limit, limit) + 1.0),
-                Glu::Sigmoid => u,
+                Glu::Sigmoid | Glu::ReluSquared => u,
             };
         }
     }
@@ -75,6 +93,8 @@ impl Glu {
             Glu::SiluClamp(limit) => (1, limit),
             Glu::Oai => (2, 7.0),
             Glu::Sigmoid => (3, 0.0),
+            Glu::Gelu => (4, 0.0),
+            Glu::ReluSquared => (6, 0.0),
         };
         let (g_stride, u_stride) = (Arg::Long(g_stride as u64), Arg::Long(u_stride as u64));
         let args =
@@ -92,7 +112,7 @@ impl Op for GluOp {
     }
 
     fn cpu(&self, io: &mut CpuIo<'_>) {
-        let (g, u) = (io.ins[0], io.ins[1]);
+        let (g, u) = (io.ins[0], io.ins[io.ins.len() - 1]);
         let run = u.len() / g.len(); // values of u that share a gate
         let piece = run * (4096 / run).max(1);
         io.pool.pieces(&mut io.outs[0], piece, u.len() * 32, |i, out| {
@@ -108,7 +128,7 @@ impl Op for GluOp {
     }
 
     fn gpu(&self, io: &GpuIo<'_>) -> Result<()> {
-        let (g, u) = (io.ins[0], io.ins[1]);
+        let (g, u) = (io.ins[0], io.ins[io.ins.len() - 1]);
         let shape = (u.rows, u.width, u.width / g.width);
         self.0.start(io, (g.ptr, g.width), (u.ptr, u.width), io.outs[0].ptr, shape)
     }
@@ -116,8 +136,14 @@ impl Op for GluOp {
 
 impl Builder<'_> {
     /// `glu(g, u)`; the width of `u`, which must be a multiple of the width of `g`.
-    pub fn glu(&self, label: String, kind: Glu, g: Slot, u: Slot) -> Slot {
+    pub fn glu(&self, kind: Glu, g: Slot, u: Slot) -> Slot {
         debug_assert!(self.width(u).is_multiple_of(self.width(g)));
-        self.push(label, GluOp(kind), &[g, u], &[self.width(u)], &[], &[])[0]
+        self.push(GluOp(kind), &[g, u], &[self.width(u)], &[])[0]
+    }
+
+    /// The activation of `u` in a layer without a gate.
+    pub fn activate(&self, kind: Glu, u: Slot) -> Slot {
+        debug_assert!(!kind.has_gate(), "{kind:?} has a gate");
+        self.push(GluOp(kind), &[u], &[self.width(u)], &[])[0]
     }
 }

@@ -174,13 +174,13 @@ impl Builder<'_> {
             self.vector(&format!("{name}_base.weight"), &[n_mix])?,
         ];
         let outs = [h.width, h.n + h.n * h.n];
-        let outs = self.push(format!("{name}_pre"), Pre { h, head: false }, &[streams], &outs, &weights, &[]);
+        let outs = self.push_named(&format!("{name}_pre"), Pre { h, head: false }, &[streams], &outs, &weights, &[]);
         Ok((outs[0], outs[1]))
     }
 
     /// The streams after a block that read them with [`Builder::hyper_pre`] and gave `x`: (T, n * width).
-    pub fn hyper_post(&self, label: String, x: Slot, streams: Slot, back: Slot, h: Hyper) -> Slot {
-        self.push(label, Post(h), &[x, streams, back], &[h.n * h.width], &[], &[])[0]
+    pub fn hyper_post(&self, x: Slot, streams: Slot, back: Slot, h: Hyper) -> Slot {
+        self.push(Post(h), &[x, streams, back], &[h.n * h.width], &[])[0]
     }
 
     /// The streams joined for the output head: (T, width).
@@ -190,6 +190,6 @@ impl Builder<'_> {
             self.vector(&format!("{name}_scale.weight"), &[1])?,
             self.vector(&format!("{name}_base.weight"), &[h.n])?,
         ];
-        Ok(self.push(name, Pre { h, head: true }, &[streams], &[h.width], &weights, &[])[0])
+        Ok(self.push_named(name, Pre { h, head: true }, &[streams], &[h.width], &weights, &[])[0])
     }
 }

@@ -10,7 +10,7 @@ use anyhow::{Result, bail};
 use super::route::top_k;
 use crate::cpu::dot_rows;
 use crate::cuda::{Arg, Ptr};
-use crate::tape::{Builder, CpuIo, GpuIo, Op, Slot, StateId};
+use crate::tape::{Builder, CpuIo, GpuIo, Op, Role, Slot, StateId};
 
 /// Row numbers below this are exact as f32.
 const EXACT: usize = 1 << 24;
@@ -104,17 +104,22 @@ impl Op for IndexOp {
 
 impl Builder<'_> {
     /// The rows of `keys` that each token selects: (T, k).
-    pub fn index(&self, label: String, x: Index, q: Slot, weights: Slot, keys: StateId) -> Result<Slot> {
-        self.expect_width(&label, q, x.heads * x.dim)?;
-        self.expect_width(&label, weights, x.heads)?;
-        let rows = self.settings.n_ctx.div_ceil(x.every);
+    ///
+    /// # Errors
+    /// If the values do not have these widths, or the context has more rows than can be numbered.
+    pub fn index(&self, x: Index, q: Slot, weights: Slot, keys: StateId) -> Result<Slot> {
+        self.expect_width("indexer", q, x.heads * x.dim)?;
+        self.expect_width("indexer", weights, x.heads)?;
+        let rows = self.settings().n_ctx.div_ceil(x.every);
         if rows > EXACT {
             let most = EXACT * x.every;
-            let (file, n) = (self.file(), self.settings.n_ctx);
-            bail!("{file}: a context of {n} tokens (-c) is more than the {most} that can be, because of {label}");
+            let (file, n, l) = (self.file(), self.settings().n_ctx, self.layer());
+            bail!(
+                "{file}: a context of {n} tokens (-c) is more than the {most} that can be, because of the indexer of layer {l}"
+            );
         }
         // There is no use for room for more rows than there will be.
         let x = Index { k: x.k.min(rows.max(1)), ..x };
-        Ok(self.push(label, IndexOp(x), &[q, weights], &[x.k], &[], &[keys])[0])
+        Ok(self.role(Role::Attention).push_named("indexer.top_k", IndexOp(x), &[q, weights], &[x.k], &[], &[keys])[0])
     }
 }

@@ -5,7 +5,7 @@
 use anyhow::Result;
 
 use crate::sample::argmax;
-use crate::tape::{Builder, CpuIo, GpuIo, Op, RowSet, Slot};
+use crate::tape::{Builder, CpuIo, GpuIo, Op, Slot};
 
 /// Parts of a row that blocks search beside each other; one warp joins them.
 const PARTS: usize = 32;
@@ -39,6 +39,6 @@ impl Op for Likeliest {
 impl Builder<'_> {
     /// The likeliest of each row of `logits`: (greedy rows, number and value).
     pub(crate) fn likeliest(&self, logits: Slot) -> Slot {
-        self.push_rows("likeliest", Likeliest, &[logits], &[2], RowSet::Greedy, &[], &[])[0]
+        self.push_named("likeliest", Likeliest, &[logits], &[2], &[], &[])[0]
     }
 }

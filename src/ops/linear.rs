@@ -1,13 +1,12 @@
 //! linear: `x W^T`, times an optional scale, plus an optional bias; and the same per head.
 //!
-//! `NAME.bias` and `NAME.scale` are used wherever the file has them: a checkpoint that carries them means them.
+//! `NAME.bias` and `NAME.scale` are used wherever the file has them: a checkpoint that has them means them. A scale as wide as the input multiplies the input (Gemma 4's router), a single number the output.
 
 use anyhow::{Result, bail};
 
-use super::Glu;
 use crate::cpu::{Group, grouped};
 use crate::cuda::Ptr;
-use crate::tape::{Builder, CpuIo, GpuIo, GpuValue, Layer, Op, Pairs, Slot, WeightId};
+use crate::tape::{Builder, CpuIo, GpuIo, GpuValue, Op, Pairs, Role, Slot, WeightId};
 
 #[derive(Debug)]
 struct Linear {
@@ -72,52 +71,62 @@ pub(super) fn scale_bias(
 
 impl Builder<'_> {
     /// `x` times `NAME.weight` (n_out, width of x): (T, n_out).
+    ///
+    /// # Errors
+    /// If the file does not have it in this shape.
     pub fn linear(&self, x: Slot, name: &str, n_out: usize) -> Result<Slot> {
-        self.stack(x, name, 1, n_out)
+        self.stack(x, name, name, 1, n_out)
     }
 
     /// `q`, `k` and `v` of these widths: from `attn_q`, `attn_k` and `attn_v`, or from `attn_qkv`, where a converter has
     /// put the three below each other.
-    pub fn qkv(&self, l: &Layer, x: Slot, [n_q, n_k, n_v]: [usize; 3]) -> Result<[Slot; 3]> {
-        if !self.has(&l.w("attn_qkv.weight")) {
-            let one = |name, n| self.linear(x, &l.w(name), n);
-            return Ok([one("attn_q", n_q)?, one("attn_k", n_k)?, one("attn_v", n_v)?]);
+    ///
+    /// # Errors
+    /// If the file does not have them in these shapes.
+    pub fn qkv(&self, x: Slot, [n_q, n_k, n_v]: [usize; 3]) -> Result<[Slot; 3]> {
+        let b = &self.role(Role::Attention);
+        if !b.has("attn_qkv.weight") {
+            return Ok([b.linear(x, "attn_q", n_q)?, b.linear(x, "attn_k", n_k)?, b.linear(x, "attn_v", n_v)?]);
         }
-        let all = self.linear(x, &l.w("attn_qkv"), n_q + n_k + n_v)?; // (T, q | k | v)
-        let part = |name, at, n| self.columns(l.w(name), all, at, n);
-        Ok([part("attn_q", 0, n_q)?, part("attn_k", n_q, n_k)?, part("attn_v", n_q + n_k, n_v)?])
+        let all = b.linear(x, "attn_qkv", n_q + n_k + n_v)?; // (T, q | k | v)
+        Ok([b.columns(all, 0, n_q)?, b.columns(all, n_q, n_k)?, b.columns(all, n_q + n_k, n_v)?])
     }
 
-    /// The output head: `NAME.weight`, or the embedding where the file ties the two.
-    pub fn head(&self, x: Slot, name: &str, tied: &str) -> Result<Slot> {
-        let name = if self.has(&format!("{name}.weight")) { name } else { tied };
-        let n_vocab = self.n_vocab()?;
-        self.linear(x, name, n_vocab)
+    /// The logits: `output.weight` (n_vocab, width of x), or the embedding where the file ties the two.
+    ///
+    /// # Errors
+    /// If the file does not have it in this shape.
+    pub fn head(&self, x: Slot) -> Result<Slot> {
+        let b = &self.root().role(Role::Head);
+        let name = if b.has("output.weight") { "output" } else { "token_embd" };
+        b.stack(x, name, "output", 1, b.n_vocab()?)
     }
 
     /// Head `h` of `x` times matrix `h` of `NAME.weight` (heads, n_out, width of a head): (T, heads * n_out).
+    ///
+    /// # Errors
+    /// If the file does not have it in this shape.
     pub fn head_linear(&self, x: Slot, name: &str, heads: usize, n_out: usize) -> Result<Slot> {
         let width = self.width(x);
         if !width.is_multiple_of(heads) {
             bail!("{}: tensor {name}.weight: {width} columns cannot be shared by {heads} heads", self.file());
         }
-        self.stack(x, name, heads, n_out)
+        self.stack(x, name, name, heads, n_out)
     }
 
-    /// A feed-forward layer: `down(glu(gate(x), up(x)))`, the three named within the layer.
-    pub fn swiglu(&self, l: &Layer, x: Slot, names: [&str; 3], n_ff: usize, n_out: usize, kind: Glu) -> Result<Slot> {
-        let gate = self.linear(x, &l.w(names[0]), n_ff)?; // (T, n_ff)
-        let up = self.linear(x, &l.w(names[1]), n_ff)?; // (T, n_ff)
-        let label = l.w(&names[2].replace("down", "glu"));
-        self.linear(self.glu(label, kind, gate, up), &l.w(names[2]), n_out)
-    }
-
-    fn stack(&self, x: Slot, name: &str, heads: usize, n_out: usize) -> Result<Slot> {
-        let w = self.matrix(&format!("{name}.weight"), &[heads, n_out, self.width(x) / heads])?;
-        let scale = self.opt_vector(&format!("{name}.scale"), &[1])?;
+    fn stack(&self, x: Slot, name: &str, label: &str, heads: usize, n_out: usize) -> Result<Slot> {
+        let n_in = self.width(x);
+        let w = self.matrix(&format!("{name}.weight"), &[heads, n_out, n_in / heads])?;
+        let scale_name = format!("{name}.scale");
+        // One number multiplies the output, a vector as wide as the input multiplies that.
+        let of_input = n_in > 1 && self.shape(&scale_name) == Some(&[n_in]);
+        let (x, scale) = match of_input {
+            true => (self.scale_by(x, &scale_name)?, None),
+            false => (x, self.opt_vector(&scale_name, &[1])?),
+        };
         let bias = self.opt_vector(&format!("{name}.bias"), &[heads * n_out])?;
         let op = Linear { heads, bias: bias.is_some(), scale: scale.is_some() };
         let weights: Vec<WeightId> = [Some(w), scale, bias].into_iter().flatten().collect();
-        Ok(self.push(name, op, &[x], &[heads * n_out], &weights, &[])[0])
+        Ok(self.push_named(label, op, &[x], &[heads * n_out], &weights, &[])[0])
     }
 }

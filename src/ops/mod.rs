@@ -2,6 +2,7 @@
 
 mod add;
 mod attend;
+mod cache;
 mod compress;
 mod conv;
 mod delta;
@@ -13,19 +14,22 @@ mod index;
 mod likeliest;
 mod linear;
 mod norm;
+mod output_rows;
 mod pack;
 mod rope;
 mod route;
-mod wanted;
+mod scale;
 
 pub(crate) use add::Add;
 pub use attend::{Attend, Extra};
+pub use cache::Kv;
 pub use compress::Compress;
 pub use delta::Delta;
 pub use experts::Experts;
 pub use glu::Glu;
 pub use hyper::Hyper;
 pub use index::Index;
-pub use pack::Part;
+pub(crate) use output_rows::cut_rows;
+pub use pack::Piece;
 pub use rope::{Pairs, Rope, Scaling};
 pub use route::{Gate, Route};

@@ -1,4 +1,5 @@
-//! norm: `x / sqrt(mean(x^2) + eps) * weight`, over the whole row or over each head of it.
+//! norm: `x / sqrt(mean(x^2) + eps) * weight`, over the whole row or over each head of it; and the older LayerNorm, which
+//! takes the mean away first and may add a bias: `(x - mean(x)) / sqrt(var(x) + eps) * weight + bias`.
 //!
 //! The sum of squares is kept in f64: it costs nothing beside the memory traffic and makes the result independent of
 //! the order of summation.
@@ -6,7 +7,7 @@
 use anyhow::Result;
 
 use crate::cuda::Ptr;
-use crate::tape::{Builder, CpuIo, GpuIo, GpuValue, Op, Slot};
+use crate::tape::{Builder, CpuIo, GpuIo, GpuValue, Op, Slot, WeightId};
 
 #[derive(Debug)]
 struct Norm {
@@ -60,28 +61,80 @@ impl Op for Norm {
     }
 }
 
+/// LayerNorm.
+#[derive(Debug)]
+struct LayerNorm {
+    eps: f32,
+}
+
+impl Op for LayerNorm {
+    fn name(&self) -> &'static str {
+        "layer_norm"
+    }
+
+    fn cpu(&self, io: &mut CpuIo<'_>) {
+        let (weight, bias) = (io.weights[0].values, io.weights.get(1).map(|w| w.values));
+        let (x, n) = (io.ins[0], weight.len());
+        io.pool.pieces(&mut io.outs[0], n, x.len() * 12, |i, out| {
+            let x = &x[i * n..(i + 1) * n];
+            let mean = x.iter().map(|&v| v as f64).sum::<f64>() / n as f64;
+            let var = x.iter().map(|&v| (v as f64 - mean).powi(2)).sum::<f64>() / n as f64;
+            let (mean, inv) = (mean as f32, 1.0 / (var as f32 + self.eps).sqrt());
+            out.iter_mut().zip(x).zip(weight).for_each(|((o, x), w)| *o = (x - mean) * inv * w);
+            if let Some(bias) = bias {
+                out.iter_mut().zip(bias).for_each(|(o, b)| *o += b);
+            }
+        });
+    }
+
+    fn gpu(&self, io: &GpuIo<'_>) -> Result<()> {
+        let (x, weight) = (io.ins[0], io.weights[0].ptr);
+        let bias = io.weights.get(1).map(|w| w.ptr);
+        let args = [x.ptr.into(), weight.into(), bias.into(), io.outs[0].ptr.into(), x.width.into(), self.eps.into()];
+        io.launch(("basic", "layer_norm"), [x.rows, 1, 1], x.width.next_multiple_of(32).min(1024), 0, &args)
+    }
+}
+
 impl Builder<'_> {
+    /// LayerNorm of the whole row with `NAME.weight`, and `NAME.bias` where the file has it.
+    ///
+    /// # Errors
+    /// If the file does not have them in this shape.
+    pub fn layer_norm(&self, x: Slot, name: &str, eps: f32) -> Result<Slot> {
+        let n = [self.width(x)];
+        let weight = self.vector(&format!("{name}.weight"), &n)?;
+        let bias = self.opt_vector(&format!("{name}.bias"), &n)?;
+        let weights: Vec<WeightId> = [Some(weight), bias].into_iter().flatten().collect();
+        Ok(self.push_named(name, LayerNorm { eps }, &[x], &[n[0]], &weights, &[])[0])
+    }
+
     /// RMS norm of the whole row with `NAME.weight`.
+    ///
+    /// # Errors
+    /// If the file does not have it in this shape.
     pub fn norm(&self, x: Slot, name: &str, eps: f32) -> Result<Slot> {
         self.head_norm(x, name, self.width(x), eps)
     }
 
     /// RMS norm of every `head` values with `NAME.weight` (head).
+    ///
+    /// # Errors
+    /// If the file does not have it in this shape.
     pub fn head_norm(&self, x: Slot, name: &str, head: usize, eps: f32) -> Result<Slot> {
         let w = self.vector(&format!("{name}.weight"), &[head])?;
         let op = Norm { head, eps, scale: 1.0 };
-        Ok(self.push(name, op, &[x], &[self.width(x)], &[w], &[])[0])
+        Ok(self.push_named(name, op, &[x], &[self.width(x)], &[w], &[])[0])
     }
 
     /// RMS norm of every `head` values, without a weight.
-    pub fn bare_norm(&self, label: String, x: Slot, head: usize, eps: f32) -> Slot {
-        self.push(label, Norm { head, eps, scale: 1.0 }, &[x], &[self.width(x)], &[], &[])[0]
+    pub fn bare_norm(&self, x: Slot, head: usize, eps: f32) -> Slot {
+        self.push(Norm { head, eps, scale: 1.0 }, &[x], &[self.width(x)], &[])[0]
     }
 
     /// L2 norm of every `head` values: `x / sqrt(sum(x^2) + eps)`.
-    pub fn l2_norm(&self, label: String, x: Slot, head: usize, eps: f32) -> Slot {
+    pub fn l2_norm(&self, x: Slot, head: usize, eps: f32) -> Slot {
         let n = head as f32;
         let op = Norm { head, eps: eps / n, scale: 1.0 / n.sqrt() };
-        self.push(label, op, &[x], &[self.width(x)], &[], &[])[0]
+        self.push(op, &[x], &[self.width(x)], &[])[0]
     }
 }

@@ -1,16 +1,16 @@
 //! pack: gathers pieces of every head into new heads: splits interleaved projections, joins rotated and plain parts,
 //! repeats a row for several streams.
 //!
-//! Head `h` of the output is the concatenation over the parts of `x[h * stride + offset ..][..len]`; a stride of 0
+//! Head `h` of the output is the concatenation over the pieces `x[h * stride + offset ..][..len]`; a stride of 0
 //! gives every head the same piece.
 
 use anyhow::{Result, bail};
 
 use crate::tape::{Builder, CpuIo, GpuIo, Op, Slot};
 
-/// Where one part of every head comes from.
+/// Where one piece of every head comes from.
 #[derive(Clone, Copy, Debug)]
-pub struct Part {
+pub struct Piece {
     /// The value it is taken from.
     pub x: Slot,
     /// Columns from one head's piece to the next; 0 shares one piece.
@@ -63,22 +63,28 @@ impl Op for Pack {
 }
 
 impl Builder<'_> {
-    /// New heads from parts of others: (T, heads * sum of the parts' lengths).
-    pub fn pack(&self, label: String, heads: usize, parts: &[Part]) -> Result<Slot> {
+    /// New heads from pieces of others: (T, heads * sum of the pieces' lengths).
+    ///
+    /// # Errors
+    /// If a piece reaches beyond its value.
+    pub fn pack(&self, heads: usize, parts: &[Piece]) -> Result<Slot> {
         for p in parts {
             let (end, width) = ((heads - 1) * p.stride + p.offset + p.len, self.width(p.x));
             if end > width || p.len == 0 {
-                bail!("{}: step {label} takes {} columns that end at {end} of {width}", self.file(), p.len);
+                bail!("{}: a step takes {} columns that end at {end} of {width}", self.file(), p.len);
             }
         }
         let ins: Vec<Slot> = parts.iter().map(|p| p.x).collect();
         let width = heads * parts.iter().map(|p| p.len).sum::<usize>();
         let op = Pack { heads, parts: parts.iter().map(|p| (p.stride, p.offset, p.len)).collect() };
-        Ok(self.push(label, op, &ins, &[width], &[], &[])[0])
+        Ok(self.push(op, &ins, &[width], &[])[0])
     }
 
     /// Columns `offset..offset + len` of every row.
-    pub fn columns(&self, label: String, x: Slot, offset: usize, len: usize) -> Result<Slot> {
-        self.pack(label, 1, &[Part { x, stride: 0, offset, len }])
+    ///
+    /// # Errors
+    /// If there are no such columns.
+    pub fn columns(&self, x: Slot, offset: usize, len: usize) -> Result<Slot> {
+        self.pack(1, &[Piece { x, stride: 0, offset, len }])
     }
 }

@@ -6,13 +6,14 @@
 //! ```
 //! YaRN (arXiv 2309.00071, as in ggml's `rope_yarn`): low frequencies are divided by `factor`, high ones kept, a ramp
 //! between the dimensions that turn `beta_fast` and `beta_slow` times over the original context; cos and sin are
-//! multiplied by `magnitude`.
+//! multiplied by `magnitude`. Factors that a file gives for each pair divide its angle (Llama 3, LongRoPE).
 //!
 //! Angles are computed in f64 once per batch and specification, and shared by all layers: at position 100,000 an f32
 //! product is already off by 0.006.
 
 use std::f64::consts::PI;
 use std::hash::{DefaultHasher, Hash, Hasher};
+use std::sync::Arc;
 
 use anyhow::Result;
 
@@ -21,6 +22,7 @@ use crate::tape::{Batch, Builder, CpuIo, GpuIo, Op, Slot, Table};
 
 const N_ROT: &str = "rope.dimension_count";
 const ATTN_FACTOR: &str = "rope.scaling.attn_factor";
+const N_ORIG: &str = "rope.scaling.original_context_length";
 
 /// Which values of a head form a pair.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -38,6 +40,8 @@ pub enum Scaling {
     None,
     /// Every angle divided by a factor.
     Linear(f32),
+    /// By the factors of each pair alone; cos and sin are multiplied by this (LongRoPE).
+    Long(f32),
     /// YaRN.
     Yarn {
         /// How far the context is stretched.
@@ -54,7 +58,7 @@ pub enum Scaling {
 }
 
 /// A rotation.
-#[derive(Clone, Copy, Debug)]
+#[derive(Clone, Debug)]
 pub struct Rope {
     /// Values of a head that take part; the rest pass through.
     pub n_rot: usize,
@@ -66,6 +70,8 @@ pub struct Rope {
     pub base: f32,
     /// Stretching.
     pub scaling: Scaling,
+    /// What each pair's angle is divided by; empty for nothing.
+    pub factors: Arc<[f32]>,
     /// Turns back instead.
     pub inverse: bool,
 }
@@ -74,7 +80,7 @@ impl Rope {
     /// A number that two ropes share when their angles are the same.
     fn key(&self) -> u64 {
         let mut h = DefaultHasher::new();
-        (self.n_rot, self.base.to_bits(), format!("{:?}", self.scaling)).hash(&mut h);
+        (self.n_rot, self.base.to_bits(), format!("{:?} {:?}", self.scaling, self.factors)).hash(&mut h);
         h.finish()
     }
 
@@ -82,10 +88,11 @@ impl Rope {
     fn frequencies(&self) -> (Vec<f64>, f64) {
         let n = self.n_rot as f64;
         let base = self.base as f64;
-        let plain = |i: usize| base.powf(-2.0 * i as f64 / n);
+        let plain = |i: usize| base.powf(-2.0 * i as f64 / n) / self.factors.get(i).map_or(1.0, |&f| f as f64);
         let pairs = 0..self.n_rot / 2;
         match self.scaling {
             Scaling::None => (pairs.map(plain).collect(), 1.0),
+            Scaling::Long(magnitude) => (pairs.map(plain).collect(), magnitude as f64),
             Scaling::Linear(f) => (pairs.map(|i| plain(i) / f as f64).collect(), 1.0),
             Scaling::Yarn { factor, n_orig, beta_fast, beta_slow, magnitude } => {
                 let dim = |turns: f32| n * (n_orig as f64 / (turns as f64 * 2.0 * PI)).ln() / (2.0 * base.ln());
@@ -197,6 +204,10 @@ impl Op for RopeOp {
         io.each(("basic", "rope"), x.rows * x.width, &args)
     }
 
+    fn by_row(&self) -> bool {
+        false
+    }
+
     fn tables(&self) -> Vec<Table> {
         vec![self.rope.table(1)]
     }
@@ -207,24 +218,28 @@ impl Builder<'_> {
     /// `head`, or of all.
     ///
     /// `attention.scale`-like corrections stay with the family; cos and sin get YaRN's usual `1 + 0.1 ln(factor)`.
+    ///
+    /// # Errors
+    /// If the keys do not describe a rotation.
     pub fn rope_from_keys(&self, head: usize, pairs: Pairs) -> Result<Rope> {
-        let n_rot = self.n_or(N_ROT, head)?;
+        let n_rot = self.count_or(N_ROT, head)?;
         if !n_rot.is_multiple_of(2) {
             return Err(self.bad_key(N_ROT, n_rot, "an even number: values are rotated in pairs"));
         }
         let base = self.positive_or("rope.freq_base", 10000.0)?;
         // 0 stands for no scaling, and so does an absent key; `scale_linear` is the factor's older name.
-        let factor = self.f_or("rope.scaling.factor", self.f_or("rope.scale_linear", 0.0)?)?;
+        let factor = self.number_or("rope.scaling.factor", self.number_or("rope.scale_linear", 0.0)?)?;
         let factor = if factor == 0.0 { 1.0 } else { factor };
         if factor < 0.0 {
             return Err(self.bad_key("rope.scaling.factor", factor, "a number above 0"));
         }
+        let factors = self.rope_factors(n_rot)?;
         let magnitude = self.positive_or(ATTN_FACTOR, 1.0)?;
-        let scaling = match self.opt_str("rope.scaling.type")? {
+        let scaling = match self.word("rope.scaling.type")? {
             Some("yarn") => Scaling::Yarn {
                 factor,
-                n_orig: match self.has_key("rope.scaling.original_context_length") {
-                    true => self.tokens("rope.scaling.original_context_length")?,
+                n_orig: match self.has_key(N_ORIG) {
+                    true => self.tokens(N_ORIG)?,
                     false => self.tokens("context_length")?,
                 },
                 // Files carry yarn_beta_fast and _slow, but the reference reads them for two families only and takes
@@ -233,22 +248,69 @@ impl Builder<'_> {
                 beta_slow: 1.0,
                 magnitude: magnitude * (1.0 + 0.1 * factor.ln().max(0.0)),
             },
+            Some("longrope") if factors.is_empty() => {
+                let want = "none, linear or yarn, since there are no tensors rope_factors_long and rope_factors_short";
+                return Err(self.bad_key("rope.scaling.type", "longrope", want));
+            }
+            Some("longrope") => Scaling::Long(magnitude),
             _ if magnitude != 1.0 => return Err(self.bad_key(ATTN_FACTOR, magnitude, "1, except with yarn scaling")),
             Some("none") => Scaling::None,
             None | Some("linear") if factor == 1.0 => Scaling::None,
             None | Some("linear") => Scaling::Linear(factor),
-            Some(other) => return Err(self.bad_key("rope.scaling.type", other, "none, linear or yarn")),
+            Some(other) => return Err(self.bad_key("rope.scaling.type", other, "none, linear, yarn or longrope")),
         };
-        Ok(Rope { n_rot, offset: 0, pairs, base, scaling, inverse: false })
+        Ok(Rope { n_rot, offset: 0, pairs, base, scaling, factors, inverse: false })
+    }
+
+    /// What a file divides the angles of each pair by: `rope_freqs`, in the layer or for all, or one of
+    /// `rope_factors_long` and `_short`, by whether the context is longer than that of the original training.
+    fn rope_factors(&self, n_rot: usize) -> Result<Arc<[f32]>> {
+        let root = &self.root();
+        let long = self.has_key(N_ORIG) && self.settings().n_ctx > self.tokens(N_ORIG)?;
+        let (used, idle) = match long {
+            true => ("rope_factors_long.weight", "rope_factors_short."),
+            false => ("rope_factors_short.weight", "rope_factors_long."),
+        };
+        for b in [self, root] {
+            if b.has("rope_freqs.weight") {
+                return Ok(b.values("rope_freqs.weight", &[n_rot / 2])?.into());
+            }
+            if b.has(used) {
+                b.ignore(idle, "it is for contexts of another length");
+                return Ok(b.values(used, &[n_rot / 2])?.into());
+            }
+        }
+        Ok(Arc::default())
+    }
+
+    /// Fails unless a rotation in sections that count time, height and width is the plain one for a text, where all
+    /// three are the same position: as long as every one of `pairs` belongs to one of the three.
+    ///
+    /// # Errors
+    /// If some pair does not.
+    pub fn text_sections(&self, pairs: usize, interleaved: bool) -> Result<()> {
+        const SECTIONS: &str = "rope.dimension_sections";
+        let Some(sections) = self.root().counts(SECTIONS)?.filter(|s| s.len() >= 3) else { return Ok(()) };
+        let all: usize = sections.iter().sum();
+        let first: usize = sections[..3].iter().sum();
+        let covered = |i: usize| if interleaved { i < 3 * sections[i % 3] } else { i < first };
+        if all == 0 || !(0..pairs).map(|i| i % all).all(covered) {
+            let found = format!("{sections:?}");
+            return Err(self.bad_key(SECTIONS, found, format!("sections that cover all {pairs} pairs of a head")));
+        }
+        Ok(())
     }
 
     /// Rotates every head of `head` values by its row's position.
-    pub fn rope(&self, label: String, x: Slot, head: usize, rope: &Rope) -> Result<Slot> {
+    ///
+    /// # Errors
+    /// If more columns are rotated than a head has.
+    pub fn rope(&self, x: Slot, head: usize, rope: &Rope) -> Result<Slot> {
         debug_assert!(self.width(x).is_multiple_of(head));
         if rope.offset + rope.n_rot > head {
             return Err(self.bad_key(N_ROT, rope.n_rot, format!("no more than the {head} columns of a head")));
         }
-        let op = RopeOp { rope: *rope, head, key: rope.key() };
-        Ok(self.push(label, op, &[x], &[self.width(x)], &[], &[])[0])
+        let op = RopeOp { rope: rope.clone(), head, key: rope.key() };
+        Ok(self.push(op, &[x], &[self.width(x)], &[])[0])
     }
 }

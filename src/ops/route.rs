@@ -13,7 +13,7 @@ use anyhow::Result;
 
 use super::glu::sigmoid;
 use crate::cuda::Arg;
-use crate::tape::{Builder, CpuIo, GpuIo, Op, Slot, Weight, WeightId, WeightKind};
+use crate::tape::{Builder, CpuIo, GpuIo, Op, Role, Slot, Weight, WeightId, WeightKind};
 
 /// From logits to scores.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -194,7 +194,6 @@ impl Builder<'_> {
     /// alone; `table` an integer table (n_vocab, k) that makes the choice instead.
     pub fn route(
         &self,
-        label: String,
         logits: Slot,
         r: Route,
         bias: Option<WeightId>,
@@ -214,7 +213,7 @@ impl Builder<'_> {
         }
         let op = RouteOp { r, n, bias: bias.is_some(), table: table.is_some() };
         let weights: Vec<WeightId> = bias.into_iter().chain(table).collect();
-        let outs = self.push(label, op, &[logits], &[r.k, r.k], &weights, &[]);
+        let outs = self.role(Role::Router).push_named("ffn_moe_topk", op, &[logits], &[r.k, r.k], &weights, &[]);
         Ok((outs[0], outs[1]))
     }
 }

@@ -7,7 +7,7 @@
 use anyhow::Result;
 
 use super::{Cache, Needs, Place, Plan, Room, Rules, Shape, experts_of, half_ring_bytes, split};
-use crate::tape::{Half, Step, Tape};
+use crate::tape::{Half, Role, Step, Tape};
 
 /// How much GPU memory experts may take that come and go.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
@@ -66,23 +66,9 @@ pub struct Fit {
     pub less: Option<String>,
 }
 
-/// The layer of each step: the number in its label; steps before the first layer have None, those after the last one its
-/// number and one.
-fn layers_of(tape: &Tape) -> (Vec<Option<usize>>, usize) {
-    let number = |name: &str| name.strip_prefix("blk.")?.split('.').next()?.parse::<usize>().ok();
-    let own = |s: &Step| {
-        let weights = s.weights.iter().map(|w| tape.weights[w.0 as usize].name.as_str());
-        std::iter::once(s.label.as_str()).chain(weights).find_map(number)
-    };
-    let named: Vec<Option<usize>> = tape.steps.iter().map(own).collect();
-    let n = named.iter().flatten().max().map_or(0, |l| l + 1);
-    let last = named.iter().rposition(Option::is_some).map_or(0, |i| i + 1);
-    let mut at = None;
-    let layer = |(i, own): (usize, &Option<usize>)| {
-        at = own.or(at);
-        if i >= last { Some(n) } else { at }
-    };
-    (named.iter().enumerate().map(layer).collect(), n)
+/// The layer that a step counts as, as `-ngl` counts them: the head comes after the last one; None before the first.
+fn layer_of(step: &Step, layers: usize) -> Option<usize> {
+    if step.role == Role::Head { Some(layers) } else { step.layer }
 }
 
 /// A model that is to be placed.
@@ -100,7 +86,6 @@ impl Model<'_> {
     }
 
     fn plan(&self, tape: &Tape, needs: &Needs, (gpu_layers, cpu_moe): (usize, usize)) -> Plan {
-        let (layers, _) = layers_of(tape);
         // A head that shares the embedding's matrix brings it along.
         let head = tape.steps.iter().rfind(|s| s.outs.first() == tape.logits.as_ref());
         let tied = |s: &Step| head.is_some_and(|h| s.weights.first().is_some_and(|w| h.weights.first() == Some(w)));
@@ -108,12 +93,12 @@ impl Model<'_> {
             if let Some(place) = self.ask.rules.place(tape, step) {
                 return if place == Place::Gpu && needs.refuses[i].is_some() { Place::Cpu } else { place };
             }
-            let front = layers[i].is_none();
-            let there = match front {
-                true => gpu_layers > self.layers && (step.weights.is_empty() || tied(step)),
-                false => self.on_gpu(gpu_layers, layers[i]),
+            let layer = layer_of(step, self.layers);
+            let there = match layer {
+                None => gpu_layers > self.layers && (step.weights.is_empty() || tied(step)),
+                Some(_) => self.on_gpu(gpu_layers, layer),
             };
-            let experts = step.op.halves() && layers[i].is_some_and(|l| l < cpu_moe);
+            let experts = step.op.halves() && layer.is_some_and(|l| l < cpu_moe);
             if there && !experts && needs.refuses[i].is_none() { Place::Gpu } else { Place::Cpu }
         })
     }
@@ -135,7 +120,7 @@ const RING: usize = 256 << 20;
 /// # Errors
 /// If a step's GPU body refuses shapes that it said it takes: an error of this program.
 pub fn fit(tape: Tape, ask: &Ask, budget: Option<usize>, shape: Shape) -> Result<Fit> {
-    let (layers_of_steps, layers) = layers_of(&tape);
+    let layers = tape.n_layers();
     let Some(budget) = budget else {
         let plan = Plan::new(&tape, &|_, step| match ask.rules.place(&tape, step) {
             Some(Place::Twin) => Place::Twin,
@@ -172,7 +157,7 @@ pub fn fit(tape: Tape, ask: &Ask, budget: Option<usize>, shape: Shape) -> Result
         None => layers,
     };
     let at = (gpu_layers, cpu_moe);
-    let refused = refused(&tape, &needs, |i| m.on_gpu(gpu_layers, layers_of_steps[i]));
+    let refused = refused(&tape, &needs, |i| m.on_gpu(gpu_layers, layer_of(&tape.steps[i], layers)));
 
     // What is left holds experts that come and go.
     let plan = m.plan(&tape, &needs, at);
@@ -182,7 +167,7 @@ pub fn fit(tape: Tape, ask: &Ask, budget: Option<usize>, shape: Shape) -> Result
             && plan.places[i] == Place::Cpu
             && needs.refuses[i].is_none()
             && ask.rules.place(&tape, &tape.steps[i]).is_none()
-            && m.on_gpu(gpu_layers, layers_of_steps[i])
+            && m.on_gpu(gpu_layers, layer_of(&tape.steps[i], layers))
     };
     let which: Vec<bool> = (0..tape.steps.len()).map(halved).collect();
     if ask.cache != CacheSize::Off && which.contains(&true) {

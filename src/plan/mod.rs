@@ -52,13 +52,15 @@ pub struct Cache {
 }
 
 impl Plan {
-    /// Places every step by `rule`, which is given its number. Steps that share a state run where the first of them runs,
-    /// since a state lives in one memory; of the halves of a step one runs on the GPU and one on the CPU.
+    /// Places every step by `rule`, which is given its number. Steps that share a state, directly or through others, run
+    /// where the first of them runs, since a state lives in one memory; of the halves of a step one runs on the GPU and
+    /// one on the CPU.
     pub fn new(tape: &Tape, rule: &dyn Fn(usize, &Step) -> Place) -> Plan {
         let mut state_places: Vec<Option<Place>> = vec![None; tape.states.len()];
-        let mut places = Vec::with_capacity(tape.steps.len());
+        let mut places: Vec<Place> = Vec::with_capacity(tape.steps.len());
+        let groups = shared_states(tape);
         for (i, step) in tape.steps.iter().enumerate() {
-            let held = step.states.iter().find_map(|s| state_places[s.0 as usize]);
+            let held = groups[i].filter(|&first| first < i).map(|first| places[first]);
             let place = match step.half {
                 Half::Cached => Place::Gpu,
                 Half::Rest => Place::Cpu,
@@ -100,6 +102,18 @@ impl Plan {
     pub fn buffer_bytes(&self, place: Place, shape: &Shape) -> usize {
         self.layouts[place.index()].bytes(shape).sum()
     }
+}
+
+/// Of every step that has states, the first step that it shares one with, directly or through others.
+pub(crate) fn shared_states(tape: &Tape) -> Vec<Option<usize>> {
+    let mut first: Vec<Option<usize>> = vec![None; tape.states.len()]; // the first step of each state's group
+    for (i, step) in tape.steps.iter().enumerate() {
+        let joined: Vec<usize> = step.states.iter().filter_map(|s| first[s.0 as usize]).collect();
+        let lead = joined.iter().copied().min().unwrap_or(i);
+        step.states.iter().for_each(|s| first[s.0 as usize] = Some(lead));
+        first.iter_mut().flatten().filter(|g| joined.contains(g)).for_each(|g| *g = lead);
+    }
+    tape.steps.iter().map(|step| step.states.first().and_then(|s| first[s.0 as usize])).collect()
 }
 
 /// The steps in the order in which they are started, with the copies between them.
@@ -150,4 +164,22 @@ fn order(tape: &Tape, places: &[Place]) -> Vec<Stage> {
         }
     }
     stages
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::tape::StateId;
+
+    #[test]
+    fn steps_that_share_a_state_through_others_are_one_group() {
+        let path = std::path::Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/data/models/qwen3moe.gguf");
+        let gguf = crate::gguf::Gguf::open(&path).unwrap();
+        let mut tape = crate::session::tape(&gguf, &crate::session::Options::default()).unwrap();
+        tape.steps.truncate(4);
+        for (step, states) in tape.steps.iter_mut().zip([&[0u32][..], &[1], &[], &[0, 1]]) {
+            step.states = states.iter().map(|&s| StateId(s)).collect();
+        }
+        assert_eq!(shared_states(&tape), [Some(0), Some(0), None, Some(0)]);
+    }
 }

@@ -2,9 +2,8 @@
 
 use anyhow::{Context, Result};
 
-use super::{Place, Plan};
+use super::{Place, Plan, shared_states};
 use crate::cuda::{Arena, CacheArg, Ptr};
-use crate::quant;
 use crate::tape::{
     Batch, GpuIo, GpuState, GpuValue, GpuWeight, Half, Lists, Row, Scratch, Slot, StateId, StateKind, StateSpec, Step,
     Tape, WeightId, WeightKind,
@@ -121,7 +120,12 @@ impl Needs {
     /// Asks every step's GPU body, which starts nothing where no device is.
     pub fn of(tape: &Tape, shape: Shape) -> Result<Needs> {
         let mut scratch = vec![0; tape.steps.len()];
-        let refuses: Vec<Option<String>> = tape.steps.iter().map(|s| refuses(tape, s)).collect();
+        let own: Vec<Option<String>> = tape.steps.iter().map(|s| refuses(tape, s)).collect();
+        // What one step cannot do there keeps all away that share a state with it.
+        let groups = shared_states(tape);
+        let refusing = |group: usize| (0..own.len()).find(|&i| groups[i] == Some(group) && own[i].is_some());
+        let refuses: Vec<Option<String>> =
+            groups.iter().enumerate().map(|(i, g)| own[g.and_then(refusing).unwrap_or(i)].clone()).collect();
         // A single row, the fewest that tensor cores take, and all: each takes other kernels.
         for n in [1, shape.n_batch.min(17), shape.n_batch] {
             let rows = (0..n as u32).map(|pos| Row { token: 0, seq: 0, pos }).collect();
@@ -141,8 +145,7 @@ fn scratch_of(tape: &Tape, step: &Step, batch: &Batch, shape: &Shape) -> Result<
     let value = |x: &Slot| GpuValue { ptr: Ptr::default(), rows: rows(x), width: tape.width(*x) };
     let weight = |w: &WeightId| {
         let w = &tape.weights[w.0 as usize];
-        let ty = quant::by_name(w.format).filter(|_| w.kind == WeightKind::Matrix);
-        GpuWeight { ptr: Ptr::default(), shape: w.shape, ty, slots: Ptr::default() }
+        GpuWeight { ptr: Ptr::default(), shape: w.shape, ty: w.matrix_type(), slots: Ptr::default() }
     };
     let state = |s: &StateId| state_of(&tape.states[s.0 as usize], Ptr::default(), shape.n_ctx, shape.n_batch);
     let tables = vec![Ptr::default(); step.op.tables().len()];
@@ -165,8 +168,8 @@ fn scratch_of(tape: &Tape, step: &Step, batch: &Batch, shape: &Shape) -> Result<
 
 fn refuses(tape: &Tape, step: &Step) -> Option<String> {
     for w in step.weights.iter().map(|w| &tape.weights[w.0 as usize]) {
-        if w.kind == WeightKind::Matrix && crate::cuda::module_of(w.format).is_none() {
-            return Some(format!("there are no kernels for {}", w.format));
+        if let Some(ty) = w.matrix_type().filter(|ty| crate::cuda::module_of(ty.name).is_none()) {
+            return Some(format!("there are no kernels for {}", ty.name));
         }
     }
     for s in step.states.iter().map(|s| &tape.states[s.0 as usize]) {

@@ -3,12 +3,13 @@
 
 use std::cell::RefCell;
 use std::collections::HashMap;
+use std::rc::Rc;
 use std::sync::Arc;
 
 use anyhow::{Context, Result, anyhow, bail};
 
 use super::{
-    Half, Op, RowSet, Slot, SlotInfo, StateId, StateKind, StateSpec, Step, Tape, Weight, WeightId, WeightKind,
+    Half, Op, Role, RowSet, Slot, SlotInfo, StateId, StateKind, StateSpec, Step, Tape, Weight, WeightId, WeightKind,
 };
 use crate::gguf::{Gguf, TensorType};
 use crate::quant::QuantType;
@@ -29,63 +30,112 @@ pub struct Settings {
     pub type_v: &'static QuantType,
 }
 
-/// The tape being written, and the file it is written from.
+/// What all parts of a model's function write to.
 #[derive(Debug)]
-pub struct Builder<'a> {
+pub(super) struct Recorder<'a> {
     pub(super) gguf: &'a Gguf,
     pub(super) arch: String,
-    /// What the user chose.
-    pub settings: Settings,
+    settings: Settings,
     tape: RefCell<Tape>,
     known: RefCell<HashMap<String, WeightId>>,
+    /// How often each label was given.
+    labels: RefCell<HashMap<String, usize>>,
+    /// Of each value the name that its maker goes by: a weight's, or that of the value it was made of.
+    origins: RefCell<Vec<String>>,
 }
 
-/// The names of one layer's tensors.
+/// Writes a tape from a file's header. A builder of a layer ([`Layer::scope`]) finds weights by their names in the
+/// layer, and the layer's own value where a metadata key lists one for each.
 #[derive(Clone, Debug)]
+pub struct Builder<'a> {
+    pub(super) rec: Rc<Recorder<'a>>,
+    pub(super) layer: Option<usize>,
+    role: Option<Role>,
+}
+
+/// A layer of a model.
+#[derive(Clone, Copy, Debug)]
 pub struct Layer {
     /// The layer's number, from 0.
     pub i: usize,
-    /// Whether it is the last one.
-    pub last: bool,
 }
 
 impl Layer {
-    /// `blk.I.NAME`.
-    pub fn w(&self, name: &str) -> String {
-        format!("blk.{}.{name}", self.i)
+    /// A builder of this layer: `attn_q` means `blk.I.attn_q`.
+    pub fn scope<'a>(&self, b: &Builder<'a>) -> Builder<'a> {
+        Builder { rec: b.rec.clone(), layer: Some(self.i), role: None }
     }
 }
 
 impl<'a> Builder<'a> {
     /// A builder over a file's header.
     pub fn new(gguf: &'a Gguf, arch: &str, settings: Settings) -> Builder<'a> {
-        Builder { gguf, arch: arch.into(), settings, tape: RefCell::default(), known: RefCell::default() }
+        let rec = Recorder {
+            gguf,
+            arch: arch.into(),
+            settings,
+            tape: RefCell::default(),
+            known: RefCell::default(),
+            labels: RefCell::default(),
+            origins: RefCell::default(),
+        };
+        Builder { rec: Rc::new(rec), layer: None, role: None }
+    }
+
+    /// The same builder for steps of one part of the model, for those whose op does not say which part it is.
+    pub fn role(&self, role: Role) -> Builder<'a> {
+        Builder { role: Some(role), ..self.clone() }
+    }
+
+    /// The builder of the whole model: names mean the file's own.
+    pub fn root(&self) -> Builder<'a> {
+        Builder { layer: None, ..self.clone() }
+    }
+
+    /// What the user chose.
+    pub fn settings(&self) -> &Settings {
+        &self.rec.settings
+    }
+
+    /// The layer that this builder writes.
+    ///
+    /// # Panics
+    /// If it is no layer's builder.
+    pub fn layer(&self) -> usize {
+        self.layer.expect("a layer's builder")
     }
 
     /// The file, for messages.
     pub fn file(&self) -> String {
-        self.gguf.path.display().to_string()
+        self.rec.gguf.path.display().to_string()
     }
 
     /// Tokens in the vocabulary: rows of the embedding.
+    ///
+    /// # Errors
+    /// If the file has no embedding.
     pub fn n_vocab(&self) -> Result<usize> {
-        let t = self.gguf.tensor("token_embd.weight").context(self.missing("token_embd.weight"))?;
+        let t = self.rec.gguf.tensor("token_embd.weight").context(self.missing("token_embd.weight"))?;
         Ok(t.shape[0])
     }
 
     /// The layers that take part: `block_count`, less the blocks at the end that predict further tokens
     /// (`nextn_predict_layers`) and are ignored.
+    ///
+    /// # Errors
+    /// If the keys do not fit each other or the file.
     pub fn layers(&self) -> Result<Vec<Layer>> {
-        let all = self.n("block_count")?;
-        if all > self.gguf.tensors.len() {
-            let want = format!("no more blocks than the file's {} tensors", self.gguf.tensors.len());
+        let gguf = self.rec.gguf;
+        let all = self.count("block_count")?;
+        if all > gguf.tensors.len() {
+            let want = format!("no more blocks than the file's {} tensors", gguf.tensors.len());
             return Err(self.bad_key("block_count", all, want));
         }
-        let extra = self.opt_n("nextn_predict_layers")?.unwrap_or(0);
+        let extra = self.count_or_zero("nextn_predict_layers")?;
         let Some(mut n) = all.checked_sub(extra).filter(|&n| n > 0) else {
             return Err(self.bad_key("nextn_predict_layers", extra, format!("fewer than the {all} blocks")));
         };
-        let any = |prefix: &str| self.gguf.tensors.iter().any(|t| t.name.starts_with(prefix));
+        let any = |prefix: &str| gguf.tensors.iter().any(|t| t.name.starts_with(prefix));
         // A block that predicts further tokens has tensors of that name. Some files state such blocks and come without
         // them, with block_count less by as many: there the last blocks are layers like the others.
         while n < all && any(&format!("blk.{n}.")) && !any(&format!("blk.{n}.nextn.")) {
@@ -94,24 +144,40 @@ impl<'a> Builder<'a> {
         for i in n..all {
             self.ignore(&format!("blk.{i}."), "multi-token prediction is not used yet");
         }
-        Ok((0..n).map(|i| Layer { i, last: i + 1 == n }).collect())
+        Ok((0..n).map(|i| Layer { i }).collect())
     }
 
-    // ---- weights ----
+    // ---- weights, by their names in this builder's layer ----
 
-    /// Whether the file has this tensor (full name).
+    /// The name in the file: `blk.I.NAME` in a layer, else `NAME`.
+    fn full(&self, name: &str) -> String {
+        match self.layer {
+            Some(i) => format!("blk.{i}.{name}"),
+            None => name.into(),
+        }
+    }
+
+    /// The shape of a tensor, (matrices,) rows, columns, if the file has it.
+    pub fn shape(&self, name: &str) -> Option<&[usize]> {
+        self.rec.gguf.tensor(&self.full(name)).map(|t| t.shape.as_slice())
+    }
+
+    /// Whether the file has this tensor.
     pub fn has(&self, name: &str) -> bool {
-        self.gguf.tensor(name).is_some()
+        self.shape(name).is_some()
     }
 
-    /// Fails unless the file has this tensor (full name): where what reads it would do without.
+    /// Fails unless the file has this tensor, where what reads it would do without.
+    ///
+    /// # Errors
+    /// If the file does not have it.
     pub fn need(&self, name: &str) -> Result<()> {
-        if self.has(name) { Ok(()) } else { bail!(self.missing(name)) }
+        if self.has(name) { Ok(()) } else { bail!(self.missing(&self.full(name))) }
     }
 
     /// Marks the tensors whose names start so as deliberately unused.
     pub fn ignore(&self, prefix: &str, why: &'static str) {
-        self.tape.borrow_mut().ignored.push((prefix.into(), why));
+        self.rec.tape.borrow_mut().ignored.push((self.full(prefix), why));
     }
 
     fn missing(&self, name: &str) -> String {
@@ -119,13 +185,14 @@ impl<'a> Builder<'a> {
             "{}: tensor {name} is missing; a {} model needs it (is the file complete, and converted for this \
              architecture?)",
             self.file(),
-            self.arch
+            self.rec.arch
         )
     }
 
     fn weight(&self, name: &str, kind: WeightKind, want: &[usize]) -> Result<WeightId> {
-        let index = self.gguf.index(name).ok_or_else(|| anyhow!(self.missing(name)))?;
-        let t = &self.gguf.tensors[index];
+        let name = &self.full(name);
+        let index = self.rec.gguf.index(name).ok_or_else(|| anyhow!(self.missing(name)))?;
+        let t = &self.rec.gguf.tensors[index];
         // Leading ones carry no information: (1, n) and (n) are the same tensor.
         let trim = |s: &[usize]| s.iter().copied().skip_while(|&d| d == 1).collect::<Vec<_>>();
         if trim(&t.shape) != trim(want) && !(kind == WeightKind::Matrix && flattens(&t.shape, want)) {
@@ -158,103 +225,153 @@ impl<'a> Builder<'a> {
                 );
             }
         }
-        let mut known = self.known.borrow_mut();
+        let mut known = self.rec.known.borrow_mut();
         if let Some(&id) = known.get(name)
-            && self.tape.borrow().weights[id.0 as usize].kind == kind
+            && self.rec.tape.borrow().weights[id.0 as usize].kind == kind
         {
             return Ok(id);
         }
-        let mut tape = self.tape.borrow_mut();
+        let mut tape = self.rec.tape.borrow_mut();
         let id = WeightId(tape.weights.len() as u32);
-        tape.weights.push(Weight {
-            name: name.into(),
-            tensor: index,
-            shape,
-            format: t.ty.name(),
-            bytes: t.bytes,
-            kind,
-        });
+        tape.weights.push(Weight { name: name.into(), tensor: index, shape, ty: t.ty.quant(), bytes: t.bytes, kind });
         known.insert(name.into(), id);
         Ok(id)
     }
 
-    /// A matrix (full name) of this shape: (rows, columns), or (matrices, rows, columns).
+    /// A matrix of this shape: (rows, columns), or (matrices, rows, columns).
+    ///
+    /// # Errors
+    /// If the file does not have it, or in another shape or kind.
     pub fn matrix(&self, name: &str, shape: &[usize]) -> Result<WeightId> {
         self.weight(name, WeightKind::Matrix, shape)
     }
 
-    /// A small tensor (full name) of this shape, decoded to f32.
+    /// A small tensor of this shape, decoded to f32.
+    ///
+    /// # Errors
+    /// If the file does not have it, or in another shape or kind.
     pub fn vector(&self, name: &str, shape: &[usize]) -> Result<WeightId> {
         self.weight(name, WeightKind::Vector, shape)
     }
 
     /// A vector if the file has it.
+    ///
+    /// # Errors
+    /// If the file has it in another shape or kind.
     pub fn opt_vector(&self, name: &str, shape: &[usize]) -> Result<Option<WeightId>> {
         if self.has(name) { self.vector(name, shape).map(Some) } else { Ok(None) }
     }
 
-    /// An integer table (full name) of `k` expert numbers for every token: (n_vocab, k), each below `n_expert`.
+    /// The values of a small tensor of this shape, for what has to be known while the tape is written.
+    ///
+    /// # Errors
+    /// If the file does not have it, or in another shape or kind.
+    pub fn values(&self, name: &str, shape: &[usize]) -> Result<Vec<f32>> {
+        let id = self.vector(name, shape)?;
+        let tape = self.rec.tape.borrow();
+        let w = &tape.weights[id.0 as usize];
+        let mut values = vec![0.0; w.count()];
+        let ty = w.ty.expect("a vector has a format");
+        (ty.dequant)(self.rec.gguf.data(&self.rec.gguf.tensors[w.tensor]), &mut values);
+        Ok(values)
+    }
+
+    /// An integer table of `k` expert numbers for every token: (n_vocab, k), each below `n_expert`.
+    ///
+    /// # Errors
+    /// If the file does not have it, or in another shape or kind.
     pub fn expert_table(&self, name: &str, k: usize, n_expert: usize) -> Result<WeightId> {
-        let id = self.weight(name, WeightKind::Ints { below: n_expert }, &[self.n_vocab()?, k])?;
-        Ok(id)
+        self.weight(name, WeightKind::Ints { below: n_expert }, &[self.n_vocab()?, k])
     }
 
     // ---- steps ----
 
     /// Columns of a value.
     pub fn width(&self, x: Slot) -> usize {
-        self.tape.borrow().width(x)
-    }
-
-    /// Rows of a value.
-    pub fn rows(&self, x: Slot) -> RowSet {
-        self.tape.borrow().slots[x.0 as usize].rows
+        self.rec.tape.borrow().width(x)
     }
 
     /// Fails, naming the step, unless `x` has `want` columns.
-    pub fn expect_width(&self, label: &str, x: Slot, want: usize) -> Result<()> {
+    ///
+    /// # Errors
+    /// If it has others.
+    pub fn expect_width(&self, step: &str, x: Slot, want: usize) -> Result<()> {
         let have = self.width(x);
         if have != want {
-            bail!("{}: step {label} takes {want} columns from the metadata but is given {have}", self.file());
+            let step = self.full(step);
+            bail!("{}: step {step} takes {want} columns from the metadata but is given {have}", self.file());
         }
         Ok(())
     }
 
-    /// Records a step with outputs of these widths, in the same rows as the first input.
-    pub fn push(
+    /// Records a step with outputs of these widths, named after the weight that it is about.
+    pub fn push_named(
         &self,
-        label: impl Into<String>,
+        name: &str,
         op: impl Op + 'static,
         ins: &[Slot],
         outs: &[usize],
         weights: &[WeightId],
         states: &[StateId],
     ) -> Vec<Slot> {
-        let rows = ins.first().map_or(RowSet::All, |&x| self.rows(x));
-        self.push_rows(label, op, ins, outs, rows, weights, states)
+        let name = self.full(name);
+        self.record(name.clone(), name, op, ins, outs, weights, states)
     }
 
-    /// Records a step whose outputs have the rows `rows`.
-    pub fn push_rows(
+    /// Records a step with outputs of these widths, named after what made the value `of`, as far as that belongs to the
+    /// same layer, and the op.
+    pub fn push_after(
         &self,
-        label: impl Into<String>,
+        of: Slot,
         op: impl Op + 'static,
         ins: &[Slot],
         outs: &[usize],
-        rows: RowSet,
         weights: &[WeightId],
         states: &[StateId],
     ) -> Vec<Slot> {
-        let mut tape = self.tape.borrow_mut();
-        let outs: Vec<Slot> = outs
-            .iter()
-            .map(|&width| {
-                tape.slots.push(SlotInfo { width, rows });
-                Slot(tape.slots.len() as u32 - 1)
-            })
-            .collect();
+        let origin = self.rec.origins.borrow()[of.0 as usize].clone();
+        let scope = self.full("");
+        let origin = if origin.starts_with(&scope) { origin } else { scope.trim_end_matches('.').into() };
+        let label = format!("{origin}.{}", op.name()).trim_start_matches('.').to_owned();
+        self.record(label, origin, op, ins, outs, weights, states)
+    }
+
+    /// Records a step that is named after its first input; see [`Builder::push_after`].
+    pub fn push(&self, op: impl Op + 'static, ins: &[Slot], outs: &[usize], weights: &[WeightId]) -> Vec<Slot> {
+        self.push_after(ins[0], op, ins, outs, weights, &[])
+    }
+
+    fn record(
+        &self,
+        label: String,
+        origin: String,
+        op: impl Op + 'static,
+        ins: &[Slot],
+        outs: &[usize],
+        weights: &[WeightId],
+        states: &[StateId],
+    ) -> Vec<Slot> {
+        let mut tape = self.rec.tape.borrow_mut();
+        let mut origins = self.rec.origins.borrow_mut();
+        let slot = |&width: &usize| {
+            tape.slots.push(SlotInfo { width, rows: RowSet::All });
+            origins.push(origin.clone());
+            Slot(tape.slots.len() as u32 - 1)
+        };
+        let outs: Vec<Slot> = outs.iter().map(slot).collect();
+        let role = self.role.unwrap_or_else(|| match self.layer {
+            Some(_) => Role::Mixing,
+            None if tape.steps.iter().any(|s| s.layer.is_some()) => Role::Head,
+            None => Role::Embedding,
+        });
+        let mut labels = self.rec.labels.borrow_mut();
+        let times = labels.entry(label.clone()).or_default();
+        *times += 1;
+        let label = if *times == 1 { label } else { format!("{label}.{times}") };
         tape.steps.push(Step {
-            label: label.into(),
+            label,
+            layer: self.layer,
+            role,
             op: Arc::new(op),
             half: Half::Whole,
             ins: ins.to_vec(),
@@ -265,10 +382,20 @@ impl<'a> Builder<'a> {
         outs
     }
 
+    /// Keeps every row of a value, whether its logits are wanted or not.
+    pub fn keep(&self, x: Slot) {
+        self.rec.tape.borrow_mut().kept.push(x);
+    }
+
+    // ---- states ----
+
     /// A state of rows, one per `every` tokens, of which the newest `window` matter (None: all).
+    ///
+    /// # Errors
+    /// If the format is none for a cache, or its blocks do not divide the width.
     pub fn rows_state(
         &self,
-        label: String,
+        name: &str,
         width: usize,
         ty: &'static QuantType,
         every: usize,
@@ -277,6 +404,7 @@ impl<'a> Builder<'a> {
         if ty.kv.is_none() {
             bail!("{} cannot be a cache type; {} can", ty.name, crate::quant::cache_types());
         }
+        let label = self.full(name);
         if !width.is_multiple_of(ty.block) {
             bail!(
                 "cache type {} holds rows of a multiple of {} values, but {label} is {width} wide; choose f16",
@@ -288,37 +416,41 @@ impl<'a> Builder<'a> {
     }
 
     /// The newest `n` rows of f32 from before the batch at hand.
-    pub fn last_rows(&self, label: String, width: usize, n: usize) -> StateId {
+    pub fn last_rows(&self, name: &str, width: usize, n: usize) -> StateId {
+        let label = self.full(name);
         let kind = StateKind::Rows { every: 1, window: Some(n), behind: true };
         self.state(StateSpec { label, width, ty: crate::quant::TYPES[0], kind })
     }
 
     /// A recurrent state: one block of floats.
-    pub fn fixed_state(&self, label: String, width: usize) -> StateId {
+    pub fn fixed_state(&self, name: &str, width: usize) -> StateId {
+        let label = self.full(name);
         let ty = crate::quant::TYPES[0]; // a recurrent state is f32: anything less collapses within a few tokens
         self.state(StateSpec { label, width, ty, kind: StateKind::Fixed })
     }
 
     fn state(&self, spec: StateSpec) -> StateId {
-        let mut tape = self.tape.borrow_mut();
+        let mut tape = self.rec.tape.borrow_mut();
         tape.states.push(spec);
         StateId(tape.states.len() as u32 - 1)
     }
 
-    /// The finished tape. Fails, naming them, if the file holds tensors that the family neither read nor ignored:
-    /// a model with a part that is not understood is refused, never run without it.
+    /// The finished tape, in which every value has all rows. It fails, naming them, if the file holds tensors that the
+    /// family neither read nor ignored: a model with a part that is not understood is refused, never run without it.
+    ///
+    /// # Errors
+    /// If there are such tensors.
     pub fn finish(self, logits: Slot, likeliest: Slot) -> Result<Tape> {
-        let mut tape = self.tape.into_inner();
+        let mut tape = self.rec.tape.take();
         (tape.logits, tape.likeliest) = (Some(logits), Some(likeliest));
-        let known = self.known.into_inner();
+        let (gguf, known) = (self.rec.gguf, self.rec.known.borrow());
         // What 4-bit activations would be divided by on hardware that has them. Here they are not 4-bit.
-        for t in self.gguf.tensors.iter().filter(|t| !known.contains_key(&t.name)) {
+        for t in gguf.tensors.iter().filter(|t| !known.contains_key(&t.name)) {
             if t.name.strip_suffix(".input_scale").is_some_and(|n| known.contains_key(&format!("{n}.weight"))) {
                 tape.ignored.push((t.name.clone(), "activations are not quantized to 4 bits"));
             }
         }
-        let left: Vec<&str> = self
-            .gguf
+        let left: Vec<&str> = gguf
             .tensors
             .iter()
             .map(|t| t.name.as_str())
@@ -329,9 +461,9 @@ impl<'a> Builder<'a> {
             bail!(
                 "{}: {} tensors are not part of the {} model that this version knows ({}{more}); it would be computed \
                  wrongly without them, so it is refused",
-                self.gguf.path.display(),
+                gguf.path.display(),
                 left.len(),
-                self.arch,
+                self.rec.arch,
                 left[..left.len().min(4)].join(", ")
             );
         }

@@ -78,8 +78,8 @@ pub struct Weight {
     pub tensor: usize,
     /// (matrices, rows, columns); leading ones where the tensor has fewer dimensions.
     pub shape: [usize; 3],
-    /// The format's name, for reports.
-    pub format: &'static str,
+    /// The format of its blocks; None for integers.
+    pub ty: Option<&'static QuantType>,
     /// Bytes in the file.
     pub bytes: usize,
     /// How it is read.
@@ -90,6 +90,16 @@ impl Weight {
     /// Number of weights.
     pub fn count(&self) -> usize {
         self.shape.iter().product()
+    }
+
+    /// The format of a matrix; None for what is decoded when the model is opened.
+    pub fn matrix_type(&self) -> Option<&'static QuantType> {
+        self.ty.filter(|_| self.kind == WeightKind::Matrix)
+    }
+
+    /// The format's name, for reports.
+    pub fn format(&self) -> &'static str {
+        self.ty.map_or("I32", |ty| ty.name)
     }
 }
 
@@ -105,11 +115,64 @@ pub enum Half {
     Rest,
 }
 
+/// Which part of a model a step computes.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Role {
+    /// Before the first layer: the rows of the tokens.
+    Embedding,
+    /// Attention, or what a layer has in its place to look at other tokens: projections, cache, recurrence.
+    Attention,
+    /// The choice of experts.
+    Router,
+    /// Experts that every token goes through.
+    Shared,
+    /// A feed-forward layer without experts.
+    Dense,
+    /// Experts that tokens are sent to.
+    Experts,
+    /// What joins the parts of a layer: norms, residual sums, mixes of streams.
+    Mixing,
+    /// After the last layer: the last norm and the logits.
+    Head,
+}
+
+impl Role {
+    /// Every role, in the order of reports.
+    pub const ALL: [Role; 8] = [
+        Role::Embedding,
+        Role::Attention,
+        Role::Router,
+        Role::Shared,
+        Role::Dense,
+        Role::Experts,
+        Role::Mixing,
+        Role::Head,
+    ];
+
+    /// The name for reports.
+    pub fn name(self) -> &'static str {
+        match self {
+            Role::Embedding => "embedding",
+            Role::Attention => "attention",
+            Role::Router => "router",
+            Role::Shared => "shared experts",
+            Role::Dense => "dense layers",
+            Role::Experts => "experts",
+            Role::Mixing => "norms and mixing",
+            Role::Head => "head",
+        }
+    }
+}
+
 /// One step: an op, what it reads, what it writes.
 #[derive(Clone, Debug)]
 pub struct Step {
-    /// A GGUF-like name, so that logs of two programs can be compared line by line.
+    /// A GGUF-like name, unique in the tape, so that logs of two programs can be compared line by line.
     pub label: String,
+    /// The layer it belongs to; None before the first layer and after the last.
+    pub layer: Option<usize>,
+    /// The part of the model that it computes.
+    pub role: Role,
     /// What is done.
     pub op: Arc<dyn Op>,
     /// All of it, or the part of it that one of two places does.
@@ -141,6 +204,8 @@ pub struct Tape {
     pub likeliest: Option<Slot>,
     /// Tensors that the family leaves alone, and why (in words).
     pub ignored: Vec<(String, &'static str)>,
+    /// Values of which every row is kept, whether its logits are wanted or not: what a draft head reads.
+    pub kept: Vec<Slot>,
 }
 
 impl Tape {
@@ -170,6 +235,11 @@ impl Tape {
     /// If the tape is not finished.
     pub fn results(&self) -> [Slot; 2] {
         [self.logits, self.likeliest].map(|x| x.expect("a finished tape has results"))
+    }
+
+    /// The number of layers.
+    pub fn n_layers(&self) -> usize {
+        self.steps.iter().filter_map(|s| s.layer).max().map_or(0, |last| last + 1)
     }
 
     /// Size of the vocabulary.
@@ -322,6 +392,12 @@ pub trait Op: Debug + Send + Sync {
     /// The tables that the GPU body reads.
     fn tables(&self) -> Vec<Table> {
         Vec::new()
+    }
+
+    /// Whether each row of the outputs is computed from the same row of the inputs alone, so that the step may run on the
+    /// output rows only. False for bodies that take token or position `t` of the batch for row `t`.
+    fn by_row(&self) -> bool {
+        true
     }
 
     /// Whether the work can be shared out by matrix of the first weight's stack, each place leaving out what the other

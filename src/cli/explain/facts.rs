@@ -7,7 +7,7 @@ use anyhow::Result;
 use crate::gguf::Gguf;
 use crate::plan::{self, Fit, Place, Refused, Shape, Stage};
 use crate::session::{self, Options};
-use crate::tape::{Half, RowSet, StateKind, Step, Tape, Weight, WeightKind};
+use crate::tape::{Half, Role, RowSet, StateKind, Step, Tape, Weight, WeightKind};
 
 /// A model that is recorded and placed.
 pub(super) struct Model<'a> {
@@ -127,54 +127,6 @@ pub(super) struct Facts {
     pub(super) placement: Placement,
 }
 
-const EMBEDDING: usize = 0;
-const ATTENTION: usize = 1;
-const ROUTER: usize = 2;
-const SHARED: usize = 3;
-const DENSE: usize = 4;
-const EXPERTS: usize = 5;
-const OTHER: usize = 6;
-const HEAD: usize = 7;
-const PARTS: [&str; 8] =
-    ["embedding", "attention", "router", "shared experts", "dense layers", "experts", "norms and mixing", "head"];
-
-/// The number of the layer that a tensor belongs to.
-fn layer_of(name: &str) -> Option<&str> {
-    name.strip_prefix("blk.")?.split_once('.').map(|(number, _)| number)
-}
-
-/// The part that a tensor belongs to, by the names that GGUF files share.
-fn part_of(name: &str) -> usize {
-    let own = match name.strip_prefix("blk.").and_then(|rest| rest.split_once('.')) {
-        Some((_, own)) => own,
-        None => return OTHER,
-    };
-    let is = |starts: &[&str]| starts.iter().any(|s| own.starts_with(s));
-    if own.contains("_exps") {
-        EXPERTS
-    } else if own.contains("_shexp") {
-        SHARED
-    } else if is(&["ffn_gate_inp", "ffn_gate_tid2eid", "exp_probs_b"]) {
-        ROUTER
-    } else if is(&["ffn_gate.", "ffn_up.", "ffn_down."]) {
-        DENSE
-    } else if is(&["attn_", "ssm_", "indexer"]) && own != "attn_norm.weight" {
-        ATTENTION
-    } else {
-        OTHER
-    }
-}
-
-/// The part that a step belongs to: its op's where that decides, else its first weight's.
-fn part_of_step(tape: &Tape, step: &Step) -> usize {
-    let wanted = step.outs.first().is_some_and(|&x| tape.slots[x.0 as usize].rows == RowSet::Wanted);
-    match step.op.name() {
-        "embed" => EMBEDDING,
-        _ if wanted && layer_of(&step.label).is_none() => HEAD,
-        _ => step.weights.first().map_or(OTHER, |w| part_of(&tape.weights[w.0 as usize].name)),
-    }
-}
-
 fn weights<'a>(tape: &'a Tape, step: &Step) -> Vec<&'a Weight> {
     step.weights.iter().map(|w| &tape.weights[w.0 as usize]).collect()
 }
@@ -206,7 +158,7 @@ impl Facts {
         let mut formats: Vec<Format> = formats.into_values().collect();
         formats.sort_by_key(|f| std::cmp::Reverse(f.bytes));
 
-        let mut parts = PARTS.map(|name| Part { name, bytes: 0, bytes_per_token: 0 });
+        let mut parts = Role::ALL.map(|role| Part { name: role.name(), bytes: 0, bytes_per_token: 0 });
         let mut places: Vec<PlaceFacts> = Vec::new();
         let mut seen = HashSet::new(); // tensors; a tied head reads the embedding again
         let (mut active, mut experts, mut tied) = (0f64, None::<Experts>, false);
@@ -230,7 +182,7 @@ impl Facts {
         }
         places.retain(|p| p.steps > 0);
         for step in tape.steps.iter().filter(|s| s.half != Half::Cached) {
-            let part = &mut parts[part_of_step(tape, step)];
+            let part = &mut parts[step.role as usize];
             let list = weights(tape, step);
             let (all, read) = (list.iter().map(|w| w.bytes).sum::<usize>(), tape.step_bytes(step));
             part.bytes_per_token += read;
@@ -263,7 +215,7 @@ impl Facts {
             name: gguf.meta.opt_str("general.name")?.unwrap_or("a model without a name").to_owned(),
             arch: arch.to_owned(),
             files: gguf.shards().map(|p| (p.display().to_string(), file_bytes(gguf, p))).collect(),
-            layers: tape.weights.iter().filter_map(|w| layer_of(&w.name)).collect::<HashSet<_>>().len(),
+            layers: tape.n_layers(),
             n_vocab: tape.n_vocab(),
             n_ctx_trained: key("context_length")?,
             n_ctx,
@@ -331,7 +283,7 @@ pub(super) fn steps(m: &Model<'_>) -> Vec<StepFacts> {
                     format!("({rows}, {})", info.width)
                 };
                 let list = weights(tape, s);
-                let mut formats: Vec<&str> = list.iter().map(|w| w.format).collect();
+                let mut formats: Vec<&str> = list.iter().map(|w| w.format()).collect();
                 formats.dedup();
                 StepFacts::Step {
                     label: s.label.clone(),

@@ -1,0 +1,98 @@
+//! cache: stores a layer's keys and values by position; attention reads them from there, in this layer or a later one.
+//!
+//! Storing and reading are two steps because some models read one cache in several layers.
+
+use anyhow::{Result, bail};
+
+use crate::quant::QuantType;
+use crate::tape::{Builder, CpuIo, GpuIo, Op, Role, Slot, StateId};
+
+/// The cached rows of a layer, as attention reads them.
+#[derive(Clone, Copy, Debug)]
+pub struct Kv {
+    /// The keys.
+    pub(super) k: StateId,
+    /// The values; None where the first `v_dim` columns of the keys are the values.
+    pub(super) v: Option<StateId>,
+    /// Heads of keys and of values.
+    pub heads: usize,
+    /// Columns of a key head.
+    pub k_dim: usize,
+    /// Columns of a value head.
+    pub v_dim: usize,
+    /// Positions that a token sees, itself included; None is all.
+    pub window: Option<usize>,
+}
+
+/// Stores every input in the state of the same number.
+#[derive(Debug)]
+struct Store;
+
+impl Op for Store {
+    fn name(&self) -> &'static str {
+        "cache"
+    }
+
+    fn cpu(&self, io: &mut CpuIo<'_>) {
+        for (x, state) in io.ins.iter().zip(io.states.iter_mut()) {
+            let width = state.width();
+            for (row, values) in io.batch.rows.iter().zip(x.chunks_exact(width)) {
+                state.write(row.seq, row.pos as usize, values);
+            }
+        }
+    }
+
+    fn gpu(&self, io: &GpuIo<'_>) -> Result<()> {
+        io.ins.iter().zip(io.states).try_for_each(|(x, state)| io.store(state, *x, io.lists.positions))
+    }
+}
+
+impl Builder<'_> {
+    /// Caches `k` (T, heads * k_dim) and `v` (T, heads * v_dim), of which a token sees the newest `window` rows.
+    ///
+    /// # Errors
+    /// If the cache's format cannot hold such rows.
+    pub fn cache(&self, k: Slot, v: Slot, heads: usize, window: Option<usize>) -> Result<Kv> {
+        let (k_dim, v_dim) = (self.width(k) / heads, self.width(v) / heads);
+        let (type_k, type_v) = (self.settings().type_k, self.settings().type_v);
+        let states = [
+            self.head_rows("attn.k", type_k, heads, k_dim, v_dim, window)?,
+            self.head_rows("attn.v", type_v, heads, v_dim, v_dim, window)?,
+        ];
+        self.role(Role::Attention).push_named("attn_cache", Store, &[k, v], &[], &[], &states);
+        Ok(Kv { k: states[0], v: Some(states[1]), heads, k_dim, v_dim, window })
+    }
+
+    /// Caches one key head `k` (T, k_dim) whose first `v_dim` columns are the values too.
+    ///
+    /// # Errors
+    /// If the cache's format cannot hold such rows.
+    pub fn cache_shared(&self, k: Slot, v_dim: usize, window: Option<usize>) -> Result<Kv> {
+        let k_dim = self.width(k);
+        debug_assert!(v_dim <= k_dim, "values are columns of the keys");
+        let state = self.head_rows("attn.k", self.settings().type_k, 1, k_dim, v_dim, window)?;
+        self.role(Role::Attention).push_named("attn_cache", Store, &[k], &[], &[], &[state]);
+        Ok(Kv { k: state, v: None, heads: 1, k_dim, v_dim, window })
+    }
+
+    fn head_rows(
+        &self,
+        name: &str,
+        ty: &'static QuantType,
+        heads: usize,
+        dim: usize,
+        part: usize,
+        window: Option<usize>,
+    ) -> Result<StateId> {
+        if !dim.is_multiple_of(ty.block) || !part.is_multiple_of(ty.block) {
+            bail!(
+                "cache type {} packs {} values together, which the heads of layer {} ({dim} and {part} wide) do not \
+                 divide into; choose f16",
+                ty.name,
+                ty.block,
+                self.layer()
+            );
+        }
+        self.rows_state(name, heads * dim, ty, 1, window)
+    }
+}
