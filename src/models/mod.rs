@@ -19,7 +19,12 @@ macro_rules! families {
 }
 
 families! {
+    llama: "llama",
+    qwen2: "qwen2",
+    qwen3: "qwen3",
     qwen3moe: "qwen3moe",
+    gemma3: "gemma3",
+    glm4moe: "glm4moe",
     gpt_oss: "gpt-oss",
     qwen35: "qwen35moe" "qwen35",
     deepseek2: "deepseek2",

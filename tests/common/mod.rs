@@ -105,6 +105,12 @@ pub fn reference(name: &str) -> Option<Reference> {
 
 /// Every reference model of the families that this version runs.
 pub const MODELS: &[&str] = &[
+    "llama",
+    "llama-moe",
+    "qwen2",
+    "qwen3",
+    "gemma3",
+    "glm4moe",
     "qwen3moe",
     "qwen3moe-yarn",
     "gpt-oss",

@@ -1,0 +1,22 @@
+//! Qwen3, dense: grouped attention with per-head norms on q and k; SwiGLU.
+
+use anyhow::Result;
+
+use super::blocks::{self, Attention};
+use crate::ops::{Glu, Pairs};
+use crate::tape::{Builder, Slot};
+
+pub(super) fn build(b: &Builder) -> Result<Slot> {
+    let eps = b.eps()?;
+    let mut x = b.embed()?; // (T, n_embd)
+    for l in b.layers()? {
+        let b = &l.scope(b);
+        let attention = Attention { qk_norm: true, ..Attention::new(b, Pairs::Halves)? };
+        let h = b.norm(x, "attn_norm", eps)?; // (T, n_embd)
+        x = b.add(x, attention.build(b, h)?);
+
+        let h = b.norm(x, "ffn_norm", eps)?;
+        x = b.add(x, blocks::dense(b, h, Glu::Silu)?);
+    }
+    b.head(b.norm(x, "output_norm", eps)?) // (output rows, n_vocab)
+}
