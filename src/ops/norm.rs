@@ -5,7 +5,7 @@
 
 use anyhow::Result;
 
-use crate::cuda::Ptr;
+use crate::cuda::{Grid, Ptr, int, launch};
 use crate::tape::{Builder, CpuIo, GpuIo, GpuValue, Op, Slot};
 
 #[derive(Debug)]
@@ -36,9 +36,8 @@ pub(super) fn norm(
     (eps, scale): (f32, f32),
     out: Ptr,
 ) -> Result<()> {
-    let args = [x.ptr.into(), weight.into(), out.into(), head.into(), eps.into(), scale.into()];
-    let threads = head.next_multiple_of(32).min(1024);
-    io.launch(("basic", "rms_norm"), [x.rows * x.width / head, 1, 1], threads, 0, &args)
+    let grid = Grid::new([x.rows * x.width / head, 1, 1], head.next_multiple_of(32).min(1024));
+    launch::rms_norm(io.gpu, grid, x.ptr, weight.unwrap_or_default(), out, int(head), eps, scale)
 }
 
 impl Op for Norm {

@@ -2,6 +2,7 @@
 
 use anyhow::Result;
 
+use crate::cuda::{Grid, int, launch};
 use crate::tape::{Builder, CpuIo, GpuIo, Layer, Op, RowSet, Slot};
 
 #[derive(Debug)]
@@ -24,8 +25,8 @@ impl Op for Wanted {
 
     fn gpu(&self, io: &GpuIo<'_>) -> Result<()> {
         let (x, out) = (io.ins[0], io.outs[0]);
-        let args = [x.ptr.into(), io.lists.wanted.into(), out.ptr.into(), x.width.into()];
-        io.each(("basic", "take_rows"), out.rows * out.width, &args)
+        let total = out.rows * out.width;
+        launch::take_rows(io.gpu, Grid::each(total), x.ptr, io.lists.wanted, out.ptr, int(x.width), total as u64)
     }
 }
 
