@@ -8,7 +8,7 @@
 // Long contexts are cut into runs that blocks share (`splits`); `attend_join` brings the parts together, and the sinks in.
 #include "compat.cuh"
 
-enum { KEYS = 32, F32_ROWS = 0, F16_ROWS = 1, Q8_ROWS = 2 };
+enum { KEYS = 32 };
 
 /// Tokens of one sequence that are neighbours in the batch.
 struct Span {
@@ -22,13 +22,14 @@ struct Span {
 struct Cache {
     const u8 *rows;
     u64 row_bytes, seq_bytes;
-    int capacity, type;
+    int capacity;
+    CacheType type;
 };
 
 /// Value `i` of a row.
-__device__ __forceinline__ float cached(const u8 *row, int type, int i) {
-    if (type == F16_ROWS) return h2f(((const u16 *)row)[i]);
-    if (type == F32_ROWS) return ((const float *)row)[i];
+__device__ __forceinline__ float cached(const u8 *row, CacheType type, int i) {
+    if (type == CACHE_F16) return h2f(((const u16 *)row)[i]);
+    if (type == CACHE_F32) return ((const float *)row)[i];
     const u8 *block = row + i / 32 * 34;
     return h2f(*(const u16 *)block) * (float)(i8)block[2 + i % 32];
 }
@@ -38,7 +39,7 @@ __device__ __forceinline__ u32 two_halves(float a, float b) { return f2h(a) | (u
 /// `n` rows of `dim` values from column `at` on, as f16 with zeros up to `wide`; rows beyond become zeros. `which` gives a
 /// row's address. They are there once the thread's copies have been waited for, and all threads met.
 template <class W>
-__device__ __forceinline__ void bring(u16 *to, int stride, int n, int dim, int wide, int at, int type, W which) {
+__device__ __forceinline__ void bring(u16 *to, int stride, int n, int dim, int wide, int at, CacheType type, W which) {
 #pragma unroll 1
     for (int i = threadIdx.x; i < KEYS * (wide / 8); i += blockDim.x) {
         int r = i / (wide / 8), c = i % (wide / 8) * 8;
@@ -46,11 +47,11 @@ __device__ __forceinline__ void bring(u16 *to, int stride, int n, int dim, int w
         uint4 v = make_uint4(0, 0, 0, 0);
         if (row && c < dim) {
             bool eights = dim % 8 == 0 && at % 8 == 0;
-            if (type == F16_ROWS && eights) { // many at once: each alone would wait for memory
+            if (type == CACHE_F16 && eights) { // many at once: each alone would wait for memory
                 cp_async16(to + r * stride + c, row + 2 * (at + c));
                 continue;
             }
-            if (type == Q8_ROWS && eights) {
+            if (type == CACHE_Q8 && eights) {
                 const u8 *block = row + (at + c) / 32 * 34;
                 float d = h2f(*(const u16 *)block);
                 const u16 *q = (const u16 *)(block + 2 + (at + c) % 32);
@@ -69,7 +70,8 @@ __device__ __forceinline__ void bring(u16 *to, int stride, int n, int dim, int w
     }
 }
 
-/// MT: query rows in 16s. NV: columns of values in 8s for each warp. Shared memory: see `attend_shared` on the host.
+/// The parts of attention. MT: query rows of a block in 16s. NV: columns of values in 8s for each warp. Shared memory: see
+/// `shared_bytes` in src/ops/attend.rs. Grid: (spans times row_tiles, key heads, splits); 128 threads.
 template <int MT, int NV>
 __device__ __forceinline__ void attend_body(const float *q, Cache keys, Cache values, Cache extra, const float *select,
                                             const Span *spans, const int *pos, float *parts, int heads, int kv_heads,
@@ -263,13 +265,13 @@ extern "C" __global__ void attend_join(const float *parts, const float *sinks, f
 
 /// Stores rows of f32 in a cache, at their positions; a negative one leaves its row out. Grid: rows. `q8_0` rows become
 /// what the CPU makes of them.
-extern "C" __global__ void store_rows(const float *x, u8 *rows, const int *seq, const int *pos, int width, int type,
-                                      int capacity, u64 row_bytes, u64 seq_bytes) {
+extern "C" __global__ void store_rows(const float *x, u8 *rows, const int *seq, const int *pos, int width,
+                                      CacheType cache_type, int capacity, u64 row_bytes, u64 seq_bytes) {
     int t = blockIdx.x;
     if (pos[t] < 0) return;
     u8 *row = rows + seq[t] * seq_bytes + (u64)(pos[t] % capacity) * row_bytes;
     x += (u64)t * width;
-    if (type == Q8_ROWS) {
+    if (cache_type == CACHE_Q8) {
         int lane = threadIdx.x & 31;
         for (int b = threadIdx.x >> 5; b < width / 32; b += blockDim.x >> 5) {
             float v = x[32 * b + lane], d = warp_max(fabsf(v)) / 127.f;
@@ -280,7 +282,7 @@ extern "C" __global__ void store_rows(const float *x, u8 *rows, const int *seq, 
         }
     } else {
         for (int i = threadIdx.x; i < width; i += blockDim.x) {
-            if (type == F16_ROWS) ((u16 *)row)[i] = f2h(x[i]);
+            if (cache_type == CACHE_F16) ((u16 *)row)[i] = f2h(x[i]);
             else ((float *)row)[i] = x[i];
         }
     }

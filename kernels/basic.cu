@@ -20,6 +20,7 @@ extern "C" __global__ void bring(const u32 *from, u32 *to, u64 n) {
     if (i < n) to[i] = from[i];
 }
 
+/// x + y.
 extern "C" __global__ void add(const float *x, const float *y, float *out, u64 n) {
     u64 i = (u64)blockIdx.x * blockDim.x + threadIdx.x;
     if (i < n) out[i] = x[i] + y[i];
@@ -27,32 +28,33 @@ extern "C" __global__ void add(const float *x, const float *y, float *out, u64 n
 
 __device__ __forceinline__ float sigmoid(float x) { return 1.f / (1.f + __expf(-x)); }
 
-/// kind: 0 silu, 1 silu of clamped halves, 2 gpt-oss's, 3 sigmoid. Row r takes its gates from `g + r * g_stride`, its
-/// other half from `u + r * u_stride`; `run` values of u share a gate.
-extern "C" __global__ void glu(const float *g, const float *u, float *out, int kind, float limit, int n, int run,
-                               u64 g_stride, u64 u_stride, u64 total) {
+/// A gate times the other half, as `kind` says. Row r takes its gates from `g + r * g_stride`, its other half from
+/// `u + r * u_stride`; `run` values of u share a gate.
+extern "C" __global__ void glu(const float *g, const float *u, float *out, GluKind kind, float limit, int n,
+                               int run, u64 g_stride, u64 u_stride, u64 total) {
     u64 i = (u64)blockIdx.x * blockDim.x + threadIdx.x;
     if (i >= total) return;
     u64 r = i / n;
     int c = (int)(i % n);
     float a = g[r * g_stride + c / run], b = u[r * u_stride + c];
-    if (kind == 1 || kind == 2) {
+    if (kind == GLU_SILU_CLAMP || kind == GLU_OAI) {
         a = fminf(a, limit);
         b = fminf(fmaxf(b, -limit), limit);
     }
-    if (kind == 3) out[i] = sigmoid(a) * b;
-    else if (kind == 2) out[i] = a * sigmoid(1.702f * a) * (b + 1.f);
+    if (kind == GLU_SIGMOID) out[i] = sigmoid(a) * b;
+    else if (kind == GLU_OAI) out[i] = a * sigmoid(1.702f * a) * (b + 1.f);
     else out[i] = a * sigmoid(a) * b;
 }
 
 /// Rotates pairs in every head of `head` values; `angles`: cos, sin of every pair, for every row. A thread per value.
 extern "C" __global__ void rope(const float *x, const float *angles, float *out, int width, int head, int n_rot,
-                                int offset, int adjacent, int inverse, u64 total) {
+                                int offset, RopePairs pairs, int inverse, u64 total) {
     u64 i = (u64)blockIdx.x * blockDim.x + threadIdx.x;
     if (i >= total) return;
     u64 t = i / width;
     int c = (int)(i % width) % head - offset;
     float v = x[i];
+    bool adjacent = pairs == ROPE_ADJACENT;
     if (c >= 0 && c < n_rot) {
         int half = n_rot / 2, pair = adjacent ? c / 2 : c % half;
         bool second = adjacent ? c & 1 : c >= half;
@@ -134,7 +136,7 @@ __device__ __forceinline__ void warp_first(float &v, int &i) {
 }
 
 /// The largest value of part blockIdx.x of row blockIdx.y, of `n` values: out[row][part] = number, value.
-extern "C" __global__ void __launch_bounds__(256) likeliest_of_part(const float *x, float *out, int n) {
+extern "C" __global__ void __launch_bounds__(256) argmax_of_part(const float *x, float *out, int n) {
     __shared__ float values[8];
     __shared__ int numbers[8];
     x += (u64)blockIdx.y * n;
@@ -156,9 +158,9 @@ extern "C" __global__ void __launch_bounds__(256) likeliest_of_part(const float 
     out[1] = best;
 }
 
-/// The first of 32 parts of row blockIdx.x: out[row] = number, value. A warp per row.
-extern "C" __global__ void __launch_bounds__(32) likeliest(const float *parts, float *out) {
-    parts += ((u64)blockIdx.x * 32 + threadIdx.x) * 2;
+/// The first of `ARGMAX_PARTS` parts of row blockIdx.x: out[row] = number, value. A warp per row.
+extern "C" __global__ void __launch_bounds__(ARGMAX_PARTS) argmax(const float *parts, float *out) {
+    parts += ((u64)blockIdx.x * ARGMAX_PARTS + threadIdx.x) * 2;
     float best = parts[1];
     int at = ((const int *)parts)[0];
     warp_first(best, at);

@@ -1,6 +1,7 @@
 // What kernels need beyond the language, and the one place that knows a device from the emulator. No header is included
 // on the device, so that no compiler's include path matters and PTX stays small.
 #pragma once
+#include "codes.cuh"
 #ifdef EMU
 #include "emu/emu.hpp"
 #else

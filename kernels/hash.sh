@@ -1,5 +1,6 @@
 #!/usr/bin/env bash
-# The hash that a kernel's PTX carries in its first line: of its source and of all headers.
+# The hash of these sources and of all headers. A kernel's PTX carries its own in the first line, src/cuda/launch.rs that
+# of kernels/*.cu.
 set -euo pipefail
 cd "$(dirname "$0")/.."
-cat "$1" $(ls kernels/*.cuh kernels/quant/*.cuh | LC_ALL=C sort) | sha256sum | cut -d' ' -f1
+cat "$@" $(ls kernels/*.cuh kernels/quant/*.cuh | LC_ALL=C sort) | sha256sum | cut -d' ' -f1

@@ -95,8 +95,8 @@ __device__ __forceinline__ void matvec_body(const u8 *w, const i8 *x, const ActS
     }
 }
 
-/// The same for formats of floats, on activations as they are: a block per row, since such matrices have few rows (routers,
-/// mixes), or else long ones. Grid: (rows, pairs / T).
+/// Few pairs of a format of floats, on activations as they are: a block per row, since such matrices have few rows
+/// (routers, mixes), or else long ones. Grid: (rows, pairs / T).
 template <class F, int T>
 __device__ __forceinline__ void matvec_floats_body(const u8 *w, const float *x, const float *ids, const int *slots,
                                                    float *out, int n_in, int n_out, int pairs, int share, int heads,
@@ -138,7 +138,7 @@ __device__ __forceinline__ void matvec_floats_body(const u8 *w, const float *x, 
 struct Tile {
     int matrix, from, n, unused;
 };
-enum { TILE_ROWS = 64, TILE_PAIRS = 64, TILE_STRIDE = 80 };
+enum { TILE_STRIDE = 80 };
 
 /// Many pairs: 64 rows of a matrix times 64 pairs, 64 columns at a time: codes in shared memory, products by tensor
 /// cores, sums in f32. Grid: (rows / 64, tiles); 128 threads, four warps of 32 rows and 32 pairs each.
@@ -262,7 +262,8 @@ __device__ __forceinline__ void matmul_body(const u8 *w, const i8 *x, const ActS
             }
 }
 
-/// The same for formats of floats: f32, 32 columns at a time. A thread sums 8 rows times 4 pairs.
+/// Many pairs of a format of floats: f32, 32 columns at a time. A thread sums 8 rows times 4 pairs. Grid: (rows / 64,
+/// tiles); 128 threads.
 template <class F>
 __device__ __forceinline__ void matmul_floats_body(const u8 *w, const float *x, const Tile *tiles, const int *order,
                                                    float *out, int n_in, int n_out, int share, u64 row_bytes) {
@@ -312,19 +313,19 @@ __device__ __forceinline__ void matmul_floats_body(const u8 *w, const float *x, 
         rows_body<F>(w, ids, out, n, row_bytes);                                                                       \
     }                                                                                                                  \
     extern "C" __global__ void __launch_bounds__(128, 6)                                                               \
-        matvec1_##name(const u8 *w, const i8 *x, const ActScale *s, const float *ids, const int *slots, float *out,    \
-                       int n_in, int n_out, int pairs, int share, int heads, u64 row_bytes) {                          \
-        matvec_body<F, 1>(w, x, s, ids, slots, out, n_in, n_out, pairs, share, heads, row_bytes);                      \
+        matvec1_##name(const u8 *w, const i8 *x, const ActScale *scales, const float *ids, const int *slots,           \
+                       float *out, int n_in, int n_out, int pairs, int share, int heads, u64 row_bytes) {              \
+        matvec_body<F, 1>(w, x, scales, ids, slots, out, n_in, n_out, pairs, share, heads, row_bytes);                 \
     }                                                                                                                  \
     extern "C" __global__ void __launch_bounds__(128, 6)                                                               \
-        matvec4_##name(const u8 *w, const i8 *x, const ActScale *s, const float *ids, const int *slots, float *out,    \
-                       int n_in, int n_out, int pairs, int share, int heads, u64 row_bytes) {                          \
-        matvec_body<F, 4>(w, x, s, ids, slots, out, n_in, n_out, pairs, share, heads, row_bytes);                      \
+        matvec4_##name(const u8 *w, const i8 *x, const ActScale *scales, const float *ids, const int *slots,           \
+                       float *out, int n_in, int n_out, int pairs, int share, int heads, u64 row_bytes) {              \
+        matvec_body<F, 4>(w, x, scales, ids, slots, out, n_in, n_out, pairs, share, heads, row_bytes);                 \
     }                                                                                                                  \
     extern "C" __global__ void __launch_bounds__(128)                                                                  \
-        matmul_##name(const u8 *w, const i8 *x, const ActScale *s, const Tile *tiles, const int *order, float *out,    \
-                      int n_in, int n_out, int share, u64 row_bytes) {                                                 \
-        matmul_body<F>(w, x, s, tiles, order, out, n_in, n_out, share, row_bytes);                                     \
+        matmul_##name(const u8 *w, const i8 *x, const ActScale *scales, const Tile *tiles, const int *order,           \
+                      float *out, int n_in, int n_out, int share, u64 row_bytes) {                                     \
+        matmul_body<F>(w, x, scales, tiles, order, out, n_in, n_out, share, row_bytes);                                \
     }
 
 /// And of a format of floats.

@@ -1,9 +1,6 @@
 // The router's choice, and the order in which experts take their tokens.
 #include "matrix.cuh"
 
-enum { SOFTMAX, SIGMOID, SOFTMAX_OF_CHOSEN, SQRT_SOFTPLUS };
-enum { MOST_EXPERTS = 1024, MOST_CHOSEN = 64, MOST_GROUPS = 32 };
-
 __device__ __forceinline__ float softplus(float x) { return x > 20.f ? x : log1pf(expf(x)); }
 
 /// The best of `n` values in shared memory, the lower of equals: by one warp.
@@ -25,7 +22,7 @@ __device__ __forceinline__ int best_of(const float *v, int n, int lane) {
 /// the number of each row's token, null where every token has a row.
 extern "C" __global__ void __launch_bounds__(32)
     route(const float *logits, const float *bias, const int *table, const int *tokens, const int *which, float *ids,
-          float *weights, int n, int k, int gate, int norm, float scale, int n_groups, int groups_used) {
+          float *weights, int n, int k, RouterGate gate, int norm, float scale, int n_groups, int groups_used) {
     __shared__ float score[MOST_EXPERTS], biased[MOST_EXPERTS], group[MOST_GROUPS];
     __shared__ int chosen[MOST_CHOSEN];
     const float lowest = -__int_as_float(0x7f800000);
@@ -37,12 +34,12 @@ extern "C" __global__ void __launch_bounds__(32)
     float sum = 0.f;
     for (int i = lane; i < n; i += 32) {
         float v = logits[i];
-        if (gate == SOFTMAX) v = expf(v - most), sum += v;
-        else if (gate == SIGMOID) v = 1.f / (1.f + expf(-v));
-        else if (gate == SQRT_SOFTPLUS) v = sqrtf(softplus(v));
+        if (gate == GATE_SOFTMAX) v = expf(v - most), sum += v;
+        else if (gate == GATE_SIGMOID) v = 1.f / (1.f + expf(-v));
+        else if (gate == GATE_SQRT_SOFTPLUS) v = sqrtf(softplus(v));
         score[i] = v;
     }
-    if (gate == SOFTMAX) {
+    if (gate == GATE_SOFTMAX) {
         sum = 1.f / warp_sum(sum);
         for (int i = lane; i < n; i += 32) score[i] *= sum;
     }
@@ -88,7 +85,7 @@ extern "C" __global__ void __launch_bounds__(32)
     float w[2] = {0.f, 0.f}, total = 0.f;
     for (int j = 0; j < 2; j++)
         if (lane + 32 * j < k) w[j] = score[chosen[lane + 32 * j]];
-    if (gate == SOFTMAX_OF_CHOSEN) {
+    if (gate == GATE_SOFTMAX_OF_CHOSEN) {
         float top = lowest;
         for (int j = 0; j < 2; j++)
             if (lane + 32 * j < k) top = fmaxf(top, w[j]);
@@ -188,7 +185,7 @@ extern "C" __global__ void mix_pairs(const float *rows, const float *ids, const 
     out[i] = sum;
 }
 
-/// The same for pairs that are known: pair p meets matrix p mod heads. A block per tile.
+/// The order and the tiles of pairs that are known: pair p meets matrix p mod heads. A block per tile.
 extern "C" __global__ void even_pairs(int *order, Tile *tiles, int pairs, int heads, int n_tiles) {
     int per_head = n_tiles / heads, head = blockIdx.x / per_head, i = blockIdx.x % per_head;
     int rows = pairs / heads, from = i * TILE_PAIRS, n = min(rows - from, (int)TILE_PAIRS);

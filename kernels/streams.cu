@@ -3,8 +3,6 @@
 
 __device__ __forceinline__ float sigmoid(float x) { return 1.f / (1.f + expf(-x)); }
 
-enum { MOST_STREAMS = 8 };
-
 /// What a block reads from the streams, and how it writes back; see src/ops/hyper.rs. A block per token; `back` is null at
 /// the head of the model.
 extern "C" __global__ void hyper_pre(const float *streams, const float *mixes, const float *scale, const float *base,
@@ -80,7 +78,7 @@ extern "C" __global__ void add_place(const float *score, const float *ape, const
 /// where `store_rows` takes them. A block of threads per token.
 extern "C" __global__ void compress(const u8 *kvs, const u8 *scores, const float *norm, const float *angles,
                                     const int *seq, const int *pos, float *rows, int dim, int ratio, int overlap,
-                                    float eps, int n_rot, int offset, int adjacent, int inverse, int capacity,
+                                    float eps, int n_rot, int offset, RopePairs pairs, int inverse, int capacity,
                                     u64 row_bytes, u64 seq_bytes) {
     __shared__ float scratch[32];
     DYN_SHARED(float, row); // dim
@@ -116,6 +114,7 @@ extern "C" __global__ void compress(const u8 *kvs, const u8 *scores, const float
         int r = c - offset, half = n_rot / 2;
         float v = row[c];
         if (r >= 0 && r < n_rot) {
+            bool adjacent = pairs == ROPE_ADJACENT;
             int pair = adjacent ? r / 2 : r % half;
             bool second = adjacent ? r & 1 : r >= half;
             float other = second ? row[c - (adjacent ? 1 : half)] : row[c + (adjacent ? 1 : half)];
@@ -131,13 +130,14 @@ extern "C" __global__ void compress(const u8 *kvs, const u8 *scores, const float
 /// (most rows / 4, tokens).
 extern "C" __global__ void __launch_bounds__(128)
     index_scores(const float *q, const float *weights, const u8 *keys, const int *seq, const int *pos, float *scores,
-                 int heads, int dim, int every, int type, int most, int capacity, u64 row_bytes, u64 seq_bytes) {
+                 int heads, int dim, int every, CacheType cache_type, int most, int capacity, u64 row_bytes,
+                 u64 seq_bytes) {
     int t = blockIdx.y, r = blockIdx.x * 4 + (threadIdx.x >> 5), lane = threadIdx.x & 31;
     if (r >= (pos[t] + 1) / every) return;
     const u8 *row = keys + seq[t] * seq_bytes + (u64)(r % capacity) * row_bytes;
     auto key = [&](int i) {
-        if (type == 1) return h2f(((const u16 *)row)[i]);
-        if (type == 0) return ((const float *)row)[i];
+        if (cache_type == CACHE_F16) return h2f(((const u16 *)row)[i]);
+        if (cache_type == CACHE_F32) return ((const float *)row)[i];
         return h2f(*(const u16 *)(row + i / 32 * 34)) * (float)(i8)row[i / 32 * 34 + 2 + i % 32];
     };
     float k[4]; // the first 128 columns, which all heads meet

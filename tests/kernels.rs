@@ -7,7 +7,7 @@ use std::path::{Path, PathBuf};
 use std::process::Command;
 
 use common::emu;
-use tandem::cuda::{Buffer, Gpu, Ptr, module_of, modules};
+use tandem::cuda::{Buffer, Gpu, Grid, Ptr, int, launch, module_of, modules};
 use tandem::quant::{self, QuantType, Rng};
 use tandem::sample::argmax;
 use tandem::tape::{Batch, GpuIo, GpuValue, GpuWeight, Pairs, Row, Scratch};
@@ -75,25 +75,51 @@ fn every_format_that_models_come_in_has_kernels() {
     assert!(without.is_empty(), "no kernels for {without:?}");
 }
 
+/// The hash of these sources and of all headers; None where there is no bash with sha256sum.
+fn hash(sources: &[PathBuf]) -> Option<String> {
+    let root = Path::new(env!("CARGO_MANIFEST_DIR"));
+    let out = Command::new("bash").arg(root.join("kernels/hash.sh")).args(sources).output().ok()?;
+    let hash = String::from_utf8(out.stdout).unwrap().trim().to_owned();
+    (hash.len() == 64).then_some(hash)
+}
+
 #[test]
 fn the_ptx_in_this_binary_was_made_from_the_sources_beside_it() {
     let root = Path::new(env!("CARGO_MANIFEST_DIR"));
-    let hash = |source: &Path| {
-        let out = Command::new("bash").arg(root.join("kernels/hash.sh")).arg(source).output();
-        out.ok().map(|o| String::from_utf8(o.stdout).unwrap().trim().to_owned())
-    };
-    if hash(Path::new("kernels/basic.cu")).is_none_or(|h| h.len() != 64) {
+    if hash(&["kernels/basic.cu".into()]).is_none() {
         say!("no bash with sha256sum here: whether the PTX is current is not checked");
         return;
     }
     for (name, tiers) in modules() {
         let own = format!("kernels/{name}.cu");
         let source = if root.join(&own).exists() { own } else { format!("kernels/quant/{name}.cu") };
-        let want = format!("// of {}", hash(Path::new(&source)).unwrap());
+        let want = format!("// of {}", hash(&[source.into()]).unwrap());
         for ptx in tiers {
             assert_eq!(ptx.lines().next(), Some(&want[..]), "{name} is stale: run kernels/ptx.sh");
             assert_eq!(ptx.lines().find(|l| l.starts_with(".version")), Some(".version 7.0"), "{name}");
         }
+    }
+}
+
+#[test]
+fn the_functions_that_start_kernels_were_made_from_their_prototypes() {
+    let kernels = Path::new(env!("CARGO_MANIFEST_DIR")).join("kernels");
+    let mut sources: Vec<PathBuf> = std::fs::read_dir(&kernels).unwrap().map(|e| e.unwrap().path()).collect();
+    sources.retain(|p| p.extension().is_some_and(|e| e == "cu"));
+    sources.sort();
+    let here = include_str!("../src/cuda/launch.rs");
+    match hash(&sources) {
+        Some(hash) => assert!(here.contains(&hash), "src/cuda/launch.rs is stale: run kernels/ptx.sh"),
+        None => say!("no bash with sha256sum here: whether src/cuda/launch.rs is current is not checked"),
+    }
+    // The hash shows sources that were changed; only making it again shows a file that was.
+    let made = Path::new(env!("CARGO_TARGET_TMPDIR")).join("launch.rs");
+    match Command::new("python3").arg(kernels.join("launch.py")).arg(&made).status() {
+        Ok(status) => {
+            assert!(status.success());
+            assert!(std::fs::read_to_string(&made).unwrap() == here, "src/cuda/launch.rs is not what launch.py writes");
+        }
+        Err(_) => say!("no python3 here: src/cuda/launch.rs is not made again"),
     }
 }
 
@@ -170,14 +196,8 @@ fn rows_of_every_format_are_decoded_as_the_cpu_decodes_them() {
         let ids: Vec<i32> = (0..20).map(|_| rng.below(9) as i32).collect();
         let (w, at, out) = (put(&gpu, &m.bytes), put(&gpu, &ids), gpu.alloc(ids.len() * n * 4, "a test").unwrap());
         let name = module_of(ty.name).unwrap();
-        let args = [
-            w.ptr().into(),
-            at.ptr().into(),
-            out.ptr().into(),
-            n.into(),
-            tandem::cuda::Arg::Long(ty.row_bytes(n) as u64),
-        ];
-        gpu.launch((name, &format!("rows_{name}")), [ids.len(), 1, 1], 64, 0, &args).unwrap();
+        let (grid, row_bytes) = (Grid::new([ids.len(), 1, 1], 64), ty.row_bytes(n) as u64);
+        launch::rows(Some(&gpu), name, grid, w.ptr(), at.ptr(), out.ptr(), int(n), row_bytes).unwrap();
         let got = get(&gpu, out.ptr(), ids.len() * n);
         for (i, &id) in ids.iter().enumerate() {
             for (got, want) in got[i * n..(i + 1) * n].iter().zip(m.row(0, id as usize)) {
@@ -210,9 +230,9 @@ fn the_likeliest_is_the_first_of_the_largest_and_a_nan_before_all() {
             .collect();
         let (from, parts, out) =
             (put(&gpu, &x), gpu.alloc(6 * 32 * 8, "a test").unwrap(), gpu.alloc(6 * 8, "a test").unwrap());
-        let args = [from.ptr().into(), parts.ptr().into(), width.into()];
-        gpu.launch(("basic", "likeliest_of_part"), [32, 6, 1], 256, 0, &args).unwrap();
-        gpu.launch(("basic", "likeliest"), [6, 1, 1], 32, 0, &[parts.ptr().into(), out.ptr().into()]).unwrap();
+        let n = launch::ARGMAX_PARTS;
+        launch::argmax_of_part(Some(&gpu), Grid::new([n, 6, 1], 256), from.ptr(), parts.ptr(), int(width)).unwrap();
+        launch::argmax(Some(&gpu), Grid::new([6, 1, 1], n), parts.ptr(), out.ptr()).unwrap();
         let got = get(&gpu, out.ptr(), 12);
         for r in 0..6 {
             let value = x[r * width + want[r] as usize];

@@ -5,8 +5,13 @@
 
 #![allow(unsafe_code)] // driver calls; what they lean on is said at each
 
+mod args;
 mod kernels;
+#[rustfmt::skip]
+pub mod launch;
 
+use args::Arg;
+pub use args::{CacheArg, Grid, int};
 pub use kernels::{all as modules, module_of};
 
 use std::collections::HashMap;
@@ -249,8 +254,8 @@ impl Gpu {
             return self.upload_pinned(&self.work, to, from, 0, bytes);
         }
         // Pinned memory has one address for both (unified addressing, on every 64-bit system).
-        let args = [Arg::Ptr(Ptr(from.at as u64)), to.into(), Arg::Long(bytes.div_ceil(4) as u64)];
-        self.launch(("basic", "bring"), [bytes.div_ceil(1024), 1, 1], 256, 0, &args)
+        let words = bytes.div_ceil(4);
+        launch::bring(Some(self), Grid::each(words), Ptr(from.at as u64), to, words as u64)
     }
 
     /// Copies from the device, in the stream's order: done when the stream has been waited for.
@@ -307,25 +312,19 @@ impl Gpu {
         Ok((bytes as f64 / up, 2.0 * bytes as f64 / within)) // read and written
     }
 
-    /// Starts kernel `name` of a module: `grid` blocks of `block` threads, with `shared` bytes of dynamic shared memory.
-    /// `args` must be what the kernel's source declares; the stand-in driver of the tests checks their number and sizes.
-    pub fn launch(
-        &self,
-        (module, name): (&'static str, &str),
-        grid: [usize; 3],
-        block: usize,
-        shared: usize,
-        args: &[Arg],
-    ) -> Result<()> {
-        if grid.contains(&0) {
+    /// Starts kernel `name` of a module. `args` must be what the kernel's source declares: only the functions of `launch`,
+    /// which are made from the sources, call this.
+    fn launch(&self, (module, name): (&'static str, &str), grid: Grid, args: &[Arg]) -> Result<()> {
+        if grid.blocks.contains(&0) {
             return Ok(());
         }
-        let f = self.function(module, name, shared)?;
+        let f = self.function(module, name, grid.shared_bytes)?;
         let mut pointers: Vec<*mut c_void> = args.iter().map(Arg::at).collect();
-        let [x, y, z] = grid.map(|n| n as u32);
+        let [x, y, z] = grid.blocks.map(|n| n as u32);
+        let (threads, shared) = (grid.threads as u32, grid.shared_bytes as u32);
         // SAFETY: the function belongs to a module that lives as long as the device; the arguments are read before the
-        // call returns; that they are the kernel's is the callers' promise, which the tests hold.
-        unsafe { cu::launch_kernel(f, (x, y, z), (block as u32, 1, 1), shared as u32, self.work.0, &mut pointers) }
+        // call returns, and are those of the prototype that the caller was made from.
+        unsafe { cu::launch_kernel(f, (x, y, z), (threads, 1, 1), shared, self.work.0, &mut pointers) }
             .said(&format!("to start {name}"))
     }
 
@@ -654,72 +653,5 @@ impl Drop for Graph {
     fn drop(&mut self) {
         // SAFETY: made in `capture`.
         let _ = unsafe { cu::graph::exec_destroy(self.0) };
-    }
-}
-
-/// An argument of a kernel.
-#[derive(Clone, Copy, Debug)]
-pub enum Arg {
-    /// A place in device memory; [`Ptr::default`] is null.
-    Ptr(Ptr),
-    /// int
-    Int(i32),
-    /// u64
-    Long(u64),
-    /// float
-    Float(f32),
-    /// struct Cache of kernels/attend.cu
-    Cache(CacheArg),
-}
-
-/// A cache as kernels see it.
-#[repr(C)]
-#[derive(Clone, Copy, Debug, Default)]
-pub struct CacheArg {
-    /// The first sequence's first row.
-    pub rows: u64,
-    /// Bytes from a row to the next.
-    pub row_bytes: u64,
-    /// Bytes from a sequence to the next.
-    pub seq_bytes: u64,
-    /// Rows of a sequence.
-    pub capacity: i32,
-    /// 0 f32, 1 f16, 2 q8_0.
-    pub ty: i32,
-}
-
-impl Arg {
-    fn at(&self) -> *mut c_void {
-        match self {
-            Arg::Ptr(v) => (&raw const v.0).cast_mut().cast(),
-            Arg::Int(v) => (&raw const *v).cast_mut().cast(),
-            Arg::Long(v) => (&raw const *v).cast_mut().cast(),
-            Arg::Float(v) => (&raw const *v).cast_mut().cast(),
-            Arg::Cache(v) => (&raw const *v).cast_mut().cast(),
-        }
-    }
-}
-
-macro_rules! arg_from {
-    ($($ty:ty => $which:ident),*) => {
-        $(impl From<$ty> for Arg {
-            fn from(v: $ty) -> Arg {
-                Arg::$which(v)
-            }
-        })*
-    };
-}
-arg_from!(Ptr => Ptr, i32 => Int, u64 => Long, f32 => Float, CacheArg => Cache);
-
-impl From<usize> for Arg {
-    /// Most kernels count in int; what may be larger is handed over as u64.
-    fn from(v: usize) -> Arg {
-        Arg::Int(i32::try_from(v).expect("counts that kernels take as int are below 2^31"))
-    }
-}
-
-impl From<Option<Ptr>> for Arg {
-    fn from(v: Option<Ptr>) -> Arg {
-        Arg::Ptr(v.unwrap_or_default())
     }
 }

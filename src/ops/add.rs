@@ -2,6 +2,7 @@
 
 use anyhow::Result;
 
+use crate::cuda::{Grid, launch};
 use crate::tape::{Builder, CpuIo, GpuIo, Op, Slot};
 
 /// The op; also what joins the halves of a step.
@@ -22,7 +23,8 @@ impl Op for Add {
 
     fn gpu(&self, io: &GpuIo<'_>) -> Result<()> {
         let (x, y, out) = (io.ins[0], io.ins[1], io.outs[0]);
-        io.each(("basic", "add"), x.rows * x.width, &[x.ptr.into(), y.ptr.into(), out.ptr.into()])
+        let total = x.rows * x.width;
+        launch::add(io.gpu, Grid::each(total), x.ptr, y.ptr, out.ptr, total as u64)
     }
 }
 

@@ -15,7 +15,7 @@ use anyhow::Result;
 use super::cache::Kv;
 use crate::cpu;
 use crate::cpu::dense::{self, BLOCK, COLS, Queries};
-use crate::cuda::{Arg, CacheArg};
+use crate::cuda::{CacheArg, Grid, Ptr, int, launch};
 use crate::simd::exp;
 use crate::tape::{Batch, Builder, CpuIo, GpuIo, Op, Role, Slot, State, StateId, Table, WeightId};
 
@@ -460,33 +460,37 @@ impl Op for AttendOp {
         let blocks = a.kv_heads * spans.len() * row_tiles;
         let splits = (2 * io.processors()).div_ceil(blocks).clamp(1, 32).min((PARTS / q.rows).max(1));
         let parts = io.scratch.take(PARTS.max(q.rows) * a.heads * (a.v_dim + 2) * 4);
-        let args = [
-            q.ptr.into(),
-            keys.cache.into(),
-            values.cache.into(),
-            extra.into(),
-            select.map(|s| s.ptr).into(),
-            io.tables[0].into(),
-            io.lists.positions.into(),
-            parts.into(),
-            a.heads.into(),
-            a.kv_heads.into(),
-            a.k_dim.into(),
-            a.v_dim.into(),
-            a.scale.into(),
-            a.window.unwrap_or(0).into(),
-            a.soft_cap.unwrap_or(0.0).into(),
-            every.into(),
-            select.map_or(0, |s| s.width).into(),
-            Arg::Int(self.shared as i32),
-            row_tiles.into(),
-            splits.into(),
-        ];
-        let grid = [spans.len() * row_tiles, a.kv_heads, splits];
-        io.launch(("attend", &format!("attend_{mt}_{nv}")), grid, 128, self.shared_bytes(mt, nv), &args)?;
-        let sinks = self.sinks.then(|| io.weights[0].ptr);
-        let args = [parts.into(), sinks.into(), out.ptr.into(), a.v_dim.into(), splits.into()];
-        io.launch(("attend", "attend_join"), [a.heads, q.rows, 1], 128, 0, &args)
+        let grid = Grid::new([spans.len() * row_tiles, a.kv_heads, splits], 128);
+        let (v_dim, splits) = (int(a.v_dim), int(splits));
+        launch::attend(
+            io.gpu,
+            mt,
+            nv,
+            grid.with_shared(self.shared_bytes(mt, nv)),
+            q.ptr,
+            keys.cache,
+            values.cache,
+            extra,
+            select.map_or(Ptr::default(), |s| s.ptr),
+            io.tables[0],
+            io.lists.positions,
+            parts,
+            int(a.heads),
+            int(a.kv_heads),
+            int(a.k_dim),
+            v_dim,
+            a.scale,
+            int(a.window.unwrap_or(0)),
+            a.soft_cap.unwrap_or(0.0),
+            int(every),
+            int(select.map_or(0, |s| s.width)),
+            i32::from(self.shared),
+            int(row_tiles),
+            splits,
+        )?;
+        let sinks = if self.sinks { io.weights[0].ptr } else { Ptr::default() };
+        let grid = Grid::new([a.heads, q.rows, 1], 128);
+        launch::attend_join(io.gpu, grid, parts, sinks, out.ptr, v_dim, splits)
     }
 
     fn gpu_refuses(&self) -> Option<String> {

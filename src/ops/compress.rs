@@ -13,8 +13,8 @@
 use anyhow::Result;
 
 use super::norm::rms;
-use super::rope::{Pairs, Rope};
-use crate::cuda::{Arg, Ptr};
+use super::rope::Rope;
+use crate::cuda::{Grid, Ptr, int, launch};
 use crate::tape::{Batch, Builder, CpuIo, GpuIo, GpuValue, Op, Role, Slot, StateId, Table};
 
 /// A compressor.
@@ -92,34 +92,36 @@ impl Op for CompressOp {
         let placed = GpuValue { ptr: io.scratch.take(score.rows * score.width * 4), ..score };
         let positions = io.lists.positions;
         let (ape, norm) = (io.weights[0].ptr, io.weights[1].ptr);
-        let args =
-            [score.ptr.into(), ape.into(), positions.into(), placed.ptr.into(), score.width.into(), c.ratio.into()];
-        io.each(("streams", "add_place"), score.rows * score.width, &args)?;
+        let total = score.rows * score.width;
+        let (width, ratio) = (int(score.width), int(c.ratio));
+        let grid = Grid::each(total);
+        launch::add_place(io.gpu, grid, score.ptr, ape, positions, placed.ptr, width, ratio, total as u64)?;
         io.store(kvs, kv, positions)?;
         io.store(scores, placed, positions)?;
         let made = GpuValue { ptr: io.scratch.take(kv.rows * c.dim * 4), rows: kv.rows, width: c.dim };
         let (open, rope) = (kvs.cache, &c.rope);
-        let args = [
-            Ptr(open.rows).into(),
-            Ptr(scores.cache.rows).into(),
-            norm.into(),
-            io.tables[0].into(),
-            io.lists.seqs.into(),
-            positions.into(),
-            made.ptr.into(),
-            c.dim.into(),
-            c.ratio.into(),
-            Arg::Int(c.overlap as i32),
-            c.eps.into(),
-            rope.n_rot.into(),
-            rope.offset.into(),
-            Arg::Int((rope.pairs == Pairs::Adjacent) as i32),
-            Arg::Int(rope.inverse as i32),
-            Arg::Int(open.capacity),
-            Arg::Long(open.row_bytes),
-            Arg::Long(open.seq_bytes),
-        ];
-        io.launch(("streams", "compress"), [kv.rows, 1, 1], 128, c.dim * 4, &args)?;
+        launch::compress(
+            io.gpu,
+            Grid::new([kv.rows, 1, 1], 128).with_shared(c.dim * 4),
+            Ptr(open.rows),
+            Ptr(scores.cache.rows),
+            norm,
+            io.tables[0],
+            io.lists.seqs,
+            positions,
+            made.ptr,
+            int(c.dim),
+            ratio,
+            i32::from(c.overlap),
+            c.eps,
+            int(rope.n_rot),
+            int(rope.offset),
+            rope.pairs.code(),
+            i32::from(rope.inverse),
+            open.capacity,
+            open.row_bytes,
+            open.seq_bytes,
+        )?;
         // Rows that no token completed are marked -1 and not stored.
         io.store(rows, made, io.tables[1])
     }

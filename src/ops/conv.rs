@@ -6,7 +6,7 @@
 use anyhow::Result;
 
 use super::glu::silu;
-use crate::cuda::{Arg, Ptr};
+use crate::cuda::{Grid, Ptr, int, launch};
 use crate::tape::{Batch, Builder, CpuIo, GpuIo, Op, Role, Slot, Table};
 
 #[derive(Debug)]
@@ -48,20 +48,21 @@ impl Op for Conv {
     fn gpu(&self, io: &GpuIo<'_>) -> Result<()> {
         let (x, past) = (io.ins[0], &io.states[0]);
         let c = past.cache;
-        let args = [
-            x.ptr.into(),
-            Ptr(c.rows).into(),
-            io.weights[0].ptr.into(),
-            io.lists.seqs.into(),
-            io.lists.positions.into(),
-            io.outs[0].ptr.into(),
-            x.width.into(),
-            self.taps.into(),
-            Arg::Int(c.capacity),
-            Arg::Long(c.row_bytes),
-            Arg::Long(c.seq_bytes),
-        ];
-        io.launch(("recurrent", "conv"), [x.width.div_ceil(128), x.rows, 1], 128, 0, &args)?;
+        launch::conv(
+            io.gpu,
+            Grid::new([x.width.div_ceil(128), x.rows, 1], 128),
+            x.ptr,
+            Ptr(c.rows),
+            io.weights[0].ptr,
+            io.lists.seqs,
+            io.lists.positions,
+            io.outs[0].ptr,
+            int(x.width),
+            int(self.taps),
+            c.capacity,
+            c.row_bytes,
+            c.seq_bytes,
+        )?;
         io.store(past, x, io.tables[0])
     }
 

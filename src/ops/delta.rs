@@ -13,7 +13,7 @@ use anyhow::Result;
 
 use super::glu::sigmoid;
 use super::route::softplus;
-use crate::cuda::{Arg, Ptr};
+use crate::cuda::{Grid, Ptr, int, launch};
 use crate::tape::{Batch, Builder, CpuIo, GpuIo, Op, Role, Slot, Table};
 
 /// A gated delta net's shape.
@@ -84,18 +84,34 @@ impl Op for DeltaOp {
     fn gpu(&self, io: &GpuIo<'_>) -> Result<()> {
         let d = &self.0;
         let n = runs(io.batch).len();
-        let list = |i: usize| Arg::Ptr(io.tables[0].at(i * io.batch.rows.len() * 4));
-        let mut args: Vec<Arg> = io.ins.iter().map(|x| x.ptr.into()).collect();
-        args.extend([io.weights[0].ptr, io.weights[1].ptr, Ptr(io.states[0].cache.rows), io.outs[0].ptr].map(Arg::Ptr));
-        args.extend([list(0), list(1), list(2), d.k_heads.into(), d.v_heads.into()]);
-        let block = (4 * d.dim).min(128);
-        io.launch(("recurrent", &format!("delta_{}", d.dim)), [d.v_heads, n, 4 * d.dim / block], block, 0, &args)
+        let list = |i: usize| io.tables[0].at(i * io.batch.rows.len() * 4);
+        let [q, k, v, beta, alpha] = io.ins else { unreachable!("the builder gives five inputs") };
+        let threads = (4 * d.dim).min(128);
+        launch::delta(
+            io.gpu,
+            d.dim,
+            Grid::new([d.v_heads, n, 4 * d.dim / threads], threads),
+            q.ptr,
+            k.ptr,
+            v.ptr,
+            beta.ptr,
+            alpha.ptr,
+            io.weights[0].ptr,
+            io.weights[1].ptr,
+            Ptr(io.states[0].cache.rows),
+            io.outs[0].ptr,
+            list(0),
+            list(1),
+            list(2),
+            int(d.k_heads),
+            int(d.v_heads),
+        )
     }
 
     fn gpu_refuses(&self) -> Option<String> {
         let n = self.0.dim;
-        let fits = matches!(n, 16 | 32 | 64 | 128 | 256);
-        (!fits).then(|| format!("heads of {n} columns; the kernel takes 16, 32, 64, 128 or 256"))
+        let fits = launch::DELTA.contains(&n);
+        (!fits).then(|| format!("heads of {n} columns; the kernel takes {:?}", launch::DELTA))
     }
 
     fn tables(&self) -> Vec<Table> {

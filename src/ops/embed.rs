@@ -2,7 +2,7 @@
 
 use anyhow::Result;
 
-use crate::cuda::Arg;
+use crate::cuda::{Grid, int, launch};
 use crate::tape::{Builder, CpuIo, GpuIo, Op, Slot, Weight};
 
 #[derive(Debug)]
@@ -24,9 +24,8 @@ impl Op for Embed {
 
     fn gpu(&self, io: &GpuIo<'_>) -> Result<()> {
         let (w, out) = (&io.weights[0], io.outs[0]);
-        let name = w.kernels();
-        let args = [w.ptr.into(), io.lists.tokens.into(), out.ptr.into(), out.width.into(), Arg::Long(w.row_bytes())];
-        io.launch((name, &format!("rows_{name}")), [out.rows, 1, 1], 128, 0, &args)
+        let grid = Grid::new([out.rows, 1, 1], 128);
+        launch::rows(io.gpu, w.kernels(), grid, w.ptr, io.lists.tokens, out.ptr, int(out.width), w.row_bytes())
     }
 
     fn by_row(&self) -> bool {

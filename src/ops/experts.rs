@@ -13,7 +13,7 @@ use anyhow::{Result, bail};
 use super::Glu;
 use super::linear::scale_bias;
 use crate::cpu::{Group, dense, grouped};
-use crate::cuda::Arg;
+use crate::cuda::{Grid, int, launch};
 use crate::tape::{Builder, CpuIo, GpuIo, GpuValue, Op, Pairs, Role, Slot, Weight, WeightId};
 
 /// The shape of an expert layer.
@@ -183,18 +183,20 @@ impl Op for ExpertsOp {
         let down = value(x.width);
         io.product(&io.weights[last], hidden, chosen(true), down.ptr)?;
         finish(last, down)?;
-        let slots = io.weights[0].slots;
-        let args = [
-            down.ptr.into(),
-            ids.ptr.into(),
-            weights.ptr.into(),
-            slots.into(),
-            io.outs[0].ptr.into(),
-            x.width.into(),
-            self.k.into(),
-            Arg::Int(io.add as i32),
-        ];
-        io.each(("route", "mix_pairs"), x.rows * x.width, &args)
+        let total = x.rows * x.width;
+        launch::mix_pairs(
+            io.gpu,
+            Grid::each(total),
+            down.ptr,
+            ids.ptr,
+            weights.ptr,
+            io.weights[0].slots,
+            io.outs[0].ptr,
+            int(x.width),
+            int(self.k),
+            i32::from(io.add),
+            total as u64,
+        )
     }
 
     fn halves(&self) -> bool {

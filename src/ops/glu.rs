@@ -10,10 +10,11 @@
 //! ReluSquared    max(u, 0)^2, which has no gate                                                         (Nemotron)
 //! ```
 
-use anyhow::Result;
+use anyhow::{Result, bail};
 
 use crate::cpu::dense;
-use crate::cuda::{Arg, Ptr};
+use crate::cuda::launch::GluKind;
+use crate::cuda::{Grid, Ptr, int, launch};
 use crate::tape::{Builder, CpuIo, GpuIo, Op, Slot};
 
 /// 2 sqrt(2 / pi).
@@ -89,17 +90,27 @@ impl Glu {
         (rows, n, run): (usize, usize, usize),
     ) -> Result<()> {
         let (kind, limit) = match self {
-            Glu::Silu => (0, 0.0f32),
-            Glu::SiluClamp(limit) => (1, limit),
-            Glu::Oai => (2, 7.0),
-            Glu::Sigmoid => (3, 0.0),
-            Glu::Gelu => (4, 0.0),
-            Glu::ReluSquared => (6, 0.0),
+            Glu::Silu => (GluKind::Silu, 0.0),
+            Glu::SiluClamp(limit) => (GluKind::SiluClamp, limit),
+            Glu::Oai => (GluKind::Oai, 7.0),
+            Glu::Sigmoid => (GluKind::Sigmoid, 0.0),
+            Glu::Gelu | Glu::ReluSquared => bail!("{self:?} has no kernel"),
         };
-        let (g_stride, u_stride) = (Arg::Long(g_stride as u64), Arg::Long(u_stride as u64));
-        let args =
-            [g.into(), u.into(), out.into(), Arg::Int(kind), limit.into(), n.into(), run.into(), g_stride, u_stride];
-        io.each(("basic", "glu"), rows * n, &args)
+        let total = rows * n;
+        launch::glu(
+            io.gpu,
+            Grid::each(total),
+            g,
+            u,
+            out,
+            kind,
+            limit,
+            int(n),
+            int(run),
+            g_stride as u64,
+            u_stride as u64,
+            total as u64,
+        )
     }
 }
 

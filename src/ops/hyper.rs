@@ -14,7 +14,8 @@ use anyhow::Result;
 use super::glu::sigmoid;
 use super::norm::{norm, rms};
 use crate::cpu::{Group, grouped};
-use crate::cuda::Arg;
+use crate::cuda::launch::MOST_STREAMS;
+use crate::cuda::{Grid, int, launch};
 use crate::tape::{Builder, CpuIo, GpuIo, GpuValue, Op, Pairs, Slot};
 
 /// The settings of a model's hyper-connections.
@@ -110,23 +111,24 @@ impl Op for Pre {
         let mixes = io.scratch.take(x.rows * w.shape[1] * 4);
         io.product(w, normed, Pairs::All, mixes)?;
         let back = (!self.head).then(|| io.outs[1].ptr);
-        let args = [
-            x.ptr.into(),
-            mixes.into(),
-            io.weights[1].ptr.into(),
-            io.weights[2].ptr.into(),
-            io.outs[0].ptr.into(),
-            back.into(),
-            h.n.into(),
-            h.width.into(),
-            h.rounds.into(),
-            h.eps.into(),
-        ];
-        io.launch(("streams", "hyper_pre"), [x.rows, 1, 1], 256, 0, &args)
+        launch::hyper_pre(
+            io.gpu,
+            Grid::new([x.rows, 1, 1], 256),
+            x.ptr,
+            mixes,
+            io.weights[1].ptr,
+            io.weights[2].ptr,
+            io.outs[0].ptr,
+            back.unwrap_or_default(),
+            int(h.n),
+            int(h.width),
+            int(h.rounds),
+            h.eps,
+        )
     }
 
     fn gpu_refuses(&self) -> Option<String> {
-        (self.h.n > 8).then(|| format!("{} streams; the kernel takes 8", self.h.n))
+        (self.h.n > MOST_STREAMS).then(|| format!("{} streams; the kernel takes {MOST_STREAMS}", self.h.n))
     }
 }
 
@@ -157,9 +159,9 @@ impl Op for Post {
 
     fn gpu(&self, io: &GpuIo<'_>) -> Result<()> {
         let [x, streams, back] = io.ins else { unreachable!("the builder gives three inputs") };
-        let ptrs = [x.ptr, streams.ptr, back.ptr, io.outs[0].ptr].map(Arg::Ptr);
-        let args = [ptrs[0], ptrs[1], ptrs[2], ptrs[3], self.0.n.into(), self.0.width.into()];
-        io.each(("streams", "hyper_post"), streams.rows * streams.width, &args)
+        let (n, width, total) = (int(self.0.n), int(self.0.width), streams.rows * streams.width);
+        let (grid, out) = (Grid::each(total), io.outs[0].ptr);
+        launch::hyper_post(io.gpu, grid, x.ptr, streams.ptr, back.ptr, out, n, width, total as u64)
     }
 }
 

@@ -9,7 +9,7 @@ use anyhow::{Result, bail};
 
 use super::route::top_k;
 use crate::cpu::dot_rows;
-use crate::cuda::{Arg, Ptr};
+use crate::cuda::{Grid, Ptr, int, launch};
 use crate::tape::{Builder, CpuIo, GpuIo, Op, Role, Slot, StateId};
 
 /// Row numbers below this are exact as f32.
@@ -77,28 +77,30 @@ impl Op for IndexOp {
         // Room for every row that there may be, so that a recorded step fits each token.
         let most = keys.capacity as usize;
         let scores = io.scratch.take(q.rows * most * 4);
-        let args = [
-            q.ptr.into(),
-            weights.ptr.into(),
-            Ptr(keys.rows).into(),
-            seqs.into(),
-            positions.into(),
-            scores.into(),
-            x.heads.into(),
-            x.dim.into(),
-            x.every.into(),
-            Arg::Int(keys.ty),
-            most.into(),
-            Arg::Int(keys.capacity),
-            Arg::Long(keys.row_bytes),
-            Arg::Long(keys.seq_bytes),
-        ];
         // A recorded step must do for every later token; a batch is started as it is.
         let last = io.batch.rows.iter().map(|r| (r.pos as usize + 1) / x.every).max().unwrap_or(0);
         let rows = if q.rows == 1 { most } else { last.min(most) };
-        io.launch(("streams", "index_scores"), [rows.div_ceil(4), q.rows, 1], 128, 0, &args)?;
-        let args = [scores.into(), positions.into(), io.outs[0].ptr.into(), x.k.into(), x.every.into(), most.into()];
-        io.launch(("streams", "index_top"), [q.rows, 1, 1], 256, 0, &args)
+        let (every, most) = (int(x.every), keys.capacity);
+        launch::index_scores(
+            io.gpu,
+            Grid::new([rows.div_ceil(4), q.rows, 1], 128),
+            q.ptr,
+            weights.ptr,
+            Ptr(keys.rows),
+            seqs,
+            positions,
+            scores,
+            int(x.heads),
+            int(x.dim),
+            every,
+            keys.ty,
+            most,
+            keys.capacity,
+            keys.row_bytes,
+            keys.seq_bytes,
+        )?;
+        let grid = Grid::new([q.rows, 1, 1], 256);
+        launch::index_top(io.gpu, grid, scores, positions, io.outs[0].ptr, int(x.k), every, most)
     }
 }
 

@@ -4,11 +4,10 @@
 
 use anyhow::Result;
 
+use crate::cuda::launch::ARGMAX_PARTS;
+use crate::cuda::{Grid, int, launch};
 use crate::sample::argmax;
 use crate::tape::{Builder, CpuIo, GpuIo, Op, Slot};
-
-/// Parts of a row that blocks search beside each other; one warp joins them.
-const PARTS: usize = 32;
 
 #[derive(Debug)]
 struct Likeliest;
@@ -29,10 +28,9 @@ impl Op for Likeliest {
 
     fn gpu(&self, io: &GpuIo<'_>) -> Result<()> {
         let (x, out) = (io.ins[0], io.outs[0]);
-        let parts = io.scratch.take(x.rows * PARTS * 8);
-        let args = [x.ptr.into(), parts.into(), x.width.into()];
-        io.launch(("basic", "likeliest_of_part"), [PARTS, x.rows, 1], 256, 0, &args)?;
-        io.launch(("basic", "likeliest"), [x.rows, 1, 1], 32, 0, &[parts.into(), out.ptr.into()])
+        let parts = io.scratch.take(x.rows * ARGMAX_PARTS * 8);
+        launch::argmax_of_part(io.gpu, Grid::new([ARGMAX_PARTS, x.rows, 1], 256), x.ptr, parts, int(x.width))?;
+        launch::argmax(io.gpu, Grid::new([x.rows, 1, 1], ARGMAX_PARTS), parts, out.ptr)
     }
 }
 

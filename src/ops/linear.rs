@@ -5,7 +5,7 @@
 use anyhow::{Result, bail};
 
 use crate::cpu::{Group, grouped};
-use crate::cuda::Ptr;
+use crate::cuda::{Grid, Ptr, int, launch};
 use crate::tape::{Builder, CpuIo, GpuIo, GpuValue, Op, Pairs, Role, Slot, WeightId};
 
 #[derive(Debug)]
@@ -65,8 +65,9 @@ pub(super) fn scale_bias(
     if scale.is_none() && bias.is_none() {
         return Ok(());
     }
-    let args = [out.ptr.into(), scale.into(), bias.into(), ids.into(), out.width.into()];
-    io.each(("basic", "scale_bias"), out.rows * out.width, &args)
+    let total = out.rows * out.width;
+    let [scale, bias, ids] = [scale, bias, ids].map(Option::unwrap_or_default);
+    launch::scale_bias(io.gpu, Grid::each(total), out.ptr, scale, bias, ids, int(out.width), total as u64)
 }
 
 impl Builder<'_> {

@@ -8,6 +8,7 @@ use std::sync::Arc;
 
 use anyhow::Result;
 
+use crate::cuda::{Grid, int, launch};
 use crate::tape::{CpuIo, GpuIo, Half, Op, RowSet, Slot, SlotInfo, Step, Tape};
 
 #[derive(Debug)]
@@ -30,8 +31,8 @@ impl Op for OutputRows {
 
     fn gpu(&self, io: &GpuIo<'_>) -> Result<()> {
         let (x, out) = (io.ins[0], io.outs[0]);
-        let args = [x.ptr.into(), io.lists.wanted.into(), out.ptr.into(), x.width.into()];
-        io.each(("basic", "take_rows"), out.rows * out.width, &args)
+        let total = out.rows * out.width;
+        launch::take_rows(io.gpu, Grid::each(total), x.ptr, io.lists.wanted, out.ptr, int(x.width), total as u64)
     }
 }
 

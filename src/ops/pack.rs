@@ -6,6 +6,7 @@
 
 use anyhow::{Result, bail};
 
+use crate::cuda::{Grid, int, launch};
 use crate::tape::{Builder, CpuIo, GpuIo, Op, Slot};
 
 /// Where one piece of every head comes from.
@@ -52,10 +53,21 @@ impl Op for Pack {
         let head: usize = self.parts.iter().map(|p| p.2).sum();
         let mut at = 0;
         for (x, &(stride, offset, len)) in io.ins.iter().zip(&self.parts) {
-            let (x, out, width) = (x.ptr.into(), io.outs[0].ptr.into(), x.width.into());
-            let args =
-                [x, out, width, self.heads.into(), head.into(), at.into(), stride.into(), offset.into(), len.into()];
-            io.each(("basic", "pack"), io.rows * self.heads * len, &args)?;
+            let total = io.rows * self.heads * len;
+            launch::pack(
+                io.gpu,
+                Grid::each(total),
+                x.ptr,
+                io.outs[0].ptr,
+                int(x.width),
+                int(self.heads),
+                int(head),
+                int(at),
+                int(stride),
+                int(offset),
+                int(len),
+                total as u64,
+            )?;
             at += len;
         }
         Ok(())

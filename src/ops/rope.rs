@@ -17,7 +17,7 @@ use std::sync::Arc;
 
 use anyhow::Result;
 
-use crate::cuda::Arg;
+use crate::cuda::{Grid, int, launch};
 use crate::tape::{Batch, Builder, CpuIo, GpuIo, Op, Slot, Table};
 
 const N_ROT: &str = "rope.dimension_count";
@@ -31,6 +31,16 @@ pub enum Pairs {
     Adjacent,
     /// The first half with the second.
     Halves,
+}
+
+impl Pairs {
+    /// As the kernels number them.
+    pub(super) fn code(self) -> launch::RopePairs {
+        match self {
+            Pairs::Adjacent => launch::RopePairs::Adjacent,
+            Pairs::Halves => launch::RopePairs::Halves,
+        }
+    }
 }
 
 /// How the angles are stretched beyond the trained context.
@@ -190,18 +200,21 @@ impl Op for RopeOp {
 
     fn gpu(&self, io: &GpuIo<'_>) -> Result<()> {
         let (x, rope) = (io.ins[0], &self.rope);
-        let args = [
-            x.ptr.into(),
-            io.tables[0].into(),
-            io.outs[0].ptr.into(),
-            x.width.into(),
-            self.head.into(),
-            rope.n_rot.into(),
-            rope.offset.into(),
-            Arg::Int((rope.pairs == Pairs::Adjacent) as i32),
-            Arg::Int(rope.inverse as i32),
-        ];
-        io.each(("basic", "rope"), x.rows * x.width, &args)
+        let total = x.rows * x.width;
+        launch::rope(
+            io.gpu,
+            Grid::each(total),
+            x.ptr,
+            io.tables[0],
+            io.outs[0].ptr,
+            int(x.width),
+            int(self.head),
+            int(rope.n_rot),
+            int(rope.offset),
+            rope.pairs.code(),
+            i32::from(rope.inverse),
+            total as u64,
+        )
     }
 
     fn by_row(&self) -> bool {

@@ -12,7 +12,8 @@
 use anyhow::Result;
 
 use super::glu::sigmoid;
-use crate::cuda::Arg;
+use crate::cuda::launch::{MOST_CHOSEN, MOST_EXPERTS, MOST_GROUPS};
+use crate::cuda::{Grid, int, launch};
 use crate::tape::{Builder, CpuIo, GpuIo, Op, Role, Slot, Weight, WeightId, WeightKind};
 
 /// From logits to scores.
@@ -143,13 +144,10 @@ impl Op for RouteOp {
     }
 
     fn gpu_refuses(&self) -> Option<String> {
-        // As in kernels/route.cu.
-        let r = &self.r;
-        let fits = r.k <= 64 && r.groups.0 <= 32 && self.n <= 1024;
-        (!fits).then(|| {
-            let (k, n, groups) = (r.k, self.n, r.groups.0);
-            format!("{k} of {n} experts in {groups} groups; the kernel takes 64 of 1024 in 32")
-        })
+        let (k, n, groups) = (self.r.k, self.n, self.r.groups.0);
+        let fits = k <= MOST_CHOSEN && groups <= MOST_GROUPS && n <= MOST_EXPERTS;
+        let most = format!("the kernel takes {MOST_CHOSEN} of {MOST_EXPERTS} in {MOST_GROUPS}");
+        (!fits).then(|| format!("{k} of {n} experts in {groups} groups; {most}"))
     }
 
     fn gpu(&self, io: &GpuIo<'_>) -> Result<()> {
@@ -159,28 +157,29 @@ impl Op for RouteOp {
         // In the last layer only wanted rows are left: their tokens are found through the list of them.
         let which = (logits.rows != io.batch.rows.len()).then_some(io.lists.wanted);
         let gate = match r.gate {
-            Gate::Softmax => 0,
-            Gate::Sigmoid => 1,
-            Gate::SoftmaxOfChosen => 2,
-            Gate::SqrtSoftplus => 3,
+            Gate::Softmax => launch::RouterGate::Softmax,
+            Gate::Sigmoid => launch::RouterGate::Sigmoid,
+            Gate::SoftmaxOfChosen => launch::RouterGate::SoftmaxOfChosen,
+            Gate::SqrtSoftplus => launch::RouterGate::SqrtSoftplus,
         };
-        let args = [
-            logits.ptr.into(),
-            bias.into(),
-            table.into(),
-            io.lists.tokens.into(),
-            which.into(),
-            io.outs[0].ptr.into(),
-            io.outs[1].ptr.into(),
-            logits.width.into(),
-            r.k.into(),
-            Arg::Int(gate),
-            Arg::Int(r.norm as i32),
-            r.scale.into(),
-            r.groups.0.into(),
-            r.groups.1.into(),
-        ];
-        io.launch(("route", "route"), [logits.rows, 1, 1], 32, 0, &args)
+        launch::route(
+            io.gpu,
+            Grid::new([logits.rows, 1, 1], 32),
+            logits.ptr,
+            bias.unwrap_or_default(),
+            table.unwrap_or_default(),
+            io.lists.tokens,
+            which.unwrap_or_default(),
+            io.outs[0].ptr,
+            io.outs[1].ptr,
+            int(logits.width),
+            int(r.k),
+            gate,
+            i32::from(r.norm),
+            r.scale,
+            int(r.groups.0),
+            int(r.groups.1),
+        )
     }
 
     fn bytes_per_token(&self, weights: &[&Weight]) -> usize {

@@ -6,7 +6,7 @@
 //! SoftCap(c)   out[t][i] = c * tanh(x[t][i] / c)
 //! ```
 
-use anyhow::Result;
+use anyhow::{Result, bail};
 
 use crate::tape::{Builder, CpuIo, GpuIo, Op, Slot};
 
@@ -42,17 +42,12 @@ impl Op for Scale {
         });
     }
 
-    fn gpu(&self, io: &GpuIo<'_>) -> Result<()> {
-        let (x, out) = (io.ins[0], io.outs[0]);
-        let n = x.rows * x.width;
-        match *self {
-            Scale::By(c) => io.each(("basic", "scale"), n, &[x.ptr.into(), out.ptr.into(), c.into()]),
-            Scale::SoftCap(c) => io.each(("basic", "soft_cap"), n, &[x.ptr.into(), out.ptr.into(), c.into()]),
-            Scale::Columns => {
-                let args = [x.ptr.into(), io.weights[0].ptr.into(), out.ptr.into(), x.width.into()];
-                io.each(("basic", "scale_by"), n, &args)
-            }
-        }
+    fn gpu(&self, _: &GpuIo<'_>) -> Result<()> {
+        bail!("{} has no kernel", self.name())
+    }
+
+    fn gpu_refuses(&self) -> Option<String> {
+        Some(format!("{} has no kernel", self.name()))
     }
 }
 

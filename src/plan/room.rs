@@ -226,7 +226,7 @@ pub fn state_of(spec: &StateSpec, at: Ptr, n_ctx: usize, n_batch: usize) -> GpuS
         row_bytes: spec.ty.row_bytes(spec.width) as u64,
         seq_bytes: spec.bytes(n_ctx, n_batch).next_multiple_of(ALIGN) as u64,
         capacity: i32::try_from(spec.capacity(n_ctx, n_batch)).unwrap_or(i32::MAX),
-        ty: GpuState::code(spec.ty).unwrap_or(-1),
+        ty: GpuState::code(spec.ty).unwrap_or_default(),
     };
     GpuState { cache, width: spec.width, fixed: spec.kind == StateKind::Fixed }
 }

@@ -9,16 +9,13 @@ use std::cell::Cell;
 use anyhow::Result;
 
 use super::{Batch, StateKind};
-use crate::cuda::{Arena, Arg, CacheArg, Gpu, Ptr};
+use crate::cuda::launch::{CacheType, TILE_PAIRS, TILE_ROWS};
+use crate::cuda::{Arena, CacheArg, Gpu, Grid, Ptr, int, launch};
 use crate::quant::QuantType;
 
-/// Threads of a block in kernels that go over values one by one.
-const BLOCK: usize = 256;
 /// Rows from which a matrix that all of them share is multiplied by tensor cores. Below, every group of 32 weights is
 /// unpacked once for up to four rows.
 const MANY: usize = 16;
-/// As `TILE_ROWS`, `TILE_PAIRS` of kernels/matrix.cuh.
-const TILE: usize = 64;
 
 /// A value in device memory: (rows, width) of f32.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -79,12 +76,12 @@ impl GpuState {
         matches!(kind, StateKind::Fixed) || GpuState::code(ty).is_some()
     }
 
-    /// The format as kernels number it.
-    pub fn code(ty: &QuantType) -> Option<i32> {
+    /// The format as kernels know it, if they do.
+    pub fn code(ty: &QuantType) -> Option<CacheType> {
         match (ty.block, ty.bytes) {
-            (1, 4) => Some(0),
-            (1, 2) if ty.kv.as_ref().is_some_and(|kv| kv.halves) => Some(1),
-            (32, 34) => Some(2),
+            (1, 4) => Some(CacheType::F32),
+            (1, 2) if ty.kv.as_ref().is_some_and(|kv| kv.halves) => Some(CacheType::F16),
+            (32, 34) => Some(CacheType::Q8),
             _ => None,
         }
     }
@@ -215,47 +212,27 @@ impl<'a> GpuIo<'a> {
 }
 
 impl GpuIo<'_> {
-    /// Starts a kernel.
-    pub fn launch(
-        &self,
-        kernel: (&'static str, &str),
-        grid: [usize; 3],
-        block: usize,
-        shared: usize,
-        args: &[Arg],
-    ) -> Result<()> {
-        match self.gpu {
-            Some(gpu) => gpu.launch(kernel, grid, block, shared, args),
-            None => Ok(()),
-        }
-    }
-
     /// Multiprocessors of the device; while scratch memory is counted, as many as any has.
     pub fn processors(&self) -> usize {
         self.gpu.map_or(192, |g| g.processors)
     }
 
-    /// Starts a kernel that goes over `total` values, whose last argument is their number.
-    pub fn each(&self, kernel: (&'static str, &str), total: usize, args: &[Arg]) -> Result<()> {
-        let args: Vec<Arg> = args.iter().copied().chain([Arg::Long(total as u64)]).collect();
-        self.launch(kernel, [total.div_ceil(BLOCK), 1, 1], BLOCK, 0, &args)
-    }
-
     /// Stores rows of `x` in a cache, at the places that `at` (int32) gives for them.
     pub fn store(&self, to: &GpuState, x: GpuValue, at: Ptr) -> Result<()> {
         let c = to.cache;
-        let args = [
-            x.ptr.into(),
-            Ptr(c.rows).into(),
-            self.lists.seqs.into(),
-            at.into(),
-            x.width.into(),
-            Arg::Int(c.ty),
-            Arg::Int(c.capacity),
-            Arg::Long(c.row_bytes),
-            Arg::Long(c.seq_bytes),
-        ];
-        self.launch(("attend", "store_rows"), [x.rows, 1, 1], 128, 0, &args)
+        launch::store_rows(
+            self.gpu,
+            Grid::new([x.rows, 1, 1], 128),
+            x.ptr,
+            Ptr(c.rows),
+            self.lists.seqs,
+            at,
+            int(x.width),
+            c.ty,
+            c.capacity,
+            c.row_bytes,
+            c.seq_bytes,
+        )
     }
 
     /// Products of a stack of matrices with rows of `x`: output rows of the matrices' rows, pair after pair.
@@ -269,47 +246,48 @@ impl GpuIo<'_> {
             Pairs::Chosen { ids, own: true, .. } => (x.rows, 1, 1, ids),
         };
         let floats = ty.act.block() == 1;
-        let acts = match floats {
-            true => vec![Arg::Ptr(x.ptr)],
-            false => self.quantized(x)?.map(Arg::Ptr).to_vec(),
-        };
         let each = count / n_matrices.max(1);
         let many = match pairs {
             Pairs::Chosen { .. } => each >= 4,
             // A router or a mix: a tile of its rows is all there is, and few blocks would do all the work.
-            Pairs::All if floats && n_out <= TILE => false,
+            Pairs::All if floats && n_out <= TILE_ROWS => false,
             _ => x.rows >= MANY,
         };
-        let shape = |rest: &[Arg]| -> Vec<Arg> {
-            let mut args = vec![Arg::Ptr(w.ptr)];
-            args.extend(&acts);
-            args.extend(rest);
-            args.push(Arg::Long(w.row_bytes()));
-            args
-        };
-        if !many {
-            // Rows that share a matrix go by fours.
-            let four = matches!(pairs, Pairs::All) && count > 1;
-            let kernel = format!("matvec{}_{name}", if four { 4 } else { 1 });
-            let grid =
-                [if floats { n_out } else { n_out.div_ceil(4) }, if four { count.div_ceil(4) } else { count }, 1];
-            let args = shape(&[
-                ids.into(),
-                w.slots.into(),
-                out.into(),
-                n_in.into(),
-                n_out.into(),
-                count.into(),
-                share.into(),
-                heads.into(),
-            ]);
-            // Of floats a block has a row, and a thread at least eight of its weights.
-            let block = if floats { (n_in / 8).next_multiple_of(32).clamp(32, 128) } else { 128 };
-            return self.launch((name, &kernel), grid, block, 0, &args);
+        let acts = if floats { None } else { Some(self.quantized(x)?) };
+        let (gpu, row_bytes) = (self.gpu, w.row_bytes());
+        if many {
+            let (order, tiles, n_tiles) = self.tiles(w, pairs, count)?;
+            let grid = Grid::new([n_out.div_ceil(TILE_ROWS), n_tiles, 1], 128);
+            let (n_in, n_out, share) = (int(n_in), int(n_out), int(share));
+            return match acts {
+                None => launch::matmul_floats(
+                    gpu, name, grid, w.ptr, x.ptr, tiles, order, out, n_in, n_out, share, row_bytes,
+                ),
+                Some([codes, scales]) => launch::matmul(
+                    gpu, name, grid, w.ptr, codes, scales, tiles, order, out, n_in, n_out, share, row_bytes,
+                ),
+            };
         }
-        let (order, tiles, n_tiles) = self.tiles(w, pairs, count)?;
-        let args = shape(&[tiles.into(), order.into(), out.into(), n_in.into(), n_out.into(), share.into()]);
-        self.launch((name, &format!("matmul_{name}")), [n_out.div_ceil(TILE), n_tiles, 1], 128, 0, &args)
+        // Rows that share a matrix go by fours.
+        let four = matches!(pairs, Pairs::All) && count > 1;
+        let fours = if four { count.div_ceil(4) } else { count };
+        let (slots, rows) = (w.slots, if floats { n_out } else { n_out.div_ceil(4) });
+        // Of floats a block has a row, and a thread at least eight of its weights.
+        let threads = if floats { (n_in / 8).next_multiple_of(32).clamp(32, 128) } else { 128 };
+        let grid = Grid::new([rows, fours, 1], threads);
+        let (n_in, n_out, count, share, heads) = (int(n_in), int(n_out), int(count), int(share), int(heads));
+        match acts {
+            None => {
+                let start = if four { launch::matvec4_floats } else { launch::matvec1_floats };
+                start(gpu, name, grid, w.ptr, x.ptr, ids, slots, out, n_in, n_out, count, share, heads, row_bytes)
+            }
+            Some([codes, scales]) => {
+                let start = if four { launch::matvec4 } else { launch::matvec1 };
+                start(
+                    gpu, name, grid, w.ptr, codes, scales, ids, slots, out, n_in, n_out, count, share, heads, row_bytes,
+                )
+            }
+        }
     }
 
     /// Rows as codes of 8 bits with a scale for 32.
@@ -319,8 +297,7 @@ impl GpuIo<'_> {
         }
         let groups = x.rows * x.width / 32;
         let made = [self.scratch.take(groups * 32), self.scratch.take(groups * 16)];
-        let args = [x.ptr.into(), made[0].into(), made[1].into(), Arg::Long(groups as u64)];
-        self.launch(("basic", "quantize"), [groups.div_ceil(8), 1, 1], 256, 0, &args)?;
+        launch::quantize(self.gpu, Grid::each(32 * groups), x.ptr, made[0], made[1], groups as u64)?;
         self.scratch.acts.set(Some((x, made)));
         Ok(made)
     }
@@ -334,23 +311,21 @@ impl GpuIo<'_> {
                 if let Some((_, made)) = self.scratch.tiles.get().filter(|(known, _)| *known == of) {
                     return Ok(made);
                 }
-                let n_tiles = (count / TILE + n).min(count);
+                let n_tiles = (count / TILE_PAIRS + n).min(count);
                 let (order, tiles) = (self.scratch.take(count * 4), self.scratch.take(n_tiles * 16));
                 let first = self.scratch.take(n * 4);
-                let args =
-                    [ids.into(), w.slots.into(), first.into(), tiles.into(), count.into(), n.into(), n_tiles.into()];
-                self.launch(("route", "count_pairs"), [1, 1, 1], 1024, 0, &args)?;
-                let args = [ids.into(), first.into(), order.into(), count.into()];
-                self.launch(("route", "sort_pairs"), [n, 1, 1], 256, 0, &args)?;
+                let (grid, pairs) = (Grid::new([1, 1, 1], 1024), int(count));
+                launch::count_pairs(self.gpu, grid, ids, w.slots, first, tiles, pairs, int(n), int(n_tiles))?;
+                launch::sort_pairs(self.gpu, Grid::new([n, 1, 1], 256), ids, first, order, pairs)?;
                 self.scratch.tiles.set(Some((of, (order, tiles, n_tiles))));
                 Ok((order, tiles, n_tiles))
             }
             Pairs::All | Pairs::Heads(_) => {
                 let heads = if let Pairs::Heads(h) = pairs { h } else { 1 };
-                let n_tiles = heads * (count / heads).div_ceil(TILE);
+                let n_tiles = heads * (count / heads).div_ceil(TILE_PAIRS);
                 let (order, tiles) = (self.scratch.take(count * 4), self.scratch.take(n_tiles * 16));
-                let args = [order.into(), tiles.into(), count.into(), heads.into(), n_tiles.into()];
-                self.launch(("route", "even_pairs"), [n_tiles, 1, 1], TILE, 0, &args)?;
+                let grid = Grid::new([n_tiles, 1, 1], TILE_PAIRS);
+                launch::even_pairs(self.gpu, grid, order, tiles, int(count), int(heads), int(n_tiles))?;
                 Ok((order, tiles, n_tiles))
             }
         }

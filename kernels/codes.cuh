@@ -1,0 +1,41 @@
+// Numbers that the kernels and the host share, each declared once: kernels/launch.py writes them into src/cuda/launch.rs.
+#pragma once
+
+/// What `glu` computes of a gate g and the other half u.
+enum GluKind : int {
+    GLU_SILU,       /// silu(g) * u.
+    GLU_SILU_CLAMP, /// silu(g) * u, with g at most `limit` and u within -`limit`..`limit`.
+    GLU_OAI,        /// g * sigmoid(1.702 g) * (u + 1), both clamped as for `GLU_SILU_CLAMP`.
+    GLU_SIGMOID,    /// sigmoid(g) * u.
+};
+
+/// How the router's logits become scores.
+enum RouterGate : int {
+    GATE_SOFTMAX,           /// Softmax over all experts, then the best are chosen.
+    GATE_SIGMOID,           /// A sigmoid of each logit.
+    GATE_SOFTMAX_OF_CHOSEN, /// The best logits are chosen, then softmax over those.
+    GATE_SQRT_SOFTPLUS,     /// sqrt(log(1 + e^x)).
+};
+
+/// Which values of a head rope rotates together.
+enum RopePairs : int {
+    ROPE_HALVES,   /// Value i of the first half with value i of the second.
+    ROPE_ADJACENT, /// Neighbours.
+};
+
+/// The format of a cache's rows.
+enum CacheType : int {
+    CACHE_F32, /// F32.
+    CACHE_F16, /// F16.
+    CACHE_Q8,  /// Blocks of 32 codes of 8 bits after an f16 scale.
+};
+
+enum {
+    TILE_ROWS = 64,      /// Rows of a matrix that one block of `matmul` multiplies.
+    TILE_PAIRS = 64,     /// Pairs of a tile: those of one matrix that a block of `matmul` multiplies.
+    MOST_EXPERTS = 1024, /// Experts that `route` can choose from.
+    MOST_CHOSEN = 64,    /// Experts that `route` can choose for a token.
+    MOST_GROUPS = 32,    /// Groups of experts that `route` can choose among.
+    MOST_STREAMS = 8,    /// Streams of hyper-connections.
+    ARGMAX_PARTS = 32,   /// Parts of a row that are searched by blocks of their own, then joined by one warp.
+};

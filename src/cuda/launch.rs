@@ -1,0 +1,555 @@
+//! One function for every kernel, with the arguments of its prototype, and the numbers that kernels and host share.
+//!
+//! kernels/ptx.sh makes this file (kernels/launch.py alone does without the CUDA compiler) from the kernels' sources,
+//! whose hash is aee4ced9826e641923566b76f456b4f21224fae4042ab6ef0b1f8589aaf63b5b.
+
+#![allow(clippy::too_many_arguments)] // the kernels' arguments, in their order
+
+use anyhow::Result;
+
+use super::args::{Arg, CacheArg, Grid, start};
+use super::{Gpu, Ptr};
+
+/// What `glu` computes of a gate g and the other half u.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+#[repr(i32)]
+pub enum GluKind {
+    /// silu(g) * u.
+    #[default]
+    Silu = 0,
+    /// silu(g) * u, with g at most `limit` and u within -`limit`..`limit`.
+    SiluClamp = 1,
+    /// g * sigmoid(1.702 g) * (u + 1), both clamped as for `GLU_SILU_CLAMP`.
+    Oai = 2,
+    /// sigmoid(g) * u.
+    Sigmoid = 3,
+}
+
+/// How the router's logits become scores.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+#[repr(i32)]
+pub enum RouterGate {
+    /// Softmax over all experts, then the best are chosen.
+    #[default]
+    Softmax = 0,
+    /// A sigmoid of each logit.
+    Sigmoid = 1,
+    /// The best logits are chosen, then softmax over those.
+    SoftmaxOfChosen = 2,
+    /// sqrt(log(1 + e^x)).
+    SqrtSoftplus = 3,
+}
+
+/// Which values of a head rope rotates together.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+#[repr(i32)]
+pub enum RopePairs {
+    /// Value i of the first half with value i of the second.
+    #[default]
+    Halves = 0,
+    /// Neighbours.
+    Adjacent = 1,
+}
+
+/// The format of a cache's rows.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+#[repr(i32)]
+pub enum CacheType {
+    /// F32.
+    #[default]
+    F32 = 0,
+    /// F16.
+    F16 = 1,
+    /// Blocks of 32 codes of 8 bits after an f16 scale.
+    Q8 = 2,
+}
+
+/// Rows of a matrix that one block of `matmul` multiplies.
+pub const TILE_ROWS: usize = 64;
+
+/// Pairs of a tile: those of one matrix that a block of `matmul` multiplies.
+pub const TILE_PAIRS: usize = 64;
+
+/// Experts that `route` can choose from.
+pub const MOST_EXPERTS: usize = 1024;
+
+/// Experts that `route` can choose for a token.
+pub const MOST_CHOSEN: usize = 64;
+
+/// Groups of experts that `route` can choose among.
+pub const MOST_GROUPS: usize = 32;
+
+/// Streams of hyper-connections.
+pub const MOST_STREAMS: usize = 8;
+
+/// Parts of a row that are searched by blocks of their own, then joined by one warp.
+pub const ARGMAX_PARTS: usize = 32;
+
+/// Starts `rows_FORMAT` of kernels/matrix.cuh:
+/// ```text
+/// Rows `ids[t]` of a table: out (rows, n). A block per row.
+/// ```
+/// # Errors
+/// If the driver does not take the kernel or its arguments.
+pub fn rows(gpu: Option<&Gpu>, format: &'static str, grid: Grid, w: Ptr, ids: Ptr, out: Ptr, n: i32,
+        row_bytes: u64) -> Result<()> {
+    let args = [Arg::Ptr(w), Arg::Ptr(ids), Arg::Ptr(out), Arg::Int(n), Arg::Long(row_bytes)];
+    start(gpu, (format, &format!("rows_{format}")), grid, &args)
+}
+
+/// Starts `matvec1_FORMAT` of kernels/matrix.cuh:
+/// ```text
+/// Few pairs: a warp per row of the matrix and `T` pairs, which share the matrix (T = 1 unless
+/// there are no ids and one head). Grid: (rows / warps, pairs / T).
+/// ```
+/// # Errors
+/// If the driver does not take the kernel or its arguments.
+pub fn matvec1(gpu: Option<&Gpu>, format: &'static str, grid: Grid, w: Ptr, x: Ptr, scales: Ptr, ids: Ptr, slots: Ptr,
+        out: Ptr, n_in: i32, n_out: i32, pairs: i32, share: i32, heads: i32, row_bytes: u64) -> Result<()> {
+    let args = [Arg::Ptr(w), Arg::Ptr(x), Arg::Ptr(scales), Arg::Ptr(ids), Arg::Ptr(slots), Arg::Ptr(out),
+        Arg::Int(n_in), Arg::Int(n_out), Arg::Int(pairs), Arg::Int(share), Arg::Int(heads), Arg::Long(row_bytes)];
+    start(gpu, (format, &format!("matvec1_{format}")), grid, &args)
+}
+
+/// Starts `matvec4_FORMAT` of kernels/matrix.cuh:
+/// ```text
+/// Few pairs: a warp per row of the matrix and `T` pairs, which share the matrix (T = 1 unless
+/// there are no ids and one head). Grid: (rows / warps, pairs / T).
+/// ```
+/// # Errors
+/// If the driver does not take the kernel or its arguments.
+pub fn matvec4(gpu: Option<&Gpu>, format: &'static str, grid: Grid, w: Ptr, x: Ptr, scales: Ptr, ids: Ptr, slots: Ptr,
+        out: Ptr, n_in: i32, n_out: i32, pairs: i32, share: i32, heads: i32, row_bytes: u64) -> Result<()> {
+    let args = [Arg::Ptr(w), Arg::Ptr(x), Arg::Ptr(scales), Arg::Ptr(ids), Arg::Ptr(slots), Arg::Ptr(out),
+        Arg::Int(n_in), Arg::Int(n_out), Arg::Int(pairs), Arg::Int(share), Arg::Int(heads), Arg::Long(row_bytes)];
+    start(gpu, (format, &format!("matvec4_{format}")), grid, &args)
+}
+
+/// Starts `matmul_FORMAT` of kernels/matrix.cuh:
+/// ```text
+/// Many pairs: 64 rows of a matrix times 64 pairs, 64 columns at a time: codes in shared memory,
+/// products by tensor cores, sums in f32. Grid: (rows / 64, tiles); 128 threads, four warps of 32
+/// rows and 32 pairs each.
+/// ```
+/// # Errors
+/// If the driver does not take the kernel or its arguments.
+pub fn matmul(gpu: Option<&Gpu>, format: &'static str, grid: Grid, w: Ptr, x: Ptr, scales: Ptr, tiles: Ptr, order: Ptr,
+        out: Ptr, n_in: i32, n_out: i32, share: i32, row_bytes: u64) -> Result<()> {
+    let args = [Arg::Ptr(w), Arg::Ptr(x), Arg::Ptr(scales), Arg::Ptr(tiles), Arg::Ptr(order), Arg::Ptr(out),
+        Arg::Int(n_in), Arg::Int(n_out), Arg::Int(share), Arg::Long(row_bytes)];
+    start(gpu, (format, &format!("matmul_{format}")), grid, &args)
+}
+
+/// Starts `matvec1_FORMAT` of kernels/matrix.cuh:
+/// ```text
+/// Few pairs of a format of floats, on activations as they are: a block per row, since such
+/// matrices have few rows (routers, mixes), or else long ones. Grid: (rows, pairs / T).
+/// ```
+/// # Errors
+/// If the driver does not take the kernel or its arguments.
+pub fn matvec1_floats(gpu: Option<&Gpu>, format: &'static str, grid: Grid, w: Ptr, x: Ptr, ids: Ptr, slots: Ptr,
+        out: Ptr, n_in: i32, n_out: i32, pairs: i32, share: i32, heads: i32, row_bytes: u64) -> Result<()> {
+    let args = [Arg::Ptr(w), Arg::Ptr(x), Arg::Ptr(ids), Arg::Ptr(slots), Arg::Ptr(out), Arg::Int(n_in),
+        Arg::Int(n_out), Arg::Int(pairs), Arg::Int(share), Arg::Int(heads), Arg::Long(row_bytes)];
+    start(gpu, (format, &format!("matvec1_{format}")), grid, &args)
+}
+
+/// Starts `matvec4_FORMAT` of kernels/matrix.cuh:
+/// ```text
+/// Few pairs of a format of floats, on activations as they are: a block per row, since such
+/// matrices have few rows (routers, mixes), or else long ones. Grid: (rows, pairs / T).
+/// ```
+/// # Errors
+/// If the driver does not take the kernel or its arguments.
+pub fn matvec4_floats(gpu: Option<&Gpu>, format: &'static str, grid: Grid, w: Ptr, x: Ptr, ids: Ptr, slots: Ptr,
+        out: Ptr, n_in: i32, n_out: i32, pairs: i32, share: i32, heads: i32, row_bytes: u64) -> Result<()> {
+    let args = [Arg::Ptr(w), Arg::Ptr(x), Arg::Ptr(ids), Arg::Ptr(slots), Arg::Ptr(out), Arg::Int(n_in),
+        Arg::Int(n_out), Arg::Int(pairs), Arg::Int(share), Arg::Int(heads), Arg::Long(row_bytes)];
+    start(gpu, (format, &format!("matvec4_{format}")), grid, &args)
+}
+
+/// Starts `matmul_FORMAT` of kernels/matrix.cuh:
+/// ```text
+/// Many pairs of a format of floats: f32, 32 columns at a time. A thread sums 8 rows times 4 pairs.
+/// Grid: (rows / 64, tiles); 128 threads.
+/// ```
+/// # Errors
+/// If the driver does not take the kernel or its arguments.
+pub fn matmul_floats(gpu: Option<&Gpu>, format: &'static str, grid: Grid, w: Ptr, x: Ptr, tiles: Ptr, order: Ptr,
+        out: Ptr, n_in: i32, n_out: i32, share: i32, row_bytes: u64) -> Result<()> {
+    let args = [Arg::Ptr(w), Arg::Ptr(x), Arg::Ptr(tiles), Arg::Ptr(order), Arg::Ptr(out), Arg::Int(n_in),
+        Arg::Int(n_out), Arg::Int(share), Arg::Long(row_bytes)];
+    start(gpu, (format, &format!("matmul_{format}")), grid, &args)
+}
+
+/// The sizes that [`attend`] has kernels for: `mt`, `nv`.
+pub const ATTEND: [(usize, usize); 7] = [(1, 2), (1, 4), (1, 8), (1, 16), (2, 8), (4, 2), (4, 4)];
+
+/// Starts `attend_MT_NV` of kernels/attend.cu:
+/// ```text
+/// The parts of attention. MT: query rows of a block in 16s. NV: columns of values in 8s for each
+/// warp. Shared memory: see `shared_bytes` in src/ops/attend.rs. Grid: (spans times row_tiles, key
+/// heads, splits); 128 threads.
+/// ```
+/// # Errors
+/// If the driver does not take the kernel or its arguments.
+pub fn attend(gpu: Option<&Gpu>, mt: usize, nv: usize, grid: Grid, q: Ptr, keys: CacheArg, values: CacheArg,
+        extra: CacheArg, select: Ptr, spans: Ptr, pos: Ptr, parts: Ptr, heads: i32, kv_heads: i32, k_dim: i32,
+        v_dim: i32, scale: f32, window: i32, cap: f32, every: i32, n_select: i32, shared_kv: i32, row_tiles: i32,
+        splits: i32) -> Result<()> {
+    let args = [Arg::Ptr(q), Arg::Cache(keys), Arg::Cache(values), Arg::Cache(extra), Arg::Ptr(select), Arg::Ptr(spans),
+        Arg::Ptr(pos), Arg::Ptr(parts), Arg::Int(heads), Arg::Int(kv_heads), Arg::Int(k_dim), Arg::Int(v_dim),
+        Arg::Float(scale), Arg::Int(window), Arg::Float(cap), Arg::Int(every), Arg::Int(n_select), Arg::Int(shared_kv),
+        Arg::Int(row_tiles), Arg::Int(splits)];
+    start(gpu, ("attend", &format!("attend_{mt}_{nv}")), grid, &args)
+}
+
+/// Starts `attend_join` of kernels/attend.cu:
+/// ```text
+/// Joins the parts of every token and head, and its sink. Grid: (heads, tokens).
+/// ```
+/// # Errors
+/// If the driver does not take the kernel or its arguments.
+pub fn attend_join(gpu: Option<&Gpu>, grid: Grid, parts: Ptr, sinks: Ptr, out: Ptr, v_dim: i32,
+        splits: i32) -> Result<()> {
+    let args = [Arg::Ptr(parts), Arg::Ptr(sinks), Arg::Ptr(out), Arg::Int(v_dim), Arg::Int(splits)];
+    start(gpu, ("attend", "attend_join"), grid, &args)
+}
+
+/// Starts `store_rows` of kernels/attend.cu:
+/// ```text
+/// Stores rows of f32 in a cache, at their positions; a negative one leaves its row out. Grid:
+/// rows. `q8_0` rows become what the CPU makes of them.
+/// ```
+/// # Errors
+/// If the driver does not take the kernel or its arguments.
+pub fn store_rows(gpu: Option<&Gpu>, grid: Grid, x: Ptr, rows: Ptr, seq: Ptr, pos: Ptr, width: i32,
+        cache_type: CacheType, capacity: i32, row_bytes: u64, seq_bytes: u64) -> Result<()> {
+    let args = [Arg::Ptr(x), Arg::Ptr(rows), Arg::Ptr(seq), Arg::Ptr(pos), Arg::Int(width), Arg::Int(cache_type as i32),
+        Arg::Int(capacity), Arg::Long(row_bytes), Arg::Long(seq_bytes)];
+    start(gpu, ("attend", "store_rows"), grid, &args)
+}
+
+/// Starts `rms_norm` of kernels/basic.cu:
+/// ```text
+/// x / sqrt(mean(x^2) + eps) * scale * weight over runs of `n` values. A block per run.
+/// ```
+/// # Errors
+/// If the driver does not take the kernel or its arguments.
+pub fn rms_norm(gpu: Option<&Gpu>, grid: Grid, x: Ptr, weight: Ptr, out: Ptr, n: i32, eps: f32,
+        scale: f32) -> Result<()> {
+    let args = [Arg::Ptr(x), Arg::Ptr(weight), Arg::Ptr(out), Arg::Int(n), Arg::Float(eps), Arg::Float(scale)];
+    start(gpu, ("basic", "rms_norm"), grid, &args)
+}
+
+/// Starts `bring` of kernels/basic.cu:
+/// ```text
+/// Words from the host's memory.
+/// ```
+/// # Errors
+/// If the driver does not take the kernel or its arguments.
+pub fn bring(gpu: Option<&Gpu>, grid: Grid, from: Ptr, to: Ptr, n: u64) -> Result<()> {
+    let args = [Arg::Ptr(from), Arg::Ptr(to), Arg::Long(n)];
+    start(gpu, ("basic", "bring"), grid, &args)
+}
+
+/// Starts `add` of kernels/basic.cu:
+/// ```text
+/// x + y.
+/// ```
+/// # Errors
+/// If the driver does not take the kernel or its arguments.
+pub fn add(gpu: Option<&Gpu>, grid: Grid, x: Ptr, y: Ptr, out: Ptr, n: u64) -> Result<()> {
+    let args = [Arg::Ptr(x), Arg::Ptr(y), Arg::Ptr(out), Arg::Long(n)];
+    start(gpu, ("basic", "add"), grid, &args)
+}
+
+/// Starts `glu` of kernels/basic.cu:
+/// ```text
+/// A gate times the other half, as `kind` says. Row r takes its gates from `g + r * g_stride`, its
+/// other half from `u + r * u_stride`; `run` values of u share a gate.
+/// ```
+/// # Errors
+/// If the driver does not take the kernel or its arguments.
+pub fn glu(gpu: Option<&Gpu>, grid: Grid, g: Ptr, u: Ptr, out: Ptr, kind: GluKind, limit: f32, n: i32, run: i32,
+        g_stride: u64, u_stride: u64, total: u64) -> Result<()> {
+    let args = [Arg::Ptr(g), Arg::Ptr(u), Arg::Ptr(out), Arg::Int(kind as i32), Arg::Float(limit), Arg::Int(n),
+        Arg::Int(run), Arg::Long(g_stride), Arg::Long(u_stride), Arg::Long(total)];
+    start(gpu, ("basic", "glu"), grid, &args)
+}
+
+/// Starts `rope` of kernels/basic.cu:
+/// ```text
+/// Rotates pairs in every head of `head` values; `angles`: cos, sin of every pair, for every row. A
+/// thread per value.
+/// ```
+/// # Errors
+/// If the driver does not take the kernel or its arguments.
+pub fn rope(gpu: Option<&Gpu>, grid: Grid, x: Ptr, angles: Ptr, out: Ptr, width: i32, head: i32, n_rot: i32,
+        offset: i32, pairs: RopePairs, inverse: i32, total: u64) -> Result<()> {
+    let args = [Arg::Ptr(x), Arg::Ptr(angles), Arg::Ptr(out), Arg::Int(width), Arg::Int(head), Arg::Int(n_rot),
+        Arg::Int(offset), Arg::Int(pairs as i32), Arg::Int(inverse), Arg::Long(total)];
+    start(gpu, ("basic", "rope"), grid, &args)
+}
+
+/// Starts `pack` of kernels/basic.cu:
+/// ```text
+/// One part of every head: columns `at..at + len` of `heads` heads of `head` values come from
+/// `x[t][h * stride + offset ..]`.
+/// ```
+/// # Errors
+/// If the driver does not take the kernel or its arguments.
+pub fn pack(gpu: Option<&Gpu>, grid: Grid, x: Ptr, out: Ptr, x_width: i32, heads: i32, head: i32, at: i32, stride: i32,
+        offset: i32, len: i32, total: u64) -> Result<()> {
+    let args = [Arg::Ptr(x), Arg::Ptr(out), Arg::Int(x_width), Arg::Int(heads), Arg::Int(head), Arg::Int(at),
+        Arg::Int(stride), Arg::Int(offset), Arg::Int(len), Arg::Long(total)];
+    start(gpu, ("basic", "pack"), grid, &args)
+}
+
+/// Starts `take_rows` of kernels/basic.cu:
+/// ```text
+/// Rows `which[r]` of x.
+/// ```
+/// # Errors
+/// If the driver does not take the kernel or its arguments.
+pub fn take_rows(gpu: Option<&Gpu>, grid: Grid, x: Ptr, which: Ptr, out: Ptr, width: i32, total: u64) -> Result<()> {
+    let args = [Arg::Ptr(x), Arg::Ptr(which), Arg::Ptr(out), Arg::Int(width), Arg::Long(total)];
+    start(gpu, ("basic", "take_rows"), grid, &args)
+}
+
+/// Starts `scale_bias` of kernels/basic.cu:
+/// ```text
+/// out = out * scale[m] + bias[m][c] of the row's matrix m: its expert, or 0. Either may be absent.
+/// ```
+/// # Errors
+/// If the driver does not take the kernel or its arguments.
+pub fn scale_bias(gpu: Option<&Gpu>, grid: Grid, out: Ptr, scale: Ptr, bias: Ptr, ids: Ptr, width: i32,
+        total: u64) -> Result<()> {
+    let args = [Arg::Ptr(out), Arg::Ptr(scale), Arg::Ptr(bias), Arg::Ptr(ids), Arg::Int(width), Arg::Long(total)];
+    start(gpu, ("basic", "scale_bias"), grid, &args)
+}
+
+/// Starts `quantize` of kernels/basic.cu:
+/// ```text
+/// Rows of f32 as 8-bit codes with a scale per 32, and the sums of codes. A warp per 32 values.
+/// ```
+/// # Errors
+/// If the driver does not take the kernel or its arguments.
+pub fn quantize(gpu: Option<&Gpu>, grid: Grid, x: Ptr, codes: Ptr, scales: Ptr, groups: u64) -> Result<()> {
+    let args = [Arg::Ptr(x), Arg::Ptr(codes), Arg::Ptr(scales), Arg::Long(groups)];
+    start(gpu, ("basic", "quantize"), grid, &args)
+}
+
+/// Starts `argmax_of_part` of kernels/basic.cu:
+/// ```text
+/// The largest value of part blockIdx.x of row blockIdx.y, of `n` values: out[row][part] = number,
+/// value.
+/// ```
+/// # Errors
+/// If the driver does not take the kernel or its arguments.
+pub fn argmax_of_part(gpu: Option<&Gpu>, grid: Grid, x: Ptr, out: Ptr, n: i32) -> Result<()> {
+    let args = [Arg::Ptr(x), Arg::Ptr(out), Arg::Int(n)];
+    start(gpu, ("basic", "argmax_of_part"), grid, &args)
+}
+
+/// Starts `argmax` of kernels/basic.cu:
+/// ```text
+/// The first of `ARGMAX_PARTS` parts of row blockIdx.x: out[row] = number, value. A warp per row.
+/// ```
+/// # Errors
+/// If the driver does not take the kernel or its arguments.
+pub fn argmax(gpu: Option<&Gpu>, grid: Grid, parts: Ptr, out: Ptr) -> Result<()> {
+    let args = [Arg::Ptr(parts), Arg::Ptr(out)];
+    start(gpu, ("basic", "argmax"), grid, &args)
+}
+
+/// Starts `conv` of kernels/recurrent.cu:
+/// ```text
+/// out[t][c] = silu(sum_j w[c][j] x[pos - taps + 1 + j][c]), from the batch's rows and, before
+/// them, rows of f32 by position. Grid: (columns / 128, rows).
+/// ```
+/// # Errors
+/// If the driver does not take the kernel or its arguments.
+pub fn conv(gpu: Option<&Gpu>, grid: Grid, x: Ptr, past: Ptr, w: Ptr, seq: Ptr, pos: Ptr, out: Ptr, n: i32, taps: i32,
+        capacity: i32, row_bytes: u64, seq_bytes: u64) -> Result<()> {
+    let args = [Arg::Ptr(x), Arg::Ptr(past), Arg::Ptr(w), Arg::Ptr(seq), Arg::Ptr(pos), Arg::Ptr(out), Arg::Int(n),
+        Arg::Int(taps), Arg::Int(capacity), Arg::Long(row_bytes), Arg::Long(seq_bytes)];
+    start(gpu, ("recurrent", "conv"), grid, &args)
+}
+
+/// The sizes that [`delta`] has kernels for: `n`.
+pub const DELTA: [usize; 5] = [16, 32, 64, 128, 256];
+
+/// Starts `delta_N` of kernels/recurrent.cu:
+/// ```text
+/// The gated delta rule; see src/ops/delta.rs. Four threads hold a row of a head's state (N x N) in
+/// registers, four columns of every sixteen each. Rows do not meet, so that a head is shared out
+/// among blocks. Grid: (value heads, runs of tokens of one sequence, parts of a head).
+/// ```
+/// # Errors
+/// If the driver does not take the kernel or its arguments.
+pub fn delta(gpu: Option<&Gpu>, n: usize, grid: Grid, q: Ptr, k: Ptr, v: Ptr, beta: Ptr, alpha: Ptr, dt: Ptr, a: Ptr,
+        state: Ptr, out: Ptr, first: Ptr, count: Ptr, seq: Ptr, k_heads: i32, v_heads: i32) -> Result<()> {
+    let args = [Arg::Ptr(q), Arg::Ptr(k), Arg::Ptr(v), Arg::Ptr(beta), Arg::Ptr(alpha), Arg::Ptr(dt), Arg::Ptr(a),
+        Arg::Ptr(state), Arg::Ptr(out), Arg::Ptr(first), Arg::Ptr(count), Arg::Ptr(seq), Arg::Int(k_heads),
+        Arg::Int(v_heads)];
+    start(gpu, ("recurrent", &format!("delta_{n}")), grid, &args)
+}
+
+/// Starts `route` of kernels/route.cu:
+/// ```text
+/// A warp per row: (ids, weights), k each, best first. See src/ops/route.rs. `table`: rows of k
+/// experts by token; `which`: the number of each row's token, null where every token has a row.
+/// ```
+/// # Errors
+/// If the driver does not take the kernel or its arguments.
+pub fn route(gpu: Option<&Gpu>, grid: Grid, logits: Ptr, bias: Ptr, table: Ptr, tokens: Ptr, which: Ptr, ids: Ptr,
+        weights: Ptr, n: i32, k: i32, gate: RouterGate, norm: i32, scale: f32, n_groups: i32,
+        groups_used: i32) -> Result<()> {
+    let args = [Arg::Ptr(logits), Arg::Ptr(bias), Arg::Ptr(table), Arg::Ptr(tokens), Arg::Ptr(which), Arg::Ptr(ids),
+        Arg::Ptr(weights), Arg::Int(n), Arg::Int(k), Arg::Int(gate as i32), Arg::Int(norm), Arg::Float(scale),
+        Arg::Int(n_groups), Arg::Int(groups_used)];
+    start(gpu, ("route", "route"), grid, &args)
+}
+
+/// Starts `count_pairs` of kernels/route.cu:
+/// ```text
+/// Counts the pairs of each expert and cuts them into tiles of 64: `first` is where an expert's
+/// pairs begin in the order of experts, negative for experts whose slot is; `tiles` has room for
+/// pairs / 64 + n of them, the rest get n = 0. One block.
+/// ```
+/// # Errors
+/// If the driver does not take the kernel or its arguments.
+pub fn count_pairs(gpu: Option<&Gpu>, grid: Grid, ids: Ptr, slots: Ptr, first: Ptr, tiles: Ptr, pairs: i32, n: i32,
+        n_tiles: i32) -> Result<()> {
+    let args = [Arg::Ptr(ids), Arg::Ptr(slots), Arg::Ptr(first), Arg::Ptr(tiles), Arg::Int(pairs), Arg::Int(n),
+        Arg::Int(n_tiles)];
+    start(gpu, ("route", "count_pairs"), grid, &args)
+}
+
+/// Starts `sort_pairs` of kernels/route.cu:
+/// ```text
+/// `order`: the pairs of expert 0, then of 1, rising, so that sums come out the same from run to
+/// run. A block per expert.
+/// ```
+/// # Errors
+/// If the driver does not take the kernel or its arguments.
+pub fn sort_pairs(gpu: Option<&Gpu>, grid: Grid, ids: Ptr, first: Ptr, order: Ptr, pairs: i32) -> Result<()> {
+    let args = [Arg::Ptr(ids), Arg::Ptr(first), Arg::Ptr(order), Arg::Int(pairs)];
+    start(gpu, ("route", "sort_pairs"), grid, &args)
+}
+
+/// Starts `mix_pairs` of kernels/route.cu:
+/// ```text
+/// out[t] = sum over the token's k pairs of weight times row, leaving out pairs whose slot is
+/// negative; added to what is there if `add`.
+/// ```
+/// # Errors
+/// If the driver does not take the kernel or its arguments.
+pub fn mix_pairs(gpu: Option<&Gpu>, grid: Grid, rows: Ptr, ids: Ptr, weights: Ptr, slots: Ptr, out: Ptr, width: i32,
+        k: i32, add: i32, total: u64) -> Result<()> {
+    let args = [Arg::Ptr(rows), Arg::Ptr(ids), Arg::Ptr(weights), Arg::Ptr(slots), Arg::Ptr(out), Arg::Int(width),
+        Arg::Int(k), Arg::Int(add), Arg::Long(total)];
+    start(gpu, ("route", "mix_pairs"), grid, &args)
+}
+
+/// Starts `even_pairs` of kernels/route.cu:
+/// ```text
+/// The order and the tiles of pairs that are known: pair p meets matrix p mod heads. A block per
+/// tile.
+/// ```
+/// # Errors
+/// If the driver does not take the kernel or its arguments.
+pub fn even_pairs(gpu: Option<&Gpu>, grid: Grid, order: Ptr, tiles: Ptr, pairs: i32, heads: i32,
+        n_tiles: i32) -> Result<()> {
+    let args = [Arg::Ptr(order), Arg::Ptr(tiles), Arg::Int(pairs), Arg::Int(heads), Arg::Int(n_tiles)];
+    start(gpu, ("route", "even_pairs"), grid, &args)
+}
+
+/// Starts `hyper_pre` of kernels/streams.cu:
+/// ```text
+/// What a block reads from the streams, and how it writes back; see src/ops/hyper.rs. A block per
+/// token; `back` is null at the head of the model.
+/// ```
+/// # Errors
+/// If the driver does not take the kernel or its arguments.
+pub fn hyper_pre(gpu: Option<&Gpu>, grid: Grid, streams: Ptr, mixes: Ptr, scale: Ptr, base: Ptr, out: Ptr, back: Ptr,
+        n: i32, width: i32, rounds: i32, eps: f32) -> Result<()> {
+    let args = [Arg::Ptr(streams), Arg::Ptr(mixes), Arg::Ptr(scale), Arg::Ptr(base), Arg::Ptr(out), Arg::Ptr(back),
+        Arg::Int(n), Arg::Int(width), Arg::Int(rounds), Arg::Float(eps)];
+    start(gpu, ("streams", "hyper_pre"), grid, &args)
+}
+
+/// Starts `hyper_post` of kernels/streams.cu:
+/// ```text
+/// The streams after a block gave `x`. A thread per value.
+/// ```
+/// # Errors
+/// If the driver does not take the kernel or its arguments.
+pub fn hyper_post(gpu: Option<&Gpu>, grid: Grid, x: Ptr, streams: Ptr, back: Ptr, out: Ptr, n: i32, width: i32,
+        total: u64) -> Result<()> {
+    let args = [Arg::Ptr(x), Arg::Ptr(streams), Arg::Ptr(back), Arg::Ptr(out), Arg::Int(n), Arg::Int(width),
+        Arg::Long(total)];
+    start(gpu, ("streams", "hyper_post"), grid, &args)
+}
+
+/// Starts `add_place` of kernels/streams.cu:
+/// ```text
+/// Scores with their place's offset: `out[t] = score[t] + ape[pos[t] mod ratio]`.
+/// ```
+/// # Errors
+/// If the driver does not take the kernel or its arguments.
+pub fn add_place(gpu: Option<&Gpu>, grid: Grid, score: Ptr, ape: Ptr, pos: Ptr, out: Ptr, width: i32, ratio: i32,
+        total: u64) -> Result<()> {
+    let args = [Arg::Ptr(score), Arg::Ptr(ape), Arg::Ptr(pos), Arg::Ptr(out), Arg::Int(width), Arg::Int(ratio),
+        Arg::Long(total)];
+    start(gpu, ("streams", "add_place"), grid, &args)
+}
+
+/// Starts `compress` of kernels/streams.cu:
+/// ```text
+/// The row of every token that completes a block of `ratio`; others are left. See
+/// src/ops/compress.rs: a softmax over the block's tokens (and with `overlap` the block's before)
+/// in each column, norm, rotation; stored as f32 in `rows`, from where `store_rows` takes them. A
+/// block of threads per token.
+/// ```
+/// # Errors
+/// If the driver does not take the kernel or its arguments.
+pub fn compress(gpu: Option<&Gpu>, grid: Grid, kvs: Ptr, scores: Ptr, norm: Ptr, angles: Ptr, seq: Ptr, pos: Ptr,
+        rows: Ptr, dim: i32, ratio: i32, overlap: i32, eps: f32, n_rot: i32, offset: i32, pairs: RopePairs,
+        inverse: i32, capacity: i32, row_bytes: u64, seq_bytes: u64) -> Result<()> {
+    let args = [Arg::Ptr(kvs), Arg::Ptr(scores), Arg::Ptr(norm), Arg::Ptr(angles), Arg::Ptr(seq), Arg::Ptr(pos),
+        Arg::Ptr(rows), Arg::Int(dim), Arg::Int(ratio), Arg::Int(overlap), Arg::Float(eps), Arg::Int(n_rot),
+        Arg::Int(offset), Arg::Int(pairs as i32), Arg::Int(inverse), Arg::Int(capacity), Arg::Long(row_bytes),
+        Arg::Long(seq_bytes)];
+    start(gpu, ("streams", "compress"), grid, &args)
+}
+
+/// Starts `index_scores` of kernels/streams.cu:
+/// ```text
+/// score[t][r] = sum over heads of weight times max(q . key r, 0), for the rows that token t sees.
+/// A warp per row. Grid: (most rows / 4, tokens).
+/// ```
+/// # Errors
+/// If the driver does not take the kernel or its arguments.
+pub fn index_scores(gpu: Option<&Gpu>, grid: Grid, q: Ptr, weights: Ptr, keys: Ptr, seq: Ptr, pos: Ptr, scores: Ptr,
+        heads: i32, dim: i32, every: i32, cache_type: CacheType, most: i32, capacity: i32, row_bytes: u64,
+        seq_bytes: u64) -> Result<()> {
+    let args = [Arg::Ptr(q), Arg::Ptr(weights), Arg::Ptr(keys), Arg::Ptr(seq), Arg::Ptr(pos), Arg::Ptr(scores),
+        Arg::Int(heads), Arg::Int(dim), Arg::Int(every), Arg::Int(cache_type as i32), Arg::Int(most),
+        Arg::Int(capacity), Arg::Long(row_bytes), Arg::Long(seq_bytes)];
+    start(gpu, ("streams", "index_scores"), grid, &args)
+}
+
+/// Starts `index_top` of kernels/streams.cu:
+/// ```text
+/// The `k` best rows of each token, rising, then -1; the lower of equals. A block of 256 per token:
+/// the k-th largest is found eight bits at a time.
+/// ```
+/// # Errors
+/// If the driver does not take the kernel or its arguments.
+pub fn index_top(gpu: Option<&Gpu>, grid: Grid, scores: Ptr, pos: Ptr, out: Ptr, k: i32, every: i32,
+        most: i32) -> Result<()> {
+    let args = [Arg::Ptr(scores), Arg::Ptr(pos), Arg::Ptr(out), Arg::Int(k), Arg::Int(every), Arg::Int(most)];
+    start(gpu, ("streams", "index_top"), grid, &args)
+}
