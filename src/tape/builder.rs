@@ -2,11 +2,12 @@
 //! builder methods (`b.norm`, `b.attend`, ...) stand in the ops' files.
 
 use std::cell::RefCell;
-use std::collections::HashMap;
+use std::collections::{HashMap, HashSet};
 use std::sync::Arc;
 
 use anyhow::{Context, Result, anyhow, bail};
 
+use super::known_keys;
 use super::{
     Half, Op, RowSet, Slot, SlotInfo, StateId, StateKind, StateSpec, Step, Tape, Weight, WeightId, WeightKind,
 };
@@ -38,6 +39,8 @@ pub struct Builder<'a> {
     pub settings: Settings,
     tape: RefCell<Tape>,
     known: RefCell<HashMap<String, WeightId>>,
+    /// The metadata keys that were looked up, without the architecture's prefix.
+    pub(super) read: RefCell<HashSet<String>>,
 }
 
 /// The names of one layer's tensors.
@@ -59,7 +62,8 @@ impl Layer {
 impl<'a> Builder<'a> {
     /// A builder over a file's header.
     pub fn new(gguf: &'a Gguf, arch: &str, settings: Settings) -> Builder<'a> {
-        Builder { gguf, arch: arch.into(), settings, tape: RefCell::default(), known: RefCell::default() }
+        let (tape, known, read) = Default::default();
+        Builder { gguf, arch: arch.into(), settings, tape, known, read }
     }
 
     /// The file, for messages.
@@ -305,12 +309,17 @@ impl<'a> Builder<'a> {
         StateId(tape.states.len() as u32 - 1)
     }
 
-    /// The finished tape. Fails, naming them, if the file holds tensors that the family neither read nor ignored:
-    /// a model with a part that is not understood is refused, never run without it.
+    /// The finished tape.
+    ///
+    /// # Errors
+    /// If the file holds tensors that the family neither read nor ignored, or metadata keys that it did not read and
+    /// that change what is computed, naming them: a model with a part that is not understood is refused, never run
+    /// without it.
     pub fn finish(self, logits: Slot, likeliest: Slot) -> Result<Tape> {
         let mut tape = self.tape.into_inner();
         (tape.logits, tape.likeliest) = (Some(logits), Some(likeliest));
         let known = self.known.into_inner();
+        let read = self.read.into_inner();
         // What 4-bit activations would be divided by on hardware that has them. Here they are not 4-bit.
         for t in self.gguf.tensors.iter().filter(|t| !known.contains_key(&t.name)) {
             if t.name.strip_suffix(".input_scale").is_some_and(|n| known.contains_key(&format!("{n}.weight"))) {
@@ -335,6 +344,7 @@ impl<'a> Builder<'a> {
                 left[..left.len().min(4)].join(", ")
             );
         }
+        tape.unused_keys = known_keys::unused(self.gguf, &self.arch, &read)?;
         Ok(tape)
     }
 }

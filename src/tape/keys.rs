@@ -14,13 +14,21 @@ use crate::gguf::Value;
 const MAX_COUNT: usize = 1 << 20;
 
 impl Builder<'_> {
-    fn key(&self, name: &str) -> String {
+    /// The key with the architecture's prefix.
+    fn full(&self, name: &str) -> String {
         format!("{}.{name}", self.arch)
+    }
+
+    /// The key with the architecture's prefix, for whoever looks it up: it is noted as read. What is not noted is held
+    /// against the known keys when the tape is finished.
+    fn key(&self, name: &str) -> String {
+        self.read.borrow_mut().insert(name.to_owned());
+        self.full(name)
     }
 
     /// The error for a key whose value is of the right kind but means nothing.
     pub fn bad_key(&self, name: &str, found: impl Display, want: impl Display) -> Error {
-        anyhow!("{}: metadata key {:?} is {found}, expected {want}", self.file(), self.key(name))
+        anyhow!("{}: metadata key {:?} is {found}, expected {want}", self.file(), self.full(name))
     }
 
     /// Whether the key is there.

@@ -6,6 +6,7 @@
 mod builder;
 mod gpu;
 mod keys;
+mod known_keys;
 mod state;
 
 use std::collections::HashMap;
@@ -14,6 +15,7 @@ use std::sync::Arc;
 
 pub use builder::{Builder, Layer, Settings};
 pub use gpu::{GpuIo, GpuState, GpuValue, GpuWeight, Lists, Pairs, Scratch};
+pub use known_keys::{Class, UnusedKey, classify};
 pub use state::{Part, State, StateKind, StateSpec};
 
 use anyhow::Result;
@@ -141,6 +143,8 @@ pub struct Tape {
     pub likeliest: Option<Slot>,
     /// Tensors that the family leaves alone, and why (in words).
     pub ignored: Vec<(String, &'static str)>,
+    /// Metadata keys of the architecture that the tape does not depend on, and why.
+    pub unused_keys: Vec<UnusedKey>,
 }
 
 impl Tape {
