@@ -5,6 +5,7 @@ mod common;
 use std::io::{Read, Write};
 use std::process::{Command, Output, Stdio};
 
+use common::source::Source;
 use common::{floats, nmse, reference};
 
 fn tandem(args: &[&str]) -> Command {
@@ -141,6 +142,35 @@ fn a_text_that_is_ended_from_outside_is_kept_in_its_session_unless_hangups_are_t
     assert_eq!(o.status.code(), Some(143), "{}", err(&o));
     let kept = std::fs::metadata(&file).unwrap().len();
     assert!(kept > 1000, "{kept} bytes");
+}
+
+#[test]
+fn an_unknown_metadata_key_is_told_once_and_an_error_under_strict() {
+    let mut source = Source::open("qwen3moe", &common::local().join("models/qwen3moe.gguf"));
+    source.set("norm_top_k_prob", true).set("\u{1b}[2J", 3u32);
+    let file = scratch("unknown_key.gguf");
+    std::fs::write(&file, source.bytes()).unwrap();
+    let (file, out) = (file.to_str().unwrap(), scratch("unknown_key.f32"));
+    for verb in [
+        &["run", "--raw", "-p", "x", "-n", "2"][..],
+        &["explain", "--ram-gbps", "50"],
+        &["logits", "--tokens", "1", "--out", out.to_str().unwrap()],
+    ] {
+        let args = [&verb[..1], &["-m", file], &verb[1..]].concat();
+        let o = run(&args);
+        let told = err(&o);
+        assert!(o.status.success(), "{args:?}: {told}");
+        assert_eq!(told.matches("unknown metadata, not used").count(), 1, "{args:?}: {told}");
+        assert!(told.contains("\"qwen3moe.norm_top_k_prob\" (value true)") && !told.contains('\u{1b}'), "{told}");
+        let o = run(&[&args[..], &["--strict"]].concat());
+        assert_eq!(o.status.code(), Some(2), "{args:?}: {}", err(&o));
+        assert!(err(&o).contains("qwen3moe.norm_top_k_prob") && o.stdout.is_empty(), "{args:?}: {}", err(&o));
+    }
+    source.set("logit_scale", 0.25f32);
+    std::fs::write(file, source.bytes()).unwrap();
+    let o = run(&["run", "-m", file, "-p", "x"]);
+    assert_eq!(o.status.code(), Some(3), "{}", err(&o));
+    assert!(err(&o).contains("qwen3moe.logit_scale is 0.25, expected 1"), "{}", err(&o));
 }
 
 #[test]

@@ -96,6 +96,32 @@ fn every_family_is_explained_and_its_parts_add_up() {
 }
 
 #[test]
+fn metadata_that_nothing_depends_on_is_listed_with_the_reason() {
+    let mut source = common::source::Source::open("qwen3moe", &small("qwen3moe"));
+    source.set("attn_logit_softcapping", 0f32).set("norm_top_k_prob", true);
+    let file = Path::new(env!("CARGO_TARGET_TMPDIR")).join("explain_keys.gguf");
+    std::fs::write(&file, source.bytes()).unwrap();
+    let j = json(&file, &[]);
+    let keys = j["unused_metadata"].as_array().unwrap();
+    let find = |key: &str| {
+        let full = format!("qwen3moe.{key}");
+        let found = keys.iter().find(|k| k["key"] == full).unwrap_or_else(|| panic!("no {key} in {keys:?}"));
+        (found["value"].as_str().unwrap(), found["known"].as_bool().unwrap(), found["why"].as_str().unwrap())
+    };
+    assert!(matches!(find("feed_forward_length"), ("96", true, why) if why.contains("size")), "{keys:?}");
+    assert!(matches!(find("context_length"), ("4096", true, why) if why.contains("training")), "{keys:?}");
+    assert!(matches!(find("attn_logit_softcapping"), ("0.0", true, why) if why.contains("tanh")), "{keys:?}");
+    assert!(matches!(find("norm_top_k_prob"), ("true", false, why) if why.contains("knows")), "{keys:?}");
+    assert!(keys.iter().all(|k| k["key"] != "qwen3moe.expert_count"), "it is used");
+    let text = explain(&[file.to_str().unwrap()]);
+    for key in keys {
+        let line = format!("{} = {}", key["key"].as_str().unwrap(), key["value"].as_str().unwrap());
+        let joined = text.split_whitespace().collect::<Vec<_>>().join(" ");
+        assert!(joined.contains(&line) && joined.contains(key["why"].as_str().unwrap()), "{line} is not in {text}");
+    }
+}
+
+#[test]
 fn recurrent_and_windowed_states_do_not_grow_with_the_context() {
     for name in ["qwen35moe", "gpt-oss", "deepseek4"] {
         let at = |n: &str| json(&small(name), &["-c", n, "-b", "64"]);

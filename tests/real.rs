@@ -327,6 +327,77 @@ fn keys_that_ask_for_what_is_not_computed_are_refused_by_name() {
     assert!(refusal(s.unset("swiglu_clamp_exp")).contains("swiglu_clamp_exp"));
 }
 
+/// Keys that no family here reads, and values at which they change what is computed and do nothing.
+const NOT_COMPUTED: [(&str, f32, f32); 8] = [
+    ("logit_scale", 0.25, 1.0),
+    ("residual_scale", 0.25, 1.0),
+    ("embedding_scale", 0.25, 1.0),
+    ("attention.scale", 0.25, 0.0),
+    ("final_logit_softcapping", 0.25, 0.0),
+    ("attn_logit_softcapping", 50.0, 0.0),
+    ("attention.value_scale", 0.7, 1.0),
+    ("attention.clamp_kqv", 8.0, 0.0),
+];
+const FAMILIES: [&str; 6] = ["qwen3moe", "gpt-oss", "qwen35", "qwen35moe", "deepseek2-v3", "deepseek4"];
+
+#[test]
+fn a_scale_or_cap_that_a_family_does_not_read_is_refused_by_name() {
+    each(&FAMILIES, |s| {
+        let mut all = s.clone();
+        for (key, value, _) in NOT_COMPUTED {
+            let said = refusal(s.clone().set(key, value));
+            let full = format!("{}.{key} is {value}", s.arch);
+            assert!(said.contains(&full) && said.contains("real.gguf"), "{}: {said}", s.name);
+            all.set(key, value);
+        }
+        let said = refusal(&all);
+        assert!(NOT_COMPUTED.iter().all(|(key, ..)| said.contains(key)), "{}: {said}", s.name);
+        let list = refusal(s.clone().set("residual_scale", vec![1f32, 0.5]));
+        assert!(list.contains("residual_scale is [1.0, 0.5]"), "{list}");
+    });
+}
+
+#[test]
+fn a_scale_or_cap_at_its_neutral_value_changes_nothing() {
+    each(&FAMILIES, |s| {
+        let mut neutral = s.clone();
+        for (key, _, value) in NOT_COMPUTED {
+            neutral.set(key, value);
+        }
+        neutral.set("residual_scale", vec![1f32; 9]);
+        same(s, &neutral, "scales of 1 and caps of 0");
+    });
+}
+
+#[test]
+fn what_converters_write_and_the_reference_does_not_read_changes_nothing() {
+    each(&["qwen3moe", "qwen35moe", "deepseek4"], |s| {
+        let mut more = s.clone();
+        more.set("rope.scaling.yarn_beta_fast", 4f32).set("rope.scaling.yarn_ext_factor", 1f32);
+        more.set("feed_forward_length", 12345u32).set("attention.layer_norm_epsilon", 0.1f32);
+        more.set(
+            "expert_shared_feed_forward_length",
+            s.key("expert_shared_feed_forward_length").cloned().unwrap_or(Value::U32(77)),
+        );
+        more.set("vocab_size", 7u32).set("pooling_type", 3u32).set("tensor_data_layout", "as it was");
+        same(s, &more, "keys that tell nothing about the arithmetic");
+    });
+}
+
+#[test]
+fn a_key_that_nobody_knows_is_listed_as_unknown_and_the_model_runs() {
+    each(&["qwen3moe"], |s| {
+        let mut more = s.clone();
+        more.set("norm_top_k_prob", true);
+        same(s, &more, "an unknown key");
+        let gguf = Gguf::from_bytes(more.bytes(), "real.gguf".as_ref()).unwrap();
+        let tape = tandem::session::tape(&gguf, &exact()).unwrap();
+        let unknown: Vec<_> =
+            tape.unused_keys.iter().filter(|k| !k.known).map(|k| (&k.key[..], &k.value[..])).collect();
+        assert_eq!(unknown, [("qwen3moe.norm_top_k_prob", "true")]);
+    });
+}
+
 #[test]
 fn an_absent_count_of_key_heads_means_one_for_every_head() {
     each(&["deepseek2-legacy-kvb", "qwen3moe"], |s| {

@@ -28,7 +28,7 @@ pub struct Cli {
     /// Say nothing on stderr but warnings and errors
     #[arg(short, long, global = true, conflicts_with = "verbose")]
     pub quiet: bool,
-    /// An option that cannot have its effect is an error instead of a notice
+    /// An option without effect, or metadata that is not known, is an error instead of a notice
     #[arg(long, global = true)]
     pub strict: bool,
 }

@@ -38,6 +38,7 @@ pub(super) fn run(verb: &Verb, given: &ArgMatches) -> Result<bool> {
     let o = Options { n_seq, n_wanted: Some(n_seq), ..options(model)? };
     let gguf = gguf(model.model.as_deref(), &Load { mmap: true, mlock: false })?; // nothing is loaded
     let tape = session::tape(&gguf, &o).context(Failure::Model)?;
+    super::unknown::unknown_keys(&gguf, &tape)?;
     let shape = session::shape(&gguf, &o).context(Failure::Model)?;
     let budget = match gpu(model, &o)? {
         Some(gpu) => {

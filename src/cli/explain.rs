@@ -11,6 +11,8 @@
 //! experts           {layers, count, used} or null         count and used: in one layer
 //! weights           {bytes, bits_per_weight, formats: [{format, tensors, weights, bytes}],
 //!                    unused: [{prefix, why, tensors, bytes}]}   unused: in the file but not computed with
+//! unused_metadata   [{key, value, why, known}]            metadata keys of the architecture that nothing depends on;
+//!                                                         value: as text; known: whether their meaning is known
 //! parts             [{part, bytes, bytes_per_token}]      the bytes of weights by what they are for
 //! bytes_per_token                                         weights that one generated token reads
 //! state             {bytes, bytes_per_token, fixed_bytes} what a sequence remembers: bytes at full context, of which
@@ -77,6 +79,7 @@ pub(super) fn run(a: &args::Explain) -> Result<()> {
     // Whatever the flags say of loading: the header is all that is read here.
     let gguf = gguf(path, &Load { mmap: true, mlock: false })?;
     let tape = session::tape(&gguf, &options).context(Failure::Model)?;
+    super::unknown::unknown_keys(&gguf, &tape)?;
     let shape = session::shape(&gguf, &options).context(Failure::Model)?;
     let bytes = |flag: &str, text: &str| match super::size(text) {
         Some(n) => Ok(n),
@@ -176,6 +179,8 @@ fn object(f: &Facts, fit: &Fit, speed: &Speed) -> Value {
             "cache_bytes": x.cache_bytes,
         })
     });
+    let keys = f.unused_keys.iter();
+    let keys = keys.map(|k| json!({ "key": k.key, "value": k.value, "why": k.why, "known": k.known }));
     json!({
         "name": f.name,
         "architecture": f.arch,
@@ -191,6 +196,7 @@ fn object(f: &Facts, fit: &Fit, speed: &Speed) -> Value {
             "formats": formats.collect::<Vec<_>>(),
             "unused": unused.collect::<Vec<_>>(),
         },
+        "unused_metadata": keys.collect::<Vec<_>>(),
         "parts": parts.collect::<Vec<_>>(),
         "bytes_per_token": f.bytes_per_token,
         "state": {

@@ -19,6 +19,7 @@ mod structured;
 mod talking;
 mod template;
 mod tokenize;
+mod unknown;
 mod verify;
 
 use std::ffi::OsString;
@@ -37,7 +38,7 @@ use crate::exec::{Device, NoMemory};
 use crate::gguf::{Gguf, Load};
 use crate::plan::{Ask, CacheSize, Fit, Place, Rules};
 use crate::quant;
-use crate::session::{ContextFull, Interrupted, MAX_CONTEXT, Options, Session};
+use crate::session::{self, ContextFull, Interrupted, MAX_CONTEXT, Options, Session};
 use crate::text::grammar::DeadEnd;
 use args::{Cli, Verb};
 use predict::{Prediction, Rates};
@@ -261,6 +262,7 @@ pub(crate) fn options(a: &args::Model) -> Result<Options> {
 
 /// Opens a model whose header is read, with the GPU if there is one.
 pub(crate) fn open(gguf: Gguf, a: &args::Model, o: &Options) -> Result<Session> {
+    unknown::unknown_keys(&gguf, &session::tape(&gguf, o).context(Failure::Model)?)?;
     if let Some(memory) = Memory::of_this_machine().filter(|m| gguf.bytes() > m.total as u64) {
         let gb = |n: f64| n / 1e9;
         tracing::warn!(

@@ -2,12 +2,13 @@
 //! builder methods (`b.norm`, `b.attend`, ...) stand in the ops' files.
 
 use std::cell::RefCell;
-use std::collections::HashMap;
+use std::collections::{HashMap, HashSet};
 use std::rc::Rc;
 use std::sync::Arc;
 
 use anyhow::{Context, Result, anyhow, bail};
 
+use super::known_keys;
 use super::{
     Half, Op, Role, RowSet, Slot, SlotInfo, StateId, StateKind, StateSpec, Step, Tape, Weight, WeightId, WeightKind,
 };
@@ -42,6 +43,8 @@ pub(super) struct Recorder<'a> {
     labels: RefCell<HashMap<String, usize>>,
     /// Of each value the name that its maker goes by: a weight's, or that of the value it was made of.
     origins: RefCell<Vec<String>>,
+    /// The metadata keys that were looked up, without the architecture's prefix.
+    pub(super) read: RefCell<HashSet<String>>,
 }
 
 /// Writes a tape from a file's header. A builder of a layer ([`Layer::scope`]) finds weights by their names in the
@@ -78,6 +81,7 @@ impl<'a> Builder<'a> {
             known: RefCell::default(),
             labels: RefCell::default(),
             origins: RefCell::default(),
+            read: RefCell::default(),
         };
         Builder { rec: Rc::new(rec), layer: None, role: None }
     }
@@ -435,15 +439,16 @@ impl<'a> Builder<'a> {
         StateId(tape.states.len() as u32 - 1)
     }
 
-    /// The finished tape, in which every value has all rows. It fails, naming them, if the file holds tensors that the
-    /// family neither read nor ignored: a model with a part that is not understood is refused, never run without it.
+    /// The finished tape, in which every value has all rows.
     ///
     /// # Errors
-    /// If there are such tensors.
+    /// If the file holds tensors that the family neither read nor ignored, or metadata keys that it did not read and
+    /// that change what is computed, naming them: a model with a part that is not understood is refused, never run
+    /// without it.
     pub fn finish(self, logits: Slot, likeliest: Slot) -> Result<Tape> {
         let mut tape = self.rec.tape.take();
         (tape.logits, tape.likeliest) = (Some(logits), Some(likeliest));
-        let (gguf, known) = (self.rec.gguf, self.rec.known.borrow());
+        let (gguf, known, read) = (self.rec.gguf, self.rec.known.borrow(), self.rec.read.take());
         // What 4-bit activations would be divided by on hardware that has them. Here they are not 4-bit.
         for t in gguf.tensors.iter().filter(|t| !known.contains_key(&t.name)) {
             if t.name.strip_suffix(".input_scale").is_some_and(|n| known.contains_key(&format!("{n}.weight"))) {
@@ -467,6 +472,7 @@ impl<'a> Builder<'a> {
                 left[..left.len().min(4)].join(", ")
             );
         }
+        tape.unused_keys = known_keys::unused(gguf, &self.rec.arch, &read)?;
         Ok(tape)
     }
 }

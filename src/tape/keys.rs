@@ -15,13 +15,21 @@ use crate::gguf::{Scalar, Value};
 const MAX_COUNT: usize = 1 << 20;
 
 impl Builder<'_> {
-    fn key(&self, name: &str) -> String {
+    /// The key with the architecture's prefix.
+    fn full_key(&self, name: &str) -> String {
         format!("{}.{name}", self.rec.arch)
+    }
+
+    /// The key with the architecture's prefix, for whoever looks it up: it is noted as read. What is not noted is held
+    /// against the known keys when the tape is finished.
+    fn key(&self, name: &str) -> String {
+        self.rec.read.borrow_mut().insert(name.to_owned());
+        self.full_key(name)
     }
 
     /// The error for a key whose value is of the right kind but means nothing.
     pub fn bad_key(&self, name: &str, found: impl Display, want: impl Display) -> Error {
-        anyhow!("{}: metadata key {:?} is {found}, expected {want}", self.file(), self.key(name))
+        anyhow!("{}: metadata key {:?} is {found}, expected {want}", self.file(), self.full_key(name))
     }
 
     /// The value of a key; in a layer's builder the layer's own, where it lists several.

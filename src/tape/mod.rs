@@ -6,6 +6,7 @@
 mod builder;
 mod gpu;
 mod keys;
+mod known_keys;
 mod state;
 
 use std::collections::HashMap;
@@ -14,6 +15,7 @@ use std::sync::Arc;
 
 pub use builder::{Builder, Layer, Settings};
 pub use gpu::{GpuIo, GpuState, GpuValue, GpuWeight, Lists, Pairs, Scratch};
+pub use known_keys::{Class, UnusedKey, classify};
 pub use state::{Part, State, StateKind, StateSpec};
 
 use anyhow::Result;
@@ -206,6 +208,8 @@ pub struct Tape {
     pub ignored: Vec<(String, &'static str)>,
     /// Values of which every row is kept, whether its logits are wanted or not: what a draft head reads.
     pub kept: Vec<Slot>,
+    /// Metadata keys of the architecture that the tape does not depend on, and why.
+    pub unused_keys: Vec<UnusedKey>,
 }
 
 impl Tape {

@@ -7,7 +7,7 @@ use anyhow::Result;
 use crate::gguf::Gguf;
 use crate::plan::{self, Fit, Place, Refused, Shape, Stage};
 use crate::session::{self, Options};
-use crate::tape::{Half, Role, RowSet, StateKind, Step, Tape, Weight, WeightKind};
+use crate::tape::{Half, Role, RowSet, StateKind, Step, Tape, UnusedKey, Weight, WeightKind};
 
 /// A model that is recorded and placed.
 pub(super) struct Model<'a> {
@@ -114,6 +114,7 @@ pub(super) struct Facts {
     pub(super) experts: Option<Experts>,
     pub(super) formats: Vec<Format>,
     pub(super) unused: Vec<Unused>,
+    pub(super) unused_keys: Vec<UnusedKey>,
     pub(super) bytes: usize,
     pub(super) parts: Vec<Part>,
     pub(super) tied: bool,
@@ -225,6 +226,7 @@ impl Facts {
             experts,
             formats,
             unused,
+            unused_keys: tape.unused_keys.clone(),
             bytes: gguf.tensors.iter().map(|t| t.bytes).sum(),
             parts: parts.into_iter().filter(|p| p.bytes + p.bytes_per_token > 0).collect(),
             tied,

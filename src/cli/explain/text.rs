@@ -106,6 +106,7 @@ pub(super) fn report(f: &Facts, fit: &Fit, speed: &Speed) -> String {
     for u in &f.unused {
         out += &wrapped(&format!("Not used: {} tensors {}*, {}: {}.", u.tensors, u.prefix, size(u.bytes), u.why));
     }
+    out += &unused_keys(f);
 
     out += "\nWeights, and how much of them one generated token reads\n";
     let mut rows = vec![row([&"", &"size", &"read per token", &""])];
@@ -246,6 +247,23 @@ fn cache(f: &Facts) -> String {
         text += &format!(", and {} that do not grow", size(f.state_fixed_bytes));
     }
     text
+}
+
+/// Metadata keys that nothing depends on, with the reason: keys of one reason share a paragraph.
+fn unused_keys(f: &Facts) -> String {
+    let mut by_reason: Vec<(&str, Vec<String>)> = Vec::new();
+    for k in &f.unused_keys {
+        let key = format!("{} = {}", k.key.escape_debug(), k.value);
+        match by_reason.iter_mut().find(|(why, _)| *why == k.why) {
+            Some((_, keys)) => keys.push(key),
+            None => by_reason.push((&k.why, vec![key])),
+        }
+    }
+    let paragraphs = by_reason.iter().map(|(why, keys)| wrapped(&format!("{}: {why}.", keys.join(", "))));
+    match paragraphs.collect::<String>() {
+        text if text.is_empty() => text,
+        text => format!("\nMetadata that is not used\n{text}"),
+    }
 }
 
 /// The table of steps.
