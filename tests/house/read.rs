@@ -189,7 +189,7 @@ impl Modules {
             (rest, anchored) = (more, true);
         }
         while let Some((name, more)) = rest.split_first() {
-            let child = [&at[..], &[name.clone()]].concat();
+            let child = [&at[..], std::slice::from_ref(name)].concat();
             let passed = |i: &&Import| i.name == *name && i.path != *path;
             if self.imports.contains_key(&child) {
                 at = child;
