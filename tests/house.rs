@@ -257,3 +257,10 @@ fn no_files_of_a_module_import_each_other_in_a_circle() {
     let known = KNOWN_CIRCLES.iter().map(|group| group.iter().map(|f| (*f).to_owned()).collect()).collect();
     hold("files that import each other in a circle", &circles, &known);
 }
+
+#[test]
+fn the_version_has_its_section_in_the_changelog() {
+    let version = env!("CARGO_PKG_VERSION");
+    let log = include_str!("../CHANGELOG.md");
+    assert!(log.contains(&format!("\n## [{version}] - ")), "CHANGELOG.md has no section for {version}");
+}
