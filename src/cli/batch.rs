@@ -93,6 +93,15 @@ pub(super) fn run(a: &args::Batch) -> Result<()> {
     Ok(())
 }
 
+/// Reads one line as `tandem batch` does, without a model: for tests and fuzzing.
+///
+/// # Errors
+/// If the line is no request that could be answered, with the reason.
+pub fn check_request(line: &str) -> Result<()> {
+    let defaults = Defaults { settings: Default::default(), asked: Asked::default(), kind: None, raw: false };
+    Job::parse(line, &defaults).map(drop).map_err(|refused| anyhow::Error::msg(refused.why))
+}
+
 /// Requests under way.
 struct Work<'t> {
     desk: Desk<'t>,

@@ -41,6 +41,7 @@ use crate::quant;
 use crate::session::{self, ContextFull, Interrupted, MAX_CONTEXT, Options, Session};
 use crate::text::grammar::DeadEnd;
 use args::{Cli, Verb};
+pub use batch::check_request;
 use predict::{Prediction, Rates};
 
 /// The built-in model: 16 experts trained on Shakespeare's plays by demo/train.py.

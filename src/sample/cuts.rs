@@ -1,8 +1,8 @@
 //! The stages that leave fewer candidates, beside top-k, which is [`Candidates::top`].
 //!
-//! Sources: top-p https://arxiv.org/abs/1904.09751, typical https://arxiv.org/abs/2202.00666, top-n-sigma
-//! https://arxiv.org/abs/2411.07641, min-p https://github.com/ggml-org/llama.cpp/pull/3841, XTC
-//! https://github.com/oobabooga/text-generation-webui/pull/6335; what is kept at the edge is llama.cpp's.
+//! Sources: top-p <https://arxiv.org/abs/1904.09751>, typical <https://arxiv.org/abs/2202.00666>, top-n-sigma
+//! <https://arxiv.org/abs/2411.07641>, min-p <https://github.com/ggml-org/llama.cpp/pull/3841>, XTC
+//! <https://github.com/oobabooga/text-generation-webui/pull/6335>; what is kept at the edge is llama.cpp's.
 
 use super::candidates::{Candidate, Candidates};
 

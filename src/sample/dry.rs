@@ -1,4 +1,4 @@
-//! DRY, "don't repeat yourself" (https://github.com/oobabooga/text-generation-webui/pull/5677): a token that would go on
+//! DRY, "don't repeat yourself" (<https://github.com/oobabooga/text-generation-webui/pull/5677>): a token that would go on
 //! with what was said before costs multiplier x base ^ (n - allowed length), where n tokens before it are those that stood
 //! before it then.
 //!

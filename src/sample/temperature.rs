@@ -1,6 +1,6 @@
 //! Temperature, fixed or by entropy.
 //!
-//! Dynamic temperature (https://arxiv.org/abs/2309.02772): with the entropy's share h of the largest possible, ln n, it is
+//! Dynamic temperature (<https://arxiv.org/abs/2309.02772>): with the entropy's share h of the largest possible, ln n, it is
 //! low + (high - low) h^exponent, where low and high are the temperature less and more the range.
 
 use super::candidates::Candidates;
