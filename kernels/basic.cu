@@ -1,4 +1,5 @@
-// One pass over rows each: norm, add, glu, rope, pack, wanted, scale and bias, activations as 8-bit codes, tokens' order.
+// One pass over rows each: norms, add, scales, soft cap, glu, rope, pack, chosen rows, scale and bias, activations as 8-bit
+// codes, argmax.
 #include "matrix.cuh"
 
 /// x / sqrt(mean(x^2) + eps) * scale * weight over runs of `n` values. A block per run.
@@ -14,6 +15,30 @@ extern "C" __global__ void __launch_bounds__(1024)
     for (int i = threadIdx.x; i < n; i += blockDim.x) out[i] = x[i] * by * (weight ? weight[i] : 1.f);
 }
 
+/// (x - mean) / sqrt(variance + eps) * weight + bias over runs of `n` values; `weight` and `bias` may be null, and all runs
+/// share them. A block per run.
+extern "C" __global__ void __launch_bounds__(1024)
+    layer_norm(const float *x, const float *weight, const float *bias, float *out, int n, float eps) {
+    __shared__ float scratch[32];
+    x += (u64)blockIdx.x * n;
+    out += (u64)blockIdx.x * n;
+    float sum = 0.f;
+    for (int i = threadIdx.x; i < n; i += blockDim.x) sum += x[i];
+    float mean = block_sum(sum, scratch) / (float)n;
+    // Where the mean is large, the mean of squares less its square would cancel, and its own rounding shows: a second pass
+    // sums what is left of the values, too, and `rest` is what the mean lacks.
+    float rest = 0.f, squares = 0.f;
+    for (int i = threadIdx.x; i < n; i += blockDim.x) {
+        float d = x[i] - mean;
+        rest += d;
+        squares += d * d;
+    }
+    rest = block_sum(rest, scratch) / (float)n;
+    float variance = block_sum(squares, scratch) / (float)n - rest * rest, by = 1.f / sqrtf(variance + eps);
+    for (int i = threadIdx.x; i < n; i += blockDim.x)
+        out[i] = (x[i] - mean - rest) * by * (weight ? weight[i] : 1.f) + (bias ? bias[i] : 0.f);
+}
+
 /// Words from the host's memory.
 extern "C" __global__ void bring(const u32 *from, u32 *to, u64 n) {
     u64 i = (u64)blockIdx.x * blockDim.x + threadIdx.x;
@@ -26,9 +51,27 @@ extern "C" __global__ void add(const float *x, const float *y, float *out, u64 n
     if (i < n) out[i] = x[i] + y[i];
 }
 
+/// x times a number.
+extern "C" __global__ void scale(const float *x, float *out, float by, u64 total) {
+    u64 i = (u64)blockIdx.x * blockDim.x + threadIdx.x;
+    if (i < total) out[i] = x[i] * by;
+}
+
+/// x[r][i] * v[i % n]: `v` has `n` values, and a row of x a multiple of that.
+extern "C" __global__ void scale_by(const float *x, const float *v, float *out, int n, u64 total) {
+    u64 i = (u64)blockIdx.x * blockDim.x + threadIdx.x;
+    if (i < total) out[i] = x[i] * v[i % n];
+}
+
+/// cap * tanh(x / cap).
+extern "C" __global__ void soft_cap(const float *x, float *out, float cap, u64 total) {
+    u64 i = (u64)blockIdx.x * blockDim.x + threadIdx.x;
+    if (i < total) out[i] = cap * tanhf(x[i] / cap);
+}
+
 __device__ __forceinline__ float sigmoid(float x) { return 1.f / (1.f + __expf(-x)); }
 
-/// A gate times the other half, as `kind` says. Row r takes its gates from `g + r * g_stride`, its other half from
+/// A gate times the other half, as `kind` has it. Row r takes its gates from `g + r * g_stride`, its other half from
 /// `u + r * u_stride`; `run` values of u share a gate.
 extern "C" __global__ void glu(const float *g, const float *u, float *out, GluKind kind, float limit, int n,
                                int run, u64 g_stride, u64 u_stride, u64 total) {
@@ -36,14 +79,21 @@ extern "C" __global__ void glu(const float *g, const float *u, float *out, GluKi
     if (i >= total) return;
     u64 r = i / n;
     int c = (int)(i % n);
-    float a = g[r * g_stride + c / run], b = u[r * u_stride + c];
+    float a = kind == GLU_RELU_SQ ? 0.f : g[r * g_stride + c / run], b = u[r * u_stride + c];
     if (kind == GLU_SILU_CLAMP || kind == GLU_OAI) {
         a = fminf(a, limit);
         b = fminf(fmaxf(b, -limit), limit);
     }
-    if (kind == GLU_SIGMOID) out[i] = sigmoid(a) * b;
-    else if (kind == GLU_OAI) out[i] = a * sigmoid(1.702f * a) * (b + 1.f);
-    else out[i] = a * sigmoid(a) * b;
+    switch (kind) {
+    case GLU_SILU:
+    case GLU_SILU_CLAMP: out[i] = a * sigmoid(a) * b; break;
+    case GLU_OAI: out[i] = a * sigmoid(1.702f * a) * (b + 1.f); break;
+    case GLU_SIGMOID: out[i] = sigmoid(a) * b; break;
+    case GLU_GELU: out[i] = .5f * a * (1.f + tanhf(.79788456f * (a + .044715f * a * a * a))) * b; break;
+    case GLU_GELU_ERF: out[i] = .5f * a * (1.f + erff(.70710678f * a)) * b; break;
+    case GLU_RELU_SQ: b = fmaxf(b, 0.f), out[i] = b * b; break;
+    case GLU_RELU: out[i] = fmaxf(a, 0.f) * b; break;
+    }
 }
 
 /// Rotates pairs in every head of `head` values; `angles`: cos, sin of every pair, for every row. A thread per value.

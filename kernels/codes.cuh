@@ -7,6 +7,10 @@ enum GluKind : int {
     GLU_SILU_CLAMP, /// silu(g) * u, with g at most `limit` and u within -`limit`..`limit`.
     GLU_OAI,        /// g * sigmoid(1.702 g) * (u + 1), both clamped as for `GLU_SILU_CLAMP`.
     GLU_SIGMOID,    /// sigmoid(g) * u.
+    GLU_GELU,       /// gelu(g) * u, with gelu(g) = 0.5 g (1 + tanh(sqrt(2 / pi) (g + 0.044715 g^3))).
+    GLU_GELU_ERF,   /// gelu(g) * u, with gelu(g) = 0.5 g (1 + erf(g / sqrt(2))).
+    GLU_RELU_SQ,    /// max(u, 0)^2: there is no gate, and g is not read.
+    GLU_RELU,       /// max(g, 0) * u.
 };
 
 /// How the router's logits become scores.

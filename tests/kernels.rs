@@ -1,5 +1,5 @@
 //! The GPU's kernels on the emulated driver: every weight format, in the shapes that products come in, against sums of
-//! the decoded weights in f64.
+//! the decoded weights in f64; and kernels that go over values one by one, against their formulas in f64.
 
 mod common;
 
@@ -7,6 +7,7 @@ use std::path::{Path, PathBuf};
 use std::process::Command;
 
 use common::emu;
+use tandem::cuda::launch::GluKind;
 use tandem::cuda::{Buffer, Gpu, Grid, Ptr, int, launch, module_of, modules};
 use tandem::quant::{self, QuantType, Rng};
 use tandem::sample::argmax;
@@ -208,7 +209,140 @@ fn rows_of_every_format_are_decoded_as_the_cpu_decodes_them() {
     }
 }
 
-/// Which matrix and which activation row an output row comes from.
+/// The largest error of what a kernel wrote, as a share of the value, or of 1 where that is larger.
+fn off(got: &[f32], want: &[f64]) -> f64 {
+    assert_eq!(got.len(), want.len());
+    let one = |(&got, want): (&f32, &f64)| {
+        let off = (got as f64 - want).abs() / want.abs().max(1.0);
+        if off.is_nan() { f64::INFINITY } else { off }
+    };
+    got.iter().zip(want).map(one).fold(0.0, f64::max)
+}
+
+/// The error function by its series, to 1e-12 for |x| < 4.
+fn erf(x: f64) -> f64 {
+    let (mut term, mut sum) = (x, x);
+    for n in 1..100 {
+        term *= -x * x / n as f64;
+        sum += term / (2 * n + 1) as f64;
+    }
+    sum * std::f64::consts::FRAC_2_SQRT_PI
+}
+
+#[test]
+fn scales_and_soft_caps_reach_every_value_and_no_other() {
+    if !emu::load() {
+        return;
+    }
+    let gpu = Gpu::open().unwrap();
+    let mut rng = Rng(7);
+    for (rows, width, n) in [(1, 1, 1), (3, 85, 17), (2, 512, 512), (5, 60, 1)] {
+        let x: Vec<f32> = (0..rows * width).map(|_| 20.0 * rng.normal()).collect();
+        let v: Vec<f32> = (0..n).map(|_| rng.normal()).collect();
+        let (from, by, total) = (put(&gpu, &x), put(&gpu, &v), x.len());
+        // One value more than is written, to see that it stays.
+        let out = put(&gpu, &vec![7f32; total + 1]);
+        let check = |name: &str, want: &dyn Fn(usize) -> f64| {
+            let got = get(&gpu, out.ptr(), total + 1);
+            let want: Vec<f64> = (0..total).map(want).chain([7.0]).collect();
+            // One rounding, or those of tanh and two more.
+            assert!(off(&got, &want) < 5e-7, "{name} of {rows} x {width}: {:.1e}", off(&got, &want));
+        };
+        let (gpu, grid, long) = (Some(&gpu), Grid::each(total), total as u64);
+        launch::scale(gpu, grid, from.ptr(), out.ptr(), 0.3, long).unwrap();
+        check("scale", &|i| x[i] as f64 * 0.3f32 as f64);
+        launch::scale_by(gpu, grid, from.ptr(), by.ptr(), out.ptr(), int(n), long).unwrap();
+        check("scale_by", &|i| x[i] as f64 * v[i % width % n] as f64);
+        launch::soft_cap(gpu, grid, from.ptr(), out.ptr(), 30.0, long).unwrap();
+        check("soft_cap", &|i| 30.0 * (x[i] as f64 / 30.0).tanh());
+    }
+}
+
+#[test]
+fn layer_norm_is_exact_where_the_mean_is_large_and_weight_and_bias_may_be_absent() {
+    if !emu::load() {
+        return;
+    }
+    let gpu = Gpu::open().unwrap();
+    let mut rng = Rng(8);
+    for (runs, n, mean) in [(1, 8, 0.0), (5, 33, 1000.0), (3, 1500, -50.0)] {
+        let x: Vec<f32> = (0..runs * n).map(|_| mean + rng.normal()).collect();
+        let [weight, bias] = [1.0, 0.0].map(|at| (0..n).map(|_| at + rng.normal()).collect::<Vec<f32>>());
+        let (from, w, b) = (put(&gpu, &x), put(&gpu, &weight), put(&gpu, &bias));
+        let out = gpu.alloc(x.len() * 4, "a test").unwrap();
+        for (with_weight, with_bias) in [(false, false), (true, false), (false, true), (true, true)] {
+            let pointer = |with: bool, at: &Buffer| if with { at.ptr() } else { Ptr::default() };
+            let (w, b) = (pointer(with_weight, &w), pointer(with_bias, &b));
+            let grid = Grid::new([runs, 1, 1], n.next_multiple_of(32).min(1024));
+            launch::layer_norm(Some(&gpu), grid, from.ptr(), w, b, out.ptr(), int(n), 1e-5).unwrap();
+            let want = x.chunks(n).flat_map(|x| {
+                let mean = x.iter().map(|&v| v as f64).sum::<f64>() / n as f64;
+                let variance = x.iter().map(|&v| (v as f64 - mean).powi(2)).sum::<f64>() / n as f64;
+                let by = 1.0 / (variance + 1e-5).sqrt();
+                let weight = |i: usize| if with_weight { weight[i] as f64 } else { 1.0 };
+                let bias = |i: usize| if with_bias { bias[i] as f64 } else { 0.0 };
+                x.iter().enumerate().map(|(i, &v)| (v as f64 - mean) * by * weight(i) + bias(i)).collect::<Vec<_>>()
+            });
+            let (got, want) = (get(&gpu, out.ptr(), x.len()), want.collect::<Vec<f64>>());
+            // A few roundings; a mean of 1000 that is rounded to f32 alone would be off by 100 times as much.
+            assert!(off(&got, &want) < 2e-6, "{runs} runs of {n} around {mean}: {:.1e}", off(&got, &want));
+        }
+    }
+}
+
+#[test]
+fn every_glu_is_its_formula_and_one_without_a_gate_reads_none() {
+    if !emu::load() {
+        return;
+    }
+    let gpu = Gpu::open().unwrap();
+    let mut rng = Rng(9);
+    let sigmoid = |x: f64| 1.0 / (1.0 + (-x).exp());
+    let tanh_of = |g: f64| ((2.0 / std::f64::consts::PI).sqrt() * (g + 0.044715 * g.powi(3))).tanh();
+    let clamped = |g: f64, u: f64| (g.min(2.0), u.clamp(-2.0, 2.0));
+    let formula = |kind: GluKind, g: f64, u: f64| match kind {
+        GluKind::Silu => g * sigmoid(g) * u,
+        GluKind::SiluClamp => clamped(g, u).0 * sigmoid(clamped(g, u).0) * clamped(g, u).1,
+        GluKind::Oai => clamped(g, u).0 * sigmoid(1.702 * clamped(g, u).0) * (clamped(g, u).1 + 1.0),
+        GluKind::Sigmoid => sigmoid(g) * u,
+        GluKind::Gelu => 0.5 * g * (1.0 + tanh_of(g)) * u,
+        GluKind::GeluErf => 0.5 * g * (1.0 + erf(g / 2f64.sqrt())) * u,
+        GluKind::ReluSq => u.max(0.0).powi(2),
+        GluKind::Relu => g.max(0.0) * u,
+    };
+    let kinds = [
+        GluKind::Silu,
+        GluKind::SiluClamp,
+        GluKind::Oai,
+        GluKind::Sigmoid,
+        GluKind::Gelu,
+        GluKind::GeluErf,
+        GluKind::ReluSq,
+        GluKind::Relu,
+    ];
+    // Rows, values of u, and how many of those share a gate; gates and the rest side by side, as fused products give them.
+    for (rows, n, run) in [(1, 1, 1), (3, 100, 1), (2, 96, 8)] {
+        let stride = n / run + n;
+        let x: Vec<f32> = (0..rows * stride).map(|_| (1.5 * rng.normal()).clamp(-5.0, 5.0)).collect();
+        let (from, out) = (put(&gpu, &x), gpu.alloc(rows * n * 4, "a test").unwrap());
+        for kind in kinds {
+            let g = if kind == GluKind::ReluSq { Ptr::default() } else { from.ptr() };
+            let (u, total, wide) = (from.ptr().at(n / run * 4), rows * n, stride as u64);
+            let (gpu, grid, out) = (Some(&gpu), Grid::each(total), out.ptr());
+            launch::glu(gpu, grid, g, u, out, kind, 2.0, int(n), int(run), wide, wide, total as u64).unwrap();
+            let want: Vec<f64> = (0..total)
+                .map(|i| {
+                    let row = &x[i / n * stride..][..stride];
+                    formula(kind, row[i % n / run] as f64, row[n / run + i % n] as f64)
+                })
+                .collect();
+            let got = get(gpu.unwrap(), out, total);
+            // Roundings of f32, where 1 + tanh and 1 + erf lose what is below 6e-8, times g and u of up to 5.
+            assert!(off(&got, &want) < 3e-6, "{kind:?} of {rows} x {n}: {:.1e}", off(&got, &want));
+        }
+    }
+}
+
 #[test]
 fn the_likeliest_is_the_first_of_the_largest_and_a_nan_before_all() {
     if !emu::load() {
@@ -242,6 +376,7 @@ fn the_likeliest_is_the_first_of_the_largest_and_a_nan_before_all() {
     }
 }
 
+/// Which matrix and which activation row an output row comes from.
 fn pairs_of(pairs: &[(usize, usize)], m: &Matrices, x: &[f64]) -> Vec<(f64, f64)> {
     let n = m.shape[2];
     let mut out = Vec::new();

@@ -1,7 +1,7 @@
 //! One function for every kernel, with the arguments of its prototype, and the numbers that kernels and host share.
 //!
 //! kernels/ptx.sh makes this file (kernels/launch.py alone does without the CUDA compiler) from the kernels' sources,
-//! whose hash is aee4ced9826e641923566b76f456b4f21224fae4042ab6ef0b1f8589aaf63b5b.
+//! whose hash is 5d52f5040d1af6e570e91d8744395566222632998ce9fa7dfc266e0c686d3aee.
 
 #![allow(clippy::too_many_arguments)] // the kernels' arguments, in their order
 
@@ -23,6 +23,14 @@ pub enum GluKind {
     Oai = 2,
     /// sigmoid(g) * u.
     Sigmoid = 3,
+    /// gelu(g) * u, with gelu(g) = 0.5 g (1 + tanh(sqrt(2 / pi) (g + 0.044715 g^3))).
+    Gelu = 4,
+    /// gelu(g) * u, with gelu(g) = 0.5 g (1 + erf(g / sqrt(2))).
+    GeluErf = 5,
+    /// max(u, 0)^2: there is no gate, and g is not read.
+    ReluSq = 6,
+    /// max(g, 0) * u.
+    Relu = 7,
 }
 
 /// How the router's logits become scores.
@@ -242,6 +250,19 @@ pub fn rms_norm(gpu: Option<&Gpu>, grid: Grid, x: Ptr, weight: Ptr, out: Ptr, n:
     start(gpu, ("basic", "rms_norm"), grid, &args)
 }
 
+/// Starts `layer_norm` of kernels/basic.cu:
+/// ```text
+/// (x - mean) / sqrt(variance + eps) * weight + bias over runs of `n` values; `weight` and `bias`
+/// may be null, and all runs share them. A block per run.
+/// ```
+/// # Errors
+/// If the driver does not take the kernel or its arguments.
+pub fn layer_norm(gpu: Option<&Gpu>, grid: Grid, x: Ptr, weight: Ptr, bias: Ptr, out: Ptr, n: i32,
+        eps: f32) -> Result<()> {
+    let args = [Arg::Ptr(x), Arg::Ptr(weight), Arg::Ptr(bias), Arg::Ptr(out), Arg::Int(n), Arg::Float(eps)];
+    start(gpu, ("basic", "layer_norm"), grid, &args)
+}
+
 /// Starts `bring` of kernels/basic.cu:
 /// ```text
 /// Words from the host's memory.
@@ -264,10 +285,43 @@ pub fn add(gpu: Option<&Gpu>, grid: Grid, x: Ptr, y: Ptr, out: Ptr, n: u64) -> R
     start(gpu, ("basic", "add"), grid, &args)
 }
 
+/// Starts `scale` of kernels/basic.cu:
+/// ```text
+/// x times a number.
+/// ```
+/// # Errors
+/// If the driver does not take the kernel or its arguments.
+pub fn scale(gpu: Option<&Gpu>, grid: Grid, x: Ptr, out: Ptr, by: f32, total: u64) -> Result<()> {
+    let args = [Arg::Ptr(x), Arg::Ptr(out), Arg::Float(by), Arg::Long(total)];
+    start(gpu, ("basic", "scale"), grid, &args)
+}
+
+/// Starts `scale_by` of kernels/basic.cu:
+/// ```text
+/// x[r][i] * v[i % n]: `v` has `n` values, and a row of x a multiple of that.
+/// ```
+/// # Errors
+/// If the driver does not take the kernel or its arguments.
+pub fn scale_by(gpu: Option<&Gpu>, grid: Grid, x: Ptr, v: Ptr, out: Ptr, n: i32, total: u64) -> Result<()> {
+    let args = [Arg::Ptr(x), Arg::Ptr(v), Arg::Ptr(out), Arg::Int(n), Arg::Long(total)];
+    start(gpu, ("basic", "scale_by"), grid, &args)
+}
+
+/// Starts `soft_cap` of kernels/basic.cu:
+/// ```text
+/// cap * tanh(x / cap).
+/// ```
+/// # Errors
+/// If the driver does not take the kernel or its arguments.
+pub fn soft_cap(gpu: Option<&Gpu>, grid: Grid, x: Ptr, out: Ptr, cap: f32, total: u64) -> Result<()> {
+    let args = [Arg::Ptr(x), Arg::Ptr(out), Arg::Float(cap), Arg::Long(total)];
+    start(gpu, ("basic", "soft_cap"), grid, &args)
+}
+
 /// Starts `glu` of kernels/basic.cu:
 /// ```text
-/// A gate times the other half, as `kind` says. Row r takes its gates from `g + r * g_stride`, its
-/// other half from `u + r * u_stride`; `run` values of u share a gate.
+/// A gate times the other half, as `kind` has it. Row r takes its gates from `g + r * g_stride`,
+/// its other half from `u + r * u_stride`; `run` values of u share a gate.
 /// ```
 /// # Errors
 /// If the driver does not take the kernel or its arguments.
