@@ -10,7 +10,7 @@
 //! ReluSquared    max(u, 0)^2, which has no gate                                                         (Nemotron)
 //! ```
 
-use anyhow::{Result, bail};
+use anyhow::Result;
 
 use crate::cpu::dense;
 use crate::cuda::launch::GluKind;
@@ -94,7 +94,8 @@ impl Glu {
             Glu::SiluClamp(limit) => (GluKind::SiluClamp, limit),
             Glu::Oai => (GluKind::Oai, 7.0),
             Glu::Sigmoid => (GluKind::Sigmoid, 0.0),
-            Glu::Gelu | Glu::ReluSquared => bail!("{self:?} has no kernel"),
+            Glu::Gelu => (GluKind::Gelu, 0.0),
+            Glu::ReluSquared => (GluKind::ReluSq, 0.0),
         };
         let total = rows * n;
         launch::glu(

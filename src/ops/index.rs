@@ -117,7 +117,7 @@ impl Builder<'_> {
             let most = EXACT * x.every;
             let (file, n, l) = (self.file(), self.settings().n_ctx, self.layer());
             bail!(
-                "{file}: a context of {n} tokens (-c) is more than the {most} that can be, because of the indexer of layer {l}"
+                "{file}: a context of {n} tokens (-c) is more than the {most} that can be, because of blk.{l}.indexer"
             );
         }
         // There is no use for room for more rows than there will be.

@@ -6,8 +6,9 @@
 //! SoftCap(c)   out[t][i] = c * tanh(x[t][i] / c)
 //! ```
 
-use anyhow::{Result, bail};
+use anyhow::Result;
 
+use crate::cuda::{Grid, int, launch};
 use crate::tape::{Builder, CpuIo, GpuIo, Op, Slot};
 
 #[derive(Clone, Copy, Debug)]
@@ -42,12 +43,15 @@ impl Op for Scale {
         });
     }
 
-    fn gpu(&self, _: &GpuIo<'_>) -> Result<()> {
-        bail!("{} has no kernel", self.name())
-    }
-
-    fn gpu_refuses(&self) -> Option<String> {
-        Some(format!("{} has no kernel", self.name()))
+    fn gpu(&self, io: &GpuIo<'_>) -> Result<()> {
+        let (x, out) = (io.ins[0], io.outs[0].ptr);
+        let total = x.rows * x.width;
+        let (grid, n) = (Grid::each(total), total as u64);
+        match *self {
+            Scale::By(c) => launch::scale(io.gpu, grid, x.ptr, out, c, n),
+            Scale::Columns => launch::scale_by(io.gpu, grid, x.ptr, io.weights[0].ptr, out, int(x.width), n),
+            Scale::SoftCap(c) => launch::soft_cap(io.gpu, grid, x.ptr, out, c, n),
+        }
     }
 }
 
