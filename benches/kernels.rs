@@ -8,8 +8,7 @@ use std::hint::black_box;
 use std::time::Instant;
 
 use tandem::quant::act::Acts;
-use tandem::quant::tile::{Source, Work};
-use tandem::quant::{self, ActRow, QuantType, Rng};
+use tandem::quant::{self, ActRow, QuantType, Rng, Source, Work};
 use tandem::simd;
 
 /// Columns and rows: a megabyte at most, in 32 rows' steps.

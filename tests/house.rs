@@ -98,9 +98,9 @@ fn only_models_name_architectures_and_only_quant_names_formats() {
 #[test]
 fn unsafe_code_stands_only_in_its_named_files_and_says_what_it_leans_on() {
     let named = [
-        "src/quant/tile.rs",
+        "src/quant/work.rs",
         "src/quant/lanes.rs",
-        "src/quant/grid512.rs",
+        "src/quant/quantize.rs",
         "src/cpu/dense.rs",
         "src/cuda/mod.rs",
         "src/simd.rs",

@@ -11,7 +11,7 @@ use std::cell::RefCell;
 use super::Pool;
 use super::pool::Parts;
 use crate::quant::act::{Acts, PanelPart, RowPart};
-use crate::quant::{ActRow, QuantType, tile};
+use crate::quant::{ActRow, QuantType, ROWS, Source, Work};
 use crate::simd;
 
 /// Bytes of weights in one piece of work: small enough to stay in a core's own cache while several tokens use it.
@@ -76,7 +76,7 @@ pub fn grouped(
     }
     let acts = &*acts;
     // Whole panels, so that a piece can be used either way.
-    let piece_rows = (PIECE / stride / tile::ROWS * tile::ROWS).max(tile::ROWS);
+    let piece_rows = (PIECE / stride / ROWS * ROWS).max(ROWS);
     let pieces = n_out.div_ceil(piece_rows);
     let shared = Parts(out.as_mut_ptr());
     let bytes = groups.iter().map(|g| n_out * stride * g.pairs.len().clamp(1, 4)).sum();
@@ -90,9 +90,9 @@ pub fn grouped(
         let part = |o: u32, r: usize, n: usize| unsafe { shared.part(o as usize * n_out + r0 + r, n) };
         if panels(group) {
             TILE.with_borrow_mut(|work| {
-                for r in (0..n).step_by(tile::ROWS) {
-                    let rows = tile::ROWS.min(n - r);
-                    let source = tile::Source { w: &w[r * stride..], stride, rows };
+                for r in (0..n).step_by(ROWS) {
+                    let rows = ROWS.min(n - r);
+                    let source = Source { w: &w[r * stride..], stride, rows };
                     work.multiply(ty, source, acts.tile(), group.pairs, simd::isa(), |o, sums| {
                         part(o, r, rows).copy_from_slice(sums)
                     });
@@ -108,5 +108,5 @@ pub fn grouped(
 
 thread_local! {
     /// Each thread's decoded rows.
-    static TILE: RefCell<tile::Work> = RefCell::default();
+    static TILE: RefCell<Work> = RefCell::default();
 }

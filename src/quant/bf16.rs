@@ -7,7 +7,10 @@
 //! ik_llama.cpp do there; see floats.rs. A single token's stay f32, which costs nothing: weights come from memory more
 //! slowly than they are multiplied.
 
-use super::{Act, ActRow, Kernel, QuantType, Rng, rows};
+use super::blocks::rows;
+use super::forms::{Act, ActRow};
+use super::rng::Rng;
+use super::types::{Kernel, QuantType};
 use crate::simd::Isa;
 
 const BYTES: usize = 2;
@@ -94,7 +97,7 @@ fn dot_avx512(w: &[u8], stride: usize, x: ActRow<'_>, out: &mut [f32]) {
         for (w, x) in row_rest.iter().zip(x_rest) {
             add(&mut sums, w, x);
         }
-        *o = super::floats::x86::sum_of_eight(sums) + values(row_tail).zip(x_tail).map(|(w, x)| w * x).sum::<f32>();
+        *o = super::float_rows::sum_of_eight(sums) + values(row_tail).zip(x_tail).map(|(w, x)| w * x).sum::<f32>();
     }
 }
 
@@ -138,5 +141,10 @@ mod tests {
     #[test]
     fn decoded_rows_are_bit_equal_to_the_reference() {
         check::dequant(&TYPE);
+    }
+
+    #[test]
+    fn a_token_gets_the_same_bits_alone_and_among_a_hundred() {
+        check::alone(&TYPE);
     }
 }

@@ -9,8 +9,13 @@ macro_rules! say {
 }
 
 use super::act::Acts;
-use super::{QuantType, Rng};
-use crate::simd;
+use super::blocks::put_f16;
+use super::forms::{CHUNK, Form};
+use super::panel::{ROWS, Source};
+use super::rng::Rng;
+use super::types::QuantType;
+use super::work::Work;
+use crate::simd::{self, Isa};
 
 /// Rows of random blocks. Every third block has its scale fields, wherever they are, scaled to an extreme by `random`
 /// being drawn again and some two-byte words zeroed, so that zero and tiny scales occur.
@@ -70,7 +75,7 @@ fn extreme(ty: &QuantType, rng: &mut Rng, w: &mut [u8]) {
 /// from 1 to 9 and some larger, row lengths that leave every tail, rows further apart than they are long.
 ///
 /// The tolerance is that of an f32 sum: 2e-6 of the sum of the magnitudes. Integer parts are exact.
-pub fn kernels(ty: &'static QuantType) {
+pub(crate) fn kernels(ty: &'static QuantType) {
     let mut rng = Rng(0x7a6d_0000 + ty.id as u64);
     let unit = ty.block.max(ty.act.block());
     let mut worst = vec![0f64; ty.kernels.len()];
@@ -127,7 +132,7 @@ pub fn kernels(ty: &'static QuantType) {
 }
 
 /// Decoded rows against `tests/data/quant/NAME.f32`, bit by bit; the blocks are in `NAME.blocks`.
-pub fn dequant(ty: &'static QuantType) {
+pub(crate) fn dequant(ty: &'static QuantType) {
     let dir = concat!(env!("CARGO_MANIFEST_DIR"), "/tests/data/quant/");
     let read = |ext: &str| {
         let path = format!("{dir}{}.{ext}", ty.name);
@@ -145,7 +150,7 @@ pub fn dequant(ty: &'static QuantType) {
 }
 
 /// KV rows survive encoding within `tolerance` of their largest value, and every `decode` gives the bits of `dequant`.
-pub fn kv(ty: &'static QuantType, tolerance: f32) {
+pub(crate) fn kv(ty: &'static QuantType, tolerance: f32) {
     let kv = ty.kv.as_ref().expect("a KV cache type");
     let mut rng = Rng(77);
     for round in 1..60 {
@@ -174,12 +179,12 @@ pub fn kv(ty: &'static QuantType, tolerance: f32) {
 /// Blocks at the edge of what their bits can say, times activations of 127 that follow each weight's sign: products are
 /// as large as they get and all have one sign, so an integer that is too narrow in some kernel shows here. `scales` are
 /// the bytes where a block's f16 scales stand; they take zero, subnormal, negative and large values in turn.
-pub fn extremes(ty: &'static QuantType, scales: &[usize]) {
-    extremes_by(ty, |block, scale| scales.iter().for_each(|&at| super::put_f16(block, at, scale)));
+pub(crate) fn extremes(ty: &'static QuantType, scales: &[usize]) {
+    extremes_by(ty, |block, scale| scales.iter().for_each(|&at| put_f16(block, at, scale)));
 }
 
 /// The same for a block whose scale `put` writes.
-pub fn extremes_by(ty: &'static QuantType, put: impl Fn(&mut [u8], f32)) {
+pub(crate) fn extremes_by(ty: &'static QuantType, put: impl Fn(&mut [u8], f32)) {
     let mut rng = Rng(ty.id as u64);
     let n = 2 * ty.block.max(ty.act.block());
     let mut w = vec![0u8; ty.row_bytes(n)];
@@ -219,10 +224,7 @@ pub fn extremes_by(ty: &'static QuantType, put: impl Fn(&mut [u8], f32)) {
 /// Many tokens at once (panels, floats) against decoded weights in f64, on every instruction set that this CPU has: row counts below and above a half
 /// panel, every count of tokens up to 13, row lengths that are not whole chunks. Limit as in [`kernels`], over the terms
 /// of codes and minimums.
-pub fn tile(ty: &'static QuantType) {
-    use super::floats::Form;
-    use super::tile::{CHUNK, ROWS, Source, Work};
-    use crate::simd::Isa;
+pub(crate) fn tile(ty: &'static QuantType) {
     let mut rng = Rng(0x711e + ty.id as u64);
     // Floats may be any number to a row.
     let floats = ty.act.block() == 1;
@@ -277,5 +279,57 @@ pub fn tile(ty: &'static QuantType) {
             assert_eq!(seen, count);
         }
         say!("{:8} {:7} panels: worst error {worst:.1e} of the magnitudes (limit 2e-6)", ty.name, isa.name());
+    }
+}
+
+/// A token's products of floats have the same bits alone and among a hundred tokens, on every instruction set.
+pub(crate) fn alone(ty: &'static QuantType) {
+    let mut rng = Rng(8);
+    let (n, rows, count) = (3001, 7, 100);
+    let x: Vec<f32> = (0..n * count).map(|_| rng.normal()).collect();
+    let stride = ty.row_bytes(n);
+    let mut w = vec![0; stride * rows];
+    w.chunks_exact_mut(ty.bytes).for_each(|b| (ty.random)(&mut rng, b));
+    let (mut acts, mut work) = (Acts::default(), Work::default());
+    for isa in Isa::ALL.into_iter().filter(|i| *i <= simd::detected()) {
+        acts.set_panels(ty.act, isa, n, &x);
+        let mut run = |tokens: &[(u32, u32)]| {
+            let mut out = Vec::new();
+            let add = |_: u32, sums: &[f32]| out.extend(sums.iter().map(|v| v.to_bits()));
+            work.multiply(ty, Source { w: &w, stride, rows }, acts.tile(), tokens, isa, add);
+            out
+        };
+        let tokens: Vec<(u32, u32)> = (0..count as u32).map(|t| (t, t)).collect();
+        let one_by_one: Vec<u32> = tokens.iter().flat_map(|t| run(&[*t])).collect();
+        assert!(run(&tokens) == one_by_one, "{} {}", ty.name, isa.name());
+    }
+}
+
+/// The scalar kernel and the fastest agree on rows of super-blocks around the 32 that the AVX-512 kernel of the codebook
+/// formats lays activations out for at a time.
+pub(crate) fn strips(ty: &'static QuantType) {
+    for blocks in [31, 32, 33, 63, 64, 65] {
+        let mut rng = Rng(blocks as u64);
+        let (n, stride) = (blocks * ty.block, blocks * ty.bytes);
+        let mut w = vec![0; 3 * stride];
+        w.chunks_exact_mut(ty.bytes).for_each(|b| (ty.random)(&mut rng, b));
+        let x: Vec<f32> = (0..n).map(|_| rng.normal()).collect();
+        let mut acts = Acts::default();
+        acts.set(ty.act, n, &x);
+        let kernels = ty.kernels.iter().filter(|k| k.isa <= simd::detected());
+        let all = kernels.map(|kernel| {
+            let mut out = [f32::NAN; 3];
+            #[allow(unsafe_code)]
+            // SAFETY: the filter keeps the kernels whose instruction set this CPU has.
+            unsafe {
+                (kernel.dot)(&w, stride, acts.row(0, &x), &mut out)
+            };
+            out
+        });
+        let all: Vec<[f32; 3]> = all.collect();
+        let size = (n as f32).sqrt();
+        for (one, truth) in all[0].iter().zip(&all[all.len() - 1]) {
+            assert!((one - truth).abs() <= 1e-5 * size, "{} of {blocks} blocks: {one} for {truth}", ty.name);
+        }
     }
 }

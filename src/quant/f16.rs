@@ -4,7 +4,10 @@
 //! byte 0..2   w: f16, little-endian
 //! ```
 
-use super::{Act, ActRow, Kernel, Kv, QuantType, Rng, f16_at, put_f16, rows};
+use super::blocks::{f16_at, put_f16, rows};
+use super::forms::{Act, ActRow};
+use super::rng::Rng;
+use super::types::{Kernel, Kv, QuantType};
 use crate::simd::Isa;
 
 const BYTES: usize = 2;
@@ -83,7 +86,7 @@ fn decode_avx512(blocks: &[u8], out: &mut [f32]) {
 #[cfg(target_arch = "x86_64")]
 #[target_feature(enable = "avx512f,avx512bw,avx512dq,avx512vl,avx2")]
 fn dot_avx512(w: &[u8], stride: usize, x: ActRow<'_>, out: &mut [f32]) {
-    super::floats::x86::dot::<32, BYTES>(w, stride, x, out, |b| crate::simd::x86::load_f16x16(b), value);
+    super::float_rows::dot::<32, BYTES>(w, stride, x, out, |b| crate::simd::x86::load_f16x16(b), value);
 }
 
 #[cfg(target_arch = "x86_64")]
@@ -141,5 +144,10 @@ mod tests {
     #[test]
     fn a_kv_row_keeps_its_values() {
         check::kv(&TYPE, 0.0005);
+    }
+
+    #[test]
+    fn a_token_gets_the_same_bits_alone_and_among_a_hundred() {
+        check::alone(&TYPE);
     }
 }

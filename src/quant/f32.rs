@@ -3,7 +3,10 @@
 //! Prompts go token by token through the row kernel: models of F32 are references, whose logits are bit-equal however a
 //! prompt is cut, and the kernels for many tokens add in an order of their own.
 
-use super::{Act, ActRow, Kernel, Kv, QuantType, Rng, rows};
+use super::blocks::rows;
+use super::forms::{Act, ActRow};
+use super::rng::Rng;
+use super::types::{Kernel, Kv, QuantType};
 use crate::simd::Isa;
 
 /// The row of the format table.
@@ -63,7 +66,7 @@ fn encode(x: &[f32], out: &mut [u8]) {
 #[cfg(target_arch = "x86_64")]
 #[target_feature(enable = "avx512f,avx512bw,avx512dq,avx512vl,avx2")]
 fn dot_avx512(w: &[u8], stride: usize, x: ActRow<'_>, out: &mut [f32]) {
-    super::floats::x86::dot::<64, 4>(w, stride, x, out, |b| crate::simd::x86::load_f32x16_bytes(b), value);
+    super::float_rows::dot::<64, 4>(w, stride, x, out, |b| crate::simd::x86::load_f32x16_bytes(b), value);
 }
 
 /// Four accumulators of 8 lanes hide the latency of the fused multiply-add.

@@ -14,95 +14,26 @@
 //! Left: panels of floats, as of codes (32 rows' words turned to stand side by side). Turning costs a tenth to a fifth
 //! of multiplying with 32 tokens, and there is nothing to decode that would pay for it.
 
-use super::act::Act;
-use super::tile::{Ahead, ROWS, Source};
+#[cfg(target_arch = "x86_64")]
+use super::ahead::Ahead;
+use super::forms::{Act, WORDS, Words};
+use super::panel::{ROWS, Source};
 use crate::simd::Isa;
 
-/// Words of activations that lie together.
-pub const WORDS: usize = 128;
-
-/// What many tokens' activations are made into.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Form {
-    /// 8-bit codes, for panels: tile.rs.
-    Codes,
-    /// f32, a column to a word.
-    F32,
-    /// BF16, two columns to a word.
-    Bf16,
-}
-
-impl Form {
-    /// Tokens from which they are quicker together than one by one, measured from cache (Zen 4, products/ns): BF16 pairs
-    /// 30 for two and 42 for three, the row kernel 29; F16 with f32 24 and 33, the row kernel 25; panels of codes 64 for
-    /// four (Q4_K) and 60 (IQ2_XXS), their row kernels 54 and 34. On AVX2 filling a panel takes three times as long: with
-    /// 32 tokens 82 (Q4_K), 44 (Q8_0) and 46 (MXFP4), their row kernels 46, 34 and 31.
-    pub fn worth(self, isa: Isa) -> usize {
-        match self {
-            Form::Bf16 | Form::F32 => 3,
-            Form::Codes if isa == Isa::Avx2 => 16,
-            Form::Codes => 4,
-        }
-    }
-
-    /// Columns that lie together.
-    pub fn columns(self) -> usize {
-        match self {
-            Form::Codes => super::tile::CHUNK,
-            Form::F32 => WORDS,
-            Form::Bf16 => 2 * WORDS,
-        }
-    }
-}
-
-/// [`WORDS`] words of a row of activations; zeros where the row has ended.
-#[derive(Clone, Debug)]
-#[repr(align(64))]
-pub struct Words(pub [u32; WORDS]);
-
-impl Words {
-    /// Nothing.
-    pub const ZERO: Words = Words([0; WORDS]);
-
-    /// Takes as many columns of a row, or its last few.
-    #[inline(always)]
-    pub(super) fn set(&mut self, form: Form, x: &[f32]) {
-        match form {
-            Form::Bf16 => {
-                let to: &mut [u16; 2 * WORDS] = bytemuck::cast_mut(&mut self.0);
-                to.iter_mut().zip(x).for_each(|(to, &x)| *to = round(x));
-                to[x.len()..].fill(0);
-            }
-            _ => {
-                self.0.iter_mut().zip(x).for_each(|(to, x)| *to = x.to_bits());
-                self.0[x.len()..].fill(0);
-            }
-        }
-    }
-}
-
-/// The nearest BF16, ties to even; a NaN stays one.
-#[inline(always)]
-fn round(x: f32) -> u16 {
-    let bits = x.to_bits();
-    let up = 0x7fff + (bits >> 16 & 1);
-    (if x.is_nan() { bits | 0x40_0000 } else { bits + up } >> 16) as u16
-}
-
 /// The rows of `w` times the tokens of `x`, added to `out`: the first words of all `rows` of them, then the next.
-pub(super) struct Product<'a> {
-    pub(super) w: Source<'a>,
+pub(crate) struct Product<'a> {
+    pub(crate) w: Source<'a>,
     /// Columns.
-    pub(super) n: usize,
-    pub(super) x: &'a [Words],
-    pub(super) rows: usize,
-    pub(super) tokens: &'a [(u32, u32)],
+    pub(crate) n: usize,
+    pub(crate) x: &'a [Words],
+    pub(crate) rows: usize,
+    pub(crate) tokens: &'a [(u32, u32)],
 }
 
 impl Product<'_> {
     /// For weights of two bytes: BF16 where `act` says so, else F16.
     #[allow(unsafe_code)]
-    pub(super) fn add(&self, act: Act, isa: Isa, out: &mut [[f32; ROWS]]) {
+    pub(crate) fn add(&self, act: Act, isa: Isa, out: &mut [[f32; ROWS]]) {
         #[cfg(target_arch = "x86_64")]
         // SAFETY: the caller compared the instruction set with what the CPU has.
         unsafe {
@@ -129,9 +60,8 @@ impl Product<'_> {
 }
 
 #[cfg(target_arch = "x86_64")]
-pub(super) mod x86 {
+mod x86 {
     use super::*;
-    use crate::quant::{ActRow, rows};
     use crate::simd::x86::*;
     use std::arch::x86_64::*;
 
@@ -139,50 +69,6 @@ pub(super) mod x86 {
     const TOKENS: usize = 6;
     /// Bytes of activations that stay in the second-level cache while all rows go by.
     const BLOCK: usize = 256 * 1024;
-
-    /// The sum of all lanes of eight vectors.
-    #[inline]
-    #[target_feature(enable = "avx512f")]
-    pub(in crate::quant) fn sum_of_eight(mut sums: [__m512; 8]) -> f32 {
-        for half in [4, 2, 1] {
-            for i in 0..half {
-                sums[i] = _mm512_add_ps(sums[i], sums[i + half]);
-            }
-        }
-        _mm512_reduce_add_ps(sums[0])
-    }
-
-    /// The row kernel of every float format: `load` makes 16 floats of `BYTES` bytes, `value` one float of its share.
-    ///
-    /// One row after the other, as one long stream of memory; eight sums hide the latency of the fused multiply-add.
-    #[inline]
-    #[target_feature(enable = "avx512f,avx512bw,avx512dq,avx512vl,avx2")]
-    pub(in crate::quant) fn dot<const BYTES: usize, const ONE: usize>(
-        w: &[u8],
-        stride: usize,
-        x: ActRow<'_>,
-        out: &mut [f32],
-        load: impl Fn(&[u8; BYTES]) -> __m512,
-        value: impl Fn(&[u8; ONE]) -> f32,
-    ) {
-        let (x16, x_tail) = x.f.as_chunks::<16>();
-        let (x128, x_rest) = x16.as_chunks::<8>();
-        for (out, row) in out.iter_mut().zip(rows(w, stride, x.n * ONE)) {
-            let (row16, row_tail) = row.as_chunks::<BYTES>();
-            let (row128, row_rest) = row16.as_chunks::<8>();
-            let mut sums = [_mm512_setzero_ps(); 8];
-            for (w, x) in row128.iter().zip(x128) {
-                for i in 0..8 {
-                    sums[i] = _mm512_fmadd_ps(load(&w[i]), load_f32x16(&x[i]), sums[i]);
-                }
-            }
-            for ((w, x), sum) in row_rest.iter().zip(x_rest).zip(&mut sums) {
-                *sum = _mm512_fmadd_ps(load(w), load_f32x16(x), *sum);
-            }
-            let tail = row_tail.as_chunks::<ONE>().0.iter().zip(x_tail);
-            *out = sum_of_eight(sums) + tail.map(|(w, x)| value(w) * x).sum::<f32>();
-        }
-    }
 
     /// Tokens in groups as even as can be: few sums in flight leave the multiplier waiting.
     fn groups(tokens: usize, most: usize) -> impl Iterator<Item = std::ops::Range<usize>> {
@@ -196,7 +82,7 @@ pub(super) mod x86 {
         ($name:ident, $one:ident, $features:literal, $v:ty, $rows:literal, $bytes:literal, $lanes:literal, $load:expr,
          $x:expr, $zero:expr, $dot:expr, $fold:expr) => {
             #[target_feature(enable = $features)]
-            pub(in crate::quant) fn $name(p: &Product<'_>, out: &mut [[f32; ROWS]]) {
+            pub(crate) fn $name(p: &Product<'_>, out: &mut [[f32; ROWS]]) {
                 const PARTS: usize = WORDS / $lanes;
                 let blocks = groups(p.tokens.len(), BLOCK / (size_of::<Words>() * p.x.len() / p.rows).max(1));
                 let tasks =
@@ -325,49 +211,4 @@ pub(super) mod x86 {
     product_f32!(512, f16_avx512, f16_avx512_some, load_f16x16);
     product_f32!(256, bf16_avx2, bf16_avx2_some, load_bf16x8);
     product_f32!(256, f16_avx2, f16_avx2_some, load_f16x8);
-}
-
-#[cfg(test)]
-mod tests {
-    use super::round;
-    use crate::quant::act::Acts;
-    use crate::quant::tile::{Source, Work};
-    use crate::quant::{Rng, bf16, f16};
-    use crate::simd::{self, Isa};
-
-    #[test]
-    fn a_token_gets_the_same_bits_alone_and_among_a_hundred() {
-        let mut rng = Rng(8);
-        let (n, rows, count) = (3001, 7, 100);
-        let x: Vec<f32> = (0..n * count).map(|_| rng.normal()).collect();
-        for ty in [&f16::TYPE, &bf16::TYPE] {
-            let stride = ty.row_bytes(n);
-            let mut w = vec![0; stride * rows];
-            w.chunks_exact_mut(ty.bytes).for_each(|b| (ty.random)(&mut rng, b));
-            let (mut acts, mut work) = (Acts::default(), Work::default());
-            for isa in Isa::ALL.into_iter().filter(|i| *i <= simd::detected()) {
-                acts.set_panels(ty.act, isa, n, &x);
-                let mut run = |tokens: &[(u32, u32)]| {
-                    let mut out = Vec::new();
-                    let add = |_: u32, sums: &[f32]| out.extend(sums.iter().map(|v| v.to_bits()));
-                    work.multiply(ty, Source { w: &w, stride, rows }, acts.tile(), tokens, isa, add);
-                    out
-                };
-                let tokens: Vec<(u32, u32)> = (0..count as u32).map(|t| (t, t)).collect();
-                let alone: Vec<u32> = tokens.iter().flat_map(|t| run(&[*t])).collect();
-                assert!(run(&tokens) == alone, "{} {}", ty.name, isa.name());
-            }
-        }
-    }
-
-    #[test]
-    fn activations_are_rounded_to_the_nearest_and_ties_to_even() {
-        for i in 0..1 << 22 {
-            let x = f32::from_bits((i as u32) << 10 | (i as u32 * 7) & 0x3ff);
-            assert_eq!(round(x), half::bf16::from_f32(x).to_bits(), "{x}");
-        }
-        for (x, want) in [(0x3f80_8000, 0x3f80), (0x3f81_8000, 0x3f82), (0x7f7f_ffff, 0x7f80), (0x7f80_0001, 0x7fc0)] {
-            assert_eq!(round(f32::from_bits(x)), want);
-        }
-    }
 }

@@ -18,17 +18,18 @@
 
 use std::arch::x86_64::*;
 
+use super::blocks::rows;
+use super::forms::ActRow;
+use super::grid::Grid;
 use super::super_block::{N as BLOCK, acts};
-use super::tables::Grid;
-use super::{ActRow, rows};
 use crate::simd::x86::*;
 
 /// A super-block's activations in an order of our own.
-pub(super) type Turned = [[u8; 64]; 4];
+pub(crate) type Turned = [[u8; 64]; 4];
 
 /// Which activation stands where: byte `b` of qword `i` is one of group `i`.
 #[repr(align(64))]
-pub(super) struct Order {
+pub(crate) struct Order {
     columns: Turned,
     /// Each one's number in its group: where its sign stands among the group's 32.
     bits: Turned,
@@ -47,7 +48,7 @@ impl Order {
 }
 
 /// For entries of 8: vector `v` has run `v` of each group.
-pub(super) static EIGHTS: Order = {
+pub(crate) static EIGHTS: Order = {
     let mut t = [[0; 64]; 4];
     let mut i = 0;
     while i < BLOCK {
@@ -60,7 +61,7 @@ pub(super) static EIGHTS: Order = {
 
 /// For entries of 4, whose fields come out of two tables: vectors 0 and 1 have the first two values of entries 0..4 and
 /// 4..8 of each group, vectors 2 and 3 the other two.
-pub(super) static FOURS: Order = {
+pub(crate) static FOURS: Order = {
     let mut t = [[0; 64]; 4];
     let mut i = 0;
     while i < BLOCK {
@@ -79,7 +80,7 @@ const STRIP: usize = 32;
 struct Aligned([Turned; STRIP]);
 
 /// What a block meets: its activations, their sums over every 16, their scale.
-pub(super) type Acts<'a> = (&'a Turned, &'a [i16; 16], f32);
+pub(crate) type Acts<'a> = (&'a Turned, &'a [i16; 16], f32);
 
 /// A strip of activations.
 #[derive(Clone, Copy)]
@@ -125,7 +126,7 @@ fn dot_strips<const BYTES: usize>(
 /// Rows block by block: `dot` returns a block's scale, and 16 integers whose sum is its dot product over that.
 #[inline]
 #[target_feature(enable = "avx512f,avx512bw,avx512dq,avx512vl,avx512vbmi,avx512vnni,avx512bitalg,avx2,fma,f16c")]
-pub(super) fn dot_rows<const BYTES: usize>(
+pub(crate) fn dot_rows<const BYTES: usize>(
     w: &[u8],
     stride: usize,
     x: ActRow<'_>,
@@ -147,7 +148,7 @@ pub(super) fn dot_rows<const BYTES: usize>(
 /// odd number is its own partner.
 #[inline]
 #[target_feature(enable = "avx512f,avx512bw,avx512dq,avx512vl,avx512vbmi,avx512vnni,avx512bitalg,avx2,fma,f16c")]
-pub(super) fn dot_rows_by_two<const BYTES: usize>(
+pub(crate) fn dot_rows_by_two<const BYTES: usize>(
     w: &[u8],
     stride: usize,
     x: ActRow<'_>,
@@ -194,38 +195,11 @@ fn turn(order: &Order, q: &[i8; BLOCK], to: &mut Turned) {
     }
 }
 
-/// The fields of 64 entries from both tables: 8 bits of the indices in the bytes of `i`, those above in `bits`.
-#[inline]
-#[target_feature(enable = "avx512f,avx512bw,avx512dq,avx512vl,avx512vbmi")]
-pub(super) fn look_up<const N: usize>(fields: &[[u8; N]; 2], i: __m512i, bits: [__mmask64; 3]) -> [__m512i; 2] {
-    const { assert!(N.is_power_of_two() && N >= 256 && N <= 2048) }
-    let bits = [_mm512_movepi8_mask(i), bits[0], bits[1], bits[2]];
-    let [a, b] = fields;
-    [look_up_part(a, i, &bits), look_up_part(b, i, &bits)]
-}
-
-/// One table. Written out, or the compiler keeps the parts in memory.
-#[inline]
-#[target_feature(enable = "avx512f,avx512bw,avx512dq,avx512vl,avx512vbmi")]
-fn look_up_part<const N: usize>(t: &[u8; N], i: __m512i, bits: &[__mmask64; 4]) -> __m512i {
-    let (t, _) = t.as_chunks::<64>();
-    let of_128 = |at: usize| _mm512_permutex2var_epi8(load_u8x64(&t[at]), i, load_u8x64(&t[at + 1]));
-    let of_256 = |at: usize| _mm512_mask_mov_epi8(of_128(at), bits[0], of_128(at + 2));
-    let of_512 = |at: usize| _mm512_mask_mov_epi8(of_256(at), bits[1], of_256(at + 4));
-    let of_1024 = |at: usize| _mm512_mask_mov_epi8(of_512(at), bits[2], of_512(at + 8));
-    match N {
-        256 => of_256(0),
-        512 => of_512(0),
-        1024 => of_1024(0),
-        _ => _mm512_mask_mov_epi8(of_1024(0), bits[3], of_1024(16)),
-    }
-}
-
 /// The grid bytes of entries of 8: the fields of two blocks, each lane of 128 bits 8 indices of the first (4 of a group,
 /// 4 of the next), then 8 of the second.
 #[inline]
 #[target_feature(enable = "avx512f,avx512bw,avx512dq,avx512vl,avx512vbmi,avx512vnni,avx512bitalg,avx2,fma,f16c")]
-pub(super) fn eights<const N: usize>(grid: &Grid<u64, N>, [low, high]: [__m512i; 2]) -> [[__m512i; 4]; 2] {
+pub(crate) fn eights<const N: usize>(grid: &Grid<u64, N>, [low, high]: [__m512i; 2]) -> [[__m512i; 4]; 2] {
     let values = load_u8x64(&grid.values);
     [_mm512_unpacklo_epi8(low, high), _mm512_unpackhi_epi8(low, high)].map(|fields| {
         std::array::from_fn(|v| {
@@ -239,7 +213,7 @@ pub(super) fn eights<const N: usize>(grid: &Grid<u64, N>, [low, high]: [__m512i;
 /// The grid bytes of entries of 4: the fields of a block.
 #[inline]
 #[target_feature(enable = "avx512f,avx512bw,avx512dq,avx512vl,avx512vbmi,avx512vnni,avx512bitalg,avx2,fma,f16c")]
-pub(super) fn fours<const N: usize>(grid: &Grid<u32, N>, fields: [__m512i; 2]) -> [__m512i; 4] {
+pub(crate) fn fours<const N: usize>(grid: &Grid<u32, N>, fields: [__m512i; 2]) -> [__m512i; 4] {
     let values = load_u8x64(&grid.values);
     std::array::from_fn(|v| {
         let first = _mm512_set1_epi64(0x1c18_1410_0c08_0400);
@@ -252,7 +226,7 @@ pub(super) fn fours<const N: usize>(grid: &Grid<u32, N>, fields: [__m512i; 2]) -
 /// The signs of group `i` are the low 32 bits of qword `i`.
 #[inline]
 #[target_feature(enable = "avx512f,avx512bw,avx512dq,avx512vl,avx512vbmi,avx512vnni,avx512bitalg,avx2,fma,f16c")]
-pub(super) fn signed_dots<const PARTS: usize>(
+pub(crate) fn signed_dots<const PARTS: usize>(
     order: &Order,
     grid: [__m512i; 4],
     signs: __m512i,
@@ -273,7 +247,7 @@ pub(super) fn signed_dots<const PARTS: usize>(
 /// Bytes of 7 signs as bytes of 8: the eighth, whatever stood there, makes the number of minuses even.
 #[inline]
 #[target_feature(enable = "avx512f,avx512bw,avx512dq,avx512vl,avx512vbmi,avx512vnni,avx512bitalg,avx2,fma,f16c")]
-pub(super) fn even_signs(v: __m512i) -> __m512i {
+pub(crate) fn even_signs(v: __m512i) -> __m512i {
     static EVEN: [[u8; 64]; 2] = {
         let mut t = [[0; 64]; 2];
         let mut i = 0u8;
@@ -289,21 +263,21 @@ pub(super) fn even_signs(v: __m512i) -> __m512i {
 /// Bits `at..` of every qword in its bytes, 8 each; `at` counts the first byte's in its lowest byte.
 #[inline]
 #[target_feature(enable = "avx512f,avx512bw,avx512dq,avx512vl,avx512vbmi,avx512vnni,avx512bitalg,avx2,fma,f16c")]
-pub(super) fn bits_at(v: __m512i, at: u64) -> __m512i {
+pub(crate) fn bits_at(v: __m512i, at: u64) -> __m512i {
     _mm512_multishift_epi64_epi8(_mm512_set1_epi64(at as i64), v)
 }
 
 /// Bits `at..at + 4` of every qword (bit 64 is bit 0) as the odd scale `2s + 1`, in both of its dwords.
 #[inline]
 #[target_feature(enable = "avx512f,avx512bw,avx512dq,avx512vl,avx512vbmi,avx512vnni,avx512bitalg,avx2,fma,f16c")]
-pub(super) fn scale_at(v: __m512i, at: u8) -> __m512i {
+pub(crate) fn scale_at(v: __m512i, at: u8) -> __m512i {
     odd(_mm512_multishift_epi64_epi8(_mm512_set1_epi8(at.wrapping_sub(1) as i8), v), 15)
 }
 
 /// The sums of the halves of groups times their scales: bits 0..4 and 4..8 of each qword.
 #[inline]
 #[target_feature(enable = "avx512f,avx512bw,avx512dq,avx512vl,avx512vbmi,avx512vnni,avx512bitalg,avx2,fma,f16c")]
-pub(super) fn scale_halves([first, second]: [__m512i; 2], scales: __m512i) -> __m512i {
+pub(crate) fn scale_halves([first, second]: [__m512i; 2], scales: __m512i) -> __m512i {
     let first = _mm512_mullo_epi32(first, scale_at(scales, 0));
     _mm512_add_epi32(first, _mm512_mullo_epi32(second, scale_at(scales, 4)))
 }
@@ -311,7 +285,7 @@ pub(super) fn scale_halves([first, second]: [__m512i; 2], scales: __m512i) -> __
 /// `2s + 1` in every dword, of `s` in its bits 1 and up: those in `mask << 1`.
 #[inline]
 #[target_feature(enable = "avx512f,avx512bw,avx512dq,avx512vl,avx512vbmi,avx512vnni,avx512bitalg,avx2,fma,f16c")]
-pub(super) fn odd(v: __m512i, mask: i32) -> __m512i {
+pub(crate) fn odd(v: __m512i, mask: i32) -> __m512i {
     // (v & mask) | 1
     _mm512_ternarylogic_epi32::<0b1111_1000>(_mm512_set1_epi32(1), v, _mm512_set1_epi32(2 * mask))
 }
@@ -319,27 +293,27 @@ pub(super) fn odd(v: __m512i, mask: i32) -> __m512i {
 /// 8 bytes, one to a qword.
 #[inline]
 #[target_feature(enable = "avx512f,avx512bw,avx512dq,avx512vl,avx512vbmi,avx512vnni,avx512bitalg,avx2,fma,f16c")]
-pub(super) fn bytes_to_qwords(p: &[u8; 8]) -> __m512i {
+pub(crate) fn bytes_to_qwords(p: &[u8; 8]) -> __m512i {
     _mm512_cvtepu8_epi64(_mm_cvtsi64_si128(i64::from_le_bytes(*p)))
 }
 
 /// 32 bytes, 4 to a qword.
 #[inline]
 #[target_feature(enable = "avx512f,avx512bw,avx512dq,avx512vl,avx512vbmi,avx512vnni,avx512bitalg,avx2,fma,f16c")]
-pub(super) fn dwords_to_qwords(p: &[u8; 32]) -> __m512i {
+pub(crate) fn dwords_to_qwords(p: &[u8; 32]) -> __m512i {
     _mm512_cvtepu32_epi64(load_u8x32(p))
 }
 
 /// A half-precision float at the start of a block.
 #[inline]
 #[target_feature(enable = "avx512f,avx512bw,avx512dq,avx512vl,avx512vbmi,avx512vnni,avx512bitalg,avx2,fma,f16c")]
-pub(super) fn f16_first<const BYTES: usize>(b: &[u8; BYTES]) -> f32 {
+pub(crate) fn f16_first<const BYTES: usize>(b: &[u8; BYTES]) -> f32 {
     f16_bits(u16::from_le_bytes([b[0], b[1]]))
 }
 
 /// Which bytes of two vectors of 64 are their blocks' indices in the order of [`eights`], where a group's four begin `run`
 /// bytes after the group's before it and are `step` bytes apart.
-pub(super) const fn paired(run: usize, step: usize) -> [u8; 64] {
+pub(crate) const fn paired(run: usize, step: usize) -> [u8; 64] {
     let mut t = [0; 64];
     let mut i = 0;
     while i < 64 {
@@ -348,47 +322,4 @@ pub(super) const fn paired(run: usize, step: usize) -> [u8; 64] {
         i += 1;
     }
     t
-}
-
-#[cfg(test)]
-mod tests {
-    use crate::quant::act::Acts;
-    use crate::quant::{QuantType, Rng, iq2_xxs, iq3_xxs};
-    use crate::simd::{self, Isa};
-
-    /// The scalar kernel and the fastest agree on rows of `blocks` blocks.
-    fn agree(ty: &'static QuantType, blocks: usize) {
-        if simd::detected() < Isa::Avx512 {
-            return;
-        }
-        let mut rng = Rng(blocks as u64);
-        let (n, stride) = (blocks * super::BLOCK, blocks * ty.bytes);
-        let mut w = vec![0; 3 * stride];
-        w.chunks_exact_mut(ty.bytes).for_each(|b| (ty.random)(&mut rng, b));
-        let x: Vec<f32> = (0..n).map(|_| rng.normal()).collect();
-        let mut acts = Acts::default();
-        acts.set(ty.act, n, &x);
-        let all = ty.kernels.iter().map(|kernel| {
-            let mut out = [f32::NAN; 3];
-            #[allow(unsafe_code)]
-            // SAFETY: the CPU has AVX-512, and with it what every other kernel needs.
-            unsafe {
-                (kernel.dot)(&w, stride, acts.row(0, &x), &mut out)
-            };
-            out
-        });
-        let all: Vec<[f32; 3]> = all.collect();
-        let size = (n as f32).sqrt();
-        for (one, truth) in all[0].iter().zip(&all[all.len() - 1]) {
-            assert!((one - truth).abs() <= 1e-5 * size, "{} of {blocks} blocks: {one} for {truth}", ty.name);
-        }
-    }
-
-    #[test]
-    fn rows_longer_than_a_strip_are_summed_over_all_strips() {
-        for blocks in [31, 32, 33, 63, 64, 65] {
-            agree(&iq2_xxs::TYPE, blocks);
-            agree(&iq3_xxs::TYPE, blocks);
-        }
-    }
 }

@@ -9,12 +9,15 @@
 //! ```
 //! Layout: ggml-common.h `block_iq1_m`.
 
+use super::codebook_panels;
 use super::codebook::{self, Super};
+use super::forms::{Act, ActRow};
 use super::lanes::{Block, Lanes};
+use super::panel::{Half, tile, Tile};
+use super::rng::Rng;
 use super::super_block::N as BLOCK;
 use super::tables::IQ1S;
-use super::tile::{Half, tile};
-use super::{Act, ActRow, Kernel, QuantType, Rng, Tile};
+use super::types::{Kernel, QuantType};
 use crate::simd::Isa;
 
 const BYTES: usize = 56;
@@ -76,8 +79,8 @@ fn decode<V: Lanes>(b: &Block<'_, V, BYTES>, out: &mut Half<'_>) {
         for (w, index) in b.words(16 * i).into_iter().enumerate() {
             let g = 4 * i + w;
             let scales = words[2 + i].shr(w as u32 / 2 * 16 + w as u32 % 2 * 6);
-            out.scale(2 * g, codebook::odd_scale(scales.mask(7)).mul_f32(d));
-            out.scale(2 * g + 1, codebook::odd_scale(scales.shr(3).mask(7)).mul_f32(d));
+            out.scale(2 * g, codebook_panels::odd_scale(scales.mask(7)).mul_f32(d));
+            out.scale(2 * g + 1, codebook_panels::odd_scale(scales.shr(3).mask(7)).mul_f32(d));
             // 4 nibbles go to a byte each.
             let four = nibbles[g / 2].shr(g as u32 % 2 * 16).mask(0xffff);
             let four = four.or(four.shl(8)).mask(0x00ff_00ff);
@@ -109,7 +112,7 @@ fn put_d(block: &mut [u8], d: f32) {
 #[cfg(target_arch = "x86_64")]
 #[target_feature(enable = "avx2,fma,f16c")]
 fn dot_avx2(w: &[u8], stride: usize, x: ActRow<'_>, out: &mut [f32]) {
-    use super::codebook::x86::*;
+    use super::codebook_avx2::*;
     use crate::simd::x86::*;
     use std::arch::x86_64::*;
     let unpack = |b: &[u8; BYTES], s: &mut Stage| {

@@ -8,12 +8,16 @@
 //! ```
 //! Layout: ggml-common.h `block_iq1_s`.
 
+use super::codebook_panels;
+use super::blocks::f16_at;
 use super::codebook::{self, Super};
+use super::forms::{Act, ActRow};
 use super::lanes::{Block, Lanes};
+use super::panel::{Half, tile, Tile};
+use super::rng::Rng;
 use super::super_block::N as BLOCK;
 use super::tables::IQ1S;
-use super::tile::{Half, tile};
-use super::{Act, ActRow, Kernel, QuantType, Rng, Tile, f16_at};
+use super::types::{Kernel, QuantType};
 use crate::simd::Isa;
 
 const BYTES: usize = 50;
@@ -69,7 +73,7 @@ fn decode<V: Lanes>(b: &Block<'_, V, BYTES>, out: &mut Half<'_>) {
         for (w, index) in index.into_iter().enumerate() {
             let g = 4 * i + w;
             let word = words[g / 2].shr(g as u32 % 2 * 16);
-            out.scale(g, codebook::odd_scale(word.shr(12).mask(7)).mul_f32(d));
+            out.scale(g, codebook_panels::odd_scale(word.shr(12).mask(7)).mul_f32(d));
             // 4 fields of 3 bits go to the bottom of a byte each.
             let threes = word.mask(0x3f).or(word.mask(0xfc0).shl(10));
             let grid = index.eights(threes.or(threes.shl(5)), &IQ1S);
@@ -89,7 +93,7 @@ fn random(rng: &mut Rng, block: &mut [u8]) {
 #[cfg(target_arch = "x86_64")]
 #[target_feature(enable = "avx2,fma,f16c")]
 fn dot_avx2(w: &[u8], stride: usize, x: ActRow<'_>, out: &mut [f32]) {
-    use super::codebook::x86::*;
+    use super::codebook_avx2::*;
     use crate::simd::x86::*;
     use std::arch::x86_64::*;
     // Shifts left that bring the 3 bits of each of 4 words to bits 11..14, as factors.

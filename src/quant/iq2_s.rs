@@ -10,12 +10,16 @@
 //! ```
 //! Layout: ggml-common.h `block_iq2_s`.
 
+use super::codebook_panels;
+use super::blocks::f16_at;
 use super::codebook::{self, Super};
+use super::forms::{Act, ActRow};
 use super::lanes::{Block, Lanes};
+use super::panel::{Half, tile, Tile};
+use super::rng::Rng;
 use super::super_block::N as BLOCK;
 use super::tables::IQ2S;
-use super::tile::{Half, tile};
-use super::{Act, ActRow, Kernel, QuantType, Rng, Tile, f16_at};
+use super::types::{Kernel, QuantType};
 use crate::simd::Isa;
 
 const BYTES: usize = 82;
@@ -63,7 +67,7 @@ tile!(FILL, decode, BLOCK, 16);
 #[inline(always)]
 fn decode<V: Lanes>(b: &Block<'_, V, BYTES>, out: &mut Half<'_>) {
     let d = b.f16(0).mul_f32(b.splat(0.125f32.to_bits()));
-    codebook::put_nibble_scales(b, BYTES - 16, 2, d, out);
+    codebook_panels::put_nibble_scales(b, BYTES - 16, 2, d, out);
     let high = b.words(BYTES - 16); // words 0 and 1: bytes 66..74
     for i in 0..2 {
         let (index, signs) = (b.words(2 + 16 * i), b.words(34 + 16 * i));
@@ -72,7 +76,7 @@ fn decode<V: Lanes>(b: &Block<'_, V, BYTES>, out: &mut Half<'_>) {
             let pairs = high[i].byte(w as u32);
             let pairs = pairs.or(pairs.shl(12)).mask(0x000f_000f);
             let grid = index[w].eights(pairs.or(pairs.shl(6)).mask(0x0303_0303), &IQ2S);
-            codebook::put_eights(out, 8 * (4 * i + w), grid, signs[w]);
+            codebook_panels::put_eights(out, 8 * (4 * i + w), grid, signs[w]);
         }
     }
 }
@@ -84,7 +88,7 @@ fn random(rng: &mut Rng, block: &mut [u8]) {
 #[cfg(target_arch = "x86_64")]
 #[target_feature(enable = "avx2,fma,f16c")]
 fn dot_avx2(w: &[u8], stride: usize, x: ActRow<'_>, out: &mut [f32]) {
-    use super::codebook::x86::*;
+    use super::codebook_avx2::*;
     use crate::simd::x86::*;
     use std::arch::x86_64::*;
     // Shifts left that bring the bit pair of each of 4 words to bits 8 and 9, as factors.
@@ -109,6 +113,7 @@ fn dot_avx2(w: &[u8], stride: usize, x: ActRow<'_>, out: &mut [f32]) {
 #[cfg(target_arch = "x86_64")]
 #[target_feature(enable = "avx512f,avx512bw,avx512dq,avx512vl,avx512vbmi,avx512vnni,avx512bitalg,avx2,fma,f16c")]
 fn dot_avx512(w: &[u8], stride: usize, x: ActRow<'_>, out: &mut [f32]) {
+    use super::grid::x86::look_up;
     use super::grid512::*;
     use crate::simd::x86::*;
     use std::arch::x86_64::*;

@@ -9,12 +9,16 @@
 //! ```
 //! Layout: ggml-common.h `block_iq2_xs`.
 
+use super::codebook_panels;
+use super::blocks::f16_at;
 use super::codebook::{self, Super};
+use super::forms::{Act, ActRow};
 use super::lanes::{Block, Lanes};
+use super::panel::{Half, tile, Tile};
+use super::rng::Rng;
 use super::super_block::N as BLOCK;
 use super::tables::IQ2XS;
-use super::tile::{Half, tile};
-use super::{Act, ActRow, Kernel, QuantType, Rng, Tile, f16_at};
+use super::types::{Kernel, QuantType};
 use crate::simd::Isa;
 
 const BYTES: usize = 74;
@@ -62,15 +66,15 @@ tile!(FILL, decode, BLOCK, 16);
 #[inline(always)]
 fn decode<V: Lanes>(b: &Block<'_, V, BYTES>, out: &mut Half<'_>) {
     let d = b.f16(0).mul_f32(b.splat(0.125f32.to_bits()));
-    codebook::put_nibble_scales(b, BYTES - 16, 2, d, out);
+    codebook_panels::put_nibble_scales(b, BYTES - 16, 2, d, out);
     for i in 0..4 {
         let words = b.words(2 + 16 * i);
         for h in 0..2 {
             let (first, second) = (words[2 * h], words[2 * h + 1]);
             let index = first.pick8(second, [0, 2, 4, 6]);
             let high = first.pick8(second, [1, 3, 5, 7]);
-            let signs = codebook::with_parity(high.shr(1).mask(0x7f7f_7f7f));
-            codebook::put_eights(out, 8 * (2 * i + h), index.eights(high, &IQ2XS), signs);
+            let signs = codebook_panels::with_parity(high.shr(1).mask(0x7f7f_7f7f));
+            codebook_panels::put_eights(out, 8 * (2 * i + h), index.eights(high, &IQ2XS), signs);
         }
     }
 }
@@ -82,7 +86,7 @@ fn random(rng: &mut Rng, block: &mut [u8]) {
 #[cfg(target_arch = "x86_64")]
 #[target_feature(enable = "avx2,fma,f16c")]
 fn dot_avx2(w: &[u8], stride: usize, x: ActRow<'_>, out: &mut [f32]) {
-    use super::codebook::x86::*;
+    use super::codebook_avx2::*;
     use crate::simd::x86::*;
     use std::arch::x86_64::*;
     let unpack = |b: &[u8; BYTES], s: &mut Stage| {
@@ -107,6 +111,7 @@ fn dot_avx2(w: &[u8], stride: usize, x: ActRow<'_>, out: &mut [f32]) {
 #[cfg(target_arch = "x86_64")]
 #[target_feature(enable = "avx512f,avx512bw,avx512dq,avx512vl,avx512vbmi,avx512vnni,avx512bitalg,avx2,fma,f16c")]
 fn dot_avx512(w: &[u8], stride: usize, x: ActRow<'_>, out: &mut [f32]) {
+    use super::grid::x86::look_up;
     use super::grid512::*;
     use crate::simd::x86::*;
     use std::arch::x86_64::*;

@@ -9,12 +9,16 @@
 //! ```
 //! Layout: ggml-common.h `block_iq2_xxs`.
 
+use super::codebook_panels;
+use super::blocks::f16_at;
 use super::codebook::{self, Super};
+use super::forms::{Act, ActRow};
+use super::lanes::{Block, Lanes};
+use super::panel::{Half, tile, Tile};
+use super::rng::Rng;
 use super::super_block::N as BLOCK;
 use super::tables::IQ2XXS;
-use super::lanes::{Block, Lanes};
-use super::tile::{Half, tile};
-use super::{Act, ActRow, Kernel, QuantType, Rng, Tile, f16_at};
+use super::types::{Kernel, QuantType};
 use crate::simd::Isa;
 
 const BYTES: usize = 66;
@@ -68,9 +72,9 @@ fn decode<V: Lanes>(b: &Block<'_, V, BYTES>, out: &mut Half<'_>) {
     for i in 0..4 {
         let [even, even_word, odd, odd_word] = b.words(2 + 16 * i);
         for (g, index, word) in [(2 * i, even, even_word), (2 * i + 1, odd, odd_word)] {
-            out.scale(g, codebook::odd_scale(word.shr(28)).mul_f32(d));
-            let signs = codebook::signs_of_28(word);
-            codebook::put_eights(out, 8 * g, index.eights(index, &IQ2XXS), signs);
+            out.scale(g, codebook_panels::odd_scale(word.shr(28)).mul_f32(d));
+            let signs = codebook_panels::signs_of_28(word);
+            codebook_panels::put_eights(out, 8 * g, index.eights(index, &IQ2XXS), signs);
         }
     }
 }
@@ -82,7 +86,7 @@ fn random(rng: &mut Rng, block: &mut [u8]) {
 #[cfg(target_arch = "x86_64")]
 #[target_feature(enable = "avx2,fma,f16c")]
 fn dot_avx2(w: &[u8], stride: usize, x: ActRow<'_>, out: &mut [f32]) {
-    use super::codebook::x86::*;
+    use super::codebook_avx2::*;
     use crate::simd::x86::*;
     use std::arch::x86_64::*;
     let unpack = |b: &[u8; BYTES], s: &mut Stage| {
@@ -104,6 +108,7 @@ fn dot_avx2(w: &[u8], stride: usize, x: ActRow<'_>, out: &mut [f32]) {
 #[cfg(target_arch = "x86_64")]
 #[target_feature(enable = "avx512f,avx512bw,avx512dq,avx512vl,avx512vbmi,avx512vnni,avx512bitalg,avx2,fma,f16c")]
 fn dot_avx512(w: &[u8], stride: usize, x: ActRow<'_>, out: &mut [f32]) {
+    use super::grid::x86::look_up;
     use super::grid512::*;
     use crate::simd::x86::*;
     use std::arch::x86_64::*;
@@ -144,5 +149,10 @@ mod tests {
     #[test]
     fn decoded_rows_are_bit_equal_to_the_reference() {
         check::dequant(&TYPE);
+    }
+
+    #[test]
+    fn rows_longer_than_a_strip_are_summed_over_all_strips() {
+        check::strips(&TYPE);
     }
 }

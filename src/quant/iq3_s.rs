@@ -10,12 +10,16 @@
 //! ```
 //! Layout: ggml-common.h `block_iq3_s`.
 
+use super::codebook_panels;
+use super::blocks::f16_at;
 use super::codebook::{self, Super};
+use super::forms::{Act, ActRow};
 use super::lanes::{Block, Lanes};
+use super::panel::{Half, tile, Tile};
+use super::rng::Rng;
 use super::super_block::N as BLOCK;
 use super::tables::IQ3S;
-use super::tile::{Half, tile};
-use super::{Act, ActRow, Kernel, QuantType, Rng, Tile, f16_at};
+use super::types::{Kernel, QuantType};
 use crate::simd::Isa;
 
 const BYTES: usize = 110;
@@ -71,10 +75,10 @@ fn decode<V: Lanes>(b: &Block<'_, V, BYTES>, out: &mut Half<'_>) {
         let high = b.words(66)[i / 2].shr(i as u32 % 2 * 16);
         for h in 0..2 {
             let g = 2 * i + h;
-            out.scale(g, codebook::odd_scale(scales.shr(4 * g as u32).mask(15)).mul_f32(d));
+            out.scale(g, codebook_panels::odd_scale(scales.shr(4 * g as u32).mask(15)).mul_f32(d));
             for (half, index) in index[2 * h..2 * h + 2].iter().enumerate() {
                 let grid = index.fours(high.shr(8 * h as u32 + 4 * half as u32).mask(15).spread4(), &IQ3S);
-                codebook::put_fours(out, 8 * g + 4 * half, grid, signs[g % 4].shr(16 * half as u32));
+                codebook_panels::put_fours(out, 8 * g + 4 * half, grid, signs[g % 4].shr(16 * half as u32));
             }
         }
     }
@@ -87,7 +91,7 @@ fn random(rng: &mut Rng, block: &mut [u8]) {
 #[cfg(target_arch = "x86_64")]
 #[target_feature(enable = "avx2,fma,f16c")]
 fn dot_avx2(w: &[u8], stride: usize, x: ActRow<'_>, out: &mut [f32]) {
-    use super::codebook::x86::*;
+    use super::codebook_avx2::*;
     use crate::simd::x86::*;
     use std::arch::x86_64::*;
     // Shifts left that bring bit k of word k to bit 8, as factors.
@@ -114,6 +118,7 @@ fn dot_avx2(w: &[u8], stride: usize, x: ActRow<'_>, out: &mut [f32]) {
 #[cfg(target_arch = "x86_64")]
 #[target_feature(enable = "avx512f,avx512bw,avx512dq,avx512vl,avx512vbmi,avx512vnni,avx512bitalg,avx2,fma,f16c")]
 fn dot_avx512(w: &[u8], stride: usize, x: ActRow<'_>, out: &mut [f32]) {
+    use super::grid::x86::look_up;
     use super::grid512::*;
     use crate::simd::x86::*;
     use std::arch::x86_64::*;

@@ -8,12 +8,16 @@
 //! ```
 //! Layout: ggml-common.h `block_iq3_xxs`.
 
+use super::codebook_panels;
+use super::blocks::f16_at;
 use super::codebook::{self, Super};
+use super::forms::{Act, ActRow};
 use super::lanes::{Block, Lanes};
+use super::panel::{Half, tile, Tile};
+use super::rng::Rng;
 use super::super_block::N as BLOCK;
 use super::tables::IQ3XXS;
-use super::tile::{Half, tile};
-use super::{Act, ActRow, Kernel, QuantType, Rng, Tile, f16_at};
+use super::types::{Kernel, QuantType};
 use crate::simd::Isa;
 
 const BYTES: usize = 98;
@@ -70,10 +74,10 @@ fn decode<V: Lanes>(b: &Block<'_, V, BYTES>, out: &mut Half<'_>) {
         let words = b.words(66 + i / 2 * 16);
         for h in 0..2 {
             let (g, word) = (2 * i + h, words[i % 2 * 2 + h]);
-            out.scale(g, codebook::odd_scale(word.shr(28)).mul_f32(d));
-            let signs = codebook::signs_of_28(word);
+            out.scale(g, codebook_panels::odd_scale(word.shr(28)).mul_f32(d));
+            let signs = codebook_panels::signs_of_28(word);
             for (half, index) in index[2 * h..2 * h + 2].iter().enumerate() {
-                codebook::put_fours(out, 8 * g + 4 * half, index.fours(*index, &IQ3XXS), signs.shr(16 * half as u32));
+                codebook_panels::put_fours(out, 8 * g + 4 * half, index.fours(*index, &IQ3XXS), signs.shr(16 * half as u32));
             }
         }
     }
@@ -86,7 +90,7 @@ fn random(rng: &mut Rng, block: &mut [u8]) {
 #[cfg(target_arch = "x86_64")]
 #[target_feature(enable = "avx2,fma,f16c")]
 fn dot_avx2(w: &[u8], stride: usize, x: ActRow<'_>, out: &mut [f32]) {
-    use super::codebook::x86::*;
+    use super::codebook_avx2::*;
     use crate::simd::x86::*;
     use std::arch::x86_64::*;
     let unpack = |b: &[u8; BYTES], s: &mut Stage| {
@@ -105,6 +109,7 @@ fn dot_avx2(w: &[u8], stride: usize, x: ActRow<'_>, out: &mut [f32]) {
 #[cfg(target_arch = "x86_64")]
 #[target_feature(enable = "avx512f,avx512bw,avx512dq,avx512vl,avx512vbmi,avx512vnni,avx512bitalg,avx2,fma,f16c")]
 fn dot_avx512(w: &[u8], stride: usize, x: ActRow<'_>, out: &mut [f32]) {
+    use super::grid::x86::look_up;
     use super::grid512::*;
     use crate::simd::x86::*;
     use std::arch::x86_64::*;
@@ -140,5 +145,10 @@ mod tests {
     #[test]
     fn decoded_rows_are_bit_equal_to_the_reference() {
         check::dequant(&TYPE);
+    }
+
+    #[test]
+    fn rows_longer_than_a_strip_are_summed_over_all_strips() {
+        check::strips(&TYPE);
     }
 }

@@ -1,4 +1,4 @@
-//! Sixteen rows side by side: how a format's blocks are decoded for panels (see tile.rs).
+//! Sixteen rows side by side: how a format's blocks are decoded for panels (see panel.rs).
 //!
 //! ```text
 //! words(at)   bytes at..at + 16 of the block of each of 16 rows, turned: vector w has bytes at + 4w..at + 4w + 4 of
@@ -11,10 +11,10 @@
 
 #![allow(unsafe_code)] // the intrinsics; a value of a vector type is the proof that the CPU has them
 
-use super::tables::Grid;
+use super::grid::Grid;
 
 /// A vector of 16 lanes of 32 bits. Where a method's name ends in 8 it works on each byte alone.
-pub trait Lanes: Copy {
+pub(crate) trait Lanes: Copy {
     /// `x` in every lane. `self` only proves that the instruction set is there.
     fn splat(self, x: u32) -> Self;
     /// The words of memory.
@@ -95,7 +95,7 @@ pub trait Lanes: Copy {
 /// Sixteen words in plain Rust: the scalar truth, and, compiled for AVX2, what the compiler vectorises.
 #[derive(Clone, Copy, Debug)]
 #[repr(align(64))]
-pub struct Plain(pub [u32; 16]);
+pub(crate) struct Plain(pub [u32; 16]);
 
 impl Plain {
     #[inline(always)]
@@ -240,25 +240,25 @@ fn index<const N: usize>(low: u32, high: u32, l: usize) -> usize {
 }
 
 #[cfg(target_arch = "x86_64")]
-pub use x86::Wide;
+pub(crate) use x86::Wide;
 
 #[cfg(target_arch = "x86_64")]
 mod x86 {
     #![allow(clippy::missing_safety_doc)] // clippy takes a safe `target_feature` function for an unsafe one
     use super::{Grid, Lanes};
-    use crate::quant::grid512::look_up;
+    use crate::quant::grid::x86::look_up;
     use crate::simd::x86::{load_u8x64, turn_words_16};
     use std::arch::x86_64::*;
 
     /// Sixteen words in a register of AVX-512.
     #[derive(Clone, Copy, Debug)]
-    pub struct Wide(__m512i);
+    pub(crate) struct Wide(__m512i);
 
     impl Wide {
         /// Zeros, and with them the proof that the caller was compiled for what the methods use.
         #[inline]
         #[target_feature(enable = "avx512f,avx512bw,avx512dq,avx512vl,avx512vbmi,avx512bitalg")]
-        pub fn zero() -> Wide {
+        pub(crate) fn zero() -> Wide {
             Wide(_mm512_setzero_si512())
         }
     }
@@ -419,7 +419,7 @@ mod x86 {
 
 /// A block of each of 16 rows.
 #[derive(Debug)]
-pub struct Block<'a, V, const BYTES: usize> {
+pub(crate) struct Block<'a, V, const BYTES: usize> {
     rows: [&'a [u8; BYTES]; 16],
     zero: V,
 }
@@ -427,31 +427,31 @@ pub struct Block<'a, V, const BYTES: usize> {
 impl<'a, V: Lanes, const BYTES: usize> Block<'a, V, BYTES> {
     /// The blocks of 16 rows.
     #[inline(always)]
-    pub fn new(rows: [&'a [u8; BYTES]; 16], zero: V) -> Self {
+    pub(crate) fn new(rows: [&'a [u8; BYTES]; 16], zero: V) -> Self {
         Block { rows, zero }
     }
 
     /// `x` in every lane.
     #[inline(always)]
-    pub fn splat(&self, x: u32) -> V {
+    pub(crate) fn splat(&self, x: u32) -> V {
         self.zero.splat(x)
     }
 
     /// Bytes `at..at + 16` of each row's block, turned.
     #[inline(always)]
-    pub fn words(&self, at: usize) -> [V; 4] {
+    pub(crate) fn words(&self, at: usize) -> [V; 4] {
         self.zero.turn(std::array::from_fn(|r| self.rows[r][at..at + 16].as_array().expect("16 bytes")))
     }
 
     /// The two bytes at `at`, an f16, as f32.
     #[inline(always)]
-    pub fn f16(&self, at: usize) -> V {
+    pub(crate) fn f16(&self, at: usize) -> V {
         self.each(|b| u16::from_le_bytes([b[at], b[at + 1]]) as u32).f16_to_f32()
     }
 
     /// A word of each row, worked out one by one.
     #[inline(always)]
-    pub fn each(&self, f: impl Fn(&[u8; BYTES]) -> u32) -> V {
+    pub(crate) fn each(&self, f: impl Fn(&[u8; BYTES]) -> u32) -> V {
         let mut words = [0; 16];
         words.iter_mut().zip(&self.rows).for_each(|(w, row)| *w = f(row));
         self.zero.load(&words)
@@ -461,7 +461,7 @@ impl<'a, V: Lanes, const BYTES: usize> Block<'a, V, BYTES> {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::quant::Rng;
+    use crate::quant::rng::Rng;
     use crate::quant::tables::{IQ1S, IQ2S, IQ2XXS, IQ3S, IQ3XXS};
 
     /// Everything that a vector type can do, on random words, as the words that come out.

@@ -9,9 +9,12 @@
 //! e = 0 and e = 1 are below the normal f32 range when halved; e = 255, NaN in the OCP standard, counts as a power of two
 //! in ggml, and so here. Layout and values: ggml-common.h `block_mxfp4`, `kvalues_fp4`.
 
+use super::blocks::rows;
+use super::forms::{Act, ActRow};
 use super::lanes::{Block, Lanes};
-use super::tile::{Half, tile};
-use super::{Act, ActRow, Kernel, QuantType, Rng, Tile, rows};
+use super::panel::{Half, tile, Tile};
+use super::rng::Rng;
+use super::types::{Kernel, QuantType};
 use crate::simd::Isa;
 
 const BLOCK: usize = 32;
@@ -142,7 +145,8 @@ fn dot_avx2(w: &[u8], stride: usize, x: ActRow<'_>, out: &mut [f32]) {
 #[cfg(test)]
 mod tests {
     use super::{SCALES, TYPE};
-    use crate::quant::{QuantType, check};
+    use crate::quant::check;
+    use crate::quant::types::QuantType;
 
     #[test]
     fn every_kernel_equals_the_scalar_truth() {

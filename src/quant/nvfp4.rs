@@ -9,12 +9,15 @@
 //! exponent (bias 7) and 3 bits of fraction; the code 0x7f, its NaN, counts as 0. A tensor has one more scale, an f32 of
 //! its own in the file, which the caller multiplies with. Layout: ggml-common.h `block_nvfp4`.
 
-use super::mxfp4::VALUES;
-use super::lanes::{Block, Lanes};
-use super::tile::{Half, tile};
-use super::{Act, ActRow, Kernel, QuantType, Rng, Tile, rows};
 #[cfg(target_arch = "x86_64")]
-use super::{blocks, by_four};
+use super::blocks::{blocks, by_four};
+use super::blocks::rows;
+use super::forms::{Act, ActRow};
+use super::lanes::{Block, Lanes};
+use super::mxfp4::VALUES;
+use super::panel::{Half, tile, Tile};
+use super::rng::Rng;
+use super::types::{Kernel, QuantType};
 use crate::simd::Isa;
 
 const BLOCK: usize = 64;
@@ -196,7 +199,8 @@ fn group<const R: usize>(w: &[u8], stride: usize, x: ActRow<'_>, out: &mut [f32;
 #[cfg(test)]
 mod tests {
     use super::TYPE;
-    use crate::quant::{QuantType, check};
+    use crate::quant::check;
+    use crate::quant::types::QuantType;
 
     #[test]
     fn every_kernel_equals_the_scalar_truth() {

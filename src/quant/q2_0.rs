@@ -7,9 +7,12 @@
 //! ```
 //! Layout: ggml-common.h `block_q2_0`.
 
+use super::blocks::{f16_at, put_f16, rows};
+use super::forms::{Act, ActRow};
 use super::lanes::{Block, Lanes};
-use super::tile::{Half, tile};
-use super::{Act, ActRow, Kernel, QuantType, Rng, Tile, f16_at, put_f16, rows};
+use super::panel::{Half, tile, Tile};
+use super::rng::Rng;
+use super::types::{Kernel, QuantType};
 use crate::simd::Isa;
 
 const BLOCK: usize = 64;

@@ -9,10 +9,14 @@
 //! ```
 //! Layout: ggml-common.h `block_q2_K`.
 
+use super::blocks::{f16_at, put_f16, rows};
+use super::forms::{Act, ActRow};
 use super::lanes::{Block, Lanes};
-use super::super_block::{Factor, N, acts};
-use super::tile::{Half, tile};
-use super::{Act, ActRow, Kernel, QuantType, Rng, Tile, f16_at, put_f16, rows};
+use super::panel::{Half, tile, Tile};
+use super::rng::Rng;
+use super::super_block::{N, acts};
+use super::super_panels::Factor;
+use super::types::{Kernel, QuantType};
 use crate::simd::Isa;
 
 const BYTES: usize = 84;
@@ -120,7 +124,7 @@ fn random(rng: &mut Rng, block: &mut [u8]) {
 #[cfg(target_arch = "x86_64")]
 #[target_feature(enable = "avx2,fma,f16c")]
 fn dot_avx2(w: &[u8], stride: usize, x: ActRow<'_>, out: &mut [f32]) {
-    use super::super_block::x86::*;
+    use super::super_avx2::*;
     use crate::simd::x86::*;
     use std::arch::x86_64::*;
     let two = _mm256_set1_epi8(3);
@@ -153,7 +157,7 @@ fn dot_avx2(w: &[u8], stride: usize, x: ActRow<'_>, out: &mut [f32]) {
 #[target_feature(enable = "avx512f,avx512bw,avx512dq,avx512vl,avx512vbmi,avx512vnni,avx2,fma,f16c")]
 fn dot_avx512(w: &[u8], stride: usize, x: ActRow<'_>, out: &mut [f32]) {
     use super::super_rows::{Layout, Order, dot_rows};
-    use super::super_block::x86::ORDER_2;
+    use super::super_rows::ORDER_2;
     use crate::simd::x86::*;
     use std::arch::x86_64::*;
     struct Codes;

@@ -7,10 +7,13 @@
 //! Layout: ggml-common.h `block_q8_0`.
 
 #[cfg(target_arch = "x86_64")]
-use super::{blocks, by_four};
+use super::blocks::{blocks, by_four};
+use super::blocks::{f16_at, put_f16, rows};
+use super::forms::{Act, ActRow};
 use super::lanes::{Block, Lanes};
-use super::tile::{Half, tile};
-use super::{Act, ActRow, Kernel, Kv, QuantType, Rng, Tile, f16_at, put_f16, rows};
+use super::panel::{Half, tile, Tile};
+use super::rng::Rng;
+use super::types::{Kernel, Kv, QuantType};
 use crate::simd::Isa;
 
 const BLOCK: usize = 32;

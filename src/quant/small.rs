@@ -4,13 +4,14 @@
 
 use std::arch::x86_64::*;
 
-use super::{ActRow, blocks, by_four};
+use super::blocks::{blocks, by_four};
+use super::forms::ActRow;
 use crate::simd::x86::*;
 
 /// Blocks of 32: `unpack` takes one to its weights, none of them -128, and its scale.
 #[inline]
 #[target_feature(enable = "avx2,fma,f16c")]
-pub(super) fn dot_signed<const BYTES: usize>(
+pub(crate) fn dot_signed<const BYTES: usize>(
     w: &[u8],
     stride: usize,
     x: ActRow<'_>,
@@ -51,7 +52,7 @@ pub(super) fn dot_signed<const BYTES: usize>(
 /// the sum of the activations goes to the same accumulator, an eighth of it to each lane.
 #[inline]
 #[target_feature(enable = "avx2,fma,f16c")]
-pub(super) fn dot_min<const BYTES: usize>(
+pub(crate) fn dot_min<const BYTES: usize>(
     w: &[u8],
     stride: usize,
     x: ActRow<'_>,
@@ -95,7 +96,7 @@ pub(super) fn dot_min<const BYTES: usize>(
 /// meet the planes and stand one above what they mean.
 #[inline]
 #[target_feature(enable = "avx2,fma,f16c")]
-pub(super) fn dot_planes<const BLOCK: usize, const K: usize>(
+pub(crate) fn dot_planes<const BLOCK: usize, const K: usize>(
     w: &[u8],
     stride: usize,
     x: ActRow<'_>,

@@ -16,32 +16,32 @@
 use std::arch::x86_64::*;
 use std::cell::RefCell;
 
-use super::ActRow;
+use super::forms::ActRow;
 use super::super_block::N;
 use crate::simd::x86::*;
 
 /// Bytes from what is computed to what is asked of memory, into the second-level cache. On two Zen 4 cores that share a
 /// fast memory, decode gains 5% (Q3_K) to 32% (Q6_K) over asking for 1.5 or 2 KB ahead into the first level: there the
 /// requests take the few places that a core has for lines under way. 3 KB are worse than none, from 6 KB on all is alike.
-pub(super) const AHEAD: usize = 6144;
+pub(crate) const AHEAD: usize = 6144;
 
 /// A format, known when the frame is compiled.
-pub(super) trait Layout {
+pub(crate) trait Layout {
     /// How its codes lie.
     const ORDER: Order;
 }
 
 /// How a format's codes lie.
 #[derive(Clone, Copy, Debug)]
-pub(super) struct Order {
+pub(crate) struct Order {
     /// The first weights of the two halves, of 32 weights each, of the four vectors.
-    pub(super) halves: [[usize; 2]; 4],
+    pub(crate) halves: [[usize; 2]; 4],
     /// Weights that share a scale: 16 or 32.
-    pub(super) group: usize,
+    pub(crate) group: usize,
     /// What is taken off the codes.
-    pub(super) offset: i8,
+    pub(crate) offset: i8,
     /// Whether the second and the fourth vector are 16 times their codes.
-    pub(super) times_16: bool,
+    pub(crate) times_16: bool,
 }
 
 impl Order {
@@ -56,6 +56,28 @@ impl Order {
         }
         t
     }
+}
+
+/// The vectors of Q4_K and Q5_K: two parts' low halves, then their high halves.
+pub(crate) const ORDER_4: Order =
+    Order { halves: [[0, 64], [32, 96], [128, 192], [160, 224]], group: 32, offset: 0, times_16: false };
+
+/// The vectors of Q2_K and Q3_K, both halves' bytes: the lowest two bits, bits 4 and 5, and the two between them.
+pub(crate) const ORDER_2: Order =
+    Order { halves: [[0, 128], [64, 192], [32, 160], [96, 224]], group: 16, offset: 0, times_16: true };
+
+/// The first 16 bytes of Q4_K and Q5_K: as [`super::super_block::scales_and_mins`], the 8 scales and after
+/// them the 8 minimums.
+#[inline]
+#[target_feature(enable = "avx512f,avx512bw,avx512vl,avx2")]
+pub(crate) fn scales_and_mins_16x16(b: &[u8; 16]) -> (__m256i, Option<__m256i>) {
+    let b = load_u8x16(b);
+    let low = _mm_srlv_epi32(_mm_shuffle_epi32::<0b11_10_11_01>(b), _mm_setr_epi32(0, 0, 0, 4)); // s, low, m, low
+    let high = _mm_srli_epi32::<2>(_mm_shuffle_epi32::<0b10_10_01_01>(b)); // s, s, m, m
+    let low = _mm_and_si128(low, _mm_set1_epi64x(0x0f0f_0f0f_3f3f_3f3f));
+    let both = _mm_or_si128(low, _mm_and_si128(high, _mm_set1_epi64x(0x3030_3030_0000_0000)));
+    let both = _mm256_cvtepu8_epi16(both);
+    (both, Some(both))
 }
 
 /// A super-block of activations as the frame wants it.
@@ -79,7 +101,7 @@ thread_local! {
 /// minimums.
 #[inline]
 #[target_feature(enable = "avx512f,avx512bw,avx512dq,avx512vl,avx512vbmi,avx512vnni,avx2,fma,f16c")]
-pub(super) fn dot_rows<L: Layout, const BYTES: usize>(
+pub(crate) fn dot_rows<L: Layout, const BYTES: usize>(
     (w, stride, x, out): (&[u8], usize, ActRow<'_>, &mut [f32]),
     factors: impl Fn(&[u8; BYTES]) -> u32,
     scales: impl Fn(&[u8; BYTES]) -> (__m256i, Option<__m256i>),

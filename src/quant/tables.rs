@@ -7,77 +7,21 @@
 //! ```
 //! The first value of an entry is in the lowest bits. The compiler spreads the codes below into the tables of [`Grid`].
 
-/// A codebook: entries of 8 (`u64`) or 4 (`u32`) values, a byte each, the first in the lowest byte; and the same as
-/// vector kernels look it up, entries as fields of a few bits in two tables of bytes.
-#[derive(Debug)]
-#[repr(align(64))]
-pub struct Grid<E, const N: usize> {
-    /// The entries.
-    pub entries: [E; N],
-    /// Eights: values 0..4 and values 4..8, a field of 2 bits each. Fours: values 0..2 and values 2..4, 4 bits each.
-    pub fields: [[u8; N]; 2],
-    /// The value of a field, whatever the bits above it, up to six altogether.
-    pub values: [u8; 64],
-}
-
-const fn values<const V: usize>(values: [u8; V]) -> [u8; 64] {
-    let mut all = [0; 64];
-    let mut i = 0;
-    while i < 64 {
-        let field = i % V.next_power_of_two();
-        all[i] = if field < V { values[field] } else { 0 };
-        i += 1;
-    }
-    all
-}
-
-/// The codebook of codes of 2 bits per value, 8 values per entry.
-const fn eights<const N: usize>(codes: &[u16; N], of: [u8; 3]) -> Grid<u64, N> {
-    let mut grid = Grid { entries: [0; N], fields: [[0; N]; 2], values: values(of) };
-    let mut i = 0;
-    while i < N {
-        let mut l = 0;
-        while l < 8 {
-            let code = codes[i] >> (2 * l) & 3;
-            grid.entries[i] |= (of[code as usize] as u64) << (8 * l);
-            grid.fields[l / 4][i] |= (code as u8) << (2 * (l % 4));
-            l += 1;
-        }
-        i += 1;
-    }
-    grid
-}
-
-/// The codebook of codes of 3 bits per value, 4 values per entry.
-const fn fours<const N: usize>(codes: &[u16; N], of: [u8; 8]) -> Grid<u32, N> {
-    let mut grid = Grid { entries: [0; N], fields: [[0; N]; 2], values: values(of) };
-    let mut i = 0;
-    while i < N {
-        let mut l = 0;
-        while l < 4 {
-            let code = codes[i] >> (3 * l) & 7;
-            grid.entries[i] |= (of[code as usize] as u32) << (8 * l);
-            grid.fields[l / 2][i] |= (code as u8) << (4 * (l % 2));
-            l += 1;
-        }
-        i += 1;
-    }
-    grid
-}
+use super::grid::{Grid, eights, fours};
 
 /// IQ2_XXS: ggml's `iq2xxs_grid`.
-pub(super) static IQ2XXS: Grid<u64, 256> = eights(&IQ2XXS_CODES, [8, 25, 43]);
+pub(crate) static IQ2XXS: Grid<u64, 256> = eights(&IQ2XXS_CODES, [8, 25, 43]);
 /// IQ2_XS: ggml's `iq2xs_grid`.
-pub(super) static IQ2XS: Grid<u64, 512> = eights(&IQ2XS_CODES, [8, 25, 43]);
+pub(crate) static IQ2XS: Grid<u64, 512> = eights(&IQ2XS_CODES, [8, 25, 43]);
 /// IQ2_S: ggml's `iq2s_grid`.
-pub(super) static IQ2S: Grid<u64, 1024> = eights(&IQ2S_CODES, [8, 25, 43]);
+pub(crate) static IQ2S: Grid<u64, 1024> = eights(&IQ2S_CODES, [8, 25, 43]);
 /// IQ1_S and IQ1_M: ggml's `iq1s_grid`, every value as `8 * (value + 1)`: an unsigned byte, as the kernels want it,
 /// with room below for a delta.
-pub(super) static IQ1S: Grid<u64, 2048> = eights(&IQ1S_CODES, [0, 8, 16]);
+pub(crate) static IQ1S: Grid<u64, 2048> = eights(&IQ1S_CODES, [0, 8, 16]);
 /// IQ3_XXS: ggml's `iq3xxs_grid`.
-pub(super) static IQ3XXS: Grid<u32, 256> = fours(&IQ3XXS_CODES, [4, 12, 20, 28, 36, 44, 52, 62]);
+pub(crate) static IQ3XXS: Grid<u32, 256> = fours(&IQ3XXS_CODES, [4, 12, 20, 28, 36, 44, 52, 62]);
 /// IQ3_S: ggml's `iq3s_grid`.
-pub(super) static IQ3S: Grid<u32, 512> = fours(&IQ3S_CODES, [1, 3, 5, 7, 9, 11, 13, 15]);
+pub(crate) static IQ3S: Grid<u32, 512> = fours(&IQ3S_CODES, [1, 3, 5, 7, 9, 11, 13, 15]);
 
 const IQ2XXS_CODES: [u16; 256] = [
     0x0000, 0x0002, 0x0005, 0x0008, 0x000a, 0x0011, 0x0014, 0x0020, 0x0022, 0x0028, 0x002a, 0x0041, 0x0044, 0x0050,

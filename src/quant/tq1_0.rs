@@ -11,10 +11,13 @@
 //! ```
 //! Layout: ggml-common.h `block_tq1_0`.
 
+use super::blocks::{f16_at, put_f16, rows};
+use super::forms::{Act, ActRow};
 use super::lanes::{Block, Lanes};
+use super::panel::{Half, tile, Tile};
+use super::rng::Rng;
 use super::super_block::{N, acts};
-use super::tile::{Half, tile};
-use super::{Act, ActRow, Kernel, QuantType, Rng, Tile, f16_at, put_f16, rows};
+use super::types::{Kernel, QuantType};
 use crate::simd::Isa;
 
 const BYTES: usize = 54;

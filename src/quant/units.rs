@@ -22,14 +22,13 @@
 
 use std::arch::x86_64::*;
 
-use super::ActRow;
-use super::act::Quad;
+use super::forms::{ActRow, Quad};
 use crate::simd::x86::*;
 
 /// Weights in a unit.
 const UNIT: usize = 128;
 /// Units that are computed together.
-pub(super) const UNITS: usize = 4;
+pub(crate) const UNITS: usize = 4;
 
 /// A sum for each unit, in 16 parts, and what the minimums add to all.
 type Sums = ([__m512; UNITS], __m512);
@@ -48,25 +47,25 @@ fn units_of(x: &Quad) -> [X<'_>; UNITS] {
 }
 
 /// The scales of four units.
-pub(super) struct Scales {
+pub(crate) struct Scales {
     /// What the codes are multiplied with; only the first 16 of a group if there is a `second`.
-    pub(super) scale: __m512,
+    pub(crate) scale: __m512,
     /// What the second 16 of a group are multiplied with, where they have a scale of their own.
-    pub(super) second: Option<__m512>,
+    pub(crate) second: Option<__m512>,
     /// What is added to every weight.
-    pub(super) min: Option<__m512>,
+    pub(crate) min: Option<__m512>,
 }
 
 impl Scales {
     /// A scale per 32 weights and no minimum.
     #[inline]
-    pub(super) fn new(scale: __m512) -> Scales {
+    pub(crate) fn new(scale: __m512) -> Scales {
         Scales { scale, second: None, min: None }
     }
 }
 
 /// Whether [`dot_rows`] can multiply rows of `n` weights.
-pub(super) fn takes(n: usize) -> bool {
+pub(crate) fn takes(n: usize) -> bool {
     n >= UNIT
 }
 
@@ -74,7 +73,7 @@ pub(super) fn takes(n: usize) -> bool {
 /// `OFFSET` above what they mean.
 #[inline]
 #[target_feature(enable = "avx512f,avx512bw,avx512dq,avx512vl,avx512vbmi,avx512vnni,avx2,fma,f16c")]
-pub(super) fn dot_rows<const U: usize, const OFFSET: i16>(
+pub(crate) fn dot_rows<const U: usize, const OFFSET: i16>(
     w: &[u8],
     stride: usize,
     x: ActRow<'_>,
@@ -168,7 +167,7 @@ pub(super) fn dot_rows<const U: usize, const OFFSET: i16>(
 /// 128 bytes in their order, as a unit wants them.
 #[inline]
 #[target_feature(enable = "avx512f")]
-pub(super) fn quarters(lo: __m512i, hi: __m512i) -> [__m512i; 2] {
+pub(crate) fn quarters(lo: __m512i, hi: __m512i) -> [__m512i; 2] {
     [_mm512_shuffle_i32x4::<0b10_00_10_00>(lo, hi), _mm512_shuffle_i32x4::<0b11_01_11_01>(lo, hi)]
 }
 
@@ -189,7 +188,7 @@ fn add_up(([a, b, c, d], mins): Sums) -> __m128 {
 }
 
 /// Which bytes [`pick`] takes of a unit of `U` bytes: the 16 from byte `at` on of each of its four blocks.
-pub(super) const fn sixteens<const U: usize>(at: usize) -> [u8; 64] {
+pub(crate) const fn sixteens<const U: usize>(at: usize) -> [u8; 64] {
     let mut index = [0; 64];
     let mut i = 0;
     while i < 64 {
@@ -204,7 +203,7 @@ pub(super) const fn sixteens<const U: usize>(at: usize) -> [u8; 64] {
 /// 64 bytes out of a unit of 64 to 128 bytes.
 #[inline]
 #[target_feature(enable = "avx512f,avx512vbmi")]
-pub(super) fn pick<const U: usize>(b: &[u8; U], index: &[u8; 64]) -> __m512i {
+pub(crate) fn pick<const U: usize>(b: &[u8; U], index: &[u8; 64]) -> __m512i {
     let (first, last) = (load_u8x64(b.first_chunk().unwrap()), load_u8x64(b.last_chunk().unwrap()));
     _mm512_permutex2var_epi8(first, load_u8x64(index), last)
 }
@@ -212,7 +211,7 @@ pub(super) fn pick<const U: usize>(b: &[u8; U], index: &[u8; 64]) -> __m512i {
 /// The low and the high half of each byte.
 #[inline]
 #[target_feature(enable = "avx512f,avx512bw")]
-pub(super) fn nibbles(v: __m512i) -> [__m512i; 2] {
+pub(crate) fn nibbles(v: __m512i) -> [__m512i; 2] {
     let low = _mm512_set1_epi8(15);
     [_mm512_and_si512(v, low), _mm512_and_si512(_mm512_srli_epi16::<4>(v), low)]
 }
@@ -221,13 +220,13 @@ pub(super) fn nibbles(v: __m512i) -> [__m512i; 2] {
 /// 16 values four times, so that the upper two do not matter and need no mask.
 #[inline]
 #[target_feature(enable = "avx512f,avx512bw,avx512vbmi")]
-pub(super) fn look_up(v: __m512i, values: &[u8; 64]) -> [__m512i; 2] {
+pub(crate) fn look_up(v: __m512i, values: &[u8; 64]) -> [__m512i; 2] {
     let values = load_u8x64(values);
     [_mm512_permutexvar_epi8(v, values), _mm512_permutexvar_epi8(_mm512_srli_epi16::<4>(v), values)]
 }
 
 /// The table that [`look_up`] wants: `offset` above the values.
-pub(super) const fn values<const OFFSET: i16>(from: &[i8; 16]) -> [u8; 64] {
+pub(crate) const fn values<const OFFSET: i16>(from: &[i8; 16]) -> [u8; 64] {
     let mut to = [0; 64];
     let mut i = 0;
     while i < 64 {
@@ -240,7 +239,7 @@ pub(super) const fn values<const OFFSET: i16>(from: &[i8; 16]) -> [u8; 64] {
 /// The first four bytes of each block of four units of four blocks.
 #[inline]
 #[target_feature(enable = "avx512f,avx2")]
-pub(super) fn heads<const U: usize>(b: [&[u8; U]; UNITS]) -> __m512i {
+pub(crate) fn heads<const U: usize>(b: [&[u8; U]; UNITS]) -> __m512i {
     let block = |u: usize, g: usize| load_u8x16(b[u][g * (U / 4)..].first_chunk().unwrap());
     let unit = |u: usize| {
         let (low, high) = (_mm_unpacklo_epi32(block(u, 0), block(u, 1)), _mm_unpacklo_epi32(block(u, 2), block(u, 3)));
@@ -253,14 +252,14 @@ pub(super) fn heads<const U: usize>(b: [&[u8; U]; UNITS]) -> __m512i {
 /// The f16 in the low half of each lane, and the one in the high half.
 #[inline]
 #[target_feature(enable = "avx512f")]
-pub(super) fn f16_pairs(v: __m512i) -> [__m512; 2] {
+pub(crate) fn f16_pairs(v: __m512i) -> [__m512; 2] {
     [v, _mm512_srli_epi32::<16>(v)].map(|v| _mm512_cvtph_ps(_mm512_cvtepi32_epi16(v)))
 }
 
 /// 16 f16, four of each unit.
 #[inline]
 #[target_feature(enable = "avx512f")]
-pub(super) fn f16_fours(f: [u64; UNITS]) -> __m512 {
+pub(crate) fn f16_fours(f: [u64; UNITS]) -> __m512 {
     let [a, b, c, d] = f.map(|f| f as i64);
     _mm512_cvtph_ps(_mm256_setr_epi64x(a, b, c, d))
 }
@@ -268,7 +267,7 @@ pub(super) fn f16_fours(f: [u64; UNITS]) -> __m512 {
 /// Adds 16 to the codes whose bit is set, in 32 bits from byte `at` of each block on: the first 16 belong to `a`.
 #[inline]
 #[target_feature(enable = "avx512f,avx512bw,avx512vbmi")]
-pub(super) fn fifth_bits<const U: usize>(b: &[u8; U], at: &[[u8; 64]; 2], [low, high]: [__m512i; 2]) -> [__m512i; 2] {
+pub(crate) fn fifth_bits<const U: usize>(b: &[u8; U], at: &[[u8; 64]; 2], [low, high]: [__m512i; 2]) -> [__m512i; 2] {
     let bit = _mm512_set1_epi64(0x8040_2010_0804_0201_u64 as i64);
     let sixteen = _mm512_set1_epi8(16);
     let add = |v: __m512i, at: &[u8; 64]| _mm512_mask_add_epi8(v, _mm512_test_epi8_mask(pick(b, at), bit), v, sixteen);
@@ -276,7 +275,7 @@ pub(super) fn fifth_bits<const U: usize>(b: &[u8; U], at: &[[u8; 64]; 2], [low, 
 }
 
 /// Where [`fifth_bits`] finds its bytes.
-pub(super) const fn bits_from<const U: usize>(at: usize) -> [[u8; 64]; 2] {
+pub(crate) const fn bits_from<const U: usize>(at: usize) -> [[u8; 64]; 2] {
     let mut index = [[0; 64]; 2];
     let mut i = 0;
     while i < 128 {
@@ -290,7 +289,7 @@ pub(super) const fn bits_from<const U: usize>(at: usize) -> [[u8; 64]; 2] {
 /// An f16 of every group of four units, out of their first 64 bytes: word `words[g]` of unit u to lane 4u + g.
 #[inline]
 #[target_feature(enable = "avx512f,avx512bw,avx512vl")]
-pub(super) fn f16_scales<const U: usize>(b: [&[u8; U]; UNITS], words: [u16; 4]) -> __m512 {
+pub(crate) fn f16_scales<const U: usize>(b: [&[u8; U]; UNITS], words: [u16; 4]) -> __m512 {
     let index: [u16; 32] = std::array::from_fn(|i| words[i % 4]);
     let index = load_u8x64(bytemuck::cast_ref(&index));
     let mut v = _mm512_setzero_si512();

@@ -15,359 +15,12 @@
 //! Where a code times the integer scale of its sub-block fits 8 bits, that product is the panel's code and all 256 columns
 //! are one group: a sixth less to do per token (Q2_K).
 
-use super::floats::{Form, Product, Words};
-use super::lanes::Lanes;
-use super::{QuantType, act::Act};
-use crate::simd::Isa;
+use super::ahead::Ahead;
+use super::forms::{CHUNK, Columns};
+use super::panel::{Panel, ROWS};
 
-/// Rows of a panel.
-pub const ROWS: usize = 32;
-/// Columns of a panel.
-pub const CHUNK: usize = 256;
 /// Tokens that are multiplied together.
 const TOKENS: usize = 6;
-
-/// Decoded rows: [`ROWS`] rows of up to [`CHUNK`] columns.
-#[derive(Debug)]
-#[repr(align(64))]
-pub struct Panel {
-    codes: [[u8; 4 * ROWS]; CHUNK / 4],
-    scale: [[f32; ROWS]; CHUNK / 16],
-    min: [[f32; ROWS]; CHUNK / 16],
-    offset: [[i32; ROWS]; CHUNK / 16],
-}
-
-/// Half of a panel's rows, as decoders fill them.
-#[derive(Debug)]
-pub struct Half<'a> {
-    panel: &'a mut Panel,
-    /// 0 or 1.
-    half: usize,
-    /// The step and the group that the block begins with.
-    step: usize,
-    group: usize,
-}
-
-impl Half<'_> {
-    /// Columns `4 * step..4 * step + 4` of the block.
-    #[inline(always)]
-    pub fn codes(&mut self, step: usize, codes: impl Lanes) {
-        let to = &mut self.panel.codes[self.step + step].as_chunks_mut::<64>().0[self.half];
-        codes.store(to);
-    }
-
-    /// What the codes of the block's group `g` are multiplied with (f32).
-    #[inline(always)]
-    pub fn scale(&mut self, g: usize, scale: impl Lanes) {
-        put(&mut self.panel.scale[self.group + g], self.half, scale);
-    }
-
-    /// What is then taken off the weights of the block's group `g` (f32).
-    #[inline(always)]
-    pub fn min(&mut self, g: usize, min: impl Lanes) {
-        put(&mut self.panel.min[self.group + g], self.half, min);
-    }
-}
-
-#[inline(always)]
-fn put(to: &mut [f32; ROWS], half: usize, v: impl Lanes) {
-    let bytes: &mut [u8; 4 * ROWS] = bytemuck::cast_mut(to);
-    v.store(&mut bytes.as_chunks_mut::<64>().0[half]);
-}
-
-/// Where a panel's rows are.
-#[derive(Clone, Copy, Debug)]
-pub struct Source<'a> {
-    /// The weights, from the first row's first block on.
-    pub w: &'a [u8],
-    /// Bytes from a row to the next.
-    pub stride: usize,
-    /// Rows that there are: 1 to [`ROWS`]. The last stands in for those that are missing.
-    pub rows: usize,
-}
-
-/// Decodes `(bytes, to)` of the rows into a panel: whole blocks, at most [`CHUNK`] columns.
-pub type Fill = unsafe fn(&Source<'_>, std::ops::Range<usize>, &mut Panel);
-
-/// How a format fills panels.
-#[derive(Clone, Copy, Debug)]
-pub struct Tile {
-    /// Codes that share a scale: 16, 32 or 256.
-    pub group: usize,
-    /// The largest size of a code.
-    pub most: u8,
-    /// Whether it has minimums.
-    pub mins: bool,
-    /// Best instruction set first, scalar last.
-    pub fill: &'static [(Isa, Fill)],
-}
-
-impl<'a> Source<'a> {
-    /// Row `r`'s bytes and those after it; the last row again where there are fewer.
-    #[inline(always)]
-    pub(super) fn row(&self, r: usize) -> &'a [u8] {
-        &self.w[r.min(self.rows - 1) * self.stride..]
-    }
-
-    /// Where rows `16 * half..16 * half + 16` begin.
-    #[inline(always)]
-    pub(super) fn starts(&self, half: usize) -> [usize; 16] {
-        let mut starts = [0; 16];
-        for (r, start) in starts.iter_mut().enumerate() {
-            *start = (half * 16 + r).min(self.rows - 1) * self.stride;
-        }
-        starts
-    }
-
-    /// The block at byte `at` of each of those rows.
-    #[inline(always)]
-    pub(super) fn blocks<const BYTES: usize>(&self, starts: &[usize; 16], at: usize) -> [&[u8; BYTES]; 16] {
-        // A loop: the closure of from_fn is not always inlined into functions of other features.
-        let mut blocks = [&[0; BYTES]; 16];
-        for (block, start) in blocks.iter_mut().zip(starts) {
-            *block = self.w[start + at..].first_chunk().expect("a whole block");
-        }
-        blocks
-    }
-}
-
-impl<'a> Half<'a> {
-    /// The place of the half's block number `b`, of `block` weights in groups of `group`.
-    #[inline(always)]
-    pub(super) fn new(panel: &'a mut Panel, half: usize, b: usize, (block, group): (usize, usize)) -> Half<'a> {
-        Half { panel, half, step: b * block / 4, group: b * block / group }
-    }
-}
-
-/// What is multiplied next, asked for while this is: short pieces of rows that lie far apart, which hardware does not
-/// foresee. It saves a tenth of a prompt's time (Q4_K and Q6_K from memory: filling panels takes a third as long).
-#[derive(Clone, Copy, Debug)]
-#[cfg_attr(not(target_arch = "x86_64"), allow(dead_code))]
-pub(super) struct Ahead<'a> {
-    w: &'a [u8],
-    /// The first row's piece; a hint may lie beyond the matrix.
-    at: usize,
-    stride: usize,
-    /// Cache lines of a piece, of all pieces, and of a token's share.
-    lines: usize,
-    all: usize,
-    share: usize,
-}
-
-impl<'a> Ahead<'a> {
-    /// `rows` pieces of `len` bytes, `stride` apart, the first at `at` of `w`, to be asked for by `tokens`.
-    pub(super) fn new(w: &'a [u8], at: usize, stride: usize, len: usize, rows: usize, tokens: usize) -> Ahead<'a> {
-        let lines = len.div_ceil(64);
-        let all = rows * lines;
-        Ahead { w, at, stride, lines, all, share: all.div_ceil(tokens) }
-    }
-
-    /// Asks for the share of these tokens.
-    #[inline]
-    #[cfg(target_arch = "x86_64")]
-    #[target_feature(enable = "avx2")]
-    pub(super) fn ask(&self, tokens: &std::ops::Range<usize>) {
-        let from = (tokens.start * self.share).min(self.all);
-        let (mut row, mut line) = (from / self.lines, from % self.lines);
-        for _ in from..(tokens.end * self.share).min(self.all) {
-            crate::simd::x86::prefetch_l2(self.w, self.at + row * self.stride + 64 * line);
-            line += 1;
-            if line == self.lines {
-                (row, line) = (row + 1, 0);
-            }
-        }
-    }
-}
-
-/// A format's decoder (generic over [`Lanes`]), compiled for every instruction set: `tile!(FILL, decode, block, group)`.
-///
-/// The loop stands here and calls the decoder by its name: handed to a function as a value it would be called through a
-/// shim that has no vector instructions and that the compiler does not always inline, and then every operation is a call.
-macro_rules! tile {
-    (loop $s:ident, $bytes:ident, $to:ident, $zero:expr, $decode:ident, $block:expr, $group:expr) => {
-        for half in 0..2 {
-            let starts = $s.starts(half);
-            for (b, at) in $bytes.clone().step_by(BYTES).enumerate() {
-                let block = crate::quant::lanes::Block::new($s.blocks(&starts, at), $zero);
-                $decode(&block, &mut crate::quant::tile::Half::new($to, half, b, ($block, $group)));
-            }
-        }
-    };
-    ($name:ident, $decode:ident, $block:expr, $group:expr) => {
-        #[cfg(target_arch = "x86_64")]
-        #[target_feature(enable = "avx512f,avx512bw,avx512dq,avx512vl,avx512vbmi,avx512bitalg,f16c")]
-        fn fill_avx512(
-            s: &crate::quant::tile::Source<'_>,
-            bytes: std::ops::Range<usize>,
-            to: &mut crate::quant::tile::Panel,
-        ) {
-            tile!(loop s, bytes, to, crate::quant::lanes::Wide::zero(), $decode, $block, $group);
-        }
-        #[cfg(target_arch = "x86_64")]
-        #[target_feature(enable = "avx2,fma,f16c")]
-        fn fill_avx2(
-            s: &crate::quant::tile::Source<'_>,
-            bytes: std::ops::Range<usize>,
-            to: &mut crate::quant::tile::Panel,
-        ) {
-            tile!(loop s, bytes, to, crate::quant::lanes::Plain([0; 16]), $decode, $block, $group);
-        }
-        fn fill_plain(
-            s: &crate::quant::tile::Source<'_>,
-            bytes: std::ops::Range<usize>,
-            to: &mut crate::quant::tile::Panel,
-        ) {
-            tile!(loop s, bytes, to, crate::quant::lanes::Plain([0; 16]), $decode, $block, $group);
-        }
-        static $name: &[(crate::simd::Isa, crate::quant::tile::Fill)] = &[
-            #[cfg(target_arch = "x86_64")]
-            (crate::simd::Isa::Avx512, fill_avx512),
-            #[cfg(target_arch = "x86_64")]
-            (crate::simd::Isa::Avx2, fill_avx2),
-            (crate::simd::Isa::Scalar, fill_plain),
-        ];
-    };
-}
-pub(super) use tile;
-
-/// [`CHUNK`] activations of a row, and what goes with them.
-#[derive(Clone, Debug)]
-#[repr(align(64))]
-pub struct Columns {
-    /// `q + 128`.
-    pub u: [u8; CHUNK],
-    /// The scale of every 32; all the same where 256 share one.
-    pub d: [f32; CHUNK / 32],
-    /// The sum of `q` over every 16, times the scale where 32 share one.
-    pub sums: [f32; CHUNK / 16],
-}
-
-impl Columns {
-    /// Nothing.
-    pub const ZERO: Columns = Columns { u: [0; CHUNK], d: [0.0; CHUNK / 32], sums: [0.0; CHUNK / 16] };
-}
-
-/// Activations for many tokens at once.
-#[derive(Clone, Copy, Debug)]
-pub struct TileActs<'a> {
-    /// Values in a row.
-    pub n: usize,
-    /// Values that share a scale: 32 or 256.
-    pub block: usize,
-    /// Rows.
-    pub rows: usize,
-    /// What they were made into.
-    pub form: Form,
-    /// The first [`CHUNK`] columns of every row, then the next: neighbours in a panel's columns would fall into the same
-    /// few sets of the cache if they lay a power of two apart. The last may not be full.
-    pub columns: &'a [Columns],
-    /// The same for floats, [`super::floats::WORDS`] words at a time.
-    pub words: &'a [Words],
-}
-
-/// A thread's panel, and its tokens' sums.
-#[derive(Debug)]
-pub struct Work {
-    panel: Box<Panel>,
-    sums: Vec<[f32; ROWS]>,
-}
-
-impl Default for Work {
-    fn default() -> Work {
-        let panel = Panel {
-            codes: [[0; 4 * ROWS]; CHUNK / 4],
-            scale: [[0.0; ROWS]; CHUNK / 16],
-            min: [[0.0; ROWS]; CHUNK / 16],
-            offset: [[0; ROWS]; CHUNK / 16],
-        };
-        Work { panel: Box::new(panel), sums: Vec::new() }
-    }
-}
-
-impl Work {
-    /// `out(i)[r] = row r . x row t` for every `(t, i)` of `tokens` and the rows of `w`.
-    pub fn multiply(
-        &mut self,
-        ty: &QuantType,
-        w: Source<'_>,
-        x: TileActs<'_>,
-        tokens: &[(u32, u32)],
-        isa: Isa,
-        mut out: impl FnMut(u32, &[f32]),
-    ) {
-        self.sums.clear();
-        self.sums.resize(tokens.len().next_multiple_of(2), [0.0; ROWS]);
-        let form = ty.act.form(isa);
-        assert!(x.form == form, "activations laid out as {:?} are wanted as {form:?}", x.form);
-        match form {
-            Form::Codes => self.panels(ty, w, x, tokens, isa),
-            Form::F32 | Form::Bf16 => {
-                let sums = &mut self.sums[..tokens.len()];
-                Product { w, n: x.n, x: x.words, rows: x.rows, tokens }.add(ty.act, isa, sums);
-            }
-        }
-        for (&(_, o), sums) in tokens.iter().zip(&self.sums) {
-            out(o, &sums[..w.rows]);
-        }
-    }
-
-    /// Adds the products of a format of codes, panel after panel.
-    fn panels(&mut self, ty: &QuantType, w: Source<'_>, x: TileActs<'_>, tokens: &[(u32, u32)], isa: Isa) {
-        let tile = ty.tile.as_ref().expect("a format that fills panels");
-        let (_, fill) = tile.fill.iter().find(|(i, _)| *i <= isa).expect("a scalar form stands last");
-        for at in (0..x.n).step_by(CHUNK) {
-            let len = CHUNK.min(x.n - at);
-            let bytes = ty.row_bytes(at)..ty.row_bytes(at + len);
-            // The rows' next columns, or the first ones of the rows after them.
-            let next = if at + len < x.n { bytes.end } else { ROWS * w.stride };
-            let ahead = Ahead::new(w.w, next, w.stride, bytes.len(), ROWS, tokens.len());
-            #[allow(unsafe_code)]
-            // SAFETY: the instruction set was just compared with what the CPU has.
-            unsafe {
-                fill(&w, bytes, &mut self.panel)
-            };
-            debug_assert!(
-                self.panel.codes[..len / 4].as_flattened().iter().all(|c| (*c as i8).unsigned_abs() <= tile.most)
-            );
-            #[cfg(target_arch = "x86_64")]
-            #[allow(unsafe_code)]
-            // SAFETY: as above.
-            unsafe {
-                match isa {
-                    Isa::Avx512 | Isa::Avx512Bf16 => offsets_avx512(&mut self.panel, tile.group, len),
-                    Isa::Avx2 if tile.most <= 64 => offsets_avx2(&mut self.panel, tile.group, len),
-                    _ => {} // these take activations as they are, not shifted
-                }
-            };
-            let columns = &x.columns[at / CHUNK * x.rows..][..x.rows];
-            let by_256 = x.block == Act::Q8K.block();
-            let part = Part {
-                panel: &self.panel,
-                x: columns,
-                len,
-                group: tile.group,
-                most: tile.most,
-                mins: tile.mins,
-                by_256,
-            };
-            #[cfg(target_arch = "x86_64")]
-            if isa >= Isa::Avx2 {
-                #[allow(unsafe_code)]
-                // SAFETY: as above.
-                unsafe {
-                    match isa >= Isa::Avx512 {
-                        true => part.multiply_avx512(tokens, &mut self.sums, ahead),
-                        false => part.multiply_avx2(tokens, &mut self.sums),
-                    }
-                };
-                continue;
-            }
-            for (&(t, _), sums) in tokens.iter().zip(&mut self.sums) {
-                part.multiply(t as usize, sums);
-            }
-        }
-    }
-}
 
 /// Codes that share a minimum, of a format whose groups are so large.
 const fn shares_min(group: usize) -> usize {
@@ -375,20 +28,20 @@ const fn shares_min(group: usize) -> usize {
 }
 
 /// A panel and the columns of the activations that it meets.
-struct Part<'a> {
-    panel: &'a Panel,
+pub(crate) struct Part<'a> {
+    pub(crate) panel: &'a Panel,
     /// One for each row of activations.
-    x: &'a [Columns],
-    len: usize,
-    group: usize,
-    most: u8,
-    mins: bool,
-    by_256: bool,
+    pub(crate) x: &'a [Columns],
+    pub(crate) len: usize,
+    pub(crate) group: usize,
+    pub(crate) most: u8,
+    pub(crate) mins: bool,
+    pub(crate) by_256: bool,
 }
 
 impl Part<'_> {
     /// Adds token `t`'s products to `out`: the truth.
-    fn multiply(&self, t: usize, out: &mut [f32; ROWS]) {
+    pub(crate) fn multiply(&self, t: usize, out: &mut [f32; ROWS]) {
         let (x, p) = (&self.x[t], self.panel);
         for g in 0..self.len / self.group {
             let k = g * self.group;
@@ -411,7 +64,7 @@ impl Part<'_> {
 
     #[cfg(target_arch = "x86_64")]
     #[target_feature(enable = "avx512f,avx512bw,avx512vl,avx512vnni,avx2")]
-    fn multiply_avx512(&self, tokens: &[(u32, u32)], sums: &mut [[f32; ROWS]], ahead: Ahead<'_>) {
+    pub(crate) fn multiply_avx512(&self, tokens: &[(u32, u32)], sums: &mut [[f32; ROWS]], ahead: Ahead<'_>) {
         for (i, (some, sums)) in tokens.chunks(TOKENS).zip(sums.chunks_mut(TOKENS)).enumerate() {
             ahead.ask(&(i * TOKENS..i * TOKENS + some.len()));
             let x: [&Columns; TOKENS] = std::array::from_fn(|i| &self.x[some[i.min(some.len() - 1)].0 as usize]);
@@ -508,7 +161,7 @@ impl Part<'_> {
 
     #[cfg(target_arch = "x86_64")]
     #[target_feature(enable = "avx2,fma")]
-    fn multiply_avx2(&self, tokens: &[(u32, u32)], sums: &mut [[f32; ROWS]]) {
+    pub(crate) fn multiply_avx2(&self, tokens: &[(u32, u32)], sums: &mut [[f32; ROWS]]) {
         let mut done = 0;
         while done < tokens.len() {
             let (tokens, sums) = (&tokens[done..], &mut sums[done..]);
@@ -616,7 +269,7 @@ impl Part<'_> {
 /// `-128 * sum of the codes` of each row: the product with activations of zero, which stand as 128, taken off.
 #[cfg(target_arch = "x86_64")]
 #[target_feature(enable = "avx512f,avx512bw,avx512vl,avx512vnni")]
-fn offsets_avx512(panel: &mut Panel, group: usize, len: usize) {
+pub(crate) fn offsets_avx512(panel: &mut Panel, group: usize, len: usize) {
     use crate::simd::x86::*;
     use std::arch::x86_64::*;
     let zero = _mm512_setzero_si512();
@@ -634,7 +287,7 @@ fn offsets_avx512(panel: &mut Panel, group: usize, len: usize) {
 /// The same.
 #[cfg(target_arch = "x86_64")]
 #[target_feature(enable = "avx2")]
-fn offsets_avx2(panel: &mut Panel, group: usize, len: usize) {
+pub(crate) fn offsets_avx2(panel: &mut Panel, group: usize, len: usize) {
     use crate::simd::x86::*;
     use std::arch::x86_64::*;
     for (steps, offset) in panel.codes[..len / 4].chunks_exact(group / 4).zip(&mut panel.offset) {
