@@ -7,8 +7,8 @@
 use std::hint::black_box;
 use std::time::Instant;
 
-use tandem::quant::act::Acts;
-use tandem::quant::{self, ActRow, QuantType, Rng, Source, Work};
+use tandem::quant::panels::{Source, Work};
+use tandem::quant::{self, ActRow, Acts, QuantType, Rng};
 use tandem::simd;
 
 /// Columns and rows: a megabyte at most, in 32 rows' steps.

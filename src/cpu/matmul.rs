@@ -10,8 +10,9 @@ use std::cell::RefCell;
 
 use super::Pool;
 use super::pool::Parts;
-use crate::quant::act::{Acts, PanelPart, RowPart};
-use crate::quant::{ActRow, QuantType, ROWS, Source, Work};
+use crate::quant::activations::{Acts, PanelPart, RowPart};
+use crate::quant::panels::{ROWS, Source, Work};
+use crate::quant::{ActRow, QuantType};
 use crate::simd;
 
 /// Bytes of weights in one piece of work: small enough to stay in a core's own cache while several tokens use it.

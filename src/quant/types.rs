@@ -1,7 +1,7 @@
 //! What a weight format is to the rest of the crate: numbers, a decoder, kernels.
 
-use super::forms::{Act, ActRow};
-use super::panel::Tile;
+use super::activations::{Act, ActRow};
+use super::panels::panel::Tile;
 use super::rng::Rng;
 use crate::simd::{self, Isa};
 
@@ -65,7 +65,7 @@ impl QuantType {
         n / self.block * self.bytes
     }
 
-    /// Whether [`super::work::Work`] multiplies it with many tokens at once.
+    /// Whether [`crate::quant::panels::multiply::Work`] multiplies it with many tokens at once.
     pub fn has_tiles(&self) -> bool {
         self.tile.is_some() || matches!(self.act, Act::F16 | Act::Bf16)
     }

@@ -1,0 +1,249 @@
+//! Activations in the form that a format's kernels multiply with.
+//!
+//! ```text
+//! F32   the row itself
+//! F16   the row itself, for F16 weights
+//! Bf16  the row itself, for BF16 weights; for many tokens BF16, where the CPU multiplies that
+//! Q8    i8 per value, an f32 scale per 32 values
+//! Q8K   i8 per value, an f32 scale per 256 values (super-block formats sum whole super-blocks in integers)
+//! ```
+//! `d = max|x| / 127`, `q = round(x / d)` with ties to even. Both quantized forms carry the sum of `q` over every 16
+//! values, which formats with an offset or a minimum multiply with. A step quantizes its input once and every weight row
+//! shares it. ggml keeps the Q8 scale as f16 (`block_q8_0`); an f32 costs nothing here and is closer.
+//!
+//! Row kernels and panels want different layouts. Either is made in parts that do not touch, so that a caller with
+//! threads can share them out; quantizing a block gives the same bits wherever it is done.
+
+use super::forms::{Act, ActRow, CHUNK, Columns, Form, Quad, TileActs, Words};
+use super::quantize::{quantize, quantize_scalar};
+#[cfg(target_arch = "x86_64")]
+use super::quantize::{quantize_avx2, quantize_avx512};
+use crate::simd::{self, Isa};
+
+/// Rows of activations in one form, kept between steps so that memory is reused.
+#[derive(Debug, Default)]
+pub struct Acts {
+    /// Products take row kernels only, so that the bits of each do not depend on others.
+    pub rows_only: bool,
+    act: Option<Act>,
+    n: usize,
+    /// For row kernels.
+    q: Vec<i8>,
+    d: Vec<f32>,
+    sums: Vec<i16>,
+    quads: Vec<Quad>,
+    /// For many tokens at once, of one form or the other.
+    rows: usize,
+    form: Option<Form>,
+    columns: Vec<Columns>,
+    words: Vec<Words>,
+}
+
+/// Values in a part: enough to be worth handing to a thread.
+const PART: usize = 16 * 1024;
+
+impl Acts {
+    /// Quantizes `x` (rows of `n` values) into the form `act`, for row kernels. Rows of floats are not copied:
+    /// [`Acts::row`] hands them back.
+    pub fn set(&mut self, act: Act, n: usize, x: &[f32]) {
+        self.row_parts(act, n, x).for_each(RowPart::fill);
+    }
+
+    /// Lays `x` out for panels of this instruction set.
+    pub fn set_panels(&mut self, act: Act, isa: Isa, n: usize, x: &[f32]) {
+        self.panel_parts(act, isa, n, x).for_each(PanelPart::fill);
+    }
+
+    /// The work of [`Acts::set`]; all parts must be filled.
+    pub fn row_parts<'a>(&'a mut self, act: Act, n: usize, x: &'a [f32]) -> impl Iterator<Item = RowPart<'a>> {
+        (self.act, self.n) = (Some(act), n);
+        let block = act.block();
+        let len = if block == 1 { 0 } else { x.len() };
+        debug_assert!(n.is_multiple_of(block) && len.is_multiple_of(n.max(1)));
+        self.q.resize(len, 0);
+        self.d.resize(len / block, 0.0);
+        self.sums.resize(len / 16, 0);
+        let quads = if simd::detected() >= Isa::Avx512 { len / n.max(1) * n.div_ceil(Quad::LEN) } else { 0 };
+        self.quads.resize(quads, Quad::ZERO);
+        let rows = (PART / n.max(1)).max(1);
+        let q = self.q.chunks_mut(rows * n).zip(x.chunks(rows * n));
+        let more = self.d.chunks_mut(rows * n / block).zip(self.sums.chunks_mut(rows * n / 16));
+        let mut quads = self.quads.chunks_mut(rows * n.div_ceil(Quad::LEN));
+        q.zip(more).map(move |((q, x), (d, sums))| {
+            let quads = quads.next().unwrap_or_default();
+            RowPart { n, block, x, q, d, sums, quads }
+        })
+    }
+
+    /// The work of [`Acts::set_panels`]; all parts must be filled.
+    pub fn panel_parts<'a>(
+        &'a mut self,
+        act: Act,
+        isa: Isa,
+        n: usize,
+        x: &'a [f32],
+    ) -> impl Iterator<Item = PanelPart<'a>> {
+        let (block, form, rows) = (act.block(), act.form(isa), x.len() / n.max(1));
+        (self.act, self.n, self.rows, self.form) = (Some(act), n, rows, Some(form));
+        let chunk = form.columns();
+        let len = n.div_ceil(chunk) * rows;
+        let (columns, words) = if form == Form::Codes { (len, 0) } else { (0, len) };
+        self.columns.resize(columns, Columns::ZERO);
+        self.words.resize(words, Words::ZERO);
+        let each = PART / chunk;
+        let columns = self.columns.chunks_mut(each).map(move |to| To::Columns(block, to));
+        let words = self.words.chunks_mut(each).map(move |to| To::Words(form, to));
+        let part = move |(i, to)| PanelPart { x, n, rows, first: i * each, chunk, to };
+        columns.chain(words).enumerate().map(part)
+    }
+
+    /// All rows, for panels; only after [`Acts::set_panels`].
+    pub fn tile(&self) -> TileActs<'_> {
+        let (block, form) = (self.act.map_or(1, Act::block), self.form.expect("activations laid out for panels"));
+        TileActs { n: self.n, block, rows: self.rows, form, columns: &self.columns, words: &self.words }
+    }
+
+    /// Row `t`; `x` is the same slice that [`Acts::set`] was given.
+    pub fn row<'a>(&'a self, t: usize, x: &'a [f32]) -> ActRow<'a> {
+        let n = self.n;
+        let block = self.act.map_or(1, Act::block);
+        if block == 1 {
+            return ActRow { n, f: &x[t * n..(t + 1) * n], q: &[], d: &[], sums: &[], quads: &[] };
+        }
+        let (nd, ns, nq) = (n / block, n / 16, n.div_ceil(Quad::LEN));
+        ActRow {
+            n,
+            f: &[],
+            q: &self.q[t * n..(t + 1) * n],
+            d: &self.d[t * nd..(t + 1) * nd],
+            sums: &self.sums[t * ns..(t + 1) * ns],
+            quads: if self.quads.is_empty() { &[] } else { &self.quads[t * nq..(t + 1) * nq] },
+        }
+    }
+}
+
+/// Some rows for row kernels, still to be quantized.
+#[derive(Debug)]
+pub struct RowPart<'a> {
+    n: usize,
+    block: usize,
+    x: &'a [f32],
+    q: &'a mut [i8],
+    d: &'a mut [f32],
+    sums: &'a mut [i16],
+    quads: &'a mut [Quad],
+}
+
+impl RowPart<'_> {
+    /// Quantizes them.
+    pub fn fill(self) {
+        quantize(self.block, self.x, self.q, self.d, self.sums);
+        for (i, quad) in self.quads.iter_mut().enumerate() {
+            let each = self.n.div_ceil(Quad::LEN);
+            quad.set(self.n, i % each * Quad::LEN, i / each * self.n, self.block, (self.q, self.d, self.sums));
+        }
+    }
+}
+
+/// Some columns of some rows, still to be laid out for panels.
+#[derive(Debug)]
+pub struct PanelPart<'a> {
+    x: &'a [f32],
+    n: usize,
+    rows: usize,
+    /// Where `to` begins among all.
+    first: usize,
+    chunk: usize,
+    to: To<'a>,
+}
+
+#[derive(Debug)]
+enum To<'a> {
+    /// With the values that share a scale.
+    Columns(usize, &'a mut [Columns]),
+    Words(Form, &'a mut [Words]),
+}
+
+impl PanelPart<'_> {
+    /// Lays them out.
+    pub fn fill(self) {
+        #[cfg(target_arch = "x86_64")]
+        if simd::isa() >= Isa::Avx2 {
+            #[allow(unsafe_code)]
+            // SAFETY: isa() says what this CPU has.
+            unsafe {
+                if simd::isa() >= Isa::Avx512 { self.fill_avx512() } else { self.fill_avx2() }
+            };
+            return;
+        }
+        self.fill_by(quantize_scalar);
+    }
+
+    #[cfg(target_arch = "x86_64")]
+    #[target_feature(enable = "avx512f,avx512bw,avx512dq,avx512vl,avx512vnni")]
+    fn fill_avx512(self) {
+        self.fill_by(|block, x, q, d, sums| quantize_avx512(block, x, q, d, sums));
+    }
+
+    #[cfg(target_arch = "x86_64")]
+    #[target_feature(enable = "avx2")]
+    fn fill_avx2(self) {
+        self.fill_by(|block, x, q, d, sums| quantize_avx2(block, x, q, d, sums));
+    }
+
+    #[inline(always)] // so that it is compiled anew for each instruction set
+    fn fill_by(self, quantize: impl Fn(usize, &[f32], &mut [i8], &mut [f32], &mut [i16])) {
+        let (x, n, rows, first, chunk) = (self.x, self.n, self.rows, self.first, self.chunk);
+        let from = |i: usize| {
+            let (c, t) = ((first + i) / rows, (first + i) % rows);
+            &x[t * n + c * chunk..t * n + n.min((c + 1) * chunk)]
+        };
+        match self.to {
+            To::Words(form, to) => to.iter_mut().enumerate().for_each(|(i, to)| to.set(form, from(i))),
+            To::Columns(block, to) => {
+                for (i, to) in to.iter_mut().enumerate() {
+                    let x = from(i);
+                    let (mut q, mut d, mut sums) = ([0; CHUNK], [0.0; CHUNK / 32], [0; CHUNK / 16]);
+                    quantize(block, x, &mut q[..x.len()], &mut d[..x.len() / block], &mut sums[..x.len() / 16]);
+                    to.u.iter_mut().zip(q).for_each(|(u, q)| *u = q as u8 ^ 0x80);
+                    if block == CHUNK {
+                        d = [d[0]; CHUNK / 32];
+                    }
+                    to.d = d;
+                    for (g, (to, sum)) in to.sums.iter_mut().zip(sums).enumerate() {
+                        *to = sum as f32 * if block == CHUNK { 1.0 } else { d[g / 2] };
+                    }
+                }
+            }
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::quant::activations::quantize::tests::values;
+    use crate::quant::rng::Rng;
+
+    #[test]
+    fn panels_see_what_row_kernels_see() {
+        let mut rng = Rng(5);
+        for round in 0..60 {
+            let act = [Act::Q8, Act::Q8K][round % 2];
+            let (n, rows) = (act.block() * (1 + rng.below(12)), 1 + rng.below(90));
+            let x = values(&mut rng, n * rows);
+            let mut acts = Acts::default();
+            acts.set(act, n, &x);
+            acts.set_panels(act, simd::isa(), n, &x);
+            let tile = acts.tile();
+            for (t, k) in (0..rows).flat_map(|t| (0..n).map(move |k| (t, k))) {
+                let (row, columns) = (acts.row(t, &x), &tile.columns[k / CHUNK * rows + t]);
+                let at = k % CHUNK;
+                let scale = if act == Act::Q8 { row.d[k / 32] } else { 1.0 };
+                assert_eq!(columns.u[at] as i32 - 128, row.q[k] as i32);
+                assert_eq!(columns.d[at / 32].to_bits(), row.d[k / act.block()].to_bits());
+                assert_eq!(columns.sums[at / 16].to_bits(), (row.sums[k / 16] as f32 * scale).to_bits());
+            }
+        }
+    }
+}

@@ -1,0 +1,8 @@
+//! Activations in the form that a format's kernels multiply with.
+
+mod acts;
+mod forms;
+mod quantize;
+
+pub use acts::{Acts, PanelPart, RowPart};
+pub use forms::{Act, ActRow, CHUNK, Columns, Form, Quad, TileActs, WORDS, Words};
