@@ -11,7 +11,7 @@ use std::cell::RefCell;
 use super::Pool;
 use super::pool::Parts;
 use crate::quant::activations::{Acts, PanelPart, RowPart};
-use crate::quant::panels::{ROWS, Source, Work};
+use crate::quant::panels::{PanelScratch, ROWS, WeightRows};
 use crate::quant::{ActRow, QuantType};
 use crate::simd;
 
@@ -68,7 +68,7 @@ pub fn grouped(
     }
     let worth = ty.act.form(simd::isa()).worth(simd::isa());
     let rows_only = acts.rows_only;
-    let panels = |g: &Group<'_>| !rows_only && ty.has_tiles() && g.pairs.len() >= worth;
+    let panels = |g: &Group<'_>| !rows_only && ty.multiplies_many() && g.pairs.len() >= worth;
     if groups.iter().any(|g| !g.pairs.is_empty() && !panels(g)) {
         pool.each_of(acts.row_parts(ty.act, n_in, x), size_of_val(x), RowPart::fill);
     }
@@ -90,11 +90,11 @@ pub fn grouped(
         // SAFETY: row `o` belongs to its pair alone (checked above), columns r0..r0+n to this piece alone.
         let part = |o: u32, r: usize, n: usize| unsafe { shared.part(o as usize * n_out + r0 + r, n) };
         if panels(group) {
-            TILE.with_borrow_mut(|work| {
+            SCRATCH.with_borrow_mut(|work| {
                 for r in (0..n).step_by(ROWS) {
                     let rows = ROWS.min(n - r);
-                    let source = Source { w: &w[r * stride..], stride, rows };
-                    work.multiply(ty, source, acts.tile(), group.pairs, simd::isa(), |o, sums| {
+                    let source = WeightRows { w: &w[r * stride..], stride, rows };
+                    work.multiply(ty, source, acts.panels(), group.pairs, simd::isa(), |o, sums| {
                         part(o, r, rows).copy_from_slice(sums)
                     });
                 }
@@ -109,5 +109,5 @@ pub fn grouped(
 
 thread_local! {
     /// Each thread's decoded rows.
-    static TILE: RefCell<Work> = RefCell::default();
+    static SCRATCH: RefCell<PanelScratch> = RefCell::default();
 }

@@ -1,7 +1,7 @@
 //! What a weight format is to the rest of the crate: numbers, a decoder, kernels.
 
 use super::activations::{Act, ActRow};
-use super::panels::panel::Tile;
+use super::panels::panel::PanelSpec;
 use super::rng::Rng;
 use crate::simd::{self, Isa};
 
@@ -21,7 +21,7 @@ pub struct QuantType {
     /// Decodes whole blocks: `(blocks, out)` with `out.len() == blocks.len() / bytes * block`. Bit-equal to ggml.
     pub dequant: fn(&[u8], &mut [f32]),
     /// How it fills panels for many tokens; None for floats.
-    pub tile: Option<Tile>,
+    pub panel: Option<PanelSpec>,
     /// Best instruction set first, the scalar truth last.
     pub kernels: &'static [Kernel],
     /// Fills one block with random weights of about unit RMS: for tests and for synthetic models.
@@ -55,7 +55,7 @@ pub struct Kv {
     /// Decodes whole blocks, as `dequant`, with vectors: best instruction set first, scalar last.
     pub decode: &'static [(Isa, Decode)],
     /// Whether the blocks are the values as f16, which attention then multiplies with as they are.
-    pub halves: bool,
+    pub is_f16: bool,
 }
 
 impl QuantType {
@@ -65,9 +65,9 @@ impl QuantType {
         n / self.block * self.bytes
     }
 
-    /// Whether [`crate::quant::panels::multiply::Work`] multiplies it with many tokens at once.
-    pub fn has_tiles(&self) -> bool {
-        self.tile.is_some() || matches!(self.act, Act::F16 | Act::Bf16)
+    /// Whether [`crate::quant::panels::PanelScratch`] multiplies it with many tokens at once.
+    pub fn multiplies_many(&self) -> bool {
+        self.panel.is_some() || matches!(self.act, Act::F16 | Act::Bf16)
     }
 
     /// The fastest kernel that this CPU (and `TANDEM_ISA`) allows.

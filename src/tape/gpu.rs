@@ -83,7 +83,7 @@ impl GpuState {
     pub fn code(ty: &QuantType) -> Option<i32> {
         match (ty.block, ty.bytes) {
             (1, 4) => Some(0),
-            (1, 2) if ty.kv.as_ref().is_some_and(|kv| kv.halves) => Some(1),
+            (1, 2) if ty.kv.as_ref().is_some_and(|kv| kv.is_f16) => Some(1),
             (32, 34) => Some(2),
             _ => None,
         }

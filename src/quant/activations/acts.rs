@@ -14,7 +14,7 @@
 //! Row kernels and panels want different layouts. Either is made in parts that do not touch, so that a caller with
 //! threads can share them out; quantizing a block gives the same bits wherever it is done.
 
-use super::forms::{Act, ActRow, CHUNK, Columns, Form, Quad, TileActs, Words};
+use super::forms::{Act, ActBlock, ActRow, CHUNK, PanelActs, PanelColumns, PanelForm, PanelWords};
 use super::quantize::{quantize, quantize_scalar};
 #[cfg(target_arch = "x86_64")]
 use super::quantize::{quantize_avx2, quantize_avx512};
@@ -31,12 +31,12 @@ pub struct Acts {
     q: Vec<i8>,
     d: Vec<f32>,
     sums: Vec<i16>,
-    quads: Vec<Quad>,
+    act_blocks: Vec<ActBlock>,
     /// For many tokens at once, of one form or the other.
     rows: usize,
-    form: Option<Form>,
-    columns: Vec<Columns>,
-    words: Vec<Words>,
+    form: Option<PanelForm>,
+    columns: Vec<PanelColumns>,
+    words: Vec<PanelWords>,
 }
 
 /// Values in a part: enough to be worth handing to a thread.
@@ -63,15 +63,15 @@ impl Acts {
         self.q.resize(len, 0);
         self.d.resize(len / block, 0.0);
         self.sums.resize(len / 16, 0);
-        let quads = if simd::detected() >= Isa::Avx512 { len / n.max(1) * n.div_ceil(Quad::LEN) } else { 0 };
-        self.quads.resize(quads, Quad::ZERO);
+        let act_blocks = if simd::detected() >= Isa::Avx512 { len / n.max(1) * n.div_ceil(ActBlock::LEN) } else { 0 };
+        self.act_blocks.resize(act_blocks, ActBlock::ZERO);
         let rows = (PART / n.max(1)).max(1);
         let q = self.q.chunks_mut(rows * n).zip(x.chunks(rows * n));
         let more = self.d.chunks_mut(rows * n / block).zip(self.sums.chunks_mut(rows * n / 16));
-        let mut quads = self.quads.chunks_mut(rows * n.div_ceil(Quad::LEN));
+        let mut act_blocks = self.act_blocks.chunks_mut(rows * n.div_ceil(ActBlock::LEN));
         q.zip(more).map(move |((q, x), (d, sums))| {
-            let quads = quads.next().unwrap_or_default();
-            RowPart { n, block, x, q, d, sums, quads }
+            let act_blocks = act_blocks.next().unwrap_or_default();
+            RowPart { n, block, x, q, d, sums, act_blocks }
         })
     }
 
@@ -87,20 +87,20 @@ impl Acts {
         (self.act, self.n, self.rows, self.form) = (Some(act), n, rows, Some(form));
         let chunk = form.columns();
         let len = n.div_ceil(chunk) * rows;
-        let (columns, words) = if form == Form::Codes { (len, 0) } else { (0, len) };
-        self.columns.resize(columns, Columns::ZERO);
-        self.words.resize(words, Words::ZERO);
+        let (columns, words) = if form == PanelForm::Codes { (len, 0) } else { (0, len) };
+        self.columns.resize(columns, PanelColumns::ZERO);
+        self.words.resize(words, PanelWords::ZERO);
         let each = PART / chunk;
-        let columns = self.columns.chunks_mut(each).map(move |to| To::Columns(block, to));
-        let words = self.words.chunks_mut(each).map(move |to| To::Words(form, to));
+        let columns = self.columns.chunks_mut(each).map(move |to| To::PanelColumns(block, to));
+        let words = self.words.chunks_mut(each).map(move |to| To::PanelWords(form, to));
         let part = move |(i, to)| PanelPart { x, n, rows, first: i * each, chunk, to };
         columns.chain(words).enumerate().map(part)
     }
 
     /// All rows, for panels; only after [`Acts::set_panels`].
-    pub fn tile(&self) -> TileActs<'_> {
+    pub fn panels(&self) -> PanelActs<'_> {
         let (block, form) = (self.act.map_or(1, Act::block), self.form.expect("activations laid out for panels"));
-        TileActs { n: self.n, block, rows: self.rows, form, columns: &self.columns, words: &self.words }
+        PanelActs { n: self.n, block, rows: self.rows, form, columns: &self.columns, words: &self.words }
     }
 
     /// Row `t`; `x` is the same slice that [`Acts::set`] was given.
@@ -108,16 +108,16 @@ impl Acts {
         let n = self.n;
         let block = self.act.map_or(1, Act::block);
         if block == 1 {
-            return ActRow { n, f: &x[t * n..(t + 1) * n], q: &[], d: &[], sums: &[], quads: &[] };
+            return ActRow { n, f: &x[t * n..(t + 1) * n], q: &[], d: &[], sums: &[], act_blocks: &[] };
         }
-        let (nd, ns, nq) = (n / block, n / 16, n.div_ceil(Quad::LEN));
+        let (nd, ns, nq) = (n / block, n / 16, n.div_ceil(ActBlock::LEN));
         ActRow {
             n,
             f: &[],
             q: &self.q[t * n..(t + 1) * n],
             d: &self.d[t * nd..(t + 1) * nd],
             sums: &self.sums[t * ns..(t + 1) * ns],
-            quads: if self.quads.is_empty() { &[] } else { &self.quads[t * nq..(t + 1) * nq] },
+            act_blocks: if self.act_blocks.is_empty() { &[] } else { &self.act_blocks[t * nq..(t + 1) * nq] },
         }
     }
 }
@@ -131,16 +131,16 @@ pub struct RowPart<'a> {
     q: &'a mut [i8],
     d: &'a mut [f32],
     sums: &'a mut [i16],
-    quads: &'a mut [Quad],
+    act_blocks: &'a mut [ActBlock],
 }
 
 impl RowPart<'_> {
     /// Quantizes them.
     pub fn fill(self) {
         quantize(self.block, self.x, self.q, self.d, self.sums);
-        for (i, quad) in self.quads.iter_mut().enumerate() {
-            let each = self.n.div_ceil(Quad::LEN);
-            quad.set(self.n, i % each * Quad::LEN, i / each * self.n, self.block, (self.q, self.d, self.sums));
+        for (i, act_block) in self.act_blocks.iter_mut().enumerate() {
+            let each = self.n.div_ceil(ActBlock::LEN);
+            act_block.set(self.n, i % each * ActBlock::LEN, i / each * self.n, self.block, (self.q, self.d, self.sums));
         }
     }
 }
@@ -160,8 +160,8 @@ pub struct PanelPart<'a> {
 #[derive(Debug)]
 enum To<'a> {
     /// With the values that share a scale.
-    Columns(usize, &'a mut [Columns]),
-    Words(Form, &'a mut [Words]),
+    PanelColumns(usize, &'a mut [PanelColumns]),
+    PanelWords(PanelForm, &'a mut [PanelWords]),
 }
 
 impl PanelPart<'_> {
@@ -199,8 +199,8 @@ impl PanelPart<'_> {
             &x[t * n + c * chunk..t * n + n.min((c + 1) * chunk)]
         };
         match self.to {
-            To::Words(form, to) => to.iter_mut().enumerate().for_each(|(i, to)| to.set(form, from(i))),
-            To::Columns(block, to) => {
+            To::PanelWords(form, to) => to.iter_mut().enumerate().for_each(|(i, to)| to.set(form, from(i))),
+            To::PanelColumns(block, to) => {
                 for (i, to) in to.iter_mut().enumerate() {
                     let x = from(i);
                     let (mut q, mut d, mut sums) = ([0; CHUNK], [0.0; CHUNK / 32], [0; CHUNK / 16]);
@@ -235,9 +235,9 @@ mod tests {
             let mut acts = Acts::default();
             acts.set(act, n, &x);
             acts.set_panels(act, simd::isa(), n, &x);
-            let tile = acts.tile();
+            let panels = acts.panels();
             for (t, k) in (0..rows).flat_map(|t| (0..n).map(move |k| (t, k))) {
-                let (row, columns) = (acts.row(t, &x), &tile.columns[k / CHUNK * rows + t]);
+                let (row, columns) = (acts.row(t, &x), &panels.columns[k / CHUNK * rows + t]);
                 let at = k % CHUNK;
                 let scale = if act == Act::Q8 { row.d[k / 32] } else { 1.0 };
                 assert_eq!(columns.u[at] as i32 - 128, row.q[k] as i32);

@@ -33,18 +33,18 @@ impl Act {
     }
 
     /// What many tokens at once are made into.
-    pub fn form(self, isa: Isa) -> Form {
+    pub fn form(self, isa: Isa) -> PanelForm {
         match self {
-            Act::Bf16 if isa >= Isa::Avx512Bf16 => Form::Bf16,
-            Act::F32 | Act::F16 | Act::Bf16 => Form::F32,
-            Act::Q8 | Act::Q8K => Form::Codes,
+            Act::Bf16 if isa >= Isa::Avx512Bf16 => PanelForm::Bf16,
+            Act::F32 | Act::F16 | Act::Bf16 => PanelForm::F32,
+            Act::Q8 | Act::Q8K => PanelForm::Codes,
         }
     }
 }
 
 /// What many tokens' activations are made into.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Form {
+pub enum PanelForm {
     /// 8-bit codes, for panels: tile.rs.
     Codes,
     /// f32, a column to a word.
@@ -53,25 +53,25 @@ pub enum Form {
     Bf16,
 }
 
-impl Form {
+impl PanelForm {
     /// Tokens from which they are quicker together than one by one, measured from cache (Zen 4, products/ns): BF16 pairs
     /// 30 for two and 42 for three, the row kernel 29; F16 with f32 24 and 33, the row kernel 25; panels of codes 64 for
     /// four (Q4_K) and 60 (IQ2_XXS), their row kernels 54 and 34. On AVX2 filling a panel takes three times as long: with
     /// 32 tokens 82 (Q4_K), 44 (Q8_0) and 46 (MXFP4), their row kernels 46, 34 and 31.
     pub fn worth(self, isa: Isa) -> usize {
         match self {
-            Form::Bf16 | Form::F32 => 3,
-            Form::Codes if isa == Isa::Avx2 => 16,
-            Form::Codes => 4,
+            PanelForm::Bf16 | PanelForm::F32 => 3,
+            PanelForm::Codes if isa == Isa::Avx2 => 16,
+            PanelForm::Codes => 4,
         }
     }
 
     /// Columns that lie together.
     pub fn columns(self) -> usize {
         match self {
-            Form::Codes => CHUNK,
-            Form::F32 => WORDS,
-            Form::Bf16 => 2 * WORDS,
+            PanelForm::Codes => CHUNK,
+            PanelForm::F32 => WORDS,
+            PanelForm::Bf16 => 2 * WORDS,
         }
     }
 }
@@ -90,14 +90,14 @@ pub struct ActRow<'a> {
     /// The sum of `q` over every 16 values (n / 16).
     pub sums: &'a [i16],
     /// All of that once more, where the CPU has AVX-512 (n / 512, rounded up).
-    pub quads: &'a [Quad],
+    pub act_blocks: &'a [ActBlock],
 }
 
 /// 512 activations as the row kernels of AVX-512 take them, in whole cache lines. Where a row is not a whole number of
 /// 128, zeros stand before its last part, so that it meets the last 128 weights, of which some were met before.
 #[derive(Clone, Debug)]
 #[repr(align(64))]
-pub struct Quad {
+pub struct ActBlock {
     /// Four times 128: the first 16 of every 32, then the second 16 of every 32.
     pub q: [[[i8; 64]; 2]; 4],
     /// The scale of every 32.
@@ -109,8 +109,9 @@ pub struct Quad {
     pub lanes: [[[i16; 2]; 16]; 4],
 }
 
-impl Quad {
-    pub(crate) const ZERO: Quad = Quad { q: [[[0; 64]; 2]; 4], d: [0.0; 16], sums: [0; 16], lanes: [[[0; 2]; 16]; 4] };
+impl ActBlock {
+    pub(crate) const ZERO: ActBlock =
+        ActBlock { q: [[[0; 64]; 2]; 4], d: [0.0; 16], sums: [0; 16], lanes: [[[0; 2]; 16]; 4] };
     /// Activations in one.
     pub const LEN: usize = 512;
 
@@ -123,9 +124,9 @@ impl Quad {
         block: usize,
         (q, d, sums): (&[i8], &[f32], &[i16]),
     ) {
-        let len = Quad::LEN.min(n - from);
-        if len < Quad::LEN {
-            self.clone_from(&Quad::ZERO);
+        let len = ActBlock::LEN.min(n - from);
+        if len < ActBlock::LEN {
+            self.clone_from(&ActBlock::ZERO);
         }
         for (g, q) in q[row + from..][..len].as_chunks::<32>().0.iter().enumerate() {
             let at = row + from + 32 * g;
@@ -150,7 +151,7 @@ impl Quad {
 /// [`CHUNK`] activations of a row, and what goes with them.
 #[derive(Clone, Debug)]
 #[repr(align(64))]
-pub struct Columns {
+pub struct PanelColumns {
     /// `q + 128`.
     pub u: [u8; CHUNK],
     /// The scale of every 32; all the same where 256 share one.
@@ -159,14 +160,14 @@ pub struct Columns {
     pub sums: [f32; CHUNK / 16],
 }
 
-impl Columns {
+impl PanelColumns {
     /// Nothing.
-    pub const ZERO: Columns = Columns { u: [0; CHUNK], d: [0.0; CHUNK / 32], sums: [0.0; CHUNK / 16] };
+    pub const ZERO: PanelColumns = PanelColumns { u: [0; CHUNK], d: [0.0; CHUNK / 32], sums: [0.0; CHUNK / 16] };
 }
 
 /// Activations for many tokens at once.
 #[derive(Clone, Copy, Debug)]
-pub struct TileActs<'a> {
+pub struct PanelActs<'a> {
     /// Values in a row.
     pub n: usize,
     /// Values that share a scale: 32 or 256.
@@ -174,28 +175,28 @@ pub struct TileActs<'a> {
     /// Rows.
     pub rows: usize,
     /// What they were made into.
-    pub form: Form,
+    pub form: PanelForm,
     /// The first [`CHUNK`] columns of every row, then the next: neighbours in a panel's columns would fall into the same
     /// few sets of the cache if they lay a power of two apart. The last may not be full.
-    pub columns: &'a [Columns],
+    pub columns: &'a [PanelColumns],
     /// The same for floats, [`WORDS`] words at a time.
-    pub words: &'a [Words],
+    pub words: &'a [PanelWords],
 }
 
 /// [`WORDS`] words of a row of activations; zeros where the row has ended.
 #[derive(Clone, Debug)]
 #[repr(align(64))]
-pub struct Words(pub [u32; WORDS]);
+pub struct PanelWords(pub [u32; WORDS]);
 
-impl Words {
+impl PanelWords {
     /// Nothing.
-    pub const ZERO: Words = Words([0; WORDS]);
+    pub const ZERO: PanelWords = PanelWords([0; WORDS]);
 
     /// Takes as many columns of a row, or its last few.
     #[inline(always)]
-    pub(crate) fn set(&mut self, form: Form, x: &[f32]) {
+    pub(crate) fn set(&mut self, form: PanelForm, x: &[f32]) {
         match form {
-            Form::Bf16 => {
+            PanelForm::Bf16 => {
                 let to: &mut [u16; 2 * WORDS] = bytemuck::cast_mut(&mut self.0);
                 to.iter_mut().zip(x).for_each(|(to, &x)| *to = round(x));
                 to[x.len()..].fill(0);

@@ -5,4 +5,4 @@ mod forms;
 mod quantize;
 
 pub use acts::{Acts, PanelPart, RowPart};
-pub use forms::{Act, ActRow, CHUNK, Columns, Form, Quad, TileActs, WORDS, Words};
+pub use forms::{Act, ActBlock, ActRow, CHUNK, PanelActs, PanelColumns, PanelForm, PanelWords, WORDS};

@@ -23,7 +23,7 @@ pub static TYPE: QuantType = QuantType {
     block: 1,
     bytes: BYTES,
     act: Act::Bf16,
-    tile: None,
+    panel: None,
     dequant,
     kernels: &[
         #[cfg(target_arch = "x86_64")]
@@ -136,7 +136,7 @@ mod tests {
 
     #[test]
     fn many_tokens_at_once_equal_the_decoded_weights() {
-        check::tile(&TYPE);
+        check::panels(&TYPE);
     }
 
     #[test]

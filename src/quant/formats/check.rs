@@ -8,9 +8,8 @@ macro_rules! say {
     }};
 }
 
-use crate::quant::activations::Acts;
-use crate::quant::activations::{CHUNK, Form};
-use crate::quant::panels::{ROWS, Source, Work};
+use crate::quant::activations::{Acts, CHUNK, PanelForm};
+use crate::quant::panels::{PanelScratch, ROWS, WeightRows};
 use crate::quant::rng::Rng;
 use crate::quant::rows::blocks::put_f16;
 use crate::quant::types::QuantType;
@@ -223,12 +222,12 @@ pub(crate) fn extremes_by(ty: &'static QuantType, put: impl Fn(&mut [u8], f32)) 
 /// Many tokens at once (panels, floats) against decoded weights in f64, on every instruction set that this CPU has: row counts below and above a half
 /// panel, every count of tokens up to 13, row lengths that are not whole chunks. Limit as in [`kernels`], over the terms
 /// of codes and minimums.
-pub(crate) fn tile(ty: &'static QuantType) {
+pub(crate) fn panels(ty: &'static QuantType) {
     let mut rng = Rng(0x711e + ty.id as u64);
     // Floats may be any number to a row.
     let floats = ty.act.block() == 1;
     let unit = if floats { 61 } else { ty.block.max(ty.act.block()) };
-    let mut work = Work::default();
+    let mut work = PanelScratch::default();
     for isa in Isa::ALL.into_iter().filter(|i| *i <= simd::detected()) {
         let mut worst = 0f64;
         for round in 0..26 {
@@ -249,13 +248,13 @@ pub(crate) fn tile(ty: &'static QuantType) {
             // BF16 are exact in f32, so that only the sum rounds, as everywhere; no value here is subnormal, which the
             // instruction would take for zero.
             let rounded = |x: &f32| match ty.act.form(isa) {
-                Form::Bf16 => half::bf16::from_f32(*x).to_f64(),
+                PanelForm::Bf16 => half::bf16::from_f32(*x).to_f64(),
                 _ => *x as f64,
             };
             let tokens: Vec<(u32, u32)> = (0..count as u32).rev().map(|t| (t, t + 100)).collect();
             let mut decoded = vec![0f32; n];
             let mut seen = 0;
-            work.multiply(ty, Source { w: &w, stride, rows }, acts.tile(), &tokens, isa, |o, sums| {
+            work.multiply(ty, WeightRows { w: &w, stride, rows }, acts.panels(), &tokens, isa, |o, sums| {
                 seen += 1;
                 assert_eq!(sums.len(), rows);
                 let x = acts.row(o as usize - 100, &x);
@@ -289,13 +288,13 @@ pub(crate) fn alone(ty: &'static QuantType) {
     let stride = ty.row_bytes(n);
     let mut w = vec![0; stride * rows];
     w.chunks_exact_mut(ty.bytes).for_each(|b| (ty.random)(&mut rng, b));
-    let (mut acts, mut work) = (Acts::default(), Work::default());
+    let (mut acts, mut work) = (Acts::default(), PanelScratch::default());
     for isa in Isa::ALL.into_iter().filter(|i| *i <= simd::detected()) {
         acts.set_panels(ty.act, isa, n, &x);
         let mut run = |tokens: &[(u32, u32)]| {
             let mut out = Vec::new();
             let add = |_: u32, sums: &[f32]| out.extend(sums.iter().map(|v| v.to_bits()));
-            work.multiply(ty, Source { w: &w, stride, rows }, acts.tile(), tokens, isa, add);
+            work.multiply(ty, WeightRows { w: &w, stride, rows }, acts.panels(), tokens, isa, add);
             out
         };
         let tokens: Vec<(u32, u32)> = (0..count as u32).map(|t| (t, t)).collect();

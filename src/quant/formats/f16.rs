@@ -20,7 +20,7 @@ pub static TYPE: QuantType = QuantType {
     block: 1,
     bytes: BYTES,
     act: Act::F16,
-    tile: None,
+    panel: None,
     dequant,
     kernels: &[
         #[cfg(target_arch = "x86_64")]
@@ -39,7 +39,7 @@ pub static TYPE: QuantType = QuantType {
             (Isa::Avx2, decode_avx2),
             (Isa::Scalar, dequant),
         ],
-        halves: true,
+        is_f16: true,
     }),
 };
 
@@ -133,7 +133,7 @@ mod tests {
 
     #[test]
     fn many_tokens_at_once_equal_the_decoded_weights() {
-        check::tile(&TYPE);
+        check::panels(&TYPE);
     }
 
     #[test]

@@ -16,7 +16,7 @@ pub static TYPE: QuantType = QuantType {
     block: 1,
     bytes: 4,
     act: Act::F32,
-    tile: None,
+    panel: None,
     dequant,
     kernels: &[
         #[cfg(target_arch = "x86_64")]
@@ -26,7 +26,7 @@ pub static TYPE: QuantType = QuantType {
         Kernel { isa: Isa::Scalar, dot },
     ],
     random,
-    kv: Some(Kv { encode, decode: &[(Isa::Scalar, dequant)], halves: false }),
+    kv: Some(Kv { encode, decode: &[(Isa::Scalar, dequant)], is_f16: false }),
 };
 
 fn value(b: &[u8; 4]) -> f32 {

@@ -12,10 +12,10 @@
 use crate::quant::activations::{Act, ActRow};
 use crate::quant::codebooks::tables::IQ1S;
 use crate::quant::panels;
-use crate::quant::panels::lanes::{Block, Lanes};
-use crate::quant::panels::panel::{Half, Tile, tile};
+use crate::quant::panels::lanes::{Blocks16, Lanes};
+use crate::quant::panels::panel::{PanelHalf, PanelSpec, fill_panels};
 use crate::quant::rng::Rng;
-use crate::quant::rows::codebook::{self, Super};
+use crate::quant::rows::codebook::{self, SuperBlock};
 use crate::quant::rows::super_block::N as BLOCK;
 use crate::quant::types::{Kernel, QuantType};
 use crate::simd::Isa;
@@ -30,7 +30,7 @@ pub static TYPE: QuantType = QuantType {
     block: BLOCK,
     bytes: BYTES,
     act: Act::Q8K,
-    tile: Some(Tile { group: 16, most: 9, mins: false, fill: FILL }),
+    panel: Some(PanelSpec { group: 16, most: 9, mins: false, fill: FILL }),
     dequant,
     kernels: &[
         #[cfg(target_arch = "x86_64")]
@@ -46,13 +46,13 @@ fn d_bits(b: &[u8; BYTES]) -> u16 {
     (0..4).map(|i| (b[49 + 2 * i] as u16 >> 4) << (4 * i)).sum()
 }
 
-fn unpack(b: &[u8; BYTES]) -> Super {
+fn unpack(b: &[u8; BYTES]) -> SuperBlock {
     let scale = |i: usize| {
         let word = u16::from_le_bytes([b[48 + i / 4 * 2], b[49 + i / 4 * 2]]);
         2 * (word >> (3 * (i % 4)) & 7) as i32 + 1
     };
     let d = half::f16::from_bits(d_bits(b)).to_f32();
-    let mut s = Super { d: d / 8.0, scale: std::array::from_fn(scale), q: [0; BLOCK] };
+    let mut s = SuperBlock { d: d / 8.0, scale: std::array::from_fn(scale), q: [0; BLOCK] };
     for (i, q) in s.q.as_chunks_mut::<8>().0.iter_mut().enumerate() {
         let high = b[32 + i / 2] >> (4 * (i % 2));
         *q = codebook::shifted(IQ1S.entries[b[i] as usize | ((high & 7) as usize) << 8], high & 8 != 0);
@@ -68,10 +68,10 @@ fn dot(w: &[u8], stride: usize, x: ActRow<'_>, out: &mut [f32]) {
     codebook::dot(unpack, w, stride, x, out);
 }
 
-tile!(FILL, decode, BLOCK, 16);
+fill_panels!(FILL, decode, BLOCK, 16);
 
 #[inline(always)]
-fn decode<V: Lanes>(b: &Block<'_, V, BYTES>, out: &mut Half<'_>) {
+fn decode<V: Lanes>(b: &Blocks16<'_, V, BYTES>, out: &mut PanelHalf<'_>) {
     let words = b.words(48 - 8); // words 2 and 3: bytes 48..56
     let d = b.each(|b| d_bits(b) as u32).f16_to_f32().mul_f32(b.splat(0.125f32.to_bits()));
     let nibbles = b.words(32);
@@ -115,7 +115,7 @@ fn dot_avx2(w: &[u8], stride: usize, x: ActRow<'_>, out: &mut [f32]) {
     use crate::quant::rows::codebook_avx2::*;
     use crate::simd::x86::*;
     use std::arch::x86_64::*;
-    let unpack = |b: &[u8; BYTES], s: &mut Stage| {
+    let unpack = |b: &[u8; BYTES], s: &mut Unpacked| {
         let bytes = load_u8x16(b[32..48].as_array().unwrap());
         let (low, high) = (_mm_and_si128(bytes, _mm_set1_epi8(15)), _mm_srli_epi16::<4>(bytes));
         let high = _mm_and_si128(high, _mm_set1_epi8(15));
@@ -137,7 +137,7 @@ fn dot_avx2(w: &[u8], stride: usize, x: ActRow<'_>, out: &mut [f32]) {
         store_i16x16(&mut s.offsets, _mm256_mullo_epi16(scales, _mm256_set1_epi16(-9)));
         s.d = f16_bits(d_bits(b)) / 8.0;
     };
-    let group = |_: &[u8; BYTES], s: &Stage, g: usize, q| {
+    let group = |_: &[u8; BYTES], s: &Unpacked, g: usize, q| {
         let grid = eights(&IQ1S.entries, index(s, g));
         let grid = _mm256_or_si256(grid, spread_eights(s.eights[g]));
         _mm256_madd_epi16(_mm256_maddubs_epi16(grid, q), spread_scales(s.scales[g]))
@@ -162,7 +162,7 @@ mod tests {
 
     #[test]
     fn panels_equal_the_decoded_weights() {
-        check::tile(&TYPE);
+        check::panels(&TYPE);
     }
 
     #[test]

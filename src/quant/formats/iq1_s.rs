@@ -11,11 +11,11 @@
 use crate::quant::activations::{Act, ActRow};
 use crate::quant::codebooks::tables::IQ1S;
 use crate::quant::panels;
-use crate::quant::panels::lanes::{Block, Lanes};
-use crate::quant::panels::panel::{Half, Tile, tile};
+use crate::quant::panels::lanes::{Blocks16, Lanes};
+use crate::quant::panels::panel::{PanelHalf, PanelSpec, fill_panels};
 use crate::quant::rng::Rng;
 use crate::quant::rows::blocks::f16_at;
-use crate::quant::rows::codebook::{self, Super};
+use crate::quant::rows::codebook::{self, SuperBlock};
 use crate::quant::rows::super_block::N as BLOCK;
 use crate::quant::types::{Kernel, QuantType};
 use crate::simd::Isa;
@@ -30,7 +30,7 @@ pub static TYPE: QuantType = QuantType {
     block: BLOCK,
     bytes: BYTES,
     act: Act::Q8K,
-    tile: Some(Tile { group: 32, most: 9, mins: false, fill: FILL }),
+    panel: Some(PanelSpec { group: 32, most: 9, mins: false, fill: FILL }),
     dequant,
     kernels: &[
         #[cfg(target_arch = "x86_64")]
@@ -41,8 +41,8 @@ pub static TYPE: QuantType = QuantType {
     kv: None,
 };
 
-fn unpack(b: &[u8; BYTES]) -> Super {
-    let mut s = Super { d: f16_at(b, 0) / 8.0, scale: [0; 16], q: [0; BLOCK] };
+fn unpack(b: &[u8; BYTES]) -> SuperBlock {
+    let mut s = SuperBlock { d: f16_at(b, 0) / 8.0, scale: [0; 16], q: [0; BLOCK] };
     for (g, word) in b[34..].as_chunks::<2>().0.iter().enumerate() {
         let word = u16::from_le_bytes(*word);
         s.scale[2 * g..2 * g + 2].fill(2 * (word >> 12 & 7) as i32 + 1);
@@ -62,10 +62,10 @@ fn dot(w: &[u8], stride: usize, x: ActRow<'_>, out: &mut [f32]) {
     codebook::dot(unpack, w, stride, x, out);
 }
 
-tile!(FILL, decode, BLOCK, 32);
+fill_panels!(FILL, decode, BLOCK, 32);
 
 #[inline(always)]
-fn decode<V: Lanes>(b: &Block<'_, V, BYTES>, out: &mut Half<'_>) {
+fn decode<V: Lanes>(b: &Blocks16<'_, V, BYTES>, out: &mut PanelHalf<'_>) {
     let d = b.f16(0).mul_f32(b.splat(0.125f32.to_bits()));
     let words = b.words(34);
     for i in 0..2 {
@@ -98,7 +98,7 @@ fn dot_avx2(w: &[u8], stride: usize, x: ActRow<'_>, out: &mut [f32]) {
     use std::arch::x86_64::*;
     // Shifts left that bring the 3 bits of each of 4 words to bits 11..14, as factors.
     let shift = _mm256_set1_epi64x(0x0004_0020_0100_0800);
-    let unpack = |b: &[u8; BYTES], s: &mut Stage| {
+    let unpack = |b: &[u8; BYTES], s: &mut Unpacked| {
         let words = _mm256_cvtepu16_epi32(load_u8x16(b[34..].as_array().unwrap()));
         let words = _mm256_or_si256(words, _mm256_slli_epi32::<16>(words)); // each twice
         for h in 0..2 {
@@ -115,7 +115,7 @@ fn dot_avx2(w: &[u8], stride: usize, x: ActRow<'_>, out: &mut [f32]) {
         store_i16x16(&mut s.offsets, _mm256_mullo_epi16(scales, rest));
         s.d = f16_bits(u16::from_le_bytes([b[0], b[1]])) / 8.0;
     };
-    let group = |_: &[u8; BYTES], s: &Stage, g: usize, q| {
+    let group = |_: &[u8; BYTES], s: &Unpacked, g: usize, q| {
         let grid = eights(&IQ1S.entries, index(s, g));
         _mm256_madd_epi16(_mm256_maddubs_epi16(grid, q), _mm256_set1_epi32(s.scales[g] as i32))
     };
@@ -139,7 +139,7 @@ mod tests {
 
     #[test]
     fn panels_equal_the_decoded_weights() {
-        check::tile(&TYPE);
+        check::panels(&TYPE);
     }
 
     #[test]

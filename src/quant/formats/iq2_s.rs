@@ -13,11 +13,11 @@
 use crate::quant::activations::{Act, ActRow};
 use crate::quant::codebooks::tables::IQ2S;
 use crate::quant::panels;
-use crate::quant::panels::lanes::{Block, Lanes};
-use crate::quant::panels::panel::{Half, Tile, tile};
+use crate::quant::panels::lanes::{Blocks16, Lanes};
+use crate::quant::panels::panel::{PanelHalf, PanelSpec, fill_panels};
 use crate::quant::rng::Rng;
 use crate::quant::rows::blocks::f16_at;
-use crate::quant::rows::codebook::{self, Super};
+use crate::quant::rows::codebook::{self, SuperBlock};
 use crate::quant::rows::super_block::N as BLOCK;
 use crate::quant::types::{Kernel, QuantType};
 use crate::simd::Isa;
@@ -32,7 +32,7 @@ pub static TYPE: QuantType = QuantType {
     block: BLOCK,
     bytes: BYTES,
     act: Act::Q8K,
-    tile: Some(Tile { group: 16, most: 43, mins: false, fill: FILL }),
+    panel: Some(PanelSpec { group: 16, most: 43, mins: false, fill: FILL }),
     dequant,
     kernels: &[
         #[cfg(target_arch = "x86_64")]
@@ -45,8 +45,8 @@ pub static TYPE: QuantType = QuantType {
     kv: None,
 };
 
-fn unpack(b: &[u8; BYTES]) -> Super {
-    let mut s = Super { d: f16_at(b, 0) / 8.0, scale: codebook::nibble_scales(&b[74..]), q: [0; BLOCK] };
+fn unpack(b: &[u8; BYTES]) -> SuperBlock {
+    let mut s = SuperBlock { d: f16_at(b, 0) / 8.0, scale: codebook::nibble_scales(&b[74..]), q: [0; BLOCK] };
     for (i, q) in s.q.as_chunks_mut::<8>().0.iter_mut().enumerate() {
         let high = b[66 + i / 4] >> (2 * (i % 4)) & 3;
         *q = codebook::signed(IQ2S.entries[b[2 + i] as usize | (high as usize) << 8], b[34 + i]);
@@ -62,10 +62,10 @@ fn dot(w: &[u8], stride: usize, x: ActRow<'_>, out: &mut [f32]) {
     codebook::dot(unpack, w, stride, x, out);
 }
 
-tile!(FILL, decode, BLOCK, 16);
+fill_panels!(FILL, decode, BLOCK, 16);
 
 #[inline(always)]
-fn decode<V: Lanes>(b: &Block<'_, V, BYTES>, out: &mut Half<'_>) {
+fn decode<V: Lanes>(b: &Blocks16<'_, V, BYTES>, out: &mut PanelHalf<'_>) {
     let d = b.f16(0).mul_f32(b.splat(0.125f32.to_bits()));
     panels::codebook::put_nibble_scales(b, BYTES - 16, 2, d, out);
     let high = b.words(BYTES - 16); // words 0 and 1: bytes 66..74
@@ -93,7 +93,7 @@ fn dot_avx2(w: &[u8], stride: usize, x: ActRow<'_>, out: &mut [f32]) {
     use std::arch::x86_64::*;
     // Shifts left that bring the bit pair of each of 4 words to bits 8 and 9, as factors.
     let shift = _mm256_set1_epi64x(0x0004_0010_0040_0100);
-    let unpack = |b: &[u8; BYTES], s: &mut Stage| {
+    let unpack = |b: &[u8; BYTES], s: &mut Unpacked| {
         for h in 0..2 {
             let high = spread_eights(u32::from_le_bytes(*b[66 + 4 * h..][..4].as_array().unwrap()));
             let high = _mm256_and_si256(_mm256_mullo_epi16(high, shift), _mm256_set1_epi16(0x300));
@@ -102,7 +102,7 @@ fn dot_avx2(w: &[u8], stride: usize, x: ActRow<'_>, out: &mut [f32]) {
         store_u32x8(&mut s.scales, scales_of_nibbles(b[74..].as_array().unwrap()));
         s.d = f16_bits(u16::from_le_bytes([b[0], b[1]])) / 8.0;
     };
-    let group = |b: &[u8; BYTES], s: &Stage, g: usize, q| {
+    let group = |b: &[u8; BYTES], s: &Unpacked, g: usize, q| {
         let grid = eights(&IQ2S.entries, index(s, g));
         let signs = u32::from_le_bytes(*b[34 + 4 * g..][..4].as_array().unwrap());
         _mm256_madd_epi16(signed_pairs(grid, signs, q), spread_scales(s.scales[g]))
@@ -152,7 +152,7 @@ mod tests {
 
     #[test]
     fn panels_equal_the_decoded_weights() {
-        check::tile(&TYPE);
+        check::panels(&TYPE);
     }
 
     #[test]

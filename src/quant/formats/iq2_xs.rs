@@ -12,11 +12,11 @@
 use crate::quant::activations::{Act, ActRow};
 use crate::quant::codebooks::tables::IQ2XS;
 use crate::quant::panels;
-use crate::quant::panels::lanes::{Block, Lanes};
-use crate::quant::panels::panel::{Half, Tile, tile};
+use crate::quant::panels::lanes::{Blocks16, Lanes};
+use crate::quant::panels::panel::{PanelHalf, PanelSpec, fill_panels};
 use crate::quant::rng::Rng;
 use crate::quant::rows::blocks::f16_at;
-use crate::quant::rows::codebook::{self, Super};
+use crate::quant::rows::codebook::{self, SuperBlock};
 use crate::quant::rows::super_block::N as BLOCK;
 use crate::quant::types::{Kernel, QuantType};
 use crate::simd::Isa;
@@ -31,7 +31,7 @@ pub static TYPE: QuantType = QuantType {
     block: BLOCK,
     bytes: BYTES,
     act: Act::Q8K,
-    tile: Some(Tile { group: 16, most: 43, mins: false, fill: FILL }),
+    panel: Some(PanelSpec { group: 16, most: 43, mins: false, fill: FILL }),
     dequant,
     kernels: &[
         #[cfg(target_arch = "x86_64")]
@@ -44,8 +44,8 @@ pub static TYPE: QuantType = QuantType {
     kv: None,
 };
 
-fn unpack(b: &[u8; BYTES]) -> Super {
-    let mut s = Super { d: f16_at(b, 0) / 8.0, scale: codebook::nibble_scales(&b[66..]), q: [0; BLOCK] };
+fn unpack(b: &[u8; BYTES]) -> SuperBlock {
+    let mut s = SuperBlock { d: f16_at(b, 0) / 8.0, scale: codebook::nibble_scales(&b[66..]), q: [0; BLOCK] };
     for (word, q) in b[2..66].as_chunks::<2>().0.iter().zip(s.q.as_chunks_mut::<8>().0) {
         let word = u16::from_le_bytes(*word);
         *q = codebook::signed(IQ2XS.entries[(word & 511) as usize], codebook::even_signs(word as u32 >> 9));
@@ -61,10 +61,10 @@ fn dot(w: &[u8], stride: usize, x: ActRow<'_>, out: &mut [f32]) {
     codebook::dot(unpack, w, stride, x, out);
 }
 
-tile!(FILL, decode, BLOCK, 16);
+fill_panels!(FILL, decode, BLOCK, 16);
 
 #[inline(always)]
-fn decode<V: Lanes>(b: &Block<'_, V, BYTES>, out: &mut Half<'_>) {
+fn decode<V: Lanes>(b: &Blocks16<'_, V, BYTES>, out: &mut PanelHalf<'_>) {
     let d = b.f16(0).mul_f32(b.splat(0.125f32.to_bits()));
     panels::codebook::put_nibble_scales(b, BYTES - 16, 2, d, out);
     for i in 0..4 {
@@ -89,7 +89,7 @@ fn dot_avx2(w: &[u8], stride: usize, x: ActRow<'_>, out: &mut [f32]) {
     use crate::quant::rows::codebook_avx2::*;
     use crate::simd::x86::*;
     use std::arch::x86_64::*;
-    let unpack = |b: &[u8; BYTES], s: &mut Stage| {
+    let unpack = |b: &[u8; BYTES], s: &mut Unpacked| {
         let (lo, hi) = (load_u8x32(b[2..34].as_array().unwrap()), load_u8x32(b[34..66].as_array().unwrap()));
         // Packing works within lanes: the quarters are put back in order.
         let signs = _mm256_packus_epi16(_mm256_srli_epi16::<9>(lo), _mm256_srli_epi16::<9>(hi));
@@ -101,7 +101,7 @@ fn dot_avx2(w: &[u8], stride: usize, x: ActRow<'_>, out: &mut [f32]) {
         store_u32x8(&mut s.scales, scales_of_nibbles(b[66..].as_array().unwrap()));
         s.d = f16_bits(u16::from_le_bytes([b[0], b[1]])) / 8.0;
     };
-    let group = |_: &[u8; BYTES], s: &Stage, g: usize, q| {
+    let group = |_: &[u8; BYTES], s: &Unpacked, g: usize, q| {
         let grid = eights(&IQ2XS.entries, index(s, g));
         _mm256_madd_epi16(signed_pairs(grid, s.eights[g], q), spread_scales(s.scales[g]))
     };
@@ -156,7 +156,7 @@ mod tests {
 
     #[test]
     fn panels_equal_the_decoded_weights() {
-        check::tile(&TYPE);
+        check::panels(&TYPE);
     }
 
     #[test]

@@ -13,11 +13,11 @@
 use crate::quant::activations::{Act, ActRow};
 use crate::quant::codebooks::tables::IQ3S;
 use crate::quant::panels;
-use crate::quant::panels::lanes::{Block, Lanes};
-use crate::quant::panels::panel::{Half, Tile, tile};
+use crate::quant::panels::lanes::{Blocks16, Lanes};
+use crate::quant::panels::panel::{PanelHalf, PanelSpec, fill_panels};
 use crate::quant::rng::Rng;
 use crate::quant::rows::blocks::f16_at;
-use crate::quant::rows::codebook::{self, Super};
+use crate::quant::rows::codebook::{self, SuperBlock};
 use crate::quant::rows::super_block::N as BLOCK;
 use crate::quant::types::{Kernel, QuantType};
 use crate::simd::Isa;
@@ -32,7 +32,7 @@ pub static TYPE: QuantType = QuantType {
     block: BLOCK,
     bytes: BYTES,
     act: Act::Q8K,
-    tile: Some(Tile { group: 32, most: 15, mins: false, fill: FILL }),
+    panel: Some(PanelSpec { group: 32, most: 15, mins: false, fill: FILL }),
     dequant,
     kernels: &[
         #[cfg(target_arch = "x86_64")]
@@ -45,9 +45,9 @@ pub static TYPE: QuantType = QuantType {
     kv: None,
 };
 
-fn unpack(b: &[u8; BYTES]) -> Super {
+fn unpack(b: &[u8; BYTES]) -> SuperBlock {
     let scale = |g: usize| 2 * (b[106 + g / 2] >> (4 * (g % 2)) & 15) as i32 + 1;
-    let mut s = Super { d: f16_at(b, 0), scale: std::array::from_fn(|i| scale(i / 2)), q: [0; BLOCK] };
+    let mut s = SuperBlock { d: f16_at(b, 0), scale: std::array::from_fn(|i| scale(i / 2)), q: [0; BLOCK] };
     let grid = |i: usize| IQ3S.entries[b[2 + i] as usize | (b[66 + i / 8] as usize >> (i % 8) & 1) << 8] as u64;
     for (i, q) in s.q.as_chunks_mut::<8>().0.iter_mut().enumerate() {
         *q = codebook::signed(grid(2 * i) | grid(2 * i + 1) << 32, b[74 + i]);
@@ -63,10 +63,10 @@ fn dot(w: &[u8], stride: usize, x: ActRow<'_>, out: &mut [f32]) {
     codebook::dot(unpack, w, stride, x, out);
 }
 
-tile!(FILL, decode, BLOCK, 32);
+fill_panels!(FILL, decode, BLOCK, 32);
 
 #[inline(always)]
-fn decode<V: Lanes>(b: &Block<'_, V, BYTES>, out: &mut Half<'_>) {
+fn decode<V: Lanes>(b: &Blocks16<'_, V, BYTES>, out: &mut PanelHalf<'_>) {
     let d = b.f16(0);
     let scales = b.words(BYTES - 16)[3];
     for i in 0..4 {
@@ -96,7 +96,7 @@ fn dot_avx2(w: &[u8], stride: usize, x: ActRow<'_>, out: &mut [f32]) {
     use std::arch::x86_64::*;
     // Shifts left that bring bit k of word k to bit 8, as factors.
     let shift = _mm256_broadcastsi128_si256(_mm_setr_epi16(256, 128, 64, 32, 16, 8, 4, 2));
-    let unpack = |b: &[u8; BYTES], s: &mut Stage| {
+    let unpack = |b: &[u8; BYTES], s: &mut Unpacked| {
         for h in 0..4 {
             let high = _mm256_set_m128i(_mm_set1_epi8(b[67 + 2 * h] as i8), _mm_set1_epi8(b[66 + 2 * h] as i8));
             let high = _mm256_and_si256(_mm256_mullo_epi16(high, shift), _mm256_set1_epi16(0x100));
@@ -107,7 +107,7 @@ fn dot_avx2(w: &[u8], stride: usize, x: ActRow<'_>, out: &mut [f32]) {
         store_u32x8(&mut s.scales, scales_of_top(scales));
         s.d = f16_bits(u16::from_le_bytes([b[0], b[1]]));
     };
-    let group = |b: &[u8; BYTES], s: &Stage, g: usize, q| {
+    let group = |b: &[u8; BYTES], s: &Unpacked, g: usize, q| {
         let grid = fours(&IQ3S.entries, index(s, g));
         let signs = u32::from_le_bytes(*b[74 + 4 * g..][..4].as_array().unwrap());
         _mm256_madd_epi16(signed_pairs(grid, signs, q), _mm256_set1_epi32(s.scales[g] as i32))
@@ -160,7 +160,7 @@ mod tests {
 
     #[test]
     fn panels_equal_the_decoded_weights() {
-        check::tile(&TYPE);
+        check::panels(&TYPE);
     }
 
     #[test]

@@ -11,11 +11,11 @@
 use crate::quant::activations::{Act, ActRow};
 use crate::quant::codebooks::tables::IQ3XXS;
 use crate::quant::panels;
-use crate::quant::panels::lanes::{Block, Lanes};
-use crate::quant::panels::panel::{Half, Tile, tile};
+use crate::quant::panels::lanes::{Blocks16, Lanes};
+use crate::quant::panels::panel::{PanelHalf, PanelSpec, fill_panels};
 use crate::quant::rng::Rng;
 use crate::quant::rows::blocks::f16_at;
-use crate::quant::rows::codebook::{self, Super};
+use crate::quant::rows::codebook::{self, SuperBlock};
 use crate::quant::rows::super_block::N as BLOCK;
 use crate::quant::types::{Kernel, QuantType};
 use crate::simd::Isa;
@@ -30,7 +30,7 @@ pub static TYPE: QuantType = QuantType {
     block: BLOCK,
     bytes: BYTES,
     act: Act::Q8K,
-    tile: Some(Tile { group: 32, most: 62, mins: false, fill: FILL }),
+    panel: Some(PanelSpec { group: 32, most: 62, mins: false, fill: FILL }),
     dequant,
     kernels: &[
         #[cfg(target_arch = "x86_64")]
@@ -43,8 +43,8 @@ pub static TYPE: QuantType = QuantType {
     kv: None,
 };
 
-fn unpack(b: &[u8; BYTES]) -> Super {
-    let mut s = Super { d: f16_at(b, 0) / 4.0, scale: [0; 16], q: [0; BLOCK] };
+fn unpack(b: &[u8; BYTES]) -> SuperBlock {
+    let mut s = SuperBlock { d: f16_at(b, 0) / 4.0, scale: [0; 16], q: [0; BLOCK] };
     for (g, word) in b[66..].as_chunks::<4>().0.iter().enumerate() {
         let word = u32::from_le_bytes(*word);
         s.scale[2 * g..2 * g + 2].fill(2 * (word >> 28) as i32 + 1);
@@ -65,10 +65,10 @@ fn dot(w: &[u8], stride: usize, x: ActRow<'_>, out: &mut [f32]) {
     codebook::dot(unpack, w, stride, x, out);
 }
 
-tile!(FILL, decode, BLOCK, 32);
+fill_panels!(FILL, decode, BLOCK, 32);
 
 #[inline(always)]
-fn decode<V: Lanes>(b: &Block<'_, V, BYTES>, out: &mut Half<'_>) {
+fn decode<V: Lanes>(b: &Blocks16<'_, V, BYTES>, out: &mut PanelHalf<'_>) {
     let d = b.f16(0).mul_f32(b.splat(0.25f32.to_bits()));
     for i in 0..4 {
         let index = b.words(2 + 16 * i);
@@ -99,13 +99,13 @@ fn dot_avx2(w: &[u8], stride: usize, x: ActRow<'_>, out: &mut [f32]) {
     use crate::quant::rows::codebook_avx2::*;
     use crate::simd::x86::*;
     use std::arch::x86_64::*;
-    let unpack = |b: &[u8; BYTES], s: &mut Stage| {
+    let unpack = |b: &[u8; BYTES], s: &mut Unpacked| {
         let words = load_u8x32(b[66..].as_array().unwrap());
         store_u32x8(&mut s.eights, signs_of_28(words));
         store_u32x8(&mut s.scales, scales_of_top(words));
         s.d = f16_bits(u16::from_le_bytes([b[0], b[1]])) / 4.0;
     };
-    let group = |b: &[u8; BYTES], s: &Stage, g: usize, q| {
+    let group = |b: &[u8; BYTES], s: &Unpacked, g: usize, q| {
         let grid = fours(&IQ3XXS.entries, std::array::from_fn(|l| b[2 + 8 * g + l]));
         _mm256_madd_epi16(signed_pairs(grid, s.eights[g], q), _mm256_set1_epi32(s.scales[g] as i32))
     };
@@ -145,7 +145,7 @@ mod tests {
 
     #[test]
     fn panels_equal_the_decoded_weights() {
-        check::tile(&TYPE);
+        check::panels(&TYPE);
     }
 
     #[test]

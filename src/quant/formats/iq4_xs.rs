@@ -11,8 +11,8 @@
 //! Layout: ggml-common.h `block_iq4_xs`; the table is `kvalues_iq4nl` there.
 
 use crate::quant::activations::{Act, ActRow};
-use crate::quant::panels::lanes::{Block, Lanes};
-use crate::quant::panels::panel::{Half, Tile, tile};
+use crate::quant::panels::lanes::{Blocks16, Lanes};
+use crate::quant::panels::panel::{PanelHalf, PanelSpec, fill_panels};
 use crate::quant::rng::Rng;
 use crate::quant::rows::blocks::{f16_at, put_f16, rows};
 use crate::quant::rows::super_block::{N, acts};
@@ -34,7 +34,7 @@ pub static TYPE: QuantType = QuantType {
     block: N,
     bytes: BYTES,
     act: Act::Q8K,
-    tile: Some(Tile { group: 32, most: 127, mins: false, fill: FILL }),
+    panel: Some(PanelSpec { group: 32, most: 127, mins: false, fill: FILL }),
     dequant,
     kernels: &[
         #[cfg(target_arch = "x86_64")]
@@ -101,10 +101,10 @@ fn dot(w: &[u8], stride: usize, x: ActRow<'_>, out: &mut [f32]) {
     }
 }
 
-tile!(FILL, decode, N, 32);
+fill_panels!(FILL, decode, N, 32);
 
 #[inline(always)]
-fn decode<V: Lanes>(b: &Block<'_, V, BYTES>, out: &mut Half<'_>) {
+fn decode<V: Lanes>(b: &Blocks16<'_, V, BYTES>, out: &mut PanelHalf<'_>) {
     let [first, low, _, _] = b.words(0);
     let (d, high) = (first.f16_to_f32(), first.shr(16));
     let thirty_two = b.splat(32);
@@ -187,7 +187,7 @@ fn dot_avx512(w: &[u8], stride: usize, x: ActRow<'_>, out: &mut [f32]) {
     for (o, row) in out.iter_mut().zip(rows(w, stride, x.n / N * BYTES)) {
         let blocks = row.as_chunks::<BYTES>().0;
         let mut acc = [_mm512_setzero_ps(); 2];
-        for ((w, d), x) in blocks.chunks(2).zip(x.d.chunks(2)).zip(x.quads) {
+        for ((w, d), x) in blocks.chunks(2).zip(x.d.chunks(2)).zip(x.act_blocks) {
             for (i, (b, d)) in w.iter().zip(d).enumerate() {
                 for k in 0..BYTES.div_ceil(64) {
                     prefetch_l2(b, AHEAD + 64 * k);
@@ -231,7 +231,7 @@ mod tests {
 
     #[test]
     fn panels_equal_the_decoded_weights() {
-        check::tile(&TYPE);
+        check::panels(&TYPE);
     }
 
     #[test]

@@ -10,8 +10,8 @@
 //! in ggml, and so here. Layout and values: ggml-common.h `block_mxfp4`, `kvalues_fp4`.
 
 use crate::quant::activations::{Act, ActRow};
-use crate::quant::panels::lanes::{Block, Lanes};
-use crate::quant::panels::panel::{Half, Tile, tile};
+use crate::quant::panels::lanes::{Blocks16, Lanes};
+use crate::quant::panels::panel::{PanelHalf, PanelSpec, fill_panels};
 use crate::quant::rng::Rng;
 use crate::quant::rows::blocks::rows;
 use crate::quant::types::{Kernel, QuantType};
@@ -42,7 +42,7 @@ pub static TYPE: QuantType = QuantType {
     block: BLOCK,
     bytes: BYTES,
     act: Act::Q8,
-    tile: Some(Tile { group: 32, most: 12, mins: false, fill: FILL }),
+    panel: Some(PanelSpec { group: 32, most: 12, mins: false, fill: FILL }),
     dequant,
     kernels: &[
         #[cfg(target_arch = "x86_64")]
@@ -78,10 +78,10 @@ fn dot(w: &[u8], stride: usize, x: ActRow<'_>, out: &mut [f32]) {
     }
 }
 
-tile!(FILL, decode, BLOCK, 32);
+fill_panels!(FILL, decode, BLOCK, 32);
 
 #[inline(always)]
-fn decode<V: Lanes>(b: &Block<'_, V, BYTES>, out: &mut Half<'_>) {
+fn decode<V: Lanes>(b: &Blocks16<'_, V, BYTES>, out: &mut PanelHalf<'_>) {
     out.scale(0, b.each(|b| SCALES[b[0] as usize].to_bits()));
     for (w, v) in b.words(1).into_iter().enumerate() {
         out.codes(w, v.mask(0x0f0f_0f0f).look_up8(&VALUES));
@@ -155,7 +155,7 @@ mod tests {
 
     #[test]
     fn panels_equal_the_decoded_weights() {
-        check::tile(&TYPE);
+        check::panels(&TYPE);
     }
 
     #[test]

@@ -11,8 +11,8 @@
 
 use super::mxfp4::VALUES;
 use crate::quant::activations::{Act, ActRow};
-use crate::quant::panels::lanes::{Block, Lanes};
-use crate::quant::panels::panel::{Half, Tile, tile};
+use crate::quant::panels::lanes::{Blocks16, Lanes};
+use crate::quant::panels::panel::{PanelHalf, PanelSpec, fill_panels};
 use crate::quant::rng::Rng;
 use crate::quant::rows::blocks::rows;
 #[cfg(target_arch = "x86_64")]
@@ -33,7 +33,7 @@ pub static TYPE: QuantType = QuantType {
     block: BLOCK,
     bytes: BYTES,
     act: Act::Q8,
-    tile: Some(Tile { group: 16, most: 12, mins: false, fill: FILL }),
+    panel: Some(PanelSpec { group: 16, most: 12, mins: false, fill: FILL }),
     dequant,
     kernels: &[
         #[cfg(target_arch = "x86_64")]
@@ -87,10 +87,10 @@ fn dot(w: &[u8], stride: usize, x: ActRow<'_>, out: &mut [f32]) {
     }
 }
 
-tile!(FILL, decode, BLOCK, 16);
+fill_panels!(FILL, decode, BLOCK, 16);
 
 #[inline(always)]
-fn decode<V: Lanes>(b: &Block<'_, V, BYTES>, out: &mut Half<'_>) {
+fn decode<V: Lanes>(b: &Blocks16<'_, V, BYTES>, out: &mut PanelHalf<'_>) {
     let codes = b.each(|b| u32::from_le_bytes([b[0], b[1], b[2], b[3]]));
     let (two_to_7, nan, ones) = (b.splat(128f32.to_bits()), b.splat(0x7f), b.splat(u32::MAX));
     for g in 0..GROUPS {
@@ -209,7 +209,7 @@ mod tests {
 
     #[test]
     fn panels_equal_the_decoded_weights() {
-        check::tile(&TYPE);
+        check::panels(&TYPE);
     }
 
     #[test]
@@ -222,6 +222,6 @@ mod tests {
         let wide = QuantType { random: |rng, block| rng.fill(block), kv: None, ..TYPE };
         let wide = Box::leak(Box::new(wide));
         check::kernels(wide);
-        check::tile(wide);
+        check::panels(wide);
     }
 }

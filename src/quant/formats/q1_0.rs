@@ -8,8 +8,8 @@
 //! Layout: ggml-common.h `block_q1_0`.
 
 use crate::quant::activations::{Act, ActRow};
-use crate::quant::panels::lanes::{Block, Lanes};
-use crate::quant::panels::panel::{Half, Tile, tile};
+use crate::quant::panels::lanes::{Blocks16, Lanes};
+use crate::quant::panels::panel::{PanelHalf, PanelSpec, fill_panels};
 use crate::quant::rng::Rng;
 use crate::quant::rows::blocks::{f16_at, put_f16, rows};
 use crate::quant::types::{Kernel, QuantType};
@@ -26,7 +26,7 @@ pub static TYPE: QuantType = QuantType {
     block: BLOCK,
     bytes: BYTES,
     act: Act::Q8,
-    tile: Some(Tile { group: 32, most: 1, mins: false, fill: FILL }),
+    panel: Some(PanelSpec { group: 32, most: 1, mins: false, fill: FILL }),
     dequant,
     kernels: &[
         #[cfg(target_arch = "x86_64")]
@@ -65,10 +65,10 @@ fn dot(w: &[u8], stride: usize, x: ActRow<'_>, out: &mut [f32]) {
     }
 }
 
-tile!(FILL, decode, BLOCK, 32);
+fill_panels!(FILL, decode, BLOCK, 32);
 
 #[inline(always)]
-fn decode<V: Lanes>(b: &Block<'_, V, BYTES>, out: &mut Half<'_>) {
+fn decode<V: Lanes>(b: &Blocks16<'_, V, BYTES>, out: &mut PanelHalf<'_>) {
     let d = b.f16(0);
     let (one, fifteen) = (b.splat(0x0101_0101), b.splat(15));
     for (g, v) in b.words(2).into_iter().enumerate() {
@@ -178,7 +178,7 @@ mod tests {
 
     #[test]
     fn panels_equal_the_decoded_weights() {
-        check::tile(&TYPE);
+        check::panels(&TYPE);
     }
 
     #[test]

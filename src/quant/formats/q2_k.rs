@@ -10,8 +10,8 @@
 //! Layout: ggml-common.h `block_q2_K`.
 
 use crate::quant::activations::{Act, ActRow};
-use crate::quant::panels::lanes::{Block, Lanes};
-use crate::quant::panels::panel::{Half, Tile, tile};
+use crate::quant::panels::lanes::{Blocks16, Lanes};
+use crate::quant::panels::panel::{PanelHalf, PanelSpec, fill_panels};
 use crate::quant::panels::super_block::Factor;
 use crate::quant::rng::Rng;
 use crate::quant::rows::blocks::{f16_at, put_f16, rows};
@@ -32,7 +32,7 @@ pub static TYPE: QuantType = QuantType {
     block: N,
     bytes: BYTES,
     act: Act::Q8K,
-    tile: Some(Tile { group: N, most: 45, mins: true, fill: FILL }),
+    panel: Some(PanelSpec { group: N, most: 45, mins: true, fill: FILL }),
     dequant,
     kernels: &[
         #[cfg(target_arch = "x86_64")]
@@ -87,10 +87,10 @@ fn dot(w: &[u8], stride: usize, x: ActRow<'_>, out: &mut [f32]) {
     }
 }
 
-tile!(FILL, decode, N, N);
+fill_panels!(FILL, decode, N, N);
 
 #[inline(always)]
-fn decode<V: Lanes>(b: &Block<'_, V, BYTES>, out: &mut Half<'_>) {
+fn decode<V: Lanes>(b: &Blocks16<'_, V, BYTES>, out: &mut PanelHalf<'_>) {
     let factors = b.words(BYTES - 16)[3];
     let dmin = Factor::new(factors.shr(16).f16_to_f32());
     out.scale(0, factors.f16_to_f32());
@@ -157,12 +157,12 @@ fn dot_avx2(w: &[u8], stride: usize, x: ActRow<'_>, out: &mut [f32]) {
 #[target_feature(enable = "avx512f,avx512bw,avx512dq,avx512vl,avx512vbmi,avx512vnni,avx2,fma,f16c")]
 fn dot_avx512(w: &[u8], stride: usize, x: ActRow<'_>, out: &mut [f32]) {
     use crate::quant::rows::super_avx512::ORDER_2;
-    use crate::quant::rows::super_avx512::{Layout, Order, dot_rows};
+    use crate::quant::rows::super_avx512::{CodeOrder, SuperFormat, dot_rows};
     use crate::simd::x86::*;
     use std::arch::x86_64::*;
-    struct Codes;
-    impl Layout for Codes {
-        const ORDER: Order = ORDER_2;
+    struct Q2K;
+    impl SuperFormat for Q2K {
+        const ORDER: CodeOrder = ORDER_2;
     }
     let factors = |b: &[u8; BYTES]| u32::from_le_bytes([b[D], b[D + 1], b[DMIN], b[DMIN + 1]]);
     let scales = |b: &[u8; BYTES]| {
@@ -170,7 +170,7 @@ fn dot_avx512(w: &[u8], stride: usize, x: ActRow<'_>, out: &mut [f32]) {
         (_mm256_and_si256(both, _mm256_set1_epi16(15)), Some(_mm256_srli_epi16::<4>(both)))
     };
     let (low, high) = (_mm512_set1_epi8(3), _mm512_set1_epi8(0x30));
-    dot_rows::<Codes, BYTES>((w, stride, x, out), factors, scales, |b: &[u8; BYTES]| {
+    dot_rows::<Q2K, BYTES>((w, stride, x, out), factors, scales, |b: &[u8; BYTES]| {
         let a = load_u8x64(b[QS..D].as_array().expect("the codes"));
         let b = _mm512_srli_epi16::<2>(a);
         [_mm512_and_si512(a, low), _mm512_and_si512(a, high), _mm512_and_si512(b, low), _mm512_and_si512(b, high)]
@@ -199,6 +199,6 @@ mod tests {
 
     #[test]
     fn panels_equal_the_decoded_weights() {
-        check::tile(&TYPE);
+        check::panels(&TYPE);
     }
 }

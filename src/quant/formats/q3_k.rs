@@ -11,8 +11,8 @@
 //! Layout: ggml-common.h `block_q3_K`.
 
 use crate::quant::activations::{Act, ActRow};
-use crate::quant::panels::lanes::{Block, Lanes};
-use crate::quant::panels::panel::{Half, Tile, tile};
+use crate::quant::panels::lanes::{Blocks16, Lanes};
+use crate::quant::panels::panel::{PanelHalf, PanelSpec, fill_panels};
 use crate::quant::panels::super_block::{Factor, bit};
 use crate::quant::rng::Rng;
 use crate::quant::rows::blocks::{f16_at, put_f16, rows};
@@ -33,7 +33,7 @@ pub static TYPE: QuantType = QuantType {
     block: N,
     bytes: BYTES,
     act: Act::Q8K,
-    tile: Some(Tile { group: 16, most: 4, mins: false, fill: FILL }),
+    panel: Some(PanelSpec { group: 16, most: 4, mins: false, fill: FILL }),
     dequant,
     kernels: &[
         #[cfg(target_arch = "x86_64")]
@@ -104,10 +104,10 @@ fn dot(w: &[u8], stride: usize, x: ActRow<'_>, out: &mut [f32]) {
 
 // Rejected: scale times code as the panel's code (-(s - 32)(c - 4) fits a byte), as Q2_K does. The product of a byte needs
 // two multiplications of four: 8% faster with 128 tokens, 15% slower with 32.
-tile!(FILL, decode, N, 16);
+fill_panels!(FILL, decode, N, 16);
 
 #[inline(always)]
-fn decode<V: Lanes>(b: &Block<'_, V, BYTES>, out: &mut Half<'_>) {
+fn decode<V: Lanes>(b: &Blocks16<'_, V, BYTES>, out: &mut PanelHalf<'_>) {
     // The last 16 bytes begin two before the scales.
     let [w0, w1, w2, w3] = b.words(BYTES - 16);
     let (low0, low1) = (w0.shr(16).or(w1.shl(16)), w1.shr(16).or(w2.shl(16)));
@@ -193,12 +193,12 @@ fn dot_avx2(w: &[u8], stride: usize, x: ActRow<'_>, out: &mut [f32]) {
 #[target_feature(enable = "avx512f,avx512bw,avx512dq,avx512vl,avx512vbmi,avx512vnni,avx2,fma,f16c")]
 fn dot_avx512(w: &[u8], stride: usize, x: ActRow<'_>, out: &mut [f32]) {
     use crate::quant::rows::super_avx512::ORDER_2;
-    use crate::quant::rows::super_avx512::{Layout, Order, dot_rows};
+    use crate::quant::rows::super_avx512::{CodeOrder, SuperFormat, dot_rows};
     use crate::simd::x86::*;
     use std::arch::x86_64::*;
-    struct Codes;
-    impl Layout for Codes {
-        const ORDER: Order = Order { offset: 4, ..ORDER_2 };
+    struct Q3K;
+    impl SuperFormat for Q3K {
+        const ORDER: CodeOrder = CodeOrder { offset: 4, ..ORDER_2 };
     }
     let factors = |b: &[u8; BYTES]| u16::from_le_bytes([b[D], b[D + 1]]) as u32;
     let scales = |b: &[u8; BYTES]| {
@@ -219,7 +219,7 @@ fn dot_avx512(w: &[u8], stride: usize, x: ActRow<'_>, out: &mut [f32]) {
     // Groups 0 and 1 to bits 2 and 3, groups 2 and 3 to bits 6 and 7; in the upper half groups 4 to 7.
     let (to_2, to_6) = (_mm512_setr_epi64(2, 2, 2, 2, 62, 62, 62, 62), _mm512_setr_epi64(4, 4, 4, 4, 0, 0, 0, 0));
     let select = |mask, a, b| _mm512_ternarylogic_epi64::<0xca>(mask, a, b);
-    dot_rows::<Codes, BYTES>((w, stride, x, out), factors, scales, |b: &[u8; BYTES]| {
+    dot_rows::<Q3K, BYTES>((w, stride, x, out), factors, scales, |b: &[u8; BYTES]| {
         let bits = _mm512_broadcast_i64x4(load_u8x32(b[..QS].as_array().expect("32 bytes")));
         let bits = select(below, _mm512_rolv_epi64(bits, to_2), _mm512_rolv_epi64(bits, to_6));
         let v = load_u8x64(b[QS..SCALES].as_array().expect("the codes"));
@@ -256,6 +256,6 @@ mod tests {
 
     #[test]
     fn panels_equal_the_decoded_weights() {
-        check::tile(&TYPE);
+        check::panels(&TYPE);
     }
 }

@@ -10,8 +10,8 @@
 //! Layout: ggml-common.h `block_q4_K`.
 
 use crate::quant::activations::{Act, ActRow};
-use crate::quant::panels::lanes::{Block, Lanes};
-use crate::quant::panels::panel::{Half, Tile, tile};
+use crate::quant::panels::lanes::{Blocks16, Lanes};
+use crate::quant::panels::panel::{PanelHalf, PanelSpec, fill_panels};
 use crate::quant::panels::super_block::scales_and_mins_16;
 use crate::quant::rng::Rng;
 use crate::quant::rows::blocks::{f16_at, put_f16, rows};
@@ -31,7 +31,7 @@ pub static TYPE: QuantType = QuantType {
     block: N,
     bytes: BYTES,
     act: Act::Q8K,
-    tile: Some(Tile { group: 32, most: 15, mins: true, fill: FILL }),
+    panel: Some(PanelSpec { group: 32, most: 15, mins: true, fill: FILL }),
     dequant,
     kernels: &[
         #[cfg(target_arch = "x86_64")]
@@ -88,10 +88,10 @@ fn dot(w: &[u8], stride: usize, x: ActRow<'_>, out: &mut [f32]) {
     }
 }
 
-tile!(FILL, decode, N, 32);
+fill_panels!(FILL, decode, N, 32);
 
 #[inline(always)]
-fn decode<V: Lanes>(b: &Block<'_, V, BYTES>, out: &mut Half<'_>) {
+fn decode<V: Lanes>(b: &Blocks16<'_, V, BYTES>, out: &mut PanelHalf<'_>) {
     scales_and_mins_16(b.words(0), out);
     for i in 0..8 {
         for (w, v) in b.words(QS + 16 * i).into_iter().enumerate() {
@@ -149,18 +149,18 @@ fn dot_avx2(w: &[u8], stride: usize, x: ActRow<'_>, out: &mut [f32]) {
 #[cfg(target_arch = "x86_64")]
 #[target_feature(enable = "avx512f,avx512bw,avx512dq,avx512vl,avx512vbmi,avx512vnni,avx2,fma,f16c")]
 fn dot_avx512(w: &[u8], stride: usize, x: ActRow<'_>, out: &mut [f32]) {
-    use crate::quant::rows::super_avx512::{Layout, Order, dot_rows};
+    use crate::quant::rows::super_avx512::{CodeOrder, SuperFormat, dot_rows};
     use crate::quant::rows::super_avx512::{ORDER_4, scales_and_mins_16x16};
     use crate::simd::x86::*;
     use std::arch::x86_64::*;
-    struct Codes;
-    impl Layout for Codes {
-        const ORDER: Order = Order { times_16: true, ..ORDER_4 };
+    struct Q4K;
+    impl SuperFormat for Q4K {
+        const ORDER: CodeOrder = CodeOrder { times_16: true, ..ORDER_4 };
     }
     let (low, high) = (_mm512_set1_epi8(15), _mm512_set1_epi8(0xf0u8 as i8));
     let factors = |b: &[u8; BYTES]| u32::from_le_bytes([b[0], b[1], b[2], b[3]]);
     let scales = |b: &[u8; BYTES]| scales_and_mins_16x16(b[..QS].as_array().expect("16 bytes"));
-    dot_rows::<Codes, BYTES>((w, stride, x, out), factors, scales, |b: &[u8; BYTES]| {
+    dot_rows::<Q4K, BYTES>((w, stride, x, out), factors, scales, |b: &[u8; BYTES]| {
         let [a, b] = load_u8x128(b[QS..].as_array().expect("the codes"));
         [_mm512_and_si512(a, low), _mm512_and_si512(a, high), _mm512_and_si512(b, low), _mm512_and_si512(b, high)]
     });
@@ -188,6 +188,6 @@ mod tests {
 
     #[test]
     fn panels_equal_the_decoded_weights() {
-        check::tile(&TYPE);
+        check::panels(&TYPE);
     }
 }

@@ -12,8 +12,8 @@
 //! Layout: ggml-common.h `block_q5_K`.
 
 use crate::quant::activations::{Act, ActRow};
-use crate::quant::panels::lanes::{Block, Lanes};
-use crate::quant::panels::panel::{Half, Tile, tile};
+use crate::quant::panels::lanes::{Blocks16, Lanes};
+use crate::quant::panels::panel::{PanelHalf, PanelSpec, fill_panels};
 use crate::quant::panels::super_block::{bit, scales_and_mins_16};
 use crate::quant::rng::Rng;
 use crate::quant::rows::blocks::{f16_at, put_f16, rows};
@@ -34,7 +34,7 @@ pub static TYPE: QuantType = QuantType {
     block: N,
     bytes: BYTES,
     act: Act::Q8K,
-    tile: Some(Tile { group: 32, most: 31, mins: true, fill: FILL }),
+    panel: Some(PanelSpec { group: 32, most: 31, mins: true, fill: FILL }),
     dequant,
     kernels: &[
         #[cfg(target_arch = "x86_64")]
@@ -91,10 +91,10 @@ fn dot(w: &[u8], stride: usize, x: ActRow<'_>, out: &mut [f32]) {
     }
 }
 
-tile!(FILL, decode, N, 32);
+fill_panels!(FILL, decode, N, 32);
 
 #[inline(always)]
-fn decode<V: Lanes>(b: &Block<'_, V, BYTES>, out: &mut Half<'_>) {
+fn decode<V: Lanes>(b: &Blocks16<'_, V, BYTES>, out: &mut PanelHalf<'_>) {
     scales_and_mins_16(b.words(0), out);
     for i in 0..2 {
         let fifths = b.words(QH + 16 * i);
@@ -162,13 +162,13 @@ fn dot_avx2(w: &[u8], stride: usize, x: ActRow<'_>, out: &mut [f32]) {
 #[cfg(target_arch = "x86_64")]
 #[target_feature(enable = "avx512f,avx512bw,avx512dq,avx512vl,avx512vbmi,avx512vnni,avx2,fma,f16c")]
 fn dot_avx512(w: &[u8], stride: usize, x: ActRow<'_>, out: &mut [f32]) {
-    use crate::quant::rows::super_avx512::{Layout, Order, dot_rows};
+    use crate::quant::rows::super_avx512::{CodeOrder, SuperFormat, dot_rows};
     use crate::quant::rows::super_avx512::{ORDER_4, scales_and_mins_16x16};
     use crate::simd::x86::*;
     use std::arch::x86_64::*;
-    struct Codes;
-    impl Layout for Codes {
-        const ORDER: Order = ORDER_4;
+    struct Q5K;
+    impl SuperFormat for Q5K {
+        const ORDER: CodeOrder = ORDER_4;
     }
     let (low, bit) = (_mm512_set1_epi8(15), _mm512_set1_epi8(16));
     // A group's fifth bit moved to bit 4, by so much in the lower and so much in the upper half: what crosses into a
@@ -177,7 +177,7 @@ fn dot_avx512(w: &[u8], stride: usize, x: ActRow<'_>, out: &mut [f32]) {
     let right = |v, a, b| _mm512_and_si512(bit, _mm512_srlv_epi64(v, _mm512_setr_epi64(a, a, a, a, b, b, b, b)));
     let factors = |b: &[u8; BYTES]| u32::from_le_bytes([b[0], b[1], b[2], b[3]]);
     let scales = |b: &[u8; BYTES]| scales_and_mins_16x16(b[..QH].as_array().expect("16 bytes"));
-    dot_rows::<Codes, BYTES>((w, stride, x, out), factors, scales, |b: &[u8; BYTES]| {
+    dot_rows::<Q5K, BYTES>((w, stride, x, out), factors, scales, |b: &[u8; BYTES]| {
         let fifths = _mm512_broadcast_i64x4(load_u8x32(b[QH..QS].as_array().expect("32 bytes")));
         let [a, b] = load_u8x128(b[QS..].as_array().expect("the codes"));
         [
@@ -211,6 +211,6 @@ mod tests {
 
     #[test]
     fn panels_equal_the_decoded_weights() {
-        check::tile(&TYPE);
+        check::panels(&TYPE);
     }
 }

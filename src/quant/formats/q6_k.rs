@@ -12,8 +12,8 @@
 //! Layout: ggml-common.h `block_q6_K`.
 
 use crate::quant::activations::{Act, ActRow};
-use crate::quant::panels::lanes::{Block, Lanes};
-use crate::quant::panels::panel::{Half, Tile, tile};
+use crate::quant::panels::lanes::{Blocks16, Lanes};
+use crate::quant::panels::panel::{PanelHalf, PanelSpec, fill_panels};
 use crate::quant::panels::super_block::Factor;
 use crate::quant::rng::Rng;
 use crate::quant::rows::blocks::{f16_at, put_f16, rows};
@@ -34,7 +34,7 @@ pub static TYPE: QuantType = QuantType {
     block: N,
     bytes: BYTES,
     act: Act::Q8K,
-    tile: Some(Tile { group: 16, most: 32, mins: false, fill: FILL }),
+    panel: Some(PanelSpec { group: 16, most: 32, mins: false, fill: FILL }),
     dequant,
     kernels: &[
         #[cfg(target_arch = "x86_64")]
@@ -92,10 +92,10 @@ fn dot(w: &[u8], stride: usize, x: ActRow<'_>, out: &mut [f32]) {
     }
 }
 
-tile!(FILL, decode, N, 16);
+fill_panels!(FILL, decode, N, 16);
 
 #[inline(always)]
-fn decode<V: Lanes>(b: &Block<'_, V, BYTES>, out: &mut Half<'_>) {
+fn decode<V: Lanes>(b: &Blocks16<'_, V, BYTES>, out: &mut PanelHalf<'_>) {
     // The last 16 bytes begin two after the scales.
     let [w0, w1, w2, w3] = b.words(BYTES - 16);
     let first = b.words(SCALES - 14)[3]; // two bytes before the scales, and the first two of them
@@ -171,13 +171,13 @@ fn dot_avx2(w: &[u8], stride: usize, x: ActRow<'_>, out: &mut [f32]) {
 #[cfg(target_arch = "x86_64")]
 #[target_feature(enable = "avx512f,avx512bw,avx512dq,avx512vl,avx512vbmi,avx512vnni,avx2,fma,f16c")]
 fn dot_avx512(w: &[u8], stride: usize, x: ActRow<'_>, out: &mut [f32]) {
-    use crate::quant::rows::super_avx512::{Layout, Order, dot_rows};
+    use crate::quant::rows::super_avx512::{CodeOrder, SuperFormat, dot_rows};
     use crate::simd::x86::*;
     use std::arch::x86_64::*;
-    struct Codes;
-    impl Layout for Codes {
-        const ORDER: Order =
-            Order { halves: [[0, 32], [64, 96], [128, 160], [192, 224]], group: 16, offset: 32, times_16: false };
+    struct Q6K;
+    impl SuperFormat for Q6K {
+        const ORDER: CodeOrder =
+            CodeOrder { halves: [[0, 32], [64, 96], [128, 160], [192, 224]], group: 16, offset: 32, times_16: false };
     }
     let factors = |b: &[u8; BYTES]| u16::from_le_bytes([b[D], b[D + 1]]) as u32;
     let scales = |b: &[u8; BYTES]| (_mm256_cvtepi8_epi16(load_u8x16(b[SCALES..D].as_array().expect("16 bytes"))), None);
@@ -185,7 +185,7 @@ fn dot_avx512(w: &[u8], stride: usize, x: ActRow<'_>, out: &mut [f32]) {
     // How far the two bits are from bit 4, to the left for the first two groups and to the right for the others.
     let first = _mm512_setr_epi64(4, 4, 4, 4, 2, 2, 2, 2);
     let second = _mm512_setr_epi64(0, 0, 0, 0, 2, 2, 2, 2);
-    dot_rows::<Codes, BYTES>((w, stride, x, out), factors, scales, |b: &[u8; BYTES]| {
+    dot_rows::<Q6K, BYTES>((w, stride, x, out), factors, scales, |b: &[u8; BYTES]| {
         let mut codes = [low; 4];
         let lows = load_u8x128(b[..QH].as_array().expect("the low bits"));
         for h in 0..2 {
@@ -224,6 +224,6 @@ mod tests {
 
     #[test]
     fn panels_equal_the_decoded_weights() {
-        check::tile(&TYPE);
+        check::panels(&TYPE);
     }
 }

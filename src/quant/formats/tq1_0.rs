@@ -12,8 +12,8 @@
 //! Layout: ggml-common.h `block_tq1_0`.
 
 use crate::quant::activations::{Act, ActRow};
-use crate::quant::panels::lanes::{Block, Lanes};
-use crate::quant::panels::panel::{Half, Tile, tile};
+use crate::quant::panels::lanes::{Blocks16, Lanes};
+use crate::quant::panels::panel::{PanelHalf, PanelSpec, fill_panels};
 use crate::quant::rng::Rng;
 use crate::quant::rows::blocks::{f16_at, put_f16, rows};
 use crate::quant::rows::super_block::{N, acts};
@@ -33,7 +33,7 @@ pub static TYPE: QuantType = QuantType {
     block: N,
     bytes: BYTES,
     act: Act::Q8K,
-    tile: Some(Tile { group: 32, most: 1, mins: false, fill: FILL }),
+    panel: Some(PanelSpec { group: 32, most: 1, mins: false, fill: FILL }),
     dequant,
     kernels: &[
         #[cfg(target_arch = "x86_64")]
@@ -81,10 +81,10 @@ fn dot(w: &[u8], stride: usize, x: ActRow<'_>, out: &mut [f32]) {
     }
 }
 
-tile!(FILL, decode, N, 32);
+fill_panels!(FILL, decode, N, 32);
 
 #[inline(always)]
-fn decode<V: Lanes>(b: &Block<'_, V, BYTES>, out: &mut Half<'_>) {
+fn decode<V: Lanes>(b: &Blocks16<'_, V, BYTES>, out: &mut PanelHalf<'_>) {
     // The last 16 bytes begin ten before C.
     let [_, _, a, last] = b.words(BYTES - 16);
     let d = last.shr(16).f16_to_f32();
@@ -105,7 +105,7 @@ fn decode<V: Lanes>(b: &Block<'_, V, BYTES>, out: &mut Half<'_>) {
 /// The first `n` digits of the bytes of `v`, less one, for panel steps `step`, `step + apart` and so on. Every other
 /// byte is held in 16 bits: three times the fraction has the digit in its upper byte and the next fraction in its lower.
 #[inline(always)]
-fn digits<V: Lanes>(v: V, n: usize, step: usize, apart: usize, out: &mut Half<'_>) {
+fn digits<V: Lanes>(v: V, n: usize, step: usize, apart: usize, out: &mut PanelHalf<'_>) {
     let one = v.splat(0x0101_0101);
     let (mut even, mut odd) = (v.mask(0x00ff_00ff), v.shr(8).mask(0x00ff_00ff));
     for i in 0..n {
@@ -192,6 +192,6 @@ mod tests {
 
     #[test]
     fn panels_equal_the_decoded_weights() {
-        check::tile(&TYPE);
+        check::panels(&TYPE);
     }
 }

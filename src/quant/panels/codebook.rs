@@ -1,7 +1,7 @@
 //! What the decoders of the codebook formats (IQ1, IQ2, IQ3) share when they fill panels.
 
-use super::lanes::{Block, Lanes};
-use super::panel::Half;
+use super::lanes::{Blocks16, Lanes};
+use super::panel::PanelHalf;
 
 /// `2s + 1` as f32.
 #[inline(always)]
@@ -25,14 +25,14 @@ pub(crate) fn with_parity<V: Lanes>(v: V) -> V {
 
 /// Puts a group's 4 entries of 8 weights, byte `l` of `signs` for entry `l`.
 #[inline(always)]
-pub(crate) fn put_eights<V: Lanes>(out: &mut Half<'_>, step: usize, grid: [[V; 2]; 4], signs: V) {
+pub(crate) fn put_eights<V: Lanes>(out: &mut PanelHalf<'_>, step: usize, grid: [[V; 2]; 4], signs: V) {
     put_fours(out, step, [grid[0][0], grid[0][1], grid[1][0], grid[1][1]], signs);
     put_fours(out, step + 4, [grid[2][0], grid[2][1], grid[3][0], grid[3][1]], signs.shr(16));
 }
 
 /// Puts 4 entries of 4 weights, bits `4l..4l + 4` of `signs` for entry `l`.
 #[inline(always)]
-pub(crate) fn put_fours<V: Lanes>(out: &mut Half<'_>, step: usize, grid: [V; 4], signs: V) {
+pub(crate) fn put_fours<V: Lanes>(out: &mut PanelHalf<'_>, step: usize, grid: [V; 4], signs: V) {
     for (l, grid) in grid.into_iter().enumerate() {
         out.codes(step + l, grid.negate8_at(signs, 4 * l as u32));
     }
@@ -41,11 +41,11 @@ pub(crate) fn put_fours<V: Lanes>(out: &mut Half<'_>, step: usize, grid: [V; 4],
 /// Puts 16 scales of 4 bits as `2s + 1` times `d`: the 8 bytes that are words `from..from + 2` at `at`.
 #[inline(always)]
 pub(crate) fn put_nibble_scales<V: Lanes, const BYTES: usize>(
-    b: &Block<'_, V, BYTES>,
+    b: &Blocks16<'_, V, BYTES>,
     at: usize,
     from: usize,
     d: V,
-    out: &mut Half<'_>,
+    out: &mut PanelHalf<'_>,
 ) {
     let words = b.words(at);
     for g in 0..16 {

@@ -17,7 +17,7 @@
 
 use super::ahead::Ahead;
 use super::panel::{Panel, ROWS};
-use crate::quant::activations::{CHUNK, Columns};
+use crate::quant::activations::{CHUNK, PanelColumns};
 
 /// Tokens that are multiplied together.
 const TOKENS: usize = 6;
@@ -28,10 +28,10 @@ const fn shares_min(group: usize) -> usize {
 }
 
 /// A panel and the columns of the activations that it meets.
-pub(crate) struct Part<'a> {
+pub(crate) struct PanelProduct<'a> {
     pub(crate) panel: &'a Panel,
     /// One for each row of activations.
-    pub(crate) x: &'a [Columns],
+    pub(crate) x: &'a [PanelColumns],
     pub(crate) len: usize,
     pub(crate) group: usize,
     pub(crate) most: u8,
@@ -39,7 +39,7 @@ pub(crate) struct Part<'a> {
     pub(crate) by_256: bool,
 }
 
-impl Part<'_> {
+impl PanelProduct<'_> {
     /// Adds token `t`'s products to `out`: the truth.
     pub(crate) fn multiply(&self, t: usize, out: &mut [f32; ROWS]) {
         let (x, p) = (&self.x[t], self.panel);
@@ -67,7 +67,7 @@ impl Part<'_> {
     pub(crate) fn multiply_avx512(&self, tokens: &[(u32, u32)], sums: &mut [[f32; ROWS]], ahead: Ahead<'_>) {
         for (i, (some, sums)) in tokens.chunks(TOKENS).zip(sums.chunks_mut(TOKENS)).enumerate() {
             ahead.ask(&(i * TOKENS..i * TOKENS + some.len()));
-            let x: [&Columns; TOKENS] = std::array::from_fn(|i| &self.x[some[i.min(some.len() - 1)].0 as usize]);
+            let x: [&PanelColumns; TOKENS] = std::array::from_fn(|i| &self.x[some[i.min(some.len() - 1)].0 as usize]);
             macro_rules! tokens {
                 ($t:literal) => {
                     match (self.group, self.mins, self.by_256) {
@@ -99,7 +99,7 @@ impl Part<'_> {
     #[target_feature(enable = "avx512f,avx512bw,avx512vl,avx512vnni")]
     fn avx512<const T: usize, const S: usize, const MINS: bool, const K: bool>(
         &self,
-        x: [&Columns; TOKENS],
+        x: [&PanelColumns; TOKENS],
         out: &mut [[f32; ROWS]],
     ) {
         use crate::simd::x86::*;
@@ -205,7 +205,7 @@ impl Part<'_> {
     #[target_feature(enable = "avx2,fma")]
     fn avx2<const T: usize, const S: usize, const N: usize, const MINS: bool>(
         &self,
-        x: [&Columns; T],
+        x: [&PanelColumns; T],
         half: usize,
         out: &mut [[f32; ROWS]; T],
     ) {

@@ -16,21 +16,21 @@
 
 #[cfg(target_arch = "x86_64")]
 use super::ahead::Ahead;
-use super::panel::{ROWS, Source};
-use crate::quant::activations::{Act, WORDS, Words};
+use super::panel::{ROWS, WeightRows};
+use crate::quant::activations::{Act, PanelWords, WORDS};
 use crate::simd::Isa;
 
 /// The rows of `w` times the tokens of `x`, added to `out`: the first words of all `rows` of them, then the next.
-pub(crate) struct Product<'a> {
-    pub(crate) w: Source<'a>,
+pub(crate) struct FloatProduct<'a> {
+    pub(crate) w: WeightRows<'a>,
     /// Columns.
     pub(crate) n: usize,
-    pub(crate) x: &'a [Words],
+    pub(crate) x: &'a [PanelWords],
     pub(crate) rows: usize,
     pub(crate) tokens: &'a [(u32, u32)],
 }
 
-impl Product<'_> {
+impl FloatProduct<'_> {
     /// For weights of two bytes: BF16 where `act` says so, else F16.
     #[allow(unsafe_code)]
     pub(crate) fn add(&self, act: Act, isa: Isa, out: &mut [[f32; ROWS]]) {
@@ -82,9 +82,9 @@ mod x86 {
         ($name:ident, $one:ident, $features:literal, $v:ty, $rows:literal, $bytes:literal, $lanes:literal, $load:expr,
          $x:expr, $zero:expr, $dot:expr, $fold:expr) => {
             #[target_feature(enable = $features)]
-            pub(crate) fn $name(p: &Product<'_>, out: &mut [[f32; ROWS]]) {
+            pub(crate) fn $name(p: &FloatProduct<'_>, out: &mut [[f32; ROWS]]) {
                 const PARTS: usize = WORDS / $lanes;
-                let blocks = groups(p.tokens.len(), BLOCK / (size_of::<Words>() * p.x.len() / p.rows).max(1));
+                let blocks = groups(p.tokens.len(), BLOCK / (size_of::<PanelWords>() * p.x.len() / p.rows).max(1));
                 let tasks =
                     blocks.flat_map(|block| (0..p.w.rows).step_by($rows).map(move |first| (block.clone(), first)));
                 for (block, first) in tasks {
@@ -120,7 +120,7 @@ mod x86 {
 
             #[target_feature(enable = $features)]
             fn $one<const T: usize>(
-                p: &Product<'_>,
+                p: &FloatProduct<'_>,
                 whole: [&[[[u8; $bytes]; WORDS / $lanes]]; $rows],
                 last: Option<&[[[u8; $bytes]; WORDS / $lanes]; $rows]>,
                 tokens: &[(u32, u32)],
@@ -130,7 +130,7 @@ mod x86 {
                 const PARTS: usize = WORDS / $lanes;
                 let at: [usize; T] = std::array::from_fn(|t| tokens[t].0 as usize);
                 let mut sums = [[$zero; $rows]; T];
-                let mut part = |w: [&[[u8; $bytes]; PARTS]; $rows], x: &[Words]| {
+                let mut part = |w: [&[[u8; $bytes]; PARTS]; $rows], x: &[PanelWords]| {
                     let x: [&[[u8; 4 * $lanes]; PARTS]; T] = at.map(|t| bytemuck::cast_ref(&x[t].0));
                     for j in 0..PARTS {
                         let w: [$v; $rows] = std::array::from_fn(|r| $load(&w[r][j]));

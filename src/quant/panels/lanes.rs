@@ -239,16 +239,16 @@ fn index<const N: usize>(low: u32, high: u32, l: usize) -> usize {
 
 /// A block of each of 16 rows.
 #[derive(Debug)]
-pub(crate) struct Block<'a, V, const BYTES: usize> {
+pub(crate) struct Blocks16<'a, V, const BYTES: usize> {
     rows: [&'a [u8; BYTES]; 16],
     zero: V,
 }
 
-impl<'a, V: Lanes, const BYTES: usize> Block<'a, V, BYTES> {
+impl<'a, V: Lanes, const BYTES: usize> Blocks16<'a, V, BYTES> {
     /// The blocks of 16 rows.
     #[inline(always)]
     pub(crate) fn new(rows: [&'a [u8; BYTES]; 16], zero: V) -> Self {
-        Block { rows, zero }
+        Blocks16 { rows, zero }
     }
 
     /// `x` in every lane.

@@ -20,5 +20,5 @@ pub(crate) mod super_block;
 #[cfg(target_arch = "x86_64")]
 pub(crate) mod wide;
 
-pub use multiply::Work;
-pub use panel::{Fill, Panel, ROWS, Source, Tile};
+pub use multiply::PanelScratch;
+pub use panel::{Panel, PanelFill, PanelSpec, ROWS, WeightRows};

@@ -1,39 +1,39 @@
 //! Products of rows of weights with many tokens, of any format: the entry, and a thread's memory for it.
 
 use super::ahead::Ahead;
-use super::codes::{Part, offsets_avx2, offsets_avx512};
-use super::floats::Product;
-use super::panel::{Panel, ROWS, Source};
-use crate::quant::activations::{Act, CHUNK, Form, TileActs};
+use super::codes::{PanelProduct, offsets_avx2, offsets_avx512};
+use super::floats::FloatProduct;
+use super::panel::{Panel, ROWS, WeightRows};
+use crate::quant::activations::{Act, CHUNK, PanelActs, PanelForm};
 use crate::quant::types::QuantType;
 use crate::simd::Isa;
 
 /// A thread's panel, and its tokens' sums.
 #[derive(Debug)]
-pub struct Work {
+pub struct PanelScratch {
     panel: Box<Panel>,
     sums: Vec<[f32; ROWS]>,
 }
 
-impl Default for Work {
-    fn default() -> Work {
+impl Default for PanelScratch {
+    fn default() -> PanelScratch {
         let panel = Panel {
             codes: [[0; 4 * ROWS]; CHUNK / 4],
             scale: [[0.0; ROWS]; CHUNK / 16],
             min: [[0.0; ROWS]; CHUNK / 16],
             offset: [[0; ROWS]; CHUNK / 16],
         };
-        Work { panel: Box::new(panel), sums: Vec::new() }
+        PanelScratch { panel: Box::new(panel), sums: Vec::new() }
     }
 }
 
-impl Work {
+impl PanelScratch {
     /// `out(i)[r] = row r . x row t` for every `(t, i)` of `tokens` and the rows of `w`.
     pub fn multiply(
         &mut self,
         ty: &QuantType,
-        w: Source<'_>,
-        x: TileActs<'_>,
+        w: WeightRows<'_>,
+        x: PanelActs<'_>,
         tokens: &[(u32, u32)],
         isa: Isa,
         mut out: impl FnMut(u32, &[f32]),
@@ -43,10 +43,10 @@ impl Work {
         let form = ty.act.form(isa);
         assert!(x.form == form, "activations laid out as {:?} are wanted as {form:?}", x.form);
         match form {
-            Form::Codes => self.panels(ty, w, x, tokens, isa),
-            Form::F32 | Form::Bf16 => {
+            PanelForm::Codes => self.panels(ty, w, x, tokens, isa),
+            PanelForm::F32 | PanelForm::Bf16 => {
                 let sums = &mut self.sums[..tokens.len()];
-                Product { w, n: x.n, x: x.words, rows: x.rows, tokens }.add(ty.act, isa, sums);
+                FloatProduct { w, n: x.n, x: x.words, rows: x.rows, tokens }.add(ty.act, isa, sums);
             }
         }
         for (&(_, o), sums) in tokens.iter().zip(&self.sums) {
@@ -55,9 +55,9 @@ impl Work {
     }
 
     /// Adds the products of a format of codes, panel after panel.
-    fn panels(&mut self, ty: &QuantType, w: Source<'_>, x: TileActs<'_>, tokens: &[(u32, u32)], isa: Isa) {
-        let tile = ty.tile.as_ref().expect("a format that fills panels");
-        let (_, fill) = tile.fill.iter().find(|(i, _)| *i <= isa).expect("a scalar form stands last");
+    fn panels(&mut self, ty: &QuantType, w: WeightRows<'_>, x: PanelActs<'_>, tokens: &[(u32, u32)], isa: Isa) {
+        let spec = ty.panel.as_ref().expect("a format that fills panels");
+        let (_, fill) = spec.fill.iter().find(|(i, _)| *i <= isa).expect("a scalar form stands last");
         for at in (0..x.n).step_by(CHUNK) {
             let len = CHUNK.min(x.n - at);
             let bytes = ty.row_bytes(at)..ty.row_bytes(at + len);
@@ -70,27 +70,27 @@ impl Work {
                 fill(&w, bytes, &mut self.panel)
             };
             debug_assert!(
-                self.panel.codes[..len / 4].as_flattened().iter().all(|c| (*c as i8).unsigned_abs() <= tile.most)
+                self.panel.codes[..len / 4].as_flattened().iter().all(|c| (*c as i8).unsigned_abs() <= spec.most)
             );
             #[cfg(target_arch = "x86_64")]
             #[allow(unsafe_code)]
             // SAFETY: as above.
             unsafe {
                 match isa {
-                    Isa::Avx512 | Isa::Avx512Bf16 => offsets_avx512(&mut self.panel, tile.group, len),
-                    Isa::Avx2 if tile.most <= 64 => offsets_avx2(&mut self.panel, tile.group, len),
+                    Isa::Avx512 | Isa::Avx512Bf16 => offsets_avx512(&mut self.panel, spec.group, len),
+                    Isa::Avx2 if spec.most <= 64 => offsets_avx2(&mut self.panel, spec.group, len),
                     _ => {} // these take activations as they are, not shifted
                 }
             };
             let columns = &x.columns[at / CHUNK * x.rows..][..x.rows];
             let by_256 = x.block == Act::Q8K.block();
-            let part = Part {
+            let part = PanelProduct {
                 panel: &self.panel,
                 x: columns,
                 len,
-                group: tile.group,
-                most: tile.most,
-                mins: tile.mins,
+                group: spec.group,
+                most: spec.most,
+                mins: spec.mins,
                 by_256,
             };
             #[cfg(target_arch = "x86_64")]

@@ -18,7 +18,7 @@ pub struct Panel {
 
 /// Half of a panel's rows, as decoders fill them.
 #[derive(Debug)]
-pub(crate) struct Half<'a> {
+pub(crate) struct PanelHalf<'a> {
     panel: &'a mut Panel,
     /// 0 or 1.
     half: usize,
@@ -27,7 +27,7 @@ pub(crate) struct Half<'a> {
     group: usize,
 }
 
-impl Half<'_> {
+impl PanelHalf<'_> {
     /// Columns `4 * step..4 * step + 4` of the block.
     #[inline(always)]
     pub(crate) fn codes(&mut self, step: usize, codes: impl Lanes) {
@@ -56,7 +56,7 @@ fn put(to: &mut [f32; ROWS], half: usize, v: impl Lanes) {
 
 /// Where a panel's rows are.
 #[derive(Clone, Copy, Debug)]
-pub struct Source<'a> {
+pub struct WeightRows<'a> {
     /// The weights, from the first row's first block on.
     pub w: &'a [u8],
     /// Bytes from a row to the next.
@@ -66,11 +66,11 @@ pub struct Source<'a> {
 }
 
 /// Decodes `(bytes, to)` of the rows into a panel: whole blocks, at most [`CHUNK`] columns.
-pub type Fill = unsafe fn(&Source<'_>, std::ops::Range<usize>, &mut Panel);
+pub type PanelFill = unsafe fn(&WeightRows<'_>, std::ops::Range<usize>, &mut Panel);
 
 /// How a format fills panels.
 #[derive(Clone, Copy, Debug)]
-pub struct Tile {
+pub struct PanelSpec {
     /// Codes that share a scale: 16, 32 or 256.
     pub group: usize,
     /// The largest size of a code.
@@ -78,10 +78,10 @@ pub struct Tile {
     /// Whether it has minimums.
     pub mins: bool,
     /// Best instruction set first, scalar last.
-    pub fill: &'static [(Isa, Fill)],
+    pub fill: &'static [(Isa, PanelFill)],
 }
 
-impl<'a> Source<'a> {
+impl<'a> WeightRows<'a> {
     /// Row `r`'s bytes and those after it; the last row again where there are fewer.
     #[inline(always)]
     pub(crate) fn row(&self, r: usize) -> &'a [u8] {
@@ -110,25 +110,25 @@ impl<'a> Source<'a> {
     }
 }
 
-impl<'a> Half<'a> {
+impl<'a> PanelHalf<'a> {
     /// The place of the half's block number `b`, of `block` weights in groups of `group`.
     #[inline(always)]
-    pub(crate) fn new(panel: &'a mut Panel, half: usize, b: usize, (block, group): (usize, usize)) -> Half<'a> {
-        Half { panel, half, step: b * block / 4, group: b * block / group }
+    pub(crate) fn new(panel: &'a mut Panel, half: usize, b: usize, (block, group): (usize, usize)) -> PanelHalf<'a> {
+        PanelHalf { panel, half, step: b * block / 4, group: b * block / group }
     }
 }
 
-/// A format's decoder (generic over [`Lanes`]), compiled for every instruction set: `tile!(FILL, decode, block, group)`.
+/// A format's decoder (generic over [`Lanes`]), compiled for every instruction set: `fill_panels!(FILL, decode, block, group)`.
 ///
 /// The loop stands here and calls the decoder by its name: handed to a function as a value it would be called through a
 /// shim that has no vector instructions and that the compiler does not always inline, and then every operation is a call.
-macro_rules! tile {
+macro_rules! fill_panels {
     (loop $s:ident, $bytes:ident, $to:ident, $zero:expr, $decode:ident, $block:expr, $group:expr) => {
         for half in 0..2 {
             let starts = $s.starts(half);
             for (b, at) in $bytes.clone().step_by(BYTES).enumerate() {
-                let block = crate::quant::panels::lanes::Block::new($s.blocks(&starts, at), $zero);
-                $decode(&block, &mut crate::quant::panels::panel::Half::new($to, half, b, ($block, $group)));
+                let block = crate::quant::panels::lanes::Blocks16::new($s.blocks(&starts, at), $zero);
+                $decode(&block, &mut crate::quant::panels::panel::PanelHalf::new($to, half, b, ($block, $group)));
             }
         }
     };
@@ -136,29 +136,29 @@ macro_rules! tile {
         #[cfg(target_arch = "x86_64")]
         #[target_feature(enable = "avx512f,avx512bw,avx512dq,avx512vl,avx512vbmi,avx512bitalg,f16c")]
         fn fill_avx512(
-            s: &crate::quant::panels::panel::Source<'_>,
+            s: &crate::quant::panels::panel::WeightRows<'_>,
             bytes: std::ops::Range<usize>,
             to: &mut crate::quant::panels::panel::Panel,
         ) {
-            tile!(loop s, bytes, to, crate::quant::panels::wide::Wide::zero(), $decode, $block, $group);
+            fill_panels!(loop s, bytes, to, crate::quant::panels::wide::Wide::zero(), $decode, $block, $group);
         }
         #[cfg(target_arch = "x86_64")]
         #[target_feature(enable = "avx2,fma,f16c")]
         fn fill_avx2(
-            s: &crate::quant::panels::panel::Source<'_>,
+            s: &crate::quant::panels::panel::WeightRows<'_>,
             bytes: std::ops::Range<usize>,
             to: &mut crate::quant::panels::panel::Panel,
         ) {
-            tile!(loop s, bytes, to, crate::quant::panels::lanes::Plain([0; 16]), $decode, $block, $group);
+            fill_panels!(loop s, bytes, to, crate::quant::panels::lanes::Plain([0; 16]), $decode, $block, $group);
         }
         fn fill_plain(
-            s: &crate::quant::panels::panel::Source<'_>,
+            s: &crate::quant::panels::panel::WeightRows<'_>,
             bytes: std::ops::Range<usize>,
             to: &mut crate::quant::panels::panel::Panel,
         ) {
-            tile!(loop s, bytes, to, crate::quant::panels::lanes::Plain([0; 16]), $decode, $block, $group);
+            fill_panels!(loop s, bytes, to, crate::quant::panels::lanes::Plain([0; 16]), $decode, $block, $group);
         }
-        static $name: &[(crate::simd::Isa, crate::quant::panels::panel::Fill)] = &[
+        static $name: &[(crate::simd::Isa, crate::quant::panels::panel::PanelFill)] = &[
             #[cfg(target_arch = "x86_64")]
             (crate::simd::Isa::Avx512, fill_avx512),
             #[cfg(target_arch = "x86_64")]
@@ -167,4 +167,4 @@ macro_rules! tile {
         ];
     };
 }
-pub(crate) use tile;
+pub(crate) use fill_panels;

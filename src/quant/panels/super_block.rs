@@ -1,11 +1,11 @@
 //! What the decoders of super-blocks share when they fill panels.
 
 use super::lanes::Lanes;
-use super::panel::Half;
+use super::panel::PanelHalf;
 
 /// The same for the panels of 16 rows, and times the factors d and dmin that stand before the 12 bytes.
 #[inline(always)]
-pub(crate) fn scales_and_mins_16<V: Lanes>([d, s, m, low]: [V; 4], out: &mut Half<'_>) {
+pub(crate) fn scales_and_mins_16<V: Lanes>([d, s, m, low]: [V; 4], out: &mut PanelHalf<'_>) {
     let (d, dmin) = (Factor::new(d.f16_to_f32()), Factor::new(d.shr(16).f16_to_f32()));
     let scales = [d.times(s.mask(0x3f3f_3f3f)), d.times(low.mask(0x0f0f_0f0f).or(s.shr(2).mask(0x3030_3030)))];
     let mins =

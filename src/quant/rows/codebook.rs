@@ -12,14 +12,14 @@ use crate::quant::activations::ActRow;
 use crate::quant::rng::Rng;
 
 /// A super-block as integers.
-pub(crate) struct Super {
+pub(crate) struct SuperBlock {
     pub(crate) d: f32,
     pub(crate) scale: [i32; 16],
     pub(crate) q: [i8; BLOCK],
 }
 
 /// Decodes whole blocks of `BYTES` bytes.
-pub(crate) fn dequant<const BYTES: usize>(unpack: fn(&[u8; BYTES]) -> Super, blocks: &[u8], out: &mut [f32]) {
+pub(crate) fn dequant<const BYTES: usize>(unpack: fn(&[u8; BYTES]) -> SuperBlock, blocks: &[u8], out: &mut [f32]) {
     for (b, o) in blocks.as_chunks::<BYTES>().0.iter().zip(out.as_chunks_mut::<BLOCK>().0) {
         let s = unpack(b);
         for (i, (o, &q)) in o.iter_mut().zip(&s.q).enumerate() {
@@ -30,7 +30,7 @@ pub(crate) fn dequant<const BYTES: usize>(unpack: fn(&[u8; BYTES]) -> Super, blo
 
 /// The scalar dot product: an exact integer per super-block, f64 across them.
 pub(crate) fn dot<const BYTES: usize>(
-    unpack: fn(&[u8; BYTES]) -> Super,
+    unpack: fn(&[u8; BYTES]) -> SuperBlock,
     w: &[u8],
     stride: usize,
     x: ActRow<'_>,

@@ -17,7 +17,7 @@ use crate::simd::x86::*;
 
 /// A super-block unpacked for the loop over its 8 groups of 32 weights.
 #[derive(Clone, Copy)]
-pub(crate) struct Stage {
+pub(crate) struct Unpacked {
     /// The scale of all.
     pub(crate) d: f32,
     /// Grid indices, 4 or 8 to a group, where a block does not hold them as they are.
@@ -43,14 +43,14 @@ pub(crate) fn dot_rows<const BYTES: usize>(
     stride: usize,
     x: ActRow<'_>,
     out: &mut [f32],
-    unpack: impl Fn(&[u8; BYTES], &mut Stage),
-    start: impl Fn(&Stage, &[i16; 16]) -> __m256i,
-    group: impl Fn(&[u8; BYTES], &Stage, usize, __m256i) -> __m256i,
+    unpack: impl Fn(&[u8; BYTES], &mut Unpacked),
+    start: impl Fn(&Unpacked, &[i16; 16]) -> __m256i,
+    group: impl Fn(&[u8; BYTES], &Unpacked, usize, __m256i) -> __m256i,
 ) {
     // 8 groups, as a number that the compiler cannot know. It still unrolls the loop, but with an exit after every
     // group, over which it moves no loads: without, it hoists the lookups of all groups and spills them.
     let groups = std::hint::black_box(8);
-    let mut stages = [Stage { d: 0.0, index: [0; 64], eights: [0; 8], scales: [0; 8], offsets: [0; 16] }; AHEAD];
+    let mut stages = [Unpacked { d: 0.0, index: [0; 64], eights: [0; 8], scales: [0; 8], offsets: [0; 16] }; AHEAD];
     for (o, row) in out.iter_mut().zip(rows(w, stride, x.n / BLOCK * BYTES)) {
         let mut acc = _mm256_setzero_ps();
         let mut acts = acts(x);
@@ -71,7 +71,7 @@ pub(crate) fn dot_rows<const BYTES: usize>(
 /// The `start` of formats with offsets.
 #[inline]
 #[target_feature(enable = "avx2,fma,f16c")]
-pub(crate) fn offsets(s: &Stage, sums: &[i16; 16]) -> __m256i {
+pub(crate) fn offsets(s: &Unpacked, sums: &[i16; 16]) -> __m256i {
     _mm256_madd_epi16(load_i16x16(sums), load_i16x16(&s.offsets))
 }
 
@@ -123,14 +123,14 @@ pub(crate) fn fours<const N: usize, I: Copy + Into<usize>>(grid: &[u32; N], inde
 /// there and takes each out again: 1.3 times slower and more.
 #[inline]
 #[target_feature(enable = "avx2,fma,f16c")]
-pub(crate) fn index<const L: usize>(s: &Stage, g: usize) -> [u16; L] {
+pub(crate) fn index<const L: usize>(s: &Unpacked, g: usize) -> [u16; L] {
     s.index.as_chunks().0[g].each_ref().map(read_once)
 }
 
 /// Grid indices `16 * part..` out of 16 low bytes and words that hold the high bits in place.
 #[inline]
 #[target_feature(enable = "avx2,fma,f16c")]
-pub(crate) fn put_indices(s: &mut Stage, part: usize, low: &[u8], high: __m256i) {
+pub(crate) fn put_indices(s: &mut Unpacked, part: usize, low: &[u8], high: __m256i) {
     let low = _mm256_cvtepu8_epi16(load_u8x16(low[..16].as_array().unwrap()));
     store_u16x16(&mut s.index.as_chunks_mut().0[part], _mm256_or_si256(low, high));
 }

@@ -29,26 +29,26 @@ pub(crate) type Turned = [[u8; 64]; 4];
 
 /// Which activation stands where: byte `b` of qword `i` is one of group `i`.
 #[repr(align(64))]
-pub(crate) struct Order {
+pub(crate) struct GridOrder {
     columns: Turned,
     /// Each one's number in its group: where its sign stands among the group's 32.
     bits: Turned,
 }
 
-impl Order {
-    const fn new(columns: Turned) -> Order {
+impl GridOrder {
+    const fn new(columns: Turned) -> GridOrder {
         let mut bits = columns;
         let mut i = 0;
         while i < BLOCK {
             bits[i / 64][i % 64] %= 32;
             i += 1;
         }
-        Order { columns, bits }
+        GridOrder { columns, bits }
     }
 }
 
 /// For entries of 8: vector `v` has run `v` of each group.
-pub(crate) static EIGHTS: Order = {
+pub(crate) static EIGHTS: GridOrder = {
     let mut t = [[0; 64]; 4];
     let mut i = 0;
     while i < BLOCK {
@@ -56,12 +56,12 @@ pub(crate) static EIGHTS: Order = {
         t[v][i % 64] = (32 * g + 8 * v + b) as u8;
         i += 1;
     }
-    Order::new(t)
+    GridOrder::new(t)
 };
 
 /// For entries of 4, whose fields come out of two tables: vectors 0 and 1 have the first two values of entries 0..4 and
 /// 4..8 of each group, vectors 2 and 3 the other two.
-pub(crate) static FOURS: Order = {
+pub(crate) static FOURS: GridOrder = {
     let mut t = [[0; 64]; 4];
     let mut i = 0;
     while i < BLOCK {
@@ -70,7 +70,7 @@ pub(crate) static FOURS: Order = {
         t[v][i % 64] = (32 * g + 4 * entry + v / 2 * 2 + b % 2) as u8;
         i += 1;
     }
-    Order::new(t)
+    GridOrder::new(t)
 };
 
 /// Super-blocks of activations that are laid out at a time. Even, so that pairs stay together.
@@ -80,7 +80,7 @@ const STRIP: usize = 32;
 struct Aligned([Turned; STRIP]);
 
 /// What a block meets: its activations, their sums over every 16, their scale.
-pub(crate) type Acts<'a> = (&'a Turned, &'a [i16; 16], f32);
+pub(crate) type BlockActs<'a> = (&'a Turned, &'a [i16; 16], f32);
 
 /// A strip of activations.
 #[derive(Clone, Copy)]
@@ -91,7 +91,7 @@ struct Strip<'a> {
 }
 
 impl<'a> Strip<'a> {
-    fn at(&self, i: usize) -> Acts<'a> {
+    fn at(&self, i: usize) -> BlockActs<'a> {
         (&self.turned[i], &self.sums[i], self.d[i])
     }
 }
@@ -104,7 +104,7 @@ fn dot_strips<const BYTES: usize>(
     stride: usize,
     x: ActRow<'_>,
     out: &mut [f32],
-    order: &Order,
+    order: &GridOrder,
     sum: impl Fn(&[[u8; BYTES]], Strip<'_>) -> __m512,
 ) {
     let count = x.n / BLOCK;
@@ -131,8 +131,8 @@ pub(crate) fn dot_rows<const BYTES: usize>(
     stride: usize,
     x: ActRow<'_>,
     out: &mut [f32],
-    order: &Order,
-    dot: impl Fn(&[u8; BYTES], Acts<'_>) -> (f32, __m512i),
+    order: &GridOrder,
+    dot: impl Fn(&[u8; BYTES], BlockActs<'_>) -> (f32, __m512i),
 ) {
     dot_strips(w, stride, x, out, order, |row, strip| {
         let mut acc = _mm512_setzero_ps();
@@ -153,9 +153,9 @@ pub(crate) fn dot_rows_by_two<const BYTES: usize>(
     stride: usize,
     x: ActRow<'_>,
     out: &mut [f32],
-    order: &Order,
+    order: &GridOrder,
     grids: impl Fn([&[u8; BYTES]; 2]) -> [[__m512i; 4]; 2],
-    dot: impl Fn(&[u8; BYTES], [__m512i; 4], Acts<'_>) -> (f32, __m512i),
+    dot: impl Fn(&[u8; BYTES], [__m512i; 4], BlockActs<'_>) -> (f32, __m512i),
 ) {
     dot_strips(w, stride, x, out, order, |row, strip| {
         let mut acc = _mm512_setzero_ps();
@@ -176,7 +176,7 @@ pub(crate) fn dot_rows_by_two<const BYTES: usize>(
 /// Adds a block's 16 sums.
 #[inline]
 #[target_feature(enable = "avx512f,avx512bw,avx512dq,avx512vl,avx512vbmi,avx512vnni,avx512bitalg,avx2,fma,f16c")]
-fn add(acc: __m512, (_, _, dx): Acts<'_>, (d, dot): (f32, __m512i)) -> __m512 {
+fn add(acc: __m512, (_, _, dx): BlockActs<'_>, (d, dot): (f32, __m512i)) -> __m512 {
     _mm512_fmadd_ps(_mm512_set1_ps(d * dx), _mm512_cvtepi32_ps(dot), acc)
 }
 
@@ -186,7 +186,7 @@ const AHEAD: usize = 768;
 /// The activations in `order`.
 #[inline]
 #[target_feature(enable = "avx512f,avx512bw,avx512dq,avx512vl,avx512vbmi,avx512vnni,avx512bitalg,avx2,fma,f16c")]
-fn turn(order: &Order, q: &[i8; BLOCK], to: &mut Turned) {
+fn turn(order: &GridOrder, q: &[i8; BLOCK], to: &mut Turned) {
     let q: [__m512i; 4] = std::array::from_fn(|v| load_i8x64(&q.as_chunks().0[v]));
     for (from, to) in order.columns.iter().zip(to) {
         let from = load_u8x64(from);
@@ -227,7 +227,7 @@ pub(crate) fn fours<const N: usize>(grid: &Grid<u32, N>, fields: [__m512i; 2]) -
 #[inline]
 #[target_feature(enable = "avx512f,avx512bw,avx512dq,avx512vl,avx512vbmi,avx512vnni,avx512bitalg,avx2,fma,f16c")]
 pub(crate) fn signed_dots<const PARTS: usize>(
-    order: &Order,
+    order: &GridOrder,
     grid: [__m512i; 4],
     signs: __m512i,
     q: &Turned,

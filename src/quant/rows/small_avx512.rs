@@ -22,7 +22,7 @@
 
 use std::arch::x86_64::*;
 
-use crate::quant::activations::{ActRow, Quad};
+use crate::quant::activations::{ActBlock, ActRow};
 use crate::simd::x86::*;
 
 /// Weights in a unit.
@@ -33,16 +33,16 @@ pub(crate) const UNITS: usize = 4;
 /// A sum for each unit, in 16 parts, and what the minimums add to all.
 type Sums = ([__m512; UNITS], __m512);
 
-/// A unit of activations: `Quad::q` and `Quad::lanes`.
+/// A unit of activations: `ActBlock::q` and `ActBlock::lanes`.
 type X<'a> = (&'a [[i8; 64]; 2], &'a [[i16; 2]; 16]);
 
 #[inline]
-fn unit_of(x: &Quad, u: usize) -> X<'_> {
+fn unit_of(x: &ActBlock, u: usize) -> X<'_> {
     (&x.q[u], &x.lanes[u])
 }
 
 #[inline]
-fn units_of(x: &Quad) -> [X<'_>; UNITS] {
+fn units_of(x: &ActBlock) -> [X<'_>; UNITS] {
     [unit_of(x, 0), unit_of(x, 1), unit_of(x, 2), unit_of(x, 3)]
 }
 
@@ -119,8 +119,8 @@ pub(crate) fn dot_rows<const U: usize, const OFFSET: i16>(
         }
     };
     let none = || ([_mm512_setzero_ps(); UNITS], _mm512_setzero_ps());
-    if x.n < Quad::LEN {
-        let quad = &x.quads[0];
+    if x.n < ActBlock::LEN {
+        let act_block = &x.act_blocks[0];
         for (i, out) in out.chunks_mut(UNITS).enumerate() {
             let row = |r: usize| &w[(i * UNITS + r.min(out.len() - 1)) * stride..][..bytes];
             let rows = [row(0), row(1), row(2), row(3)];
@@ -129,9 +129,9 @@ pub(crate) fn dot_rows<const U: usize, const OFFSET: i16>(
                 let at = (u * U).min(bytes - U);
                 let unit = |r: usize| rows[r][at..].first_chunk().unwrap();
                 let units = [unit(0), unit(1), unit(2), unit(3)];
-                let d = load_f32x4_four_times(&quad.d.as_chunks().0[u]);
-                let sums = load_i32x4_four_times(&quad.sums.as_chunks().0[u]);
-                add(&mut to, UNITS, units, [unit_of(quad, u); UNITS], d, sums);
+                let d = load_f32x4_four_times(&act_block.d.as_chunks().0[u]);
+                let sums = load_i32x4_four_times(&act_block.sums.as_chunks().0[u]);
+                add(&mut to, UNITS, units, [unit_of(act_block, u); UNITS], d, sums);
             }
             let mut four = [0.0; UNITS];
             store_f32x4(&mut four, add_up(to));
@@ -140,12 +140,12 @@ pub(crate) fn dot_rows<const U: usize, const OFFSET: i16>(
         return;
     }
     let left = x.n.div_ceil(UNIT) % UNITS;
-    let (whole, rest) = x.quads.split_at(x.n / Quad::LEN);
+    let (whole, rest) = x.act_blocks.split_at(x.n / ActBlock::LEN);
     for (i, out) in out.iter_mut().enumerate() {
         let row = &w[i * stride..][..bytes];
-        let (quads, units) = row.as_chunks::<U>().0.as_chunks::<UNITS>();
+        let (fours, units) = row.as_chunks::<U>().0.as_chunks::<UNITS>();
         let mut to = none();
-        for (w, x) in quads.iter().zip(whole) {
+        for (w, x) in fours.iter().zip(whole) {
             add(&mut to, UNITS, w.each_ref(), units_of(x), load_f32x16(&x.d), load_i32x16(&x.sums));
         }
         if let [x] = rest {

@@ -26,14 +26,14 @@ use crate::simd::x86::*;
 pub(crate) const AHEAD: usize = 6144;
 
 /// A format, known when the frame is compiled.
-pub(crate) trait Layout {
+pub(crate) trait SuperFormat {
     /// How its codes lie.
-    const ORDER: Order;
+    const ORDER: CodeOrder;
 }
 
 /// How a format's codes lie.
 #[derive(Clone, Copy, Debug)]
-pub(crate) struct Order {
+pub(crate) struct CodeOrder {
     /// The first weights of the two halves, of 32 weights each, of the four vectors.
     pub(crate) halves: [[usize; 2]; 4],
     /// Weights that share a scale: 16 or 32.
@@ -44,7 +44,7 @@ pub(crate) struct Order {
     pub(crate) times_16: bool,
 }
 
-impl Order {
+impl CodeOrder {
     /// Which scales (16 to a row, i16) the lanes of vectors `2 * p` and `2 * p + 1` want, of the first of two rows.
     const fn scales(&self, p: usize) -> [i16; 32] {
         let mut t = [0; 32];
@@ -59,12 +59,12 @@ impl Order {
 }
 
 /// The vectors of Q4_K and Q5_K: two parts' low halves, then their high halves.
-pub(crate) const ORDER_4: Order =
-    Order { halves: [[0, 64], [32, 96], [128, 192], [160, 224]], group: 32, offset: 0, times_16: false };
+pub(crate) const ORDER_4: CodeOrder =
+    CodeOrder { halves: [[0, 64], [32, 96], [128, 192], [160, 224]], group: 32, offset: 0, times_16: false };
 
 /// The vectors of Q2_K and Q3_K, both halves' bytes: the lowest two bits, bits 4 and 5, and the two between them.
-pub(crate) const ORDER_2: Order =
-    Order { halves: [[0, 128], [64, 192], [32, 160], [96, 224]], group: 16, offset: 0, times_16: true };
+pub(crate) const ORDER_2: CodeOrder =
+    CodeOrder { halves: [[0, 128], [64, 192], [32, 160], [96, 224]], group: 16, offset: 0, times_16: true };
 
 /// The first 16 bytes of Q4_K and Q5_K: as [`super::super_block::scales_and_mins`], the 8 scales and after
 /// them the 8 minimums.
@@ -83,7 +83,7 @@ pub(crate) fn scales_and_mins_16x16(b: &[u8; 16]) -> (__m256i, Option<__m256i>) 
 /// A super-block of activations as the frame wants it.
 #[derive(Clone, Debug)]
 #[repr(align(64))]
-struct Columns {
+struct OrderedActs {
     /// In the order of the codes.
     q: [[i8; 64]; 4],
     /// What stands beside the scales: for an offset, so many times the sum of every 16 (half as many from 32 on, to fit).
@@ -93,15 +93,15 @@ struct Columns {
 }
 
 thread_local! {
-    static COLUMNS: RefCell<Vec<Columns>> = const { RefCell::new(Vec::new()) };
+    static ORDERED: RefCell<Vec<OrderedActs>> = const { RefCell::new(Vec::new()) };
 }
 
 /// The kernel. `codes` unpacks a block into four vectors; `scales` its 16 scales (or fewer) and, where there are any, what
-/// is multiplied with [`Columns::sums`], all i16; `factors` gives the f16 factor of the scales and above it that of the
+/// is multiplied with [`OrderedActs::sums`], all i16; `factors` gives the f16 factor of the scales and above it that of the
 /// minimums.
 #[inline]
 #[target_feature(enable = "avx512f,avx512bw,avx512dq,avx512vl,avx512vbmi,avx512vnni,avx2,fma,f16c")]
-pub(crate) fn dot_rows<L: Layout, const BYTES: usize>(
+pub(crate) fn dot_rows<L: SuperFormat, const BYTES: usize>(
     (w, stride, x, out): (&[u8], usize, ActRow<'_>, &mut [f32]),
     factors: impl Fn(&[u8; BYTES]) -> u32,
     scales: impl Fn(&[u8; BYTES]) -> (__m256i, Option<__m256i>),
@@ -110,7 +110,7 @@ pub(crate) fn dot_rows<L: Layout, const BYTES: usize>(
     let zero = _mm512_setzero_si512();
     let lower = _mm512_set1_epi32(0xffff);
     let wanted = [load_i16x32(const { &L::ORDER.scales(0) }), load_i16x32(const { &L::ORDER.scales(1) })];
-    let dot = |block: &[u8; BYTES], columns: &Columns| {
+    let dot = |block: &[u8; BYTES], columns: &OrderedActs| {
         let (scales, mins) = scales(block);
         let codes = codes(block);
         let sums = load_i16x16(&columns.sums);
@@ -131,8 +131,8 @@ pub(crate) fn dot_rows<L: Layout, const BYTES: usize>(
         }
         (dot, mins.map(|mins| _mm256_madd_epi16(mins, sums)))
     };
-    COLUMNS.with_borrow_mut(|columns| {
-        set_columns::<L>(x, columns);
+    ORDERED.with_borrow_mut(|columns| {
+        set_ordered::<L>(x, columns);
         // Four rows at a time, because four sums over lanes cost little more than one.
         for (i, out) in out.chunks_mut(4).enumerate() {
             let mut sums = [_mm512_setzero_ps(); 4];
@@ -165,8 +165,8 @@ pub(crate) fn dot_rows<L: Layout, const BYTES: usize>(
 /// Lays the activations out.
 #[inline]
 #[target_feature(enable = "avx512f,avx512bw,avx512dq,avx512vl,avx512vbmi,avx512vnni,avx2,fma,f16c")]
-fn set_columns<L: Layout>(x: ActRow<'_>, to: &mut Vec<Columns>) {
-    to.resize(x.n / N, Columns { q: [[0; 64]; 4], sums: [0; 16] });
+fn set_ordered<L: SuperFormat>(x: ActRow<'_>, to: &mut Vec<OrderedActs>) {
+    to.resize(x.n / N, OrderedActs { q: [[0; 64]; 4], sums: [0; 16] });
     let offset = L::ORDER.offset;
     for ((to, q), sums) in to.iter_mut().zip(x.q.as_chunks::<N>().0).zip(x.sums.as_chunks::<16>().0) {
         for v in 0..4 {
