@@ -1,8 +1,9 @@
 //! The weight formats, and the kernels that multiply with them.
 //!
-//! A format is its block layout, a scalar decode (bit-equal to the reference implementation), a scalar dot product (the
-//! truth that every faster kernel is held to), and the vector kernels. Every row kernel has the same shape: a group of
-//! weight rows times one row of activations. Integer formats take activations quantized once per step by [`activations`].
+//! A format is its block layout, a scalar decode (bit-equal to the reference implementation), a
+//! scalar dot product (the truth that every faster kernel is held to), and the vector kernels.
+//! Every row kernel has the same shape: a group of weight rows times one row of activations.
+//! Integer formats take activations quantized once per step by [`activations`].
 //!
 //! ```text
 //! formats/       one file per format, and the list of them
@@ -13,7 +14,8 @@
 //! types          what a format is to the rest of the crate
 //! ptx            the kernels for GPUs
 //! ```
-//! A file imports only files that do not import it, directly or through others.
+//! Imports between these files form no circle: types that formats need live below the list of
+//! formats.
 
 pub mod activations;
 mod codebooks;

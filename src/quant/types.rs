@@ -1,4 +1,4 @@
-//! What a weight format is to the rest of the crate: numbers, a decoder, kernels.
+//! [`QuantType`]: what the rest of the crate knows of a weight format.
 
 use super::activations::{Act, ActRow};
 use super::panels::panel::PanelSpec;
@@ -18,15 +18,16 @@ pub struct QuantType {
     pub bytes: usize,
     /// What the kernels multiply with.
     pub act: Act,
-    /// Decodes whole blocks: `(blocks, out)` with `out.len() == blocks.len() / bytes * block`. Bit-equal to ggml.
+    /// Decodes whole blocks: `(blocks, out)` with `out.len() == blocks.len() / bytes * block`.
+    /// Bit-equal to ggml.
     pub dequant: fn(&[u8], &mut [f32]),
-    /// How it fills panels for many tokens; None for floats.
+    /// How the format fills panels for many tokens; `None` for floats.
     pub panel: Option<PanelSpec>,
-    /// Best instruction set first, the scalar truth last.
+    /// Row kernels, the best instruction set first, the scalar one last.
     pub kernels: &'static [Kernel],
     /// Fills one block with random weights of about unit RMS: for tests and for synthetic models.
     pub random: fn(&mut Rng, &mut [u8]),
-    /// What a KV cache needs, for the types that can be one.
+    /// What a KV cache needs; `None` if the format cannot be a cache type.
     pub kv: Option<Kv>,
 }
 
@@ -35,16 +36,17 @@ pub struct QuantType {
 /// `(w, stride, x, out)`: row `r` starts at byte `r * stride` of `w` and has `x.n` weights.
 pub type DotRows = unsafe fn(&[u8], usize, ActRow<'_>, &mut [f32]);
 
-/// A dot kernel for one instruction set.
+/// A row kernel for one instruction set.
 #[derive(Debug, Clone, Copy)]
 pub struct Kernel {
-    /// What the CPU must have for `dot` to be called; that is the whole safety condition.
+    /// The instruction set that the CPU must have. This is the only safety condition of calling
+    /// `dot`.
     pub isa: Isa,
     /// The kernel.
     pub dot: DotRows,
 }
 
-/// Decodes whole blocks: `(blocks, out)`.
+/// Decodes whole blocks: `(blocks, out)`. The CPU must have the instruction set that goes with it.
 pub type Decode = unsafe fn(&[u8], &mut [f32]);
 
 /// What a format needs to serve as a KV cache type.
@@ -52,30 +54,31 @@ pub type Decode = unsafe fn(&[u8], &mut [f32]);
 pub struct Kv {
     /// Encodes `x` (a multiple of the block) into blocks.
     pub encode: fn(&[f32], &mut [u8]),
-    /// Decodes whole blocks, as `dequant`, with vectors: best instruction set first, scalar last.
+    /// Vector versions of `dequant`, the best instruction set first, the scalar one last.
     pub decode: &'static [(Isa, Decode)],
-    /// Whether the blocks are the values as f16, which attention then multiplies with as they are.
+    /// Whether the blocks are f16 values, which attention multiplies without decoding.
     pub is_f16: bool,
 }
 
 impl QuantType {
-    /// Bytes of a row of `n` weights; `n` must be a multiple of the block.
+    /// Returns the bytes of a row of `n` weights; `n` must be a multiple of the block.
     pub fn row_bytes(&self, n: usize) -> usize {
         debug_assert_eq!(n % self.block, 0);
         n / self.block * self.bytes
     }
 
-    /// Whether [`crate::quant::panels::PanelScratch`] multiplies it with many tokens at once.
+    /// Returns whether [`PanelScratch`](crate::quant::panels::PanelScratch) multiplies the format
+    /// with many tokens at once.
     pub fn multiplies_many(&self) -> bool {
         self.panel.is_some() || matches!(self.act, Act::F16 | Act::Bf16)
     }
 
-    /// The fastest kernel that this CPU (and `TANDEM_ISA`) allows.
+    /// Returns the fastest row kernel that this CPU (and `TANDEM_ISA`) allows.
     pub fn kernel(&self) -> &'static Kernel {
-        self.kernels.iter().find(|k| k.isa <= simd::isa()).expect("a scalar kernel stands last")
+        self.kernels.iter().find(|k| k.isa <= simd::isa()).expect("the last kernel is scalar")
     }
 
-    /// Bits per weight, scales included.
+    /// Returns the bits per weight, scales included.
     pub fn bits(&self) -> f64 {
         self.bytes as f64 * 8.0 / self.block as f64
     }

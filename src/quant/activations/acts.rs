@@ -1,18 +1,21 @@
-//! Activations in the form that a format's kernels multiply with.
+//! Rows of activations, kept in the forms that kernels multiply with.
 //!
 //! ```text
 //! F32   the row itself
 //! F16   the row itself, for F16 weights
 //! Bf16  the row itself, for BF16 weights; for many tokens BF16, where the CPU multiplies that
 //! Q8    i8 per value, an f32 scale per 32 values
-//! Q8K   i8 per value, an f32 scale per 256 values (super-block formats sum whole super-blocks in integers)
+//! Q8K   i8 per value, an f32 scale per 256 values (super-block formats sum whole super-blocks in
+//!       integers)
 //! ```
-//! `d = max|x| / 127`, `q = round(x / d)` with ties to even. Both quantized forms carry the sum of `q` over every 16
-//! values, which formats with an offset or a minimum multiply with. A step quantizes its input once and every weight row
-//! shares it. ggml keeps the Q8 scale as f16 (`block_q8_0`); an f32 costs nothing here and is closer.
+//! `d = max|x| / 127`, `q = round(x / d)` with ties to even. Both quantized forms carry the sum of
+//! `q` over every 16 values, which formats with an offset or a minimum multiply with. A step
+//! quantizes its input once and every weight row shares it. ggml keeps the Q8 scale as f16
+//! (`block_q8_0`); an f32 costs nothing here and is closer.
 //!
-//! Row kernels and panels want different layouts. Either is made in parts that do not touch, so that a caller with
-//! threads can share them out; quantizing a block gives the same bits wherever it is done.
+//! Row kernels and panels read different layouts. Each is made in disjoint parts, so that a caller
+//! can give them to several threads. Quantizing a block gives the same bits in whichever part it is
+//! done.
 
 use super::forms::{Act, ActBlock, ActRow, CHUNK, PanelActs, PanelColumns, PanelForm, PanelWords};
 use super::quantize::{quantize, quantize_scalar};
@@ -20,41 +23,42 @@ use super::quantize::{quantize, quantize_scalar};
 use super::quantize::{quantize_avx2, quantize_avx512};
 use crate::simd::{self, Isa};
 
-/// Rows of activations in one form, kept between steps so that memory is reused.
+/// Rows of activations in one form. The buffers are kept between steps, so that their memory is
+/// reused.
 #[derive(Debug, Default)]
 pub struct Acts {
-    /// Products take row kernels only, so that the bits of each do not depend on others.
+    /// Products use row kernels only, so that the bits of a token do not depend on other tokens.
     pub rows_only: bool,
     act: Option<Act>,
     n: usize,
-    /// For row kernels.
+    /// Quantized values for row kernels.
     q: Vec<i8>,
     d: Vec<f32>,
     sums: Vec<i16>,
     act_blocks: Vec<ActBlock>,
-    /// For many tokens at once, of one form or the other.
+    /// Rows in the layout for many tokens: `columns` for codes, `words` for floats.
     rows: usize,
     form: Option<PanelForm>,
     columns: Vec<PanelColumns>,
     words: Vec<PanelWords>,
 }
 
-/// Values in a part: enough to be worth handing to a thread.
+/// Values in a part: enough work to be worth handing to a thread.
 const PART: usize = 16 * 1024;
 
 impl Acts {
-    /// Quantizes `x` (rows of `n` values) into the form `act`, for row kernels. Rows of floats are not copied:
-    /// [`Acts::row`] hands them back.
+    /// Quantizes `x` (rows of `n` values) into the form `act`, for row kernels. Rows of floats are
+    /// not copied: [`Acts::row`] hands them back.
     pub fn set(&mut self, act: Act, n: usize, x: &[f32]) {
         self.row_parts(act, n, x).for_each(RowPart::fill);
     }
 
-    /// Lays `x` out for panels of this instruction set.
+    /// Writes `x` in the layout for many tokens that kernels of this instruction set read.
     pub fn set_panels(&mut self, act: Act, isa: Isa, n: usize, x: &[f32]) {
         self.panel_parts(act, isa, n, x).for_each(PanelPart::fill);
     }
 
-    /// The work of [`Acts::set`]; all parts must be filled.
+    /// Splits the work of [`Acts::set`] into parts. The caller must fill every part.
     pub fn row_parts<'a>(&'a mut self, act: Act, n: usize, x: &'a [f32]) -> impl Iterator<Item = RowPart<'a>> {
         (self.act, self.n) = (Some(act), n);
         let block = act.block();
@@ -75,7 +79,7 @@ impl Acts {
         })
     }
 
-    /// The work of [`Acts::set_panels`]; all parts must be filled.
+    /// Splits the work of [`Acts::set_panels`] into parts. The caller must fill every part.
     pub fn panel_parts<'a>(
         &'a mut self,
         act: Act,
@@ -97,13 +101,16 @@ impl Acts {
         columns.chain(words).enumerate().map(part)
     }
 
-    /// All rows, for panels; only after [`Acts::set_panels`].
+    /// Returns all rows in the layout for many tokens.
+    ///
+    /// # Panics
+    /// If [`Acts::set_panels`] was not called before.
     pub fn panels(&self) -> PanelActs<'_> {
         let (block, form) = (self.act.map_or(1, Act::block), self.form.expect("activations laid out for panels"));
         PanelActs { n: self.n, block, rows: self.rows, form, columns: &self.columns, words: &self.words }
     }
 
-    /// Row `t`; `x` is the same slice that [`Acts::set`] was given.
+    /// Returns row `t` for row kernels; `x` must be the slice that [`Acts::set`] was given.
     pub fn row<'a>(&'a self, t: usize, x: &'a [f32]) -> ActRow<'a> {
         let n = self.n;
         let block = self.act.map_or(1, Act::block);
@@ -122,7 +129,7 @@ impl Acts {
     }
 }
 
-/// Some rows for row kernels, still to be quantized.
+/// Rows for row kernels that are still to be quantized.
 #[derive(Debug)]
 pub struct RowPart<'a> {
     n: usize,
@@ -135,7 +142,7 @@ pub struct RowPart<'a> {
 }
 
 impl RowPart<'_> {
-    /// Quantizes them.
+    /// Quantizes the rows of this part.
     pub fn fill(self) {
         quantize(self.block, self.x, self.q, self.d, self.sums);
         for (i, act_block) in self.act_blocks.iter_mut().enumerate() {
@@ -145,13 +152,13 @@ impl RowPart<'_> {
     }
 }
 
-/// Some columns of some rows, still to be laid out for panels.
+/// Columns of rows that are still to be written in the layout for many tokens.
 #[derive(Debug)]
 pub struct PanelPart<'a> {
     x: &'a [f32],
     n: usize,
     rows: usize,
-    /// Where `to` begins among all.
+    /// Index of the first entry of `to` among all entries.
     first: usize,
     chunk: usize,
     to: To<'a>,
@@ -159,18 +166,18 @@ pub struct PanelPart<'a> {
 
 #[derive(Debug)]
 enum To<'a> {
-    /// With the values that share a scale.
+    /// Codes; the number counts the values that share a scale.
     PanelColumns(usize, &'a mut [PanelColumns]),
     PanelWords(PanelForm, &'a mut [PanelWords]),
 }
 
 impl PanelPart<'_> {
-    /// Lays them out.
+    /// Writes the columns of this part.
     pub fn fill(self) {
         #[cfg(target_arch = "x86_64")]
         if simd::isa() >= Isa::Avx2 {
             #[allow(unsafe_code)]
-            // SAFETY: isa() says what this CPU has.
+            // SAFETY: isa() names an instruction set that this CPU has.
             unsafe {
                 if simd::isa() >= Isa::Avx512 { self.fill_avx512() } else { self.fill_avx2() }
             };
@@ -191,7 +198,7 @@ impl PanelPart<'_> {
         self.fill_by(|block, x, q, d, sums| quantize_avx2(block, x, q, d, sums));
     }
 
-    #[inline(always)] // so that it is compiled anew for each instruction set
+    #[inline(always)] // so that it is compiled once per instruction set
     fn fill_by(self, quantize: impl Fn(usize, &[f32], &mut [i8], &mut [f32], &mut [i16])) {
         let (x, n, rows, first, chunk) = (self.x, self.n, self.rows, self.first, self.chunk);
         let from = |i: usize| {

@@ -2,28 +2,28 @@
 
 use crate::simd::Isa;
 
-/// Columns of a panel.
+/// Columns of a panel, and activations in a [`PanelColumns`].
 pub const CHUNK: usize = 256;
-/// Words of activations that lie together.
+/// Words in a [`PanelWords`].
 pub const WORDS: usize = 128;
 
-/// A form of activations.
+/// What a format's kernels multiply with.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 pub enum Act {
-    /// As they are, one token at a time.
+    /// f32, always one token at a time.
     F32,
-    /// As they are, for F16 weights.
+    /// f32, for F16 weights.
     F16,
-    /// As they are, for BF16 weights; for many tokens rounded to BF16 where the CPU multiplies that.
+    /// f32, for BF16 weights. For many tokens rounded to BF16 where the CPU multiplies BF16.
     Bf16,
-    /// 8 bits, a scale per 32 values.
+    /// 8-bit codes with a scale per 32 values.
     Q8,
-    /// 8 bits, a scale per 256 values.
+    /// 8-bit codes with a scale per 256 values.
     Q8K,
 }
 
 impl Act {
-    /// Values that share one scale; rows must be a multiple of it. 1 for floats.
+    /// Returns how many values share a scale: 1 for floats. A row must be a multiple of it.
     pub fn block(self) -> usize {
         match self {
             Act::F32 | Act::F16 | Act::Bf16 => 1,
@@ -32,7 +32,7 @@ impl Act {
         }
     }
 
-    /// What many tokens at once are made into.
+    /// Returns the layout that kernels for many tokens read on this instruction set.
     pub fn form(self, isa: Isa) -> PanelForm {
         match self {
             Act::Bf16 if isa >= Isa::Avx512Bf16 => PanelForm::Bf16,
@@ -42,22 +42,25 @@ impl Act {
     }
 }
 
-/// What many tokens' activations are made into.
+/// The layout of activations for many tokens.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum PanelForm {
-    /// 8-bit codes, for panels: tile.rs.
+    /// 8-bit codes, for panels ([`PanelColumns`]).
     Codes,
-    /// f32, a column to a word.
+    /// f32, one column per word ([`PanelWords`]).
     F32,
-    /// BF16, two columns to a word.
+    /// BF16, two columns per word ([`PanelWords`]).
     Bf16,
 }
 
 impl PanelForm {
-    /// Tokens from which they are quicker together than one by one, measured from cache (Zen 4, products/ns): BF16 pairs
-    /// 30 for two and 42 for three, the row kernel 29; F16 with f32 24 and 33, the row kernel 25; panels of codes 64 for
-    /// four (Q4_K) and 60 (IQ2_XXS), their row kernels 54 and 34. On AVX2 filling a panel takes three times as long: with
-    /// 32 tokens 82 (Q4_K), 44 (Q8_0) and 46 (MXFP4), their row kernels 46, 34 and 31.
+    /// Returns the number of tokens from which these kernels are faster than the row kernel.
+    ///
+    /// Measured from cache (Zen 4, products/ns): BF16 pairs reach 30 with two tokens and 42 with
+    /// three, the row kernel 29; F16 times f32 24 and 33, the row kernel 25; panels of codes 64
+    /// with four tokens (Q4_K) and 60 (IQ2_XXS), their row kernels 54 and 34. On AVX2 filling a
+    /// panel takes three times as long: 32 tokens reach 82 (Q4_K), 44 (Q8_0) and 46 (MXFP4), their
+    /// row kernels 46, 34 and 31.
     pub fn worth(self, isa: Isa) -> usize {
         match self {
             PanelForm::Bf16 | PanelForm::F32 => 3,
@@ -66,7 +69,7 @@ impl PanelForm {
         }
     }
 
-    /// Columns that lie together.
+    /// Returns the columns of a row in one [`PanelColumns`] or [`PanelWords`].
     pub fn columns(self) -> usize {
         match self {
             PanelForm::Codes => CHUNK,
@@ -76,7 +79,7 @@ impl PanelForm {
     }
 }
 
-/// One row of activations, borrowed. For floats only `f` is filled, else only the others.
+/// One row of activations, borrowed. Floats fill only `f`, quantized forms only the other fields.
 #[derive(Clone, Copy, Debug)]
 pub struct ActRow<'a> {
     /// Values in the row.
@@ -89,12 +92,15 @@ pub struct ActRow<'a> {
     pub d: &'a [f32],
     /// The sum of `q` over every 16 values (n / 16).
     pub sums: &'a [i16],
-    /// All of that once more, where the CPU has AVX-512 (n / 512, rounded up).
+    /// `q`, `d` and `sums` in the order of the AVX-512 kernels (n / 512, rounded up); empty on
+    /// other CPUs.
     pub act_blocks: &'a [ActBlock],
 }
 
-/// 512 activations as the row kernels of AVX-512 take them, in whole cache lines. Where a row is not a whole number of
-/// 128, zeros stand before its last part, so that it meets the last 128 weights, of which some were met before.
+/// A block of 512 activations in the order of the AVX-512 row kernels, in whole cache lines.
+///
+/// If a row is not a multiple of 128, its last part is preceded by zeros: the kernel then reads the
+/// last 128 weights of the row again, and those that were already counted are multiplied by zero.
 #[derive(Clone, Debug)]
 #[repr(align(64))]
 pub struct ActBlock {
@@ -104,18 +110,20 @@ pub struct ActBlock {
     pub d: [f32; 16],
     /// The sum of `q` over every 32.
     pub sums: [i32; 16],
-    /// The sums over what meets in a lane of 32 bits when the two vectors of each 128 are multiplied: four of the first,
-    /// four of the second.
+    /// The sums over what meets in a lane of 32 bits when the two vectors of each 128 are
+    /// multiplied: four of the first, four of the second.
     pub lanes: [[[i16; 2]; 16]; 4],
 }
 
 impl ActBlock {
+    /// A block of zeros.
     pub(crate) const ZERO: ActBlock =
         ActBlock { q: [[[0; 64]; 2]; 4], d: [0.0; 16], sums: [0; 16], lanes: [[[0; 2]; 16]; 4] };
-    /// Activations in one.
+    /// Activations in a block.
     pub const LEN: usize = 512;
 
-    /// The activations from column `from` on of the row of `n` that begins at `row` of `q`.
+    /// Takes the activations from column `from` on, of the row of `n` values that begins at index
+    /// `row` of `q`.
     pub(crate) fn set(
         &mut self,
         n: usize,
@@ -148,20 +156,20 @@ impl ActBlock {
     }
 }
 
-/// [`CHUNK`] activations of a row, and what goes with them.
+/// [`CHUNK`] activations of a row as codes, with their scales and sums.
 #[derive(Clone, Debug)]
 #[repr(align(64))]
 pub struct PanelColumns {
     /// `q + 128`.
     pub u: [u8; CHUNK],
-    /// The scale of every 32; all the same where 256 share one.
+    /// The scale of every 32; eight equal ones where 256 share a scale.
     pub d: [f32; CHUNK / 32],
-    /// The sum of `q` over every 16, times the scale where 32 share one.
+    /// The sum of `q` over every 16, multiplied by the scale where 32 share one.
     pub sums: [f32; CHUNK / 16],
 }
 
 impl PanelColumns {
-    /// Nothing.
+    /// Columns of zeros.
     pub const ZERO: PanelColumns = PanelColumns { u: [0; CHUNK], d: [0.0; CHUNK / 32], sums: [0.0; CHUNK / 16] };
 }
 
@@ -174,25 +182,26 @@ pub struct PanelActs<'a> {
     pub block: usize,
     /// Rows.
     pub rows: usize,
-    /// What they were made into.
+    /// The layout that is filled: `columns` or `words`.
     pub form: PanelForm,
-    /// The first [`CHUNK`] columns of every row, then the next: neighbours in a panel's columns would fall into the same
-    /// few sets of the cache if they lay a power of two apart. The last may not be full.
+    /// The first [`CHUNK`] columns of every row, then the next of every row. (Row after row, tokens
+    /// would be a power of two apart and share a few sets of the cache.) The last columns may be
+    /// only partly used.
     pub columns: &'a [PanelColumns],
-    /// The same for floats, [`WORDS`] words at a time.
+    /// Rows of floats in the same order, [`WORDS`] words at a time.
     pub words: &'a [PanelWords],
 }
 
-/// [`WORDS`] words of a row of activations; zeros where the row has ended.
+/// [`WORDS`] words of a row of activations, filled up with zeros after the row's end.
 #[derive(Clone, Debug)]
 #[repr(align(64))]
 pub struct PanelWords(pub [u32; WORDS]);
 
 impl PanelWords {
-    /// Nothing.
+    /// Words of zeros.
     pub const ZERO: PanelWords = PanelWords([0; WORDS]);
 
-    /// Takes as many columns of a row, or its last few.
+    /// Takes the columns `x` of a row: as many as fit, or fewer at the row's end.
     #[inline(always)]
     pub(crate) fn set(&mut self, form: PanelForm, x: &[f32]) {
         match form {
@@ -209,7 +218,7 @@ impl PanelWords {
     }
 }
 
-/// The nearest BF16, ties to even; a NaN stays one.
+/// Rounds to the nearest BF16, ties to even. A NaN stays a NaN.
 #[inline(always)]
 fn round(x: f32) -> u16 {
     let bits = x.to_bits();

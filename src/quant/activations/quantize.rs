@@ -1,14 +1,16 @@
-//! Quantization of activations to 8 bits, in plain Rust and for AVX2 and AVX-512: the same bits from all three.
+//! Quantization of activations to 8 bits: in plain Rust, for AVX2 and for AVX-512, with equal bits
+//! from all three.
 
 use super::forms::CHUNK;
 use crate::simd::{self, Isa};
 
-/// Quantizes whole blocks of `block` values: `q`, a scale per block, a sum per 16 values.
+/// Quantizes whole blocks of `block` values into codes `q`, a scale per block, and the sum of every
+/// 16 codes.
 pub(crate) fn quantize(block: usize, x: &[f32], q: &mut [i8], d: &mut [f32], sums: &mut [i16]) {
     #[cfg(target_arch = "x86_64")]
     if simd::isa() >= Isa::Avx2 {
         #[allow(unsafe_code)]
-        // SAFETY: isa() says what this CPU has.
+        // SAFETY: isa() names an instruction set that this CPU has.
         unsafe {
             if simd::isa() >= Isa::Avx512 {
                 quantize_avx512(block, x, q, d, sums)
@@ -21,7 +23,7 @@ pub(crate) fn quantize(block: usize, x: &[f32], q: &mut [i8], d: &mut [f32], sum
     quantize_scalar(block, x, q, d, sums);
 }
 
-#[inline(always)] // so that the form below is compiled anew for its instruction set
+#[inline(always)] // so that `quantize_avx2` compiles it for AVX2
 pub(crate) fn quantize_scalar(block: usize, x: &[f32], q: &mut [i8], d: &mut [f32], sums: &mut [i16]) {
     for (b, x) in x.chunks_exact(block).enumerate() {
         let max = x.iter().fold(0f32, |m, v| m.max(v.abs()));
@@ -36,15 +38,16 @@ pub(crate) fn quantize_scalar(block: usize, x: &[f32], q: &mut [i8], d: &mut [f3
     }
 }
 
-/// The scalar form, compiled for AVX2: the compiler vectorises it well and the results are the same bits.
+/// AVX2 version of [`quantize_scalar`]: the compiler vectorises the scalar code well, and its bits
+/// stay as they are.
 #[cfg(target_arch = "x86_64")]
 #[target_feature(enable = "avx2")]
 pub(crate) fn quantize_avx2(block: usize, x: &[f32], q: &mut [i8], d: &mut [f32], sums: &mut [i16]) {
     quantize_scalar(block, x, q, d, sums);
 }
 
-/// The same bits, 256 values at a time: eight blocks or one. A NaN counts for nothing and becomes 0, as in the scalar
-/// form.
+/// AVX-512 version of [`quantize_scalar`]; takes 256 values at a time, which are eight blocks or
+/// one. A NaN is ignored by the maximum and becomes 0, as in the scalar version.
 #[cfg(target_arch = "x86_64")]
 #[target_feature(enable = "avx512f,avx512bw,avx512dq,avx512vl,avx512vnni")]
 pub(crate) fn quantize_avx512(block: usize, x: &[f32], q: &mut [i8], d: &mut [f32], sums: &mut [i16]) {
@@ -97,7 +100,8 @@ pub(crate) mod tests {
     use super::*;
     use crate::quant::rng::Rng;
 
-    /// Values with everything that could differ: ties, zeros, blocks of zeros, subnormals, infinities, NaN.
+    /// Random values with what instruction sets could treat differently: ties, zeros, blocks of
+    /// zeros, subnormals, infinities, NaN.
     pub(crate) fn values(rng: &mut Rng, n: usize) -> Vec<f32> {
         let kind = rng.below(6);
         let one = |i: usize| match (kind, rng.below(40)) {

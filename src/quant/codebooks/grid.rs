@@ -1,15 +1,18 @@
-//! A codebook as a table: how its entries are stored, and how AVX-512 looks 64 of them up at once.
+//! How a codebook is stored, and how AVX-512 looks up 64 entries at once.
 
-/// A codebook: entries of 8 (`u64`) or 4 (`u32`) values, a byte each, the first in the lowest byte; and the same as
-/// vector kernels look it up, entries as fields of a few bits in two tables of bytes.
+/// A codebook, stored twice: as entries of 8 (`u64`) or 4 (`u32`) values, one byte each, the first
+/// value in the lowest byte; and for vector look-ups as two tables of bytes, in which a value is a
+/// field of a few bits.
 #[derive(Debug)]
 #[repr(align(64))]
 pub(crate) struct Grid<E, const N: usize> {
     /// The entries.
     pub entries: [E; N],
-    /// Eights: values 0..4 and values 4..8, a field of 2 bits each. Fours: values 0..2 and values 2..4, 4 bits each.
+    /// Eights: values 0..4 and values 4..8, a field of 2 bits each. Fours: values 0..2 and values
+    /// 2..4, 4 bits each.
     pub fields: [[u8; N]; 2],
-    /// The value of a field, whatever the bits above it, up to six altogether.
+    /// The value of a field. The table is indexed with six bits; those above the field do not
+    /// matter.
     pub values: [u8; 64],
 }
 
@@ -24,7 +27,7 @@ const fn values<const V: usize>(values: [u8; V]) -> [u8; 64] {
     all
 }
 
-/// The codebook of codes of 2 bits per value, 8 values per entry.
+/// Makes a codebook of 8 values per entry from codes of 2 bits per value.
 pub(crate) const fn eights<const N: usize>(codes: &[u16; N], of: [u8; 3]) -> Grid<u64, N> {
     let mut grid = Grid { entries: [0; N], fields: [[0; N]; 2], values: values(of) };
     let mut i = 0;
@@ -41,7 +44,7 @@ pub(crate) const fn eights<const N: usize>(codes: &[u16; N], of: [u8; 3]) -> Gri
     grid
 }
 
-/// The codebook of codes of 3 bits per value, 4 values per entry.
+/// Makes a codebook of 4 values per entry from codes of 3 bits per value.
 pub(crate) const fn fours<const N: usize>(codes: &[u16; N], of: [u8; 8]) -> Grid<u32, N> {
     let mut grid = Grid { entries: [0; N], fields: [[0; N]; 2], values: values(of) };
     let mut i = 0;
@@ -63,7 +66,8 @@ pub(crate) mod x86 {
     use crate::simd::x86::load_u8x64;
     use std::arch::x86_64::*;
 
-    /// The fields of 64 entries from both tables: 8 bits of the indices in the bytes of `i`, those above in `bits`.
+    /// Looks up the fields of 64 entries in both tables. `i` has the low 8 bits of each index,
+    /// `bits` those above.
     #[inline]
     #[target_feature(enable = "avx512f,avx512bw,avx512dq,avx512vl,avx512vbmi")]
     pub(crate) fn look_up<const N: usize>(fields: &[[u8; N]; 2], i: __m512i, bits: [__mmask64; 3]) -> [__m512i; 2] {
@@ -73,7 +77,8 @@ pub(crate) mod x86 {
         [look_up_part(a, i, &bits), look_up_part(b, i, &bits)]
     }
 
-    /// One table. Written out, or the compiler keeps the parts in memory.
+    /// Looks up 64 entries in one table. The cases are written out because the compiler keeps a
+    /// loop's parts in memory.
     #[inline]
     #[target_feature(enable = "avx512f,avx512bw,avx512dq,avx512vl,avx512vbmi")]
     fn look_up_part<const N: usize>(t: &[u8; N], i: __m512i, bits: &[__mmask64; 4]) -> __m512i {

@@ -1,11 +1,13 @@
 //! The codebooks of the IQ formats: constants of ggml (MIT licence), file ggml-common.h.
 //!
 //! ```text
-//! IQ2_XXS, IQ2_XS, IQ2_S   8 values of 8, 25, 43 per entry     code: 2 bits per value, so 2 values per hex digit
-//! IQ1_S, IQ1_M             8 values of -1, 0, 1 per entry      code: likewise
-//! IQ3_XXS, IQ3_S           4 values out of 8 per entry         code: 3 bits per value, so 1 value per octal digit
+//! formats                  values per entry        code per value
+//! IQ2_XXS, IQ2_XS, IQ2_S   8, each 8, 25 or 43     2 bits: a hex digit has two values
+//! IQ1_S, IQ1_M             8, each -1, 0 or 1      2 bits
+//! IQ3_XXS, IQ3_S           4, each one of 8        3 bits: an octal digit has one value
 //! ```
-//! The first value of an entry is in the lowest bits. The compiler spreads the codes below into the tables of [`Grid`].
+//! The first value of an entry is in the lowest bits. The compiler spreads the codes below into the
+//! tables of [`Grid`].
 
 use super::grid::{Grid, eights, fours};
 
@@ -15,8 +17,8 @@ pub(crate) static IQ2XXS: Grid<u64, 256> = eights(&IQ2XXS_CODES, [8, 25, 43]);
 pub(crate) static IQ2XS: Grid<u64, 512> = eights(&IQ2XS_CODES, [8, 25, 43]);
 /// IQ2_S: ggml's `iq2s_grid`.
 pub(crate) static IQ2S: Grid<u64, 1024> = eights(&IQ2S_CODES, [8, 25, 43]);
-/// IQ1_S and IQ1_M: ggml's `iq1s_grid`, every value as `8 * (value + 1)`: an unsigned byte, as the kernels want it,
-/// with room below for a delta.
+/// IQ1_S and IQ1_M: ggml's `iq1s_grid`, every value as `8 * (value + 1)`: an unsigned byte, as the
+/// kernels want it, with room below for a delta.
 pub(crate) static IQ1S: Grid<u64, 2048> = eights(&IQ1S_CODES, [0, 8, 16]);
 /// IQ3_XXS: ggml's `iq3xxs_grid`.
 pub(crate) static IQ3XXS: Grid<u32, 256> = fours(&IQ3XXS_CODES, [4, 12, 20, 28, 36, 44, 52, 62]);

@@ -3,9 +3,9 @@
 //! ```text
 //! byte 0..2   w: bits 16..32 of an f32, little-endian; the lower bits are zero
 //! ```
-//! A prompt's activations are rounded to BF16 where the CPU multiplies BF16 (AVX512_BF16), as llama.cpp and
-//! ik_llama.cpp do there; see floats.rs. A single token's stay f32, which costs nothing: weights come from memory more
-//! slowly than they are multiplied.
+//! A prompt's activations are rounded to BF16 where the CPU multiplies BF16 (AVX512_BF16), as
+//! llama.cpp and ik_llama.cpp do there; see panels/floats.rs. A single token's stay f32, which
+//! costs nothing: weights come from memory more slowly than they are multiplied.
 
 use crate::quant::activations::{Act, ActRow};
 use crate::quant::rng::Rng;
@@ -16,7 +16,7 @@ use crate::simd::Isa;
 const BYTES: usize = 2;
 const _: () = assert!(BYTES == size_of::<half::bf16>());
 
-/// The row of the format table.
+/// The format's table entry.
 pub static TYPE: QuantType = QuantType {
     id: 30,
     name: "BF16",
@@ -61,9 +61,11 @@ fn random(rng: &mut Rng, block: &mut [u8]) {
     block.copy_from_slice(&half::bf16::from_f32(rng.normal()).to_le_bytes());
 }
 
-/// One permutation widens 16 weights: each word goes to the upper half of its lane, zeros to the lower. Lines are asked for
-/// in advance as in super_rows.rs. Widening while loading, and shifting, reads 10% less from memory; without the requests
-/// decoding is up to 30% slower, most so while memory is slow.
+/// One permutation widens 16 weights: each word goes to the upper half of its lane, zeros to the
+/// lower. Lines are prefetched as in rows/super_avx512.rs; without that, decoding is up to 30%
+/// slower, most so while memory is slow.
+///
+/// Rejected: widening by a load and a shift, which reads 10% less per second from memory.
 #[cfg(target_arch = "x86_64")]
 #[target_feature(enable = "avx512f,avx512bw,avx512dq,avx512vl,avx2")]
 fn dot_avx512(w: &[u8], stride: usize, x: ActRow<'_>, out: &mut [f32]) {

@@ -1,6 +1,8 @@
-//! What the tests of every format share: kernels against the scalar truth, decoding against the reference's bytes.
+//! Checks that the tests of all formats share: kernels against decoded weights, decoders against
+//! the reference.
 
-/// Prints a figure past the test harness, which keeps the output of passing tests to itself.
+/// Prints a figure to stderr even if the test passes; the harness hides what a passing test prints
+/// with `println!`.
 macro_rules! say {
     ($($part:tt)*) => {{
         use std::io::Write;
@@ -15,8 +17,7 @@ use crate::quant::rows::blocks::put_f16;
 use crate::quant::types::QuantType;
 use crate::simd::{self, Isa};
 
-/// Rows of random blocks. Every third block has its scale fields, wherever they are, scaled to an extreme by `random`
-/// being drawn again and some two-byte words zeroed, so that zero and tiny scales occur.
+/// Makes rows of random blocks, with bytes that no kernel may read between the rows.
 fn random_rows(ty: &QuantType, rng: &mut Rng, rows: usize, n: usize, stride: usize) -> Vec<u8> {
     let mut w = vec![0xa5; rows * stride];
     for row in w.chunks_exact_mut(stride) {
@@ -27,7 +28,7 @@ fn random_rows(ty: &QuantType, rng: &mut Rng, rows: usize, n: usize, stride: usi
     w
 }
 
-/// Activations with quiet rows, loud rows, zeros and one spike.
+/// Makes a row of activations: tiny, usual or large ones, with zeros or one spike.
 fn random_acts(rng: &mut Rng, n: usize) -> Vec<f32> {
     let scale = [1e-6, 1.0, 1.0, 3e4][rng.below(4)];
     let mut x: Vec<f32> = (0..n).map(|_| rng.normal() * scale).collect();
@@ -39,8 +40,9 @@ fn random_acts(rng: &mut Rng, n: usize) -> Vec<f32> {
     x
 }
 
-/// Scales every f16 pair of bytes that decodes to a scale: the block is decoded, and if multiplying the two bytes at
-/// some even offset by a power of two multiplies all weights alike, that offset holds a scale.
+/// Multiplies the f16 scales of some blocks with an extreme factor. It finds a scale by trial: if
+/// multiplying the f16 at some even offset multiplies all decoded weights by the same factor, the
+/// f16 is a scale.
 fn extreme(ty: &QuantType, rng: &mut Rng, w: &mut [u8]) {
     if ty.block == 1 {
         return;
@@ -69,8 +71,8 @@ fn extreme(ty: &QuantType, rng: &mut Rng, w: &mut [u8]) {
     }
 }
 
-/// Every kernel of `ty` that this CPU has, against the scalar one and against decoded weights in f64: all row counts
-/// from 1 to 9 and some larger, row lengths that leave every tail, rows further apart than they are long.
+/// Compares every kernel of `ty` that this CPU has with decoded weights in f64: row counts from 1
+/// to 9 and some larger, row lengths that leave every tail, rows further apart than they are long.
 ///
 /// The tolerance is that of an f32 sum: 2e-6 of the sum of the magnitudes. Integer parts are exact.
 pub(crate) fn kernels(ty: &'static QuantType) {
@@ -129,7 +131,8 @@ pub(crate) fn kernels(ty: &'static QuantType) {
     }
 }
 
-/// Decoded rows against `tests/data/quant/NAME.f32`, bit by bit; the blocks are in `NAME.blocks`.
+/// Compares decoded rows with `tests/data/quant/NAME.f32`, bit by bit; the blocks are in
+/// `NAME.blocks`.
 pub(crate) fn dequant(ty: &'static QuantType) {
     let dir = concat!(env!("CARGO_MANIFEST_DIR"), "/tests/data/quant/");
     let read = |ext: &str| {
@@ -147,7 +150,8 @@ pub(crate) fn dequant(ty: &'static QuantType) {
     say!("{:8} {} weights decoded bit-equal to the reference", ty.name, got.len());
 }
 
-/// KV rows survive encoding within `tolerance` of their largest value, and every `decode` gives the bits of `dequant`.
+/// Encodes and decodes KV rows: values survive within `tolerance` of the row's largest, and every
+/// `decode` gives the bits of `dequant`.
 pub(crate) fn kv(ty: &'static QuantType, tolerance: f32) {
     let kv = ty.kv.as_ref().expect("a KV cache type");
     let mut rng = Rng(77);
@@ -174,14 +178,15 @@ pub(crate) fn kv(ty: &'static QuantType, tolerance: f32) {
     }
 }
 
-/// Blocks at the edge of what their bits can say, times activations of 127 that follow each weight's sign: products are
-/// as large as they get and all have one sign, so an integer that is too narrow in some kernel shows here. `scales` are
-/// the bytes where a block's f16 scales stand; they take zero, subnormal, negative and large values in turn.
+/// Multiplies blocks of extreme bits with activations of 127 that have each weight's sign. Products
+/// are then as large as possible and all of one sign, so an integer that is too narrow in some
+/// kernel overflows here. `scales` are the byte offsets of a block's f16 scales, which take zero,
+/// subnormal, negative and large values in turn.
 pub(crate) fn extremes(ty: &'static QuantType, scales: &[usize]) {
     extremes_by(ty, |block, scale| scales.iter().for_each(|&at| put_f16(block, at, scale)));
 }
 
-/// The same for a block whose scale `put` writes.
+/// [`extremes`] for a format whose scale `put` writes into a block.
 pub(crate) fn extremes_by(ty: &'static QuantType, put: impl Fn(&mut [u8], f32)) {
     let mut rng = Rng(ty.id as u64);
     let n = 2 * ty.block.max(ty.act.block());
@@ -219,12 +224,13 @@ pub(crate) fn extremes_by(ty: &'static QuantType, put: impl Fn(&mut [u8], f32)) 
     }
 }
 
-/// Many tokens at once (panels, floats) against decoded weights in f64, on every instruction set that this CPU has: row counts below and above a half
-/// panel, every count of tokens up to 13, row lengths that are not whole chunks. Limit as in [`kernels`], over the terms
-/// of codes and minimums.
+/// Compares products with many tokens with decoded weights in f64, on every instruction set that
+/// this CPU has: row counts below and above half a panel, every count of tokens up to 13, row
+/// lengths that are not whole chunks. The tolerance is that of [`kernels`], over the terms of codes
+/// and minimums.
 pub(crate) fn panels(ty: &'static QuantType) {
     let mut rng = Rng(0x711e + ty.id as u64);
-    // Floats may be any number to a row.
+    // Rows of floats may have any length.
     let floats = ty.act.block() == 1;
     let unit = if floats { 61 } else { ty.block.max(ty.act.block()) };
     let mut work = PanelScratch::default();
@@ -244,9 +250,9 @@ pub(crate) fn panels(ty: &'static QuantType) {
             let mut acts = Acts::default();
             acts.set(ty.act, n, &x);
             acts.set_panels(ty.act, isa, n, &x);
-            // What BF16 is meant to be multiplied with; the rounding itself has a test in floats.rs. Products of
-            // BF16 are exact in f32, so that only the sum rounds, as everywhere; no value here is subnormal, which the
-            // instruction would take for zero.
+            // What BF16 is meant to be multiplied with; the rounding itself has a test in
+            // activations/forms.rs. Products of BF16 are exact in f32, so that only the sum rounds,
+            // as everywhere; no value here is subnormal, which the instruction would take for zero.
             let rounded = |x: &f32| match ty.act.form(isa) {
                 PanelForm::Bf16 => half::bf16::from_f32(*x).to_f64(),
                 _ => *x as f64,
@@ -265,7 +271,8 @@ pub(crate) fn panels(ty: &'static QuantType) {
                 for r in 0..rows {
                     (ty.dequant)(&w[r * stride..][..ty.row_bytes(n)], &mut decoded);
                     let terms = decoded.iter().map(|&w| w as f64).zip(xs.iter().copied());
-                    // A minimum is taken off after the sum, so the size is that of code and minimum apart.
+                    // A minimum is taken off after the sum, so the size is that of code and minimum
+                    // apart.
                     let (sum, size, most) =
                         terms.fold((0.0, 0.0, 0.0f64), |(s, m, w), (a, x)| (s + a * x, m + x.abs(), w.max(a.abs())));
                     let error = (sums[r] as f64 - sum).abs() / (2.0 * size * most).max(1e-30);
@@ -280,7 +287,8 @@ pub(crate) fn panels(ty: &'static QuantType) {
     }
 }
 
-/// A token's products of floats have the same bits alone and among a hundred tokens, on every instruction set.
+/// A token's products of floats have the same bits alone and among a hundred tokens, on every
+/// instruction set.
 pub(crate) fn alone(ty: &'static QuantType) {
     let mut rng = Rng(8);
     let (n, rows, count) = (3001, 7, 100);
@@ -303,8 +311,8 @@ pub(crate) fn alone(ty: &'static QuantType) {
     }
 }
 
-/// The scalar kernel and the fastest agree on rows of super-blocks around the 32 that the AVX-512 kernel of the codebook
-/// formats lays activations out for at a time.
+/// The scalar kernel and the fastest agree on rows of super-blocks around the 32 that the AVX-512
+/// kernel of the codebook formats lays activations out for at a time.
 pub(crate) fn strips(ty: &'static QuantType) {
     for blocks in [31, 32, 33, 63, 64, 65] {
         let mut rng = Rng(blocks as u64);

@@ -13,7 +13,7 @@ use crate::simd::Isa;
 const BYTES: usize = 2;
 const _: () = assert!(BYTES == size_of::<half::f16>());
 
-/// The row of the format table.
+/// The format's table entry.
 pub static TYPE: QuantType = QuantType {
     id: 1,
     name: "F16",

@@ -1,7 +1,7 @@
 //! F32: weights as they are. A block is one little-endian f32.
 //!
-//! Prompts go token by token through the row kernel: models of F32 are references, whose logits are bit-equal however a
-//! prompt is cut, and the kernels for many tokens add in an order of their own.
+//! Prompts go token by token through the row kernel: models of F32 are references, whose logits are
+//! bit-equal however a prompt is cut, and the kernels for many tokens add in an order of their own.
 
 use crate::quant::activations::{Act, ActRow};
 use crate::quant::rng::Rng;
@@ -9,7 +9,7 @@ use crate::quant::rows::blocks::rows;
 use crate::quant::types::{Kernel, Kv, QuantType};
 use crate::simd::Isa;
 
-/// The row of the format table.
+/// The format's table entry.
 pub static TYPE: QuantType = QuantType {
     id: 0,
     name: "F32",

@@ -1,9 +1,12 @@
-//! IQ1_M: 256 weights in 56 bytes, 1.75 bits each: 8 at a time out of -1, 0, 1, each 8 with its own offset.
+//! IQ1_M: 256 weights in 56 bytes, 1.75 bits each: 8 at a time out of -1, 0, 1, each 8 with its own
+//! offset.
 //!
 //! ```text
 //! byte 0..32    32 x u8: index into IQ1S of 8 weights, low 8 bits
-//! byte 32..48   32 x 4 bits, the low half of a byte first: 3 bits of the index, then 1 = minus delta
-//! byte 48..56   4 x u16: 4 scales s of 3 bits, one for 16 weights; in bits 12..16 a quarter of d, lowest first
+//! byte 32..48   32 x 4 bits, the low half of a byte first: 3 bits of the index, then 1 = minus
+//!               delta
+//! byte 48..56   4 x u16: 4 scales s of 3 bits, one for 16 weights; in bits 12..16 a quarter of d,
+//!               lowest first
 //! d: f16 out of those quarters
 //! w[i] = d * (2s + 1) * (grid +- 1/8)
 //! ```
@@ -23,7 +26,7 @@ use crate::simd::Isa;
 const BYTES: usize = 56;
 const _: () = assert!(BYTES == BLOCK / 8 + BLOCK / 16 + BLOCK / 64 * 2);
 
-/// The row of the format table.
+/// The format's table entry.
 pub static TYPE: QuantType = QuantType {
     id: 29,
     name: "IQ1_M",
@@ -124,7 +127,8 @@ fn dot_avx2(w: &[u8], stride: usize, x: ActRow<'_>, out: &mut [f32]) {
             let three = _mm256_cvtepu8_epi16(_mm_and_si128(nibbles[h], _mm_set1_epi8(7)));
             put_indices(s, h, &b[16 * h..], _mm256_slli_epi16::<8>(three));
         }
-        // With the table's 8 (grid + 1): 8 (grid +- 1/8) = table + plus - 9, where plus is 2 for plus delta.
+        // With the table's 8 (grid + 1): 8 (grid +- 1/8) = table + plus - 9, where plus is 2 for
+        // plus delta.
         let plus = _mm256_andnot_si256(_mm256_set_m128i(nibbles[1], nibbles[0]), _mm256_set1_epi8(8));
         store_u32x8(&mut s.eights, _mm256_srli_epi16::<2>(plus));
         let words = _mm_cvtsi64_si128(i64::from_le_bytes(*b[48..].as_array().unwrap()));

@@ -1,9 +1,11 @@
-//! IQ1_S: 256 weights in 50 bytes, 1.56 bits each: 8 at a time out of -1, 0, 1, and an offset for every 32.
+//! IQ1_S: 256 weights in 50 bytes, 1.56 bits each: 8 at a time out of -1, 0, 1, and an offset for
+//! every 32.
 //!
 //! ```text
 //! byte 0..2     d: f16
 //! byte 2..34    32 x u8: index into IQ1S of 8 weights, low 8 bits
-//! byte 34..50   8 x u16, one for 32 weights: 4 x 3 bits of the indices, scale s in bits 12..15, bit 15 = minus delta
+//! byte 34..50   8 x u16, one for 32 weights: 4 x 3 bits of the indices, scale s in bits 12..15,
+//!               bit 15 = minus delta
 //! w[i] = d * (2s + 1) * (grid +- 1/8)
 //! ```
 //! Layout: ggml-common.h `block_iq1_s`.
@@ -23,7 +25,7 @@ use crate::simd::Isa;
 const BYTES: usize = 50;
 const _: () = assert!(BYTES == 2 + BLOCK / 8 + BLOCK / 32 * 2);
 
-/// The row of the format table.
+/// The format's table entry.
 pub static TYPE: QuantType = QuantType {
     id: 19,
     name: "IQ1_S",
@@ -109,7 +111,8 @@ fn dot_avx2(w: &[u8], stride: usize, x: ActRow<'_>, out: &mut [f32]) {
         }
         let scales = odd(_mm256_and_si256(_mm256_srli_epi16::<12>(words), _mm256_set1_epi16(7)));
         store_u32x8(&mut s.scales, scales);
-        // With the table's 8 (grid + 1): 8 (grid +- 1/8) = table - 7 or - 9, and this part multiplies the sums.
+        // With the table's 8 (grid + 1): 8 (grid +- 1/8) = table - 7 or - 9, and this part
+        // multiplies the sums.
         let minus = _mm256_srai_epi16::<15>(words);
         let rest = _mm256_sub_epi16(_mm256_add_epi16(minus, minus), _mm256_set1_epi16(7));
         store_i16x16(&mut s.offsets, _mm256_mullo_epi16(scales, rest));

@@ -1,4 +1,5 @@
-//! IQ2_S: 256 weights in 82 bytes, 2.56 bits each: 8 at a time from a codebook of 1024, all 8 signs stored.
+//! IQ2_S: 256 weights in 82 bytes, 2.56 bits each: 8 at a time from a codebook of 1024, all 8 signs
+//! stored.
 //!
 //! ```text
 //! byte 0..2     d: f16
@@ -25,7 +26,7 @@ use crate::simd::Isa;
 const BYTES: usize = 82;
 const _: () = assert!(BYTES == 2 + BLOCK / 8 * 2 + BLOCK / 32 * 2);
 
-/// The row of the format table.
+/// The format's table entry.
 pub static TYPE: QuantType = QuantType {
     id: 22,
     name: "IQ2_S",

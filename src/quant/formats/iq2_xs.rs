@@ -1,9 +1,10 @@
-//! IQ2_XS: 256 weights in 74 bytes, 2.31 bits each: 8 at a time from a codebook of 512, signs apart.
+//! IQ2_XS: 256 weights in 74 bytes, 2.31 bits each: 8 at a time from a codebook of 512, signs
+//! apart.
 //!
 //! ```text
 //! byte 0..2     d: f16
-//! byte 2..66    32 x u16, 8 weights each: bits 0..9 the index into IQ2XS, bits 9..16 the signs (the eighth makes the
-//!               minuses even)
+//! byte 2..66    32 x u16, 8 weights each: bits 0..9 the index into IQ2XS, bits 9..16 the signs
+//!               (the eighth makes the minuses even)
 //! byte 66..74   16 x 4 bits: scale s of 16 weights, the low half of a byte first
 //! w[i] = d * (2s + 1) / 8 * +-grid
 //! ```
@@ -24,7 +25,7 @@ use crate::simd::Isa;
 const BYTES: usize = 74;
 const _: () = assert!(BYTES == 2 + BLOCK / 8 * 2 + BLOCK / 32);
 
-/// The row of the format table.
+/// The format's table entry.
 pub static TYPE: QuantType = QuantType {
     id: 17,
     name: "IQ2_XS",

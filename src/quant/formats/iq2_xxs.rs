@@ -1,10 +1,12 @@
-//! IQ2_XXS: 256 weights in 66 bytes, 2.06 bits each: 8 at a time from a codebook of 256, signs apart.
+//! IQ2_XXS: 256 weights in 66 bytes, 2.06 bits each: 8 at a time from a codebook of 256, signs
+//! apart.
 //!
 //! ```text
 //! byte 0..2    d: f16
 //! byte 2..66   8 groups of 32 weights, 8 bytes each:
 //!              byte 0..4   4 x u8, indices into IQ2XXS, 8 weights each
-//!              byte 4..8   u32: 4 x 7 sign bits (the eighth makes the minuses even), scale s in bits 28..32
+//!              byte 4..8   u32: 4 x 7 sign bits (the eighth makes the minuses even), scale s in
+//!                          bits 28..32
 //! w[i] = d * (2s + 1) / 8 * +-grid
 //! ```
 //! Layout: ggml-common.h `block_iq2_xxs`.
@@ -24,7 +26,7 @@ use crate::simd::Isa;
 const BYTES: usize = 66;
 const _: () = assert!(BYTES == 2 + BLOCK / 32 * 8);
 
-/// The row of the format table.
+/// The format's table entry.
 pub static TYPE: QuantType = QuantType {
     id: 16,
     name: "IQ2_XXS",

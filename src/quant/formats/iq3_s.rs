@@ -1,4 +1,5 @@
-//! IQ3_S: 256 weights in 110 bytes, 3.44 bits each: 4 at a time from a codebook of 512, all signs stored.
+//! IQ3_S: 256 weights in 110 bytes, 3.44 bits each: 4 at a time from a codebook of 512, all signs
+//! stored.
 //!
 //! ```text
 //! byte 0..2       d: f16
@@ -25,7 +26,7 @@ use crate::simd::Isa;
 const BYTES: usize = 110;
 const _: () = assert!(BYTES == 2 + BLOCK / 4 + BLOCK / 32 + BLOCK / 8 + BLOCK / 64);
 
-/// The row of the format table.
+/// The format's table entry.
 pub static TYPE: QuantType = QuantType {
     id: 21,
     name: "IQ3_S",
@@ -122,7 +123,8 @@ fn dot_avx512(w: &[u8], stride: usize, x: ActRow<'_>, out: &mut [f32]) {
     use crate::quant::rows::codebook_avx512::*;
     use crate::simd::x86::*;
     use std::arch::x86_64::*;
-    // A group's scale: bits 4g..4g + 4 of a word that stands in both halves of every qword; see `scale_at`.
+    // A group's scale: bits 4g..4g + 4 of a dword that both halves of every qword hold; see
+    // `scale_at`.
     static SCALES: [[u8; 8]; 8] = {
         let mut t = [[63; 8]; 8];
         let mut g = 1;

@@ -1,9 +1,11 @@
-//! IQ3_XXS: 256 weights in 98 bytes, 3.06 bits each: 4 at a time from a codebook of 256, signs apart.
+//! IQ3_XXS: 256 weights in 98 bytes, 3.06 bits each: 4 at a time from a codebook of 256, signs
+//! apart.
 //!
 //! ```text
 //! byte 0..2     d: f16
 //! byte 2..66    64 x u8, indices into IQ3XXS, 4 weights each
-//! byte 66..98   8 x u32, one for 32 weights: 4 x 7 sign bits (the eighth makes the minuses even), scale s in bits 28..32
+//! byte 66..98   8 x u32, one for 32 weights: 4 x 7 sign bits (the eighth makes the minuses even),
+//!               scale s in bits 28..32
 //! w[i] = d * (2s + 1) / 4 * +-grid
 //! ```
 //! Layout: ggml-common.h `block_iq3_xxs`.
@@ -23,7 +25,7 @@ use crate::simd::Isa;
 const BYTES: usize = 98;
 const _: () = assert!(BYTES == 2 + BLOCK / 4 + BLOCK / 32 * 4);
 
-/// The row of the format table.
+/// The format's table entry.
 pub static TYPE: QuantType = QuantType {
     id: 18,
     name: "IQ3_XXS",

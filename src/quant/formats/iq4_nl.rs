@@ -19,10 +19,10 @@ const BLOCK: usize = 32;
 const BYTES: usize = 18;
 const _: () = assert!(BYTES == 2 + BLOCK / 2);
 
-/// What a nibble stands for, in units of the block's scale.
+/// The value of each code, in units of the block's scale.
 pub(crate) const VALUES: [i8; 16] = [-127, -104, -83, -65, -49, -35, -22, -10, 1, 13, 25, 38, 53, 69, 89, 113];
 
-/// The row of the format table.
+/// The format's table entry.
 pub static TYPE: QuantType = QuantType {
     id: 20,
     name: "IQ4_NL",
@@ -96,7 +96,8 @@ fn dot_avx512(w: &[u8], stride: usize, x: ActRow<'_>, out: &mut [f32]) {
     dot_rows::<U, 128>(w, stride, x, out, codes, scales);
 }
 
-/// The values come from a byte shuffle. A pair of products is at most 127 * 127 * 2, which fits an i16.
+/// The values come from a byte shuffle. A pair of products is at most 127 * 127 * 2, which fits an
+/// i16.
 #[cfg(target_arch = "x86_64")]
 #[target_feature(enable = "avx2,fma,f16c")]
 fn dot_avx2(w: &[u8], stride: usize, x: ActRow<'_>, out: &mut [f32]) {

@@ -1,11 +1,14 @@
-//! IQ4_XS: 256 weights of 4 bits that index a table of 16 values; eight sub-blocks of 32 with a 6-bit scale each.
+//! IQ4_XS: 256 weights of 4 bits that index a table of 16 values; eight sub-blocks of 32 with a
+//! 6-bit scale each.
 //!
 //! ```text
 //! byte 0..2     d: f16
-//! byte 2..4     high two bits of the scales: bits 2s..2s+2 of a little-endian u16 belong to scale s
-//! byte 4..8     low four bits of the scales: byte t has scale 2t in its low half, scale 2t + 1 in its high half
-//! byte 8..136   8 times 16 bytes: byte l of sub-block s has weight 32s + l in its low half, weight 32s + 16 + l in its
-//!               high half
+//! byte 2..4     high two bits of the scales: bits 2s..2s+2 of a little-endian u16 belong to scale
+//!               s
+//! byte 4..8     low four bits of the scales: byte t has scale 2t in its low half, scale 2t + 1 in
+//!               its high half
+//! byte 8..136   8 times 16 bytes: byte l of sub-block s has weight 32s + l in its low half, weight
+//!               32s + 16 + l in its high half
 //!               w[i] = d * (sc[i / 32] - 32) * VALUES[q[i]]
 //! ```
 //! Layout: ggml-common.h `block_iq4_xs`; the table is `kvalues_iq4nl` there.
@@ -24,10 +27,10 @@ const SCALES_LOW: usize = 4;
 const QS: usize = 8;
 const _: () = assert!(QS == SCALES_LOW + N / 64 && BYTES == QS + N / 2);
 
-/// What the 16 codes stand for: denser near zero, as weights are.
+/// The value of each code: denser near zero, as weights are.
 const VALUES: [i8; 16] = [-127, -104, -83, -65, -49, -35, -22, -10, 1, 13, 25, 38, 53, 69, 89, 113];
 
-/// The row of the format table.
+/// The format's table entry.
 pub static TYPE: QuantType = QuantType {
     id: 23,
     name: "IQ4_XS",
@@ -47,7 +50,8 @@ pub static TYPE: QuantType = QuantType {
     kv: None,
 };
 
-/// Low bits (nibble `s` is scale `s`'s) and high bits (bits `2s..2s+2`) of the scales.
+/// Returns the low bits of the scales (nibble `s` is scale `s`'s) and the high bits (bits
+/// `2s..2s+2`).
 #[inline]
 fn scale_bits(b: &[u8; BYTES]) -> (u32, u32) {
     let high = u16::from_le_bytes([b[2], b[3]]);
@@ -123,10 +127,11 @@ fn random(rng: &mut Rng, block: &mut [u8]) {
     put_f16(block, 0, (0.5 + rng.unit()) / 1246.0); // the RMS of (sc - 32) * value for uniform bits
 }
 
-/// Two sub-blocks at a time, one to a lane, as their bytes lie: the low halves are then the first 16 weights of both,
-/// and activations are loaded to match, which is cheaper than moving weights. The signs of the weights move to the
-/// activations because `maddubs` wants unsigned times signed. A pair of products is at most 2 * 127 * 127 = 32258 and
-/// just fits i16, so each is multiplied by its scale into i32 before anything is added.
+/// Takes two sub-blocks at a time, one per lane, in the order of their bytes: the low halves are
+/// the first 16 weights of both, and activations are loaded to match, which is cheaper than moving
+/// weights. The signs of the weights move to the activations because `maddubs` wants unsigned times
+/// signed. A pair of products is at most 2 * 127 * 127 = 32258 and just fits i16, so each is
+/// multiplied by its scale into i32 before anything is added.
 #[cfg(target_arch = "x86_64")]
 #[target_feature(enable = "avx2,fma,f16c")]
 fn dot_avx2(w: &[u8], stride: usize, x: ActRow<'_>, out: &mut [f32]) {
@@ -170,8 +175,9 @@ fn dot_avx2(w: &[u8], stride: usize, x: ActRow<'_>, out: &mut [f32]) {
     }
 }
 
-/// 128 weights at a time, whose 64 bytes lie as units.rs wants them. Values stand 128 above what they mean, which the
-/// beginnings of the sums take off. A lane is at most 8 * 32 * 127 * 127 a half, far from the end of an i32.
+/// Takes 128 weights at a time; their 64 bytes have the order of a unit (rows/small_avx512.rs). The
+/// table holds the values plus 128, which the sums' start values take off again. A lane is at most
+/// 8 * 32 * 127 * 127 a half, far from the end of an i32.
 #[cfg(target_arch = "x86_64")]
 #[target_feature(enable = "avx512f,avx512bw,avx512dq,avx512vl,avx512vbmi,avx512vnni,avx2,fma,f16c")]
 fn dot_avx512(w: &[u8], stride: usize, x: ActRow<'_>, out: &mut [f32]) {

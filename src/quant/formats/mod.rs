@@ -1,4 +1,5 @@
-//! The weight formats, one file each: the layout of a block, a scalar decode, the table entry, the kernels.
+//! The weight formats, one file each: the layout of a block, a scalar decode, the table entry, the
+//! kernels.
 //!
 //! A new format is one file and one line in `formats!` below.
 
@@ -11,7 +12,7 @@ use super::types::QuantType;
 macro_rules! formats {
     ($($file:ident),* $(,)?) => {
         $(pub mod $file;)*
-        /// Every format.
+        /// All formats, in the order of the list.
         pub static TYPES: &[&QuantType] = &[$(&$file::TYPE),*];
     };
 }
@@ -47,17 +48,17 @@ formats! {
     iq1_m,
 }
 
-/// The format with this GGUF number.
+/// Returns the format with this GGUF number.
 pub fn by_id(id: u32) -> Option<&'static QuantType> {
     TYPES.iter().copied().find(|t| t.id == id)
 }
 
-/// The format of this name, in any case: `q8_0`, `Q8_0`, `f16`.
+/// Returns the format of this name, in upper or lower case: `q8_0`, `Q8_0`, `f16`.
 pub fn by_name(name: &str) -> Option<&'static QuantType> {
     TYPES.iter().copied().find(|t| t.name.eq_ignore_ascii_case(name))
 }
 
-/// The names of the formats that a KV cache can have, for messages: `f32, f16, ...`.
+/// Returns the names of the formats that a KV cache can have, for messages: `f32, f16, ...`.
 pub fn cache_types() -> String {
     let names: Vec<String> = TYPES.iter().filter(|t| t.kv.is_some()).map(|t| t.name.to_lowercase()).collect();
     names.join(", ")

@@ -5,9 +5,10 @@
 //! byte 1..17  q: 32 x e2m1         low nibble of byte j: weight j; high nibble: weight j + 16
 //!                                  w[i] = 2^(e - 128) * VALUES[q[i]]
 //! ```
-//! E2M1 counts 0, 0.5, 1, 1.5, 2, 3, 4, 6 and a sign. The values are kept doubled, as integers, and the scale halved.
-//! e = 0 and e = 1 are below the normal f32 range when halved; e = 255, NaN in the OCP standard, counts as a power of two
-//! in ggml, and so here. Layout and values: ggml-common.h `block_mxfp4`, `kvalues_fp4`.
+//! E2M1 counts 0, 0.5, 1, 1.5, 2, 3, 4, 6 and a sign. The values are kept doubled, as integers, and
+//! the scale halved. e = 0 and e = 1 are below the normal f32 range when halved; e = 255, NaN in
+//! the OCP standard, counts as a power of two in ggml, and so here. Layout and values:
+//! ggml-common.h `block_mxfp4`, `kvalues_fp4`.
 
 use crate::quant::activations::{Act, ActRow};
 use crate::quant::panels::lanes::{Blocks16, Lanes};
@@ -35,7 +36,7 @@ static SCALES: [f32; 256] = {
     scales
 };
 
-/// The row of the format table.
+/// The format's table entry.
 pub static TYPE: QuantType = QuantType {
     id: 39,
     name: "MXFP4",
@@ -91,7 +92,7 @@ fn decode<V: Lanes>(b: &Blocks16<'_, V, BYTES>, out: &mut PanelHalf<'_>) {
 
 fn random(rng: &mut Rng, block: &mut [u8]) {
     rng.fill(&mut block[1..]);
-    block[0] = 125 + rng.below(2) as u8; // the 16 doubled values have an RMS of 5.9, which 1/8 and 1/4 stand around
+    block[0] = 125 + rng.below(2) as u8; // 1/8 or 1/4: the 16 doubled values have an RMS of 5.9
 }
 
 /// `vscalef` multiplies by a power of two, subnormal results included.

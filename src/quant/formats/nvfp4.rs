@@ -1,13 +1,16 @@
-//! NVFP4: 64 weights in 4-bit floating point (E2M1), with an 8-bit floating-point scale (E4M3) per 16.
+//! NVFP4: 64 weights in 4-bit floating point (E2M1), with an 8-bit floating-point scale (E4M3) per
+//! 16.
 //!
 //! ```text
 //! byte 0..4   s: 4 x e4m3          s[g] scales weights 16g..16g+16; the top bit is ignored
-//! byte 4..36  q: 64 x e2m1         in group g, low nibble of byte 8g+j: weight 16g+j; high nibble: weight 16g+j+8
+//! byte 4..36  q: 64 x e2m1         in group g, low nibble of byte 8g+j: weight 16g+j; high nibble:
+//!             weight 16g+j+8
 //!                                  w[i] = s[i / 16] / 2 * VALUES[q[i]]
 //! ```
-//! The E2M1 values are kept doubled, as integers (the table of MXFP4), and the scales halved. E4M3 is a sign, 4 bits of
-//! exponent (bias 7) and 3 bits of fraction; the code 0x7f, its NaN, counts as 0. A tensor has one more scale, an f32 of
-//! its own in the file, which the caller multiplies with. Layout: ggml-common.h `block_nvfp4`.
+//! The E2M1 values are kept doubled, as integers (the table of MXFP4), and the scales halved. E4M3
+//! is a sign, 4 bits of exponent (bias 7) and 3 bits of fraction; the code 0x7f, its NaN, counts as
+//! 0. A tensor has one more scale, an f32 of its own in the file, which the caller multiplies with.
+//! Layout: ggml-common.h `block_nvfp4`.
 
 use super::mxfp4::VALUES;
 use crate::quant::activations::{Act, ActRow};
@@ -26,7 +29,7 @@ const GROUPS: usize = BLOCK / GROUP;
 const BYTES: usize = 36;
 const _: () = assert!(BYTES == GROUPS + BLOCK / 2);
 
-/// The row of the format table.
+/// The format's table entry.
 pub static TYPE: QuantType = QuantType {
     id: 40,
     name: "NVFP4",
@@ -46,7 +49,7 @@ pub static TYPE: QuantType = QuantType {
     kv: None,
 };
 
-/// The halved scale that an E4M3 code stands for.
+/// Returns half the value of an E4M3 code.
 fn scale(code: u8) -> f32 {
     let (exponent, fraction) = ((code >> 3 & 15) as i32, (code & 7) as f32);
     match (code, exponent) {
@@ -94,7 +97,8 @@ fn decode<V: Lanes>(b: &Blocks16<'_, V, BYTES>, out: &mut PanelHalf<'_>) {
     let codes = b.each(|b| u32::from_le_bytes([b[0], b[1], b[2], b[3]]));
     let (two_to_7, nan, ones) = (b.splat(128f32.to_bits()), b.splat(0x7f), b.splat(u32::MAX));
     for g in 0..GROUPS {
-        // As in `group`; less one, what is left of a code without the NaN's bits is negative for the NaN alone.
+        // As in `group`. The code with the NaN's bits flipped, less one, is negative for the NaN
+        // alone.
         let code = codes.byte(g as u32);
         let keep = code.xor(nan).add(ones).sar(31).xor(ones);
         out.scale(g, code.mask(0x7f).and(keep).shl(7).f16_to_f32().mul_f32(two_to_7));
@@ -116,9 +120,9 @@ fn random(rng: &mut Rng, block: &mut [u8]) {
     }
 }
 
-/// The two halves of a group of 16 lie in one 64-bit lane, the next group in the other: unpacking them with their high
-/// nibbles leaves each in order. The scales are widened as in `group`; two that stand side by side belong to the first
-/// and the second 16 of 32 weights.
+/// A 64-bit lane holds the two halves of a group of 16, the other lane the next group: unpacking
+/// them with their high nibbles leaves each in order. The scales are widened as in `group`; two
+/// neighbours belong to the first and the second 16 of 32 weights.
 #[cfg(target_arch = "x86_64")]
 #[target_feature(enable = "avx512f,avx512bw,avx512dq,avx512vl,avx512vbmi,avx512vnni,avx2,fma,f16c")]
 fn dot_avx512(w: &[u8], stride: usize, x: ActRow<'_>, out: &mut [f32]) {
@@ -158,9 +162,10 @@ fn dot_avx2(w: &[u8], stride: usize, x: ActRow<'_>, out: &mut [f32]) {
     by_four(w, stride, out, |w, out| group(w, stride, x, out), |w, out| group(w, stride, x, out));
 }
 
-/// Groups 0, 2 | 1, 3 lie in the two halves of a register, so that unpacking the low and high nibbles leaves 16 weights
-/// of one group in each half and in order. The E4M3 codes shifted by 7 are f16 with a bias 8 too large, subnormal codes
-/// included: widened and multiplied by 2^8 (2^7, as the scales are halved) they are the scales.
+/// The two halves of a register hold groups 0, 2 and 1, 3, so that unpacking the low and high
+/// nibbles leaves 16 weights of one group in each half and in order. The E4M3 codes shifted by 7
+/// are f16 with a bias 8 too large, subnormal codes included: widened and multiplied by 2^8 (2^7,
+/// as the scales are halved) they are the scales.
 #[cfg(target_arch = "x86_64")]
 #[target_feature(enable = "avx2,fma,f16c")]
 fn group<const R: usize>(w: &[u8], stride: usize, x: ActRow<'_>, out: &mut [f32; R]) {

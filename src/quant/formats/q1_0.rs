@@ -19,7 +19,7 @@ const BLOCK: usize = 128;
 const BYTES: usize = 18;
 const _: () = assert!(BYTES == 2 + BLOCK / 8);
 
-/// The row of the format table.
+/// The format's table entry.
 pub static TYPE: QuantType = QuantType {
     id: 41,
     name: "Q1_0",
@@ -84,7 +84,8 @@ fn random(rng: &mut Rng, block: &mut [u8]) {
     put_f16(block, 0, 0.5 + rng.unit());
 }
 
-/// Each byte gets the byte that its bit is in, and counts 2 if the bit is set; an offset of 1 makes that plus or minus 1.
+/// Each byte gets the byte that its bit is in, and counts 2 if the bit is set; an offset of 1 makes
+/// that plus or minus 1.
 #[cfg(target_arch = "x86_64")]
 #[target_feature(enable = "avx512f,avx512bw,avx512dq,avx512vl,avx512vbmi,avx512vnni,avx2,fma,f16c")]
 fn dot_avx512(w: &[u8], stride: usize, x: ActRow<'_>, out: &mut [f32]) {
@@ -120,9 +121,10 @@ fn dot_avx512(w: &[u8], stride: usize, x: ActRow<'_>, out: &mut [f32]) {
     dot_rows::<U, 1>(w, stride, x, out, codes, scales);
 }
 
-/// In `planes(q)[k]` byte m of dword g in half h is the activation 32g + 8m + 4h + k, whose weight is bit 4h + k of the
-/// block's byte 4g + m: a shift and a mask turn the block into the weights of plane k. Dword g then collects what the
-/// g-th activation scale multiplies. The bit counts 2, less 1.
+/// In `planes(q)[k]` byte m of dword g in half h is the activation 32g + 8m + 4h + k, whose weight
+/// is bit 4h + k of the block's byte 4g + m: a shift and a mask turn the block into the weights of
+/// plane k. Dword g then collects what the g-th activation scale multiplies. The bit counts 2, less
+/// 1.
 #[cfg(target_arch = "x86_64")]
 #[target_feature(enable = "avx2,fma,f16c")]
 fn dot_avx2(w: &[u8], stride: usize, x: ActRow<'_>, out: &mut [f32]) {
@@ -137,14 +139,15 @@ fn dot_avx2(w: &[u8], stride: usize, x: ActRow<'_>, out: &mut [f32]) {
     });
 }
 
-/// The activations of a block in the order that `group` draws.
+/// Returns the activations of a block in planes, as [`dot_avx2`] describes them.
 #[cfg(target_arch = "x86_64")]
 #[inline]
 #[target_feature(enable = "avx2")]
 fn planes(q: &[i8; BLOCK]) -> [std::arch::x86_64::__m256i; 4] {
     use crate::simd::x86::*;
     use std::arch::x86_64::*;
-    // Of 32 activations 8m + 4h + k, the dwords h go to half h, then a 4x4 transpose puts k before m.
+    // Of 32 activations 8m + 4h + k, the dwords h go to half h, then a 4x4 transpose puts k before
+    // m.
     let halves = _mm256_setr_epi32(0, 2, 4, 6, 1, 3, 5, 7);
     let transpose = load_u8x16_twice(&[0, 4, 8, 12, 1, 5, 9, 13, 2, 6, 10, 14, 3, 7, 11, 15]);
     let parts: &[[i8; 32]; 4] = q.as_chunks().0.as_array().unwrap();

@@ -19,7 +19,7 @@ const BLOCK: usize = 64;
 const BYTES: usize = 18;
 const _: () = assert!(BYTES == 2 + BLOCK / 4);
 
-/// The row of the format table.
+/// The format's table entry.
 pub static TYPE: QuantType = QuantType {
     id: 42,
     name: "Q2_0",
@@ -89,7 +89,8 @@ fn random(rng: &mut Rng, block: &mut [u8]) {
     put_f16(block, 0, (0.5 + rng.unit()) / 1.2); // the four values have an RMS of 1.2
 }
 
-/// Two bytes have eight weights: `vpermb` puts them into 64 bits, `vpmultishiftqb` draws a field for each byte.
+/// Two bytes have eight weights: `vpermb` puts them into 64 bits, `vpmultishiftqb` draws a field
+/// for each byte.
 #[cfg(target_arch = "x86_64")]
 #[target_feature(enable = "avx512f,avx512bw,avx512dq,avx512vl,avx512vbmi,avx512vnni,avx2,fma,f16c")]
 fn dot_avx512(w: &[u8], stride: usize, x: ActRow<'_>, out: &mut [f32]) {
@@ -129,9 +130,10 @@ fn dot_avx512(w: &[u8], stride: usize, x: ActRow<'_>, out: &mut [f32]) {
     dot_rows::<U, 1>(w, stride, x, out, codes, scales);
 }
 
-/// In `planes(q)[k]` byte j of half h is the activation 4j + 2h + k, whose weight is field 2h + k of the block's byte j: a
-/// shift and a mask turn the block into the weights of plane k. Dwords 0 and 1 of a half then collect what the first
-/// activation scale multiplies, dwords 2 and 3 the second.
+/// In `planes(q)[k]` byte j of half h is the activation 4j + 2h + k, whose weight is field 2h + k
+/// of the block's byte j: a shift and a mask turn the block into the weights of plane k. Dwords 0
+/// and 1 of a half then collect what the first activation scale multiplies, dwords 2 and 3 the
+/// second.
 #[cfg(target_arch = "x86_64")]
 #[target_feature(enable = "avx2,fma,f16c")]
 fn dot_avx2(w: &[u8], stride: usize, x: ActRow<'_>, out: &mut [f32]) {
@@ -146,14 +148,15 @@ fn dot_avx2(w: &[u8], stride: usize, x: ActRow<'_>, out: &mut [f32]) {
     });
 }
 
-/// The activations of a block in the order that `group` draws.
+/// Returns the activations of a block in planes, as [`dot_avx2`] describes them.
 #[cfg(target_arch = "x86_64")]
 #[inline]
 #[target_feature(enable = "avx2")]
 fn planes(q: &[i8; BLOCK]) -> [std::arch::x86_64::__m256i; 2] {
     use crate::simd::x86::*;
     use std::arch::x86_64::*;
-    // A 4x4 transpose in each 16 bytes puts the field before the byte, then the dwords of a field are joined.
+    // A 4x4 transpose in each 16 bytes puts the field before the byte, then the dwords of a field
+    // are joined.
     let transpose = load_u8x16_twice(&[0, 4, 8, 12, 1, 5, 9, 13, 2, 6, 10, 14, 3, 7, 11, 15]);
     let fields = _mm256_setr_epi32(0, 4, 1, 5, 2, 6, 3, 7);
     let parts: &[[i8; 32]; 2] = q.as_chunks().0.as_array().unwrap();

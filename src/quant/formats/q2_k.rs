@@ -1,4 +1,5 @@
-//! Q2_K: 256 weights of 2 bits; sixteen sub-blocks of 16 with a 4-bit scale and a 4-bit minimum each.
+//! Q2_K: 256 weights of 2 bits; sixteen sub-blocks of 16 with a 4-bit scale and a 4-bit minimum
+//! each.
 //!
 //! ```text
 //! byte 0..16    sub-block s: sc in the low half of byte s, m in its high half
@@ -25,7 +26,7 @@ const D: usize = 80;
 const DMIN: usize = 82;
 const _: () = assert!(QS == N / 16 && D == QS + N / 4 && DMIN == D + 2 && BYTES == DMIN + 2);
 
-/// The row of the format table.
+/// The format's table entry.
 pub static TYPE: QuantType = QuantType {
     id: 10,
     name: "Q2_K",
@@ -119,8 +120,9 @@ fn random(rng: &mut Rng, block: &mut [u8]) {
     put_f16(block, DMIN, d * 1.5); // the mean of q, so that weights have a mean of zero
 }
 
-/// A pair of products is at most 2 * 3 * 127 = 762, well inside i16; scales multiply it into i32. A vector of 32
-/// weights is two sub-blocks, one to a lane. The minimums meet the sums of the activations in one `madd`.
+/// A pair of products is at most 2 * 3 * 127 = 762, well inside i16; scales multiply it into i32. A
+/// vector of 32 weights is two sub-blocks, one to a lane. The minimums meet the sums of the
+/// activations in one `madd`.
 #[cfg(target_arch = "x86_64")]
 #[target_feature(enable = "avx2,fma,f16c")]
 fn dot_avx2(w: &[u8], stride: usize, x: ActRow<'_>, out: &mut [f32]) {

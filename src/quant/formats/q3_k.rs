@@ -1,9 +1,13 @@
-//! Q3_K: 256 weights of 3 bits, -4 to 3; sixteen sub-blocks of 16 with a 6-bit scale each, -32 to 31.
+//! Q3_K: 256 weights of 3 bits, -4 to 3; sixteen sub-blocks of 16 with a 6-bit scale each, -32 to
+//! 31.
 //!
 //! ```text
-//! byte 0..32      high bits: bit g of byte l belongs to weight 32g + l; a set bit means that 4 is NOT subtracted
-//! byte 32..96     2 times 32 bytes: bits 2j..2j+2 of byte l of half h are the low bits of weight 128h + 32j + l
-//! byte 96..104    low four bits of the scales: byte t has scale t in its low half, scale 8 + t in its high half
+//! byte 0..32      high bits: bit g of byte l belongs to weight 32g + l; a set bit means that 4 is
+//!                 NOT subtracted
+//! byte 32..96     2 times 32 bytes: bits 2j..2j+2 of byte l of half h are the low bits of weight
+//!                 128h + 32j + l
+//! byte 96..104    low four bits of the scales: byte t has scale t in its low half, scale 8 + t in
+//!                 its high half
 //! byte 104..108   high two bits: bits 2g..2g+2 of byte t belong to scale 4g + t
 //! byte 108..110   d: f16
 //!                 w[i] = d * (sc[i / 16] - 32) * (q[i] - 4)
@@ -26,7 +30,7 @@ const SCALES: usize = 96;
 const D: usize = 108;
 const _: () = assert!(QS == N / 8 && SCALES == QS + N / 4 && D == SCALES + 12 && BYTES == D + 2);
 
-/// The row of the format table.
+/// The format's table entry.
 pub static TYPE: QuantType = QuantType {
     id: 11,
     name: "Q3_K",
@@ -46,7 +50,7 @@ pub static TYPE: QuantType = QuantType {
     kv: None,
 };
 
-/// The scales of a block, 0 to 63, one to a byte: the first eight, the last eight.
+/// Returns the scales of a block, 0 to 63, one per byte: the first eight, the last eight.
 #[inline]
 fn scales(b: &[u8; 12]) -> [u64; 2] {
     let low = u64::from_le_bytes(*b.first_chunk().unwrap());
@@ -102,8 +106,9 @@ fn dot(w: &[u8], stride: usize, x: ActRow<'_>, out: &mut [f32]) {
     }
 }
 
-// Rejected: scale times code as the panel's code (-(s - 32)(c - 4) fits a byte), as Q2_K does. The product of a byte needs
-// two multiplications of four: 8% faster with 128 tokens, 15% slower with 32.
+// Rejected: scale times code as the panel's code (-(s - 32)(c - 4) fits a byte), as Q2_K does. The
+// product of a byte needs two multiplications of four: 8% faster with 128 tokens, 15% slower with
+// 32.
 fill_panels!(FILL, decode, N, 16);
 
 #[inline(always)]
@@ -140,8 +145,9 @@ fn random(rng: &mut Rng, block: &mut [u8]) {
     put_f16(block, D, (0.5 + rng.unit()) / 43.3); // the RMS of (sc - 32) * (q - 4) for uniform bits
 }
 
-/// Weights stay unsigned, 0 to 7, so that a pair of products is at most 2 * 7 * 127 = 1778, well inside i16; the 4 is
-/// subtracted once per super-block, as 4 * sum(scale * sum of activations). The i32 lanes stay below 2^21.
+/// Weights stay unsigned, 0 to 7, so that a pair of products is at most 2 * 7 * 127 = 1778, well
+/// inside i16; the 4 is subtracted once per super-block, as 4 * sum(scale * sum of activations).
+/// The i32 lanes stay below 2^21.
 #[cfg(target_arch = "x86_64")]
 #[target_feature(enable = "avx2,fma,f16c")]
 fn dot_avx2(w: &[u8], stride: usize, x: ActRow<'_>, out: &mut [f32]) {
@@ -158,7 +164,7 @@ fn dot_avx2(w: &[u8], stride: usize, x: ActRow<'_>, out: &mut [f32]) {
             let scales = _mm256_cvtepi8_epi16(scales);
             let offset = _mm256_madd_epi16(scales, load_i16x16(sums));
             let scales = lanes(scales);
-            // Bit g of every byte moved to bit 2; what crosses into a neighbour is masked off.
+            // Bit g of every byte moved to bit 2; bits that cross into a neighbour are masked off.
             let m = load_u8x32(b[..QS].as_array().unwrap());
             let highs = [
                 _mm256_slli_epi16::<2>(m),
@@ -216,7 +222,8 @@ fn dot_avx512(w: &[u8], stride: usize, x: ActRow<'_>, out: &mut [f32]) {
     };
     let (low, high, codes) = (_mm512_set1_epi8(7), _mm512_set1_epi8(0x70), _mm512_set1_epi8(0x33));
     let below = _mm512_set1_epi8(0x0f);
-    // Groups 0 and 1 to bits 2 and 3, groups 2 and 3 to bits 6 and 7; in the upper half groups 4 to 7.
+    // Groups 0 and 1 to bits 2 and 3, groups 2 and 3 to bits 6 and 7; in the upper half groups 4 to
+    // 7.
     let (to_2, to_6) = (_mm512_setr_epi64(2, 2, 2, 2, 62, 62, 62, 62), _mm512_setr_epi64(4, 4, 4, 4, 0, 0, 0, 0));
     let select = |mask, a, b| _mm512_ternarylogic_epi64::<0xca>(mask, a, b);
     dot_rows::<Q3K, BYTES>((w, stride, x, out), factors, scales, |b: &[u8; BYTES]| {

@@ -21,7 +21,7 @@ const BLOCK: usize = 32;
 const BYTES: usize = 18;
 const _: () = assert!(BYTES == 2 + BLOCK / 2);
 
-/// The row of the format table.
+/// The format's table entry.
 pub static TYPE: QuantType = QuantType {
     id: 2,
     name: "Q4_0",
@@ -101,8 +101,9 @@ fn dot_avx512(w: &[u8], stride: usize, x: ActRow<'_>, out: &mut [f32]) {
     dot_rows::<U, 8>(w, stride, x, out, codes, scales);
 }
 
-/// The nibbles multiply without their offset; 8 times the activations, pair by pair, is then taken off. That is one
-/// subtraction per row, and the product to subtract is shared by the rows. A pair stays under 15 * 127 * 2.
+/// The nibbles multiply without their offset; 8 times the activations, pair by pair, is then taken
+/// off. That is one subtraction per row, and the product to subtract is shared by the rows. A pair
+/// stays under 15 * 127 * 2.
 #[cfg(target_arch = "x86_64")]
 #[target_feature(enable = "avx2,fma,f16c")]
 fn group<const R: usize>(w: &[u8], stride: usize, x: ActRow<'_>, out: &mut [f32; R]) {

@@ -20,7 +20,7 @@ const BLOCK: usize = 32;
 const BYTES: usize = 20;
 const _: () = assert!(BYTES == 2 + 2 + BLOCK / 2);
 
-/// The row of the format table.
+/// The format's table entry.
 pub static TYPE: QuantType = QuantType {
     id: 3,
     name: "Q4_1",

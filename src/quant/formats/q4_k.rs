@@ -3,8 +3,9 @@
 //! ```text
 //! byte 0..2      d: f16
 //! byte 2..4      dmin: f16
-//! byte 4..16     sc[8], m[8], 6 bits each (see super_block.rs)
-//! byte 16..144   4 times 32 bytes: byte l of part p has weight 64p + l in its low half, 64p + 32 + l in its high half
+//! byte 4..16     sc[8], m[8], 6 bits each (see rows/super_block.rs)
+//! byte 16..144   4 times 32 bytes: byte l of part p has weight 64p + l in its low half, 64p + 32 +
+//!                l in its high half
 //!                w[i] = d * sc[i / 32] * q[i] - dmin * m[i / 32]
 //! ```
 //! Layout: ggml-common.h `block_q4_K`.
@@ -24,7 +25,7 @@ const SCALES: usize = 4;
 const QS: usize = 16;
 const _: () = assert!(QS == SCALES + 12 && BYTES == QS + N / 2);
 
-/// The row of the format table.
+/// The format's table entry.
 pub static TYPE: QuantType = QuantType {
     id: 12,
     name: "Q4_K",
@@ -109,8 +110,9 @@ fn random(rng: &mut Rng, block: &mut [u8]) {
     put_f16(block, 2, d * 7.5); // the mean of q, so that weights have a mean of zero
 }
 
-/// A pair of products is at most 2 * 15 * 127 = 3810, well inside i16; scales multiply it into i32. The minimums meet
-/// the sums of the activations in one `madd`: each minimum stands twice, for the two sums of its 32 values.
+/// A pair of products is at most 2 * 15 * 127 = 3810, well inside i16; scales multiply it into i32.
+/// The minimums meet the sums of the activations in one `madd`: each minimum is there twice, for
+/// the two sums of its 32 values.
 #[cfg(target_arch = "x86_64")]
 #[target_feature(enable = "avx2,fma,f16c")]
 fn dot_avx2(w: &[u8], stride: usize, x: ActRow<'_>, out: &mut [f32]) {
@@ -145,7 +147,8 @@ fn dot_avx2(w: &[u8], stride: usize, x: ActRow<'_>, out: &mut [f32]) {
     }
 }
 
-/// The codes of a byte's upper half stay there, times 16.
+/// The codes in the upper half of a byte are not shifted down: they count 16 times, see
+/// `CodeOrder::times_16`.
 #[cfg(target_arch = "x86_64")]
 #[target_feature(enable = "avx512f,avx512bw,avx512dq,avx512vl,avx512vbmi,avx512vnni,avx2,fma,f16c")]
 fn dot_avx512(w: &[u8], stride: usize, x: ActRow<'_>, out: &mut [f32]) {

@@ -20,7 +20,7 @@ const BLOCK: usize = 32;
 const BYTES: usize = 22;
 const _: () = assert!(BYTES == 2 + BLOCK / 8 + BLOCK / 2);
 
-/// The row of the format table.
+/// The format's table entry.
 pub static TYPE: QuantType = QuantType {
     id: 6,
     name: "Q5_0",
@@ -102,7 +102,8 @@ fn dot_avx512(w: &[u8], stride: usize, x: ActRow<'_>, out: &mut [f32]) {
     dot_rows::<U, 16>(w, stride, x, out, codes, scales);
 }
 
-/// Where the high bit is clear the upper four bits are set: that is the low nibble less 16, as a signed byte.
+/// Where the high bit is clear the upper four bits are set: that is the low nibble less 16, as a
+/// signed byte.
 #[cfg(target_arch = "x86_64")]
 #[target_feature(enable = "avx2,fma,f16c")]
 fn dot_avx2(w: &[u8], stride: usize, x: ActRow<'_>, out: &mut [f32]) {

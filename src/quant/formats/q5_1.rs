@@ -21,7 +21,7 @@ const BLOCK: usize = 32;
 const BYTES: usize = 24;
 const _: () = assert!(BYTES == 2 + 2 + BLOCK / 8 + BLOCK / 2);
 
-/// The row of the format table.
+/// The format's table entry.
 pub static TYPE: QuantType = QuantType {
     id: 7,
     name: "Q5_1",

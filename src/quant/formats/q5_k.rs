@@ -3,10 +3,10 @@
 //! ```text
 //! byte 0..2      d: f16
 //! byte 2..4      dmin: f16
-//! byte 4..16     sc[8], m[8], 6 bits each (see super_block.rs)
+//! byte 4..16     sc[8], m[8], 6 bits each (see rows/super_block.rs)
 //! byte 16..48    fifth bits: bit s of byte l belongs to weight 32s + l
-//! byte 48..176   4 times 32 bytes: byte l of part p has the low four bits of weight 64p + l in its low half, of weight
-//!                64p + 32 + l in its high half
+//! byte 48..176   4 times 32 bytes: byte l of part p has the low four bits of weight 64p + l in its
+//!                low half, of weight 64p + 32 + l in its high half
 //!                w[i] = d * sc[i / 32] * q[i] - dmin * m[i / 32]
 //! ```
 //! Layout: ggml-common.h `block_q5_K`.
@@ -27,7 +27,7 @@ const QH: usize = 16;
 const QS: usize = 48;
 const _: () = assert!(QH == SCALES + 12 && QS == QH + N / 8 && BYTES == QS + N / 2);
 
-/// The row of the format table.
+/// The format's table entry.
 pub static TYPE: QuantType = QuantType {
     id: 13,
     name: "Q5_K",
@@ -116,7 +116,8 @@ fn random(rng: &mut Rng, block: &mut [u8]) {
     put_f16(block, 2, d * 15.5); // the mean of q, so that weights have a mean of zero
 }
 
-/// As Q4_K's kernel, with a fifth bit: a pair of products is at most 2 * 31 * 127 = 7874, well inside i16.
+/// Like Q4_K's kernel, with a fifth bit: a pair of products is at most 2 * 31 * 127 = 7874, well
+/// inside i16.
 #[cfg(target_arch = "x86_64")]
 #[target_feature(enable = "avx2,fma,f16c")]
 fn dot_avx2(w: &[u8], stride: usize, x: ActRow<'_>, out: &mut [f32]) {
@@ -131,7 +132,8 @@ fn dot_avx2(w: &[u8], stride: usize, x: ActRow<'_>, out: &mut [f32]) {
             let [scales, mins] = scales_and_mins(b[SCALES..QH].as_array().unwrap());
             let scales = _mm256_set1_epi64x(scales as i64);
             let qh = load_u8x32(b[QH..QS].as_array().unwrap());
-            // Bits 2p and 2p + 1 of every byte moved to 4 and 5; what crosses into a neighbour is masked off.
+            // Bits 2p and 2p + 1 of every byte moved to 4 and 5; bits that cross into a neighbour
+            // are masked off.
             let fifths = [_mm256_slli_epi16::<4>(qh), _mm256_slli_epi16::<2>(qh), qh, _mm256_srli_epi16::<2>(qh)];
             let mut dot = _mm256_setzero_si256();
             for (p, (w, q)) in b[QS..].as_chunks::<32>().0.iter().zip(q.as_chunks::<64>().0).enumerate() {
@@ -158,7 +160,7 @@ fn dot_avx2(w: &[u8], stride: usize, x: ActRow<'_>, out: &mut [f32]) {
     }
 }
 
-/// As Q4_K's, with a fifth bit.
+/// Like Q4_K's kernel, with a fifth bit, for which codes are shifted down.
 #[cfg(target_arch = "x86_64")]
 #[target_feature(enable = "avx512f,avx512bw,avx512dq,avx512vl,avx512vbmi,avx512vnni,avx2,fma,f16c")]
 fn dot_avx512(w: &[u8], stride: usize, x: ActRow<'_>, out: &mut [f32]) {
@@ -171,8 +173,8 @@ fn dot_avx512(w: &[u8], stride: usize, x: ActRow<'_>, out: &mut [f32]) {
         const ORDER: CodeOrder = ORDER_4;
     }
     let (low, bit) = (_mm512_set1_epi8(15), _mm512_set1_epi8(16));
-    // A group's fifth bit moved to bit 4, by so much in the lower and so much in the upper half: what crosses into a
-    // neighbour is masked off.
+    // Shifts a group's fifth bit to bit 4, by different counts in the lower and the upper half.
+    // Bits that cross into a neighbour are masked off.
     let left = |v, a, b| _mm512_and_si512(bit, _mm512_sllv_epi64(v, _mm512_setr_epi64(a, a, a, a, b, b, b, b)));
     let right = |v, a, b| _mm512_and_si512(bit, _mm512_srlv_epi64(v, _mm512_setr_epi64(a, a, a, a, b, b, b, b)));
     let factors = |b: &[u8; BYTES]| u32::from_le_bytes([b[0], b[1], b[2], b[3]]);

@@ -1,10 +1,10 @@
 //! Q6_K: 256 weights of 6 bits, -32 to 31; sixteen sub-blocks of 16 with an 8-bit scale each.
 //!
 //! ```text
-//! byte 0..128     low four bits, 2 halves of 64 bytes: byte l (0..64) of half h has weight 128h + l in its low half,
-//!                 weight 128h + 64 + l in its high half
-//! byte 128..192   high two bits, 2 halves of 32 bytes: bits 2j..2j+2 of byte l of half h belong to weight
-//!                 128h + 32j + l
+//! byte 0..128     low four bits, 2 halves of 64 bytes: byte l (0..64) of half h has weight 128h +
+//!                 l in its low half, weight 128h + 64 + l in its high half
+//! byte 128..192   high two bits, 2 halves of 32 bytes: bits 2j..2j+2 of byte l of half h belong to
+//!                 weight 128h + 32j + l
 //! byte 192..208   sc: 16 x i8
 //! byte 208..210   d: f16
 //!                 w[i] = d * sc[i / 16] * (q[i] - 32)
@@ -27,7 +27,7 @@ const SCALES: usize = 192;
 const D: usize = 208;
 const _: () = assert!(QH == N / 2 && SCALES == QH + N / 4 && D == SCALES + N / 16 && BYTES == D + 2);
 
-/// The row of the format table.
+/// The format's table entry.
 pub static TYPE: QuantType = QuantType {
     id: 14,
     name: "Q6_K",
@@ -128,9 +128,10 @@ fn random(rng: &mut Rng, block: &mut [u8]) {
     put_f16(block, D, (0.5 + rng.unit()) / 1366.0); // the RMS of sc * (q - 32) for uniform bits
 }
 
-/// Weights stay unsigned, 0 to 63, so that a pair of products is at most 2 * 63 * 127 = 16002 and fits i16; scales
-/// multiply it into i32 before anything is added. The 32 is subtracted once per super-block, as 32 * sum(scale * sum of
-/// activations). An i32 lane takes 8 * 2 * 16002 * 128 from products and 32 * 2 * 128 * 2032 from sums, under 2^26.
+/// Weights stay unsigned, 0 to 63, so that a pair of products is at most 2 * 63 * 127 = 16002 and
+/// fits i16; scales multiply it into i32 before anything is added. The 32 is subtracted once per
+/// super-block, as 32 * sum(scale * sum of activations). An i32 lane takes 8 * 2 * 16002 * 128 from
+/// products and 32 * 2 * 128 * 2032 from sums, under 2^26.
 #[cfg(target_arch = "x86_64")]
 #[target_feature(enable = "avx2,fma,f16c")]
 fn dot_avx2(w: &[u8], stride: usize, x: ActRow<'_>, out: &mut [f32]) {
@@ -151,7 +152,8 @@ fn dot_avx2(w: &[u8], stride: usize, x: ActRow<'_>, out: &mut [f32]) {
                 let (l, _) = ql[h].as_chunks::<32>();
                 let (l0, l1, high) = (load_u8x32(&l[0]), load_u8x32(&l[1]), load_u8x32(&qh[h]));
                 let lows = [l0, l1, _mm256_srli_epi16::<4>(l0), _mm256_srli_epi16::<4>(l1)];
-                // Bits 2j and 2j + 1 of every byte moved to 4 and 5; what crosses into a neighbour is masked off.
+                // Bits 2j and 2j + 1 of every byte moved to 4 and 5; bits that cross into a
+                // neighbour are masked off.
                 let highs =
                     [_mm256_slli_epi16::<4>(high), _mm256_slli_epi16::<2>(high), high, _mm256_srli_epi16::<2>(high)];
                 for (j, q) in q.as_chunks::<32>().0.iter().enumerate() {
@@ -182,7 +184,8 @@ fn dot_avx512(w: &[u8], stride: usize, x: ActRow<'_>, out: &mut [f32]) {
     let factors = |b: &[u8; BYTES]| u16::from_le_bytes([b[D], b[D + 1]]) as u32;
     let scales = |b: &[u8; BYTES]| (_mm256_cvtepi8_epi16(load_u8x16(b[SCALES..D].as_array().expect("16 bytes"))), None);
     let (low, two) = (_mm512_set1_epi8(15), _mm512_set1_epi8(0x30));
-    // How far the two bits are from bit 4, to the left for the first two groups and to the right for the others.
+    // How far the two bits are from bit 4, to the left for the first two groups and to the right
+    // for the others.
     let first = _mm512_setr_epi64(4, 4, 4, 4, 2, 2, 2, 2);
     let second = _mm512_setr_epi64(0, 0, 0, 0, 2, 2, 2, 2);
     dot_rows::<Q6K, BYTES>((w, stride, x, out), factors, scales, |b: &[u8; BYTES]| {

@@ -20,7 +20,7 @@ const BLOCK: usize = 32;
 const BYTES: usize = 34;
 const _: () = assert!(BYTES == 2 + BLOCK);
 
-/// The row of the format table.
+/// The format's table entry.
 pub static TYPE: QuantType = QuantType {
     id: 8,
     name: "Q8_0",
@@ -48,7 +48,7 @@ pub static TYPE: QuantType = QuantType {
     }),
 };
 
-#[inline(always)] // so that the form below is compiled anew for its instruction set
+#[inline(always)] // so that `decode_avx2` compiles it for AVX2
 fn dequant(blocks: &[u8], out: &mut [f32]) {
     for (b, o) in blocks.as_chunks::<BYTES>().0.iter().zip(out.as_chunks_mut::<BLOCK>().0) {
         let d = f16_at(b, 0);
@@ -90,7 +90,8 @@ fn random(rng: &mut Rng, block: &mut [u8]) {
     put_f16(block, 0, (0.5 + rng.unit()) / 73.0); // uniform bytes have an RMS of 73
 }
 
-/// As ggml's `quantize_row_q8_0_ref`: the scale is rounded to f16 for storage, the division uses the exact one.
+/// As ggml's `quantize_row_q8_0_ref`: the scale is rounded to f16 for storage, the division uses
+/// the exact one.
 fn encode(x: &[f32], out: &mut [u8]) {
     for (x, b) in x.as_chunks::<BLOCK>().0.iter().zip(out.as_chunks_mut::<BYTES>().0) {
         let max = x.iter().fold(0f32, |m, v| m.max(v.abs()));
@@ -139,8 +140,8 @@ fn dot_avx512(w: &[u8], stride: usize, x: ActRow<'_>, out: &mut [f32]) {
     dot_rows::<U, 128>(w, stride, x, out, codes, scales);
 }
 
-/// `maddubs` wants unsigned times signed: the weight's sign moves to the activation. |w| * |q| <= 128 * 127, and a
-/// pair of those sums still fits i16 because activations never reach -128.
+/// `maddubs` wants unsigned times signed: the weight's sign moves to the activation. |w| * |q| <=
+/// 128 * 127, and a pair of those sums still fits i16 because activations never reach -128.
 #[cfg(target_arch = "x86_64")]
 #[target_feature(enable = "avx2,fma,f16c")]
 fn group<const R: usize>(w: &[u8], stride: usize, x: ActRow<'_>, out: &mut [f32; R]) {

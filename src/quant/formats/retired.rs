@@ -1,11 +1,11 @@
-//! Type numbers that GGUF files have used or reserved and that no model file holds today.
+//! Type numbers that GGUF has used or reserved, and that no model file has today.
 
-/// The name of such a type, and what to do about a file that has it.
+/// Returns the name of the retired type with this number, and what to do about a file that has it.
 pub fn by_id(id: u32) -> Option<(&'static str, &'static str)> {
-    const REMOVED: &str = "was removed from the format: quantize the original model anew";
+    const REMOVED: &str = "was removed from the format: quantize the original model again";
     const REPACKED: &str = "was removed from the format (plain files are repacked when loaded): get or make the file \
                             in the plain type of that name";
-    const INNER: &str = "is for activations only and holds no weights: quantize the original model anew";
+    const INNER: &str = "is for activations only and holds no weights: quantize the original model again";
     Some(match id {
         4 => ("Q4_2", REMOVED),
         5 => ("Q4_3", REMOVED),

@@ -1,6 +1,7 @@
 //! TQ1_0: 256 ternary weights, five to a byte, with one f16 scale.
 //!
-//! A byte is a fraction of 256 in base 3. Its digit n is the whole part of `3 * (byte * 3^n mod 256) / 256`.
+//! A byte is a fraction of 256 in base 3. Its digit n is the whole part of `3 * (byte * 3^n mod
+//! 256) / 256`.
 //!
 //! ```text
 //! byte 0..32    digit n of byte l is weight 32n + l              (n in 0..5)
@@ -26,7 +27,7 @@ const C: usize = 48;
 const D: usize = 52;
 const _: () = assert!(5 * B + 5 * (C - B) + 4 * (D - C) == N && BYTES == D + 2);
 
-/// The row of the format table.
+/// The format's table entry.
 pub static TYPE: QuantType = QuantType {
     id: 34,
     name: "TQ1_0",
@@ -102,8 +103,9 @@ fn decode<V: Lanes>(b: &Blocks16<'_, V, BYTES>, out: &mut PanelHalf<'_>) {
     digits(a.shr(16).or(last.shl(16)), 4, 60, 1, out);
 }
 
-/// The first `n` digits of the bytes of `v`, less one, for panel steps `step`, `step + apart` and so on. Every other
-/// byte is held in 16 bits: three times the fraction has the digit in its upper byte and the next fraction in its lower.
+/// Sets the first `n` digits of the bytes of `v`, less one, as panel steps `step`, `step + apart`
+/// and so on. Every other byte is held in 16 bits: three times the fraction has the digit in its
+/// upper byte and the next fraction in its lower.
 #[inline(always)]
 fn digits<V: Lanes>(v: V, n: usize, step: usize, apart: usize, out: &mut PanelHalf<'_>) {
     let one = v.splat(0x0101_0101);
@@ -121,9 +123,10 @@ fn random(rng: &mut Rng, block: &mut [u8]) {
     put_f16(block, D, (0.5 + rng.unit()) / 0.8165); // the RMS of -1, 0 and 1
 }
 
-/// Bytes are held as `t = byte - 128`, and the step to the next digit is still `3 * t`: modulo 256 that is the same as
-/// `3 * byte - 128`. The digit is 2 for t > 42 and 0 for t < -42, so two comparisons give the weight as -1, 0 or 1 and
-/// `sign` does the product. A pair is at most 254 and a lane adds eight of them: all of a super-block stays in i16.
+/// Bytes are held as `t = byte - 128`, and the step to the next digit is still `3 * t`: modulo 256
+/// that is the same as `3 * byte - 128`. The digit is 2 for t > 42 and 0 for t < -42, so two
+/// comparisons give the weight as -1, 0 or 1 and `sign` does the product. A pair is at most 254 and
+/// a lane adds eight of them: all of a super-block stays in i16.
 #[cfg(target_arch = "x86_64")]
 #[target_feature(enable = "avx2,fma,f16c")]
 fn dot_avx2(w: &[u8], stride: usize, x: ActRow<'_>, out: &mut [f32]) {
@@ -148,8 +151,8 @@ fn dot_avx2(w: &[u8], stride: usize, x: ActRow<'_>, out: &mut [f32]) {
                 t = triple(t);
                 dot = add(dot, t, q);
             }
-            // Two digits of the next 16 bytes at a time, one to a lane; the fifth leaves a lane for the last 4 bytes,
-            // whose four digits come from one multiplication.
+            // Two digits of the next 16 bytes at a time, one to a lane; the fifth leaves a lane for
+            // the last 4 bytes, whose four digits come from one multiplication.
             let t = _mm256_broadcastsi128_si256(load_u8x16(b[B..C].as_array().unwrap()));
             let t = _mm256_xor_si256(t, middle);
             let t = _mm256_blend_epi32::<0xf0>(t, triple(t));

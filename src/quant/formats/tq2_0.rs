@@ -3,7 +3,8 @@
 //! ```text
 //! byte 0..64    2 times 32 bytes: bits 2j..2j+2 of byte l of half h are weight 128h + 32j + l
 //! byte 64..66   d: f16
-//!               w[i] = d * (q[i] - 1)      files hold 0, 1 and 2; a 3 would decode to 2d, here as in ggml
+//!               w[i] = d * (q[i] - 1)      files hold 0, 1 and 2; a 3 would decode to 2d, here as
+//!                                          in ggml
 //! ```
 //! Layout: ggml-common.h `block_tq2_0`.
 
@@ -20,7 +21,7 @@ const BYTES: usize = 66;
 const D: usize = 64;
 const _: () = assert!(D == N / 4 && BYTES == D + 2);
 
-/// The row of the format table.
+/// The format's table entry.
 pub static TYPE: QuantType = QuantType {
     id: 35,
     name: "TQ2_0",
@@ -96,8 +97,8 @@ fn random(rng: &mut Rng, block: &mut [u8]) {
     put_f16(block, D, (0.5 + rng.unit()) / 0.8165); // the RMS of -1, 0 and 1
 }
 
-/// A pair of products is at most 2 * 3 * 127 = 762 and a lane adds eight of them: all of a super-block stays in i16,
-/// also when the offset of 1 takes off a sum of activations (16 * 127).
+/// A pair of products is at most 2 * 3 * 127 = 762 and a lane adds eight of them: all of a
+/// super-block stays in i16, also when the offset of 1 takes off a sum of activations (16 * 127).
 #[cfg(target_arch = "x86_64")]
 #[target_feature(enable = "avx2,fma,f16c")]
 fn dot_avx2(w: &[u8], stride: usize, x: ActRow<'_>, out: &mut [f32]) {

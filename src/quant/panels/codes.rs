@@ -1,19 +1,23 @@
-//! Many tokens at once: blocks of any integer format become a panel of plain 8-bit codes, and one kernel multiplies
-//! panels. Formats of floats share the frame and have nothing to decode: floats.rs.
+//! Kernels that multiply a panel of 8-bit codes with many tokens. Every integer format is decoded
+//! into such panels (panel.rs); formats of floats have nothing to decode and have kernels of their
+//! own (floats.rs).
 //!
 //! ```text
-//! panel of 32 rows x 256 columns:   for every 4 columns: 32 x (4 codes, i8), row after row        (a "step", 128 bytes)
-//!                                   for every group of 16, 32 or 256 columns: 32 scales (f32), 32 offsets (i32)
-//!                                   for every group, or every 16 columns of 256: 32 minimums (f32)
-//! w[r][k]  = scale[r][k / group] * code[r][k] - min[r][k / group]
-//! out[t][r] = sum over groups of  d[t] * (scale[r] * sum_k code * q[t][k] - min[r] * sum_k q[t][k])
+//! panel of 32 rows x 256 columns:
+//!   for every 4 columns (a "step", 128 bytes):     32 x (4 codes, i8), row after row
+//!   for every group of 16, 32 or 256 columns:      32 scales (f32), 32 offsets (i32)
+//!   for every group, or every 16 columns of 256:   32 minimums (f32)
+//! w[r][k]   = scale[r][k / group] * code[r][k] - min[r][k / group]
+//! out[t][r] = sum over groups of
+//!             d[t] * (scale[r] * sum_k code * q[t][k] - min[r] * sum_k q[t][k])
 //! ```
-//! Decoding a block costs about as much as multiplying it with one or two tokens, so a panel is made once and used for
-//! all tokens that share the rows. It stays in the first-level cache meanwhile; the tokens' sums wait in memory, which
-//! costs a load and a store per 256 columns. `vpdpbusd` multiplies unsigned by signed bytes: the activations are shifted
-//! by 128 and the panel's offsets, `-128 * sum of the group's codes`, take that off again, exactly, in integers.
-//! Where a code times the integer scale of its sub-block fits 8 bits, that product is the panel's code and all 256 columns
-//! are one group: a sixth less to do per token (Q2_K).
+//! Decoding a block costs about as much as multiplying it with one or two tokens, so a panel is
+//! made once and used for all tokens that share the rows. It stays in the first-level cache
+//! meanwhile; the tokens' sums wait in memory, which costs a load and a store per 256 columns.
+//! `vpdpbusd` multiplies unsigned by signed bytes: the activations are shifted by 128 and the
+//! panel's offsets, `-128 * sum of the group's codes`, take that off again, exactly, in integers.
+//! Where a code times the integer scale of its sub-block fits 8 bits, that product is the panel's
+//! code and all 256 columns are one group: a sixth less to do per token (Q2_K).
 
 use super::ahead::Ahead;
 use super::panel::{Panel, ROWS};
@@ -22,15 +26,15 @@ use crate::quant::activations::{CHUNK, PanelColumns};
 /// Tokens that are multiplied together.
 const TOKENS: usize = 6;
 
-/// Codes that share a minimum, of a format whose groups are so large.
+/// Returns how many codes share a minimum in a format with groups of this size.
 const fn shares_min(group: usize) -> usize {
     if group > 32 { 16 } else { group }
 }
 
-/// A panel and the columns of the activations that it meets.
+/// A panel, and the activations of all tokens for the panel's columns.
 pub(crate) struct PanelProduct<'a> {
     pub(crate) panel: &'a Panel,
-    /// One for each row of activations.
+    /// One entry per row of activations.
     pub(crate) x: &'a [PanelColumns],
     pub(crate) len: usize,
     pub(crate) group: usize,
@@ -40,7 +44,8 @@ pub(crate) struct PanelProduct<'a> {
 }
 
 impl PanelProduct<'_> {
-    /// Adds token `t`'s products to `out`: the truth.
+    /// Adds token `t`'s products to `out`. This scalar version is what the vector versions are
+    /// tested against.
     pub(crate) fn multiply(&self, t: usize, out: &mut [f32; ROWS]) {
         let (x, p) = (&self.x[t], self.panel);
         for g in 0..self.len / self.group {
@@ -92,9 +97,9 @@ impl PanelProduct<'_> {
         }
     }
 
-    /// `T` tokens times the panel; `S` steps to a group, one activation scale for all (`K`) or one per 32 columns.
-    /// Twelve integer and twelve float sums, two vectors of codes: 26 of the 32 registers. Indices are masked where a
-    /// bounds check would stand in the innermost loops.
+    /// `T` tokens times the panel; `S` steps to a group, one activation scale for all (`K`) or one
+    /// per 32 columns. Twelve integer and twelve float sums, two vectors of codes: 26 of the 32
+    /// registers. Indices are masked to save bounds checks in the innermost loops.
     #[cfg(target_arch = "x86_64")]
     #[target_feature(enable = "avx512f,avx512bw,avx512vl,avx512vnni")]
     fn avx512<const T: usize, const S: usize, const MINS: bool, const K: bool>(
@@ -197,10 +202,11 @@ impl PanelProduct<'_> {
         }
     }
 
-    /// `T` tokens times 16 rows. `maddubs` wants one side unsigned, which the shifted activations are, and leaves sums of
-    /// two products in 16 bits: those of `N` steps are added up there, as far as the largest code allows (255 * 64 * 2 =
-    /// 32640). Where even one is too much (`N` 0) the sign of a code moves to the activation as it was, never -128:
-    /// |code| * |q| is at most 128 * 127, and a pair of those still fits.
+    /// `T` tokens times 16 rows. `maddubs` wants one side unsigned, which the shifted activations
+    /// are, and leaves sums of two products in 16 bits: those of `N` steps are added up there, as
+    /// far as the largest code allows (255 * 64 * 2 = 32640). Where even one is too much (`N` 0)
+    /// the sign of a code moves to the activation as it was, never -128: |code| * |q| is at most
+    /// 128 * 127, and a pair of those still fits.
     #[cfg(target_arch = "x86_64")]
     #[target_feature(enable = "avx2,fma")]
     fn avx2<const T: usize, const S: usize, const N: usize, const MINS: bool>(
@@ -266,7 +272,8 @@ impl PanelProduct<'_> {
     }
 }
 
-/// `-128 * sum of the codes` of each row: the product with activations of zero, which stand as 128, taken off.
+/// Sets the panel's offsets: `-128 * sum of the codes` of each row and group. Activations are
+/// stored plus 128, and the offset takes that part of the product off again.
 #[cfg(target_arch = "x86_64")]
 #[target_feature(enable = "avx512f,avx512bw,avx512vl,avx512vnni")]
 pub(crate) fn offsets_avx512(panel: &mut Panel, group: usize, len: usize) {
@@ -284,7 +291,7 @@ pub(crate) fn offsets_avx512(panel: &mut Panel, group: usize, len: usize) {
     }
 }
 
-/// The same.
+/// AVX2 version of [`offsets_avx512`].
 #[cfg(target_arch = "x86_64")]
 #[target_feature(enable = "avx2")]
 pub(crate) fn offsets_avx2(panel: &mut Panel, group: usize, len: usize) {

@@ -1,18 +1,20 @@
-//! Many tokens at once for formats whose weights are floats themselves (see tile.rs for codes): nothing is decoded, and
-//! a few rows meet a few tokens straight from memory.
+//! Kernels for many tokens and weights of two bytes (F16, BF16): nothing is decoded, the weights
+//! are read in place. See codes.rs for the formats of codes.
 //!
 //! ```text
-//! 4 rows x 6 tokens:   24 sums of 16 lanes stay in registers for the whole length of the rows; four loads of weights
-//!                      and six of activations feed 24 multiplications; at the end each sum's lanes are added up
+//! 4 rows x 6 tokens:   24 sums of 16 lanes stay in registers for the whole length of the rows;
+//!                      four loads of weights and six of activations feed 24 multiplications; at
+//!                      the end each sum's lanes are added up
 //! F32 form             activations as f32; weights are widened as they are loaded
 //! Bf16 form            activations rounded to BF16; weights as they are
 //! ```
-//! `vdpbf16ps` multiplies 32 pairs where a fused multiply-add multiplies 16 floats, but wants both sides as BF16: a
-//! prompt's activations are rounded (to nearest, ties to even), which is what other engines do with BF16 weights on such
-//! CPUs. A single token's are not. The instruction takes subnormals for zero.
+//! `vdpbf16ps` multiplies 32 pairs where a fused multiply-add multiplies 16 floats, but wants both
+//! sides as BF16: a prompt's activations are rounded (to nearest, ties to even), which is what
+//! other engines do with BF16 weights on such CPUs. A single token's are not. The instruction takes
+//! subnormals for zero.
 //!
-//! Left: panels of floats, as of codes (32 rows' words turned to stand side by side). Turning costs a tenth to a fifth
-//! of multiplying with 32 tokens, and there is nothing to decode that would pay for it.
+//! Rejected: panels of floats, with the words of 32 rows transposed as codes are. Transposing costs
+//! a tenth to a fifth of multiplying with 32 tokens, and saves no decoding that would pay for it.
 
 #[cfg(target_arch = "x86_64")]
 use super::ahead::Ahead;
@@ -20,10 +22,11 @@ use super::panel::{ROWS, WeightRows};
 use crate::quant::activations::{Act, PanelWords, WORDS};
 use crate::simd::Isa;
 
-/// The rows of `w` times the tokens of `x`, added to `out`: the first words of all `rows` of them, then the next.
+/// The rows of `w` times the tokens of `x`. `x` has the first words of all `rows` rows of
+/// activations, then the next.
 pub(crate) struct FloatProduct<'a> {
     pub(crate) w: WeightRows<'a>,
-    /// Columns.
+    /// Columns of a row.
     pub(crate) n: usize,
     pub(crate) x: &'a [PanelWords],
     pub(crate) rows: usize,
@@ -31,11 +34,11 @@ pub(crate) struct FloatProduct<'a> {
 }
 
 impl FloatProduct<'_> {
-    /// For weights of two bytes: BF16 where `act` says so, else F16.
+    /// Adds the products to `out`. The weights are BF16 if `act` is [`Act::Bf16`], else F16.
     #[allow(unsafe_code)]
     pub(crate) fn add(&self, act: Act, isa: Isa, out: &mut [[f32; ROWS]]) {
         #[cfg(target_arch = "x86_64")]
-        // SAFETY: the caller compared the instruction set with what the CPU has.
+        // SAFETY: the caller passes an instruction set that this CPU has.
         unsafe {
             match (act, isa) {
                 (Act::Bf16, Isa::Avx512Bf16) => return x86::bf16_pairs(self, out),
@@ -67,17 +70,19 @@ mod x86 {
 
     /// Tokens that are multiplied together.
     const TOKENS: usize = 6;
-    /// Bytes of activations that stay in the second-level cache while all rows go by.
+    /// Bytes of activations that stay in the second-level cache while all rows are read.
     const BLOCK: usize = 256 * 1024;
 
-    /// Tokens in groups as even as can be: few sums in flight leave the multiplier waiting.
+    /// Splits the tokens into groups of nearly equal size: a small group has too few sums to hide
+    /// the latency.
     fn groups(tokens: usize, most: usize) -> impl Iterator<Item = std::ops::Range<usize>> {
         let n = tokens.div_ceil(most.max(1));
         (0..n).map(move |i| tokens * i / n..tokens * (i + 1) / n)
     }
 
-    /// `$name`: a product by `$one`, `$rows` rows and up to six tokens at a time. `$bytes` bytes of weights make a vector
-    /// of `$lanes` words by `$load`; `$fold` adds up the lanes of the rows' sums.
+    /// `$name`: a product by `$one`, `$rows` rows and up to six tokens at a time. `$bytes` bytes of
+    /// weights make a vector of `$lanes` words by `$load`; `$fold` adds up the lanes of the rows'
+    /// sums.
     macro_rules! product {
         ($name:ident, $one:ident, $features:literal, $v:ty, $rows:literal, $bytes:literal, $lanes:literal, $load:expr,
          $x:expr, $zero:expr, $dot:expr, $fold:expr) => {

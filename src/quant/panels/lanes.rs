@@ -1,25 +1,28 @@
-//! Sixteen rows side by side: how a format's blocks are decoded for panels (see panel.rs).
+//! The vector type that decoders are written over: it holds a part of the blocks of sixteen rows
+//! (see panel.rs).
 //!
 //! ```text
-//! words(at)   bytes at..at + 16 of the block of each of 16 rows, turned: vector w has bytes at + 4w..at + 4w + 4 of
-//!             row r in its lane r
+//! words(at)   bytes at..at + 16 of the block of each of 16 rows, transposed: vector w has bytes
+//!             at + 4w..at + 4w + 4 of row r in its lane r
 //! ```
-//! A lane is four bytes: four codes, an integer, or the bits of an f32. Decoding is then the same shifts and masks for
-//! 16 rows at once, the result already stands as panels want it, and a decoder is written once, over [`Lanes`], for every
-//! instruction set. Turning costs about a third of an instruction per four bytes, before they are unpacked to eight or
-//! sixteen. Left: decoding a row at a time and turning the codes (2.5 times the cost for Q4_K).
+//! A lane is four bytes: four codes, an integer, or the bits of an f32. A decoder applies the same
+//! shifts and masks to 16 rows at once, the result has the order of a panel, and the decoder is
+//! written once, over [`Lanes`], for every instruction set. Transposing costs about a third of an
+//! instruction per four bytes, before they are unpacked to eight or sixteen.
+//!
+//! Rejected: decoding a row at a time and transposing the codes (2.5 times the cost for Q4_K).
 
 use crate::quant::codebooks::grid::Grid;
 
 /// A vector of 16 lanes of 32 bits. Where a method's name ends in 8 it works on each byte alone.
 pub(crate) trait Lanes: Copy {
-    /// `x` in every lane. `self` only proves that the instruction set is there.
+    /// Returns `x` in every lane. `self` only proves that the CPU has the instruction set.
     fn splat(self, x: u32) -> Self;
-    /// The words of memory.
+    /// Loads 16 words from memory.
     fn load(self, from: &[u32; 16]) -> Self;
-    /// As 64 bytes of memory.
+    /// Stores the vector as 64 bytes of memory.
     fn store(self, to: &mut [u8; 64]);
-    /// The 16 bytes of each row, turned.
+    /// Transposes the 16 bytes of each row: vector w gets word w of row r in its lane r.
     fn turn(self, rows: [&[u8; 16]; 16]) -> [Self; 4];
     /// `self & b`.
     fn and(self, b: Self) -> Self;
@@ -75,22 +78,25 @@ pub(crate) trait Lanes: Copy {
         self.xor(all).sub8(all)
     }
 
-    /// The same with bits `at..at + 4` of `signs`.
+    /// [`Lanes::negate8`] with bits `at..at + 4` of `signs`.
     #[inline(always)]
     fn negate8_at(self, signs: Self, at: u32) -> Self {
         self.negate8(signs.shr(at).mask(15))
     }
 
-    /// Four bytes of the lane's eight: 0..4 are its own, 4..8 those of `b`.
+    /// Picks four of eight bytes in every lane: numbers 0..4 are those of `self`, 4..8 those of
+    /// `b`.
     fn pick8(self, b: Self, from: [u8; 4]) -> Self;
-    /// The four entries that the bytes count, with `high` holding the bits above them, two steps each. The bits of
-    /// `high` beyond the table's size are ignored.
+    /// Looks up four entries of 8 values, which are two steps each. The bytes of `self` are the low
+    /// bits of the indices, the bytes of `high` the bits above; bits beyond the table's size are
+    /// ignored.
     fn eights<const N: usize>(self, high: Self, grid: &Grid<u64, N>) -> [[Self; 2]; 4];
-    /// The same for entries of 4 values, a step each.
+    /// Looks up four entries of 4 values, which are one step each; indices as for
+    /// [`Lanes::eights`].
     fn fours<const N: usize>(self, high: Self, grid: &Grid<u32, N>) -> [Self; 4];
 }
 
-/// Sixteen words in plain Rust: the scalar truth, and, compiled for AVX2, what the compiler vectorises.
+/// Sixteen words in plain Rust: the scalar version. Compiled for AVX2, the compiler vectorises it.
 #[derive(Clone, Copy, Debug)]
 #[repr(align(64))]
 pub(crate) struct Plain(pub [u32; 16]);
@@ -111,7 +117,8 @@ impl Plain {
     }
 }
 
-/// Adds the bytes of two words, carries dropped: the low seven bits by one addition, the top bit by exclusive or.
+/// Adds the bytes of two words, carries dropped: the low seven bits by one addition, the top bit by
+/// exclusive or.
 #[inline(always)]
 fn add_bytes(a: u32, b: u32) -> u32 {
     ((a & 0x7f7f_7f7f) + (b & 0x7f7f_7f7f)) ^ ((a ^ b) & 0x8080_8080)
@@ -185,7 +192,8 @@ impl Lanes for Plain {
     }
     #[inline(always)]
     fn spread4(self) -> Self {
-        // Bit b moves to the bottom of byte b: the product has it at 8b, and no two bits meet there.
+        // Bit b moves to the bottom of byte b: the product has it at 8b, and no two bits meet
+        // there.
         self.map(|v| ((v & 15).wrapping_mul(0x0020_4081) & 0x0101_0101) * 255)
     }
     #[inline(always)]
@@ -230,7 +238,7 @@ impl Lanes for Plain {
     }
 }
 
-/// Byte `l` of `low`, with byte `l` of `high` above it.
+/// Joins byte `l` of `low` and, above it, byte `l` of `high` to an index below `N`.
 #[inline(always)]
 fn index<const N: usize>(low: u32, high: u32, l: usize) -> usize {
     const { assert!(N.is_power_of_two()) }
@@ -245,31 +253,31 @@ pub(crate) struct Blocks16<'a, V, const BYTES: usize> {
 }
 
 impl<'a, V: Lanes, const BYTES: usize> Blocks16<'a, V, BYTES> {
-    /// The blocks of 16 rows.
+    /// Wraps the blocks of 16 rows; `zero` proves that the CPU has the instruction set.
     #[inline(always)]
     pub(crate) fn new(rows: [&'a [u8; BYTES]; 16], zero: V) -> Self {
         Blocks16 { rows, zero }
     }
 
-    /// `x` in every lane.
+    /// Returns `x` in every lane.
     #[inline(always)]
     pub(crate) fn splat(&self, x: u32) -> V {
         self.zero.splat(x)
     }
 
-    /// Bytes `at..at + 16` of each row's block, turned.
+    /// Returns bytes `at..at + 16` of each row's block, transposed.
     #[inline(always)]
     pub(crate) fn words(&self, at: usize) -> [V; 4] {
         self.zero.turn(std::array::from_fn(|r| self.rows[r][at..at + 16].as_array().expect("16 bytes")))
     }
 
-    /// The two bytes at `at`, an f16, as f32.
+    /// Returns the f16 at byte `at` of each row's block, as f32.
     #[inline(always)]
     pub(crate) fn f16(&self, at: usize) -> V {
         self.each(|b| u16::from_le_bytes([b[at], b[at + 1]]) as u32).f16_to_f32()
     }
 
-    /// A word of each row, worked out one by one.
+    /// Computes a word of each row, one by one.
     #[inline(always)]
     pub(crate) fn each(&self, f: impl Fn(&[u8; BYTES]) -> u32) -> V {
         let mut words = [0; 16];

@@ -1,11 +1,11 @@
-//! Products of rows of weights with many tokens at once: panels of decoded rows for formats of codes, and kernels that
-//! read weights of two bytes as they are.
+//! Products of rows of weights with many tokens at once: panels of decoded rows for formats of
+//! codes, and kernels that read weights of two bytes as they are.
 //!
 //! ```text
 //! multiply   the entry: a group of rows times many tokens, whatever the format
 //! codes      kernels that multiply a panel               floats      kernels for F16 and BF16
 //! panel      a panel, and how a format fills it          ahead       prefetching
-//! lanes      the vector that decoders are written over   wide        the same on AVX-512
+//! lanes      the vector that decoders are written over   wide        its AVX-512 version
 //! codebook, super_block   what the decoders of several formats share
 //! ```
 

@@ -1,4 +1,5 @@
-//! Products of rows of weights with many tokens, of any format: the entry, and a thread's memory for it.
+//! The entry to products of weight rows with many tokens, for every format, and a thread's scratch
+//! memory for them.
 
 use super::ahead::Ahead;
 use super::codes::{PanelProduct, offsets_avx2, offsets_avx512};
@@ -8,7 +9,7 @@ use crate::quant::activations::{Act, CHUNK, PanelActs, PanelForm};
 use crate::quant::types::QuantType;
 use crate::simd::Isa;
 
-/// A thread's panel, and its tokens' sums.
+/// Scratch memory of one thread: a panel, and the sums of its tokens.
 #[derive(Debug)]
 pub struct PanelScratch {
     panel: Box<Panel>,
@@ -28,7 +29,7 @@ impl Default for PanelScratch {
 }
 
 impl PanelScratch {
-    /// `out(i)[r] = row r . x row t` for every `(t, i)` of `tokens` and the rows of `w`.
+    /// Computes `out(i)[r] = row r . x row t` for every `(t, i)` of `tokens` and every row of `w`.
     pub fn multiply(
         &mut self,
         ty: &QuantType,
@@ -54,10 +55,10 @@ impl PanelScratch {
         }
     }
 
-    /// Adds the products of a format of codes, panel after panel.
+    /// Adds the products of a format of codes to the sums, panel after panel.
     fn panels(&mut self, ty: &QuantType, w: WeightRows<'_>, x: PanelActs<'_>, tokens: &[(u32, u32)], isa: Isa) {
         let spec = ty.panel.as_ref().expect("a format that fills panels");
-        let (_, fill) = spec.fill.iter().find(|(i, _)| *i <= isa).expect("a scalar form stands last");
+        let (_, fill) = spec.fill.iter().find(|(i, _)| *i <= isa).expect("the last decoder is scalar");
         for at in (0..x.n).step_by(CHUNK) {
             let len = CHUNK.min(x.n - at);
             let bytes = ty.row_bytes(at)..ty.row_bytes(at + len);

@@ -1,4 +1,5 @@
-//! A panel: 32 rows of weights of any integer format as plain 8-bit codes, and how a format fills one.
+//! A panel: 32 rows of weights of any integer format as plain 8-bit codes, and how a format fills
+//! one.
 
 use super::lanes::Lanes;
 use crate::quant::activations::CHUNK;
@@ -6,6 +7,7 @@ use crate::simd::Isa;
 
 /// Rows of a panel.
 pub const ROWS: usize = 32;
+
 /// Decoded rows: [`ROWS`] rows of up to [`CHUNK`] columns.
 #[derive(Debug)]
 #[repr(align(64))]
@@ -16,32 +18,32 @@ pub struct Panel {
     pub(crate) offset: [[i32; ROWS]; CHUNK / 16],
 }
 
-/// Half of a panel's rows, as decoders fill them.
+/// Sixteen of a panel's rows, which a decoder fills from one block of each row.
 #[derive(Debug)]
 pub(crate) struct PanelHalf<'a> {
     panel: &'a mut Panel,
     /// 0 or 1.
     half: usize,
-    /// The step and the group that the block begins with.
+    /// The step and the group in which the block begins.
     step: usize,
     group: usize,
 }
 
 impl PanelHalf<'_> {
-    /// Columns `4 * step..4 * step + 4` of the block.
+    /// Sets columns `4 * step..4 * step + 4` of the block.
     #[inline(always)]
     pub(crate) fn codes(&mut self, step: usize, codes: impl Lanes) {
         let to = &mut self.panel.codes[self.step + step].as_chunks_mut::<64>().0[self.half];
         codes.store(to);
     }
 
-    /// What the codes of the block's group `g` are multiplied with (f32).
+    /// Sets the scale (f32) of the codes of the block's group `g`.
     #[inline(always)]
     pub(crate) fn scale(&mut self, g: usize, scale: impl Lanes) {
         put(&mut self.panel.scale[self.group + g], self.half, scale);
     }
 
-    /// What is then taken off the weights of the block's group `g` (f32).
+    /// Sets the minimum (f32) of the block's group `g`, which is subtracted from code times scale.
     #[inline(always)]
     pub(crate) fn min(&mut self, g: usize, min: impl Lanes) {
         put(&mut self.panel.min[self.group + g], self.half, min);
@@ -54,18 +56,19 @@ fn put(to: &mut [f32; ROWS], half: usize, v: impl Lanes) {
     v.store(&mut bytes.as_chunks_mut::<64>().0[half]);
 }
 
-/// Where a panel's rows are.
+/// Up to [`ROWS`] rows of weights in memory.
 #[derive(Clone, Copy, Debug)]
 pub struct WeightRows<'a> {
     /// The weights, from the first row's first block on.
     pub w: &'a [u8],
     /// Bytes from a row to the next.
     pub stride: usize,
-    /// Rows that there are: 1 to [`ROWS`]. The last stands in for those that are missing.
+    /// The number of rows: 1 to [`ROWS`]. The last is read again in place of those that are
+    /// missing.
     pub rows: usize,
 }
 
-/// Decodes `(bytes, to)` of the rows into a panel: whole blocks, at most [`CHUNK`] columns.
+/// Decodes a range of bytes of each row into a panel: whole blocks, at most [`CHUNK`] columns.
 pub type PanelFill = unsafe fn(&WeightRows<'_>, std::ops::Range<usize>, &mut Panel);
 
 /// How a format fills panels.
@@ -75,20 +78,20 @@ pub struct PanelSpec {
     pub group: usize,
     /// The largest size of a code.
     pub most: u8,
-    /// Whether it has minimums.
+    /// Whether groups have minimums.
     pub mins: bool,
     /// Best instruction set first, scalar last.
     pub fill: &'static [(Isa, PanelFill)],
 }
 
 impl<'a> WeightRows<'a> {
-    /// Row `r`'s bytes and those after it; the last row again where there are fewer.
+    /// Returns the bytes from row `r` on, or from the last row if there are fewer rows.
     #[inline(always)]
     pub(crate) fn row(&self, r: usize) -> &'a [u8] {
         &self.w[r.min(self.rows - 1) * self.stride..]
     }
 
-    /// Where rows `16 * half..16 * half + 16` begin.
+    /// Returns the byte offsets of rows `16 * half..16 * half + 16`.
     #[inline(always)]
     pub(crate) fn starts(&self, half: usize) -> [usize; 16] {
         let mut starts = [0; 16];
@@ -98,7 +101,7 @@ impl<'a> WeightRows<'a> {
         starts
     }
 
-    /// The block at byte `at` of each of those rows.
+    /// Returns the block at byte `at` of each of the rows that begin at `starts`.
     #[inline(always)]
     pub(crate) fn blocks<const BYTES: usize>(&self, starts: &[usize; 16], at: usize) -> [&[u8; BYTES]; 16] {
         // A loop: the closure of from_fn is not always inlined into functions of other features.
@@ -111,17 +114,20 @@ impl<'a> WeightRows<'a> {
 }
 
 impl<'a> PanelHalf<'a> {
-    /// The place of the half's block number `b`, of `block` weights in groups of `group`.
+    /// Returns where block number `b` of half `half` goes, for blocks of `block` weights in groups
+    /// of `group`.
     #[inline(always)]
     pub(crate) fn new(panel: &'a mut Panel, half: usize, b: usize, (block, group): (usize, usize)) -> PanelHalf<'a> {
         PanelHalf { panel, half, step: b * block / 4, group: b * block / group }
     }
 }
 
-/// A format's decoder (generic over [`Lanes`]), compiled for every instruction set: `fill_panels!(FILL, decode, block, group)`.
+/// Compiles a format's decoder (generic over [`Lanes`]) for every instruction set:
+/// `fill_panels!(FILL, decode, block, group)`.
 ///
-/// The loop stands here and calls the decoder by its name: handed to a function as a value it would be called through a
-/// shim that has no vector instructions and that the compiler does not always inline, and then every operation is a call.
+/// A macro, so that the loop calls the decoder by its name. A decoder passed as a value is called
+/// through a shim that lacks the vector instructions; where the compiler does not inline the shim,
+/// every vector operation becomes a call.
 macro_rules! fill_panels {
     (loop $s:ident, $bytes:ident, $to:ident, $zero:expr, $decode:ident, $block:expr, $group:expr) => {
         for half in 0..2 {

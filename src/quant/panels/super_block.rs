@@ -1,9 +1,11 @@
-//! What the decoders of super-blocks share when they fill panels.
+//! What the decoders of super-block formats share when they fill panels.
 
 use super::lanes::Lanes;
 use super::panel::PanelHalf;
 
-/// The same for the panels of 16 rows, and times the factors d and dmin that stand before the 12 bytes.
+/// Sets the scales and minimums of Q4_K and Q5_K for 16 rows: the 6-bit fields of
+/// [`scales_and_mins`](crate::quant::rows::super_block::scales_and_mins), times the factors d and
+/// dmin that precede them.
 #[inline(always)]
 pub(crate) fn scales_and_mins_16<V: Lanes>([d, s, m, low]: [V; 4], out: &mut PanelHalf<'_>) {
     let (d, dmin) = (Factor::new(d.f16_to_f32()), Factor::new(d.shr(16).f16_to_f32()));
@@ -16,13 +18,14 @@ pub(crate) fn scales_and_mins_16<V: Lanes>([d, s, m, low]: [V; 4], out: &mut Pan
     }
 }
 
-/// A factor of 16 rows (f32), ready to be multiplied with four integers that stand in one word. Each stays where it
-/// stands, so it is an integer 256 to the power of `j` too large, and the factor is as much smaller: both exactly.
+/// A factor of 16 rows (f32) that multiplies the four bytes of a word in place. Byte `j` of a word
+/// is an integer 256^j too large, so the factor is kept four times, each 256^j smaller. Both are
+/// exact.
 #[derive(Clone, Copy, Debug)]
 pub(crate) struct Factor<V>([V; 4]);
 
 impl<V: Lanes> Factor<V> {
-    /// From the factor, f32.
+    /// Makes it from the factor (f32).
     #[inline(always)]
     pub(crate) fn new(d: V) -> Factor<V> {
         let part = d.splat((1.0f32 / 256.0).to_bits());
@@ -30,7 +33,7 @@ impl<V: Lanes> Factor<V> {
         Factor([d, d1, d2, d2.mul_f32(part)])
     }
 
-    /// The four bytes of a word, all below 128, times the factor.
+    /// Multiplies the four bytes of a word, all below 128, with the factor.
     #[inline(always)]
     pub(crate) fn times(&self, bytes: V) -> [V; 4] {
         [
@@ -41,7 +44,7 @@ impl<V: Lanes> Factor<V> {
         ]
     }
 
-    /// The four signed bytes of a word times the factor.
+    /// Multiplies the four signed bytes of a word with the factor.
     #[inline(always)]
     pub(crate) fn times_signed(&self, bytes: V) -> [V; 4] {
         [
@@ -53,7 +56,7 @@ impl<V: Lanes> Factor<V> {
     }
 }
 
-/// Bit `from` of every byte, moved to bit `to`.
+/// Moves bit `from` of every byte to bit `to`.
 #[inline(always)]
 pub(crate) fn bit<V: Lanes>(v: V, from: usize, to: usize) -> V {
     let moved = if from < to { v.shl((to - from) as u32) } else { v.shr((from - to) as u32) };

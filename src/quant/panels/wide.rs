@@ -1,4 +1,4 @@
-//! Sixteen lanes in a register of AVX-512: [`Lanes`] for the decoders' fastest form.
+//! [`Lanes`] on AVX-512: sixteen words in one register.
 
 #![allow(unsafe_code)] // the intrinsics; a value of a vector type is the proof that the CPU has them
 #![allow(clippy::missing_safety_doc)] // clippy takes a safe `target_feature` function for an unsafe one
@@ -10,12 +10,13 @@ use crate::quant::codebooks::grid::Grid;
 use crate::quant::codebooks::grid::x86::look_up;
 use crate::simd::x86::{load_u8x64, turn_words_16};
 
-/// Sixteen words in a register of AVX-512.
+/// Sixteen words in a register of AVX-512. A value exists only where the CPU has the instructions.
 #[derive(Clone, Copy, Debug)]
 pub(crate) struct Wide(__m512i);
 
 impl Wide {
-    /// Zeros, and with them the proof that the caller was compiled for what the methods use.
+    /// Returns zeros, which prove that the caller was compiled for the instructions that the
+    /// methods use.
     #[inline]
     #[target_feature(enable = "avx512f,avx512bw,avx512dq,avx512vl,avx512vbmi,avx512bitalg")]
     pub(crate) fn zero() -> Wide {
@@ -26,8 +27,8 @@ impl Wide {
 /// Calls an intrinsic.
 macro_rules! op {
     ($e:expr) => {
-        // SAFETY: a `Wide` exists only where the CPU has these instructions (see `zero`); loads and stores take
-        // references to as many bytes as they move.
+        // SAFETY: a `Wide` exists only where the CPU has these instructions (see `zero`); loads and
+        // stores take references to as many bytes as they move.
         Wide(unsafe { $e })
     };
 }

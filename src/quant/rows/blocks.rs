@@ -1,6 +1,7 @@
-//! Rows of weights as blocks of bytes: reading and writing their scales, splitting row groups into rows.
+//! Access to rows of weights as blocks of bytes: f16 fields of a block, rows of a group, blocks of
+//! a row.
 
-/// The f16 at byte `at` of a block, widened.
+/// Returns the f16 at byte `at` of a block as f32.
 #[inline]
 pub(crate) fn f16_at(block: &[u8], at: usize) -> f32 {
     half::f16::from_le_bytes([block[at], block[at + 1]]).to_f32()
@@ -17,11 +18,13 @@ pub(crate) fn rows(w: &[u8], stride: usize, bytes: usize) -> impl Iterator<Item 
     (0..).map(move |r| &w[r * stride..r * stride + bytes])
 }
 
-/// Hands the rows of `w` to a kernel four at a time, and the last three or fewer one at a time: `(rows, out)`.
+/// Calls a kernel `(rows, out)` with the rows of `w`: four at a time, and the last three or fewer
+/// one at a time.
 ///
-/// Four rows share the loads of the activations and hide each other's latency: from cache that is 1.4 to 2 times the
-/// speed of one. From memory they are four short streams, which hardware prefetchers follow badly (Q4_0 on a Zen 4 core:
-/// 5 GB/s, one row at a time 10), so kernels ask for the same place in the next group: 10 GB/s and more.
+/// Four rows share the loads of the activations and hide each other's latency: from cache that is
+/// 1.4 to 2 times the speed of one. From memory they are four short streams, which hardware
+/// prefetchers follow badly (Q4_0 on a Zen 4 core: 5 GB/s, one row at a time 10), so kernels
+/// prefetch the same place of the next group, which gives 10 GB/s and more.
 #[cfg(target_arch = "x86_64")]
 pub(crate) fn by_four(
     w: &[u8],
@@ -40,7 +43,7 @@ pub(crate) fn by_four(
     }
 }
 
-/// The first `n` blocks of each of `R` rows, `stride` apart.
+/// Returns the first `n` blocks of each of `R` rows, `stride` bytes apart.
 #[cfg(target_arch = "x86_64")]
 pub(crate) fn blocks<const R: usize, const BYTES: usize>(w: &[u8], stride: usize, n: usize) -> [&[[u8; BYTES]]; R] {
     std::array::from_fn(|r| &w[r * stride..].as_chunks().0[..n])

@@ -1,9 +1,9 @@
-//! What the codebook formats (IQ1, IQ2, IQ3) share: a super-block as plain integers for the scalar truth, and the pieces
-//! of the AVX2 kernels and the panels.
+//! The scalar code of the codebook formats (IQ1, IQ2, IQ3): a super-block as plain integers, its
+//! decoder and its row kernel.
 //!
 //! ```text
-//! w[i] = d * scale[i / 16] * q[i]     d holds the fraction of the format: f16 / 8, f16 / 4 or f16
-//! q[i] = +-grid byte                  |q| <= 62, scale <= 31: every product is exact in f32, whatever its order
+//! w[i] = d * scale[i / 16] * q[i]     d includes the format's fraction: f16 / 8, f16 / 4 or f16
+//! q[i] = +-grid byte                  |q| <= 62, scale <= 31: exact in f32 in any order
 //! ```
 
 use super::blocks::{put_f16, rows};
@@ -11,7 +11,7 @@ use super::super_block::{N as BLOCK, acts};
 use crate::quant::activations::ActRow;
 use crate::quant::rng::Rng;
 
-/// A super-block as integers.
+/// A super-block of a codebook format as integers.
 pub(crate) struct SuperBlock {
     pub(crate) d: f32,
     pub(crate) scale: [i32; 16],
@@ -28,7 +28,7 @@ pub(crate) fn dequant<const BYTES: usize>(unpack: fn(&[u8; BYTES]) -> SuperBlock
     }
 }
 
-/// The scalar dot product: an exact integer per super-block, f64 across them.
+/// The scalar row kernel: exact integers within a super-block, f64 across super-blocks.
 pub(crate) fn dot<const BYTES: usize>(
     unpack: fn(&[u8; BYTES]) -> SuperBlock,
     w: &[u8],
@@ -49,30 +49,32 @@ pub(crate) fn dot<const BYTES: usize>(
     }
 }
 
-/// Random bytes (any are valid) with the f16 scale at `at` drawn around `1 / rms`.
+/// Fills a block with random bytes, all of which are valid, and draws the f16 scale at `at` around
+/// `1 / rms`.
 pub(crate) fn random(rng: &mut Rng, block: &mut [u8], at: usize, rms: f32) {
     rng.fill(block);
     put_f16(block, at, (0.5 + rng.unit()) / rms);
 }
 
-/// The 8 signs (a set bit is minus) of a field of 7: the eighth makes the number of minuses even.
+/// Returns the 8 signs (a set bit is minus) of a 7-bit field: the eighth makes the number of
+/// minuses even.
 pub(crate) fn even_signs(field: u32) -> u8 {
     let seven = field & 127;
     (seven | (seven.count_ones() & 1) << 7) as u8
 }
 
-/// The 8 bytes of a grid entry with their signs.
+/// Returns the 8 values of a grid entry with their signs.
 pub(crate) fn signed(grid: u64, signs: u8) -> [i8; 8] {
     let bytes = grid.to_le_bytes();
     std::array::from_fn(|i| if signs >> i & 1 == 0 { bytes[i] as i8 } else { -(bytes[i] as i8) })
 }
 
-/// The 8 weights of an entry of IQ1S with their offset, in eighths: `8 * (grid +- 1/8)`.
+/// Returns the 8 weights of an entry of IQ1S with their offset, in eighths: `8 * (grid +- 1/8)`.
 pub(crate) fn shifted(grid: u64, minus: bool) -> [i8; 8] {
     grid.to_le_bytes().map(|b| b as i8 - if minus { 9 } else { 7 })
 }
 
-/// 16 scales of 4 bits, the low half of a byte first, as `2s + 1`.
+/// Unpacks 16 scales of 4 bits, the low half of a byte first, as `2s + 1`.
 pub(crate) fn nibble_scales(bytes: &[u8]) -> [i32; 16] {
     std::array::from_fn(|i| 2 * (bytes[i / 2] >> (4 * (i % 2)) & 15) as i32 + 1)
 }

@@ -1,11 +1,14 @@
 //! The AVX2 row kernel of the codebook formats (IQ1, IQ2, IQ3).
 //!
-//! The AVX2 kernels unpack a few super-blocks ahead (grid indices, sign bytes, scales), then loop over groups of 32
-//! weights: grid entries looked up one by one, the signs moved to the activations, `maddubs`, `madd` with the scale; exact
-//! integers up to the super-block's end.
+//! The kernel unpacks a few super-blocks ahead (grid indices, sign bytes, scales), then loops over
+//! groups of 32 weights: it looks grid entries up one by one, moves the signs to the activations,
+//! multiplies by `maddubs`, and by the scale with `madd`. All is exact in integers up to the end of
+//! a super-block.
 //!
-//! Measured on one Zen 4 core, rows in cache: 20 billion weights a second for IQ2_XXS and IQ1_S, 17 for the others of 8
-//! to an entry, 12 to 14 for IQ3. Left: super-blocks unpacked one at a time (1.1 to 1.3 times slower), and all groups in
+//! Measured on one Zen 4 core, rows in cache: 20 billion weights a second for IQ2_XXS and IQ1_S, 17
+//! for the others of 8 to an entry, 12 to 14 for IQ3.
+//!
+//! Rejected: super-blocks unpacked one at a time (1.1 to 1.3 times slower), and all groups in
 //! one run of code (1.1 to 1.6 times; see `dot_rows` and `index`).
 
 use std::arch::x86_64::*;
@@ -18,24 +21,25 @@ use crate::simd::x86::*;
 /// A super-block unpacked for the loop over its 8 groups of 32 weights.
 #[derive(Clone, Copy)]
 pub(crate) struct Unpacked {
-    /// The scale of all.
+    /// The super-block's scale.
     pub(crate) d: f32,
-    /// Grid indices, 4 or 8 to a group, where a block does not hold them as they are.
+    /// Grid indices, 4 or 8 per group, of formats whose blocks do not hold them as whole bytes.
     pub(crate) index: [u16; 64],
-    /// A byte for each of a group's four runs of 8 weights: their signs, or their offset.
+    /// Signs or offsets: a byte for each of a group's four runs of 8 weights.
     pub(crate) eights: [u32; 8],
-    /// A word for each of a group's two halves: their scale.
+    /// Scales: a 16-bit word for each of a group's two halves.
     pub(crate) scales: [u32; 8],
-    /// What the sums over 16 activations are multiplied with.
+    /// The factors of the sums over 16 activations.
     pub(crate) offsets: [i16; 16],
 }
 
-/// Super-blocks unpacked before the loop over groups reads the first: a CPU does not look further ahead than about
-/// one of them, so it would wait for each one's stores.
+/// Super-blocks that are unpacked before the loop over groups reads the first. A CPU looks about
+/// one super-block ahead, so with fewer it would wait for the stores of each.
 const AHEAD: usize = 4;
 
-/// The kernels' frame. `unpack(bytes, stage)` fills what the other two read. `start(stage, sums)` and
-/// `group(bytes, stage, g, q)` return 8 integers each; the sum of all is the dot product of a super-block over `d`.
+/// The row kernel. `unpack(bytes, unpacked)` prepares a super-block; `start(unpacked, sums)` and
+/// `group(bytes, unpacked, g, q)` return 8 integers each, whose sum over all groups is the
+/// super-block's dot product divided by `d`.
 #[inline]
 #[target_feature(enable = "avx2,fma,f16c")]
 pub(crate) fn dot_rows<const BYTES: usize>(
@@ -47,8 +51,9 @@ pub(crate) fn dot_rows<const BYTES: usize>(
     start: impl Fn(&Unpacked, &[i16; 16]) -> __m256i,
     group: impl Fn(&[u8; BYTES], &Unpacked, usize, __m256i) -> __m256i,
 ) {
-    // 8 groups, as a number that the compiler cannot know. It still unrolls the loop, but with an exit after every
-    // group, over which it moves no loads: without, it hoists the lookups of all groups and spills them.
+    // 8 groups, as a number that the compiler cannot know. It still unrolls the loop, but with an
+    // exit after every group, over which it moves no loads: without, it hoists the lookups of all
+    // groups and spills them.
     let groups = std::hint::black_box(8);
     let mut stages = [Unpacked { d: 0.0, index: [0; 64], eights: [0; 8], scales: [0; 8], offsets: [0; 16] }; AHEAD];
     for (o, row) in out.iter_mut().zip(rows(w, stride, x.n / BLOCK * BYTES)) {
@@ -68,14 +73,14 @@ pub(crate) fn dot_rows<const BYTES: usize>(
     }
 }
 
-/// The `start` of formats with offsets.
+/// The `start` argument of [`dot_rows`] for formats with offsets.
 #[inline]
 #[target_feature(enable = "avx2,fma,f16c")]
 pub(crate) fn offsets(s: &Unpacked, sums: &[i16; 16]) -> __m256i {
     _mm256_madd_epi16(load_i16x16(sums), load_i16x16(&s.offsets))
 }
 
-/// Byte `i / 8` of four at byte `i`.
+/// Copies byte `i / 8` of the four bytes of `v` to byte `i`.
 #[inline]
 #[target_feature(enable = "avx2,fma,f16c")]
 pub(crate) fn spread_eights(v: u32) -> __m256i {
@@ -83,7 +88,7 @@ pub(crate) fn spread_eights(v: u32) -> __m256i {
     _mm256_shuffle_epi8(_mm256_set1_epi32(v as i32), of)
 }
 
-/// The first of two words over the lower lane, the second over the upper.
+/// Copies the first of the two words of `v` over the lower lane, the second over the upper.
 #[inline]
 #[target_feature(enable = "avx2,fma,f16c")]
 pub(crate) fn spread_scales(v: u32) -> __m256i {
@@ -91,7 +96,8 @@ pub(crate) fn spread_scales(v: u32) -> __m256i {
     _mm256_shuffle_epi8(_mm256_set1_epi32(v as i32), of)
 }
 
-/// Pairs of products of grid bytes with activations, of which a set bit in `signs` turns one of 32.
+/// Returns sums of pairs of products of grid bytes with activations. A set bit of `signs` negates
+/// one of the 32 products.
 #[inline]
 #[target_feature(enable = "avx2,fma,f16c")]
 pub(crate) fn signed_pairs(grid: __m256i, signs: u32, q: __m256i) -> __m256i {
@@ -101,7 +107,7 @@ pub(crate) fn signed_pairs(grid: __m256i, signs: u32, q: __m256i) -> __m256i {
     _mm256_maddubs_epi16(grid, _mm256_sign_epi8(q, sign))
 }
 
-/// Four entries of 8 bytes. Bits of an index beyond the table's size are ignored.
+/// Looks up four entries of 8 bytes. Bits of an index beyond the table's size are ignored.
 #[inline]
 #[target_feature(enable = "avx2,fma,f16c")]
 pub(crate) fn eights<const N: usize, I: Into<usize>>(grid: &[u64; N], index: [I; 4]) -> __m256i {
@@ -110,7 +116,7 @@ pub(crate) fn eights<const N: usize, I: Into<usize>>(grid: &[u64; N], index: [I;
     _mm256_setr_epi64x(a, b, c, d)
 }
 
-/// Eight entries of 4 bytes. Bits of an index beyond the table's size are ignored.
+/// Looks up eight entries of 4 bytes. Bits of an index beyond the table's size are ignored.
 #[inline]
 #[target_feature(enable = "avx2,fma,f16c")]
 pub(crate) fn fours<const N: usize, I: Copy + Into<usize>>(grid: &[u32; N], index: [I; 8]) -> __m256i {
@@ -119,15 +125,16 @@ pub(crate) fn fours<const N: usize, I: Copy + Into<usize>>(grid: &[u32; N], inde
     _mm256_setr_epi32(e(0), e(1), e(2), e(3), e(4), e(5), e(6), e(7))
 }
 
-/// The indices of group `g`. Read one by one, or the compiler loads them all into a vector register to mask them
-/// there and takes each out again: 1.3 times slower and more.
+/// Returns the indices of group `g`. They are read one by one: else the compiler loads all into a
+/// vector register, masks them there and extracts each, which is 1.3 times slower and more.
 #[inline]
 #[target_feature(enable = "avx2,fma,f16c")]
 pub(crate) fn index<const L: usize>(s: &Unpacked, g: usize) -> [u16; L] {
     s.index.as_chunks().0[g].each_ref().map(read_once)
 }
 
-/// Grid indices `16 * part..` out of 16 low bytes and words that hold the high bits in place.
+/// Stores 16 grid indices, from index `16 * part` on: `low` has their low bytes, the words of
+/// `high` the bits above.
 #[inline]
 #[target_feature(enable = "avx2,fma,f16c")]
 pub(crate) fn put_indices(s: &mut Unpacked, part: usize, low: &[u8], high: __m256i) {
@@ -135,7 +142,7 @@ pub(crate) fn put_indices(s: &mut Unpacked, part: usize, low: &[u8], high: __m25
     store_u16x16(&mut s.index.as_chunks_mut().0[part], _mm256_or_si256(low, high));
 }
 
-/// Gives every byte (7 sign bits) its eighth: the parity of the others.
+/// Sets the eighth sign bit of every byte to the parity of its other seven.
 #[inline]
 #[target_feature(enable = "avx2,fma,f16c")]
 pub(crate) fn with_parity(v: __m256i) -> __m256i {
@@ -146,7 +153,7 @@ pub(crate) fn with_parity(v: __m256i) -> __m256i {
     _mm256_or_si256(v, _mm256_shuffle_epi8(odd, nibble))
 }
 
-/// Spreads the low 28 bits of every dword (4 fields of 7 signs) into bytes of 8 signs.
+/// Spreads the low 28 bits of every dword, 4 fields of 7 signs, to bytes of 8 signs.
 #[inline]
 #[target_feature(enable = "avx2,fma,f16c")]
 pub(crate) fn signs_of_28(v: __m256i) -> __m256i {
@@ -156,7 +163,7 @@ pub(crate) fn signs_of_28(v: __m256i) -> __m256i {
     with_parity(v)
 }
 
-/// The top 4 bits of every dword as the odd scale `2s + 1`, in both of its words.
+/// Returns the top 4 bits of every dword as the odd scale `2s + 1`, in both words of the dword.
 #[inline]
 #[target_feature(enable = "avx2,fma,f16c")]
 pub(crate) fn scales_of_top(v: __m256i) -> __m256i {
@@ -164,7 +171,7 @@ pub(crate) fn scales_of_top(v: __m256i) -> __m256i {
     odd(_mm256_or_si256(s, _mm256_slli_epi32::<16>(s)))
 }
 
-/// 16 scales of 4 bits, the low half of a byte first, as odd words `2s + 1`.
+/// Unpacks 16 scales of 4 bits, the low half of a byte first, as words `2s + 1`.
 #[inline]
 #[target_feature(enable = "avx2,fma,f16c")]
 pub(crate) fn scales_of_nibbles(bytes: &[u8; 8]) -> __m256i {
@@ -174,7 +181,7 @@ pub(crate) fn scales_of_nibbles(bytes: &[u8; 8]) -> __m256i {
     odd(_mm256_or_si256(low, high))
 }
 
-/// `2s + 1` for every word.
+/// Returns `2s + 1` of every word `s`.
 #[inline]
 #[target_feature(enable = "avx2,fma,f16c")]
 pub(crate) fn odd(s: __m256i) -> __m256i {

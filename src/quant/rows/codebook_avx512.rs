@@ -1,20 +1,29 @@
-//! The codebook formats' row kernels for AVX-512: grids looked up in registers, 64 indices at a time.
+//! The AVX-512 row kernel of the codebook formats: it looks 64 grid indices up at a time, in
+//! registers.
 //!
 //! ```text
-//! look-up     a grid is two tables of bytes (fields of 2 or 4 bits, see tables.rs). vpermi2b looks 64 indices up in 128
-//!             of them; masks of the bits above choose among the results.
-//! values      vpmultishiftqb brings the fields to bytes, vpermb (64 values) turns them into grid bytes
-//! signs       stay bits: vpshufbitqmb makes them the mask of a subtraction that turns the activations
-//! order       qword i of every vector belongs to group i (32 weights), so four vpdpbusd add into the same 16 lanes and a
-//!             scale is a multiply of the sum; the activations are laid out so once per call
+//! look-up     a grid is two tables of bytes (fields of 2 or 4 bits, see codebooks/grid.rs).
+//!             vpermi2b looks 64 indices up in 128 of them; masks of the bits above choose among
+//!             the results.
+//! values      vpmultishiftqb brings the fields to bytes, vpermb (64 values) turns them into grid
+//!             bytes
+//! signs       stay bits: vpshufbitqmb makes them the mask of a subtraction that turns the
+//!             activations
+//! order       qword i of every vector belongs to group i (32 weights), so four vpdpbusd add into
+//!             the same 16 lanes and a scale is a multiply of the sum; the activations are laid out
+//!             so once per call
 //! ```
-//! Two blocks of 32 indices are unpacked together. All is exact in integers up to the super-block's end.
+//! Two blocks of 32 indices are unpacked together. All is exact in integers up to the super-block's
+//! end.
 //!
-//! Measured on one Zen 4 core, rows in cache, in weights a nanosecond, and the AVX2 kernels in brackets: IQ2_XXS 34 (20),
-//! IQ2_XS 26 (17), IQ3_XXS 33 (14), IQ3_S 29 (12), IQ2_S 23 (17). Left, for IQ2_XXS: activations in their own order with a
-//! scale spread for every 64 weights (24); vpermi2w over one block's 32 indices (32); sign masks made by vptestmb of spread
-//! bytes (29) or reloaded from memory (31); grid entries loaded one by one (24). Left, for the 2048 entries of IQ1_S, where
-//! AVX2 loads entries one by one (20): the same look-ups (19), fields loaded one by one into the same frame (16).
+//! Measured on one Zen 4 core, rows in cache, in weights a nanosecond, and the AVX2 kernels in
+//! brackets: IQ2_XXS 34 (20), IQ2_XS 26 (17), IQ3_XXS 33 (14), IQ3_S 29 (12), IQ2_S 23 (17).
+//!
+//! Rejected for IQ2_XXS: activations in their own order with a scale spread for every 64 weights
+//! (24); vpermi2w over one block's 32 indices (32); sign masks made by vptestmb of spread bytes
+//! (29) or reloaded from memory (31); grid entries loaded one by one (24). Rejected for the 2048
+//! entries of IQ1_S, where AVX2 loads entries one by one (20): the same look-ups (19), fields
+//! loaded one by one into the same frame (16).
 
 use std::arch::x86_64::*;
 
@@ -24,14 +33,16 @@ use crate::quant::activations::ActRow;
 use crate::quant::codebooks::grid::Grid;
 use crate::simd::x86::*;
 
-/// A super-block's activations in an order of our own.
+/// A super-block's activations in the order of a [`GridOrder`].
 pub(crate) type Turned = [[u8; 64]; 4];
 
-/// Which activation stands where: byte `b` of qword `i` is one of group `i`.
+/// An order of the 256 activations of a super-block, in which qword `i` of every vector belongs to
+/// group `i`.
 #[repr(align(64))]
 pub(crate) struct GridOrder {
+    /// The activation at each place.
     columns: Turned,
-    /// Each one's number in its group: where its sign stands among the group's 32.
+    /// Its number in its group, which is the bit of its sign among the group's 32.
     bits: Turned,
 }
 
@@ -47,7 +58,7 @@ impl GridOrder {
     }
 }
 
-/// For entries of 8: vector `v` has run `v` of each group.
+/// The order for entries of 8 values: vector `v` has run `v` of each group.
 pub(crate) static EIGHTS: GridOrder = {
     let mut t = [[0; 64]; 4];
     let mut i = 0;
@@ -59,8 +70,8 @@ pub(crate) static EIGHTS: GridOrder = {
     GridOrder::new(t)
 };
 
-/// For entries of 4, whose fields come out of two tables: vectors 0 and 1 have the first two values of entries 0..4 and
-/// 4..8 of each group, vectors 2 and 3 the other two.
+/// The order for entries of 4 values, whose fields come out of two tables: vectors 0 and 1 have the
+/// first two values of entries 0..4 and 4..8 of each group, vectors 2 and 3 the other two.
 pub(crate) static FOURS: GridOrder = {
     let mut t = [[0; 64]; 4];
     let mut i = 0;
@@ -73,16 +84,16 @@ pub(crate) static FOURS: GridOrder = {
     GridOrder::new(t)
 };
 
-/// Super-blocks of activations that are laid out at a time. Even, so that pairs stay together.
+/// Super-blocks of activations that are reordered at a time. Even, so that pairs stay together.
 const STRIP: usize = 32;
 
 #[repr(align(64))]
 struct Aligned([Turned; STRIP]);
 
-/// What a block meets: its activations, their sums over every 16, their scale.
+/// The activations of a super-block: in order, their sums over every 16, their scale.
 pub(crate) type BlockActs<'a> = (&'a Turned, &'a [i16; 16], f32);
 
-/// A strip of activations.
+/// Up to [`STRIP`] super-blocks of activations.
 #[derive(Clone, Copy)]
 struct Strip<'a> {
     turned: &'a [Turned],
@@ -96,7 +107,7 @@ impl<'a> Strip<'a> {
     }
 }
 
-/// The kernels' frame: `sum` multiplies a stretch of a row with a strip.
+/// Calls `sum` for every row and strip; `sum` multiplies the strip's part of the row.
 #[inline]
 #[target_feature(enable = "avx512f,avx512bw,avx512dq,avx512vl,avx512vbmi,avx512vnni,avx512bitalg,avx2,fma,f16c")]
 fn dot_strips<const BYTES: usize>(
@@ -123,7 +134,8 @@ fn dot_strips<const BYTES: usize>(
     }
 }
 
-/// Rows block by block: `dot` returns a block's scale, and 16 integers whose sum is its dot product over that.
+/// The row kernel that takes one block at a time. `dot` returns a block's scale, and 16 integers
+/// whose sum is the dot product divided by the scale.
 #[inline]
 #[target_feature(enable = "avx512f,avx512bw,avx512dq,avx512vl,avx512vbmi,avx512vnni,avx512bitalg,avx2,fma,f16c")]
 pub(crate) fn dot_rows<const BYTES: usize>(
@@ -144,8 +156,8 @@ pub(crate) fn dot_rows<const BYTES: usize>(
     })
 }
 
-/// Rows two blocks at a time: `grids` finds the grid bytes of both, of which `dot` then gets one's. The last block of an
-/// odd number is its own partner.
+/// The row kernel that takes two blocks at a time. `grids` looks up the grid bytes of both, `dot`
+/// gets those of one. The last block of an odd number is paired with itself.
 #[inline]
 #[target_feature(enable = "avx512f,avx512bw,avx512dq,avx512vl,avx512vbmi,avx512vnni,avx512bitalg,avx2,fma,f16c")]
 pub(crate) fn dot_rows_by_two<const BYTES: usize>(
@@ -173,17 +185,17 @@ pub(crate) fn dot_rows_by_two<const BYTES: usize>(
     })
 }
 
-/// Adds a block's 16 sums.
+/// Adds a block's 16 sums, scaled, to `acc`.
 #[inline]
 #[target_feature(enable = "avx512f,avx512bw,avx512dq,avx512vl,avx512vbmi,avx512vnni,avx512bitalg,avx2,fma,f16c")]
 fn add(acc: __m512, (_, _, dx): BlockActs<'_>, (d, dot): (f32, __m512i)) -> __m512 {
     _mm512_fmadd_ps(_mm512_set1_ps(d * dx), _mm512_cvtepi32_ps(dot), acc)
 }
 
-/// Bytes from a block to what is fetched meanwhile.
+/// Bytes from a block to what is prefetched while it is multiplied.
 const AHEAD: usize = 768;
 
-/// The activations in `order`.
+/// Puts the activations of a super-block into `order`.
 #[inline]
 #[target_feature(enable = "avx512f,avx512bw,avx512dq,avx512vl,avx512vbmi,avx512vnni,avx512bitalg,avx2,fma,f16c")]
 fn turn(order: &GridOrder, q: &[i8; BLOCK], to: &mut Turned) {
@@ -195,8 +207,9 @@ fn turn(order: &GridOrder, q: &[i8; BLOCK], to: &mut Turned) {
     }
 }
 
-/// The grid bytes of entries of 8: the fields of two blocks, each lane of 128 bits 8 indices of the first (4 of a group,
-/// 4 of the next), then 8 of the second.
+/// Turns fields into the grid bytes of entries of 8 values. The fields are those of two blocks:
+/// each lane of 128 bits 8 indices of the first (4 of a group, 4 of the next), then 8 of the
+/// second.
 #[inline]
 #[target_feature(enable = "avx512f,avx512bw,avx512dq,avx512vl,avx512vbmi,avx512vnni,avx512bitalg,avx2,fma,f16c")]
 pub(crate) fn eights<const N: usize>(grid: &Grid<u64, N>, [low, high]: [__m512i; 2]) -> [[__m512i; 4]; 2] {
@@ -210,7 +223,7 @@ pub(crate) fn eights<const N: usize>(grid: &Grid<u64, N>, [low, high]: [__m512i;
     })
 }
 
-/// The grid bytes of entries of 4: the fields of a block.
+/// Turns the fields of a block into the grid bytes of entries of 4 values.
 #[inline]
 #[target_feature(enable = "avx512f,avx512bw,avx512dq,avx512vl,avx512vbmi,avx512vnni,avx512bitalg,avx2,fma,f16c")]
 pub(crate) fn fours<const N: usize>(grid: &Grid<u32, N>, fields: [__m512i; 2]) -> [__m512i; 4] {
@@ -222,8 +235,8 @@ pub(crate) fn fours<const N: usize>(grid: &Grid<u32, N>, fields: [__m512i; 2]) -
     })
 }
 
-/// Grid bytes times activations, added up in as many parts as have their own scales: 1, or 2 for the halves of groups.
-/// The signs of group `i` are the low 32 bits of qword `i`.
+/// Multiplies grid bytes with activations and adds up as many parts as have their own scale: 1, or
+/// 2 (halves of groups). The signs of group `i` are the low 32 bits of qword `i`.
 #[inline]
 #[target_feature(enable = "avx512f,avx512bw,avx512dq,avx512vl,avx512vbmi,avx512vnni,avx512bitalg,avx2,fma,f16c")]
 pub(crate) fn signed_dots<const PARTS: usize>(
@@ -244,7 +257,7 @@ pub(crate) fn signed_dots<const PARTS: usize>(
     dots
 }
 
-/// Bytes of 7 signs as bytes of 8: the eighth, whatever stood there, makes the number of minuses even.
+/// Replaces the eighth bit of every byte of signs, so that the number of minuses is even.
 #[inline]
 #[target_feature(enable = "avx512f,avx512bw,avx512dq,avx512vl,avx512vbmi,avx512vnni,avx512bitalg,avx2,fma,f16c")]
 pub(crate) fn even_signs(v: __m512i) -> __m512i {
@@ -260,21 +273,23 @@ pub(crate) fn even_signs(v: __m512i) -> __m512i {
     _mm512_permutex2var_epi8(load_u8x64(&EVEN[0]), v, load_u8x64(&EVEN[1]))
 }
 
-/// Bits `at..` of every qword in its bytes, 8 each; `at` counts the first byte's in its lowest byte.
+/// Extracts 8 bits of every qword into each of its bytes. Byte `i` of `at` is the first bit for
+/// byte `i`.
 #[inline]
 #[target_feature(enable = "avx512f,avx512bw,avx512dq,avx512vl,avx512vbmi,avx512vnni,avx512bitalg,avx2,fma,f16c")]
 pub(crate) fn bits_at(v: __m512i, at: u64) -> __m512i {
     _mm512_multishift_epi64_epi8(_mm512_set1_epi64(at as i64), v)
 }
 
-/// Bits `at..at + 4` of every qword (bit 64 is bit 0) as the odd scale `2s + 1`, in both of its dwords.
+/// Returns bits `at..at + 4` of every qword (bit 64 is bit 0) as the odd scale `2s + 1`, in both
+/// dwords of the qword.
 #[inline]
 #[target_feature(enable = "avx512f,avx512bw,avx512dq,avx512vl,avx512vbmi,avx512vnni,avx512bitalg,avx2,fma,f16c")]
 pub(crate) fn scale_at(v: __m512i, at: u8) -> __m512i {
     odd(_mm512_multishift_epi64_epi8(_mm512_set1_epi8(at.wrapping_sub(1) as i8), v), 15)
 }
 
-/// The sums of the halves of groups times their scales: bits 0..4 and 4..8 of each qword.
+/// Multiplies the sums of the halves of groups with their scales: bits 0..4 and 4..8 of each qword.
 #[inline]
 #[target_feature(enable = "avx512f,avx512bw,avx512dq,avx512vl,avx512vbmi,avx512vnni,avx512bitalg,avx2,fma,f16c")]
 pub(crate) fn scale_halves([first, second]: [__m512i; 2], scales: __m512i) -> __m512i {
@@ -282,7 +297,7 @@ pub(crate) fn scale_halves([first, second]: [__m512i; 2], scales: __m512i) -> __
     _mm512_add_epi32(first, _mm512_mullo_epi32(second, scale_at(scales, 4)))
 }
 
-/// `2s + 1` in every dword, of `s` in its bits 1 and up: those in `mask << 1`.
+/// Returns `2s + 1` in every dword, where `s` is in the bits `mask << 1` of `v`.
 #[inline]
 #[target_feature(enable = "avx512f,avx512bw,avx512dq,avx512vl,avx512vbmi,avx512vnni,avx512bitalg,avx2,fma,f16c")]
 pub(crate) fn odd(v: __m512i, mask: i32) -> __m512i {
@@ -290,29 +305,30 @@ pub(crate) fn odd(v: __m512i, mask: i32) -> __m512i {
     _mm512_ternarylogic_epi32::<0b1111_1000>(_mm512_set1_epi32(1), v, _mm512_set1_epi32(2 * mask))
 }
 
-/// 8 bytes, one to a qword.
+/// Widens 8 bytes to qwords.
 #[inline]
 #[target_feature(enable = "avx512f,avx512bw,avx512dq,avx512vl,avx512vbmi,avx512vnni,avx512bitalg,avx2,fma,f16c")]
 pub(crate) fn bytes_to_qwords(p: &[u8; 8]) -> __m512i {
     _mm512_cvtepu8_epi64(_mm_cvtsi64_si128(i64::from_le_bytes(*p)))
 }
 
-/// 32 bytes, 4 to a qword.
+/// Widens 8 dwords to qwords.
 #[inline]
 #[target_feature(enable = "avx512f,avx512bw,avx512dq,avx512vl,avx512vbmi,avx512vnni,avx512bitalg,avx2,fma,f16c")]
 pub(crate) fn dwords_to_qwords(p: &[u8; 32]) -> __m512i {
     _mm512_cvtepu32_epi64(load_u8x32(p))
 }
 
-/// A half-precision float at the start of a block.
+/// Returns the f16 at the start of a block.
 #[inline]
 #[target_feature(enable = "avx512f,avx512bw,avx512dq,avx512vl,avx512vbmi,avx512vnni,avx512bitalg,avx2,fma,f16c")]
 pub(crate) fn f16_first<const BYTES: usize>(b: &[u8; BYTES]) -> f32 {
     f16_bits(u16::from_le_bytes([b[0], b[1]]))
 }
 
-/// Which bytes of two vectors of 64 are their blocks' indices in the order of [`eights`], where a group's four begin `run`
-/// bytes after the group's before it and are `step` bytes apart.
+/// Returns which bytes of two vectors of 64 bytes are their blocks' indices in the order of
+/// [`eights`]. The first indices of consecutive groups are `run` bytes apart, the four of a group
+/// `step` bytes.
 pub(crate) const fn paired(run: usize, step: usize) -> [u8; 64] {
     let mut t = [0; 64];
     let mut i = 0;

@@ -18,9 +18,11 @@ pub(crate) fn sum_of_eight(mut sums: [__m512; 8]) -> f32 {
     _mm512_reduce_add_ps(sums[0])
 }
 
-/// The row kernel of every float format: `load` makes 16 floats of `BYTES` bytes, `value` one float of its share.
+/// The row kernel of every float format: `load` makes 16 floats of `BYTES` bytes, `value` one float
+/// of its share.
 ///
-/// One row after the other, as one long stream of memory; eight sums hide the latency of the fused multiply-add.
+/// One row after the other, as one long stream of memory; eight sums hide the latency of the fused
+/// multiply-add.
 #[inline]
 #[target_feature(enable = "avx512f,avx512bw,avx512dq,avx512vl,avx2")]
 pub(crate) fn dot<const BYTES: usize, const ONE: usize>(

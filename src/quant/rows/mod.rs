@@ -1,14 +1,14 @@
 //! Row kernels: rows of weights times one row of activations.
 //!
-//! The kernels that several formats share, by kind of block and instruction set. A format brings how it unpacks a block;
-//! what no other format shares is in the format's own file.
+//! The kernels that several formats share, by kind of block and instruction set. A format brings
+//! how it unpacks a block; what no other format shares is in the format's own file.
 //!
 //! ```text
-//! kind of block                          AVX-512              AVX2              shared by all
-//! floats                                 float_avx512         (in each file)
-//! 32 to 128 weights, a scale per 16/32   small_avx512         small_avx2        blocks
-//! 256 weights, scales of sub-blocks      super_avx512         super_avx2        super_block
-//! 256 weights out of a codebook          codebook_avx512      codebook_avx2     codebook (with the scalar kernel)
+//! kind of block                           AVX-512           AVX2             any
+//! floats                                  float_avx512      each format
+//! 32 to 128 weights, a scale per 16, 32   small_avx512      small_avx2       blocks
+//! 256 weights, scales of sub-blocks       super_avx512      super_avx2       super_block
+//! 256 weights out of a codebook           codebook_avx512   codebook_avx2    codebook
 //! ```
 
 pub(crate) mod blocks;

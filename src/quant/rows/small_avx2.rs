@@ -1,6 +1,7 @@
-//! The AVX2 row kernels that formats with small blocks share: each brings how it unpacks a block.
+//! The AVX2 row kernels that formats with small blocks share. A format brings how it unpacks a
+//! block.
 //!
-//! Four rows share what is done to the activations (see [`by_four`]).
+//! Four rows share the work on the activations (see [`by_four`]).
 
 use std::arch::x86_64::*;
 
@@ -8,7 +9,8 @@ use super::blocks::{blocks, by_four};
 use crate::quant::activations::ActRow;
 use crate::simd::x86::*;
 
-/// Blocks of 32: `unpack` takes one to its weights, none of them -128, and its scale.
+/// The row kernel for blocks of 32 signed codes. `unpack` returns a block's codes, none of them
+/// -128, and its scale.
 #[inline]
 #[target_feature(enable = "avx2,fma,f16c")]
 pub(crate) fn dot_signed<const BYTES: usize>(
@@ -48,8 +50,9 @@ pub(crate) fn dot_signed<const BYTES: usize>(
     by_four(w, stride, out, |w, o| group(w, stride, x, o, &unpack), |w, o| group(w, stride, x, o, &unpack));
 }
 
-/// Blocks of 32: `unpack` takes one to its unsigned codes, its scale and what is added to every weight. The latter times
-/// the sum of the activations goes to the same accumulator, an eighth of it to each lane.
+/// The row kernel for blocks of 32 unsigned codes with a minimum. `unpack` returns a block's codes,
+/// its scale, and what is added to every weight. The latter times the sum of the activations goes
+/// to the same accumulator, an eighth per lane.
 #[inline]
 #[target_feature(enable = "avx2,fma,f16c")]
 pub(crate) fn dot_min<const BYTES: usize>(
@@ -90,10 +93,11 @@ pub(crate) fn dot_min<const BYTES: usize>(
     by_four(w, stride, out, |w, o| group(w, stride, x, o, &unpack), |w, o| group(w, stride, x, o, &unpack));
 }
 
-/// Blocks of `BLOCK` weights in 16 bytes after an f16, that stay where they are: the activations are put in their order,
-/// once for all rows. `acts` takes those of a block, and their scales from the row's, to `K` planes and to what
-/// multiplies each lane; `fields` takes the block's bytes, the upper half of them shifted down by 4 bits, to codes that
-/// meet the planes and stand one above what they mean.
+/// The row kernel for blocks of `BLOCK` weights in 16 bytes after an f16 scale. The codes are not
+/// reordered; instead the activations are put into the order of the codes, once for all rows.
+/// `acts` turns the activations of a block and their scales into `K` planes and a scale per lane.
+/// `fields` turns the block's bytes, of which the upper half is shifted down by 4 bits, into the
+/// codes for each plane, which are one larger than the values that they encode.
 #[inline]
 #[target_feature(enable = "avx2,fma,f16c")]
 pub(crate) fn dot_planes<const BLOCK: usize, const K: usize>(

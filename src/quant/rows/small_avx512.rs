@@ -1,24 +1,27 @@
-//! The AVX-512 row kernel of the formats that have a scale per 16 or 32 weights: one frame, to which a format brings how
-//! it unpacks 128 weights at once.
+//! The AVX-512 row kernel of the formats that have a scale per 16 or 32 weights: one frame, to
+//! which a format brings how it unpacks 128 weights at once.
 //!
 //! ```text
 //! unit            128 weights: 4 groups of 32, which meet one activation scale each
-//! codes[0], [1]   the first and the second 16 weights of every group: group g in 128-bit lane g of both, so that the
-//!                 products of a group add up in its own four lanes of 32 bits
-//! four units      of one row, or of four short rows; unit u's group g has lane 4u + g of the vectors of scales, so that
-//!                 sixteen scales are widened and multiplied with the activations' at once
+//! codes[0], [1]   the first and the second 16 weights of every group: group g in 128-bit lane g of
+//!                 both, so that the products of a group add up in its own four lanes of 32 bits
+//! four units      of one row, or of four short rows; unit u's group g has lane 4u + g of the
+//!                 vectors of scales, so that sixteen scales are widened and multiplied with the
+//!                 activations' at once
 //! ```
-//! Codes are unsigned, as `vpdpbusd` wants them; what was added to make them so is taken off again in integers: the sums
-//! begin at minus that much of the activations.
+//! Codes are unsigned, as `vpdpbusd` wants them; what was added to make them so is taken off again
+//! in integers: the sums begin at minus that much of the activations.
 //!
-//! Left: four rows at a time, which share the loads of the activations. From cache that is a third faster, but memory
-//! sees four short streams, which prefetchers follow badly (Q8_0 on a Zen 4 core: 10 to 13 GB/s, one row at a time 23).
-//! Two rows at a time, far apart, so that each is a long stream: no faster from cache, 10 to 40% slower from memory.
-//! Asking for lines in advance: the CPU does it better by itself (Q8_0 24% slower with 1.5 KB ahead into the first level,
-//! 10 to 20% with 3 to 12 KB into the second). Of a long stretch of memory 6 KB ahead makes Q4_0, IQ4_NL and MXFP4 15 to
-//! 20% faster (`cargo bench --bench kernels`), but decoding with them 4% slower, pair by pair: an expert is no long stretch.
-//! Q4_0's 16 bytes of each block by 128-bit inserts instead of one permutation: 30% slower; its offset of 8 as a minimum
-//! in floats instead of in integers: no difference.
+//! Rejected: four rows at a time, which share the loads of the activations. From cache that is a
+//! third faster, but memory sees four short streams, which prefetchers follow badly (Q8_0 on a Zen
+//! 4 core: 10 to 13 GB/s, one row at a time 23). Two rows at a time, far apart, so that each is a
+//! long stream: no faster from cache, 10 to 40% slower from memory. Prefetching: the CPU does it
+//! better by itself (Q8_0 24% slower with 1.5 KB ahead into the first level, 10 to 20% with 3 to 12
+//! KB into the second). Over a long range of memory, 6 KB ahead makes Q4_0, IQ4_NL and MXFP4 15 to
+//! 20% faster (`cargo bench --bench kernels`), but decoding with them 4% slower, pair by pair: an
+//! expert is too short a range. Q4_0's 16 bytes of each block by 128-bit inserts instead of one
+//! permutation: 30% slower; its offset of 8 as a minimum in floats instead of in integers: no
+//! difference.
 
 use std::arch::x86_64::*;
 
@@ -30,10 +33,10 @@ const UNIT: usize = 128;
 /// Units that are computed together.
 pub(crate) const UNITS: usize = 4;
 
-/// A sum for each unit, in 16 parts, and what the minimums add to all.
+/// A sum for each unit, in 16 parts, and the minimums' part of all units.
 type Sums = ([__m512; UNITS], __m512);
 
-/// A unit of activations: `ActBlock::q` and `ActBlock::lanes`.
+/// The `q` and the `lanes` of one unit of an [`ActBlock`].
 type X<'a> = (&'a [[i8; 64]; 2], &'a [[i16; 2]; 16]);
 
 #[inline]
@@ -48,29 +51,29 @@ fn units_of(x: &ActBlock) -> [X<'_>; UNITS] {
 
 /// The scales of four units.
 pub(crate) struct Scales {
-    /// What the codes are multiplied with; only the first 16 of a group if there is a `second`.
+    /// The factor of the codes: of all, or of the first 16 of a group if there is a `second`.
     pub(crate) scale: __m512,
-    /// What the second 16 of a group are multiplied with, where they have a scale of their own.
+    /// The factor of the second 16 of a group, for formats where they have a scale of their own.
     pub(crate) second: Option<__m512>,
     /// What is added to every weight.
     pub(crate) min: Option<__m512>,
 }
 
 impl Scales {
-    /// A scale per 32 weights and no minimum.
+    /// Makes scales for formats with one scale per 32 weights and no minimum.
     #[inline]
     pub(crate) fn new(scale: __m512) -> Scales {
         Scales { scale, second: None, min: None }
     }
 }
 
-/// Whether [`dot_rows`] can multiply rows of `n` weights.
+/// Returns whether [`dot_rows`] can multiply rows of `n` weights.
 pub(crate) fn takes(n: usize) -> bool {
     n >= UNIT
 }
 
-/// Rows times a row of activations. `codes` and `scales` take the `U` bytes of a unit, and of four units; codes stand
-/// `OFFSET` above what they mean.
+/// The row kernel. `codes` unpacks the `U` bytes of a unit, `scales` those of four units. Codes are
+/// `OFFSET` larger than the values that they encode.
 #[inline]
 #[target_feature(enable = "avx512f,avx512bw,avx512dq,avx512vl,avx512vbmi,avx512vnni,avx2,fma,f16c")]
 pub(crate) fn dot_rows<const U: usize, const OFFSET: i16>(
@@ -164,14 +167,14 @@ pub(crate) fn dot_rows<const U: usize, const OFFSET: i16>(
     }
 }
 
-/// 128 bytes in their order, as a unit wants them.
+/// Puts 128 codes from their natural order into that of a unit.
 #[inline]
 #[target_feature(enable = "avx512f")]
 pub(crate) fn quarters(lo: __m512i, hi: __m512i) -> [__m512i; 2] {
     [_mm512_shuffle_i32x4::<0b10_00_10_00>(lo, hi), _mm512_shuffle_i32x4::<0b11_01_11_01>(lo, hi)]
 }
 
-/// The sum of each of four vectors, and of each four lanes of a fifth.
+/// Sums the lanes of each of four vectors, and adds the sum of each four lanes of a fifth.
 #[inline]
 #[target_feature(enable = "avx512f,avx512dq")]
 fn add_up(([a, b, c, d], mins): Sums) -> __m128 {
@@ -182,12 +185,13 @@ fn add_up(([a, b, c, d], mins): Sums) -> __m128 {
     let all = _mm512_add_ps(_mm512_castpd_ps(low), _mm512_castpd_ps(high));
     let mins = _mm512_add_ps(mins, _mm512_permute_ps::<0b10_11_00_01>(mins));
     let mins = _mm512_add_ps(mins, _mm512_permute_ps::<0b01_00_11_10>(mins));
-    let all = _mm512_mask_add_ps(all, 0x8421, all, mins); // unit u's stand in lane u of 128 bits
+    let all = _mm512_mask_add_ps(all, 0x8421, all, mins); // those of unit u are in 128-bit lane u
     let half = _mm256_add_ps(_mm512_castps512_ps256(all), _mm512_extractf32x8_ps::<1>(all));
     _mm_add_ps(_mm256_castps256_ps128(half), _mm256_extractf128_ps::<1>(half))
 }
 
-/// Which bytes [`pick`] takes of a unit of `U` bytes: the 16 from byte `at` on of each of its four blocks.
+/// Returns the index for [`pick`] that takes 16 bytes, from byte `at` on, of each of a unit's four
+/// blocks.
 pub(crate) const fn sixteens<const U: usize>(at: usize) -> [u8; 64] {
     let mut index = [0; 64];
     let mut i = 0;
@@ -200,7 +204,7 @@ pub(crate) const fn sixteens<const U: usize>(at: usize) -> [u8; 64] {
     index
 }
 
-/// 64 bytes out of a unit of 64 to 128 bytes.
+/// Picks 64 bytes out of a unit of 64 to 128 bytes.
 #[inline]
 #[target_feature(enable = "avx512f,avx512vbmi")]
 pub(crate) fn pick<const U: usize>(b: &[u8; U], index: &[u8; 64]) -> __m512i {
@@ -208,7 +212,7 @@ pub(crate) fn pick<const U: usize>(b: &[u8; U], index: &[u8; 64]) -> __m512i {
     _mm512_permutex2var_epi8(first, load_u8x64(index), last)
 }
 
-/// The low and the high half of each byte.
+/// Returns the low and the high half of each byte.
 #[inline]
 #[target_feature(enable = "avx512f,avx512bw")]
 pub(crate) fn nibbles(v: __m512i) -> [__m512i; 2] {
@@ -216,8 +220,9 @@ pub(crate) fn nibbles(v: __m512i) -> [__m512i; 2] {
     [_mm512_and_si512(v, low), _mm512_and_si512(_mm512_srli_epi16::<4>(v), low)]
 }
 
-/// What the low and the high half of each byte stand for. `vpermb` looks at six bits of an index; the table holds the
-/// 16 values four times, so that the upper two do not matter and need no mask.
+/// Looks up the low and the high half of each byte in a table of 16 values. `vpermb` reads six bits
+/// of an index; the table has the values four times, so that the upper two bits do not matter and
+/// need no mask.
 #[inline]
 #[target_feature(enable = "avx512f,avx512bw,avx512vbmi")]
 pub(crate) fn look_up(v: __m512i, values: &[u8; 64]) -> [__m512i; 2] {
@@ -225,7 +230,7 @@ pub(crate) fn look_up(v: __m512i, values: &[u8; 64]) -> [__m512i; 2] {
     [_mm512_permutexvar_epi8(v, values), _mm512_permutexvar_epi8(_mm512_srli_epi16::<4>(v), values)]
 }
 
-/// The table that [`look_up`] wants: `offset` above the values.
+/// Returns the table for [`look_up`]: the values plus `OFFSET`, four times.
 pub(crate) const fn values<const OFFSET: i16>(from: &[i8; 16]) -> [u8; 64] {
     let mut to = [0; 64];
     let mut i = 0;
@@ -236,7 +241,7 @@ pub(crate) const fn values<const OFFSET: i16>(from: &[i8; 16]) -> [u8; 64] {
     to
 }
 
-/// The first four bytes of each block of four units of four blocks.
+/// Returns the first four bytes of each block, of four units of four blocks.
 #[inline]
 #[target_feature(enable = "avx512f,avx2")]
 pub(crate) fn heads<const U: usize>(b: [&[u8; U]; UNITS]) -> __m512i {
@@ -249,14 +254,14 @@ pub(crate) fn heads<const U: usize>(b: [&[u8; U]; UNITS]) -> __m512i {
     _mm512_inserti64x4::<1>(_mm512_castsi256_si512(low), high)
 }
 
-/// The f16 in the low half of each lane, and the one in the high half.
+/// Widens the f16 in the low half of each lane, and the f16 in the high half.
 #[inline]
 #[target_feature(enable = "avx512f")]
 pub(crate) fn f16_pairs(v: __m512i) -> [__m512; 2] {
     [v, _mm512_srli_epi32::<16>(v)].map(|v| _mm512_cvtph_ps(_mm512_cvtepi32_epi16(v)))
 }
 
-/// 16 f16, four of each unit.
+/// Widens 16 f16, four of each unit.
 #[inline]
 #[target_feature(enable = "avx512f")]
 pub(crate) fn f16_fours(f: [u64; UNITS]) -> __m512 {
@@ -264,7 +269,8 @@ pub(crate) fn f16_fours(f: [u64; UNITS]) -> __m512 {
     _mm512_cvtph_ps(_mm256_setr_epi64x(a, b, c, d))
 }
 
-/// Adds 16 to the codes whose bit is set, in 32 bits from byte `at` of each block on: the first 16 belong to `a`.
+/// Adds 16 to the codes whose fifth bit is set. `at` (from [`bits_from`]) finds the 32 bits of each
+/// block, of which the first 16 belong to `low`.
 #[inline]
 #[target_feature(enable = "avx512f,avx512bw,avx512vbmi")]
 pub(crate) fn fifth_bits<const U: usize>(b: &[u8; U], at: &[[u8; 64]; 2], [low, high]: [__m512i; 2]) -> [__m512i; 2] {
@@ -274,7 +280,7 @@ pub(crate) fn fifth_bits<const U: usize>(b: &[u8; U], at: &[[u8; 64]; 2], [low, 
     [add(low, &at[0]), add(high, &at[1])]
 }
 
-/// Where [`fifth_bits`] finds its bytes.
+/// Returns the index for [`fifth_bits`] of formats whose bits begin at byte `at` of a block.
 pub(crate) const fn bits_from<const U: usize>(at: usize) -> [[u8; 64]; 2] {
     let mut index = [[0; 64]; 2];
     let mut i = 0;
@@ -286,7 +292,8 @@ pub(crate) const fn bits_from<const U: usize>(at: usize) -> [[u8; 64]; 2] {
     index
 }
 
-/// An f16 of every group of four units, out of their first 64 bytes: word `words[g]` of unit u to lane 4u + g.
+/// Widens one f16 per group of four units, out of their first 64 bytes: lane 4u + g gets word
+/// `words[g]` of unit u.
 #[inline]
 #[target_feature(enable = "avx512f,avx512bw,avx512vl")]
 pub(crate) fn f16_scales<const U: usize>(b: [&[u8; U]; UNITS], words: [u16; 4]) -> __m512 {

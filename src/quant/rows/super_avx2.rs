@@ -1,5 +1,6 @@
-//! Spreading a sub-block's scale over the vector that it multiplies, on AVX2. The shuffles are tables, one load each, so
-//! that no kernel depends on its loops being unrolled.
+//! AVX2 helpers of the super-block formats: they spread a sub-block's scale over the vector that it
+//! multiplies. The shuffles are tables, one load each, so that no kernel depends on its loops being
+//! unrolled.
 
 use std::arch::x86_64::*;
 
@@ -16,7 +17,8 @@ static BYTE: [[u8; 32]; 8] = {
     t
 };
 
-/// Row `k`: i16 number `2k` of the lower lane over the lower lane, `2k + 1` of the upper over the upper.
+/// Row `k`: i16 number `2k` of the lower lane over the lower lane, `2k + 1` of the upper over the
+/// upper.
 static PAIR: [[u8; 32]; 4] = {
     let mut t = [[0; 32]; 4];
     let mut i = 0;
@@ -28,21 +30,23 @@ static PAIR: [[u8; 32]; 4] = {
     t
 };
 
-/// Unsigned byte `j` of `v`, which holds the same eight bytes four times, as sixteen i16.
+/// Returns unsigned byte `j` of `v` as sixteen equal i16. `v` must hold the same eight bytes four
+/// times.
 #[inline]
 #[target_feature(enable = "avx2")]
 pub(crate) fn spread_byte(v: __m256i, j: usize) -> __m256i {
     _mm256_shuffle_epi8(v, load_u8x32(&BYTE[j]))
 }
 
-/// Of `v`, which holds the same eight i16 in both lanes: number `2k` over the lower lane, `2k + 1` over the upper.
+/// Copies i16 number `2k` of `v` over the lower lane, `2k + 1` over the upper. Both lanes of `v`
+/// must be equal.
 #[inline]
 #[target_feature(enable = "avx2")]
 pub(crate) fn spread_pair(v: __m256i, k: usize) -> __m256i {
     _mm256_shuffle_epi8(v, load_u8x32(&PAIR[k]))
 }
 
-/// The lower lane of `v` in both lanes, and the upper lane in both.
+/// Returns a vector with the lower lane of `v` in both lanes, and one with the upper lane in both.
 #[inline]
 #[target_feature(enable = "avx2")]
 pub(crate) fn lanes(v: __m256i) -> [__m256i; 2] {

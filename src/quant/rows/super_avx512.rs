@@ -1,17 +1,21 @@
-//! A row of super-blocks times a row of activations on AVX-512: the frame of the K formats.
+//! The AVX-512 row kernel of the K formats. A format brings the order of its codes and how it
+//! unpacks a block.
 //!
+//! A block is four vectors of 64 codes. `vpdpbusd` multiplies each with its activations and leaves
+//! sums of four products. These fit 16 bits, so two vectors are joined, (first, second) per lane,
+//! and `vpdpwssd` multiplies them with both scales:
 //! ```text
-//! A block is four vectors of 64 codes. Each meets its activations in `vpdpbusd`, which leaves sums of four products:
-//! they fit 16 bits, so two vectors are joined, (first, second) to a lane, and `vpdpwssd` multiplies with both scales:
-//! dot[lane] = scale(first) * first[lane] + scale(second) * second[lane] + the same of the other two vectors
+//! dot[lane] =   scale(0) * sum(0)[lane] + scale(1) * sum(1)[lane]
+//!             + scale(2) * sum(2)[lane] + scale(3) * sum(3)[lane]
 //! ```
-//! A format says what order its codes come in, how a block becomes four vectors, and what its scales are. The second of
-//! two vectors may hold its codes times 16, as they stand in the upper half of a byte: the shift that joins takes it off.
-//! An offset of the codes is taken off as `offset * scale * sum of 16 activations`, in integers, before anything else.
-//! Activations are put into that order once per call.
+//! The second of two vectors may hold its codes times 16, as they are in the upper half of a byte:
+//! the shift that joins the vectors divides by 16. An offset of the codes is subtracted first, in
+//! integers, as `offset * scale * sum of 16 activations`. The activations are put into the order of
+//! the codes once per call.
 //!
-//! Rejected: four rows side by side that share loads and the unpacking of scales. From cache no faster, from memory half
-//! as fast: a Zen 4 core's prefetchers follow one stream well and four short ones badly.
+//! Rejected: four rows side by side that share loads and the unpacking of scales. From cache no
+//! faster, from memory half as fast: a Zen 4 core's prefetchers follow one stream well and four
+//! short ones badly.
 
 use std::arch::x86_64::*;
 use std::cell::RefCell;
@@ -20,32 +24,34 @@ use super::super_block::N;
 use crate::quant::activations::ActRow;
 use crate::simd::x86::*;
 
-/// Bytes from what is computed to what is asked of memory, into the second-level cache. On two Zen 4 cores that share a
-/// fast memory, decode gains 5% (Q3_K) to 32% (Q6_K) over asking for 1.5 or 2 KB ahead into the first level: there the
-/// requests take the few places that a core has for lines under way. 3 KB are worse than none, from 6 KB on all is alike.
+/// Bytes from what is multiplied to what is prefetched into the second-level cache. On two Zen 4
+/// cores that share a fast memory, decode gains 5% (Q3_K) to 32% (Q6_K) over prefetching 1.5 or 2
+/// KB ahead into the first level: there the prefetches occupy the few line buffers of a core. 3 KB
+/// are worse than none, from 6 KB on nothing changes.
 pub(crate) const AHEAD: usize = 6144;
 
-/// A format, known when the frame is compiled.
+/// A format of super-blocks, as a type, so that its order is known when the kernel is compiled.
 pub(crate) trait SuperFormat {
-    /// How its codes lie.
+    /// The order of its codes.
     const ORDER: CodeOrder;
 }
 
-/// How a format's codes lie.
+/// The order of a format's codes in the four vectors of a block.
 #[derive(Clone, Copy, Debug)]
 pub(crate) struct CodeOrder {
-    /// The first weights of the two halves, of 32 weights each, of the four vectors.
+    /// The first weight of each half vector: the four vectors have two halves of 32 weights.
     pub(crate) halves: [[usize; 2]; 4],
     /// Weights that share a scale: 16 or 32.
     pub(crate) group: usize,
-    /// What is taken off the codes.
+    /// The offset that is subtracted from the codes.
     pub(crate) offset: i8,
-    /// Whether the second and the fourth vector are 16 times their codes.
+    /// Whether the second and the fourth vector hold their codes times 16.
     pub(crate) times_16: bool,
 }
 
 impl CodeOrder {
-    /// Which scales (16 to a row, i16) the lanes of vectors `2 * p` and `2 * p + 1` want, of the first of two rows.
+    /// Returns the numbers of the scales that the lanes of vectors `2 * p` and `2 * p + 1` are
+    /// multiplied with.
     const fn scales(&self, p: usize) -> [i16; 32] {
         let mut t = [0; 32];
         let mut i = 0;
@@ -58,16 +64,17 @@ impl CodeOrder {
     }
 }
 
-/// The vectors of Q4_K and Q5_K: two parts' low halves, then their high halves.
+/// The order of Q4_K and Q5_K: the low halves of two parts' bytes, then their high halves.
 pub(crate) const ORDER_4: CodeOrder =
     CodeOrder { halves: [[0, 64], [32, 96], [128, 192], [160, 224]], group: 32, offset: 0, times_16: false };
 
-/// The vectors of Q2_K and Q3_K, both halves' bytes: the lowest two bits, bits 4 and 5, and the two between them.
+/// The order of Q2_K and Q3_K: of the bytes of both halves the lowest two bits, bits 4 and 5, and
+/// the two pairs between.
 pub(crate) const ORDER_2: CodeOrder =
     CodeOrder { halves: [[0, 128], [64, 192], [32, 160], [96, 224]], group: 16, offset: 0, times_16: true };
 
-/// The first 16 bytes of Q4_K and Q5_K: as [`super::super_block::scales_and_mins`], the 8 scales and after
-/// them the 8 minimums.
+/// Unpacks the first 16 bytes of a block of Q4_K or Q5_K: the 8 scales, followed by the 8 minimums.
+/// AVX-512 version of [`scales_and_mins`](super::super_block::scales_and_mins).
 #[inline]
 #[target_feature(enable = "avx512f,avx512bw,avx512vl,avx2")]
 pub(crate) fn scales_and_mins_16x16(b: &[u8; 16]) -> (__m256i, Option<__m256i>) {
@@ -80,15 +87,16 @@ pub(crate) fn scales_and_mins_16x16(b: &[u8; 16]) -> (__m256i, Option<__m256i>) 
     (both, Some(both))
 }
 
-/// A super-block of activations as the frame wants it.
+/// A super-block of activations in a format's order.
 #[derive(Clone, Debug)]
 #[repr(align(64))]
 struct OrderedActs {
-    /// In the order of the codes.
+    /// The activations in the order of the codes.
     q: [[i8; 64]; 4],
-    /// What stands beside the scales: for an offset, so many times the sum of every 16 (half as many from 32 on, to fit).
-    /// Without one, what minimums are multiplied with: the sum of every 16 or, where 32 share one, eight zeros and the sums
-    /// of 32, since the minimums then stand after eight scales.
+    /// The factors of scales or minimums. For a format with an offset: the sum of every 16
+    /// activations times the offset (half the offset from 32 on, so that it fits). For one without:
+    /// the sum of every 16, which minimums are multiplied with; where 32 share a minimum, eight
+    /// zeros and the sums of 32, since the minimums then follow eight scales.
     sums: [i16; 16],
 }
 
@@ -96,8 +104,9 @@ thread_local! {
     static ORDERED: RefCell<Vec<OrderedActs>> = const { RefCell::new(Vec::new()) };
 }
 
-/// The kernel. `codes` unpacks a block into four vectors; `scales` its 16 scales (or fewer) and, where there are any, what
-/// is multiplied with [`OrderedActs::sums`], all i16; `factors` gives the f16 factor of the scales and above it that of the
+/// The row kernel. `codes` unpacks a block into four vectors. `scales` returns its 16 scales (or
+/// fewer) and, if it has minimums, the vector that is multiplied with [`OrderedActs::sums`], all
+/// i16. `factors` returns the f16 factor of the scales and, in the upper half, that of the
 /// minimums.
 #[inline]
 #[target_feature(enable = "avx512f,avx512bw,avx512dq,avx512vl,avx512vbmi,avx512vnni,avx2,fma,f16c")]
@@ -162,7 +171,7 @@ pub(crate) fn dot_rows<L: SuperFormat, const BYTES: usize>(
     });
 }
 
-/// Lays the activations out.
+/// Puts the activations of a row into the order of a format.
 #[inline]
 #[target_feature(enable = "avx512f,avx512bw,avx512dq,avx512vl,avx512vbmi,avx512vnni,avx2,fma,f16c")]
 fn set_ordered<L: SuperFormat>(x: ActRow<'_>, to: &mut Vec<OrderedActs>) {
@@ -187,14 +196,14 @@ fn set_ordered<L: SuperFormat>(x: ActRow<'_>, to: &mut Vec<OrderedActs>) {
     }
 }
 
-/// The two halves.
+/// Returns the two halves of a vector.
 #[inline]
 #[target_feature(enable = "avx512f,avx512dq")]
 fn halves(v: __m512) -> [__m256; 2] {
     [_mm512_castps512_ps256(v), _mm512_extractf32x8_ps::<1>(v)]
 }
 
-/// The sums over the lanes of four vectors, each less those of another.
+/// Sums the lanes of each of four vectors, less the lanes of its partner in `less`.
 #[inline]
 #[target_feature(enable = "avx512f,avx512dq,avx2")]
 fn sum_rows(v: [__m512; 4], less: [__m256; 4]) -> [f32; 4] {

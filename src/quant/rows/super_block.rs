@@ -1,24 +1,26 @@
-//! What the formats of 256 weights to a super-block share: pairing blocks with activations, and the 6-bit scales of Q4_K
-//! and Q5_K.
+//! What the formats of 256 weights to a super-block share: pairing blocks with activations, and the
+//! 6-bit scales of Q4_K and Q5_K.
 
 use crate::quant::activations::ActRow;
 
 /// Weights in a super-block.
 pub(crate) const N: usize = 256;
 
-/// Activations per super-block of a `Act::Q8K` row: 256 values, their scale, and their sum over every 16.
+/// Iterates over the super-blocks of an `Act::Q8K` row: 256 activations, their scale, and their sum
+/// over every 16.
 #[inline]
 pub(crate) fn acts(x: ActRow<'_>) -> impl Iterator<Item = (&[i8; N], f32, &[i16; N / 16])> {
     let blocks = x.q.as_chunks().0.iter().zip(x.d).zip(x.sums.as_chunks().0);
     blocks.map(|((q, &d), sums)| (q, d, sums))
 }
 
-/// The eight scales and the eight minimums of Q4_K and Q5_K, 6 bits each, one to a byte of the two results.
+/// Unpacks the eight scales and the eight minimums of Q4_K and Q5_K from 6 bits each to the bytes
+/// of two words.
 ///
 /// ```text
-/// byte 0..4    scale j: bits 0..6              high bits of scale 4+j: bits 6..8     (j = byte)
-/// byte 4..8    min j:   bits 0..6              high bits of min 4+j:   bits 6..8     (j = byte - 4)
-/// byte 8..12   low bits of scale 4+j: 0..4     low bits of min 4+j: bits 4..8        (j = byte - 8)
+/// byte j        bits 0..6: scale j                  bits 6..8: high bits of scale 4 + j
+/// byte 4 + j    bits 0..6: min j                    bits 6..8: high bits of min 4 + j
+/// byte 8 + j    bits 0..4: low bits of scale 4 + j  bits 4..8: low bits of min 4 + j
 /// ```
 #[inline]
 pub(crate) fn scales_and_mins(b: &[u8; 12]) -> [u64; 2] {
