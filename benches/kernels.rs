@@ -7,12 +7,11 @@
 use std::hint::black_box;
 use std::time::Instant;
 
-use tandem::quant::act::Acts;
-use tandem::quant::tile::{Source, Work};
-use tandem::quant::{self, ActRow, QuantType, Rng};
+use tandem::quant::panels::{PanelScratch, WeightRows};
+use tandem::quant::{self, ActRow, Acts, QuantType, Rng};
 use tandem::simd;
 
-/// Columns and rows: a megabyte at most, in 32 rows' steps.
+/// PanelColumns and rows: a megabyte at most, in 32 rows' steps.
 const N: usize = 2048;
 const ROWS: usize = 32;
 
@@ -68,14 +67,14 @@ fn line(ty: &'static QuantType) {
     let (rate, share) = from_memory(ty, &w, stride, acts.row(0, &x));
     let of_read = 100.0 * share;
     let mut text = format!("{:8} {:6.1} {:6.1} {rate:6.1} {of_read:4.0}%", ty.name, products / ns, w.len() as f64 / ns);
-    if ty.has_tiles() {
+    if ty.multiplies_many() {
         acts.set_panels(ty.act, simd::isa(), N, &x);
-        let mut work = Work::default();
+        let mut work = PanelScratch::default();
         for count in [1, 2, 3, 4, 32, 128] {
             let tokens: Vec<(u32, u32)> = (0..count).map(|t| (t, t)).collect();
-            let source = Source { w: &w, stride, rows: ROWS };
+            let source = WeightRows { w: &w, stride, rows: ROWS };
             let ns = best(|| {
-                work.multiply(ty, source, acts.tile(), &tokens, simd::isa(), |_, sums| {
+                work.multiply(ty, source, acts.panels(), &tokens, simd::isa(), |_, sums| {
                     black_box(sums);
                 })
             });

@@ -16,7 +16,7 @@ use super::{Failure, args, gguf, options};
 use crate::cpu::{self, Group, Pool};
 use crate::cuda::{Gpu, Ptr, module_of};
 use crate::plan::CacheSize;
-use crate::quant::act::Acts;
+use crate::quant::Acts;
 use crate::quant::{self, QuantType, Rng};
 use crate::session::{Options, Session, Want};
 use crate::simd::{self, Isa};

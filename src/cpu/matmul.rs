@@ -10,8 +10,9 @@ use std::cell::RefCell;
 
 use super::Pool;
 use super::pool::Parts;
-use crate::quant::act::{Acts, PanelPart, RowPart};
-use crate::quant::{ActRow, QuantType, tile};
+use crate::quant::activations::{Acts, PanelPart, RowPart};
+use crate::quant::panels::{PanelScratch, ROWS, WeightRows};
+use crate::quant::{ActRow, QuantType};
 use crate::simd;
 
 /// Bytes of weights in one piece of work: small enough to stay in a core's own cache while several tokens use it.
@@ -67,7 +68,7 @@ pub fn grouped(
     }
     let worth = ty.act.form(simd::isa()).worth(simd::isa());
     let rows_only = acts.rows_only;
-    let panels = |g: &Group<'_>| !rows_only && ty.has_tiles() && g.pairs.len() >= worth;
+    let panels = |g: &Group<'_>| !rows_only && ty.multiplies_many() && g.pairs.len() >= worth;
     if groups.iter().any(|g| !g.pairs.is_empty() && !panels(g)) {
         pool.each_of(acts.row_parts(ty.act, n_in, x), size_of_val(x), RowPart::fill);
     }
@@ -76,7 +77,7 @@ pub fn grouped(
     }
     let acts = &*acts;
     // Whole panels, so that a piece can be used either way.
-    let piece_rows = (PIECE / stride / tile::ROWS * tile::ROWS).max(tile::ROWS);
+    let piece_rows = (PIECE / stride / ROWS * ROWS).max(ROWS);
     let pieces = n_out.div_ceil(piece_rows);
     let shared = Parts(out.as_mut_ptr());
     let bytes = groups.iter().map(|g| n_out * stride * g.pairs.len().clamp(1, 4)).sum();
@@ -89,11 +90,11 @@ pub fn grouped(
         // SAFETY: row `o` belongs to its pair alone (checked above), columns r0..r0+n to this piece alone.
         let part = |o: u32, r: usize, n: usize| unsafe { shared.part(o as usize * n_out + r0 + r, n) };
         if panels(group) {
-            TILE.with_borrow_mut(|work| {
-                for r in (0..n).step_by(tile::ROWS) {
-                    let rows = tile::ROWS.min(n - r);
-                    let source = tile::Source { w: &w[r * stride..], stride, rows };
-                    work.multiply(ty, source, acts.tile(), group.pairs, simd::isa(), |o, sums| {
+            SCRATCH.with_borrow_mut(|work| {
+                for r in (0..n).step_by(ROWS) {
+                    let rows = ROWS.min(n - r);
+                    let source = WeightRows { w: &w[r * stride..], stride, rows };
+                    work.multiply(ty, source, acts.panels(), group.pairs, simd::isa(), |o, sums| {
                         part(o, r, rows).copy_from_slice(sums)
                     });
                 }
@@ -108,5 +109,5 @@ pub fn grouped(
 
 thread_local! {
     /// Each thread's decoded rows.
-    static TILE: RefCell<tile::Work> = RefCell::default();
+    static SCRATCH: RefCell<PanelScratch> = RefCell::default();
 }

@@ -21,7 +21,7 @@ use rayon::prelude::*;
 
 use crate::cpu::{Group, Pool, grouped};
 use crate::plan::Place;
-use crate::quant::act::Acts;
+use crate::quant::Acts;
 use crate::quant::{self, QuantType, Rng};
 use crate::tape::{Batch, CpuIo, Half, Row, State, Step, Tape, Weight, WeightId, WeightKind, WeightView, Work};
 

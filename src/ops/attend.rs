@@ -346,7 +346,7 @@ fn floats<'a>(
     rows: &'a mut [&'a [u8]; BLOCK],
     next: &'a [&'a [u8]],
 ) -> dense::Rows<'a> {
-    if cache.ty().kv.as_ref().is_some_and(|kv| kv.halves) && dim.is_multiple_of(COLS) {
+    if cache.ty().kv.as_ref().is_some_and(|kv| kv.is_f16) && dim.is_multiple_of(COLS) {
         return dense::Rows { rows: cached, halves: true, next };
     }
     let width = dim.next_multiple_of(COLS);

@@ -1,10 +1,11 @@
-//! The formats' kernels for GPUs, as PTX in this binary: one module each, named as the format is, in small letters, for
-//! devices from sm_75 and from sm_80 on. Their sources are kernels/quant; `kernels/ptx.sh` makes them.
+//! The formats' GPU kernels as PTX: one module per format, named after it in lower case, in two
+//! versions, for devices from sm_75 and from sm_80 on. `kernels/ptx.sh` makes them from
+//! kernels/quant.
 
-/// A module's PTX in the two tiers.
+/// A module's PTX for sm_75 and for sm_80.
 pub type Tiers = [&'static str; 2];
 
-/// Modules by name, with their PTX.
+/// Lists modules by name, with their PTX.
 macro_rules! modules {
     ($($name:literal)*) => {
         [$(($name, [
@@ -15,7 +16,7 @@ macro_rules! modules {
 }
 pub(crate) use modules;
 
-/// One module for each format.
+/// The module of each format.
 #[rustfmt::skip]
 pub static FORMATS: [(&str, Tiers); 28] = modules!(
     "bf16" "f16" "f32" "iq1_m" "iq1_s" "iq2_s" "iq2_xs" "iq2_xxs" "iq3_s" "iq3_xxs" "iq4_nl" "iq4_xs" "mxfp4" "nvfp4"

@@ -21,8 +21,8 @@ pub use state::{Part, State, StateKind, StateSpec};
 use anyhow::Result;
 
 use crate::cpu::Pool;
+use crate::quant::Acts;
 use crate::quant::QuantType;
-use crate::quant::act::Acts;
 
 /// A value of the tape: a matrix of f32 with one row per token. Small integers (expert numbers, selected rows) are kept
 /// as exact floats, -1 meaning none.

@@ -1,0 +1,252 @@
+//! IQ4_XS: 256 weights of 4 bits that index a table of 16 values; eight sub-blocks of 32 with a
+//! 6-bit scale each.
+//!
+//! ```text
+//! byte 0..2     d: f16
+//! byte 2..4     high two bits of the scales: bits 2s..2s+2 of a little-endian u16 belong to scale
+//!               s
+//! byte 4..8     low four bits of the scales: byte t has scale 2t in its low half, scale 2t + 1 in
+//!               its high half
+//! byte 8..136   8 times 16 bytes: byte l of sub-block s has weight 32s + l in its low half, weight
+//!               32s + 16 + l in its high half
+//!               w[i] = d * (sc[i / 32] - 32) * VALUES[q[i]]
+//! ```
+//! Layout: ggml-common.h `block_iq4_xs`; the table is `kvalues_iq4nl` there.
+
+use crate::quant::activations::{Act, ActRow};
+use crate::quant::panels::lanes::{Blocks16, Lanes};
+use crate::quant::panels::panel::{PanelHalf, PanelSpec, fill_panels};
+use crate::quant::rng::Rng;
+use crate::quant::rows::blocks::{f16_at, put_f16, rows};
+use crate::quant::rows::super_block::{N, acts};
+use crate::quant::types::{Kernel, QuantType};
+use crate::simd::Isa;
+
+const BYTES: usize = 136;
+const SCALES_LOW: usize = 4;
+const QS: usize = 8;
+const _: () = assert!(QS == SCALES_LOW + N / 64 && BYTES == QS + N / 2);
+
+/// The value of each code: denser near zero, as weights are.
+const VALUES: [i8; 16] = [-127, -104, -83, -65, -49, -35, -22, -10, 1, 13, 25, 38, 53, 69, 89, 113];
+
+/// The format's table entry.
+pub static TYPE: QuantType = QuantType {
+    id: 23,
+    name: "IQ4_XS",
+    block: N,
+    bytes: BYTES,
+    act: Act::Q8K,
+    panel: Some(PanelSpec { group: 32, most: 127, mins: false, fill: FILL }),
+    dequant,
+    kernels: &[
+        #[cfg(target_arch = "x86_64")]
+        Kernel { isa: Isa::Avx512, dot: dot_avx512 },
+        #[cfg(target_arch = "x86_64")]
+        Kernel { isa: Isa::Avx2, dot: dot_avx2 },
+        Kernel { isa: Isa::Scalar, dot },
+    ],
+    random,
+    kv: None,
+};
+
+/// Returns the low bits of the scales (nibble `s` is scale `s`'s) and the high bits (bits
+/// `2s..2s+2`).
+#[inline]
+fn scale_bits(b: &[u8; BYTES]) -> (u32, u32) {
+    let high = u16::from_le_bytes([b[2], b[3]]);
+    (u32::from_le_bytes(*b[SCALES_LOW..QS].as_array().unwrap()), high as u32)
+}
+
+/// Sub-block scales and weights of a block, as integers.
+fn unpack(b: &[u8; BYTES]) -> ([i8; 8], [i8; N]) {
+    let (low, high) = scale_bits(b);
+    let mut scales = [0; 8];
+    for (s, scale) in scales.iter_mut().enumerate() {
+        *scale = (low >> (4 * s) & 15 | (high >> (2 * s) & 3) << 4) as i8 - 32;
+    }
+    let mut weights = [0; N];
+    for (part, w) in b[QS..].as_chunks::<16>().0.iter().zip(weights.as_chunks_mut::<32>().0) {
+        for (l, byte) in part.iter().enumerate() {
+            w[l] = VALUES[(byte & 15) as usize];
+            w[l + 16] = VALUES[(byte >> 4) as usize];
+        }
+    }
+    (scales, weights)
+}
+
+fn dequant(blocks: &[u8], out: &mut [f32]) {
+    for (b, o) in blocks.as_chunks::<BYTES>().0.iter().zip(out.as_chunks_mut::<N>().0) {
+        let d = f16_at(b, 0);
+        let (scales, weights) = unpack(b);
+        for (s, (o, w)) in o.as_chunks_mut::<32>().0.iter_mut().zip(weights.as_chunks::<32>().0).enumerate() {
+            let scale = d * scales[s] as f32;
+            for (o, &w) in o.iter_mut().zip(w) {
+                *o = scale * w as f32;
+            }
+        }
+    }
+}
+
+fn dot(w: &[u8], stride: usize, x: ActRow<'_>, out: &mut [f32]) {
+    for (o, row) in out.iter_mut().zip(rows(w, stride, x.n / N * BYTES)) {
+        let mut sum = 0f64;
+        for (b, (q, d, _)) in row.as_chunks::<BYTES>().0.iter().zip(acts(x)) {
+            let (scales, weights) = unpack(b);
+            let mut dot = 0;
+            for s in 0..8 {
+                let at = s * 32..s * 32 + 32;
+                let part: i32 = weights[at.clone()].iter().zip(&q[at]).map(|(&w, &q)| w as i32 * q as i32).sum();
+                dot += scales[s] as i32 * part;
+            }
+            sum += d as f64 * f16_at(b, 0) as f64 * dot as f64;
+        }
+        *o = sum as f32;
+    }
+}
+
+fill_panels!(FILL, decode, N, 32);
+
+#[inline(always)]
+fn decode<V: Lanes>(b: &Blocks16<'_, V, BYTES>, out: &mut PanelHalf<'_>) {
+    let [first, low, _, _] = b.words(0);
+    let (d, high) = (first.f16_to_f32(), first.shr(16));
+    let thirty_two = b.splat(32);
+    for g in 0..8 {
+        let scale = low.shr(4 * g).mask(15).or(high.shr(2 * g).mask(3).shl(4)).sub8(thirty_two);
+        out.scale(g as usize, scale.signed_byte(0).to_f32().mul_f32(d));
+        for (w, v) in b.words(QS + 16 * g as usize).into_iter().enumerate() {
+            out.codes(8 * g as usize + w, v.mask(0x0f0f_0f0f).look_up8(&VALUES));
+            out.codes(8 * g as usize + 4 + w, v.shr(4).mask(0x0f0f_0f0f).look_up8(&VALUES));
+        }
+    }
+}
+
+fn random(rng: &mut Rng, block: &mut [u8]) {
+    rng.fill(&mut block[2..]);
+    put_f16(block, 0, (0.5 + rng.unit()) / 1246.0); // the RMS of (sc - 32) * value for uniform bits
+}
+
+/// Takes two sub-blocks at a time, one per lane, in the order of their bytes: the low halves are
+/// the first 16 weights of both, and activations are loaded to match, which is cheaper than moving
+/// weights. The signs of the weights move to the activations because `maddubs` wants unsigned times
+/// signed. A pair of products is at most 2 * 127 * 127 = 32258 and just fits i16, so each is
+/// multiplied by its scale into i32 before anything is added.
+#[cfg(target_arch = "x86_64")]
+#[target_feature(enable = "avx2,fma,f16c")]
+fn dot_avx2(w: &[u8], stride: usize, x: ActRow<'_>, out: &mut [f32]) {
+    use crate::quant::rows::super_avx2::*;
+    use crate::simd::x86::*;
+    use std::arch::x86_64::*;
+    let low = _mm256_set1_epi8(15);
+    let values = load_i8x16_pair(&VALUES, &VALUES);
+    let nibbles = _mm256_setr_epi32(0, 4, 8, 12, 16, 20, 24, 28);
+    let pairs_of_bits = _mm256_setr_epi32(0, 2, 4, 6, 8, 10, 12, 14);
+    for (o, row) in out.iter_mut().zip(rows(w, stride, x.n / N * BYTES)) {
+        let mut acc = _mm256_setzero_ps();
+        for (b, (q, d, _)) in row.as_chunks::<BYTES>().0.iter().zip(acts(x)) {
+            let (low_bits, high_bits) = scale_bits(b);
+            let low_bits = _mm256_srlv_epi32(_mm256_set1_epi32(low_bits as i32), nibbles);
+            let high_bits = _mm256_srlv_epi32(_mm256_set1_epi32((high_bits << 4) as i32), pairs_of_bits);
+            let scales = _mm256_or_si256(
+                _mm256_and_si256(low_bits, _mm256_set1_epi32(15)),
+                _mm256_and_si256(high_bits, _mm256_set1_epi32(0x30)),
+            );
+            let scales = _mm256_sub_epi32(scales, _mm256_set1_epi32(32));
+            let scales = _mm256_permute4x64_epi64::<0x88>(_mm256_packs_epi32(scales, scales)); // all 8 in both lanes
+            let mut dot = _mm256_setzero_si256();
+            for (k, (w, q)) in b[QS..].as_chunks::<32>().0.iter().zip(q.as_chunks::<64>().0).enumerate() {
+                let (q, _) = q.as_chunks::<16>();
+                let scale = spread_pair(scales, k);
+                let codes = load_u8x32(w);
+                let w = _mm256_shuffle_epi8(values, _mm256_and_si256(codes, low));
+                let signed = _mm256_sign_epi8(load_i8x16_pair(&q[0], &q[2]), w);
+                let pairs = _mm256_maddubs_epi16(_mm256_abs_epi8(w), signed);
+                dot = _mm256_add_epi32(dot, _mm256_madd_epi16(pairs, scale));
+                let w = _mm256_shuffle_epi8(values, _mm256_and_si256(_mm256_srli_epi16::<4>(codes), low));
+                let signed = _mm256_sign_epi8(load_i8x16_pair(&q[1], &q[3]), w);
+                let pairs = _mm256_maddubs_epi16(_mm256_abs_epi8(w), signed);
+                dot = _mm256_add_epi32(dot, _mm256_madd_epi16(pairs, scale));
+            }
+            let scale = _mm256_set1_ps(d * f16_bits(u16::from_le_bytes([b[0], b[1]])));
+            acc = _mm256_fmadd_ps(scale, _mm256_cvtepi32_ps(dot), acc);
+        }
+        *o = sum_f32x8(acc);
+    }
+}
+
+/// Takes 128 weights at a time; their 64 bytes have the order of a unit (rows/small_avx512.rs). The
+/// table holds the values plus 128, which the sums' start values take off again. A lane is at most
+/// 8 * 32 * 127 * 127 a half, far from the end of an i32.
+#[cfg(target_arch = "x86_64")]
+#[target_feature(enable = "avx512f,avx512bw,avx512dq,avx512vl,avx512vbmi,avx512vnni,avx2,fma,f16c")]
+fn dot_avx512(w: &[u8], stride: usize, x: ActRow<'_>, out: &mut [f32]) {
+    use crate::quant::rows::small_avx512::{look_up, values};
+    use crate::quant::rows::super_avx512::AHEAD;
+    use crate::simd::x86::*;
+    use std::arch::x86_64::*;
+    static TABLE: [u8; 64] = values::<128>(&VALUES);
+    let nibbles = _mm256_setr_epi32(0, 4, 8, 12, 16, 20, 24, 28);
+    let pairs_of_bits = _mm256_setr_epi32(0, 2, 4, 6, 8, 10, 12, 14);
+    let lanes = _mm512_setr_epi32(0, 0, 0, 0, 1, 1, 1, 1, 2, 2, 2, 2, 3, 3, 3, 3);
+    let offset = _mm512_set1_epi16(-128);
+    for (o, row) in out.iter_mut().zip(rows(w, stride, x.n / N * BYTES)) {
+        let blocks = row.as_chunks::<BYTES>().0;
+        let mut acc = [_mm512_setzero_ps(); 2];
+        for ((w, d), x) in blocks.chunks(2).zip(x.d.chunks(2)).zip(x.act_blocks) {
+            for (i, (b, d)) in w.iter().zip(d).enumerate() {
+                for k in 0..BYTES.div_ceil(64) {
+                    prefetch_l2(b, AHEAD + 64 * k);
+                }
+                let (low_bits, high_bits) = scale_bits(b);
+                let low_bits = _mm256_srlv_epi32(_mm256_set1_epi32(low_bits as i32), nibbles);
+                let high_bits = _mm256_srlv_epi32(_mm256_set1_epi32((high_bits << 4) as i32), pairs_of_bits);
+                let scales = _mm256_or_si256(
+                    _mm256_and_si256(low_bits, _mm256_set1_epi32(15)),
+                    _mm256_and_si256(high_bits, _mm256_set1_epi32(0x30)),
+                );
+                let scales = _mm512_castsi256_si512(_mm256_sub_epi32(scales, _mm256_set1_epi32(32)));
+                let mut dot = [_mm512_setzero_si512(); 2];
+                for h in 0..2 {
+                    let u = 2 * i + h;
+                    let [a, b] = look_up(load_u8x64(&b[QS..].as_chunks().0[h]), &TABLE);
+                    let start = _mm512_madd_epi16(load_i16x2x16(&x.lanes[u]), offset);
+                    let part = _mm512_dpbusd_epi32(start, a, load_i8x64(&x.q[u][0]));
+                    let part = _mm512_dpbusd_epi32(part, b, load_i8x64(&x.q[u][1]));
+                    let which = _mm512_add_epi32(lanes, _mm512_set1_epi32(4 * h as i32));
+                    dot[h] = _mm512_mullo_epi32(part, _mm512_permutexvar_epi32(which, scales));
+                }
+                let dot = _mm512_cvtepi32_ps(_mm512_add_epi32(dot[0], dot[1]));
+                let scale = d * f16_bits(u16::from_le_bytes([b[0], b[1]]));
+                acc[i] = _mm512_fmadd_ps(_mm512_set1_ps(scale), dot, acc[i]);
+            }
+        }
+        *o = _mm512_reduce_add_ps(_mm512_add_ps(acc[0], acc[1]));
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::TYPE;
+    use crate::quant::formats::check;
+
+    #[test]
+    fn every_kernel_equals_the_scalar_truth() {
+        check::kernels(&TYPE);
+    }
+
+    #[test]
+    fn panels_equal_the_decoded_weights() {
+        check::panels(&TYPE);
+    }
+
+    #[test]
+    fn decoded_rows_are_bit_equal_to_the_reference() {
+        check::dequant(&TYPE);
+    }
+
+    #[test]
+    fn the_largest_weights_and_activations_overflow_nothing() {
+        check::extremes(&TYPE, &[0]);
+    }
+}

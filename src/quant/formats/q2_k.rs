@@ -1,0 +1,206 @@
+//! Q2_K: 256 weights of 2 bits; sixteen sub-blocks of 16 with a 4-bit scale and a 4-bit minimum
+//! each.
+//!
+//! ```text
+//! byte 0..16    sub-block s: sc in the low half of byte s, m in its high half
+//! byte 16..80   2 times 32 bytes: bits 2j..2j+2 of byte l of half h are weight 128h + 32j + l
+//! byte 80..82   d: f16
+//! byte 82..84   dmin: f16
+//!               w[i] = d * sc[i / 16] * q[i] - dmin * m[i / 16]
+//! ```
+//! Layout: ggml-common.h `block_q2_K`.
+
+use crate::quant::activations::{Act, ActRow};
+use crate::quant::panels::lanes::{Blocks16, Lanes};
+use crate::quant::panels::panel::{PanelHalf, PanelSpec, fill_panels};
+use crate::quant::panels::super_block::Factor;
+use crate::quant::rng::Rng;
+use crate::quant::rows::blocks::{f16_at, put_f16, rows};
+use crate::quant::rows::super_block::{N, acts};
+use crate::quant::types::{Kernel, QuantType};
+use crate::simd::Isa;
+
+const BYTES: usize = 84;
+const QS: usize = 16;
+const D: usize = 80;
+const DMIN: usize = 82;
+const _: () = assert!(QS == N / 16 && D == QS + N / 4 && DMIN == D + 2 && BYTES == DMIN + 2);
+
+/// The format's table entry.
+pub static TYPE: QuantType = QuantType {
+    id: 10,
+    name: "Q2_K",
+    block: N,
+    bytes: BYTES,
+    act: Act::Q8K,
+    panel: Some(PanelSpec { group: N, most: 45, mins: true, fill: FILL }),
+    dequant,
+    kernels: &[
+        #[cfg(target_arch = "x86_64")]
+        Kernel { isa: Isa::Avx512, dot: dot_avx512 },
+        #[cfg(target_arch = "x86_64")]
+        Kernel { isa: Isa::Avx2, dot: dot_avx2 },
+        Kernel { isa: Isa::Scalar, dot },
+    ],
+    random,
+    kv: None,
+};
+
+/// The weights of a block as integers.
+fn unpack(b: &[u8; BYTES]) -> [i8; N] {
+    let mut codes = [0; N];
+    for (g, c) in codes.as_chunks_mut::<32>().0.iter_mut().enumerate() {
+        for (l, c) in c.iter_mut().enumerate() {
+            *c = (b[QS + g / 4 * 32 + l] >> (g % 4 * 2) & 3) as i8;
+        }
+    }
+    codes
+}
+
+fn dequant(blocks: &[u8], out: &mut [f32]) {
+    for (b, o) in blocks.as_chunks::<BYTES>().0.iter().zip(out.as_chunks_mut::<N>().0) {
+        let (d, dmin) = (f16_at(b, D), f16_at(b, DMIN));
+        let codes = unpack(b);
+        for (s, (o, c)) in o.as_chunks_mut::<16>().0.iter_mut().zip(codes.as_chunks::<16>().0).enumerate() {
+            let (scale, min) = (d * (b[s] & 15) as f32, dmin * (b[s] >> 4) as f32);
+            for (o, &c) in o.iter_mut().zip(c) {
+                *o = scale * c as f32 - min;
+            }
+        }
+    }
+}
+
+fn dot(w: &[u8], stride: usize, x: ActRow<'_>, out: &mut [f32]) {
+    for (o, row) in out.iter_mut().zip(rows(w, stride, x.n / N * BYTES)) {
+        let mut sum = 0f64;
+        for (b, (q, d, sums)) in row.as_chunks::<BYTES>().0.iter().zip(acts(x)) {
+            let codes = unpack(b);
+            let (mut dot, mut min) = (0, 0);
+            for s in 0..16 {
+                let at = s * 16..s * 16 + 16;
+                let part: i32 = codes[at.clone()].iter().zip(&q[at]).map(|(&c, &q)| c as i32 * q as i32).sum();
+                dot += (b[s] & 15) as i32 * part;
+                min += (b[s] >> 4) as i32 * sums[s] as i32;
+            }
+            sum += d as f64 * (f16_at(b, D) as f64 * dot as f64 - f16_at(b, DMIN) as f64 * min as f64);
+        }
+        *o = sum as f32;
+    }
+}
+
+fill_panels!(FILL, decode, N, N);
+
+#[inline(always)]
+fn decode<V: Lanes>(b: &Blocks16<'_, V, BYTES>, out: &mut PanelHalf<'_>) {
+    let factors = b.words(BYTES - 16)[3];
+    let dmin = Factor::new(factors.shr(16).f16_to_f32());
+    out.scale(0, factors.f16_to_f32());
+    let groups = b.words(0);
+    for (w, both) in groups.into_iter().enumerate() {
+        dmin.times(both.shr(4).mask(0x0f0f_0f0f)).into_iter().enumerate().for_each(|(j, min)| out.min(4 * w + j, min));
+    }
+    for h in 0..2 {
+        for i in 0..2 {
+            // A scale times a code is at most 45: four codes are multiplied at once.
+            let scale = |j: usize| groups[2 * h + j / 2].byte(2 * (j as u32 % 2) + i as u32).mask(15);
+            let scales = [scale(0), scale(1), scale(2), scale(3)];
+            for (w, v) in b.words(QS + 32 * h + 16 * i).into_iter().enumerate() {
+                for j in 0..4 {
+                    out.codes(32 * h + 8 * j + 4 * i + w, v.shr(2 * j as u32).mask(0x0303_0303).mul(scales[j]));
+                }
+            }
+        }
+    }
+}
+
+fn random(rng: &mut Rng, block: &mut [u8]) {
+    rng.fill(&mut block[..D]);
+    let d = (0.5 + rng.unit()) / 13.9; // sc * q - 1.5 * m has an RMS of 13.9 for uniform bits
+    put_f16(block, D, d);
+    put_f16(block, DMIN, d * 1.5); // the mean of q, so that weights have a mean of zero
+}
+
+/// A pair of products is at most 2 * 3 * 127 = 762, well inside i16; scales multiply it into i32. A
+/// vector of 32 weights is two sub-blocks, one to a lane. The minimums meet the sums of the
+/// activations in one `madd`.
+#[cfg(target_arch = "x86_64")]
+#[target_feature(enable = "avx2,fma,f16c")]
+fn dot_avx2(w: &[u8], stride: usize, x: ActRow<'_>, out: &mut [f32]) {
+    use crate::quant::rows::super_avx2::*;
+    use crate::simd::x86::*;
+    use std::arch::x86_64::*;
+    let two = _mm256_set1_epi8(3);
+    for (o, row) in out.iter_mut().zip(rows(w, stride, x.n / N * BYTES)) {
+        let mut acc = _mm256_setzero_ps();
+        for (b, (q, d, sums)) in row.as_chunks::<BYTES>().0.iter().zip(acts(x)) {
+            let both = load_u8x16(b[..QS].as_array().unwrap());
+            let scales = lanes(_mm256_cvtepu8_epi16(_mm_and_si128(both, _mm_set1_epi8(15))));
+            let mins = _mm256_srli_epi16::<4>(_mm256_cvtepu8_epi16(both));
+            let min = _mm256_madd_epi16(mins, load_i16x16(sums));
+            let mut dot = _mm256_setzero_si256();
+            for (h, (w, q)) in b[QS..D].as_chunks::<32>().0.iter().zip(q.as_chunks::<128>().0).enumerate() {
+                let w = load_u8x32(w);
+                let parts = [w, _mm256_srli_epi16::<2>(w), _mm256_srli_epi16::<4>(w), _mm256_srli_epi16::<6>(w)];
+                for (j, q) in q.as_chunks::<32>().0.iter().enumerate() {
+                    let pairs = _mm256_maddubs_epi16(_mm256_and_si256(parts[j], two), load_i8x32(q));
+                    dot = _mm256_add_epi32(dot, _mm256_madd_epi16(pairs, spread_pair(scales[h], j)));
+                }
+            }
+            let scale = _mm256_set1_ps(d * f16_bits(u16::from_le_bytes([b[D], b[D + 1]])));
+            let scale_min = _mm256_set1_ps(d * f16_bits(u16::from_le_bytes([b[DMIN], b[DMIN + 1]])));
+            acc = _mm256_fmadd_ps(scale, _mm256_cvtepi32_ps(dot), acc);
+            acc = _mm256_fnmadd_ps(scale_min, _mm256_cvtepi32_ps(min), acc);
+        }
+        *o = sum_f32x8(acc);
+    }
+}
+
+#[cfg(target_arch = "x86_64")]
+#[target_feature(enable = "avx512f,avx512bw,avx512dq,avx512vl,avx512vbmi,avx512vnni,avx2,fma,f16c")]
+fn dot_avx512(w: &[u8], stride: usize, x: ActRow<'_>, out: &mut [f32]) {
+    use crate::quant::rows::super_avx512::ORDER_2;
+    use crate::quant::rows::super_avx512::{CodeOrder, SuperFormat, dot_rows};
+    use crate::simd::x86::*;
+    use std::arch::x86_64::*;
+    struct Q2K;
+    impl SuperFormat for Q2K {
+        const ORDER: CodeOrder = ORDER_2;
+    }
+    let factors = |b: &[u8; BYTES]| u32::from_le_bytes([b[D], b[D + 1], b[DMIN], b[DMIN + 1]]);
+    let scales = |b: &[u8; BYTES]| {
+        let both = _mm256_cvtepu8_epi16(load_u8x16(b[..QS].as_array().expect("16 bytes")));
+        (_mm256_and_si256(both, _mm256_set1_epi16(15)), Some(_mm256_srli_epi16::<4>(both)))
+    };
+    let (low, high) = (_mm512_set1_epi8(3), _mm512_set1_epi8(0x30));
+    dot_rows::<Q2K, BYTES>((w, stride, x, out), factors, scales, |b: &[u8; BYTES]| {
+        let a = load_u8x64(b[QS..D].as_array().expect("the codes"));
+        let b = _mm512_srli_epi16::<2>(a);
+        [_mm512_and_si512(a, low), _mm512_and_si512(a, high), _mm512_and_si512(b, low), _mm512_and_si512(b, high)]
+    });
+}
+
+#[cfg(test)]
+mod tests {
+    use super::TYPE;
+    use crate::quant::formats::check;
+
+    #[test]
+    fn every_kernel_equals_the_scalar_truth() {
+        check::kernels(&TYPE);
+    }
+
+    #[test]
+    fn decoded_rows_are_bit_equal_to_the_reference() {
+        check::dequant(&TYPE);
+    }
+
+    #[test]
+    fn the_largest_weights_and_activations_overflow_nothing() {
+        check::extremes(&TYPE, &[80, 82]);
+    }
+
+    #[test]
+    fn panels_equal_the_decoded_weights() {
+        check::panels(&TYPE);
+    }
+}

@@ -1,0 +1,144 @@
+//! Q5_1: 32 weights of 5 bits with an f16 scale and an f16 minimum.
+//!
+//! ```text
+//! byte 0..2   d: f16
+//! byte 2..4   m: f16
+//! byte 4..8   h: 32 x 1 bit        bit i: bit 4 of weight i
+//! byte 8..24  l: 32 x u4           low nibble of byte j: weight j; high nibble: weight j + 16
+//!                                  w[i] = d * (l[i] + 16 * h[i]) + m
+//! ```
+//! Layout: ggml-common.h `block_q5_1`.
+
+use crate::quant::activations::{Act, ActRow};
+use crate::quant::panels::lanes::{Blocks16, Lanes};
+use crate::quant::panels::panel::{PanelHalf, PanelSpec, fill_panels};
+use crate::quant::rng::Rng;
+use crate::quant::rows::blocks::{f16_at, put_f16, rows};
+use crate::quant::types::{Kernel, QuantType};
+use crate::simd::Isa;
+
+const BLOCK: usize = 32;
+const BYTES: usize = 24;
+const _: () = assert!(BYTES == 2 + 2 + BLOCK / 8 + BLOCK / 2);
+
+/// The format's table entry.
+pub static TYPE: QuantType = QuantType {
+    id: 7,
+    name: "Q5_1",
+    block: BLOCK,
+    bytes: BYTES,
+    act: Act::Q8,
+    panel: Some(PanelSpec { group: 32, most: 31, mins: true, fill: FILL }),
+    dequant,
+    kernels: &[
+        #[cfg(target_arch = "x86_64")]
+        Kernel { isa: Isa::Avx512, dot: dot_avx512 },
+        #[cfg(target_arch = "x86_64")]
+        Kernel { isa: Isa::Avx2, dot: dot_avx2 },
+        Kernel { isa: Isa::Scalar, dot },
+    ],
+    random,
+    kv: None,
+};
+
+/// The weights of a block, in units of its scale and above its minimum.
+fn units(b: &[u8; BYTES]) -> [i32; BLOCK] {
+    std::array::from_fn(|i| {
+        let low = b[8 + i % 16] >> (i / 16 * 4) & 15;
+        let high = b[4 + i / 8] >> (i % 8) & 1;
+        (low | high << 4) as i32
+    })
+}
+
+fn dequant(blocks: &[u8], out: &mut [f32]) {
+    for (b, o) in blocks.as_chunks::<BYTES>().0.iter().zip(out.as_chunks_mut::<BLOCK>().0) {
+        let (d, m) = (f16_at(b, 0), f16_at(b, 2));
+        *o = units(b).map(|w| w as f32 * d + m);
+    }
+}
+
+fn dot(w: &[u8], stride: usize, x: ActRow<'_>, out: &mut [f32]) {
+    for (o, row) in out.iter_mut().zip(rows(w, stride, x.n / BLOCK * BYTES)) {
+        let mut sum = 0f64;
+        for (i, (b, q)) in row.as_chunks::<BYTES>().0.iter().zip(x.q.as_chunks::<BLOCK>().0).enumerate() {
+            let dot: i32 = units(b).iter().zip(q).map(|(&w, &q)| w * q as i32).sum();
+            let total: i32 = q.iter().map(|&q| q as i32).sum();
+            let (d, m) = (f16_at(b, 0) as f64, f16_at(b, 2) as f64);
+            sum += (d * dot as f64 + m * total as f64) * x.d[i] as f64;
+        }
+        *o = sum as f32;
+    }
+}
+
+fill_panels!(FILL, decode, BLOCK, 32);
+
+#[inline(always)]
+fn decode<V: Lanes>(b: &Blocks16<'_, V, BYTES>, out: &mut PanelHalf<'_>) {
+    let [both, high, _, _] = b.words(0);
+    out.scale(0, both.f16_to_f32());
+    out.min(0, both.shr(16).xor(b.splat(0x8000)).f16_to_f32()); // panels take minimums off
+    for (w, v) in b.words(8).into_iter().enumerate() {
+        for h in 0..2 {
+            let bits = high.shr(4 * w as u32 + 16 * h).mask(15).spread4().mask(0x1010_1010);
+            out.codes(4 * h as usize + w, v.shr(4 * h).mask(0x0f0f_0f0f).or(bits));
+        }
+    }
+}
+
+fn random(rng: &mut Rng, block: &mut [u8]) {
+    rng.fill(&mut block[4..]);
+    let d = (0.5 + rng.unit()) / 9.2; // uniform 5-bit values have a mean of 15.5 and a deviation of 9.2
+    put_f16(block, 0, d);
+    put_f16(block, 2, -d * (15.0 + rng.unit()));
+}
+
+#[cfg(target_arch = "x86_64")]
+#[target_feature(enable = "avx512f,avx512bw,avx512dq,avx512vl,avx512vbmi,avx512vnni,avx2,fma,f16c")]
+fn dot_avx512(w: &[u8], stride: usize, x: ActRow<'_>, out: &mut [f32]) {
+    use crate::quant::rows::small_avx512::*;
+    const U: usize = 4 * BYTES;
+    if !takes(x.n) {
+        return dot_avx2(w, stride, x, out);
+    }
+    static QS: [u8; 64] = sixteens::<U>(8);
+    static HIGH: [[u8; 64]; 2] = bits_from::<U>(4);
+    let codes = |b: &[u8; U]| fifth_bits(b, &HIGH, nibbles(pick(b, &QS)));
+    let scales = |b: [&[u8; U]; UNITS]| {
+        let [scale, min] = f16_pairs(heads(b));
+        Scales { scale, second: None, min: Some(min) }
+    };
+    dot_rows::<U, 0>(w, stride, x, out, codes, scales);
+}
+
+#[cfg(target_arch = "x86_64")]
+#[target_feature(enable = "avx2,fma,f16c")]
+fn dot_avx2(w: &[u8], stride: usize, x: ActRow<'_>, out: &mut [f32]) {
+    use crate::simd::x86::*;
+    use std::arch::x86_64::*;
+    crate::quant::rows::small_avx2::dot_min::<BYTES>(w, stride, x, out, |b| {
+        let f16 = |at: usize| splat_f16(u16::from_le_bytes([b[at], b[at + 1]]));
+        let high = _mm256_and_si256(bit_bytes(b[4..8].as_array().unwrap()), _mm256_set1_epi8(16));
+        (_mm256_or_si256(nibbles(b[8..].as_array().unwrap()), high), f16(0), f16(2))
+    });
+}
+
+#[cfg(test)]
+mod tests {
+    use super::TYPE;
+    use crate::quant::formats::check;
+
+    #[test]
+    fn every_kernel_equals_the_scalar_truth() {
+        check::kernels(&TYPE);
+    }
+
+    #[test]
+    fn panels_equal_the_decoded_weights() {
+        check::panels(&TYPE);
+    }
+
+    #[test]
+    fn decoded_rows_are_bit_equal_to_the_reference() {
+        check::dequant(&TYPE);
+    }
+}

@@ -1,0 +1,218 @@
+//! Q5_K: 256 weights of 5 bits; eight sub-blocks of 32 with a 6-bit scale and a 6-bit minimum each.
+//!
+//! ```text
+//! byte 0..2      d: f16
+//! byte 2..4      dmin: f16
+//! byte 4..16     sc[8], m[8], 6 bits each (see rows/super_block.rs)
+//! byte 16..48    fifth bits: bit s of byte l belongs to weight 32s + l
+//! byte 48..176   4 times 32 bytes: byte l of part p has the low four bits of weight 64p + l in its
+//!                low half, of weight 64p + 32 + l in its high half
+//!                w[i] = d * sc[i / 32] * q[i] - dmin * m[i / 32]
+//! ```
+//! Layout: ggml-common.h `block_q5_K`.
+
+use crate::quant::activations::{Act, ActRow};
+use crate::quant::panels::lanes::{Blocks16, Lanes};
+use crate::quant::panels::panel::{PanelHalf, PanelSpec, fill_panels};
+use crate::quant::panels::super_block::{bit, scales_and_mins_16};
+use crate::quant::rng::Rng;
+use crate::quant::rows::blocks::{f16_at, put_f16, rows};
+use crate::quant::rows::super_block::{N, acts, scales_and_mins};
+use crate::quant::types::{Kernel, QuantType};
+use crate::simd::Isa;
+
+const BYTES: usize = 176;
+const SCALES: usize = 4;
+const QH: usize = 16;
+const QS: usize = 48;
+const _: () = assert!(QH == SCALES + 12 && QS == QH + N / 8 && BYTES == QS + N / 2);
+
+/// The format's table entry.
+pub static TYPE: QuantType = QuantType {
+    id: 13,
+    name: "Q5_K",
+    block: N,
+    bytes: BYTES,
+    act: Act::Q8K,
+    panel: Some(PanelSpec { group: 32, most: 31, mins: true, fill: FILL }),
+    dequant,
+    kernels: &[
+        #[cfg(target_arch = "x86_64")]
+        Kernel { isa: Isa::Avx512, dot: dot_avx512 },
+        #[cfg(target_arch = "x86_64")]
+        Kernel { isa: Isa::Avx2, dot: dot_avx2 },
+        Kernel { isa: Isa::Scalar, dot },
+    ],
+    random,
+    kv: None,
+};
+
+/// Sub-block scales, sub-block minimums and weights of a block, as integers.
+fn unpack(b: &[u8; BYTES]) -> ([u8; 8], [u8; 8], [i8; N]) {
+    let [scales, mins] = scales_and_mins(b[SCALES..QH].as_array().unwrap());
+    let mut codes = [0; N];
+    for (g, c) in codes.as_chunks_mut::<32>().0.iter_mut().enumerate() {
+        for (l, c) in c.iter_mut().enumerate() {
+            let low = b[QS + g / 2 * 32 + l] >> (g % 2 * 4) & 15;
+            *c = (low | (b[QH + l] >> g & 1) << 4) as i8;
+        }
+    }
+    (scales.to_le_bytes(), mins.to_le_bytes(), codes)
+}
+
+fn dequant(blocks: &[u8], out: &mut [f32]) {
+    for (b, o) in blocks.as_chunks::<BYTES>().0.iter().zip(out.as_chunks_mut::<N>().0) {
+        let (d, dmin) = (f16_at(b, 0), f16_at(b, 2));
+        let (scales, mins, codes) = unpack(b);
+        for (s, (o, c)) in o.as_chunks_mut::<32>().0.iter_mut().zip(codes.as_chunks::<32>().0).enumerate() {
+            let (scale, min) = (d * scales[s] as f32, dmin * mins[s] as f32);
+            for (o, &c) in o.iter_mut().zip(c) {
+                *o = scale * c as f32 - min;
+            }
+        }
+    }
+}
+
+fn dot(w: &[u8], stride: usize, x: ActRow<'_>, out: &mut [f32]) {
+    for (o, row) in out.iter_mut().zip(rows(w, stride, x.n / N * BYTES)) {
+        let mut sum = 0f64;
+        for (b, (q, d, sums)) in row.as_chunks::<BYTES>().0.iter().zip(acts(x)) {
+            let (scales, mins, codes) = unpack(b);
+            let (mut dot, mut min) = (0, 0);
+            for s in 0..8 {
+                let at = s * 32..s * 32 + 32;
+                let part: i32 = codes[at.clone()].iter().zip(&q[at]).map(|(&c, &q)| c as i32 * q as i32).sum();
+                dot += scales[s] as i32 * part;
+                min += mins[s] as i32 * (sums[2 * s] as i32 + sums[2 * s + 1] as i32);
+            }
+            sum += d as f64 * (f16_at(b, 0) as f64 * dot as f64 - f16_at(b, 2) as f64 * min as f64);
+        }
+        *o = sum as f32;
+    }
+}
+
+fill_panels!(FILL, decode, N, 32);
+
+#[inline(always)]
+fn decode<V: Lanes>(b: &Blocks16<'_, V, BYTES>, out: &mut PanelHalf<'_>) {
+    scales_and_mins_16(b.words(0), out);
+    for i in 0..2 {
+        let fifths = b.words(QH + 16 * i);
+        for p in 0..4 {
+            for (w, v) in b.words(QS + 32 * p + 16 * i).into_iter().enumerate() {
+                let step = 16 * p + 4 * i + w;
+                let (even, odd) = (bit(fifths[w], 2 * p, 4), bit(fifths[w], 2 * p + 1, 4));
+                out.codes(step, v.mask(0x0f0f_0f0f).or(even));
+                out.codes(step + 8, v.shr(4).mask(0x0f0f_0f0f).or(odd));
+            }
+        }
+    }
+}
+
+fn random(rng: &mut Rng, block: &mut [u8]) {
+    rng.fill(&mut block[SCALES..]);
+    let d = (0.5 + rng.unit()) / 527.0; // sc * q - 15.5 * m has an RMS of 527 for uniform bits
+    put_f16(block, 0, d);
+    put_f16(block, 2, d * 15.5); // the mean of q, so that weights have a mean of zero
+}
+
+/// Like Q4_K's kernel, with a fifth bit: a pair of products is at most 2 * 31 * 127 = 7874, well
+/// inside i16.
+#[cfg(target_arch = "x86_64")]
+#[target_feature(enable = "avx2,fma,f16c")]
+fn dot_avx2(w: &[u8], stride: usize, x: ActRow<'_>, out: &mut [f32]) {
+    use crate::quant::rows::super_avx2::*;
+    use crate::simd::x86::*;
+    use std::arch::x86_64::*;
+    let low = _mm256_set1_epi8(15);
+    let bit = _mm256_set1_epi8(16);
+    for (o, row) in out.iter_mut().zip(rows(w, stride, x.n / N * BYTES)) {
+        let mut acc = _mm256_setzero_ps();
+        for (b, (q, d, sums)) in row.as_chunks::<BYTES>().0.iter().zip(acts(x)) {
+            let [scales, mins] = scales_and_mins(b[SCALES..QH].as_array().unwrap());
+            let scales = _mm256_set1_epi64x(scales as i64);
+            let qh = load_u8x32(b[QH..QS].as_array().unwrap());
+            // Bits 2p and 2p + 1 of every byte moved to 4 and 5; bits that cross into a neighbour
+            // are masked off.
+            let fifths = [_mm256_slli_epi16::<4>(qh), _mm256_slli_epi16::<2>(qh), qh, _mm256_srli_epi16::<2>(qh)];
+            let mut dot = _mm256_setzero_si256();
+            for (p, (w, q)) in b[QS..].as_chunks::<32>().0.iter().zip(q.as_chunks::<64>().0).enumerate() {
+                let (q, _) = q.as_chunks::<32>();
+                let w = load_u8x32(w);
+                let fifth = _mm256_and_si256(fifths[p], bit);
+                let even = _mm256_or_si256(_mm256_and_si256(w, low), fifth);
+                let even = _mm256_maddubs_epi16(even, load_i8x32(&q[0]));
+                let fifth = _mm256_and_si256(_mm256_srli_epi16::<1>(fifths[p]), bit);
+                let odd = _mm256_or_si256(_mm256_and_si256(_mm256_srli_epi16::<4>(w), low), fifth);
+                let odd = _mm256_maddubs_epi16(odd, load_i8x32(&q[1]));
+                dot = _mm256_add_epi32(dot, _mm256_madd_epi16(even, spread_byte(scales, 2 * p)));
+                dot = _mm256_add_epi32(dot, _mm256_madd_epi16(odd, spread_byte(scales, 2 * p + 1)));
+            }
+            let mins = _mm_cvtsi64_si128(mins as i64);
+            let mins = _mm256_cvtepu8_epi16(_mm_unpacklo_epi8(mins, mins));
+            let min = _mm256_madd_epi16(mins, load_i16x16(sums));
+            let scale = _mm256_set1_ps(d * f16_bits(u16::from_le_bytes([b[0], b[1]])));
+            let scale_min = _mm256_set1_ps(d * f16_bits(u16::from_le_bytes([b[2], b[3]])));
+            acc = _mm256_fmadd_ps(scale, _mm256_cvtepi32_ps(dot), acc);
+            acc = _mm256_fnmadd_ps(scale_min, _mm256_cvtepi32_ps(min), acc);
+        }
+        *o = sum_f32x8(acc);
+    }
+}
+
+/// Like Q4_K's kernel, with a fifth bit, for which codes are shifted down.
+#[cfg(target_arch = "x86_64")]
+#[target_feature(enable = "avx512f,avx512bw,avx512dq,avx512vl,avx512vbmi,avx512vnni,avx2,fma,f16c")]
+fn dot_avx512(w: &[u8], stride: usize, x: ActRow<'_>, out: &mut [f32]) {
+    use crate::quant::rows::super_avx512::{CodeOrder, SuperFormat, dot_rows};
+    use crate::quant::rows::super_avx512::{ORDER_4, scales_and_mins_16x16};
+    use crate::simd::x86::*;
+    use std::arch::x86_64::*;
+    struct Q5K;
+    impl SuperFormat for Q5K {
+        const ORDER: CodeOrder = ORDER_4;
+    }
+    let (low, bit) = (_mm512_set1_epi8(15), _mm512_set1_epi8(16));
+    // Shifts a group's fifth bit to bit 4, by different counts in the lower and the upper half.
+    // Bits that cross into a neighbour are masked off.
+    let left = |v, a, b| _mm512_and_si512(bit, _mm512_sllv_epi64(v, _mm512_setr_epi64(a, a, a, a, b, b, b, b)));
+    let right = |v, a, b| _mm512_and_si512(bit, _mm512_srlv_epi64(v, _mm512_setr_epi64(a, a, a, a, b, b, b, b)));
+    let factors = |b: &[u8; BYTES]| u32::from_le_bytes([b[0], b[1], b[2], b[3]]);
+    let scales = |b: &[u8; BYTES]| scales_and_mins_16x16(b[..QH].as_array().expect("16 bytes"));
+    dot_rows::<Q5K, BYTES>((w, stride, x, out), factors, scales, |b: &[u8; BYTES]| {
+        let fifths = _mm512_broadcast_i64x4(load_u8x32(b[QH..QS].as_array().expect("32 bytes")));
+        let [a, b] = load_u8x128(b[QS..].as_array().expect("the codes"));
+        [
+            _mm512_or_si512(_mm512_and_si512(a, low), left(fifths, 4, 2)),
+            _mm512_or_si512(_mm512_and_si512(_mm512_srli_epi16::<4>(a), low), left(fifths, 3, 1)),
+            _mm512_or_si512(_mm512_and_si512(b, low), right(fifths, 0, 2)),
+            _mm512_or_si512(_mm512_and_si512(_mm512_srli_epi16::<4>(b), low), right(fifths, 1, 3)),
+        ]
+    });
+}
+
+#[cfg(test)]
+mod tests {
+    use super::TYPE;
+    use crate::quant::formats::check;
+
+    #[test]
+    fn every_kernel_equals_the_scalar_truth() {
+        check::kernels(&TYPE);
+    }
+
+    #[test]
+    fn decoded_rows_are_bit_equal_to_the_reference() {
+        check::dequant(&TYPE);
+    }
+
+    #[test]
+    fn the_largest_weights_and_activations_overflow_nothing() {
+        check::extremes(&TYPE, &[0, 2]);
+    }
+
+    #[test]
+    fn panels_equal_the_decoded_weights() {
+        check::panels(&TYPE);
+    }
+}

@@ -1,0 +1,24 @@
+//! Products of rows of weights with many tokens at once: panels of decoded rows for formats of
+//! codes, and kernels that read weights of two bytes as they are.
+//!
+//! ```text
+//! multiply   the entry: a group of rows times many tokens, whatever the format
+//! codes      kernels that multiply a panel               floats      kernels for F16 and BF16
+//! panel      a panel, and how a format fills it          ahead       prefetching
+//! lanes      the vector that decoders are written over   wide        its AVX-512 version
+//! codebook, super_block   what the decoders of several formats share
+//! ```
+
+mod ahead;
+pub(crate) mod codebook;
+mod codes;
+mod floats;
+pub(crate) mod lanes;
+mod multiply;
+pub(crate) mod panel;
+pub(crate) mod super_block;
+#[cfg(target_arch = "x86_64")]
+pub(crate) mod wide;
+
+pub use multiply::PanelScratch;
+pub use panel::{Panel, PanelFill, PanelSpec, ROWS, WeightRows};

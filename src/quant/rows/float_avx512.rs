@@ -1,0 +1,53 @@
+//! The AVX-512 row kernel of the float formats.
+
+use std::arch::x86_64::*;
+
+use super::blocks::rows;
+use crate::quant::activations::ActRow;
+use crate::simd::x86::*;
+
+/// The sum of all lanes of eight vectors.
+#[inline]
+#[target_feature(enable = "avx512f")]
+pub(crate) fn sum_of_eight(mut sums: [__m512; 8]) -> f32 {
+    for half in [4, 2, 1] {
+        for i in 0..half {
+            sums[i] = _mm512_add_ps(sums[i], sums[i + half]);
+        }
+    }
+    _mm512_reduce_add_ps(sums[0])
+}
+
+/// The row kernel of every float format: `load` makes 16 floats of `BYTES` bytes, `value` one float
+/// of its share.
+///
+/// One row after the other, as one long stream of memory; eight sums hide the latency of the fused
+/// multiply-add.
+#[inline]
+#[target_feature(enable = "avx512f,avx512bw,avx512dq,avx512vl,avx2")]
+pub(crate) fn dot<const BYTES: usize, const ONE: usize>(
+    w: &[u8],
+    stride: usize,
+    x: ActRow<'_>,
+    out: &mut [f32],
+    load: impl Fn(&[u8; BYTES]) -> __m512,
+    value: impl Fn(&[u8; ONE]) -> f32,
+) {
+    let (x16, x_tail) = x.f.as_chunks::<16>();
+    let (x128, x_rest) = x16.as_chunks::<8>();
+    for (out, row) in out.iter_mut().zip(rows(w, stride, x.n * ONE)) {
+        let (row16, row_tail) = row.as_chunks::<BYTES>();
+        let (row128, row_rest) = row16.as_chunks::<8>();
+        let mut sums = [_mm512_setzero_ps(); 8];
+        for (w, x) in row128.iter().zip(x128) {
+            for i in 0..8 {
+                sums[i] = _mm512_fmadd_ps(load(&w[i]), load_f32x16(&x[i]), sums[i]);
+            }
+        }
+        for ((w, x), sum) in row_rest.iter().zip(x_rest).zip(&mut sums) {
+            *sum = _mm512_fmadd_ps(load(w), load_f32x16(x), *sum);
+        }
+        let tail = row_tail.as_chunks::<ONE>().0.iter().zip(x_tail);
+        *out = sum_of_eight(sums) + tail.map(|(w, x)| value(w) * x).sum::<f32>();
+    }
+}

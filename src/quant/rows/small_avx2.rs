@@ -1,0 +1,150 @@
+//! The AVX2 row kernels that formats with small blocks share. A format brings how it unpacks a
+//! block.
+//!
+//! Four rows share the work on the activations (see [`by_four`]).
+
+use std::arch::x86_64::*;
+
+use super::blocks::{blocks, by_four};
+use crate::quant::activations::ActRow;
+use crate::simd::x86::*;
+
+/// The row kernel for blocks of 32 signed codes. `unpack` returns a block's codes, none of them
+/// -128, and its scale.
+#[inline]
+#[target_feature(enable = "avx2,fma,f16c")]
+pub(crate) fn dot_signed<const BYTES: usize>(
+    w: &[u8],
+    stride: usize,
+    x: ActRow<'_>,
+    out: &mut [f32],
+    unpack: impl Fn(&[u8; BYTES]) -> (__m256i, __m256),
+) {
+    #[inline]
+    #[target_feature(enable = "avx2,fma,f16c")]
+    fn group<const R: usize, const BYTES: usize>(
+        w: &[u8],
+        stride: usize,
+        x: ActRow<'_>,
+        out: &mut [f32; R],
+        unpack: &impl Fn(&[u8; BYTES]) -> (__m256i, __m256),
+    ) {
+        let n = x.n / 32;
+        let rows = blocks::<R, BYTES>(w, stride, n);
+        let (q, d) = (&x.q.as_chunks::<32>().0[..n], &x.d[..n]);
+        let mut acc = [_mm256_setzero_ps(); R];
+        for i in 0..n {
+            let qv = load_i8x32(&q[i]);
+            let abs = _mm256_abs_epi8(qv);
+            let dx = _mm256_set1_ps(d[i]);
+            for r in 0..R {
+                let b = &rows[r][i];
+                prefetch(b, R * stride);
+                let (codes, scale) = unpack(b);
+                let dot = _mm256_cvtepi32_ps(dot_i8_i8(codes, qv, abs));
+                acc[r] = _mm256_fmadd_ps(_mm256_mul_ps(scale, dx), dot, acc[r]);
+            }
+        }
+        *out = acc.map(|v| sum_f32x8(v));
+    }
+    by_four(w, stride, out, |w, o| group(w, stride, x, o, &unpack), |w, o| group(w, stride, x, o, &unpack));
+}
+
+/// The row kernel for blocks of 32 unsigned codes with a minimum. `unpack` returns a block's codes,
+/// its scale, and what is added to every weight. The latter times the sum of the activations goes
+/// to the same accumulator, an eighth per lane.
+#[inline]
+#[target_feature(enable = "avx2,fma,f16c")]
+pub(crate) fn dot_min<const BYTES: usize>(
+    w: &[u8],
+    stride: usize,
+    x: ActRow<'_>,
+    out: &mut [f32],
+    unpack: impl Fn(&[u8; BYTES]) -> (__m256i, __m256, __m256),
+) {
+    #[inline]
+    #[target_feature(enable = "avx2,fma,f16c")]
+    fn group<const R: usize, const BYTES: usize>(
+        w: &[u8],
+        stride: usize,
+        x: ActRow<'_>,
+        out: &mut [f32; R],
+        unpack: &impl Fn(&[u8; BYTES]) -> (__m256i, __m256, __m256),
+    ) {
+        let n = x.n / 32;
+        let rows = blocks::<R, BYTES>(w, stride, n);
+        let (q, d, sums) = (&x.q.as_chunks::<32>().0[..n], &x.d[..n], &x.sums.as_chunks::<2>().0[..n]);
+        let mut acc = [_mm256_setzero_ps(); R];
+        for i in 0..n {
+            let qv = load_i8x32(&q[i]);
+            let dx = _mm256_set1_ps(d[i]);
+            let total = _mm256_set1_ps((sums[i][0] + sums[i][1]) as f32 * 0.125 * d[i]);
+            for r in 0..R {
+                let b = &rows[r][i];
+                prefetch(b, R * stride);
+                let (codes, scale, min) = unpack(b);
+                acc[r] = _mm256_fmadd_ps(min, total, acc[r]);
+                let dot = _mm256_cvtepi32_ps(dot_u8_i8(codes, qv));
+                acc[r] = _mm256_fmadd_ps(_mm256_mul_ps(scale, dx), dot, acc[r]);
+            }
+        }
+        *out = acc.map(|v| sum_f32x8(v));
+    }
+    by_four(w, stride, out, |w, o| group(w, stride, x, o, &unpack), |w, o| group(w, stride, x, o, &unpack));
+}
+
+/// The row kernel for blocks of `BLOCK` weights in 16 bytes after an f16 scale. The codes are not
+/// reordered; instead the activations are put into the order of the codes, once for all rows.
+/// `acts` turns the activations of a block and their scales into `K` planes and a scale per lane.
+/// `fields` turns the block's bytes, of which the upper half is shifted down by 4 bits, into the
+/// codes for each plane, which are one larger than the values that they encode.
+#[inline]
+#[target_feature(enable = "avx2,fma,f16c")]
+pub(crate) fn dot_planes<const BLOCK: usize, const K: usize>(
+    w: &[u8],
+    stride: usize,
+    x: ActRow<'_>,
+    out: &mut [f32],
+    acts: impl Fn(&[i8; BLOCK], &[f32]) -> ([__m256i; K], __m256),
+    fields: impl Fn(__m256i) -> [__m256i; K],
+) {
+    #[inline]
+    #[target_feature(enable = "avx2,fma,f16c")]
+    fn group<const R: usize, const BLOCK: usize, const K: usize>(
+        w: &[u8],
+        stride: usize,
+        x: ActRow<'_>,
+        out: &mut [f32; R],
+        acts: &impl Fn(&[i8; BLOCK], &[f32]) -> ([__m256i; K], __m256),
+        fields: &impl Fn(__m256i) -> [__m256i; K],
+    ) {
+        let n = x.n / BLOCK;
+        let rows = blocks::<R, 18>(w, stride, n);
+        let q = &x.q.as_chunks::<BLOCK>().0[..n];
+        let one = _mm256_set1_epi8(1);
+        let halves = _mm256_setr_epi32(0, 0, 0, 0, 4, 4, 4, 4);
+        let mut acc = [_mm256_setzero_ps(); R];
+        for i in 0..n {
+            let (planes, dx) = acts(&q[i], &x.d[i * (BLOCK / 32)..][..BLOCK / 32]);
+            let mut offset = _mm256_setzero_si256();
+            for plane in planes {
+                offset = _mm256_add_epi16(offset, _mm256_maddubs_epi16(one, plane));
+            }
+            for r in 0..R {
+                let b = &rows[r][i];
+                prefetch(b, R * stride);
+                let codes = fields(_mm256_srlv_epi32(load_u8x16_twice(b[2..].as_array().unwrap()), halves));
+                let mut pairs = _mm256_sub_epi16(_mm256_setzero_si256(), offset);
+                for k in 0..K {
+                    pairs = _mm256_add_epi16(pairs, _mm256_maddubs_epi16(codes[k], planes[k]));
+                }
+                let dot = _mm256_cvtepi32_ps(_mm256_madd_epi16(pairs, _mm256_set1_epi16(1)));
+                let scale = _mm256_mul_ps(splat_f16(u16::from_le_bytes([b[0], b[1]])), dx);
+                acc[r] = _mm256_fmadd_ps(scale, dot, acc[r]);
+            }
+        }
+        *out = acc.map(|v| sum_f32x8(v));
+    }
+    let (acts, fields) = (&acts, &fields);
+    by_four(w, stride, out, |w, o| group(w, stride, x, o, acts, fields), |w, o| group(w, stride, x, o, acts, fields));
+}

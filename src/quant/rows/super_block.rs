@@ -1,0 +1,32 @@
+//! What the formats of 256 weights to a super-block share: pairing blocks with activations, and the
+//! 6-bit scales of Q4_K and Q5_K.
+
+use crate::quant::activations::ActRow;
+
+/// Weights in a super-block.
+pub(crate) const N: usize = 256;
+
+/// Iterates over the super-blocks of an `Act::Q8K` row: 256 activations, their scale, and their sum
+/// over every 16.
+#[inline]
+pub(crate) fn acts(x: ActRow<'_>) -> impl Iterator<Item = (&[i8; N], f32, &[i16; N / 16])> {
+    let blocks = x.q.as_chunks().0.iter().zip(x.d).zip(x.sums.as_chunks().0);
+    blocks.map(|((q, &d), sums)| (q, d, sums))
+}
+
+/// Unpacks the eight scales and the eight minimums of Q4_K and Q5_K from 6 bits each to the bytes
+/// of two words.
+///
+/// ```text
+/// byte j        bits 0..6: scale j                  bits 6..8: high bits of scale 4 + j
+/// byte 4 + j    bits 0..6: min j                    bits 6..8: high bits of min 4 + j
+/// byte 8 + j    bits 0..4: low bits of scale 4 + j  bits 4..8: low bits of min 4 + j
+/// ```
+#[inline]
+pub(crate) fn scales_and_mins(b: &[u8; 12]) -> [u64; 2] {
+    let word = |at: usize| u32::from_le_bytes([b[at], b[at + 1], b[at + 2], b[at + 3]]);
+    let (s, m, low) = (word(0), word(4), word(8));
+    let scales = (low & 0x0f0f_0f0f) | (s >> 2 & 0x3030_3030);
+    let mins = (low >> 4 & 0x0f0f_0f0f) | (m >> 2 & 0x3030_3030);
+    [(s & 0x3f3f_3f3f) as u64 | (scales as u64) << 32, (m & 0x3f3f_3f3f) as u64 | (mins as u64) << 32]
+}

@@ -1,0 +1,91 @@
+//! [`QuantType`]: what the rest of the crate knows of a weight format.
+
+use super::activations::{Act, ActRow};
+use super::panels::panel::PanelSpec;
+use super::rng::Rng;
+use crate::simd::{self, Isa};
+
+/// One weight format of GGUF.
+#[derive(Debug)]
+pub struct QuantType {
+    /// The type's number in a GGUF tensor directory (`ggml_type`).
+    pub id: u32,
+    /// The type's usual name, in capitals as GGUF tools print it.
+    pub name: &'static str,
+    /// Weights in a block; a row is a whole number of blocks.
+    pub block: usize,
+    /// Bytes of a block.
+    pub bytes: usize,
+    /// What the kernels multiply with.
+    pub act: Act,
+    /// Decodes whole blocks: `(blocks, out)` with `out.len() == blocks.len() / bytes * block`.
+    /// Bit-equal to ggml.
+    pub dequant: fn(&[u8], &mut [f32]),
+    /// How the format fills panels for many tokens; `None` for floats.
+    pub panel: Option<PanelSpec>,
+    /// Row kernels, the best instruction set first, the scalar one last.
+    pub kernels: &'static [Kernel],
+    /// Fills one block with random weights of about unit RMS: for tests and for synthetic models.
+    pub random: fn(&mut Rng, &mut [u8]),
+    /// What a KV cache needs; `None` if the format cannot be a cache type.
+    pub kv: Option<Kv>,
+}
+
+/// Rows of weights times one row of activations: `out[r] = sum_i w[r][i] * x[i]`.
+///
+/// `(w, stride, x, out)`: row `r` starts at byte `r * stride` of `w` and has `x.n` weights.
+pub type DotRows = unsafe fn(&[u8], usize, ActRow<'_>, &mut [f32]);
+
+/// A row kernel for one instruction set.
+#[derive(Debug, Clone, Copy)]
+pub struct Kernel {
+    /// The instruction set that the CPU must have. This is the only safety condition of calling
+    /// `dot`.
+    pub isa: Isa,
+    /// The kernel.
+    pub dot: DotRows,
+}
+
+/// Decodes whole blocks: `(blocks, out)`. The CPU must have the instruction set that goes with it.
+pub type Decode = unsafe fn(&[u8], &mut [f32]);
+
+/// What a format needs to serve as a KV cache type.
+#[derive(Debug)]
+pub struct Kv {
+    /// Encodes `x` (a multiple of the block) into blocks.
+    pub encode: fn(&[f32], &mut [u8]),
+    /// Vector versions of `dequant`, the best instruction set first, the scalar one last.
+    pub decode: &'static [(Isa, Decode)],
+    /// Whether the blocks are f16 values, which attention multiplies without decoding.
+    pub is_f16: bool,
+}
+
+impl QuantType {
+    /// Returns the bytes of a row of `n` weights; `n` must be a multiple of the block.
+    pub fn row_bytes(&self, n: usize) -> usize {
+        debug_assert_eq!(n % self.block, 0);
+        n / self.block * self.bytes
+    }
+
+    /// Returns whether [`PanelScratch`](crate::quant::panels::PanelScratch) multiplies the format
+    /// with many tokens at once.
+    pub fn multiplies_many(&self) -> bool {
+        self.panel.is_some() || matches!(self.act, Act::F16 | Act::Bf16)
+    }
+
+    /// Returns the fastest row kernel that this CPU (and `TANDEM_ISA`) allows.
+    pub fn kernel(&self) -> &'static Kernel {
+        self.kernels.iter().find(|k| k.isa <= simd::isa()).expect("the last kernel is scalar")
+    }
+
+    /// Returns the bits per weight, scales included.
+    pub fn bits(&self) -> f64 {
+        self.bytes as f64 * 8.0 / self.block as f64
+    }
+}
+
+impl PartialEq for QuantType {
+    fn eq(&self, other: &Self) -> bool {
+        self.id == other.id
+    }
+}
