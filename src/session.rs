@@ -392,7 +392,8 @@ impl Session {
                 Want::Last | Want::Likeliest if i == last => vec![n - 1],
                 _ => Vec::new(),
             };
-            let batch = Batch { rows: rows.collect(), wanted, greedy: want == Want::Likeliest, alike: false };
+            let batch =
+                Batch { rows: rows.collect(), wanted, greedy: want == Want::Likeliest, deterministic_rows: false };
             // Going back from a half-read batch must not mean reading all batches before it again.
             let before = (i > 0 && self.is_overwritten()).then(|| self.overwritten(seq)).transpose()?;
             let observer: Option<Observer<'_>> = match &mut observer {
@@ -443,11 +444,11 @@ impl Session {
         }
         let start = Instant::now();
         let mut logits = Vec::new();
-        let alike = self.deterministic || rows.len() <= FEW;
+        let deterministic_rows = self.deterministic || rows.len() <= FEW;
         for rows in rows.chunks(self.shape.n_batch.min(self.shape.n_wanted)) {
             let at = |seq: usize| self.seqs[seq].tokens.len() as u32;
             let list = rows.iter().map(|&(seq, token)| Row { token, seq: seq as u32, pos: at(seq) }).collect();
-            let batch = Batch { rows: list, wanted: (0..rows.len() as u32).collect(), greedy, alike };
+            let batch = Batch { rows: list, wanted: (0..rows.len() as u32).collect(), greedy, deterministic_rows };
             self.engine.walk(&batch, &AtomicBool::new(false), None)?;
             for &(seq, token) in rows {
                 self.seqs[seq].tokens.push(token);

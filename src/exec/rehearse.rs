@@ -230,7 +230,12 @@ impl Rehearsal<'_> {
         for i in 0..TOKENS {
             let token = rng.below(LOOKED_UP.min(tape.n_vocab())) as u32;
             let pos = (self.depth + i % POSITIONS) as u32;
-            let batch = Batch { rows: vec![Row { token, seq: 0, pos }], wanted: vec![0], greedy: false, alike: false };
+            let batch = Batch {
+                rows: vec![Row { token, seq: 0, pos }],
+                wanted: vec![0],
+                greedy: false,
+                deterministic_rows: false,
+            };
             work.angles.clear();
             let start = Instant::now();
             for (n, step) in tape.steps.iter().enumerate().filter(|(n, _)| self.steps[*n]) {

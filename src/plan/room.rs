@@ -125,7 +125,12 @@ impl Needs {
         // A single row, the fewest that tensor cores take, and all: each takes other kernels.
         for n in [1, shape.n_batch.min(17), shape.n_batch] {
             let rows = (0..n as u32).map(|pos| Row { token: 0, seq: 0, pos }).collect();
-            let batch = Batch { rows, wanted: (0..n.min(shape.n_wanted) as u32).collect(), greedy: true, alike: false };
+            let batch = Batch {
+                rows,
+                wanted: (0..n.min(shape.n_wanted) as u32).collect(),
+                greedy: true,
+                deterministic_rows: false,
+            };
             for (i, step) in tape.steps.iter().enumerate().filter(|(i, _)| refuses[*i].is_none()) {
                 let used = scratch_of(tape, step, &batch, &shape);
                 scratch[i] = scratch[i].max(used.with_context(|| format!("step {}", step.label))?);
