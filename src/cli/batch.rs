@@ -20,7 +20,7 @@ use super::args;
 use super::talking::{Manner, Talking};
 use super::{apart, stats, structured, usage};
 use crate::session::{Interrupted, Session, Want};
-use crate::talk::{self, Asked, End, Turns, Writer};
+use crate::talk::{self, End, GenParams, Turns, Writer};
 use crate::text::grammar::Grammars;
 use crate::text::{Reader, Tokenizer};
 use job::{Defaults, Job, Prompt, Refused};
@@ -60,7 +60,7 @@ pub(super) fn run(a: &args::Batch) -> Result<()> {
         return usage("-sys: prompts are continued as they are here, and have no system message".into());
     }
     let seed = settings.seed();
-    let defaults = Defaults { settings, asked: a.talk.asked(), kind: form, raw: a.raw };
+    let defaults = Defaults { settings, params: a.talk.params(), kind: form, raw: a.raw };
     let grammars = std::cell::OnceCell::new();
     let desk = Desk { tokenizer: &tokenizer, turns: turns.as_ref(), system, grammars: &grammars, seed };
     let out: Box<dyn Write> = match &a.output {
@@ -147,25 +147,25 @@ impl Work<'_> {
             if self.is_interrupted() {
                 return Ok(());
             }
-            let rows: Vec<(usize, u32)> =
-                self.seats.iter().enumerate().filter_map(|(i, s)| Some((i, s.as_ref()?.token))).collect();
-            if rows.is_empty() {
+            let seated = self.seats.iter().enumerate().filter_map(|(i, s)| Some((i, s.as_ref()?)));
+            let parts: Vec<(usize, &[u32], Want)> =
+                seated.map(|(i, s)| (i, std::slice::from_ref(&s.token), s.writer.want())).collect();
+            if parts.is_empty() {
                 return Ok(());
             }
-            let greedy = self.seats.iter().flatten().all(|s| s.writer.want() == Want::Likeliest);
-            let logits = self.session.step(&rows, greedy)?;
-            let width = logits.len() / rows.len();
-            for ((i, _), logits) in rows.iter().zip(logits.chunks_exact(width)) {
-                let seat = self.seats[*i].as_mut().expect("it wrote");
-                let full = self.session.tokens(*i).len() == self.session.n_ctx();
-                match seat.writer.next(logits, greedy) {
+            let at: Vec<usize> = parts.iter().map(|p| p.0).collect();
+            let outputs = self.session.forward(&parts)?;
+            for (i, output) in at.into_iter().zip(outputs) {
+                let seat = self.seats[i].as_mut().expect("it wrote");
+                let full = self.session.tokens(i).len() == self.session.n_ctx();
+                match seat.writer.next(&output) {
                     Ok((token, _, end)) => {
                         seat.token = token;
                         if let Some(end) = end.or_else(|| full.then_some(End::Context)) {
-                            self.done(*i, end)?;
+                            self.done(i, end)?;
                         }
                     }
-                    Err(e) => self.fail(*i, &e)?,
+                    Err(e) => self.fail(i, &e)?,
                 }
             }
         }
@@ -188,7 +188,7 @@ impl Work<'_> {
 
     fn done(&mut self, seat: usize, end: End) -> Result<()> {
         let seat = self.seats[seat].take().expect("somebody sits there");
-        self.made += seat.writer.said.tokens.len();
+        self.made += seat.writer.generated.tokens.len();
         self.out.put(seat.n, &seat.done(end))
     }
 
@@ -250,8 +250,8 @@ impl Seat<'_> {
             writer.finish(); // what was held back
         }
         let (seconds, complete) = (start.elapsed().as_secs_f64(), writer.is_complete());
-        let said = writer.said;
-        reply::answer(&form, &id, n, &Done { said, ended, complete, seed, prompt_tokens, known_tokens, seconds })
+        let generated = writer.generated;
+        reply::answer(&form, &id, n, &Done { generated, ended, complete, seed, prompt_tokens, known_tokens, seconds })
     }
 }
 
@@ -285,8 +285,8 @@ impl<'t> Desk<'t> {
         seats: &mut [Option<Seat<'t>>],
     ) -> Result<Option<(usize, End)>> {
         let start = Instant::now();
-        let Job { form, id, prompt, settings, mut asked, kind } = job;
-        let (text, reader) = self.prompt(&prompt, &mut asked)?;
+        let Job { form, id, prompt, settings, mut params, kind } = job;
+        let (text, reader) = self.prompt(&prompt, &mut params)?;
         let ids = match &reader {
             Some(_) => self.tokenizer.encode_prompt(&text)?,
             None => self.tokenizer.encode_beginning(&text)?,
@@ -310,12 +310,11 @@ impl<'t> Desk<'t> {
         let seed = settings.seed.unwrap_or(self.seed.wrapping_add(n as u64));
         let sampler = settings.sampler(seed, self.tokenizer)?;
         let reader = reader.unwrap_or_else(Reader::plain);
-        let mut writer = Writer::new(self.tokenizer, sampler, grammar, reader, asked, &ids);
+        let mut writer = Writer::new(self.tokenizer, sampler, grammar, reader, params, &ids);
 
         let (at, known) = take_seat(session, seats, &ids)?;
-        let greedy = writer.want() == Want::Likeliest;
-        let logits = session.feed(at, &ids[session.tokens(at).len()..], writer.want())?;
-        let (token, _, end) = writer.next(&logits, greedy)?;
+        let output = session.feed(at, &ids[session.tokens(at).len()..], writer.want())?;
+        let (token, _, end) = writer.next(&output)?;
         let full = session.tokens(at).len() == session.n_ctx();
         let prompt_tokens = ids.len();
         seats[at] = Some(Seat { n, line, form, id, writer, token, seed, prompt_tokens, known_tokens: known, start });
@@ -323,7 +322,7 @@ impl<'t> Desk<'t> {
     }
 
     /// The text of a prompt, and what reads the answer where a template was put around it.
-    fn prompt(&self, prompt: &Prompt, asked: &mut Asked) -> Result<(String, Option<Reader>)> {
+    fn prompt(&self, prompt: &Prompt, params: &mut GenParams) -> Result<(String, Option<Reader>)> {
         let system = self.system.iter().map(|s| talk::message("system", s));
         let (messages, tools, variables) = match (prompt, self.turns) {
             (Prompt::Text { text, raw: true }, _) | (Prompt::Text { text, .. }, None) => {
@@ -341,7 +340,7 @@ impl<'t> Desk<'t> {
              --chat-template-file, or send a prompt",
         )?;
         let text = turns.prompt_with(self.tokenizer, &messages, tools, variables, true)?;
-        *asked = std::mem::take(asked).of(turns);
+        *params = std::mem::take(params).of(turns);
         let reader = turns.reader(&text);
         Ok((text, Some(reader)))
     }

@@ -97,10 +97,10 @@ pub(super) fn run(a: &args::Bench) -> Result<()> {
                 let start = Instant::now();
                 let mut logits = Vec::new();
                 if is_prompt {
-                    logits = s.feed(0, &now, Want::Last)?;
+                    logits = s.feed(0, &now, Want::Last)?.into_logits();
                 } else {
                     for &t in &now {
-                        logits = s.feed(0, &[t], Want::Last)?;
+                        logits = s.feed(0, &[t], Want::Last)?.into_logits();
                     }
                 }
                 let seconds = start.elapsed().as_secs_f64();

@@ -330,7 +330,7 @@ pub(crate) fn stats(session: &Session, a: &args::Model) -> Result<()> {
 
 /// How fast single tokens were read, beside what was to be expected.
 fn speed(session: &Session) {
-    let (engine, single) = (session.engine(), session.single());
+    let (engine, single) = (session.engine(), session.decode_stats());
     if single.together > 0 {
         tracing::info!("{} tokens were made several at once; what is predicted is one at a time", single.together);
     }

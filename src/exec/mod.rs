@@ -9,8 +9,7 @@ mod weights;
 
 use std::io::{Read, Write};
 use std::ops::Range;
-use std::sync::Arc;
-use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Instant;
 
 use anyhow::{Context, Result};
@@ -40,6 +39,15 @@ impl std::error::Error for NoMemory {}
 /// Called with a step's label and each of its outputs, (rows, width), which it may change.
 pub type Observer<'a> = &'a mut (dyn FnMut(&str, &mut [f32], usize) + Send);
 
+/// Who looks on during a walk.
+#[derive(Default)]
+pub struct Watch<'a> {
+    /// Sees every step's outputs, and may change them. The GPU then runs step by step.
+    pub observer: Option<Observer<'a>>,
+    /// Called with the number of steps that are done, after each that the CPU runs.
+    pub progress: Option<&'a mut dyn FnMut(usize)>,
+}
+
 /// Bytes of a state that come from a GPU at once: enough for the bus, little enough to lie in the CPU's caches.
 const PIECE: usize = 4 << 20;
 
@@ -60,8 +68,6 @@ pub struct Engine {
     weights: Weights,
     memory: Vec<Memory>,
     device: Option<Device>,
-    /// How many steps of the current walk are done, read by the progress bar's thread.
-    pub walked: Arc<AtomicUsize>,
     /// The first of the stages that send a value down from the GPU, by value and place; None when it was fetched.
     in_flight: Vec<[Option<usize>; Place::ALL.len()]>,
 }
@@ -111,19 +117,7 @@ impl Engine {
             .iter()
             .map(|l| Memory { buffers: vec![Vec::new(); l.widths.len()], work: Work::default() })
             .collect();
-        Ok(Engine {
-            gguf,
-            tape,
-            plan,
-            pool,
-            pool_batch,
-            states,
-            weights,
-            memory,
-            device,
-            walked: Arc::default(),
-            in_flight,
-        })
+        Ok(Engine { gguf, tape, plan, pool, pool_batch, states, weights, memory, device, in_flight })
     }
 
     /// The GPU's part, where there is one.
@@ -142,7 +136,7 @@ impl Engine {
     ///
     /// # Errors
     /// If the GPU fails; the states are then lost.
-    pub fn walk(&mut self, batch: &Batch, stop: &AtomicBool, mut observer: Option<Observer<'_>>) -> Result<bool> {
+    pub fn walk(&mut self, batch: &Batch, stop: &AtomicBool, mut watch: Watch<'_>) -> Result<bool> {
         for m in &mut self.memory {
             m.work.angles.clear();
             m.work.acts.rows_only = batch.deterministic_rows;
@@ -150,7 +144,6 @@ impl Engine {
         if let Some(device) = &mut self.device {
             device.begin(batch)?;
         }
-        self.walked.store(0, Ordering::Relaxed);
         let stopped = || batch.rows.len() > 1 && stop.load(Ordering::Relaxed);
         let mut next = 0;
         while next < self.plan.stages.len() {
@@ -159,13 +152,13 @@ impl Engine {
                     if stopped() {
                         return Ok(false);
                     }
-                    next = self.start_gpu_stages(batch, next, &mut observer)?;
+                    next = self.start_gpu_stages(batch, next, &mut watch.observer)?;
                     continue;
                 }
                 Stage::Copy(slot, from, to) => self.copy_stage(batch, slot, from, to),
                 Stage::Run(place, ref steps) => {
                     let steps = steps.clone();
-                    if !self.run_steps(batch, place, steps, &stopped, &mut observer)? {
+                    if !self.run_steps(batch, place, steps, &stopped, &mut watch)? {
                         return Ok(false);
                     }
                 }
@@ -232,7 +225,7 @@ impl Engine {
         place: Place,
         steps: Range<usize>,
         stopped: &dyn Fn() -> bool,
-        observer: &mut Option<Observer<'_>>,
+        watch: &mut Watch<'_>,
     ) -> Result<bool> {
         for i in steps.clone() {
             for k in 0..self.tape.steps[i].ins.len() {
@@ -243,8 +236,10 @@ impl Engine {
             if stopped() {
                 return Ok(false);
             }
-            self.run_step(batch, place, i, observer)?;
-            self.walked.store(i + 1, Ordering::Relaxed);
+            self.run_step(batch, place, i, &mut watch.observer)?;
+            if let Some(progress) = &mut watch.progress {
+                progress(i + 1);
+            }
         }
         Ok(true)
     }
