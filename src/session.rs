@@ -15,7 +15,7 @@ use crate::cuda::{Gpu, OutOfMemory};
 use crate::exec::{Device, Engine, Weights};
 use crate::gguf::{Gguf, Load};
 use crate::models;
-use crate::plan::{self, Ask, Fit, Plan, Shape};
+use crate::plan::{self, Ask, Fit, Place, Plan, Shape};
 use crate::quant::{self, QuantType};
 use crate::tape::{Settings, Tape};
 
@@ -265,9 +265,9 @@ impl Session {
                 return Session::planned(gguf, fit.tape, fit.plan, o, None);
             }
             let weights = Weights::load(&gguf, &fit.tape, &fit.plan)?;
-            match Device::open(gpu.clone(), &gguf, &fit.tape, &fit.plan, &weights, shape) {
+            match Device::open((gpu.clone(), Place::Gpu(0)), &gguf, &fit.tape, &fit.plan, &weights, shape) {
                 Ok(device) => {
-                    return Session::with(gguf, (fit.tape, fit.plan), o, weights, Some(device));
+                    return Session::with(gguf, (fit.tape, fit.plan), o, weights, vec![device]);
                 }
                 Err(e) => {
                     let e = e.downcast::<OutOfMemory>()?;
@@ -285,11 +285,11 @@ impl Session {
     pub fn planned(gguf: Gguf, tape: Tape, plan: Plan, o: &Options, gpu: Option<Arc<Gpu>>) -> Result<Session> {
         let weights = Weights::load(&gguf, &tape, &plan)?;
         let shape = shape(&gguf, o)?;
-        let device = match gpu.filter(|_| plan.on_gpu()) {
-            Some(gpu) => Some(Device::open(gpu, &gguf, &tape, &plan, &weights, shape)?),
-            None => None,
+        let devices = match gpu.filter(|_| plan.on_gpu()) {
+            Some(gpu) => vec![Device::open((gpu, Place::Gpu(0)), &gguf, &tape, &plan, &weights, shape)?],
+            None => Vec::new(),
         };
-        Session::with(gguf, (tape, plan), o, weights, device)
+        Session::with(gguf, (tape, plan), o, weights, devices)
     }
 
     fn with(
@@ -297,9 +297,9 @@ impl Session {
         placed: (Tape, Plan),
         o: &Options,
         weights: Weights,
-        mut device: Option<Device>,
+        mut devices: Vec<Device>,
     ) -> Result<Session> {
-        if let Some(device) = &mut device {
+        for device in &mut devices {
             device.deterministic(o.deterministic);
             if o.stats {
                 device.keep_time()?;
@@ -309,7 +309,7 @@ impl Session {
         let n_vocab = placed.0.n_vocab();
         let few = Pool::new(o.threads)?;
         let many = o.threads_batch.filter(|n| *n != o.threads).map(Pool::new).transpose()?;
-        let engine = Engine::new(gguf, placed, (few, many), shape, weights, device)?;
+        let engine = Engine::new(gguf, placed, (few, many), shape, weights, devices)?;
         let seqs = (0..shape.n_seq).map(|_| Sequence::default()).collect();
         Ok(Session {
             engine,

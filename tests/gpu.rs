@@ -38,9 +38,9 @@ const SHORT: usize = 90;
 
 /// Everything but the embedding on the GPU; the experts on the CPU; every third step on the CPU.
 const PLACEMENTS: [(&str, Rule); 3] = [
-    ("all", |_, s| if named(s, "token_embd") { Place::Cpu } else { Place::Gpu }),
-    ("experts on the CPU", |_, s| if named(s, "token_embd") || named(s, "exps") { Place::Cpu } else { Place::Gpu }),
-    ("mixed", |i, _| if i % 3 == 0 { Place::Cpu } else { Place::Gpu }),
+    ("all", |_, s| if named(s, "token_embd") { Place::Cpu } else { Place::Gpu(0) }),
+    ("experts on the CPU", |_, s| if named(s, "token_embd") || named(s, "exps") { Place::Cpu } else { Place::Gpu(0) }),
+    ("mixed", |i, _| if i % 3 == 0 { Place::Cpu } else { Place::Gpu(0) }),
 ];
 
 #[test]
@@ -149,7 +149,7 @@ fn experts_that_come_and_go_change_nothing_but_the_order_of_sums() {
                 got.extend(s.feed(0, &prompt[from..to], Want::All).unwrap().into_logits());
                 from = to;
             }
-            let (error, stats) = (nmse(&want, &got), s.engine().device().unwrap().cache_stats());
+            let (error, stats) = (nmse(&want, &got), s.engine().devices()[0].cache_stats());
             count += 1;
             say!(
                 "{:24} {name:16} NMSE {error:.1e}; {} of {} choices were cached, {} brought, {} passed through",
@@ -185,7 +185,7 @@ fn the_same_tokens_give_the_same_bits_when_times_decide_nothing() {
         for t in &r.prompt[r.prompt.len() / 2..] {
             logits.extend(s.feed(0, &[*t], Want::Last).unwrap().into_logits());
         }
-        (logits, s.engine().device().unwrap().cache_stats())
+        (logits, s.engine().devices()[0].cache_stats())
     };
     let (first, second) = (run(), run());
     assert!(first.1.uploads > 0 && first.1.hits > 0, "{:?}", first.1);
@@ -202,7 +202,7 @@ fn the_argmax_is_that_of_the_logits_wherever_they_are() {
         let prompt = &r.prompt[..r.prompt.len().min(SHORT)];
         let o = exact();
         // The head on the GPU, and on the CPU behind layers on the GPU.
-        let head_here: Rule = |_, s| if s.label.starts_with("blk.") { Place::Gpu } else { Place::Cpu };
+        let head_here: Rule = |_, s| if s.label.starts_with("blk.") { Place::Gpu(0) } else { Place::Cpu };
         for (name, rule) in [PLACEMENTS[0], ("head on the CPU", head_here)] {
             let open = || {
                 let gguf = Gguf::open_with(&r.gguf, &o.load).unwrap();

@@ -117,7 +117,7 @@ fn what_one_place_saved_another_takes_up() {
             say!("{:24} {what}: NMSE {error:.1e} (limit {limit:.1e})", r.name);
             assert!(error <= limit, "{} {what}: {error:e}", r.name);
         };
-        let mut b = placed(&|i| if i % 7 == 2 { Place::Cpu } else { Place::Gpu }, Some(gpu.clone()));
+        let mut b = placed(&|i| if i % 7 == 2 { Place::Cpu } else { Place::Gpu(0) }, Some(gpu.clone()));
         store::load(&path, &mut b, 0).unwrap();
         let got = singly(&mut b, rest);
         near("a file of the CPU's on a GPU", &got);

@@ -25,6 +25,8 @@ use crate::tape::{Batch, GpuIo, GpuState, GpuValue, GpuWeight, Half, Scratch, Sl
 /// A plan's share of a device.
 #[derive(Debug)]
 pub struct Device {
+    /// Its place in the plan.
+    place: Place,
     weights: Vec<Option<GpuWeight>>,
     states: Vec<Option<GpuState>>,
     /// Where values lie, by the plan's buffers.
@@ -79,12 +81,12 @@ struct Times {
 }
 
 impl Device {
-    /// Brings a plan's weights over and makes room for all else.
+    /// Brings the weights over that a plan has at `place`, this GPU, and makes room for all else.
     ///
     /// # Errors
     /// [`OutOfMemory`](crate::cuda::OutOfMemory) names what had no room; others if the driver fails.
     pub fn open(
-        gpu: Arc<Gpu>,
+        (gpu, place): (Arc<Gpu>, Place),
         gguf: &Gguf,
         tape: &Tape,
         plan: &Plan,
@@ -99,11 +101,11 @@ impl Device {
         let room = plan::Room::of(tape, plan, &needs, shape);
         let memory = Arena::new(&gpu, room.total(), &format!("the model ({})", room.words()))?;
         let scratch = (memory.take(room.scratch), room.scratch);
-        let header = Header::new(&gpu, &memory, tape, plan, n_batch)?;
+        let header = Header::new(&gpu, &memory, tape, (plan, place), n_batch)?;
         let mut experts = Experts::open(&gpu, &memory, tape, plan)?;
-        let layout = &plan.layouts[Place::Gpu.index()];
+        let layout = &plan.layouts[place.index()];
         let values = layout.bytes(&shape).map(|b| memory.take(b)).collect();
-        let on_gpu = || tape.steps.iter().zip(&plan.places).filter(|(_, p)| **p == Place::Gpu).map(|(s, _)| s);
+        let on_gpu = || tape.steps.iter().zip(&plan.places).filter(|(_, p)| **p == place).map(|(s, _)| s);
         for s in on_gpu().flat_map(|step| &step.states).map(|s| s.0 as usize) {
             if states[s].is_none() {
                 let spec = &tape.states[s];
@@ -136,7 +138,7 @@ impl Device {
         let mut staging = HashMap::new();
         for stage in &plan.stages {
             if let Stage::Copy(slot, from, to) = *stage
-                && (from == Place::Gpu || to == Place::Gpu)
+                && (from == place || to == place)
                 && let std::collections::hash_map::Entry::Vacant(free) = staging.entry((to, plan.buffer(slot, to)))
             {
                 let bytes = plan.layouts[to.index()].bytes(&shape).nth(plan.buffer(slot, to) as usize);
@@ -150,6 +152,7 @@ impl Device {
         let graphs = Some(HashMap::new());
         let (sent, singles) = (HashMap::new(), [0; 2]);
         Ok(Device {
+            place,
             experts,
             gpu,
             weights,
@@ -311,8 +314,8 @@ impl Device {
     /// Takes note of the values that stages send up.
     fn sends(&mut self, plan: &Plan, range: std::ops::Range<usize>) {
         for stage in &plan.stages[range.clone()] {
-            if let Stage::Copy(slot, _, Place::Gpu) = stage {
-                self.sent.insert(plan.buffer(*slot, Place::Gpu), range.start);
+            if let Stage::Copy(slot, _, Place::Gpu(_)) = stage {
+                self.sent.insert(plan.buffer(*slot, self.place), range.start);
             }
         }
     }
@@ -324,11 +327,11 @@ impl Device {
     fn run(&self, tape: &Tape, plan: &Plan, batch: &Batch, stage: &Stage) -> Result<()> {
         let value = |x: &Slot| self.value(plan, tape, batch, x);
         match stage {
-            Stage::Copy(slot, Place::Gpu, _) if batch.greedy && tape.logits == Some(*slot) => Ok(()), // nobody reads them
+            Stage::Copy(slot, Place::Gpu(_), _) if batch.greedy && tape.logits == Some(*slot) => Ok(()), // nobody reads them
             Stage::Copy(slot, from, to) => {
                 let (v, host) = (value(slot), &self.staging[&(*to, plan.buffer(*slot, *to))]);
                 match from {
-                    Place::Gpu => self.gpu.download_pinned(&self.gpu.work, host, v.rows * v.width * 4, v.ptr),
+                    Place::Gpu(_) => self.gpu.download_pinned(&self.gpu.work, host, v.rows * v.width * 4, v.ptr),
                     _ => self.gpu.bring(v.ptr, host, v.rows * v.width * 4),
                 }
             }
@@ -443,7 +446,7 @@ impl Device {
     /// Where a value lies.
     fn value(&self, plan: &Plan, tape: &Tape, batch: &Batch, x: &Slot) -> GpuValue {
         let rows = batch.count(tape.slots[x.0 as usize].rows);
-        GpuValue { ptr: self.values[plan.buffer(*x, Place::Gpu) as usize], rows, width: tape.width(*x) }
+        GpuValue { ptr: self.values[plan.buffer(*x, self.place) as usize], rows, width: tape.width(*x) }
     }
 
     /// A value that stages from `stage` on sent down to a buffer of a place, once it is there.
@@ -461,7 +464,7 @@ impl Device {
         if let Some(&stage) = self.sent.get(&buffer) {
             self.arrived[stage].wait()?;
         }
-        Ok(self.staging.get_mut(&(Place::Gpu, buffer)).expect("the plan sends it up").as_mut_slice())
+        Ok(self.staging.get_mut(&(self.place, buffer)).expect("the plan sends it up").as_mut_slice())
     }
 
     /// Bytes `at..at + len` of a sequence's part of a state.

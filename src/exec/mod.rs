@@ -67,7 +67,8 @@ pub struct Engine {
     pub states: Vec<State>,
     weights: Weights,
     memory: Vec<Memory>,
-    device: Option<Device>,
+    /// The GPUs, by their numbers in [`Place::Gpu`].
+    devices: Vec<Device>,
     /// The first of the stages that send a value down from the GPU, by value and place; None when it was fetched.
     in_flight: Vec<[Option<usize>; Place::ALL.len()]>,
 }
@@ -91,10 +92,10 @@ impl Engine {
         (pool, pool_batch): (Pool, Option<Pool>),
         shape: Shape,
         weights: Weights,
-        device: Option<Device>,
+        devices: Vec<Device>,
     ) -> Result<Engine> {
-        assert_eq!(plan.on_gpu(), device.is_some(), "a device where the plan has steps on one, and only there");
-        let here = |i: &usize| plan.state_places[*i] != Place::Gpu;
+        assert_eq!(plan.on_gpu(), !devices.is_empty(), "a device where the plan has steps on one, and only there");
+        let here = |i: &usize| !plan.state_places[*i].is_gpu();
         let on_host: Vec<StateSpec> = (0..tape.states.len()).filter(here).map(|i| tape.states[i].clone()).collect();
         let Shape { n_seq, n_ctx, n_batch, .. } = shape;
         check_room(&gguf, &on_host, shape, cpu::Memory::of_this_machine())?;
@@ -103,11 +104,11 @@ impl Engine {
             .iter()
             .zip(&plan.state_places)
             .map(|(s, place)| match place {
-                Place::Gpu => State::elsewhere(s, n_seq, n_ctx, n_batch),
+                Place::Gpu(_) => State::elsewhere(s, n_seq, n_ctx, n_batch),
                 _ => State::new(s, n_seq, n_ctx, n_batch),
             })
             .collect();
-        if device.is_some() {
+        if !devices.is_empty() {
             pool.beside_gpu();
             pool_batch.iter().for_each(Pool::beside_gpu);
         }
@@ -117,12 +118,12 @@ impl Engine {
             .iter()
             .map(|l| Memory { buffers: vec![Vec::new(); l.widths.len()], work: Work::default() })
             .collect();
-        Ok(Engine { gguf, tape, plan, pool, pool_batch, states, weights, memory, device, in_flight })
+        Ok(Engine { gguf, tape, plan, pool, pool_batch, states, weights, memory, devices, in_flight })
     }
 
-    /// The GPU's part, where there is one.
-    pub fn device(&self) -> Option<&Device> {
-        self.device.as_ref()
+    /// The GPUs' parts, by the numbers of [`Place::Gpu`]; none where everything runs on the CPU.
+    pub fn devices(&self) -> &[Device] {
+        &self.devices
     }
 
     /// The file.
@@ -141,14 +142,14 @@ impl Engine {
             m.work.angles.clear();
             m.work.acts.rows_only = batch.deterministic_rows;
         }
-        if let Some(device) = &mut self.device {
+        for device in &mut self.devices {
             device.begin(batch)?;
         }
         let stopped = || batch.rows.len() > 1 && stop.load(Ordering::Relaxed);
         let mut next = 0;
         while next < self.plan.stages.len() {
             match self.plan.stages[next] {
-                ref stage if is_gpu(stage) => {
+                ref stage if gpu_of(stage).is_some() => {
                     if stopped() {
                         return Ok(false);
                     }
@@ -179,16 +180,16 @@ impl Engine {
     /// read of the CPU's memory is copied first; what they send down is in flight afterwards.
     fn start_gpu_stages(&mut self, batch: &Batch, from: usize, observer: &mut Option<Observer<'_>>) -> Result<usize> {
         let range = segment(&self.plan, from);
+        let gpu = gpu_of(&self.plan.stages[from]).expect("the first stage is a GPU's");
         for at in range.clone() {
             match self.plan.stages[at] {
-                Stage::Copy(slot, from, Place::Gpu) => {
+                Stage::Copy(slot, from, to @ Place::Gpu(_)) => {
                     let n = self.count(batch, slot);
-                    let (source, to) = (self.plan.buffer(slot, from), self.plan.buffer(slot, Place::Gpu));
+                    let (source, to) = (self.plan.buffer(slot, from), self.plan.buffer(slot, to));
                     let values = &self.memory[from.index()].buffers[source as usize][..n];
-                    let device = self.device.as_mut().expect("a plan with a GPU has a device");
-                    device.outgoing(to)?[..n].copy_from_slice(values);
+                    self.devices[gpu].outgoing(to)?[..n].copy_from_slice(values);
                 }
-                Stage::Copy(slot, Place::Gpu, to) => {
+                Stage::Copy(slot, Place::Gpu(_), to) => {
                     self.in_flight[slot.0 as usize][to.index()] = Some(range.start);
                 }
                 Stage::Run(_, ref steps) => {
@@ -199,7 +200,7 @@ impl Engine {
                 Stage::Copy(..) => {}
             }
         }
-        let device = self.device.as_mut().expect("a plan with a GPU has a device");
+        let device = &mut self.devices[gpu];
         match observer {
             None => device.start(&self.tape, &self.plan, batch, range.clone())?,
             Some(f) => device.observe(&self.tape, &self.plan, batch, range.clone(), f)?,
@@ -271,7 +272,7 @@ impl Engine {
 
     /// Calls the CPU body of step `i`, whose inputs have `rows` rows.
     fn compute(&mut self, batch: &Batch, place: Place, (i, rows): (usize, usize), outs: &mut [Vec<f32>]) -> Result<()> {
-        let Engine { gguf, tape, plan, pool, pool_batch, states, weights, memory, device, .. } = self;
+        let Engine { gguf, tape, plan, pool, pool_batch, states, weights, memory, devices, .. } = self;
         let pool = pool_batch.as_ref().filter(|_| batch.rows.len() > 1).unwrap_or(pool);
         let (step, Memory { buffers, work }) = (&tape.steps[i], &mut memory[place.index()]);
         let value = |slot: Slot| {
@@ -279,7 +280,8 @@ impl Engine {
             &buffers[plan.buffer(slot, place) as usize][..batch.count(info.rows) * info.width]
         };
         let ins: Vec<&[f32]> = step.ins.iter().map(|&slot| value(slot)).collect();
-        let shared = device.as_mut().filter(|_| step.half == Half::Rest);
+        // The other half of the experts is the first GPU's.
+        let shared = devices.first_mut().filter(|_| step.half == Half::Rest);
         let on_gpu = shared.as_ref().map_or(Vec::new(), |d| d.experts.on_gpu(i).to_vec());
         let view = |w| WeightView { slots: &on_gpu, ..weights.view(gguf, tape, place, w) };
         let views: Vec<WeightView> = step.weights.iter().map(|&w| view(w)).collect();
@@ -309,10 +311,10 @@ impl Engine {
         let Some(stage) = self.in_flight[slot.0 as usize][place.index()].take() else { return Ok(()) };
         let n = self.count(batch, slot);
         let buffer = self.plan.buffer(slot, place);
-        let device = self.device.as_ref().expect("a plan with a GPU has a device");
+        let gpu = gpu_of(&self.plan.stages[stage]).expect("a GPU sent it");
         let to = &mut self.memory[place.index()].buffers[buffer as usize];
         to.clear();
-        to.extend_from_slice(device.arrived(stage, (place, buffer), n)?);
+        to.extend_from_slice(self.devices[gpu].arrived(stage, (place, buffer), n)?);
         Ok(())
     }
 
@@ -325,10 +327,7 @@ impl Engine {
             }
             self.fetch(batch, slot, Place::Cpu)?;
         }
-        match &mut self.device {
-            Some(device) => device.end(&self.gguf, batch),
-            None => Ok(()),
-        }
+        self.devices.iter_mut().try_for_each(|device| device.end(&self.gguf, batch))
     }
 
     /// Writes what a sequence of `tokens` tokens remembers, or what later tokens overwrite of it (see
@@ -415,7 +414,10 @@ impl Engine {
 
     /// The device that holds a state, if one does.
     fn device_of(&self, state: usize) -> Option<&Device> {
-        self.device.as_ref().filter(|_| self.plan.state_places[state] == Place::Gpu)
+        match self.plan.state_places[state] {
+            Place::Gpu(n) => Some(&self.devices[n as usize]),
+            Place::Cpu | Place::Twin => None,
+        }
     }
 
     /// Forgets a sequence.
@@ -440,27 +442,30 @@ impl Engine {
     }
 }
 
-/// Whether a stage is the GPU's: work there, or a copy to or from there.
-fn is_gpu(stage: &Stage) -> bool {
-    match stage {
-        Stage::Run(place, _) => *place == Place::Gpu,
-        Stage::Copy(_, from, to) => *from == Place::Gpu || *to == Place::Gpu,
+/// The number of the GPU whose stage it is: work there, or a copy to or from there.
+fn gpu_of(stage: &Stage) -> Option<usize> {
+    match *stage {
+        Stage::Run(Place::Gpu(n), _) | Stage::Copy(_, Place::Gpu(n), _) | Stage::Copy(_, _, Place::Gpu(n)) => {
+            Some(n as usize)
+        }
+        _ => None,
     }
 }
 
-/// The GPU's stages from `from` on that are started together: up to the host's next, and no further than the next values
-/// that are sent down, which the host may be waiting for. Values that are sent up lie ready when it starts, so no two of them
-/// may come through one buffer.
+/// A GPU's stages from `from` on that are started together: up to the next stage that is not its own, and no further than
+/// the next values that are sent down, which the host may be waiting for. Values that are sent up are in staging memory
+/// when it starts, so no two of them may come through one buffer.
 fn segment(plan: &Plan, from: usize) -> Range<usize> {
     let stages = &plan.stages;
-    let down = |s: &Stage| matches!(s, Stage::Copy(_, Place::Gpu, _));
-    let up = |s: &Stage| match s {
-        Stage::Copy(slot, _, Place::Gpu) => Some(plan.buffer(*slot, Place::Gpu)),
+    let down = |s: &Stage| matches!(s, Stage::Copy(_, Place::Gpu(_), _));
+    let up = |s: &Stage| match *s {
+        Stage::Copy(slot, _, to @ Place::Gpu(_)) => Some(plan.buffer(slot, to)),
         _ => None,
     };
+    let gpu = gpu_of(&stages[from]);
     let mut through: Vec<u32> = up(&stages[from]).into_iter().collect();
     let mut to = from + 1;
-    while to < stages.len() && is_gpu(&stages[to]) && (!down(&stages[to - 1]) || down(&stages[to])) {
+    while to < stages.len() && gpu_of(&stages[to]) == gpu && (!down(&stages[to - 1]) || down(&stages[to])) {
         if let Some(buffer) = up(&stages[to]) {
             if through.contains(&buffer) {
                 break;

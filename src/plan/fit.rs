@@ -106,7 +106,7 @@ impl Model<'_> {
         let tied = |s: &Step| head.is_some_and(|h| s.weights.first().is_some_and(|w| h.weights.first() == Some(w)));
         Plan::new(tape, &|i, step| {
             if let Some(place) = self.ask.rules.place(tape, step) {
-                return if place == Place::Gpu && needs.refuses[i].is_some() { Place::Cpu } else { place };
+                return if place.is_gpu() && needs.refuses[i].is_some() { Place::Cpu } else { place };
             }
             let front = layers[i].is_none();
             let there = match front {
@@ -114,7 +114,7 @@ impl Model<'_> {
                 false => self.on_gpu(gpu_layers, layers[i]),
             };
             let experts = step.op.halves() && layers[i].is_some_and(|l| l < cpu_moe);
-            if there && !experts && needs.refuses[i].is_none() { Place::Gpu } else { Place::Cpu }
+            if there && !experts && needs.refuses[i].is_none() { Place::Gpu(0) } else { Place::Cpu }
         })
     }
 

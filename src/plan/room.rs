@@ -75,7 +75,7 @@ impl Room {
         let mut states = vec![false; tape.states.len()];
         let mut tables: Vec<&str> = Vec::new();
         sum.header = (LISTS * n_batch * 4).next_multiple_of(ALIGN);
-        for (i, step) in tape.steps.iter().enumerate().filter(|(i, _)| plan.places[*i] == Place::Gpu) {
+        for (i, step) in tape.steps.iter().enumerate().filter(|(i, _)| plan.places[*i].is_gpu()) {
             for w in step.weights.iter().map(|w| w.0 as usize) {
                 if !passes_through(tape, step, w) && !std::mem::replace(&mut seen[w], true) {
                     sum.weights += weight_bytes(tape, w).next_multiple_of(ALIGN);
@@ -100,7 +100,7 @@ impl Room {
             }
             sum.scratch = sum.scratch.max(needs.scratch[i]);
         }
-        sum.values = plan.layouts[Place::Gpu.index()].bytes(&shape).map(|b| b.next_multiple_of(ALIGN)).sum();
+        sum.values = plan.layouts[Place::Gpu(0).index()].bytes(&shape).map(|b| b.next_multiple_of(ALIGN)).sum();
         sum.scratch = sum.scratch.next_multiple_of(ALIGN);
         sum
     }
