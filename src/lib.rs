@@ -57,6 +57,7 @@ pub mod ops;
 pub mod plan;
 pub mod quant;
 pub mod sample;
+pub mod schedule;
 pub mod session;
 pub mod simd;
 pub mod store;

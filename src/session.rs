@@ -1,32 +1,31 @@
 //! A session: a model and the sequences it is reading. Tokens go in, logits come out; a sequence can go back, be
 //! saved, be copied.
 
+mod forward;
+
 use std::io::{Read, Write};
 use std::path::Path;
 use std::sync::Arc;
-use std::sync::atomic::{AtomicBool, Ordering};
-use std::time::Instant;
+use std::sync::atomic::AtomicBool;
 
 use anyhow::{Context, Result, bail};
 
 use crate::cpu::Pool;
 use crate::cuda::{Gpu, OutOfMemory};
-use crate::exec::{Device, Engine, Observer, Weights};
+use crate::exec::{Device, Engine, Weights};
 use crate::gguf::{Gguf, Load};
 use crate::models;
-use crate::plan::{self, Ask, Fit, Plan, Shape};
+use crate::plan::{self, Ask, Fit, Place, Plan, Shape};
 use crate::quant::{self, QuantType};
-use crate::tape::{Batch, Row, Settings, Tape};
+use crate::tape::{Settings, Tape};
+
+pub use forward::{DecodeStats, Output, Progress, Want};
 
 /// Context used when none is asked for: enough for a talk, small enough that no model is refused for its cache.
 const DEFAULT_CONTEXT: usize = 8192;
 
 /// Positions are kept in 32 bits.
 pub const MAX_CONTEXT: usize = u32::MAX as usize;
-
-/// Sequences that step together and come out as if each were alone. Measured on two cores: 8 lose a tenth at most by it, 32
-/// a quarter.
-const FEW: usize = 8;
 
 /// Checkpoints kept per sequence, and the bytes of those of all sequences.
 const CHECKPOINTS: usize = 16;
@@ -85,21 +84,6 @@ impl Default for Options {
             load: Load::default(),
         }
     }
-}
-
-/// Which logits a call returns.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Want {
-    /// None.
-    None,
-    /// Those after the last token.
-    Last,
-    /// Those after every token.
-    All,
-    /// Those after every token of the call from this one on.
-    From(usize),
-    /// Of those after the last token only the largest: the token's number and its logit.
-    Likeliest,
 }
 
 /// A call that did not finish.
@@ -175,22 +159,15 @@ pub struct Session {
     shape: Shape,
     n_vocab: usize,
     stop: Arc<AtomicBool>,
-    single: Single,
+    decode_stats: DecodeStats,
     deterministic: bool,
 }
 
-/// Calls of [`Session::feed`] or [`Session::step`] with one token behind others: what generating is made of.
-#[derive(Clone, Copy, Debug, Default)]
-pub struct Single {
-    /// How many.
-    pub tokens: usize,
-    /// Seconds that they took.
-    pub seconds: f64,
-    /// Tokens of steps of several sequences, which are not counted in the others.
-    pub together: usize,
-}
-
 /// The context that a model gets: what was asked, else its own up to 8192.
+///
+/// # Errors
+/// If the file does not say what architecture it has, or names a context that cannot be; or if more than
+/// [`MAX_CONTEXT`] tokens are asked for.
 pub fn context(gguf: &Gguf, asked: Option<usize>) -> Result<usize> {
     let key = format!("{}.context_length", gguf.meta.str("general.architecture")?);
     let trained = gguf.meta.opt_usize(&key)?;
@@ -208,6 +185,10 @@ pub fn context(gguf: &Gguf, asked: Option<usize>) -> Result<usize> {
 }
 
 /// The tape of a file under these options, from its header.
+///
+/// # Errors
+/// As [`context`], and if no family can be built from the file: its architecture is unknown, or a key or tensor is
+/// missing, wrong, or not used.
 pub fn tape(gguf: &Gguf, o: &Options) -> Result<Tape> {
     let settings = Settings { n_ctx: context(gguf, o.n_ctx)?, type_k: o.type_k, type_v: o.type_v };
     models::build(gguf, settings)
@@ -236,11 +217,18 @@ pub fn margin(free: usize, shown: bool) -> usize {
 
 impl Session {
     /// Opens the model at `path` (any shard of it).
+    ///
+    /// # Errors
+    /// As [`Session::new`], and if the file cannot be read or is no GGUF file.
     pub fn open(path: &Path, o: &Options) -> Result<Session> {
         Session::new(Gguf::open_with(path, &o.load)?, o)
     }
 
     /// Opens a model whose header is read already, on the CPU; rules may put steps elsewhere on it.
+    ///
+    /// # Errors
+    /// As [`tape`] and [`shape`]; [`NoMemory`](crate::exec::NoMemory) if the machine cannot hold what the sequences
+    /// remember; and if threads cannot be started.
     pub fn new(gguf: Gguf, o: &Options) -> Result<Session> {
         let tape = tape(&gguf, o)?;
         let shape = shape(&gguf, o)?;
@@ -277,9 +265,9 @@ impl Session {
                 return Session::planned(gguf, fit.tape, fit.plan, o, None);
             }
             let weights = Weights::load(&gguf, &fit.tape, &fit.plan)?;
-            match Device::open(gpu.clone(), &gguf, &fit.tape, &fit.plan, &weights, shape) {
+            match Device::open((gpu.clone(), Place::Gpu(0)), &gguf, &fit.tape, &fit.plan, &weights, shape) {
                 Ok(device) => {
-                    return Session::with(gguf, (fit.tape, fit.plan), o, weights, Some(device));
+                    return Session::with(gguf, (fit.tape, fit.plan), o, weights, vec![device]);
                 }
                 Err(e) => {
                     let e = e.downcast::<OutOfMemory>()?;
@@ -291,14 +279,17 @@ impl Session {
     }
 
     /// Opens a model with a plan of one's own, and the device for what it places there.
+    ///
+    /// # Errors
+    /// As [`Session::new`], and if the GPU fails or has no memory for its part.
     pub fn planned(gguf: Gguf, tape: Tape, plan: Plan, o: &Options, gpu: Option<Arc<Gpu>>) -> Result<Session> {
         let weights = Weights::load(&gguf, &tape, &plan)?;
         let shape = shape(&gguf, o)?;
-        let device = match gpu.filter(|_| plan.on_gpu()) {
-            Some(gpu) => Some(Device::open(gpu, &gguf, &tape, &plan, &weights, shape)?),
-            None => None,
+        let devices = match gpu.filter(|_| plan.on_gpu()) {
+            Some(gpu) => vec![Device::open((gpu, Place::Gpu(0)), &gguf, &tape, &plan, &weights, shape)?],
+            None => Vec::new(),
         };
-        Session::with(gguf, (tape, plan), o, weights, device)
+        Session::with(gguf, (tape, plan), o, weights, devices)
     }
 
     fn with(
@@ -306,9 +297,9 @@ impl Session {
         placed: (Tape, Plan),
         o: &Options,
         weights: Weights,
-        mut device: Option<Device>,
+        mut devices: Vec<Device>,
     ) -> Result<Session> {
-        if let Some(device) = &mut device {
+        for device in &mut devices {
             device.deterministic(o.deterministic);
             if o.stats {
                 device.keep_time()?;
@@ -318,9 +309,17 @@ impl Session {
         let n_vocab = placed.0.n_vocab();
         let few = Pool::new(o.threads)?;
         let many = o.threads_batch.filter(|n| *n != o.threads).map(Pool::new).transpose()?;
-        let engine = Engine::new(gguf, placed, (few, many), shape, weights, device)?;
+        let engine = Engine::new(gguf, placed, (few, many), shape, weights, devices)?;
         let seqs = (0..shape.n_seq).map(|_| Sequence::default()).collect();
-        Ok(Session { engine, seqs, shape, n_vocab, stop: Arc::default(), single: Single::default(), deterministic })
+        Ok(Session {
+            engine,
+            seqs,
+            shape,
+            n_vocab,
+            stop: Arc::default(),
+            decode_stats: DecodeStats::default(),
+            deterministic,
+        })
     }
 
     /// The engine underneath.
@@ -338,6 +337,11 @@ impl Session {
         self.shape.n_batch
     }
 
+    /// Sequences.
+    pub fn n_seq(&self) -> usize {
+        self.shape.n_seq
+    }
+
     /// Size of the vocabulary.
     pub fn n_vocab(&self) -> usize {
         self.n_vocab
@@ -351,128 +355,6 @@ impl Session {
     /// Raised (from a signal handler, say), it makes a running [`Session::feed`] return [`Interrupted`] soon.
     pub fn stop_flag(&self) -> Arc<AtomicBool> {
         self.stop.clone()
-    }
-
-    /// Reads `tokens` into a sequence and returns the wanted logits: (wanted, n_vocab), or what [`Want::Likeliest`] says.
-    ///
-    /// Fails, with the sequence as it was, on a token outside the vocabulary and when the context would overflow. On
-    /// [`Interrupted`] the sequence holds the batches that were finished.
-    pub fn feed(&mut self, seq: usize, tokens: &[u32], want: Want) -> Result<Vec<f32>> {
-        self.feed_observed(seq, tokens, want, None)
-    }
-
-    /// As [`Session::feed`]; `observer` sees every step's outputs.
-    pub fn feed_observed(
-        &mut self,
-        seq: usize,
-        tokens: &[u32],
-        want: Want,
-        mut observer: Option<Observer<'_>>,
-    ) -> Result<Vec<f32>> {
-        self.check(self.seqs[seq].tokens.len(), tokens)?;
-        if tokens.len() > 1 {
-            self.checkpoint(seq)?;
-        }
-        let start = Instant::now();
-        let mut logits = Vec::new();
-        let at_once = match want {
-            Want::All | Want::From(_) => self.shape.n_batch.min(self.shape.n_wanted),
-            _ => self.shape.n_batch,
-        };
-        let chunks = tokens.chunks(at_once);
-        let last = chunks.len().saturating_sub(1);
-        for (i, chunk) in chunks.enumerate() {
-            let from = self.seqs[seq].tokens.len();
-            let rows =
-                chunk.iter().enumerate().map(|(j, &token)| Row { token, seq: seq as u32, pos: (from + j) as u32 });
-            let n = chunk.len() as u32;
-            let wanted = match want {
-                Want::All => (0..n).collect(),
-                Want::From(first) => (first.saturating_sub(i * at_once) as u32..n).collect(),
-                Want::Last | Want::Likeliest if i == last => vec![n - 1],
-                _ => Vec::new(),
-            };
-            let batch = Batch { rows: rows.collect(), wanted, greedy: want == Want::Likeliest, alike: false };
-            // Going back from a half-read batch must not mean reading all batches before it again.
-            let before = (i > 0 && self.is_overwritten()).then(|| self.overwritten(seq)).transpose()?;
-            let observer: Option<Observer<'_>> = match &mut observer {
-                Some(f) => Some(&mut **f),
-                None => None,
-            };
-            if !self.engine.walk(&batch, &self.stop, observer)? {
-                self.stop.store(false, Ordering::Relaxed);
-                self.seqs[seq].tokens.extend_from_slice(chunk); // half-read: states may hold any of these
-                self.seqs[seq].checkpoints.extend(before);
-                self.rewind(seq, from)?;
-                return Err(Interrupted.into());
-            }
-            // It was needed in case of an interruption; now it spares later prompts that begin alike a second reading.
-            if let Some(before) = before {
-                self.keep_checkpoint(seq, before);
-            }
-            self.seqs[seq].tokens.extend_from_slice(chunk);
-            if !batch.wanted.is_empty() {
-                logits.extend_from_slice(self.engine.result(&batch));
-            }
-        }
-        if tokens.len() > 1 {
-            self.checkpoint(seq)?;
-        } else if tokens.len() == 1 && self.seqs[seq].tokens.len() > 1 {
-            self.single.tokens += 1;
-            self.single.seconds += start.elapsed().as_secs_f64();
-        }
-        Ok(logits)
-    }
-
-    /// The single tokens read so far.
-    pub fn single(&self) -> Single {
-        self.single
-    }
-
-    /// One token for each of several sequences, computed together: the logits of each, (sequences, n_vocab), or of each
-    /// the likeliest token and its logit, (sequences, 2). On the CPU each is what it would be alone, bit for bit, if they are
-    /// few or if that was asked for ([`Options::deterministic`]); with many, products share what they decode.
-    pub fn step(&mut self, rows: &[(usize, u32)], greedy: bool) -> Result<Vec<f32>> {
-        for (i, &(seq, token)) in rows.iter().enumerate() {
-            self.check(self.seqs[seq].tokens.len(), &[token])?;
-            if rows[..i].iter().any(|r| r.0 == seq) {
-                bail!(
-                    "sequence {seq} is given two tokens in one step; one token for each of several sequences expected"
-                );
-            }
-        }
-        let start = Instant::now();
-        let mut logits = Vec::new();
-        let alike = self.deterministic || rows.len() <= FEW;
-        for rows in rows.chunks(self.shape.n_batch.min(self.shape.n_wanted)) {
-            let at = |seq: usize| self.seqs[seq].tokens.len() as u32;
-            let list = rows.iter().map(|&(seq, token)| Row { token, seq: seq as u32, pos: at(seq) }).collect();
-            let batch = Batch { rows: list, wanted: (0..rows.len() as u32).collect(), greedy, alike };
-            self.engine.walk(&batch, &AtomicBool::new(false), None)?;
-            for &(seq, token) in rows {
-                self.seqs[seq].tokens.push(token);
-            }
-            logits.extend_from_slice(self.engine.result(&batch));
-        }
-        match rows.len() {
-            1 => {
-                self.single.tokens += 1;
-                self.single.seconds += start.elapsed().as_secs_f64();
-            }
-            n => self.single.together += n,
-        }
-        Ok(logits)
-    }
-
-    /// Fails if a sequence of `have` tokens cannot have these too.
-    fn check(&self, have: usize, tokens: &[u32]) -> Result<()> {
-        if let Some(bad) = tokens.iter().find(|&&t| t as usize >= self.n_vocab) {
-            bail!("token {bad} is outside the vocabulary of {} tokens", self.n_vocab);
-        }
-        if have + tokens.len() > self.shape.n_ctx {
-            return Err(ContextFull { n_ctx: self.shape.n_ctx, used: have, given: tokens.len() }.into());
-        }
-        Ok(())
     }
 
     /// Forgets a sequence.
@@ -517,6 +399,10 @@ impl Session {
     /// Takes the sequence back to its first `n` tokens. Where what is stored does not reach back, the nearest
     /// checkpoint is loaded and the tokens since are read again: the result is the same as if the rest never was. Returns
     /// how many were read again.
+    ///
+    /// # Errors
+    /// With the sequence as it was, if it has fewer tokens. [`Interrupted`] while tokens are read again, of which the
+    /// sequence then holds the finished batches; others if the GPU fails.
     pub fn rewind(&mut self, seq: usize, n: usize) -> Result<usize> {
         let have = self.seqs[seq].tokens.len();
         if n > have {
@@ -649,8 +535,11 @@ impl Session {
         Ok(Snapshot { tokens, checkpoints, states })
     }
 
-    /// Makes a sequence what it was when the snapshot was taken. Fails, with the sequence as it was, if the snapshot is
-    /// not from this model and these cache types.
+    /// Makes a sequence what it was when the snapshot was taken.
+    ///
+    /// # Errors
+    /// With the sequence as it was, if the snapshot is not from this model and these cache types. With the sequence
+    /// cleared, if the GPU fails.
     pub fn restore(&mut self, seq: usize, snapshot: &Snapshot) -> Result<()> {
         let Snapshot { tokens, checkpoints, states } = snapshot;
         if self.saved_bytes(tokens.len(), checkpoints) != states.len() {

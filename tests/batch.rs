@@ -2,14 +2,16 @@
 
 mod common;
 
+use std::collections::BTreeMap;
 use std::io::{BufRead, BufReader, Write};
 use std::process::{Command, Stdio};
 use std::sync::atomic::AtomicBool;
 
 use serde_json::{Value, json};
 use tandem::sample::{Params, Sampler};
+use tandem::schedule::{Request, Scheduler};
 use tandem::session::{Options, Session};
-use tandem::talk::{self, Asked, Writer};
+use tandem::talk::{self, GenParams, Generated, Writer};
 use tandem::text::{Reader, Tokenizer};
 
 fn tandem(args: &[&str]) -> Command {
@@ -62,17 +64,75 @@ fn a_thousand_lines_are_answered_in_order_as_run_answers_them_and_bad_ones_are_e
         session.clear(0);
         let ids = tokenizer.encode(p, true, true).unwrap();
         let sampler = Sampler::new(Params { temperature: 0.0, ..Params::default() }, 0, Vec::new());
-        let asked = Asked { limit: Some(5 + i % 20), ..Asked::default() };
+        let asked = GenParams { limit: Some(5 + i % 20), ..GenParams::default() };
         let mut writer = Writer::new(&tokenizer, sampler, None, Reader::plain(), asked, &ids);
-        let logits = talk::feed(&mut session, 0, &ids, writer.want(), &mut |_| {}).unwrap();
-        talk::write(&mut session, 0, &mut writer, logits, &AtomicBool::new(false), &mut |_, _| Ok(())).unwrap();
-        assert_eq!(answer["text"], writer.said.answer, "line {i}: {p:?}");
+        let output = session.feed(0, &ids, writer.want()).unwrap();
+        talk::write(&mut session, 0, &mut writer, output, &AtomicBool::new(false), &mut |_, _| Ok(())).unwrap();
+        assert_eq!(answer["text"], writer.generated.answer, "line {i}: {p:?}");
     }
     // And that is what the verb writes.
     for i in [0, 13, 500] {
         let n = (5 + i % 20).to_string();
         let out = tandem(&["run", "-p", &prompts[i], "--temp", "0", "-n", &n]).stdin(Stdio::null()).output().unwrap();
         assert_eq!(got[i]["text"], String::from_utf8(out.stdout).unwrap());
+    }
+}
+
+/// Runs a scheduler until nothing is left to do; what was generated, by the requests' numbers.
+fn drained(s: &mut Scheduler<'_>) -> BTreeMap<usize, Generated> {
+    let mut all = BTreeMap::new();
+    while !s.is_idle() {
+        for answer in s.step().unwrap() {
+            answer.end.unwrap();
+            all.insert(answer.number, answer.generated);
+        }
+    }
+    all
+}
+
+#[test]
+fn a_long_prompt_that_arrives_midway_is_read_between_the_tokens_of_the_others() {
+    let open = |n_seq: usize| {
+        Session::open(&common::demo(), &Options { n_ctx: Some(2048), n_seq, ..Options::default() }).unwrap()
+    };
+    let tokenizer = Tokenizer::new(open(1).engine().gguf()).unwrap();
+    let long: String = (0..90).map(|i| format!("{i} good night, and {} good morrow.\n", i * i)).collect();
+    let texts = ["ROMEO:\nO, ", "KING HENRY:\nThe sun", long.as_str()];
+    let request = |number: usize| {
+        let prompt = tokenizer.encode(texts[number], true, true).unwrap();
+        let sampler = Sampler::new(Params::default(), 7 + number as u64, Vec::new());
+        let params = GenParams { limit: Some(60), ignore_eos: true, logprobs: Some(2), ..GenParams::default() };
+        let writer = Writer::new(&tokenizer, sampler, None, Reader::plain(), params, &prompt);
+        Request { number, prompt, writer }
+    };
+    let n_long = request(2).prompt.len();
+    assert!((400..1900).contains(&n_long), "{n_long} tokens");
+    let alone = (0..3).map(|i| {
+        let mut s = Scheduler::new(open(1));
+        s.add(request(i)).unwrap();
+        drained(&mut s).remove(&i).unwrap()
+    });
+    let alone: Vec<Generated> = alone.collect();
+
+    let mut s = Scheduler::new(open(3));
+    (0..2).for_each(|i| s.add(request(i)).unwrap());
+    (0..5).for_each(|_| assert!(s.step().unwrap().is_empty()));
+    s.add(request(2)).unwrap();
+    let mut steps = 0;
+    while s.session().tokens(2).len() < n_long {
+        let have = |s: &Scheduler<'_>| [0, 1, 2].map(|i| s.session().tokens(i).len());
+        let before = have(&s);
+        assert!(s.step().unwrap().is_empty());
+        let after = have(&s);
+        assert_eq!((after[0], after[1]), (before[0] + 1, before[1] + 1), "an answer stalled");
+        assert!(after[2] > before[2] && after[2] - before[2] <= 128, "{} tokens in a step", after[2] - before[2]);
+        steps += 1;
+    }
+    assert_eq!(steps, n_long.div_ceil(128));
+    let together = drained(&mut s);
+    for (i, alone) in alone.iter().enumerate() {
+        // Log-probabilities too: the logits are bit-equal.
+        assert_eq!((&together[&i].tokens, &together[&i].logprobs), (&alone.tokens, &alone.logprobs), "request {i}");
     }
 }
 

@@ -6,7 +6,7 @@ use common::{Reference, exact, nmse, references, rows};
 use tandem::gguf::Gguf;
 use tandem::plan::{Place, Plan};
 use tandem::quant::{self, Rng};
-use tandem::session::{self, Options, Session, Want};
+use tandem::session::{self, Options, Output, Session, Want};
 
 fn open(r: &Reference, o: &Options) -> Session {
     Session::open(&r.gguf, o).unwrap_or_else(|e| panic!("{}: {e:#}", r.name))
@@ -14,13 +14,13 @@ fn open(r: &Reference, o: &Options) -> Session {
 
 /// Feeds the prompt in pieces of `n`; all logits.
 fn in_pieces(s: &mut Session, prompt: &[u32], n: usize) -> Vec<f32> {
-    prompt.chunks(n).flat_map(|c| s.feed(0, c, Want::All).unwrap()).collect()
+    prompt.chunks(n).flat_map(|c| s.feed(0, c, Want::All).unwrap().into_logits()).collect()
 }
 
 #[test]
 fn a_prompt_read_whole_or_in_pieces_gives_the_same_logits() {
     for r in references() {
-        let whole = open(&r, &exact()).feed(0, &r.prompt, Want::All).unwrap();
+        let whole = open(&r, &exact()).feed(0, &r.prompt, Want::All).unwrap().into_logits();
         for n in [1, 3, 7] {
             let pieces = in_pieces(&mut open(&r, &exact()), &r.prompt, n);
             let error = nmse(&whole, &pieces);
@@ -59,7 +59,7 @@ fn any_split_between_the_cpu_and_its_twin_gives_bit_equal_logits() {
 fn going_back_and_reading_again_is_as_if_it_never_was() {
     let mut rng = Rng(5);
     for r in references() {
-        let straight = open(&r, &exact()).feed(0, &r.prompt, Want::All).unwrap();
+        let straight = open(&r, &exact()).feed(0, &r.prompt, Want::All).unwrap().into_logits();
         let mut s = open(&r, &exact());
         let n_vocab = s.n_vocab();
         for _ in 0..4 {
@@ -76,7 +76,7 @@ fn going_back_and_reading_again_is_as_if_it_never_was() {
         }
         let from = s.tokens(0).len();
         assert_eq!(s.tokens(0), &r.prompt[..from]);
-        let rest = s.feed(0, &r.prompt[from..], Want::All).unwrap();
+        let rest = s.feed(0, &r.prompt[from..], Want::All).unwrap().into_logits();
         let error = nmse(&straight[from * n_vocab..], &rest);
         say!("{:24} after 4 detours, from {from}: NMSE {error:.1e} (limit 1e-10)", r.name);
         assert!(error < 1e-10, "{}: {error:e}", r.name);
@@ -90,12 +90,16 @@ fn a_snapshot_restored_in_a_new_session_goes_on_alike() {
         let mut a = open(&r, &exact());
         a.feed(0, &r.prompt[..cut], Want::None).unwrap();
         let snapshot = a.snapshot(0).unwrap();
-        let want = a.feed(0, &r.prompt[cut..], Want::All).unwrap();
+        let want = a.feed(0, &r.prompt[cut..], Want::All).unwrap().into_logits();
         let mut b = open(&r, &exact());
         b.feed(0, &r.prompt[5..40], Want::None).unwrap(); // something to be forgotten
         b.restore(0, &snapshot).unwrap();
         assert_eq!(b.tokens(0), &r.prompt[..cut]);
-        assert!(b.feed(0, &r.prompt[cut..], Want::All).unwrap() == want, "{}: the restored session differs", r.name);
+        assert!(
+            b.feed(0, &r.prompt[cut..], Want::All).unwrap().into_logits() == want,
+            "{}: the restored session differs",
+            r.name
+        );
     }
 }
 
@@ -126,14 +130,87 @@ fn sequences_read_side_by_side_do_not_see_each_other() {
         let mut got = Vec::new();
         for i in 0..20 {
             // Several rows of different sequences and depths in one batch.
-            let logits = s.step(&[(2, others[i]), (0, r.prompt[n + i]), (1, others[i + 1])], false).unwrap();
-            got.extend_from_slice(&logits[s.n_vocab()..2 * s.n_vocab()]);
+            let rows = [(2, others[i]), (0, r.prompt[n + i]), (1, others[i + 1])];
+            got.extend(s.step(&rows, Want::Last).unwrap().swap_remove(1).into_logits());
         }
-        let alone = open(&r, &exact()).feed(0, &r.prompt[..n + 20], Want::All).unwrap();
+        let alone = open(&r, &exact()).feed(0, &r.prompt[..n + 20], Want::All).unwrap().into_logits();
         let error = nmse(&alone[n * s.n_vocab()..], &got);
         say!("{:24} among others: NMSE {error:.1e} (limit 1e-10)", r.name);
         assert!(error < 1e-10, "{}: {error:e}", r.name);
     }
+}
+
+/// Two answers under way, and a third prompt that is read in pieces between their tokens.
+#[test]
+fn a_prompt_that_arrives_midway_changes_no_bit_of_other_answers_nor_they_of_its() {
+    for r in references() {
+        let o = Options { n_seq: 3, ..exact() };
+        let begun = || {
+            let mut s = open(&r, &o);
+            s.feed(0, &r.prompt[..20], Want::None).unwrap();
+            s.feed(1, &r.prompt[5..30], Want::None).unwrap();
+            s
+        };
+        let prompt: Vec<u32> = r.prompt[..66].iter().rev().copied().collect();
+        let row = |i: usize| (&r.prompt[20 + i..21 + i], &r.prompt[30 + i..31 + i]);
+        let (mut others, mut alone, mut mixed) = (begun(), begun(), begun());
+        for (i, piece) in prompt.chunks(11).enumerate() {
+            let (a, b) = row(i);
+            let without = others.step(&[(0, a[0]), (1, b[0])], Want::Last).unwrap();
+            let by_itself = alone.feed(2, piece, Want::Last).unwrap();
+            let got = mixed.forward(&[(0, a, Want::Last), (2, piece, Want::Last), (1, b, Want::Last)]).unwrap();
+            assert!(got[0] == without[0] && got[2] == without[1], "{}: piece {i} changed a running answer", r.name);
+            assert!(got[1] == by_itself, "{}: running answers changed piece {i}", r.name);
+            assert_eq!(mixed.tokens(2), &prompt[..11 * (i + 1)]);
+        }
+    }
+}
+
+#[test]
+fn of_sequences_that_step_together_one_may_want_its_argmax_and_another_its_logits() {
+    let r = &references()[0];
+    let o = Options { n_seq: 4, ..exact() };
+    let wants = [Want::Argmax, Want::Last, Want::None, Want::All];
+    let begun = || {
+        let mut s = open(r, &o);
+        (0..4).for_each(|seq| drop(s.feed(seq, &r.prompt[seq..20 + seq], Want::None).unwrap()));
+        s
+    };
+    let (mut all, mut mixed) = (begun(), begun());
+    let rows: Vec<(usize, u32)> = (0..4).map(|seq| (seq, r.prompt[40 + seq])).collect();
+    let logits: Vec<Vec<f32>> = all.step(&rows, Want::Last).unwrap().into_iter().map(Output::into_logits).collect();
+    let parts: Vec<(usize, &[u32], Want)> =
+        rows.iter().map(|(seq, t)| (*seq, std::slice::from_ref(t), wants[*seq])).collect();
+    let got = mixed.forward(&parts).unwrap();
+    let best = common::argmax(&logits[0]);
+    assert_eq!(got[0], Output::Argmax { token: best, logit: logits[0][best as usize] });
+    assert!(got[1] == Output::Logits(logits[1].clone()) && got[3] == Output::Logits(logits[3].clone()));
+    assert_eq!(got[2], Output::Logits(Vec::new()));
+}
+
+#[test]
+fn an_interrupted_call_has_read_no_single_token_whose_output_would_be_lost() {
+    let r = &references()[0];
+    let mut s = open(r, &Options { n_seq: 2, ..exact() });
+    s.feed(0, &r.prompt[..9], Want::None).unwrap();
+    s.stop_flag().store(true, std::sync::atomic::Ordering::SeqCst);
+    let parts = [(0, &r.prompt[9..10], Want::Last), (1, &r.prompt[..30], Want::Last)];
+    assert!(s.forward(&parts).unwrap_err().is::<session::Interrupted>());
+    assert_eq!((s.tokens(0).len(), s.tokens(1).len()), (9, 0));
+    s.forward(&parts).unwrap(); // the flag was taken back
+    assert_eq!((s.tokens(0).len(), s.tokens(1).len()), (10, 30));
+}
+
+#[test]
+fn progress_begins_with_nothing_never_falls_and_ends_with_all_tokens() {
+    let r = &references()[0];
+    let mut s = open(r, &Options { n_batch: 16, ..exact() });
+    let mut seen = Vec::new();
+    s.feed_with_progress(0, &r.prompt[..50], Want::Last, &mut |p| seen.push((p.total, p.read))).unwrap();
+    assert!(seen.is_sorted() && seen.iter().all(|p| p.0 == 50), "{seen:?}");
+    assert_eq!((seen[0].1, seen.last().unwrap().1), (0, 50));
+    let within = seen.iter().any(|p| !p.1.is_multiple_of(16) && p.1 != 50);
+    assert!(within, "steps inside a batch are seen: {seen:?}");
 }
 
 #[test]
@@ -153,7 +230,7 @@ fn smaller_cache_types_stay_close_to_the_exact_one() {
                     continue;
                 }
             };
-            let all = s.feed(0, &r.prompt, Want::All).unwrap();
+            let all = s.feed(0, &r.prompt, Want::All).unwrap().into_logits();
             // A router or an indexer may choose otherwise at a few positions, so the middle position is judged.
             let got = rows(&all, n, &r.positions);
             let mut errors: Vec<f64> =
@@ -177,8 +254,8 @@ fn a_full_context_and_a_foreign_token_are_errors_that_change_nothing() {
     let foreign = s.feed(0, &[1, u32::MAX], Want::Last).unwrap_err().to_string();
     assert!(foreign.contains("outside the vocabulary"), "{foreign}");
     assert_eq!(s.tokens(0), &r.prompt[..8]);
-    let after = s.feed(0, &r.prompt[8..10], Want::Last).unwrap();
-    let straight = open(r, &exact()).feed(0, &r.prompt[..10], Want::Last).unwrap();
+    let after = s.feed(0, &r.prompt[8..10], Want::Last).unwrap().into_logits();
+    let straight = open(r, &exact()).feed(0, &r.prompt[..10], Want::Last).unwrap().into_logits();
     assert!(nmse(&straight, &after) < 1e-10);
 }
 
@@ -186,7 +263,7 @@ fn a_full_context_and_a_foreign_token_are_errors_that_change_nothing() {
 fn an_interrupted_prompt_leaves_the_finished_batches_and_goes_on_alike() {
     for r in references() {
         let o = Options { n_batch: 16, ..exact() };
-        let straight = open(&r, &exact()).feed(0, &r.prompt[..104], Want::Last).unwrap();
+        let straight = open(&r, &exact()).feed(0, &r.prompt[..104], Want::Last).unwrap().into_logits();
         for at in [40, 150, 280] {
             let mut s = open(&r, &o);
             s.feed(0, &r.prompt[..40], Want::None).unwrap();
@@ -203,7 +280,7 @@ fn an_interrupted_prompt_leaves_the_finished_batches_and_goes_on_alike() {
             assert!(have == 100 || done.unwrap_err().is::<session::Interrupted>());
             assert!(have >= 40 && (have - 40).is_multiple_of(16) || have == 100);
             s.stop_flag().store(false, std::sync::atomic::Ordering::SeqCst); // raised with nothing left to stop
-            let rest = s.feed(0, &r.prompt[have..104], Want::Last).unwrap();
+            let rest = s.feed(0, &r.prompt[have..104], Want::Last).unwrap().into_logits();
             assert!(nmse(&straight, &rest) < 1e-10, "{}: differs after an interruption at {have}", r.name);
         }
     }
@@ -229,7 +306,7 @@ fn a_full_ring_can_be_rewound_restored_and_shared_like_an_empty_one() {
         s.rewind(0, 702).unwrap();
         s.rewind(0, 697).unwrap();
         let after = |s: &mut Session, seq: usize, from: usize| {
-            let logits = s.feed(seq, &text[from..700], Want::All).unwrap();
+            let logits = s.feed(seq, &text[from..700], Want::All).unwrap().into_logits();
             logits[logits.len() - 3 * n_vocab..].to_vec()
         };
         let want = after(&mut open(&r, &o), 0, 0);
@@ -250,11 +327,11 @@ fn a_full_ring_can_be_rewound_restored_and_shared_like_an_empty_one() {
 }
 
 #[test]
-fn two_tokens_for_one_sequence_in_a_step_are_an_error_that_changes_nothing() {
+fn two_parts_for_one_sequence_in_a_call_are_an_error_that_changes_nothing() {
     let r = &references()[0];
     let mut s = open(r, &Options { n_seq: 2, ..exact() });
-    let error = s.step(&[(0, 1), (1, 2), (0, 3)], false).unwrap_err().to_string();
-    assert!(error.contains("sequence 0 is given two tokens"), "{error}");
+    let error = s.step(&[(0, 1), (1, 2), (0, 3)], Want::Last).unwrap_err().to_string();
+    assert!(error.contains("sequence 0 is given twice"), "{error}");
     assert!(s.tokens(0).is_empty() && s.tokens(1).is_empty());
 }
 

@@ -9,7 +9,7 @@ use tandem::cuda::Gpu;
 use tandem::gguf::Gguf;
 use tandem::plan::{Ask, CacheSize, Place, Plan};
 use tandem::quant;
-use tandem::session::{self, Options, Session, Want};
+use tandem::session::{self, Options, Output, Session, Want};
 use tandem::tape::{Half, Step};
 
 /// Where a placement puts a step.
@@ -26,7 +26,7 @@ fn truth(r: &Reference, prompt: &[u32]) -> (Vec<f32>, f64) {
     let cpu = |ty: &str| {
         let ty = quant::by_name(ty).unwrap();
         let o = Options { type_k: ty, type_v: ty, ..exact() };
-        Session::open(&r.gguf, &o).unwrap().feed(0, prompt, Want::All).unwrap()
+        Session::open(&r.gguf, &o).unwrap().feed(0, prompt, Want::All).unwrap().into_logits()
     };
     let want = cpu("f32");
     let limit = 3.0 * nmse(&want, &cpu("f16"));
@@ -38,9 +38,9 @@ const SHORT: usize = 90;
 
 /// Everything but the embedding on the GPU; the experts on the CPU; every third step on the CPU.
 const PLACEMENTS: [(&str, Rule); 3] = [
-    ("all", |_, s| if named(s, "token_embd") { Place::Cpu } else { Place::Gpu }),
-    ("experts on the CPU", |_, s| if named(s, "token_embd") || named(s, "exps") { Place::Cpu } else { Place::Gpu }),
-    ("mixed", |i, _| if i % 3 == 0 { Place::Cpu } else { Place::Gpu }),
+    ("all", |_, s| if named(s, "token_embd") { Place::Cpu } else { Place::Gpu(0) }),
+    ("experts on the CPU", |_, s| if named(s, "token_embd") || named(s, "exps") { Place::Cpu } else { Place::Gpu(0) }),
+    ("mixed", |i, _| if i % 3 == 0 { Place::Cpu } else { Place::Gpu(0) }),
 ];
 
 #[test]
@@ -84,10 +84,10 @@ fn logits_are_the_cpus_for_every_family_and_placement() {
                 let mut s = Session::planned(gguf, tape, plan, &o, Some(Arc::new(Gpu::open()?)))?;
                 // A prompt in two batches, then token by token: the second single token is recorded, the third replayed.
                 let n = prompt.len();
-                let mut got = s.feed(0, &prompt[..n / 2], Want::All)?;
-                got.extend(s.feed(0, &prompt[n / 2..n - 5], Want::All)?);
+                let mut got = s.feed(0, &prompt[..n / 2], Want::All)?.into_logits();
+                got.extend(s.feed(0, &prompt[n / 2..n - 5], Want::All)?.into_logits());
                 for t in &prompt[n - 5..] {
-                    got.extend(s.feed(0, &[*t], Want::Last)?);
+                    got.extend(s.feed(0, &[*t], Want::Last)?.into_logits());
                 }
                 Ok(nmse(&want, &got))
             };
@@ -146,10 +146,10 @@ fn experts_that_come_and_go_change_nothing_but_the_order_of_sums() {
             let mut got = Vec::new();
             let mut from = 0;
             for to in [n / 2, n / 2 + 3, n - 12].into_iter().chain(n - 11..=n) {
-                got.extend(s.feed(0, &prompt[from..to], Want::All).unwrap());
+                got.extend(s.feed(0, &prompt[from..to], Want::All).unwrap().into_logits());
                 from = to;
             }
-            let (error, stats) = (nmse(&want, &got), s.engine().device().unwrap().cache_stats());
+            let (error, stats) = (nmse(&want, &got), s.engine().devices()[0].cache_stats());
             count += 1;
             say!(
                 "{:24} {name:16} NMSE {error:.1e}; {} of {} choices were cached, {} brought, {} passed through",
@@ -181,11 +181,11 @@ fn the_same_tokens_give_the_same_bits_when_times_decide_nothing() {
         o.deterministic = true;
         let gguf = Gguf::open_with(&r.gguf, &o.load).unwrap();
         let mut s = Session::hybrid(gguf, &o, gpu.clone(), |_, _| Ok(())).unwrap();
-        let mut logits = s.feed(0, &r.prompt[..r.prompt.len() / 2], Want::All).unwrap();
+        let mut logits = s.feed(0, &r.prompt[..r.prompt.len() / 2], Want::All).unwrap().into_logits();
         for t in &r.prompt[r.prompt.len() / 2..] {
-            logits.extend(s.feed(0, &[*t], Want::Last).unwrap());
+            logits.extend(s.feed(0, &[*t], Want::Last).unwrap().into_logits());
         }
-        (logits, s.engine().device().unwrap().cache_stats())
+        (logits, s.engine().devices()[0].cache_stats())
     };
     let (first, second) = (run(), run());
     assert!(first.1.uploads > 0 && first.1.hits > 0, "{:?}", first.1);
@@ -193,7 +193,7 @@ fn the_same_tokens_give_the_same_bits_when_times_decide_nothing() {
 }
 
 #[test]
-fn the_likeliest_token_is_that_of_the_logits_wherever_they_are() {
+fn the_argmax_is_that_of_the_logits_wherever_they_are() {
     if !emu::load() {
         return;
     }
@@ -202,7 +202,7 @@ fn the_likeliest_token_is_that_of_the_logits_wherever_they_are() {
         let prompt = &r.prompt[..r.prompt.len().min(SHORT)];
         let o = exact();
         // The head on the GPU, and on the CPU behind layers on the GPU.
-        let head_here: Rule = |_, s| if s.label.starts_with("blk.") { Place::Gpu } else { Place::Cpu };
+        let head_here: Rule = |_, s| if s.label.starts_with("blk.") { Place::Gpu(0) } else { Place::Cpu };
         for (name, rule) in [PLACEMENTS[0], ("head on the CPU", head_here)] {
             let open = || {
                 let gguf = Gguf::open_with(&r.gguf, &o.load).unwrap();
@@ -215,14 +215,15 @@ fn the_likeliest_token_is_that_of_the_logits_wherever_they_are() {
             // A prompt, single tokens one of which asks for all logits in between, as recordings of both would be mixed up.
             let parts: Vec<&[u32]> = std::iter::once(&prompt[..n]).chain(prompt[n..].chunks(1)).collect();
             for (i, part) in parts.into_iter().enumerate() {
-                let logits = whole.feed(0, part, Want::Last).unwrap();
+                let logits = whole.feed(0, part, Want::Last).unwrap().into_logits();
                 let best = common::argmax(&logits);
                 if i == 3 {
-                    assert_eq!(greedy.feed(0, part, Want::Last).unwrap(), logits, "{} {name}", r.name);
+                    assert_eq!(greedy.feed(0, part, Want::Last).unwrap().into_logits(), logits, "{} {name}", r.name);
                     continue;
                 }
-                let got = greedy.feed(0, part, Want::Likeliest).unwrap();
-                assert_eq!(got, [best as f32, logits[best as usize]], "{} {name} part {i}", r.name);
+                let got = greedy.feed(0, part, Want::Argmax).unwrap();
+                let want = Output::Argmax { token: best, logit: logits[best as usize] };
+                assert_eq!(got, want, "{} {name} part {i}", r.name);
             }
         }
     }
@@ -266,16 +267,16 @@ fn what_a_sequence_remembers_on_a_gpu_can_be_saved_taken_back_and_gone_back_in()
         let mut s = open();
         s.feed(0, &r.prompt[..n / 2], Want::None).unwrap();
         let kept = s.snapshot(0).unwrap();
-        let straight = s.feed(0, &r.prompt[n / 2..], Want::All).unwrap();
+        let straight = s.feed(0, &r.prompt[n / 2..], Want::All).unwrap().into_logits();
         // Another text, and back.
         s.rewind(0, n / 2).unwrap();
         s.feed(0, &r.prompt[..7], Want::None).unwrap();
         s.rewind(0, n / 2).unwrap();
-        let again = s.feed(0, &r.prompt[n / 2..], Want::All).unwrap();
+        let again = s.feed(0, &r.prompt[n / 2..], Want::All).unwrap().into_logits();
         assert!(nmse(&straight, &again) < 1e-6, "{}: going back, {:.1e}", r.name, nmse(&straight, &again));
         let mut other = open();
         other.restore(0, &kept).unwrap();
-        let taken = other.feed(0, &r.prompt[n / 2..], Want::All).unwrap();
+        let taken = other.feed(0, &r.prompt[n / 2..], Want::All).unwrap().into_logits();
         assert!(straight == taken, "{}: a saved sequence goes on as it would have", r.name);
     }
 }

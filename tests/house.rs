@@ -62,8 +62,9 @@ fn floors() -> BTreeMap<&'static str, u32> {
         ("session", 6),
         ("store", 7),
         ("talk", 7),
-        ("cli", 8),
-        ("main", 9),
+        ("schedule", 8),
+        ("cli", 9),
+        ("main", 10),
     ])
 }
 

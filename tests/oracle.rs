@@ -17,14 +17,14 @@ fn logits_of_every_family_equal_the_reference_and_so_does_the_greedy_text() {
                 continue;
             }
         };
-        let all = s.feed(0, &r.prompt, Want::All).unwrap();
+        let all = s.feed(0, &r.prompt, Want::All).unwrap().into_logits();
         let n = s.n_vocab();
         let error = nmse(&r.logits, &rows(&all, n, &r.positions));
         let mut next = argmax(&all[(r.prompt.len() - 1) * n..]);
         let mut greedy = Vec::new();
         for _ in 0..r.greedy.len() {
             greedy.push(next);
-            next = argmax(&s.feed(0, &[next], Want::Last).unwrap());
+            next = argmax(&s.feed(0, &[next], Want::Last).unwrap().into_logits());
         }
         let floor = &r.info["noise_floor"]["batch_vs_token_by_token"]["nmse"];
         let same = greedy == r.greedy;

@@ -203,10 +203,10 @@ fn logits_from_a_token_on_are_the_last_rows_of_all_logits() {
     let mut o = exact();
     o.n_batch = 16;
     let mut s = Session::open(&r.gguf, &o).unwrap();
-    let all = s.feed(0, &r.prompt[..50], Want::All).unwrap();
+    let all = s.feed(0, &r.prompt[..50], Want::All).unwrap().into_logits();
     for from in [0, 5, 16, 40, 49, 50] {
         s.clear(0);
-        let part = s.feed(0, &r.prompt[..50], Want::From(from)).unwrap();
+        let part = s.feed(0, &r.prompt[..50], Want::From(from)).unwrap().into_logits();
         assert!(part == all[from * s.n_vocab()..], "from {from}");
     }
 }

@@ -31,7 +31,7 @@ fn logits_in_every_format_are_no_farther_from_the_exact_ones_than_the_reference_
             }
         };
         let n = s.n_vocab();
-        let got = rows(&s.feed(0, &prompt, Want::All).unwrap(), n, &positions);
+        let got = rows(&s.feed(0, &prompt, Want::All).unwrap().into_logits(), n, &positions);
         let want = floats(&gguf.with_extension("logits_exact.f32"));
         let theirs = nmse(&want, &floats(&gguf.with_extension("logits.f32")));
         let ours = nmse(&want, &got);

@@ -22,7 +22,7 @@ fn logits(s: &Source) -> Vec<f32> {
     let mut session = open(s).unwrap_or_else(|e| panic!("{}: {e:#}", s.name));
     let n = session.n_vocab();
     let ids: Vec<u32> = (0..60).map(|i| (i * i * 31 + i) as u32 % n as u32).collect();
-    session.feed(0, &ids, Want::All).unwrap()
+    session.feed(0, &ids, Want::All).unwrap().into_logits()
 }
 
 fn refusal(s: &Source) -> String {

@@ -43,7 +43,7 @@ fn draw(n: usize, n_vocab: usize, seed: u64) -> Vec<u32> {
 
 /// Token by token, so that no batch decides an order of sums.
 fn singly(s: &mut Session, tokens: &[u32]) -> Vec<f32> {
-    tokens.iter().flat_map(|&t| s.feed(0, &[t], Want::Last).unwrap()).collect()
+    tokens.iter().flat_map(|&t| s.feed(0, &[t], Want::Last).unwrap().into_logits()).collect()
 }
 
 fn files(dir: &Path) -> Vec<String> {
@@ -117,7 +117,7 @@ fn what_one_place_saved_another_takes_up() {
             say!("{:24} {what}: NMSE {error:.1e} (limit {limit:.1e})", r.name);
             assert!(error <= limit, "{} {what}: {error:e}", r.name);
         };
-        let mut b = placed(&|i| if i % 7 == 2 { Place::Cpu } else { Place::Gpu }, Some(gpu.clone()));
+        let mut b = placed(&|i| if i % 7 == 2 { Place::Cpu } else { Place::Gpu(0) }, Some(gpu.clone()));
         store::load(&path, &mut b, 0).unwrap();
         let got = singly(&mut b, rest);
         near("a file of the CPU's on a GPU", &got);
@@ -167,8 +167,8 @@ fn an_answer_is_given_again_after_a_load_without_reading_the_conversation() {
                 b.rewind(0, to).unwrap_or_else(|e| panic!("{}: back to {to}: {e:#}", r.name));
             }
             stop.store(false, Ordering::SeqCst);
-            let got = b.feed(0, &text[question..answer + 1], Want::Last).unwrap();
-            let want = open(&r.gguf, &o).feed(0, &text[..answer + 1], Want::Last).unwrap();
+            let got = b.feed(0, &text[question..answer + 1], Want::Last).unwrap().into_logits();
+            let want = open(&r.gguf, &o).feed(0, &text[..answer + 1], Want::Last).unwrap().into_logits();
             let error = nmse(&want, &got);
             assert!(error < 1e-10, "{}: from {question} on: {error:e}", r.name);
         }

@@ -98,7 +98,7 @@ fn runs(path: &Path, what: &str) {
             k = width;
         }
     };
-    let logits = s.feed_observed(0, &tokens, Want::All, Some(&mut see)).unwrap();
+    let logits = s.feed_observed(0, &tokens, Want::All, Some(&mut see)).unwrap().into_logits();
     let last = &logits[(tokens.len() - 1) * n..];
     let spread = rms(last);
     println!("{what:40} residual RMS {largest:8.2}, logits RMS {spread:6.2}, {} experts seen, {k} each", experts.len());

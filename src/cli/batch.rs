@@ -1,13 +1,12 @@
 //! `tandem batch`: one request per line in, one answer per line out, several at once.
 //!
-//! Every sequence of the session is a seat. A request takes the free seat that has most of its prompt already, or copies
-//! what another seat has of it; then all seats that are taken write a token in every step, so that weights are read once
-//! for all of them. A line that cannot be answered gives an error in its place.
+//! Here lines become requests and answers become lines; `schedule` is what answers several of them at once. A line that
+//! cannot be answered gives an error in its place.
 
 mod job;
 mod reply;
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, HashMap};
 use std::fs::File;
 use std::io::{BufRead, BufReader, BufWriter, IsTerminal, Write};
 use std::sync::atomic::{AtomicBool, Ordering};
@@ -19,17 +18,15 @@ use anyhow::{Context, Result};
 use super::args;
 use super::talking::{Manner, Talking};
 use super::{apart, stats, structured, usage};
-use crate::session::{Interrupted, Session, Want};
-use crate::talk::{self, Asked, End, Turns, Writer};
+use crate::schedule::{Answer, Request, Scheduler};
+use crate::session::Interrupted;
+use crate::talk::{self, GenParams, Turns, Writer};
 use crate::text::grammar::Grammars;
 use crate::text::{Reader, Tokenizer};
 use job::{Defaults, Job, Prompt, Refused};
 use reply::Done;
 
-/// Tokens that two prompts must share beyond what a seat has, for a copy to be worth its time.
-const WORTH: usize = 16;
-
-/// How often it is looked for Ctrl-C while no request comes.
+/// How often a wait for requests looks for Ctrl-C.
 const IDLE: Duration = Duration::from_millis(100);
 
 /// Runs the verb.
@@ -60,9 +57,9 @@ pub(super) fn run(a: &args::Batch) -> Result<()> {
         return usage("-sys: prompts are continued as they are here, and have no system message".into());
     }
     let seed = settings.seed();
-    let defaults = Defaults { settings, asked: a.talk.asked(), kind: form, raw: a.raw };
+    let defaults = Defaults { settings, params: a.talk.params(), kind: form, raw: a.raw };
     let grammars = std::cell::OnceCell::new();
-    let desk = Desk { tokenizer: &tokenizer, turns: turns.as_ref(), system, grammars: &grammars, seed };
+    let prompts = Prompts { tokenizer: &tokenizer, turns: turns.as_ref(), system, grammars: &grammars, seed };
     let out: Box<dyn Write> = match &a.output {
         Some(path) => {
             Box::new(BufWriter::new(File::create(path).with_context(|| format!("cannot write {}", path.display()))?))
@@ -70,19 +67,27 @@ pub(super) fn run(a: &args::Batch) -> Result<()> {
         None => Box::new(std::io::stdout().lock()),
     };
     let out = Out { to: out, unordered: a.unordered, next: 0, waiting: BTreeMap::new() };
-    let seats = (0..a.parallel).map(|_| None).collect();
     let start = Instant::now();
-    let mut work =
-        Work { desk, defaults, session, seats, out, interrupted: &interrupted, count: 0, refused: 0, made: 0 };
+    let mut work = Work {
+        prompts,
+        defaults,
+        scheduler: Scheduler::new(session),
+        askers: HashMap::new(),
+        out,
+        interrupted: &interrupted,
+        count: 0,
+        refused: 0,
+        generated: 0,
+    };
     let done = work.answer(&lines(input, 2 * a.parallel));
     let written = work.finish(done.as_ref().err());
-    let Work { session, count, refused, made, .. } = work;
+    let Work { scheduler, count, refused, generated, .. } = work;
     let seconds = start.elapsed().as_secs_f64();
     tracing::info!(
-        "{count} requests, {refused} of them refused; {made} tokens written in {seconds:.1} s, {:.1} per second",
-        made as f64 / seconds.max(1e-9)
+        "{count} requests, {refused} of them refused; {generated} tokens generated in {seconds:.1} s, {:.1} per second",
+        generated as f64 / seconds.max(1e-9)
     );
-    stats(&session, &a.model)?;
+    stats(scheduler.session(), &a.model)?;
     done.and(written)?;
     if interrupted.load(Ordering::SeqCst) {
         return Err(Interrupted.into());
@@ -98,22 +103,23 @@ pub(super) fn run(a: &args::Batch) -> Result<()> {
 /// # Errors
 /// If the line is no request that could be answered, with the reason.
 pub fn check_request(line: &str) -> Result<()> {
-    let defaults = Defaults { settings: Default::default(), asked: Asked::default(), kind: None, raw: false };
+    let defaults = Defaults { settings: Default::default(), params: GenParams::default(), kind: None, raw: false };
     Job::parse(line, &defaults).map(drop).map_err(|refused| anyhow::Error::msg(refused.why))
 }
 
 /// Requests under way.
 struct Work<'t> {
-    desk: Desk<'t>,
+    prompts: Prompts<'t>,
     defaults: Defaults,
-    session: Session,
-    seats: Vec<Option<Seat<'t>>>,
+    scheduler: Scheduler<'t>,
+    /// Who asked what is being answered, by the request's number.
+    askers: HashMap<usize, Asker>,
     out: Out,
     interrupted: &'t AtomicBool,
-    /// Requests that came, those of them that were refused, and the tokens that were written.
+    /// Requests that came, those of them that were refused, and the tokens that were generated.
     count: usize,
     refused: usize,
-    made: usize,
+    generated: usize,
 }
 
 impl Work<'_> {
@@ -121,73 +127,68 @@ impl Work<'_> {
     fn answer(&mut self, lines: &Requests) -> Result<()> {
         let mut more = true;
         loop {
-            while more && self.seats.iter().any(Option::is_none) && !self.is_interrupted() {
-                let next = match self.seats.iter().all(Option::is_none) {
-                    true => match lines.recv_timeout(IDLE) {
-                        Ok(line) => Ok(line),
-                        Err(RecvTimeoutError::Timeout) => continue,
-                        Err(RecvTimeoutError::Disconnected) => Err(TryRecvError::Disconnected),
-                    },
-                    false => lines.try_recv(),
-                };
-                let (at, line) = match next {
-                    Ok(line) => line.context("cannot read the requests")?,
-                    Err(TryRecvError::Empty) => break,
-                    Err(TryRecvError::Disconnected) => {
-                        more = false;
-                        break;
-                    }
-                };
-                let n = self.count;
-                self.count += 1;
-                let job = Job::parse(&line, &self.defaults);
-                match job.and_then(|job| self.desk.seat(job, (n, at), &mut self.session, &mut self.seats)) {
-                    Ok(None) => {}
-                    Ok(Some((seat, end))) => {
-                        self.done(seat, end)?;
-                        if self.seats.iter().any(Option::is_some) {
-                            break; // those who wait for a step get it
-                        }
-                    }
-                    Err(_) if self.is_interrupted() => {}
-                    Err(e) => self.refuse(&e, n, at)?,
+            while more && self.scheduler.has_room() && !self.is_interrupted() {
+                match self.next(lines)? {
+                    Next::Request(line, text) => self.accept(line, &text)?,
+                    Next::NotYet if self.scheduler.is_idle() => continue,
+                    Next::NotYet => break,
+                    Next::NoMore => more = false,
                 }
             }
-            if self.is_interrupted() {
+            if self.is_interrupted() || self.scheduler.is_idle() {
                 return Ok(());
             }
-            let rows: Vec<(usize, u32)> =
-                self.seats.iter().enumerate().filter_map(|(i, s)| Some((i, s.as_ref()?.token))).collect();
-            if rows.is_empty() {
-                return Ok(());
-            }
-            let greedy = self.seats.iter().flatten().all(|s| s.writer.want() == Want::Likeliest);
-            let logits = self.session.step(&rows, greedy)?;
-            let width = logits.len() / rows.len();
-            for ((i, _), logits) in rows.iter().zip(logits.chunks_exact(width)) {
-                let seat = self.seats[*i].as_mut().expect("it wrote");
-                let full = self.session.tokens(*i).len() == self.session.n_ctx();
-                match seat.writer.next(logits, greedy) {
-                    Ok((token, _, end)) => {
-                        seat.token = token;
-                        if let Some(end) = end.or_else(|| full.then_some(End::Context)) {
-                            self.done(*i, end)?;
-                        }
-                    }
-                    Err(e) => self.fail(*i, &e)?,
-                }
+            match self.scheduler.step() {
+                Ok(answers) => answers.into_iter().try_for_each(|answer| self.write(answer))?,
+                Err(e) if self.is_interrupted() && e.is::<Interrupted>() => return Ok(()),
+                Err(e) => return Err(e),
             }
         }
     }
 
+    /// The next line; waits for one only while there is nothing else to do.
+    fn next(&self, lines: &Requests) -> Result<Next> {
+        let next = match self.scheduler.is_idle() {
+            true => lines.recv_timeout(IDLE),
+            false => lines.try_recv().map_err(|e| match e {
+                TryRecvError::Empty => RecvTimeoutError::Timeout,
+                TryRecvError::Disconnected => RecvTimeoutError::Disconnected,
+            }),
+        };
+        match next {
+            Ok(line) => line.map(|(line, text)| Next::Request(line, text)).context("cannot read the requests"),
+            Err(RecvTimeoutError::Timeout) => Ok(Next::NotYet),
+            Err(RecvTimeoutError::Disconnected) => Ok(Next::NoMore),
+        }
+    }
+
+    /// Hands a line to the scheduler, or writes why it is refused.
+    fn accept(&mut self, line: usize, text: &str) -> Result<()> {
+        let number = self.count;
+        self.count += 1;
+        let job = match Job::parse(text, &self.defaults) {
+            Ok(job) => job,
+            Err(refused) => return self.refuse(&refused, number, line),
+        };
+        let (form, id) = (job.form.clone(), job.id.clone());
+        let added = self.prompts.request(job, number).and_then(|(request, seed)| {
+            self.scheduler.add(request)?;
+            Ok(seed)
+        });
+        match added {
+            Ok(seed) => drop(self.askers.insert(number, Asker { line, form, id, seed })),
+            Err(e) => self.refuse(&Refused { form, id, why: format!("{e:#}") }, number, line)?,
+        }
+        Ok(())
+    }
+
     /// Writes what was under way when everything ended, `failed` or interrupted, and what waited for it.
     fn finish(&mut self, failed: Option<&anyhow::Error>) -> Result<()> {
-        for i in (0..self.seats.len()).filter(|i| self.seats[*i].is_some()).collect::<Vec<_>>() {
-            match failed {
-                Some(e) => self.fail(i, e)?,
-                None => self.done(i, End::Interrupted)?,
-            }
-        }
+        let answers = match failed {
+            Some(e) => self.scheduler.fail(e),
+            None => self.scheduler.interrupt(),
+        };
+        answers.into_iter().try_for_each(|answer| self.write(answer))?;
         self.out.flush_waiting()
     }
 
@@ -195,21 +196,42 @@ impl Work<'_> {
         self.interrupted.load(Ordering::SeqCst)
     }
 
-    fn done(&mut self, seat: usize, end: End) -> Result<()> {
-        let seat = self.seats[seat].take().expect("somebody sits there");
-        self.made += seat.writer.said.tokens.len();
-        self.out.put(seat.n, &seat.done(end))
-    }
-
-    fn fail(&mut self, seat: usize, why: &anyhow::Error) -> Result<()> {
-        let Seat { n, line, form, id, .. } = self.seats[seat].take().expect("somebody sits there");
-        self.refuse(&Refused { form, id, why: format!("{why:#}") }, n, line)
+    fn write(&mut self, answer: Answer) -> Result<()> {
+        let number = answer.number;
+        let Asker { line, form, id, seed } = self.askers.remove(&number).expect("an answer goes to who asked");
+        let Answer { generated, end, complete, prompt_tokens, known_tokens, seconds, .. } = answer;
+        match end {
+            Ok(ended) => {
+                self.generated += generated.tokens.len();
+                let done = Done { generated, ended, complete, seed, prompt_tokens, known_tokens, seconds };
+                self.out.put(number, &reply::answer(&form, &id, number, &done))
+            }
+            Err(e) => self.refuse(&Refused { form, id, why: format!("{e:#}") }, number, line),
+        }
     }
 
     fn refuse(&mut self, why: &Refused, n: usize, line: usize) -> Result<()> {
         self.refused += 1;
         self.out.put(n, &reply::error(why, n, line))
     }
+}
+
+/// What comes from the requests.
+enum Next {
+    /// A line with its number.
+    Request(usize, String),
+    /// Nothing so far.
+    NotYet,
+    /// Nothing any more.
+    NoMore,
+}
+
+/// Who asked, and what the answer has to say of the question.
+struct Asker {
+    line: usize,
+    form: job::Form,
+    id: serde_json::Value,
+    seed: u64,
 }
 
 /// Lines with their numbers.
@@ -237,35 +259,8 @@ fn lines(input: Box<dyn BufRead + Send>, ahead: usize) -> Requests {
     lines
 }
 
-/// A request that is being answered.
-struct Seat<'t> {
-    n: usize,
-    line: usize,
-    form: job::Form,
-    id: serde_json::Value,
-    writer: Writer<'t>,
-    /// What comes next.
-    token: u32,
-    seed: u64,
-    prompt_tokens: usize,
-    known_tokens: usize,
-    start: Instant,
-}
-
-impl Seat<'_> {
-    fn done(self, ended: End) -> serde_json::Value {
-        let Seat { n, form, id, mut writer, seed, prompt_tokens, known_tokens, start, .. } = self;
-        if matches!(ended, End::Context | End::Interrupted) {
-            writer.finish(); // what was held back
-        }
-        let (seconds, complete) = (start.elapsed().as_secs_f64(), writer.is_complete());
-        let said = writer.said;
-        reply::answer(&form, &id, n, &Done { said, ended, complete, seed, prompt_tokens, known_tokens, seconds })
-    }
-}
-
-/// What every request needs.
-struct Desk<'t> {
+/// What makes a request of a line.
+struct Prompts<'t> {
     tokenizer: &'t Tokenizer,
     turns: Option<&'t Turns>,
     system: Option<String>,
@@ -273,40 +268,15 @@ struct Desk<'t> {
     seed: u64,
 }
 
-impl<'t> Desk<'t> {
-    /// Seats a request and reads its prompt; what ended it already, if something did.
-    fn seat(
-        &self,
-        job: Job,
-        (n, line): (usize, usize),
-        session: &mut Session,
-        seats: &mut [Option<Seat<'t>>],
-    ) -> Result<Option<(usize, End)>, Box<Refused>> {
-        let (form, id) = (job.form.clone(), job.id.clone());
-        self.try_seat(job, (n, line), session, seats).map_err(|e| Box::new(Refused { form, id, why: format!("{e:#}") }))
-    }
-
-    fn try_seat(
-        &self,
-        job: Job,
-        (n, line): (usize, usize),
-        session: &mut Session,
-        seats: &mut [Option<Seat<'t>>],
-    ) -> Result<Option<(usize, End)>> {
-        let start = Instant::now();
-        let Job { form, id, prompt, settings, mut asked, kind } = job;
-        let (text, reader) = self.prompt(&prompt, &mut asked)?;
+impl<'t> Prompts<'t> {
+    /// The request of a line, and the seed that it gets.
+    fn request(&self, job: Job, number: usize) -> Result<(Request<'t>, u64)> {
+        let Job { prompt, settings, mut params, kind, .. } = job;
+        let (text, reader) = self.prompt(&prompt, &mut params)?;
         let ids = match &reader {
             Some(_) => self.tokenizer.encode_prompt(&text)?,
             None => self.tokenizer.encode_beginning(&text)?,
         };
-        if ids.is_empty() {
-            anyhow::bail!("the prompt is empty");
-        }
-        if ids.len() > session.n_ctx() {
-            let full = crate::session::ContextFull { n_ctx: session.n_ctx(), used: 0, given: ids.len() };
-            return Err(full.into());
-        }
         let grammar = match &kind {
             None => None,
             Some(kind) => {
@@ -316,23 +286,15 @@ impl<'t> Desk<'t> {
                 Some(self.grammars.get().expect("just set").start(kind)?)
             }
         };
-        let seed = settings.seed.unwrap_or(self.seed.wrapping_add(n as u64));
+        let seed = settings.seed.unwrap_or(self.seed.wrapping_add(number as u64));
         let sampler = settings.sampler(seed, self.tokenizer)?;
         let reader = reader.unwrap_or_else(Reader::plain);
-        let mut writer = Writer::new(self.tokenizer, sampler, grammar, reader, asked, &ids);
-
-        let (at, known) = take_seat(session, seats, &ids)?;
-        let greedy = writer.want() == Want::Likeliest;
-        let logits = session.feed(at, &ids[session.tokens(at).len()..], writer.want())?;
-        let (token, _, end) = writer.next(&logits, greedy)?;
-        let full = session.tokens(at).len() == session.n_ctx();
-        let prompt_tokens = ids.len();
-        seats[at] = Some(Seat { n, line, form, id, writer, token, seed, prompt_tokens, known_tokens: known, start });
-        Ok(end.or_else(|| full.then_some(End::Context)).map(|end| (at, end)))
+        let writer = Writer::new(self.tokenizer, sampler, grammar, reader, params, &ids);
+        Ok((Request { number, prompt: ids, writer }, seed))
     }
 
     /// The text of a prompt, and what reads the answer where a template was put around it.
-    fn prompt(&self, prompt: &Prompt, asked: &mut Asked) -> Result<(String, Option<Reader>)> {
+    fn prompt(&self, prompt: &Prompt, params: &mut GenParams) -> Result<(String, Option<Reader>)> {
         let system = self.system.iter().map(|s| talk::message("system", s));
         let (messages, tools, variables) = match (prompt, self.turns) {
             (Prompt::Text { text, raw: true }, _) | (Prompt::Text { text, .. }, None) => {
@@ -350,27 +312,10 @@ impl<'t> Desk<'t> {
              --chat-template-file, or send a prompt",
         )?;
         let text = turns.prompt_with(self.tokenizer, &messages, tools, variables, true)?;
-        *asked = std::mem::take(asked).of(turns);
+        *params = std::mem::take(params).of(turns);
         let reader = turns.reader(&text);
         Ok((text, Some(reader)))
     }
-}
-
-/// Gives a prompt the free seat where least of it is left to read: which, and how many of its tokens were there without
-/// reading them again.
-fn take_seat(session: &mut Session, seats: &[Option<Seat<'_>>], ids: &[u32]) -> Result<(usize, usize)> {
-    let most = ids.len() - 1; // logits follow a token: one at least is read
-    let shared = |session: &Session, s: usize| talk::shared(session.tokens(s), &ids[..most]);
-    let free = (0..seats.len()).filter(|i| seats[*i].is_none());
-    let (at, own) =
-        free.map(|i| (i, shared(session, i))).max_by_key(|(i, n)| (*n, usize::MAX - i)).expect("one is free");
-    let (from, best) = (0..seats.len()).map(|i| (i, shared(session, i))).max_by_key(|x| x.1).expect("there are seats");
-    if best >= own + WORTH && from != at {
-        let again = session.copy(from, at, best)?;
-        return Ok((at, best - again));
-    }
-    let again = session.rewind(at, own)?;
-    Ok((at, own - again))
 }
 
 /// Where answers go, in the order of their requests unless that does not matter.

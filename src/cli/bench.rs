@@ -61,9 +61,9 @@ pub(super) fn run(a: &args::Bench) -> Result<()> {
         let here = tape.steps.iter().zip(&s.engine().plan.places).filter(|(_, p)| **p == place);
         here.map(|(step, _)| tape.step_bytes(step)).sum::<usize>()
     };
-    let (cpu_bytes, gpu_bytes) = (bytes_at(Place::Cpu) as f64, bytes_at(Place::Gpu) as f64);
+    let (cpu_bytes, gpu_bytes) = (bytes_at(Place::Cpu) as f64, bytes_at(Place::Gpu(0)) as f64);
     let both = tape.steps.iter().filter(|s| s.half == Half::Rest).map(|s| tape.step_bytes(s)).sum::<usize>() as f64;
-    let rates = s.engine().device().map(|d| d.rates()).transpose()?;
+    let rates = s.engine().devices().first().map(|d| d.rates()).transpose()?;
     let threads = s.engine().pool.threads();
     let bandwidth = a.n_gen.iter().any(|n| *n > 0).then(Bandwidth::default);
 
@@ -92,15 +92,15 @@ pub(super) fn run(a: &args::Bench) -> Result<()> {
                     s.feed(0, &before, Want::None)?;
                 }
                 let before = bandwidth.as_ref().filter(|_| !is_prompt).map(|b| b.measure(&s.engine().pool));
-                let counts = |s: &Session| s.engine().device().map(|d| d.cache_stats()).unwrap_or_default();
+                let counts = |s: &Session| s.engine().devices().first().map(|d| d.cache_stats()).unwrap_or_default();
                 let had = counts(&s);
                 let start = Instant::now();
                 let mut logits = Vec::new();
                 if is_prompt {
-                    logits = s.feed(0, &now, Want::Last)?;
+                    logits = s.feed(0, &now, Want::Last)?.into_logits();
                 } else {
                     for &t in &now {
-                        logits = s.feed(0, &[t], Want::Last)?;
+                        logits = s.feed(0, &[t], Want::Last)?.into_logits();
                     }
                 }
                 let seconds = start.elapsed().as_secs_f64();

@@ -22,7 +22,7 @@ use super::talking::{Manner, Reading, Talking};
 use super::{apart, args, has_folder, is_closed_pipe, signals, stats, usage};
 use crate::session::{ContextFull, Interrupted, Session};
 use crate::store;
-use crate::talk::{self, Asked, End, Turns, Writer};
+use crate::talk::{self, End, GenParams, Turns, Writer};
 use crate::text::{Part, Tokenizer};
 use commands::Command;
 use line::{Line, Lines};
@@ -54,7 +54,7 @@ struct Chat<'t> {
     drawn: u64,
     /// Whether the seed was asked for.
     seeded: bool,
-    asked: Asked,
+    asked: GenParams,
     when_full: args::WhenFull,
     file: Option<Kept>,
     screen: Screen,
@@ -100,7 +100,7 @@ pub(super) fn run(a: &args::Chat) -> Result<()> {
                 .into(),
         );
     };
-    let asked = a.talk.asked().of(&turns);
+    let asked = a.talk.params().of(&turns);
     let seed = settings.seed();
     let mut chat = Chat {
         session,
@@ -254,7 +254,7 @@ impl Chat<'_> {
         let mut writer = Writer::new(self.tokenizer, sampler, None, reader, self.asked.clone(), &ids);
 
         let start = Instant::now();
-        let mut reading = Reading::new(&self.session);
+        let mut reading = Reading::new();
         let want = writer.want();
         let logits = talk::read(&mut self.session, 0, self.tokenizer, &ids, want, &mut |p| reading.progress(p))?;
         let (read, read_s) = (reading.finish(), start.elapsed().as_secs_f64());
@@ -267,7 +267,7 @@ impl Chat<'_> {
         // Where nobody reads any more, what was said still counts.
         let inked = ink.finish();
         let ended = ended.and_then(|end| inked.map(|()| end));
-        let said = std::mem::take(&mut writer.said);
+        let said = std::mem::take(&mut writer.generated);
         let words = ended.as_ref().map_or_else(|e| format!("{e:#}"), |e| e.words());
         let kept = ids.len().saturating_sub(read);
         let made_s = start.elapsed().as_secs_f64();

@@ -19,7 +19,7 @@ pub(super) fn run(a: &args::Logits) -> Result<()> {
     let n_vocab = session.n_vocab();
     let file = std::fs::File::create(&a.out).with_context(|| format!("cannot write {}", a.out.display()))?;
     let mut out = BufWriter::new(file);
-    let logits = session.feed(0, &tokens, Want::All)?;
+    let logits = session.feed(0, &tokens, Want::All)?.into_logits();
     for &p in &positions {
         for v in &logits[p * n_vocab..(p + 1) * n_vocab] {
             out.write_all(&v.to_le_bytes())?;

@@ -289,7 +289,7 @@ pub(crate) fn open(gguf: Gguf, a: &args::Model, o: &Options) -> Result<Session> 
     let (name, free) = (format!("{gpu:?}"), gpu.memory()?.0);
     let session =
         Session::hybrid(gguf, o, gpu, |fit, lack| placed(&name, free, fit, lack, a)).context(Failure::Model)?;
-    if let Some(words) = session.engine().device().and_then(Device::expert_memory) {
+    if let Some(words) = session.engine().devices().first().and_then(Device::expert_memory) {
         tracing::info!("{words}");
     }
     Ok(session)
@@ -301,7 +301,7 @@ pub(crate) fn stats(session: &Session, a: &args::Model) -> Result<()> {
         return Ok(());
     }
     speed(session);
-    let Some(device) = session.engine().device() else { return Ok(()) };
+    let Some(device) = session.engine().devices().first() else { return Ok(()) };
     if let Some(w) = device.waits().filter(|w| w.walks > 0) {
         let ms = |s: f64| s * 1e3 / w.walks as f64;
         tracing::info!(
@@ -333,7 +333,7 @@ pub(crate) fn stats(session: &Session, a: &args::Model) -> Result<()> {
 
 /// How fast single tokens were read, beside what was to be expected.
 fn speed(session: &Session) {
-    let (engine, single) = (session.engine(), session.single());
+    let (engine, single) = (session.engine(), session.decode_stats());
     if single.together > 0 {
         tracing::info!("{} tokens were made several at once; what is predicted is one at a time", single.together);
     }
@@ -342,7 +342,7 @@ fn speed(session: &Session) {
     }
     let rate = single.tokens as f64 / single.seconds.max(1e-9);
     let depth = session.tokens(0).len().saturating_sub(single.tokens / 2);
-    let rates = engine.device().and_then(|d| d.rates().ok());
+    let rates = engine.devices().first().and_then(|d| d.rates().ok());
     let rates = rates.map_or(Rates::ASSUMED, |(bus, vram)| Rates { ram: None, vram, bus });
     match predict::measure(&engine.tape, &engine.plan, &engine.pool, depth) {
         Ok(m) => {
@@ -365,7 +365,7 @@ fn speed(session: &Session) {
 
 /// The GPU, if there is one to use: where there is none, that is said.
 fn gpu(a: &args::Model, o: &Options) -> Result<Option<Arc<Gpu>>> {
-    if o.ask.gpu_layers == Some(0) && !o.ask.rules.name(Place::Gpu) {
+    if o.ask.gpu_layers == Some(0) && !o.ask.rules.name(Place::Gpu(0)) {
         return Ok(None);
     }
     let why = match Gpu::open() {
@@ -375,7 +375,7 @@ fn gpu(a: &args::Model, o: &Options) -> Result<Option<Arc<Gpu>>> {
     // An option that needs a GPU is without effect; without one, a machine is what it is.
     match (&a.gpu_layers, o.ask.cache) {
         (Some(n), _) if n != "auto" => off(&format!("-ngl {n}"), &why)?,
-        _ if o.ask.rules.name(Place::Gpu) => off("-ot ...=GPU", &why)?,
+        _ if o.ask.rules.name(Place::Gpu(0)) => off("-ot ...=GPU", &why)?,
         (_, CacheSize::Bytes(_)) => off(&format!("--expert-cache {}", a.expert_cache), &why)?,
         _ => tracing::info!("GPU: off, because {why}"),
     }

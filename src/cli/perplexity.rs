@@ -165,7 +165,7 @@ impl Reading {
         for (j, part) in input.chunks(self.n_batch).enumerate() {
             let from = j * self.n_batch;
             let skip = counted.start.saturating_sub(from).min(part.len());
-            let logits = self.session.feed(0, part, Want::From(skip))?;
+            let logits = self.session.feed(0, part, Want::From(skip))?.into_logits();
             let next = &tokens[from + skip + 1..from + part.len() + 1];
             take(&eval::log_probs(&logits, self.session.n_vocab())?, next)
                 .with_context(|| format!("chunk {} of {}", i + 1, self.chunks.n))?;

@@ -157,7 +157,7 @@ impl Prediction {
         let (mut reading, mut walked, mut attention, mut gpu, mut floor) = (0.0, 0.0, 0.0, 0.0, 0.0);
         for (i, (step, place)) in tape.steps.iter().zip(&plan.places).enumerate() {
             let bytes = tape.step_bytes(step) as f64;
-            if *place == Place::Gpu {
+            if matches!(place, Place::Gpu(_)) {
                 gpu += bytes / rates.vram;
                 floor += bytes / rates.vram;
                 continue;
@@ -333,9 +333,9 @@ mod tests {
         };
         let rates = Rates { ram: Some(10e9), vram: 40e9, bus: 1e9 };
         let got = Prediction::new(&p.tape, &p.plan, rates, None);
-        let want = at(Place::Cpu) / 10e9 + at(Place::Gpu) / 40e9;
+        let want = at(Place::Cpu) / 10e9 + at(Place::Gpu(0)) / 40e9;
         assert!((got.ceiling * want - 1.0).abs() < 1e-9 && got.expected.is_none() && got.at_most, "{got:?}");
-        assert!(at(Place::Gpu) > 0.0 && at(Place::Cpu) > 0.0);
+        assert!(at(Place::Gpu(0)) > 0.0 && at(Place::Cpu) > 0.0);
     }
 
     #[test]

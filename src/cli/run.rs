@@ -14,7 +14,7 @@ use super::talking::{Manner, Reading, Talking};
 use super::{Failure, apart, has_folder, own_folder, read_text, stats, structured, usage};
 use crate::session::{ContextFull, Interrupted, Session};
 use crate::store;
-use crate::talk::{self, End, Said, Turns, Writer};
+use crate::talk::{self, End, Generated, Turns, Writer};
 use crate::text::grammar::Grammars;
 use crate::text::{Part, Reader, Tokenizer};
 
@@ -38,8 +38,8 @@ pub(super) fn run(a: &args::Run) -> Result<()> {
     };
     let seed = settings.seed();
     let sampler = settings.sampler(seed.wrapping_add(known.drawn), &tokenizer)?;
-    let asked = talk::Asked { logprobs: a.logprobs, ..a.talk.asked() };
-    let mut reading = Reading::new(&session);
+    let asked = talk::GenParams { logprobs: a.logprobs, ..a.talk.params() };
+    let mut reading = Reading::new();
     let mut progress = |p| reading.progress(p);
     let (mut writer, logits) = match &turns {
         Some(turns) => {
@@ -88,7 +88,7 @@ pub(super) fn run(a: &args::Run) -> Result<()> {
             let done = session.tokens(0).len() - used;
             let whole = [session.tokens(0), &ids[done..]].concat();
             let writer = Writer::new(&tokenizer, sampler, grammar, Reader::plain(), asked, &whole);
-            let logits = talk::feed(&mut session, 0, &ids[done..], writer.want(), &mut progress)?;
+            let logits = session.feed_with_progress(0, &ids[done..], writer.want(), &mut progress)?;
             (writer, logits)
         }
     };
@@ -102,7 +102,7 @@ pub(super) fn run(a: &args::Run) -> Result<()> {
         talk::write(&mut session, 0, &mut writer, logits, &interrupted, &mut |part, text| ink.write(part, text))
             .and_then(|ended| ink.finish().map(|()| ended));
     let (made_s, complete) = (start.elapsed().as_secs_f64(), writer.is_complete());
-    let said = std::mem::take(&mut writer.said);
+    let said = std::mem::take(&mut writer.generated);
     drop(writer);
     if let Some(file) = &mut file {
         // Also when nobody reads stdout any more.
@@ -170,7 +170,7 @@ fn mode(a: &args::Run, turns: Option<Turns>) -> Result<Option<Turns>> {
 }
 
 /// Reads what prompts begin with, or finds it read by an earlier run.
-fn read_prefix(session: &mut Session, ids: &[u32], progress: &mut dyn FnMut(talk::Progress)) -> Result<()> {
+fn read_prefix(session: &mut Session, ids: &[u32], progress: &mut dyn FnMut(crate::session::Progress)) -> Result<()> {
     let path = prefix_path(session, ids).unwrap_or_else(|e| {
         tracing::warn!("{e:#}");
         None
@@ -182,7 +182,7 @@ fn read_prefix(session: &mut Session, ids: &[u32], progress: &mut dyn FnMut(talk
             Err(e) => tracing::warn!("the prefix is read again: {e:#}"),
         }
     }
-    talk::feed(session, 0, ids, crate::session::Want::None, progress)?;
+    session.feed_with_progress(0, ids, crate::session::Want::None, progress)?;
     match path {
         Some(path) => match store::save(&path, session, 0, "") {
             Ok(()) => tracing::info!("the prefix of {} tokens is kept in {}", ids.len(), path.display()),
@@ -238,7 +238,7 @@ impl Known {
     /// Takes in what was written behind `prompt` tokens.
     fn keep(
         &mut self,
-        said: &Said,
+        said: &Generated,
         stopped: bool,
         session: &mut Session,
         tokenizer: &Tokenizer,

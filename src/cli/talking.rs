@@ -2,8 +2,7 @@
 //! has been read.
 
 use std::sync::Arc;
-use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
-use std::time::Duration;
+use std::sync::atomic::AtomicBool;
 
 use anyhow::{Context, Result};
 use indicatif::{ProgressBar, ProgressState, ProgressStyle};
@@ -12,8 +11,8 @@ use serde_json::{Map, Value};
 use super::args::{self, Reasoning};
 use super::sampling::Settings;
 use super::{Failure, gguf, off, open, options, read_text, signals, usage};
-use crate::session::Session;
-use crate::talk::{Asked, Progress, Turns};
+use crate::session::Progress;
+use crate::talk::{GenParams, Turns};
 use crate::text::{Clock, Reader, Template, Tokenizer};
 
 /// Variables by which templates switch thinking.
@@ -21,7 +20,7 @@ const SWITCHES: [&str; 2] = ["enable_thinking", "thinking"];
 
 /// A model that is about to write.
 pub(super) struct Talking {
-    pub(super) session: Session,
+    pub(super) session: crate::session::Session,
     pub(super) tokenizer: Tokenizer,
     /// None where the model has no template and none was given.
     pub(super) turns: Option<Turns>,
@@ -156,9 +155,9 @@ impl args::Talk {
         given.iter().filter(|(_, given)| *given).try_for_each(|(flag, _)| off(flag, why))
     }
 
-    /// What every generation is asked for.
-    pub(super) fn asked(&self) -> Asked {
-        Asked {
+    /// Parameters of every generation.
+    pub(super) fn params(&self) -> GenParams {
+        GenParams {
             limit: usize::try_from(self.n_predict).ok(),
             stop: self.stop.clone(),
             ignore_eos: self.ignore_eos,
@@ -176,79 +175,48 @@ impl args::Talk {
     }
 }
 
-/// How often it is looked how far a batch has come.
-const LOOK: Duration = Duration::from_millis(100);
-
-/// Shows on stderr how far a prompt has been read, and only where that is a terminal: a batch may take a minute, so it is
-/// also shown how far it has come through the steps of the model.
+/// Shows on stderr how far a prompt has been read, and only where that is a terminal.
 pub(super) struct Reading {
     bar: ProgressBar,
-    /// Tokens in finished batches of the text at hand, and of those before it.
-    read: Arc<AtomicUsize>,
+    /// How far the text is that is being read, and the tokens of those before it.
+    at: Progress,
     earlier: usize,
-    /// Steps of the batch at hand that are done, of how many, and its tokens at most.
-    walked: Arc<AtomicUsize>,
-    steps: usize,
-    n_batch: usize,
-    over: Arc<AtomicBool>,
 }
 
 impl Reading {
-    pub(super) fn new(session: &Session) -> Reading {
-        let engine = session.engine();
-        Reading {
-            bar: ProgressBar::hidden(),
-            read: Arc::default(),
-            earlier: 0,
-            walked: engine.walked.clone(),
-            steps: engine.tape.steps.len(),
-            n_batch: session.n_batch(),
-            over: Arc::default(),
-        }
+    pub(super) fn new() -> Reading {
+        Reading { bar: ProgressBar::hidden(), at: Progress { total: 0, read: 0 }, earlier: 0 }
     }
 
     pub(super) fn progress(&mut self, p: Progress) {
-        match p {
-            Progress::Begins(n) => {
-                self.earlier = self.finish(); // a prefix is read before the rest
-                (self.read, self.over) = Default::default();
-                // Short prompts are over before the first drawing.
-                self.bar = ProgressBar::new(n as u64);
-                let form = "reading the prompt {bar:30} {pos}/{len} tokens, {rate} per second, {eta} left";
-                let style = ProgressStyle::with_template(form).expect("a template that is right");
-                let rate = |s: &ProgressState, out: &mut dyn std::fmt::Write| {
-                    let _ = write!(out, "{:.0}", s.per_sec());
-                };
-                self.bar.set_style(style.with_key("rate", rate));
-                if !tracing::enabled!(tracing::Level::INFO) {
-                    self.bar.set_draw_target(indicatif::ProgressDrawTarget::hidden()); // -q
-                }
-                if !self.bar.is_hidden() {
-                    let (bar, read, walked, over) =
-                        (self.bar.clone(), self.read.clone(), self.walked.clone(), self.over.clone());
-                    let (steps, n_batch) = (self.steps, self.n_batch);
-                    std::thread::spawn(move || {
-                        while !over.load(Ordering::Relaxed) {
-                            std::thread::sleep(LOOK);
-                            let (read, walked) = (read.load(Ordering::Relaxed), walked.load(Ordering::Relaxed));
-                            bar.set_position((read + n_batch.min(n.saturating_sub(read)) * walked / steps) as u64);
-                        }
-                    });
-                }
-            }
-            Progress::Read(n) => {
-                let read = self.read.fetch_add(n, Ordering::Relaxed) + n;
-                self.bar.set_position(read as u64);
-            }
+        if p.read < self.at.read || self.at.total == 0 {
+            self.earlier = self.finish(); // a prefix is read before the rest
+            self.bar = bar(p.total);
         }
+        self.at = p;
+        self.bar.set_position(p.read as u64);
     }
 
     /// Takes the bar away; how many tokens were read.
     pub(super) fn finish(&self) -> usize {
-        self.over.store(true, Ordering::Relaxed);
         self.bar.finish_and_clear();
-        self.earlier + self.read.load(Ordering::Relaxed)
+        self.earlier + self.at.read
     }
+}
+
+/// A bar for a prompt of `total` tokens.
+fn bar(total: usize) -> ProgressBar {
+    let bar = ProgressBar::new(total as u64);
+    let form = "reading the prompt {bar:30} {pos}/{len} tokens, {rate} per second, {eta} left";
+    let style = ProgressStyle::with_template(form).expect("a template that is right");
+    let rate = |s: &ProgressState, out: &mut dyn std::fmt::Write| {
+        let _ = write!(out, "{:.0}", s.per_sec());
+    };
+    bar.set_style(style.with_key("rate", rate));
+    if !tracing::enabled!(tracing::Level::INFO) {
+        bar.set_draw_target(indicatif::ProgressDrawTarget::hidden()); // -q
+    }
+    bar
 }
 
 impl Drop for Reading {

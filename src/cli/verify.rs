@@ -204,10 +204,11 @@ impl Calls {
     /// Feeds them all; `see` is given the call's number with every output. The logits of all tokens.
     fn feed(&self, s: &mut Session, see: &mut (dyn FnMut(usize, &str, &mut [f32]) + Send)) -> Result<Vec<f32>> {
         let (prompt, rest) = self.tokens.split_at(self.prompt);
-        let mut logits = s.feed_observed(0, prompt, Want::All, Some(&mut |l: &str, v: &mut [f32], _| see(0, l, v)))?;
+        let mut logits =
+            s.feed_observed(0, prompt, Want::All, Some(&mut |l: &str, v: &mut [f32], _| see(0, l, v)))?.into_logits();
         for (i, t) in rest.iter().enumerate() {
             let see = &mut |l: &str, v: &mut [f32], _| see(i + 1, l, v);
-            logits.extend(s.feed_observed(0, &[*t], Want::All, Some(see))?);
+            logits.extend(s.feed_observed(0, &[*t], Want::All, Some(see))?.into_logits());
         }
         Ok(logits)
     }
@@ -215,9 +216,9 @@ impl Calls {
     /// The same with nobody looking, as it runs for users.
     fn plain(&self, s: &mut Session) -> Result<Vec<f32>> {
         let (prompt, rest) = self.tokens.split_at(self.prompt);
-        let mut logits = s.feed(0, prompt, Want::All)?;
+        let mut logits = s.feed(0, prompt, Want::All)?.into_logits();
         for t in rest {
-            logits.extend(s.feed(0, &[*t], Want::All)?);
+            logits.extend(s.feed(0, &[*t], Want::All)?.into_logits());
         }
         Ok(logits)
     }

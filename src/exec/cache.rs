@@ -88,7 +88,7 @@ struct Layer {
     holds: Vec<Option<u32>>,
     score: Vec<f32>,
     /// At least 0 for those that the GPU does in the walk at hand.
-    taken: Vec<i32>,
+    on_gpu: Vec<i32>,
     /// Experts that pass through the ring in the walk at hand, pass after pass.
     passes: Vec<Vec<u32>>,
 }
@@ -117,11 +117,11 @@ impl Layer {
     }
 }
 
-/// Costs as they were measured, each the mean of the last few times.
+/// A cost as it was measured: the exponential moving average of its values, a quarter for the newest.
 #[derive(Clone, Copy, Debug, Default)]
-struct Measured(Option<f64>);
+struct Ema(Option<f64>);
 
-impl Measured {
+impl Ema {
     fn add(&mut self, v: f64) {
         self.0 = Some(self.0.map_or(v, |old| old + (v - old) * 0.25));
     }
@@ -131,13 +131,13 @@ impl Measured {
 #[derive(Debug, Default)]
 struct Rates {
     /// Seconds for a byte through the ring.
-    ring: Measured,
+    ring: Ema,
     /// Seconds for a byte of an expert and a product with it, on the GPU.
-    gpu: Measured,
+    gpu: Ema,
     /// Seconds for a byte of an expert that few tokens share, on the CPU.
-    read: Measured,
+    read: Ema,
     /// Seconds for a byte of an expert and a product with it, where many share it, on the CPU.
-    cpu: Measured,
+    cpu: Ema,
 }
 
 /// A half of the ring.
@@ -159,7 +159,7 @@ struct RingHalf {
 
 /// Experts on their way into slots.
 #[derive(Debug)]
-struct Coming {
+struct InFlight {
     staging: Pinned,
     arrived: Event,
     /// (layer, expert, slot)
@@ -172,7 +172,7 @@ pub(super) struct Experts {
     layers: Vec<Layer>,
     /// The layer of a step, by the numbers of both halves.
     of_step: HashMap<usize, usize>,
-    coming: Option<Coming>,
+    in_flight: Option<InFlight>,
     ring: Option<[RingHalf; 2]>,
     /// Experts that a half of the ring holds.
     per_pass: usize,
@@ -228,7 +228,7 @@ impl Experts {
                 slot_of: vec![-1; n],
                 holds: vec![None; slots],
                 score: vec![0.0; n],
-                taken: vec![-1; n],
+                on_gpu: vec![-1; n],
                 passes: Vec::new(),
             });
         }
@@ -250,8 +250,8 @@ impl Experts {
             None => None,
         };
         let most = layers.iter().map(Layer::expert_bytes).max().unwrap_or(0);
-        let coming = match slots > 0 && !layers.is_empty() {
-            true => Some(Coming {
+        let in_flight = match slots > 0 && !layers.is_empty() {
+            true => Some(InFlight {
                 staging: gpu.pinned(AT_ONCE.max(most), "experts on their way")?,
                 arrived: Event::new()?,
                 list: Vec::new(),
@@ -261,7 +261,7 @@ impl Experts {
         Ok(Experts {
             layers,
             of_step,
-            coming,
+            in_flight,
             ring,
             per_pass,
             ahead: Vec::new(),
@@ -294,8 +294,8 @@ impl Experts {
     }
 
     /// At least 0 for each expert of the step's layer that the GPU does in this walk.
-    pub(super) fn taken(&self, step: usize) -> &[i32] {
-        &self.layers[self.of_step[&step]].taken
+    pub(super) fn on_gpu(&self, step: usize) -> &[i32] {
+        &self.layers[self.of_step[&step]].on_gpu
     }
 
     /// The slots of a weight of a step's layer.
@@ -326,14 +326,14 @@ impl Experts {
 
     /// Before a walk: takes what has arrived into use, and settles what passes through for the batch.
     pub(super) fn begin(&mut self, batch: &Batch) -> Result<()> {
-        if let Some(coming) = &mut self.coming
-            && !coming.list.is_empty()
+        if let Some(in_flight) = &mut self.in_flight
+            && !in_flight.list.is_empty()
         {
             if self.deterministic {
-                coming.arrived.wait()?;
+                in_flight.arrived.wait()?;
             }
-            if coming.arrived.is_done()? {
-                for (layer, expert, slot) in coming.list.drain(..) {
+            if in_flight.arrived.is_done()? {
+                for (layer, expert, slot) in in_flight.list.drain(..) {
                     let layer = &mut self.layers[layer];
                     layer.slot_of[expert as usize] = slot as i32;
                     layer.holds[slot] = Some(expert);
@@ -348,8 +348,8 @@ impl Experts {
             let through = if rows > 1 && self.ring.is_some() { self.through(l, rows) } else { Vec::new() };
             let layer = &mut self.layers[l];
             layer.score.iter_mut().for_each(|s| *s *= fade);
-            layer.taken.clone_from(&layer.slot_of);
-            through.iter().for_each(|&e| layer.taken[e as usize] = 0);
+            layer.on_gpu.clone_from(&layer.slot_of);
+            through.iter().for_each(|&e| layer.on_gpu[e as usize] = 0);
             layer.passes = through.chunks(self.per_pass.max(1)).map(<[u32]>::to_vec).collect();
             self.ahead.extend((0..layer.passes.len()).map(|p| (l, p)));
         }
@@ -401,7 +401,7 @@ impl Experts {
         for &id in ids {
             let e = id as usize;
             layer.score[e] += 1.0;
-            if layer.taken[e] < 0 {
+            if layer.on_gpu[e] < 0 {
                 products += 1;
                 touched[e] = true;
             }
@@ -426,7 +426,7 @@ impl Experts {
         let rows = batch.rows.len();
         self.credit = (self.credit + PER_TOKEN * rows).min(PER_TOKEN * HALF_LIFE as usize);
         // More of a prompt is to come, whose passes would wait for these copies.
-        let Some(coming) = self.coming.as_mut().filter(|c| c.list.is_empty() && !batch.wanted.is_empty()) else {
+        let Some(in_flight) = self.in_flight.as_mut().filter(|c| c.list.is_empty() && !batch.wanted.is_empty()) else {
             return Ok(());
         };
         self.looked += 1;
@@ -458,7 +458,7 @@ impl Experts {
         let (mut at, mut sum, mut going) = (0, 0, Vec::new());
         for (_, l, expert, slot) in list {
             let layer = &mut self.layers[l];
-            if sum + layer.expert_bytes() > coming.staging.bytes() {
+            if sum + layer.expert_bytes() > in_flight.staging.bytes() {
                 break; // the rest have their turn when these have arrived
             }
             if let Some(old) = layer.holds[slot] {
@@ -475,8 +475,8 @@ impl Experts {
                 match self.pins.parts(from) {
                     Some(parts) => upload_parts(gpu, to, &parts)?,
                     None => {
-                        coming.staging.as_mut_slice::<u8>()[at..at + s.bytes].copy_from_slice(from);
-                        gpu.upload_pinned(&gpu.copies, to, &coming.staging, at, s.bytes)?;
+                        in_flight.staging.as_mut_slice::<u8>()[at..at + s.bytes].copy_from_slice(from);
+                        gpu.upload_pinned(&gpu.copies, to, &in_flight.staging, at, s.bytes)?;
                         at += s.bytes;
                     }
                 }
@@ -486,8 +486,8 @@ impl Experts {
         }
         self.stats.uploads += going.len();
         self.stats.upload_bytes += sum;
-        coming.arrived.record(&gpu.copies)?;
-        coming.list = going; // only now: what an error cut short is not there
+        in_flight.arrived.record(&gpu.copies)?;
+        in_flight.list = going; // only now: what an error cut short is not there
         Ok(())
     }
 

@@ -1,6 +1,6 @@
-//! What a plan keeps on the GPU, and how its stretches there are started.
+//! What a plan keeps on the GPU, and how its segments there are started.
 //!
-//! Everything is allocated when the model is opened, for the largest batch, and stays where it is; so the stretches of a
+//! Everything is allocated when the model is opened, for the largest batch, and stays where it is; so the segments of a
 //! decode step are recorded as graphs once and started again with other contents in the same places. What differs from
 //! batch to batch (tokens, positions, tables, which experts are cached) comes over in one copy at the beginning of a walk.
 
@@ -24,6 +24,8 @@ use crate::tape::{Batch, GpuIo, GpuState, GpuValue, GpuWeight, Half, Scratch, Sl
 /// A plan's share of a device.
 #[derive(Debug)]
 pub struct Device {
+    /// Its place in the plan.
+    place: Place,
     weights: Vec<Option<GpuWeight>>,
     states: Vec<Option<GpuState>>,
     /// Where values lie, by the plan's buffers.
@@ -31,10 +33,10 @@ pub struct Device {
     scratch: (Ptr, usize),
     header: Header,
     /// Values on their way to a place, by the place and its buffer: values that share one there share this too.
-    crossing: HashMap<(Place, u32), Pinned>,
-    /// Passed when a stretch's values have arrived, by its number.
+    staging: HashMap<(Place, u32), Pinned>,
+    /// Passed when a segment's values have arrived, by its number.
     arrived: Vec<Event>,
-    /// The stretch that last sent values up through a buffer: until it is passed the staging memory is read.
+    /// The segment that last sent values up through a buffer: until it is passed the staging memory is read.
     sent: HashMap<u32, usize>,
     /// None where the device could not make graphs: stages are then started one by one.
     graphs: Option<HashMap<(usize, bool), Graph>>,
@@ -60,7 +62,7 @@ pub struct Waits {
     pub whole: f64,
     /// The CPU waited for values from the GPU.
     pub cpu_waited: f64,
-    /// The GPU waited between its stretches, for values from the CPU.
+    /// The GPU waited between its segments, for values from the CPU.
     pub gpu_waited: f64,
     /// The GPU worked.
     pub gpu_worked: f64,
@@ -68,22 +70,22 @@ pub struct Waits {
 
 #[derive(Debug)]
 struct Times {
-    /// Passed when a stretch begins; `Device::arrived` keep the time too.
+    /// Passed when a segment begins; `Device::arrived` keep the time too.
     began: Vec<Event>,
-    /// When the walk at hand began, if it is of one row, and its stretches so far.
+    /// When the walk at hand began, if it is of one row, and its segments so far.
     walk: Option<Instant>,
-    stretches: Vec<usize>,
+    segments: Vec<usize>,
     waited: Cell<f64>,
     sum: Waits,
 }
 
 impl Device {
-    /// Brings a plan's weights over and makes room for all else.
+    /// Brings the weights over that a plan has at `place`, this GPU, and makes room for all else.
     ///
     /// # Errors
     /// [`OutOfMemory`](crate::cuda::OutOfMemory) names what had no room; others if the driver fails.
     pub fn open(
-        gpu: Arc<Gpu>,
+        (gpu, place): (Arc<Gpu>, Place),
         gguf: &Gguf,
         tape: &Tape,
         plan: &Plan,
@@ -98,11 +100,11 @@ impl Device {
         let room = plan::Room::of(tape, plan, &needs, shape);
         let memory = Arena::new(&gpu, room.total(), &format!("the model ({})", room.words()))?;
         let scratch = (memory.take(room.scratch), room.scratch);
-        let header = Header::new(&gpu, &memory, tape, plan, n_batch)?;
+        let header = Header::new(&gpu, &memory, tape, (plan, place), n_batch)?;
         let mut experts = Experts::open(&gpu, &memory, tape, plan)?;
-        let layout = &plan.layouts[Place::Gpu.index()];
+        let layout = &plan.layouts[place.index()];
         let values = layout.bytes(&shape).map(|b| memory.take(b)).collect();
-        let on_gpu = || tape.steps.iter().zip(&plan.places).filter(|(_, p)| **p == Place::Gpu).map(|(s, _)| s);
+        let on_gpu = || tape.steps.iter().zip(&plan.places).filter(|(_, p)| **p == place).map(|(s, _)| s);
         for s in on_gpu().flat_map(|step| &step.states).map(|s| s.0 as usize) {
             if states[s].is_none() {
                 let spec = &tape.states[s];
@@ -132,11 +134,11 @@ impl Device {
             }
             weights[w] = Some(GpuWeight { ptr, shape: weight.shape, ty, slots: Ptr::default() });
         }
-        let mut crossing = HashMap::new();
+        let mut staging = HashMap::new();
         for stage in &plan.stages {
             if let Stage::Copy(slot, from, to) = *stage
-                && (from == Place::Gpu || to == Place::Gpu)
-                && let std::collections::hash_map::Entry::Vacant(free) = crossing.entry((to, plan.buffer(slot, to)))
+                && (from == place || to == place)
+                && let std::collections::hash_map::Entry::Vacant(free) = staging.entry((to, plan.buffer(slot, to)))
             {
                 let bytes = plan.layouts[to.index()].bytes(&shape).nth(plan.buffer(slot, to) as usize);
                 free.insert(gpu.pinned(bytes.expect("a buffer"), "values that cross")?);
@@ -149,6 +151,7 @@ impl Device {
         let graphs = Some(HashMap::new());
         let (sent, singles) = (HashMap::new(), [0; 2]);
         Ok(Device {
+            place,
             experts,
             gpu,
             weights,
@@ -157,7 +160,7 @@ impl Device {
             values,
             scratch,
             header,
-            crossing,
+            staging,
             arrived,
             sent,
             graphs,
@@ -167,12 +170,15 @@ impl Device {
     }
 
     /// Keeps the time from now on.
+    ///
+    /// # Errors
+    /// If the driver fails to make the events.
     pub fn keep_time(&mut self) -> Result<()> {
         let events = |like: &[Event]| like.iter().map(|_| Event::timed()).collect::<Result<Vec<_>>>();
         let (began, arrived) = (events(&self.arrived)?, events(&self.arrived)?);
         self.arrived = arrived;
         let sum = Waits::default();
-        self.times = Some(Times { began, walk: None, stretches: Vec::new(), waited: Cell::new(0.0), sum });
+        self.times = Some(Times { began, walk: None, segments: Vec::new(), waited: Cell::new(0.0), sum });
         Ok(())
     }
 
@@ -214,7 +220,7 @@ impl Device {
         }
         if let Some(times) = &mut self.times {
             times.walk = (batch.rows.len() == 1).then(Instant::now);
-            times.stretches.clear();
+            times.segments.clear();
             times.waited.set(0.0);
         }
         self.header.send(&self.gpu, batch, &self.experts)
@@ -232,7 +238,7 @@ impl Device {
         self.sends(plan, range.clone());
         if let Some(times) = self.times.as_mut().filter(|t| t.walk.is_some()) {
             times.began[range.start].record(&self.gpu.work)?;
-            times.stretches.push(range.start);
+            times.segments.push(range.start);
         }
         // The first walk of one row loads kernels, which a recording must not; the second records.
         let record = batch.rows.len() == 1 && batch.wanted.len() == 1 && self.singles[batch.greedy as usize] > 1;
@@ -253,7 +259,7 @@ impl Device {
         self.arrived[range.start].record(&self.gpu.work)
     }
 
-    /// The same, step by step: `f` sees what each gives before the next begins.
+    /// Runs the stages as [`Device::start`] does, but step by step: `f` sees what each gives before the next begins.
     pub(super) fn observe(
         &mut self,
         tape: &Tape,
@@ -289,7 +295,7 @@ impl Device {
         if let Some(times) = &mut self.times
             && let Some(began) = times.walk.take()
         {
-            let (sum, list) = (&mut times.sum, &times.stretches);
+            let (sum, list) = (&mut times.sum, &times.segments);
             list.last().map_or(Ok(()), |last| self.arrived[*last].wait())?;
             sum.walks += 1;
             sum.whole += began.elapsed().as_secs_f64();
@@ -307,8 +313,8 @@ impl Device {
     /// Takes note of the values that stages send up.
     fn sends(&mut self, plan: &Plan, range: std::ops::Range<usize>) {
         for stage in &plan.stages[range.clone()] {
-            if let Stage::Copy(slot, _, Place::Gpu) = stage {
-                self.sent.insert(plan.buffer(*slot, Place::Gpu), range.start);
+            if let Stage::Copy(slot, _, Place::Gpu(_)) = stage {
+                self.sent.insert(plan.buffer(*slot, self.place), range.start);
             }
         }
     }
@@ -320,11 +326,11 @@ impl Device {
     fn run(&self, tape: &Tape, plan: &Plan, batch: &Batch, stage: &Stage) -> Result<()> {
         let value = |x: &Slot| self.value(plan, tape, batch, x);
         match stage {
-            Stage::Copy(slot, Place::Gpu, _) if batch.greedy && tape.logits == Some(*slot) => Ok(()), // nobody reads them
+            Stage::Copy(slot, Place::Gpu(_), _) if batch.greedy && tape.logits == Some(*slot) => Ok(()), // nobody reads them
             Stage::Copy(slot, from, to) => {
-                let (v, host) = (value(slot), &self.crossing[&(*to, plan.buffer(*slot, *to))]);
+                let (v, host) = (value(slot), &self.staging[&(*to, plan.buffer(*slot, *to))]);
                 match from {
-                    Place::Gpu => self.gpu.download_pinned(&self.gpu.work, host, v.rows * v.width * 4, v.ptr),
+                    Place::Gpu(_) => self.gpu.download_pinned(&self.gpu.work, host, v.rows * v.width * 4, v.ptr),
                     _ => self.gpu.bring(v.ptr, host, v.rows * v.width * 4),
                 }
             }
@@ -389,13 +395,13 @@ impl Device {
         })
     }
 
-    /// Runs `compute`, the CPU's half of step `i`, while experts pass through the ring for the GPU's. `taken`: those that
-    /// the CPU leaves out.
-    pub(super) fn beside(
+    /// Runs `compute`, the CPU's half of step `i`, while experts stream through the ring for the GPU's. `on_gpu` is at
+    /// least 0 for those that the CPU leaves out.
+    pub(super) fn compute_and_stream(
         &mut self,
         model: (&Gguf, &Tape, &Plan),
         batch: &Batch,
-        (i, taken): (usize, &[i32]),
+        (i, on_gpu): (usize, &[i32]),
         pool: &Pool,
         compute: &mut (dyn FnMut() + '_),
     ) -> Result<()> {
@@ -404,7 +410,7 @@ impl Device {
             compute();
             return Ok(());
         }
-        if taken.iter().all(|t| *t >= 0) {
+        if on_gpu.iter().all(|t| *t >= 0) {
             compute(); // nothing but zeros
             return self.pass_through(model, batch, step, Some(pool));
         }
@@ -439,7 +445,7 @@ impl Device {
     /// Where a value lies.
     fn value(&self, plan: &Plan, tape: &Tape, batch: &Batch, x: &Slot) -> GpuValue {
         let rows = batch.count(tape.slots[x.0 as usize].rows);
-        GpuValue { ptr: self.values[plan.buffer(*x, Place::Gpu) as usize], rows, width: tape.width(*x) }
+        GpuValue { ptr: self.values[plan.buffer(*x, self.place) as usize], rows, width: tape.width(*x) }
     }
 
     /// A value that stages from `stage` on sent down to a buffer of a place, once it is there.
@@ -449,7 +455,7 @@ impl Device {
         if let Some(times) = &self.times {
             times.waited.set(times.waited.get() + start.elapsed().as_secs_f64());
         }
-        Ok(&self.crossing[&to].as_slice()[..n])
+        Ok(&self.staging[&to].as_slice()[..n])
     }
 
     /// Where a value is put that the next stages send up to a buffer.
@@ -457,7 +463,7 @@ impl Device {
         if let Some(&stage) = self.sent.get(&buffer) {
             self.arrived[stage].wait()?;
         }
-        Ok(self.crossing.get_mut(&(Place::Gpu, buffer)).expect("the plan sends it up").as_mut_slice())
+        Ok(self.staging.get_mut(&(self.place, buffer)).expect("the plan sends it up").as_mut_slice())
     }
 
     /// Bytes `at..at + len` of a sequence's part of a state.

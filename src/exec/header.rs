@@ -48,11 +48,17 @@ impl Layout {
 }
 
 impl Header {
-    pub(super) fn new(gpu: &Gpu, memory: &Arena, tape: &Tape, plan: &Plan, n_batch: usize) -> Result<Header> {
+    pub(super) fn new(
+        gpu: &Gpu,
+        memory: &Arena,
+        tape: &Tape,
+        (plan, place): (&Plan, Place),
+        n_batch: usize,
+    ) -> Result<Header> {
         let mut tables: Vec<Table> = Vec::new();
         let mut of_step = vec![Vec::new(); tape.steps.len()];
         let mut experts = Vec::new();
-        for (i, step) in tape.steps.iter().enumerate().filter(|(i, _)| plan.places[*i] == Place::Gpu) {
+        for (i, step) in tape.steps.iter().enumerate().filter(|(i, _)| plan.places[*i] == place) {
             for table in step.op.tables() {
                 let known = tables.iter().position(|t| t.key == table.key);
                 of_step[i].push(known.unwrap_or(tables.len()));

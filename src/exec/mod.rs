@@ -8,8 +8,8 @@ mod rehearse;
 mod weights;
 
 use std::io::{Read, Write};
-use std::sync::Arc;
-use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
+use std::ops::Range;
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Instant;
 
 use anyhow::{Context, Result};
@@ -39,6 +39,15 @@ impl std::error::Error for NoMemory {}
 /// Called with a step's label and each of its outputs, (rows, width), which it may change.
 pub type Observer<'a> = &'a mut (dyn FnMut(&str, &mut [f32], usize) + Send);
 
+/// Who looks on during a walk.
+#[derive(Default)]
+pub struct Watch<'a> {
+    /// Sees every step's outputs, and may change them. The GPU then runs step by step.
+    pub observer: Option<Observer<'a>>,
+    /// Called with the number of steps that are done, after each that the CPU runs.
+    pub progress: Option<&'a mut dyn FnMut(usize)>,
+}
+
 /// Bytes of a state that come from a GPU at once: enough for the bus, little enough to lie in the CPU's caches.
 const PIECE: usize = 4 << 20;
 
@@ -58,11 +67,10 @@ pub struct Engine {
     pub states: Vec<State>,
     weights: Weights,
     memory: Vec<Memory>,
-    device: Option<Device>,
-    /// How many steps of the walk at hand are done, for who looks on from another thread.
-    pub walked: Arc<AtomicUsize>,
-    /// The stage from which on values that the GPU sends down are on their way, by value and place; None when fetched.
-    coming: Vec<[Option<usize>; Place::ALL.len()]>,
+    /// The GPUs, by their numbers in [`Place::Gpu`].
+    devices: Vec<Device>,
+    /// The first of the stages that send a value down from the GPU, by value and place; None when it was fetched.
+    in_flight: Vec<[Option<usize>; Place::ALL.len()]>,
 }
 
 /// The buffers of one place.
@@ -73,18 +81,21 @@ struct Memory {
 }
 
 impl Engine {
-    /// Makes room for what `shape` says. A plan with steps on a GPU
-    /// comes with the device that was opened for it.
+    /// Allocates what a model needs to run batches of this `shape`. A plan with steps on a GPU comes with the device
+    /// that was opened for it.
+    ///
+    /// # Errors
+    /// [`NoMemory`] if the sequences' states need more memory than the machine has.
     pub fn new(
         gguf: Gguf,
         (tape, plan): (Tape, Plan),
         (pool, pool_batch): (Pool, Option<Pool>),
         shape: Shape,
         weights: Weights,
-        device: Option<Device>,
+        devices: Vec<Device>,
     ) -> Result<Engine> {
-        assert_eq!(plan.on_gpu(), device.is_some(), "a device where the plan has steps on one, and only there");
-        let here = |i: &usize| plan.state_places[*i] != Place::Gpu;
+        assert_eq!(plan.on_gpu(), !devices.is_empty(), "a device where the plan has steps on one, and only there");
+        let here = |i: &usize| !plan.state_places[*i].is_gpu();
         let on_host: Vec<StateSpec> = (0..tape.states.len()).filter(here).map(|i| tape.states[i].clone()).collect();
         let Shape { n_seq, n_ctx, n_batch, .. } = shape;
         check_room(&gguf, &on_host, shape, cpu::Memory::of_this_machine())?;
@@ -93,27 +104,26 @@ impl Engine {
             .iter()
             .zip(&plan.state_places)
             .map(|(s, place)| match place {
-                Place::Gpu => State::elsewhere(s, n_seq, n_ctx, n_batch),
+                Place::Gpu(_) => State::elsewhere(s, n_seq, n_ctx, n_batch),
                 _ => State::new(s, n_seq, n_ctx, n_batch),
             })
             .collect();
-        if device.is_some() {
+        if !devices.is_empty() {
             pool.beside_gpu();
             pool_batch.iter().for_each(Pool::beside_gpu);
         }
-        let coming = vec![[None; Place::ALL.len()]; tape.slots.len()];
+        let in_flight = vec![[None; Place::ALL.len()]; tape.slots.len()];
         let memory = plan
             .layouts
             .iter()
             .map(|l| Memory { buffers: vec![Vec::new(); l.widths.len()], work: Work::default() })
             .collect();
-        let walked = Arc::default();
-        Ok(Engine { gguf, tape, plan, pool, pool_batch, states, weights, memory, device, walked, coming })
+        Ok(Engine { gguf, tape, plan, pool, pool_batch, states, weights, memory, devices, in_flight })
     }
 
-    /// The GPU's part, where there is one.
-    pub fn device(&self) -> Option<&Device> {
-        self.device.as_ref()
+    /// The GPUs' parts, by the numbers of [`Place::Gpu`]; none where everything runs on the CPU.
+    pub fn devices(&self) -> &[Device] {
+        &self.devices
     }
 
     /// The file.
@@ -121,150 +131,203 @@ impl Engine {
         &self.gguf
     }
 
-    /// Computes the batch; what was wanted is then in [`Engine::result`]. Returns
-    /// false, with the states of the batch's sequences half-written, when `stop` was raised meanwhile.
+    /// Computes the batch; its results are then in [`Engine::result`]. Returns false, with the states of the batch's
+    /// sequences half-written, when `stop` was raised meanwhile. A batch of one row is never stopped: it is over in a
+    /// moment, and undoing it may cost more.
     ///
     /// # Errors
     /// If the GPU fails; the states are then lost.
-    pub fn walk(&mut self, batch: &Batch, stop: &AtomicBool, mut observer: Option<Observer<'_>>) -> Result<bool> {
-        let Engine { gguf, tape, plan, pool, pool_batch, states, weights, memory, device, walked, coming } = self;
-        let pool = pool_batch.as_ref().filter(|_| batch.rows.len() > 1).unwrap_or(pool);
-        for m in memory.iter_mut() {
+    pub fn walk(&mut self, batch: &Batch, stop: &AtomicBool, mut watch: Watch<'_>) -> Result<bool> {
+        for m in &mut self.memory {
             m.work.angles.clear();
-            m.work.acts.rows_only = batch.alike;
+            m.work.acts.rows_only = batch.deterministic_rows;
         }
-        let width = |slot: Slot| tape.slots[slot.0 as usize].width;
-        if let Some(device) = device {
+        for device in &mut self.devices {
             device.begin(batch)?;
         }
-        walked.store(0, Ordering::Relaxed);
+        let stopped = || batch.rows.len() > 1 && stop.load(Ordering::Relaxed);
         let mut next = 0;
-        while let Some(stage) = plan.stages.get(next) {
-            if is_gpu(stage) {
-                let device = device.as_mut().expect("a plan with a GPU has a device");
-                if batch.rows.len() > 1 && stop.load(Ordering::Relaxed) {
-                    return Ok(false);
+        while next < self.plan.stages.len() {
+            match self.plan.stages[next] {
+                ref stage if gpu_of(stage).is_some() => {
+                    if stopped() {
+                        return Ok(false);
+                    }
+                    next = self.start_gpu_stages(batch, next, &mut watch.observer)?;
+                    continue;
                 }
-                let range = stretch(plan, next);
-                for stage in &plan.stages[range.clone()] {
-                    match stage {
-                        Stage::Copy(slot, from, Place::Gpu) => {
-                            let rows = batch.count(tape.slots[slot.0 as usize].rows);
-                            let buffer = plan.buffer(*slot, *from) as usize;
-                            let from = &memory[from.index()].buffers[buffer][..rows * width(*slot)];
-                            device.outgoing(plan.buffer(*slot, Place::Gpu))?[..from.len()].copy_from_slice(from);
-                        }
-                        Stage::Copy(slot, Place::Gpu, to) => coming[slot.0 as usize][to.index()] = Some(range.start),
-                        Stage::Run(_, steps) => {
-                            for step in &tape.steps[steps.clone()] {
-                                step.states.iter().for_each(|s| states[s.0 as usize].wrote(&batch.rows));
-                            }
-                        }
-                        _ => {}
+                Stage::Copy(slot, from, to) => self.copy_stage(batch, slot, from, to),
+                Stage::Run(place, ref steps) => {
+                    let steps = steps.clone();
+                    if !self.run_steps(batch, place, steps, &stopped, &mut watch)? {
+                        return Ok(false);
                     }
                 }
-                next = range.end;
-                match &mut observer {
-                    None => device.start(tape, plan, batch, range)?,
-                    Some(f) => device.observe(tape, plan, batch, range, f)?,
-                }
-                continue;
             }
             next += 1;
-            match stage {
-                Stage::Copy(slot, from, to) => {
-                    let rows = batch.count(tape.slots[slot.0 as usize].rows);
-                    let buffer = |p: &Place| plan.buffer(*slot, *p) as usize;
-                    let mut out = std::mem::take(&mut memory[to.index()].buffers[buffer(to)]);
-                    out.clear();
-                    out.extend_from_slice(&memory[from.index()].buffers[buffer(from)][..rows * width(*slot)]);
-                    memory[to.index()].buffers[buffer(to)] = out;
+        }
+        self.fetch_results(batch)?;
+        Ok(true)
+    }
+
+    /// Values of f32 that a slot has in this batch.
+    fn count(&self, batch: &Batch, slot: Slot) -> usize {
+        let info = &self.tape.slots[slot.0 as usize];
+        batch.count(info.rows) * info.width
+    }
+
+    /// Starts the GPU's stages from `from` on, as far as they go together, and returns the stage after them. What they
+    /// read of the CPU's memory is copied first; what they send down is in flight afterwards.
+    fn start_gpu_stages(&mut self, batch: &Batch, from: usize, observer: &mut Option<Observer<'_>>) -> Result<usize> {
+        let range = segment(&self.plan, from);
+        let gpu = gpu_of(&self.plan.stages[from]).expect("the first stage is a GPU's");
+        for at in range.clone() {
+            match self.plan.stages[at] {
+                Stage::Copy(slot, from, to @ Place::Gpu(_)) => {
+                    let n = self.count(batch, slot);
+                    let (source, to) = (self.plan.buffer(slot, from), self.plan.buffer(slot, to));
+                    let values = &self.memory[from.index()].buffers[source as usize][..n];
+                    self.devices[gpu].outgoing(to)?[..n].copy_from_slice(values);
                 }
-                Stage::Run(place, range) => {
-                    for slot in tape.steps[range.clone()].iter().flat_map(|s| &s.ins) {
-                        let Some(from) = coming[slot.0 as usize][place.index()].take() else { continue };
-                        let n = batch.count(tape.slots[slot.0 as usize].rows) * width(*slot);
-                        let device = device.as_ref().expect("a plan with a GPU has a device");
-                        let buffer = plan.buffer(*slot, *place);
-                        let to = &mut memory[place.index()].buffers[buffer as usize];
-                        to.clear();
-                        to.extend_from_slice(device.arrived(from, (*place, buffer), n)?);
-                    }
-                    let memory = &mut memory[place.index()];
-                    let at = |slot: Slot| plan.buffer(slot, *place) as usize;
-                    for (i, step) in range.clone().map(|i| (i, &tape.steps[i])) {
-                        // A single row is over in a moment, and undoing it may cost more.
-                        if batch.rows.len() > 1 && stop.load(Ordering::Relaxed) {
-                            return Ok(false);
-                        }
-                        let rows_of = |slot: Slot| batch.count(tape.slots[slot.0 as usize].rows);
-                        let mut outs: Vec<Vec<f32>> = Vec::with_capacity(step.outs.len());
-                        for &o in &step.outs {
-                            let mut out = std::mem::take(&mut memory.buffers[at(o)]);
-                            out.resize(rows_of(o) * width(o), 0.0);
-                            outs.push(out);
-                        }
-                        let rows = step.ins.first().map_or(batch.rows.len(), |&x| rows_of(x));
-                        if rows > 0 {
-                            let ins: Vec<&[f32]> =
-                                step.ins.iter().map(|&x| &memory.buffers[at(x)][..rows_of(x) * width(x)]).collect();
-                            let shared = device.as_mut().filter(|_| step.half == Half::Rest);
-                            let taken = shared.as_ref().map_or(Vec::new(), |d| d.experts.taken(i).to_vec());
-                            let view = |w| WeightView { slots: &taken, ..weights.view(gguf, tape, *place, w) };
-                            let views: Vec<WeightView> = step.weights.iter().map(|&w| view(w)).collect();
-                            let mut own: Vec<State> =
-                                step.states.iter().map(|s| std::mem::take(&mut states[s.0 as usize])).collect();
-                            let mut seconds = 0.0;
-                            let mut compute = || {
-                                let start = Instant::now();
-                                step.op.cpu(&mut CpuIo {
-                                    batch,
-                                    rows,
-                                    ins: &ins,
-                                    outs: &mut outs,
-                                    weights: &views,
-                                    states: &mut own,
-                                    work: &mut memory.work,
-                                    pool,
-                                });
-                                seconds = start.elapsed().as_secs_f64();
-                            };
-                            match shared {
-                                None => compute(),
-                                Some(device) => {
-                                    device.beside((gguf, tape, plan), batch, (i, &taken), pool, &mut compute)?;
-                                    device.experts.note(i, ins[1], seconds);
-                                }
-                            }
-                            for (s, state) in step.states.iter().zip(own) {
-                                states[s.0 as usize] = state;
-                            }
-                        }
-                        walked.store(i + 1, Ordering::Relaxed);
-                        for (&o, mut out) in step.outs.iter().zip(outs) {
-                            if let Some(f) = &mut observer {
-                                f(&step.label, &mut out, width(o));
-                            }
-                            memory.buffers[at(o)] = out;
-                        }
+                Stage::Copy(slot, Place::Gpu(_), to) => {
+                    self.in_flight[slot.0 as usize][to.index()] = Some(range.start);
+                }
+                Stage::Run(_, ref steps) => {
+                    for s in self.tape.steps[steps.clone()].iter().flat_map(|step| &step.states) {
+                        self.states[s.0 as usize].wrote(&batch.rows);
                     }
                 }
+                Stage::Copy(..) => {}
             }
         }
-        if let Some(device) = device {
-            for slot in tape.results() {
-                let Some(from) = coming[slot.0 as usize][Place::Cpu.index()].take() else { continue };
-                if batch.greedy && tape.logits == Some(slot) {
-                    continue; // it stays where it is
-                }
-                let (buffer, rows) = (plan.buffer(slot, Place::Cpu), batch.count(tape.slots[slot.0 as usize].rows));
-                let to = &mut memory[Place::Cpu.index()].buffers[buffer as usize];
-                to.clear();
-                to.extend_from_slice(device.arrived(from, (Place::Cpu, buffer), rows * width(slot))?);
+        let device = &mut self.devices[gpu];
+        match observer {
+            None => device.start(&self.tape, &self.plan, batch, range.clone())?,
+            Some(f) => device.observe(&self.tape, &self.plan, batch, range.clone(), f)?,
+        }
+        Ok(range.end)
+    }
+
+    /// Copies a value between two memories of the CPU.
+    fn copy_stage(&mut self, batch: &Batch, slot: Slot, from: Place, to: Place) {
+        let n = self.count(batch, slot);
+        let buffer = |place: Place| self.plan.buffer(slot, place) as usize;
+        let mut out = std::mem::take(&mut self.memory[to.index()].buffers[buffer(to)]);
+        out.clear();
+        out.extend_from_slice(&self.memory[from.index()].buffers[buffer(from)][..n]);
+        self.memory[to.index()].buffers[buffer(to)] = out;
+    }
+
+    /// Runs steps on the CPU, once the values have arrived that the GPU sends them. Returns false if it was stopped
+    /// before all of them were done.
+    fn run_steps(
+        &mut self,
+        batch: &Batch,
+        place: Place,
+        steps: Range<usize>,
+        stopped: &dyn Fn() -> bool,
+        watch: &mut Watch<'_>,
+    ) -> Result<bool> {
+        for i in steps.clone() {
+            for k in 0..self.tape.steps[i].ins.len() {
+                self.fetch(batch, self.tape.steps[i].ins[k], place)?;
             }
-            device.end(gguf, batch)?;
+        }
+        for i in steps {
+            if stopped() {
+                return Ok(false);
+            }
+            self.run_step(batch, place, i, &mut watch.observer)?;
+            if let Some(progress) = &mut watch.progress {
+                progress(i + 1);
+            }
         }
         Ok(true)
+    }
+
+    /// Runs one step on the CPU: takes its output buffers, computes, and gives them back.
+    fn run_step(&mut self, batch: &Batch, place: Place, i: usize, observer: &mut Option<Observer<'_>>) -> Result<()> {
+        let mut outs: Vec<Vec<f32>> = Vec::with_capacity(self.tape.steps[i].outs.len());
+        for &slot in &self.tape.steps[i].outs {
+            let n = self.count(batch, slot);
+            let buffer = self.plan.buffer(slot, place) as usize;
+            let mut out = std::mem::take(&mut self.memory[place.index()].buffers[buffer]);
+            out.resize(n, 0.0);
+            outs.push(out);
+        }
+        let rows_of = |slot: &Slot| batch.count(self.tape.slots[slot.0 as usize].rows);
+        let rows = self.tape.steps[i].ins.first().map_or(batch.rows.len(), rows_of);
+        if rows > 0 {
+            self.compute(batch, place, (i, rows), &mut outs)?;
+        }
+        let step = &self.tape.steps[i];
+        for (&slot, mut out) in step.outs.iter().zip(outs) {
+            if let Some(f) = observer {
+                f(&step.label, &mut out, self.tape.width(slot));
+            }
+            self.memory[place.index()].buffers[self.plan.buffer(slot, place) as usize] = out;
+        }
+        Ok(())
+    }
+
+    /// Calls the CPU body of step `i`, whose inputs have `rows` rows.
+    fn compute(&mut self, batch: &Batch, place: Place, (i, rows): (usize, usize), outs: &mut [Vec<f32>]) -> Result<()> {
+        let Engine { gguf, tape, plan, pool, pool_batch, states, weights, memory, devices, .. } = self;
+        let pool = pool_batch.as_ref().filter(|_| batch.rows.len() > 1).unwrap_or(pool);
+        let (step, Memory { buffers, work }) = (&tape.steps[i], &mut memory[place.index()]);
+        let value = |slot: Slot| {
+            let info = &tape.slots[slot.0 as usize];
+            &buffers[plan.buffer(slot, place) as usize][..batch.count(info.rows) * info.width]
+        };
+        let ins: Vec<&[f32]> = step.ins.iter().map(|&slot| value(slot)).collect();
+        // The other half of the experts is the first GPU's.
+        let shared = devices.first_mut().filter(|_| step.half == Half::Rest);
+        let on_gpu = shared.as_ref().map_or(Vec::new(), |d| d.experts.on_gpu(i).to_vec());
+        let view = |w| WeightView { slots: &on_gpu, ..weights.view(gguf, tape, place, w) };
+        let views: Vec<WeightView> = step.weights.iter().map(|&w| view(w)).collect();
+        let mut own: Vec<State> = step.states.iter().map(|s| std::mem::take(&mut states[s.0 as usize])).collect();
+        let mut seconds = 0.0;
+        let mut compute = || {
+            let start = Instant::now();
+            let (weights, states) = (&views[..], &mut own[..]);
+            step.op.cpu(&mut CpuIo { batch, rows, ins: &ins, outs, weights, states, work, pool });
+            seconds = start.elapsed().as_secs_f64();
+        };
+        match shared {
+            None => compute(),
+            Some(device) => {
+                device.compute_and_stream((gguf, tape, plan), batch, (i, &on_gpu), pool, &mut compute)?;
+                device.experts.note(i, ins[1], seconds);
+            }
+        }
+        for (s, state) in step.states.iter().zip(own) {
+            states[s.0 as usize] = state;
+        }
+        Ok(())
+    }
+
+    /// Takes a value that the GPU sent to `place` into its buffer there, if it is in flight.
+    fn fetch(&mut self, batch: &Batch, slot: Slot, place: Place) -> Result<()> {
+        let Some(stage) = self.in_flight[slot.0 as usize][place.index()].take() else { return Ok(()) };
+        let n = self.count(batch, slot);
+        let buffer = self.plan.buffer(slot, place);
+        let gpu = gpu_of(&self.plan.stages[stage]).expect("a GPU sent it");
+        let to = &mut self.memory[place.index()].buffers[buffer as usize];
+        to.clear();
+        to.extend_from_slice(self.devices[gpu].arrived(stage, (place, buffer), n)?);
+        Ok(())
+    }
+
+    /// Takes the results that the GPU sent down, and ends the walk there.
+    fn fetch_results(&mut self, batch: &Batch) -> Result<()> {
+        for slot in self.tape.results() {
+            // The logits stay on the GPU where only the argmax is asked for.
+            if batch.greedy && self.tape.logits == Some(slot) {
+                self.in_flight[slot.0 as usize][Place::Cpu.index()] = None;
+            }
+            self.fetch(batch, slot, Place::Cpu)?;
+        }
+        self.devices.iter_mut().try_for_each(|device| device.end(&self.gguf, batch))
     }
 
     /// Writes what a sequence of `tokens` tokens remembers, or what later tokens overwrite of it (see
@@ -351,7 +414,10 @@ impl Engine {
 
     /// The device that holds a state, if one does.
     fn device_of(&self, state: usize) -> Option<&Device> {
-        self.device.as_ref().filter(|_| self.plan.state_places[state] == Place::Gpu)
+        match self.plan.state_places[state] {
+            Place::Gpu(n) => Some(&self.devices[n as usize]),
+            Place::Cpu | Place::Twin => None,
+        }
     }
 
     /// Forgets a sequence.
@@ -376,27 +442,30 @@ impl Engine {
     }
 }
 
-/// Whether a stage is the GPU's: work there, or a copy to or from there.
-fn is_gpu(stage: &Stage) -> bool {
-    match stage {
-        Stage::Run(place, _) => *place == Place::Gpu,
-        Stage::Copy(_, from, to) => *from == Place::Gpu || *to == Place::Gpu,
+/// The number of the GPU whose stage it is: work there, or a copy to or from there.
+fn gpu_of(stage: &Stage) -> Option<usize> {
+    match *stage {
+        Stage::Run(Place::Gpu(n), _) | Stage::Copy(_, Place::Gpu(n), _) | Stage::Copy(_, _, Place::Gpu(n)) => {
+            Some(n as usize)
+        }
+        _ => None,
     }
 }
 
-/// The GPU's stages from `from` on that are started together: up to the host's next, and no further than the next values
-/// that are sent down, which the host may be waiting for. Values that are sent up lie ready when it starts, so no two of them
-/// may come through one buffer.
-fn stretch(plan: &Plan, from: usize) -> std::ops::Range<usize> {
+/// A GPU's stages from `from` on that are started together: up to the next stage that is not its own, and no further than
+/// the next values that are sent down, which the host may be waiting for. Values that are sent up are in staging memory
+/// when it starts, so no two of them may come through one buffer.
+fn segment(plan: &Plan, from: usize) -> Range<usize> {
     let stages = &plan.stages;
-    let down = |s: &Stage| matches!(s, Stage::Copy(_, Place::Gpu, _));
-    let up = |s: &Stage| match s {
-        Stage::Copy(slot, _, Place::Gpu) => Some(plan.buffer(*slot, Place::Gpu)),
+    let down = |s: &Stage| matches!(s, Stage::Copy(_, Place::Gpu(_), _));
+    let up = |s: &Stage| match *s {
+        Stage::Copy(slot, _, to @ Place::Gpu(_)) => Some(plan.buffer(slot, to)),
         _ => None,
     };
+    let gpu = gpu_of(&stages[from]);
     let mut through: Vec<u32> = up(&stages[from]).into_iter().collect();
     let mut to = from + 1;
-    while to < stages.len() && is_gpu(&stages[to]) && (!down(&stages[to - 1]) || down(&stages[to])) {
+    while to < stages.len() && gpu_of(&stages[to]) == gpu && (!down(&stages[to - 1]) || down(&stages[to])) {
         if let Some(buffer) = up(&stages[to]) {
             if through.contains(&buffer) {
                 break;

@@ -135,7 +135,7 @@ impl Rehearsal<'_> {
                 };
                 *wants.entry(w.format()).or_default() += aligned(w.format(), bytes);
             }
-            let walked = *place != Place::Gpu && step.half != Half::Cached && wants.values().all(|n| *n <= largest);
+            let walked = !place.is_gpu() && step.half != Half::Cached && wants.values().all(|n| *n <= largest);
             steps.push(walked);
             for id in matrices(step).filter(|_| walked) {
                 let (w, wanted) = (weight(id), &mut wanted[id.0 as usize]);
@@ -230,7 +230,12 @@ impl Rehearsal<'_> {
         for i in 0..TOKENS {
             let token = rng.below(LOOKED_UP.min(tape.n_vocab())) as u32;
             let pos = (self.depth + i % POSITIONS) as u32;
-            let batch = Batch { rows: vec![Row { token, seq: 0, pos }], wanted: vec![0], greedy: false, alike: false };
+            let batch = Batch {
+                rows: vec![Row { token, seq: 0, pos }],
+                wanted: vec![0],
+                greedy: false,
+                deterministic_rows: false,
+            };
             work.angles.clear();
             let start = Instant::now();
             for (n, step) in tape.steps.iter().enumerate().filter(|(n, _)| self.steps[*n]) {
@@ -378,7 +383,8 @@ mod tests {
         let pool = Pool::new(1).unwrap();
         let tape = tape("qwen3moe");
         let experts = |s: &Step| s.op.name() == "experts";
-        let places: Vec<Place> = tape.steps.iter().map(|s| if experts(s) { Place::Cpu } else { Place::Gpu }).collect();
+        let places: Vec<Place> =
+            tape.steps.iter().map(|s| if experts(s) { Place::Cpu } else { Place::Gpu(0) }).collect();
         let walked = Rehearsal::new(&tape, &places, &pool, 0, 1 << 20).walk(Duration::ZERO);
         for (step, time) in tape.steps.iter().zip(&walked.steps) {
             assert_eq!(experts(step), time.is_some(), "{}", step.label);

@@ -91,7 +91,7 @@ impl Model<'_> {
         let tied = |s: &Step| head.is_some_and(|h| s.weights.first().is_some_and(|w| h.weights.first() == Some(w)));
         Plan::new(tape, &|i, step| {
             if let Some(place) = self.ask.rules.place(tape, step) {
-                return if place == Place::Gpu && needs.refuses[i].is_some() { Place::Cpu } else { place };
+                return if place.is_gpu() && needs.refuses[i].is_some() { Place::Cpu } else { place };
             }
             let layer = layer_of(step, self.layers);
             let there = match layer {
@@ -99,7 +99,7 @@ impl Model<'_> {
                 Some(_) => self.on_gpu(gpu_layers, layer),
             };
             let experts = step.op.halves() && layer.is_some_and(|l| l < cpu_moe);
-            if there && !experts && needs.refuses[i].is_none() { Place::Gpu } else { Place::Cpu }
+            if there && !experts && needs.refuses[i].is_none() { Place::Gpu(0) } else { Place::Cpu }
         })
     }
 

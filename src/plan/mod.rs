@@ -62,7 +62,7 @@ impl Plan {
         for (i, step) in tape.steps.iter().enumerate() {
             let held = groups[i].filter(|&first| first < i).map(|first| places[first]);
             let place = match step.half {
-                Half::Cached => Place::Gpu,
+                Half::Cached => Place::Gpu(0),
                 Half::Rest => Place::Cpu,
                 // The likeliest token is found where the logits are.
                 Half::Whole if step.outs.first() == tape.likeliest.as_ref() => {
@@ -90,7 +90,7 @@ impl Plan {
 
     /// Whether anything runs on a GPU.
     pub fn on_gpu(&self) -> bool {
-        self.places.contains(&Place::Gpu)
+        self.places.iter().any(|p| p.is_gpu())
     }
 
     /// Everything on the CPU.
@@ -132,7 +132,7 @@ fn order(tape: &Tape, places: &[Place]) -> Vec<Stage> {
         _ => stages.push(Stage::Run(place, i..i + 1)),
     };
     for (i, (step, &place)) in tape.steps.iter().zip(places).enumerate() {
-        if place == Place::Gpu && step.ins.iter().any(|x| owed[x.0 as usize]) {
+        if place.is_gpu() && step.ins.iter().any(|x| owed[x.0 as usize]) {
             stages.append(&mut late);
             owed.fill(false);
         }
@@ -141,7 +141,7 @@ fn order(tape: &Tape, places: &[Place]) -> Vec<Stage> {
             if !at.contains(&place) {
                 let copy = Stage::Copy(*x, at[0], place);
                 // What the GPU sends is sent at once; what passes between the host's own memories waits its turn.
-                if at[0] == Place::Gpu || place == Place::Gpu {
+                if at[0].is_gpu() || place.is_gpu() {
                     stages.push(copy)
                 } else {
                     late.push(copy)
@@ -151,9 +151,9 @@ fn order(tape: &Tape, places: &[Place]) -> Vec<Stage> {
         }
         for x in &step.outs {
             home[x.0 as usize].push(place);
-            owed[x.0 as usize] = place != Place::Gpu;
+            owed[x.0 as usize] = !place.is_gpu();
         }
-        run(if place == Place::Gpu { &mut stages } else { &mut late }, place, i);
+        run(if place.is_gpu() { &mut stages } else { &mut late }, place, i);
     }
     stages.append(&mut late);
     // What a walk gives is read from the CPU's memory.

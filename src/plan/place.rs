@@ -13,17 +13,26 @@ pub enum Place {
     /// The CPU's code over a second memory that poses as a device: placement, copies and order can be tested anywhere,
     /// and the result must equal the CPU's bit for bit.
     Twin,
-    /// The GPU and its memory.
-    Gpu,
+    /// A GPU and its memory, by the GPU's number.
+    Gpu(u8),
 }
 
 impl Place {
-    /// Every place, in the order of [`Place::index`].
-    pub const ALL: [Place; 3] = [Place::Cpu, Place::Twin, Place::Gpu];
+    /// Every place, in the order of [`Place::index`]. One GPU is all that is used so far.
+    pub const ALL: [Place; 3] = [Place::Cpu, Place::Twin, Place::Gpu(0)];
 
     /// Its number.
     pub fn index(self) -> usize {
-        self as usize
+        match self {
+            Place::Cpu => 0,
+            Place::Twin => 1,
+            Place::Gpu(n) => 2 + n as usize,
+        }
+    }
+
+    /// Whether it is a GPU.
+    pub fn is_gpu(self) -> bool {
+        matches!(self, Place::Gpu(_))
     }
 
     /// Its name in rules and reports.
@@ -31,7 +40,7 @@ impl Place {
         match self {
             Place::Cpu => "CPU",
             Place::Twin => "TWIN",
-            Place::Gpu => "GPU",
+            Place::Gpu(_) => "GPU",
         }
     }
 }
@@ -43,14 +52,19 @@ pub struct Rules {
 }
 
 impl Rules {
-    /// Adds `REGEX=PLACE[,REGEX=PLACE ...]`.
+    /// Adds `REGEX=PLACE[,REGEX=PLACE ...]`; `GPU` is the first GPU, `GPU0`.
+    ///
+    /// # Errors
+    /// If a rule has another form, names no place, or its regex is none.
     pub fn add(&mut self, text: &str) -> Result<()> {
         for rule in text.split(',') {
             let (pattern, place) =
                 rule.rsplit_once('=').with_context(|| format!("-ot {rule}: REGEX=PLACE expected"))?;
-            let place = match Place::ALL.iter().find(|p| p.name().eq_ignore_ascii_case(place)) {
-                Some(p) => *p,
-                None => bail!("-ot {rule}: no place is called {place}; CPU, GPU or TWIN expected"),
+            let place = match place.to_ascii_uppercase().as_str() {
+                "CPU" => Place::Cpu,
+                "TWIN" => Place::Twin,
+                "GPU" | "GPU0" => Place::Gpu(0),
+                _ => bail!("-ot {rule}: no place is called {place}; CPU, GPU or TWIN expected"),
             };
             let pattern = Regex::new(pattern).with_context(|| format!("-ot {rule}: {pattern} is no regex"))?;
             self.list.push((pattern, place));
@@ -73,5 +87,26 @@ impl Rules {
     /// The rules as they were written.
     pub fn texts(&self) -> impl Iterator<Item = String> {
         self.list.iter().map(|(regex, place)| format!("{regex}={}", place.name()))
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_rule_names_the_first_gpu_with_or_without_its_number_and_no_gpu_that_is_not_used() {
+        for (text, place) in [("x=GPU", Place::Gpu(0)), ("x=gpu0", Place::Gpu(0)), ("x=Twin", Place::Twin)] {
+            let mut rules = Rules::default();
+            rules.add(text).unwrap();
+            assert!(rules.name(place), "{text}");
+        }
+        let error = Rules::default().add("x=GPU1").unwrap_err().to_string();
+        assert!(error.contains("no place is called GPU1"), "{error}");
+    }
+
+    #[test]
+    fn places_are_numbered_in_the_order_of_their_list() {
+        assert!(Place::ALL.iter().enumerate().all(|(i, place)| place.index() == i));
     }
 }

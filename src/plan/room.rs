@@ -74,7 +74,7 @@ impl Room {
         let mut states = vec![false; tape.states.len()];
         let mut tables: Vec<&str> = Vec::new();
         sum.header = (LISTS * n_batch * 4).next_multiple_of(ALIGN);
-        for (i, step) in tape.steps.iter().enumerate().filter(|(i, _)| plan.places[*i] == Place::Gpu) {
+        for (i, step) in tape.steps.iter().enumerate().filter(|(i, _)| plan.places[*i].is_gpu()) {
             for w in step.weights.iter().map(|w| w.0 as usize) {
                 if !passes_through(tape, step, w) && !std::mem::replace(&mut seen[w], true) {
                     sum.weights += weight_bytes(tape, w).next_multiple_of(ALIGN);
@@ -99,7 +99,7 @@ impl Room {
             }
             sum.scratch = sum.scratch.max(needs.scratch[i]);
         }
-        sum.values = plan.layouts[Place::Gpu.index()].bytes(&shape).map(|b| b.next_multiple_of(ALIGN)).sum();
+        sum.values = plan.layouts[Place::Gpu(0).index()].bytes(&shape).map(|b| b.next_multiple_of(ALIGN)).sum();
         sum.scratch = sum.scratch.next_multiple_of(ALIGN);
         sum
     }
@@ -129,7 +129,12 @@ impl Needs {
         // A single row, the fewest that tensor cores take, and all: each takes other kernels.
         for n in [1, shape.n_batch.min(17), shape.n_batch] {
             let rows = (0..n as u32).map(|pos| Row { token: 0, seq: 0, pos }).collect();
-            let batch = Batch { rows, wanted: (0..n.min(shape.n_wanted) as u32).collect(), greedy: true, alike: false };
+            let batch = Batch {
+                rows,
+                wanted: (0..n.min(shape.n_wanted) as u32).collect(),
+                greedy: true,
+                deterministic_rows: false,
+            };
             for (i, step) in tape.steps.iter().enumerate().filter(|(i, _)| refuses[*i].is_none()) {
                 let used = scratch_of(tape, step, &batch, &shape);
                 scratch[i] = scratch[i].max(used.with_context(|| format!("step {}", step.label))?);

@@ -1,9 +1,9 @@
-//! Conversations and generations: what stands between a session's tokens and what a person or a program reads.
+//! Conversations and generations: from a session's tokens to what a person or a program reads, and back.
 
 mod stops;
 mod turns;
 mod writer;
 
 pub use stops::Stops;
-pub use turns::{Progress, Turns, feed, message, read, read_ahead, rest, set_system, shared};
-pub use writer::{Asked, End, Parts, Said, Writer, write};
+pub use turns::{Turns, message, read, read_ahead, rest, set_system, shared};
+pub use writer::{End, GenParams, Generated, Parts, Writer, write};

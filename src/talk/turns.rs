@@ -7,7 +7,7 @@
 use anyhow::{Context, Result};
 use serde_json::{Map, Value, json};
 
-use crate::session::{ContextFull, Session, Want};
+use crate::session::{ContextFull, Output, Progress, Session, Want};
 use crate::text::{Clock, Reader, Template, Tokenizer};
 
 /// How conversations become prompts: a template and what it is given beside the messages.
@@ -38,7 +38,7 @@ impl Turns {
         self.prompt_with(tokenizer, messages, None, None, open)
     }
 
-    /// The same with tools and with variables of its own.
+    /// The prompt of a conversation with tools, and with variables of its own.
     ///
     /// # Errors
     /// If the template fails, with its line.
@@ -161,7 +161,7 @@ fn meet(tokenizer: &Tokenizer, x: &[u32], y: &[u32]) -> (usize, usize) {
 }
 
 /// Makes a sequence one that has read the prompt `ids`, and returns what is wanted after it. Of what it has read already
-/// nothing is read again; `progress` is told how many tokens are to be read, and then of each batch.
+/// nothing is read again; `progress` is called as by [`Session::feed_with_progress`].
 ///
 /// # Errors
 /// [`ContextFull`] before anything is read, if the prompt has no room; [`Interrupted`](crate::session::Interrupted), with
@@ -173,7 +173,7 @@ pub fn read(
     ids: &[u32],
     want: Want,
     progress: &mut dyn FnMut(Progress),
-) -> Result<Vec<f32>> {
+) -> Result<Output> {
     let (mut keep, mut rest) = rest(tokenizer, session.tokens(seq), ids);
     if rest.is_empty() {
         // Logits follow a token: the last one is read once more.
@@ -184,7 +184,7 @@ pub fn read(
         return Err(ContextFull { n_ctx: session.n_ctx(), used: 0, given: keep + rest.len() }.into());
     }
     session.rewind(seq, keep)?;
-    feed(session, seq, &rest, want, progress)
+    session.feed_with_progress(seq, &rest, want, progress)
 }
 
 /// Reads what the next prompt of a conversation will begin with, whatever the user says next: a template may drop what an
@@ -210,37 +210,6 @@ pub fn read_ahead(
     }
     session.rewind(seq, keep)?;
     session.feed(seq, &rest, Want::None).map(drop)
-}
-
-/// What is told of a prompt that is being read.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Progress {
-    /// So many tokens are to be read.
-    Begins(usize),
-    /// So many more of them are.
-    Read(usize),
-}
-
-/// Reads tokens in parts that are told of.
-///
-/// # Errors
-/// As [`Session::feed`].
-pub fn feed(
-    session: &mut Session,
-    seq: usize,
-    tokens: &[u32],
-    want: Want,
-    progress: &mut dyn FnMut(Progress),
-) -> Result<Vec<f32>> {
-    progress(Progress::Begins(tokens.len()));
-    let parts = tokens.chunks(session.n_batch());
-    let last = parts.len().saturating_sub(1);
-    let mut logits = Vec::new();
-    for (i, part) in parts.enumerate() {
-        logits = session.feed(seq, part, if i == last { want } else { Want::None })?;
-        progress(Progress::Read(part.len()));
-    }
-    Ok(logits)
 }
 
 #[cfg(test)]

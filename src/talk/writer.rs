@@ -8,13 +8,13 @@ use serde_json::{Value, json};
 
 use super::{Stops, Turns};
 use crate::sample::{Sampler, logprob_of, logprobs};
-use crate::session::{Session, Want};
+use crate::session::{Output, Session, Want};
 use crate::text::grammar::{DeadEnd, Grammar};
 use crate::text::{Part, Reader, Stream, Tokenizer};
 
-/// What a generation is asked for.
+/// Parameters of a generation.
 #[derive(Clone, Debug, Default)]
-pub struct Asked {
+pub struct GenParams {
     /// Tokens, at most.
     pub limit: Option<usize>,
     /// Texts that end the answer.
@@ -27,9 +27,9 @@ pub struct Asked {
     pub logprobs: Option<usize>,
 }
 
-impl Asked {
-    /// The same of an answer: where the model could go on with the user's part, that ends it too.
-    pub fn of(mut self, turns: &Turns) -> Asked {
+impl GenParams {
+    /// The parameters of an answer in a conversation: where the model could go on with the user's part, that ends it too.
+    pub fn of(mut self, turns: &Turns) -> GenParams {
         self.stop.extend(turns.user_opens().filter(|_| !self.ignore_eos).map(String::from));
         self
     }
@@ -79,7 +79,7 @@ impl End {
 
 /// Everything that was written.
 #[derive(Clone, Debug, Default)]
-pub struct Said {
+pub struct Generated {
     /// The tokens that were written, a stop text's among them; not the model's end.
     pub tokens: Vec<u32>,
     /// What the model thought.
@@ -90,7 +90,7 @@ pub struct Said {
     pub logprobs: Vec<Value>,
 }
 
-impl Said {
+impl Generated {
     /// The message that it is in a conversation; None if nothing was said.
     pub fn message(&self) -> Option<Value> {
         let mut message = super::message("assistant", &self.answer);
@@ -115,12 +115,12 @@ pub struct Writer<'t> {
     /// The token that opens reasoning, which a grammar does not know.
     opens: Option<u32>,
     stops: Stops,
-    asked: Asked,
+    params: GenParams,
     /// Tokens that come next whatever the logits say.
     forced: VecDeque<u32>,
     thought: usize,
     /// What was written so far.
-    pub said: Said,
+    pub generated: Generated,
 }
 
 /// Text that came, by the part that it belongs to.
@@ -133,16 +133,16 @@ impl<'t> Writer<'t> {
         mut sampler: Sampler,
         grammar: Option<Grammar>,
         reader: Reader,
-        asked: Asked,
+        params: GenParams,
         prompt: &[u32],
     ) -> Writer<'t> {
         prompt.iter().for_each(|t| sampler.accept(*t));
-        let stops = Stops::new(asked.stop.iter().cloned());
+        let stops = Stops::new(params.stop.iter().cloned());
         // Where the prompt has opened a reasoning that may have no token, it is closed at once.
-        let close = reader.close().filter(|_| asked.budget == Some(0));
+        let close = reader.close().filter(|_| params.budget == Some(0));
         let forced: VecDeque<u32> =
             close.and_then(|text| tokenizer.encode(&text, false, true).ok()).unwrap_or_default().into();
-        let (said, stream) = (Said::default(), tokenizer.stream());
+        let (generated, stream) = (Generated::default(), tokenizer.stream());
         let opens = reader.may_open().and_then(|text| match tokenizer.encode(text, false, true).as_deref() {
             Ok([one]) => Some(*one),
             _ => None,
@@ -152,25 +152,41 @@ impl<'t> Writer<'t> {
             unruled = vec![u32::MAX; tokenizer.n_vocab().div_ceil(32)];
             tokenizer.eog().iter().for_each(|id| unruled[*id as usize / 32] &= !(1 << (id % 32)));
         }
-        Writer { tokenizer, sampler, grammar, unruled, reader, stream, opens, stops, asked, forced, thought: 0, said }
+        Writer {
+            tokenizer,
+            sampler,
+            grammar,
+            unruled,
+            reader,
+            stream,
+            opens,
+            stops,
+            params,
+            forced,
+            thought: 0,
+            generated,
+        }
     }
 
-    /// What the next token is chosen from: all logits, or the likeliest token, where that is all that counts.
+    /// What the next token is chosen from: all logits, or the argmax, where that is all that counts.
     pub fn want(&self) -> Want {
-        let plain = self.grammar.is_none() && self.asked.logprobs.is_none() && self.sampler.is_greedy();
-        if plain { Want::Likeliest } else { Want::Last }
+        let plain = self.grammar.is_none() && self.params.logprobs.is_none() && self.sampler.is_greedy();
+        if plain { Want::Argmax } else { Want::Last }
     }
 
-    /// Chooses the next token from logits, or `greedy` from the likeliest one alone. Returns it, the text that is complete with it, and what
-    /// ends the generation, if something does: the token is then not to be read any more.
+    /// Chooses the next token from what a session returned for [`Writer::want`]. Returns it, the text that is complete
+    /// with it, and what ends the generation, if something does: the token is then not to be read any more.
     ///
     /// # Errors
     /// If the logits are not numbers, or the grammar allows no token.
-    pub fn next(&mut self, logits: &[f32], greedy: bool) -> Result<(u32, Parts, Option<End>)> {
-        if self.asked.limit == Some(self.said.tokens.len()) {
+    pub fn next(&mut self, output: &Output) -> Result<(u32, Parts, Option<End>)> {
+        if self.params.limit == Some(self.generated.tokens.len()) {
             return Ok((0, self.finish(), Some(End::Limit)));
         }
-        if logits.iter().any(|v| v.is_nan()) {
+        if match output {
+            Output::Logits(logits) => logits.iter().any(|v| v.is_nan()),
+            Output::Argmax { logit, .. } => logit.is_nan(),
+        } {
             bail!(
                 "the model computed NaN; the file is damaged, or this is a bug worth reporting with the model's name"
             );
@@ -179,46 +195,18 @@ impl<'t> Writer<'t> {
         let beginning = self.reader.may_open().is_some();
         let ruled = beginning || self.reader.part() == Some(Part::Answer);
         let forced = self.forced.pop_front();
-        // Where messages have heads, the answer comes behind one, and nowhere else.
-        let heads = self.grammar.as_ref().and_then(|_| self.reader.heads());
-        let token = match forced {
-            Some(token) => token,
-            None if greedy => logits[0] as u32,
-            None => {
-                let mut more;
-                let allowed = match (&mut self.grammar, self.opens.filter(|_| beginning)) {
-                    (Some(_), _) if heads.is_some() => {
-                        more = vec![0; logits.len().div_ceil(32)];
-                        for head in heads.iter().flatten() {
-                            let next = self.tokenizer.encode(head, false, true)?;
-                            next.first().into_iter().for_each(|id| more[*id as usize / 32] |= 1 << (id % 32));
-                        }
-                        Some(&more[..])
-                    }
-                    (Some(g), None) if ruled => Some(g.mask()?),
-                    (Some(g), Some(open)) => {
-                        more = g.mask()?.to_vec();
-                        more[open as usize / 32] |= 1 << (open % 32);
-                        Some(&more[..])
-                    }
-                    (Some(_), None) => Some(&self.unruled[..]),
-                    (None, _) => None,
-                };
-                match self.sampler.pick(logits, allowed) {
-                    Some(token) => token,
-                    None if allowed.is_some() => return Err(DeadEnd.into()),
-                    None => bail!("no token is left to choose: --logit-bias forbids all that the model gives"),
-                }
-            }
+        let token = match (forced, output) {
+            (Some(token), _) | (None, &Output::Argmax { token, .. }) => token,
+            (None, Output::Logits(logits)) => self.choose(logits, beginning, ruled)?,
         };
-        if self.tokenizer.is_eog(token) && !self.asked.ignore_eos {
+        if self.tokenizer.is_eog(token) && !self.params.ignore_eos {
             return Ok((token, self.finish(), Some(End::Model)));
         }
         self.sampler.accept(token);
-        if let Some(n) = self.asked.logprobs {
+        if let (Some(n), Output::Logits(logits)) = (self.params.logprobs, output) {
             self.note(logits, token, n);
         }
-        self.said.tokens.push(token);
+        self.generated.tokens.push(token);
         let mut complete = false;
         if let Some(grammar) =
             self.grammar.as_mut().filter(|_| ruled && forced.is_none() && !(beginning && self.opens == Some(token)))
@@ -226,25 +214,61 @@ impl<'t> Writer<'t> {
             grammar.accept(token)?;
             complete = grammar.is_done();
         }
-        let special = self.tokenizer.is_control(token) && self.reader.knows(self.tokenizer.piece(token));
-        let text = self.stream.push_as(token, special);
-        self.thought += (self.reader.part() == Some(Part::Reasoning)) as usize;
-        let came = self.reader.push(&text);
-        if let Some(close) = self.reader.close().filter(|_| self.asked.budget.is_some_and(|n| self.thought >= n)) {
-            self.forced = self.tokenizer.encode(&close, false, true)?.into();
-            self.asked.budget = None;
-        }
-        let (mut parts, stop) = self.stopped(came);
+        let (mut parts, stop) = self.push(token)?;
         let end = match stop {
             Some(stop) => Some(End::Stop(stop)),
             None if complete => Some(End::Complete),
-            None if self.asked.limit == Some(self.said.tokens.len()) => Some(End::Limit),
+            None if self.params.limit == Some(self.generated.tokens.len()) => Some(End::Limit),
             None => None,
         };
         if end.is_some() && !matches!(end, Some(End::Stop(_))) {
             parts.extend(self.finish());
         }
         Ok((token, parts, end))
+    }
+
+    /// Samples a token among those that the grammar allows. `beginning`: reasoning may still open; `ruled`: the grammar
+    /// holds for what comes next.
+    fn choose(&mut self, logits: &[f32], beginning: bool, ruled: bool) -> Result<u32> {
+        // Where messages have heads, the answer comes after one, and nowhere else.
+        let heads = self.grammar.as_ref().and_then(|_| self.reader.heads());
+        let mut more;
+        let allowed = match (&mut self.grammar, self.opens.filter(|_| beginning)) {
+            (Some(_), _) if heads.is_some() => {
+                more = vec![0; logits.len().div_ceil(32)];
+                for head in heads.iter().flatten() {
+                    let next = self.tokenizer.encode(head, false, true)?;
+                    next.first().into_iter().for_each(|id| more[*id as usize / 32] |= 1 << (id % 32));
+                }
+                Some(&more[..])
+            }
+            (Some(g), None) if ruled => Some(g.mask()?),
+            (Some(g), Some(open)) => {
+                more = g.mask()?.to_vec();
+                more[open as usize / 32] |= 1 << (open % 32);
+                Some(&more[..])
+            }
+            (Some(_), None) => Some(&self.unruled[..]),
+            (None, _) => None,
+        };
+        match self.sampler.pick(logits, allowed) {
+            Some(token) => Ok(token),
+            None if allowed.is_some() => Err(DeadEnd.into()),
+            None => bail!("no token is left to choose: --logit-bias forbids all that the model gives"),
+        }
+    }
+
+    /// Takes in a token's text: what is complete with it, and the stop text that ended it, if one did.
+    fn push(&mut self, token: u32) -> Result<(Parts, Option<String>)> {
+        let special = self.tokenizer.is_control(token) && self.reader.knows(self.tokenizer.piece(token));
+        let text = self.stream.push_as(token, special);
+        self.thought += (self.reader.part() == Some(Part::Reasoning)) as usize;
+        let came = self.reader.push(&text);
+        if let Some(close) = self.reader.close().filter(|_| self.params.budget.is_some_and(|n| self.thought >= n)) {
+            self.forced = self.tokenizer.encode(&close, false, true)?.into();
+            self.params.budget = None;
+        }
+        Ok(self.stopped(came))
     }
 
     /// Whether the text is whole by its grammar; always where there is none.
@@ -260,7 +284,7 @@ impl<'t> Writer<'t> {
         let (mut parts, stop) = self.stopped(came);
         let rest = self.stops.finish();
         if stop.is_none() && !rest.is_empty() {
-            self.said.answer.push_str(&rest);
+            self.generated.answer.push_str(&rest);
             parts.push((Part::Answer, rest));
         }
         parts
@@ -271,12 +295,12 @@ impl<'t> Writer<'t> {
         let mut parts = Vec::with_capacity(came.len());
         for (part, text) in came {
             if part == Part::Reasoning {
-                self.said.reasoning.push_str(&text);
+                self.generated.reasoning.push_str(&text);
                 parts.push((part, text));
                 continue;
             }
             let (text, stop) = self.stops.push(&text);
-            self.said.answer.push_str(&text);
+            self.generated.answer.push_str(&text);
             if !text.is_empty() {
                 parts.push((part, text));
             }
@@ -294,11 +318,12 @@ impl<'t> Writer<'t> {
         };
         let mut own = one((token, logprob_of(logits, token)));
         own["top"] = logprobs(logits, n).into_iter().map(one).collect();
-        self.said.logprobs.push(own);
+        self.generated.logprobs.push(own);
     }
 }
 
-/// Writes from `logits` on until something ends it; `show` sees the text as it comes.
+/// Writes from `output` on, which the session returned for the prompt, until something ends the generation; `show` sees
+/// the text as it comes.
 ///
 /// # Errors
 /// As [`Writer::next`] and [`Session::feed`], and what `show` returns.
@@ -306,15 +331,14 @@ pub fn write(
     session: &mut Session,
     seq: usize,
     writer: &mut Writer<'_>,
-    mut logits: Vec<f32>,
+    mut output: Output,
     stop: &AtomicBool,
     show: &mut dyn FnMut(Part, &str) -> Result<()>,
 ) -> Result<End> {
-    let mut greedy = writer.want() == Want::Likeliest; // as the prompt was read
     loop {
         let interrupted = stop.load(Ordering::SeqCst);
         let (token, parts, end) =
-            if interrupted { (0, writer.finish(), Some(End::Interrupted)) } else { writer.next(&logits, greedy)? };
+            if interrupted { (0, writer.finish(), Some(End::Interrupted)) } else { writer.next(&output)? };
         for (part, text) in parts {
             show(part, &text)?;
         }
@@ -327,7 +351,6 @@ pub fn write(
             }
             return Ok(End::Context);
         }
-        greedy = writer.want() == Want::Likeliest;
-        logits = session.feed(seq, &[token], writer.want())?;
+        output = session.feed(seq, &[token], writer.want())?;
     }
 }

@@ -273,7 +273,7 @@ pub struct Batch {
     /// Only the likeliest token of each wanted row is asked for; its logits stay where they are.
     pub greedy: bool,
     /// Every row is to come out, bit for bit, as if it were alone: on the CPU by row kernels only.
-    pub alike: bool,
+    pub deterministic_rows: bool,
 }
 
 impl Batch {

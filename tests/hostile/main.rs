@@ -78,9 +78,9 @@ fn try_file(v: &Variant) -> Outcome {
         let mut s = Session::new(gguf, &options())?;
         let n_vocab = s.n_vocab();
         let ids: Vec<u32> = (0..TOKENS).map(|i| (i * 37 % n_vocab) as u32).collect();
-        let logits = s.feed(0, &ids[..TOKENS - 1], Want::All)?;
+        let logits = s.feed(0, &ids[..TOKENS - 1], Want::All)?.into_logits();
         assert_eq!(logits.len(), (TOKENS - 1) * n_vocab);
-        s.feed(0, &ids[TOKENS - 1..], Want::Last)?;
+        s.feed(0, &ids[TOKENS - 1..], Want::Last)?.into_logits();
         Ok(())
     };
     match run() {

@@ -11,7 +11,7 @@ use anyhow::{Result, bail};
 use serde_json::{Map, Value, json};
 
 use crate::cli::sampling::Settings;
-use crate::talk::Asked;
+use crate::talk::GenParams;
 use crate::text::grammar::Kind;
 
 /// The form in which a request came and its answer goes.
@@ -39,14 +39,14 @@ pub(super) struct Job {
     pub(super) id: Value,
     pub(super) prompt: Prompt,
     pub(super) settings: Settings,
-    pub(super) asked: Asked,
+    pub(super) params: GenParams,
     pub(super) kind: Option<Kind>,
 }
 
 /// What a request does not say.
 pub(super) struct Defaults {
     pub(super) settings: Settings,
-    pub(super) asked: Asked,
+    pub(super) params: GenParams,
     pub(super) kind: Option<Kind>,
     pub(super) raw: bool,
 }
@@ -122,7 +122,7 @@ impl Job {
             id,
             prompt,
             settings: defaults.settings.clone(),
-            asked: defaults.asked.clone(),
+            params: defaults.params.clone(),
             kind: defaults.kind.clone(),
         };
         agree(&map)?;
@@ -164,11 +164,11 @@ impl Job {
             id: id.into(),
             prompt,
             settings: defaults.settings.clone(),
-            asked: defaults.asked.clone(),
+            params: defaults.params.clone(),
             kind: defaults.kind.clone(),
         };
-        if !url.ends_with("/chat/completions") && job.asked.limit.is_none() {
-            job.asked.limit = Some(16); // as the API has it
+        if !url.ends_with("/chat/completions") && job.params.limit.is_none() {
+            job.params.limit = Some(16); // as the API has it
         }
         if body.get("stream").is_some_and(|s| *s != false) {
             bail!("stream is {}: an answer is one line here", body["stream"]);
@@ -183,7 +183,7 @@ impl Job {
             bail!("top_logprobs needs logprobs: true");
         }
         if let Some(asked) = body.remove("logprobs") {
-            job.asked.logprobs = match (&asked, &top) {
+            job.params.logprobs = match (&asked, &top) {
                 (Value::Null | Value::Bool(false), _) => None,
                 (Value::Bool(true), None | Some(Value::Null)) => Some(0),
                 (Value::Bool(true), Some(n)) => Some(whole("top_logprobs", n)?),
@@ -203,14 +203,14 @@ impl Job {
         match name {
             _ if value.is_null() && self.settings.clone().set(name, value)? => {}
             "n_predict" | "max_tokens" | "max_completion_tokens" => {
-                self.asked.limit = match value {
+                self.params.limit = match value {
                     Value::Null => return Ok(true),
                     v if v.as_i64() == Some(-1) => None,
                     v => Some(whole(name, v)?),
                 }
             }
             "stop" => {
-                self.asked.stop = match value {
+                self.params.stop = match value {
                     Value::Null => Vec::new(),
                     Value::String(text) => vec![text.clone()],
                     Value::Array(list) if list.iter().all(Value::is_string) => {
@@ -220,11 +220,11 @@ impl Job {
                 }
             }
             "ignore_eos" => {
-                self.asked.ignore_eos = value.as_bool().ok_or_else(|| wrong(name, value, "true or false"))?
+                self.params.ignore_eos = value.as_bool().ok_or_else(|| wrong(name, value, "true or false"))?
             }
-            "reasoning_budget" if value.as_i64() == Some(-1) => self.asked.budget = None,
-            "reasoning_budget" => self.asked.budget = Some(whole(name, value)?),
-            "logprobs" => self.asked.logprobs = Some(whole(name, value)?),
+            "reasoning_budget" if value.as_i64() == Some(-1) => self.params.budget = None,
+            "reasoning_budget" => self.params.budget = Some(whole(name, value)?),
+            "logprobs" => self.params.logprobs = Some(whole(name, value)?),
             "json_schema" | "grammar" | "regex" => self.kind = Some(kind(name, value)?),
             // vLLM's names for the same.
             "structured_outputs" => {
@@ -337,7 +337,7 @@ mod tests {
     use super::*;
 
     fn defaults() -> Defaults {
-        Defaults { settings: Settings::default(), asked: Asked::default(), kind: None, raw: false }
+        Defaults { settings: Settings::default(), params: GenParams::default(), kind: None, raw: false }
     }
 
     fn refused(line: &str) -> (Value, String) {
@@ -390,8 +390,8 @@ mod tests {
         assert_eq!((usual.kind, usual.settings.params.repeat_penalty), (Some(Kind::Regex("a".into())), 1.25));
         let Prompt::Messages { messages, .. } = &job.prompt else { panic!("{:?}", job.prompt) };
         assert_eq!(messages[0]["content"], "a\nb");
-        assert_eq!((job.asked.limit, job.asked.logprobs, job.settings.seed), (Some(9), Some(2), Some(4)));
-        assert_eq!(job.asked.stop, ["x"]);
+        assert_eq!((job.params.limit, job.params.logprobs, job.settings.seed), (Some(9), Some(2), Some(4)));
+        assert_eq!(job.params.stop, ["x"]);
         assert!(job.settings.params.greedy());
         assert_eq!(job.kind, Some(Kind::JsonSchema(json!({ "type": "object" }))));
     }

@@ -3,11 +3,11 @@
 use serde_json::{Value, json};
 
 use super::job::{Form, Refused};
-use crate::talk::{End, Said};
+use crate::talk::{End, Generated};
 
 /// What a request came to.
 pub(super) struct Done {
-    pub(super) said: Said,
+    pub(super) generated: Generated,
     pub(super) ended: End,
     /// Whether the text is whole by its grammar; true where there is none.
     pub(super) complete: bool,
@@ -20,22 +20,22 @@ pub(super) struct Done {
 
 /// An answer.
 pub(super) fn answer(form: &Form, id: &Value, n: usize, done: &Done) -> Value {
-    let Done { said, ended, complete, seed, prompt_tokens, known_tokens, seconds } = done;
-    let made = said.tokens.len();
+    let Done { generated, ended, complete, seed, prompt_tokens, known_tokens, seconds } = done;
+    let n_generated = generated.tokens.len();
     let Form::OpenAi { custom_id, chat, model } = form else {
         let mut line = json!({
-            "id": id, "text": said.answer, "finish": ended.name(),
-            "tokens": { "prompt": prompt_tokens, "known": known_tokens, "generated": made },
+            "id": id, "text": generated.answer, "finish": ended.name(),
+            "tokens": { "prompt": prompt_tokens, "known": known_tokens, "generated": n_generated },
             "seconds": seconds, "seed": seed,
         });
         if !complete {
             line["complete"] = false.into();
         }
-        if !said.reasoning.is_empty() {
-            line["reasoning"] = said.reasoning.clone().into();
+        if !generated.reasoning.is_empty() {
+            line["reasoning"] = generated.reasoning.clone().into();
         }
-        if !said.logprobs.is_empty() {
-            line["logprobs"] = said.logprobs.clone().into();
+        if !generated.logprobs.is_empty() {
+            line["logprobs"] = generated.logprobs.clone().into();
         }
         return line;
     };
@@ -47,15 +47,15 @@ pub(super) fn answer(form: &Form, id: &Value, n: usize, done: &Done) -> Value {
         }
         End::Model | End::Stop(_) | End::Complete => "stop",
     };
-    let logprobs = if said.logprobs.is_empty() { Value::Null } else { logprobs(*chat, &said.logprobs) };
+    let logprobs = if generated.logprobs.is_empty() { Value::Null } else { logprobs(*chat, &generated.logprobs) };
     let choice = if *chat {
-        let mut message = json!({ "role": "assistant", "content": said.answer });
-        if !said.reasoning.is_empty() {
-            message["reasoning_content"] = said.reasoning.clone().into();
+        let mut message = json!({ "role": "assistant", "content": generated.answer });
+        if !generated.reasoning.is_empty() {
+            message["reasoning_content"] = generated.reasoning.clone().into();
         }
         json!({ "index": 0, "message": message, "logprobs": logprobs, "finish_reason": finish })
     } else {
-        json!({ "index": 0, "text": said.answer, "logprobs": logprobs, "finish_reason": finish })
+        json!({ "index": 0, "text": generated.answer, "logprobs": logprobs, "finish_reason": finish })
     };
     let body = json!({
         "id": format!("tandem-{n}"),
@@ -64,7 +64,7 @@ pub(super) fn answer(form: &Form, id: &Value, n: usize, done: &Done) -> Value {
         "model": model,
         "choices": [choice],
         "usage": {
-            "prompt_tokens": prompt_tokens, "completion_tokens": made, "total_tokens": prompt_tokens + made,
+            "prompt_tokens": prompt_tokens, "completion_tokens": n_generated, "total_tokens": prompt_tokens + n_generated,
             "prompt_tokens_details": { "cached_tokens": known_tokens },
         },
     });

@@ -168,7 +168,7 @@ impl Facts {
             let ids: HashSet<_> = here().flat_map(|s| &s.weights).collect();
             let states = tape.states.iter().zip(&plan.state_places).filter(|(_, p)| **p == place);
             let room = m.placed.room;
-            let gpu = place == Place::Gpu;
+            let gpu = place.is_gpu();
             let weights = || ids.iter().map(|w| tape.weights[w.0 as usize].bytes).sum();
             let states = || states.clone().map(|(s, _)| s.bytes(n_ctx, o.n_batch)).sum();
             let buffers = || plan.buffer_bytes(place, &m.shape);

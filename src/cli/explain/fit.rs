@@ -39,7 +39,7 @@ const USABLE: f64 = 0.95;
 
 impl Fit {
     pub(super) fn new(m: &Model<'_>, f: &Facts, memory: Option<Memory>) -> Fit {
-        let here = || f.places.iter().filter(|p| p.name != Place::Gpu.name());
+        let here = || f.places.iter().filter(|p| p.name != Place::Gpu(0).name());
         let weights: usize = here().map(|p| p.weight_bytes).sum();
         let rest: usize = here().map(|p| p.state_bytes + p.buffer_bytes).sum();
         let needed = weights + rest;
@@ -82,7 +82,7 @@ fn too_large(m: &Model<'_>, f: &Facts, weights: usize, rest: usize, usable: usiz
     // A shorter context, if that alone is enough.
     let (states, places) = (&m.placed.tape.states, &m.placed.plan.state_places);
     let at = |n_ctx: usize| {
-        let here = states.iter().zip(places).filter(|(_, place)| **place != Place::Gpu);
+        let here = states.iter().zip(places).filter(|(_, place)| !place.is_gpu());
         here.map(|(s, _)| s.bytes(n_ctx, m.options.n_batch)).sum::<usize>()
     };
     let fixed = rest.saturating_sub(at(f.n_ctx));

@@ -1,0 +1,248 @@
+//! A scheduler: requests in, answers out, several at once over the sequences of one session.
+//!
+//! Each sequence is a slot. A request waits until a slot is free, takes the one that has read most of its prompt already,
+//! or copies what another slot has read of it. Then every step computes, in one call of [`Session::forward`],
+//!
+//! ```text
+//! a piece of the prompt that is being read, and whole short prompts after it, up to PIECE tokens together
+//! the next token of every answer that is being generated
+//! ```
+//! so that a long prompt holds no answer up for longer than one piece takes. Where a prompt is cut depends on the prompt
+//! alone (and on what of it was known), never on what else is running: with kernels for many rows the last bits of its
+//! logits depend on the cuts, and an answer must not depend on its neighbours.
+
+use std::collections::VecDeque;
+use std::time::Instant;
+
+use anyhow::{Result, anyhow, bail};
+
+use crate::session::{Session, Want};
+use crate::talk::{End, Generated, Writer, shared};
+
+/// Tokens of prompts that one step reads, at most. Measured with a 30B mixture of experts on the CPU
+/// (benches/record/2026-11-21-zen4-targets.md): 128 tokens are read at 0.72 to 0.85 of the speed of 512, and hold the
+/// others up for a third of the time; 64 are read at 0.54 to 0.70 of it.
+const PIECE: usize = 128;
+
+/// Tokens that two prompts must share beyond what a slot has read, for a copy, or a wait, to be worth its time.
+const WORTH: usize = 16;
+
+/// A prompt that wants an answer.
+#[derive(Debug)]
+pub struct Request<'t> {
+    /// The caller's name for it, which its [`Answer`] carries.
+    pub number: usize,
+    /// What is to be read; at least one token.
+    pub prompt: Vec<u32>,
+    /// What generates the answer.
+    pub writer: Writer<'t>,
+}
+
+/// What became of a request.
+#[derive(Debug)]
+pub struct Answer {
+    /// The request's number.
+    pub number: usize,
+    /// What was generated.
+    pub generated: Generated,
+    /// What ended it, or why it failed.
+    pub end: Result<End>,
+    /// Whether the text is whole by its grammar; true where there is none.
+    pub complete: bool,
+    /// Tokens of the prompt.
+    pub prompt_tokens: usize,
+    /// Tokens of the prompt that did not have to be read for this request.
+    pub known_tokens: usize,
+    /// Seconds since the request was added.
+    pub seconds: f64,
+}
+
+/// A sequence of the session that answers a request.
+#[derive(Debug)]
+struct Slot<'t> {
+    request: Request<'t>,
+    /// The answer's newest token, which is not read yet; None while the prompt is being read.
+    token: Option<u32>,
+    known: usize,
+    added: Instant,
+}
+
+/// Requests that are answered over one session.
+#[derive(Debug)]
+pub struct Scheduler<'t> {
+    session: Session,
+    /// One for each sequence of the session.
+    slots: Vec<Option<Slot<'t>>>,
+    /// Requests that have no slot yet, oldest first.
+    waiting: VecDeque<(Request<'t>, Instant)>,
+}
+
+impl<'t> Scheduler<'t> {
+    /// Takes over a session, all of whose sequences become slots.
+    pub fn new(session: Session) -> Scheduler<'t> {
+        let slots = (0..session.n_seq()).map(|_| None).collect();
+        Scheduler { session, slots, waiting: VecDeque::new() }
+    }
+
+    /// The session.
+    pub fn session(&self) -> &Session {
+        &self.session
+    }
+
+    /// Whether a slot is left for one more request.
+    pub fn has_room(&self) -> bool {
+        self.slots.iter().flatten().count() + self.waiting.len() < self.slots.len()
+    }
+
+    /// Whether there is nothing to do.
+    pub fn is_idle(&self) -> bool {
+        self.waiting.is_empty() && self.slots.iter().all(Option::is_none)
+    }
+
+    /// Accepts a request. Its prompt is read by the steps that follow.
+    ///
+    /// # Errors
+    /// If the prompt is empty, has a token outside the vocabulary, or is longer than the context
+    /// ([`ContextFull`](crate::session::ContextFull)). The request is then not accepted.
+    pub fn add(&mut self, request: Request<'t>) -> Result<()> {
+        if request.prompt.is_empty() {
+            bail!("the prompt is empty");
+        }
+        self.session.check(0, &request.prompt)?;
+        self.waiting.push_back((request, Instant::now()));
+        Ok(())
+    }
+
+    /// Reads the next piece of the prompts and computes a token for every answer. Returns the answers that ended with it.
+    ///
+    /// # Errors
+    /// [`Interrupted`](crate::session::Interrupted) if the session's stop flag was raised while a prompt was read, and
+    /// others if a GPU fails: the answers are then as they were before the step.
+    pub fn step(&mut self) -> Result<Vec<Answer>> {
+        let pieces = self.plan_pieces()?;
+        let (mut at, mut parts) = (Vec::new(), Vec::new());
+        for (i, slot) in self.slots.iter().enumerate().filter_map(|(i, slot)| Some((i, slot.as_ref()?))) {
+            let Request { prompt, writer, .. } = &slot.request;
+            let read = self.session.tokens(i).len();
+            parts.push(match &slot.token {
+                Some(token) => (i, std::slice::from_ref(token), writer.want()),
+                None if read + pieces[i] == prompt.len() => (i, &prompt[read..], writer.want()),
+                None => (i, &prompt[read..read + pieces[i]], Want::None),
+            });
+            at.push(i);
+        }
+        let outputs = self.session.forward(&parts)?;
+        let mut answers = Vec::new();
+        for (i, output) in at.into_iter().zip(outputs) {
+            let read = self.session.tokens(i).len();
+            let slot = self.slots[i].as_mut().expect("the slot had a part of the call");
+            if read < slot.request.prompt.len() {
+                continue; // the rest of the prompt is read by later steps
+            }
+            let full = (read == self.session.n_ctx()).then_some(End::Context);
+            match slot.request.writer.next(&output) {
+                Ok((token, _, end)) => {
+                    slot.token = Some(token);
+                    answers.extend(end.or(full).map(|end| self.release(i, Ok(end))));
+                }
+                Err(e) => answers.push(self.release(i, Err(e))),
+            }
+        }
+        Ok(answers)
+    }
+
+    /// Ends what is being generated with [`End::Interrupted`]. Requests whose prompt was not read yet are dropped.
+    pub fn interrupt(&mut self) -> Vec<Answer> {
+        self.waiting.clear();
+        self.slots.iter_mut().for_each(|slot| *slot = slot.take().filter(|s| s.token.is_some()));
+        self.release_all(|| Ok(End::Interrupted))
+    }
+
+    /// Ends every request with this error.
+    pub fn fail(&mut self, why: &anyhow::Error) -> Vec<Answer> {
+        let why = format!("{why:#}");
+        let mut answers = self.release_all(|| Err(anyhow!("{why}")));
+        let waiting = std::mem::take(&mut self.waiting).into_iter();
+        let slot = |(request, added)| Slot { request, token: None, known: 0, added };
+        answers.extend(waiting.map(slot).map(|slot| slot.end(Err(anyhow!("{why}")))));
+        answers
+    }
+
+    /// How many tokens of its prompt each slot reads in the next step. Gives waiting requests their slots.
+    fn plan_pieces(&mut self) -> Result<Vec<usize>> {
+        let mut pieces = vec![0; self.slots.len()];
+        // At most one prompt is half read: others begin only where their first piece fits in beside it.
+        for (i, piece) in pieces.iter_mut().enumerate() {
+            if let Some(slot) = self.slots[i].as_ref().filter(|slot| slot.token.is_none()) {
+                *piece = (slot.request.prompt.len() - self.session.tokens(i).len()).min(PIECE);
+            }
+        }
+        while let Some((request, _)) = self.waiting.front()
+            && self.slots.iter().any(Option::is_none)
+        {
+            let source = self.choose(&request.prompt);
+            let piece = (request.prompt.len() - source.n).min(PIECE);
+            let used: usize = pieces.iter().sum();
+            if self.is_being_read(&request.prompt, source.n) || (used > 0 && used + piece > PIECE) {
+                break;
+            }
+            let again = self.prepare(&source)?;
+            let (request, added) = self.waiting.pop_front().expect("it was looked at");
+            self.slots[source.slot] = Some(Slot { request, token: None, known: source.n - again, added });
+            pieces[source.slot] = piece;
+        }
+        Ok(pieces)
+    }
+
+    /// The free slot for a prompt, and the sequence that has read most of it.
+    fn choose(&self, prompt: &[u32]) -> Source {
+        let prompt = &prompt[..prompt.len() - 1]; // logits follow a token: one at least is read
+        let known = |i: &usize| shared(self.session.tokens(*i), prompt);
+        let free = (0..self.slots.len()).filter(|i| self.slots[*i].is_none());
+        let slot = free.max_by_key(|i| (known(i), usize::MAX - i)).expect("a slot is free");
+        let from = (0..self.slots.len()).max_by_key(known).expect("there are slots");
+        let from = if known(&from) >= known(&slot) + WORTH { from } else { slot };
+        Source { slot, from, n: known(&from) }
+    }
+
+    /// Whether a slot that is reading its prompt will soon have more of this one than the `known` tokens that there are.
+    fn is_being_read(&self, prompt: &[u32], known: usize) -> bool {
+        let prompt = &prompt[..prompt.len() - 1];
+        let mut reading = self.slots.iter().flatten().filter(|slot| slot.token.is_none());
+        reading.any(|slot| shared(&slot.request.prompt, prompt) >= known + WORTH)
+    }
+
+    /// Makes a slot's sequence what was chosen for it. Returns how many tokens had to be read again for that.
+    fn prepare(&mut self, &Source { slot, from, n }: &Source) -> Result<usize> {
+        if from == slot { self.session.rewind(slot, n) } else { self.session.copy(from, slot, n) }
+    }
+
+    fn release(&mut self, slot: usize, end: Result<End>) -> Answer {
+        self.slots[slot].take().expect("the slot answers a request").end(end)
+    }
+
+    fn release_all(&mut self, end: impl Fn() -> Result<End>) -> Vec<Answer> {
+        self.slots.iter_mut().filter_map(Option::take).map(|slot| slot.end(end())).collect()
+    }
+}
+
+/// Where a slot takes what is known of a prompt from.
+#[derive(Debug)]
+struct Source {
+    slot: usize,
+    /// The sequence that has read its first `n` tokens; the slot's own, or another's that is copied.
+    from: usize,
+    n: usize,
+}
+
+impl Slot<'_> {
+    fn end(self, end: Result<End>) -> Answer {
+        let Slot { request: Request { number, prompt, mut writer }, known, added, .. } = self;
+        if matches!(end, Ok(End::Context | End::Interrupted)) {
+            writer.finish(); // what was held back as the possible beginning of a stop text
+        }
+        let complete = writer.is_complete();
+        let (generated, seconds) = (writer.generated, added.elapsed().as_secs_f64());
+        Answer { number, generated, end, complete, prompt_tokens: prompt.len(), known_tokens: known, seconds }
+    }
+}
