@@ -171,7 +171,7 @@ impl<'t> Scheduler<'t> {
     /// How many tokens of its prompt each slot reads in the next step. Gives waiting requests their slots.
     fn plan_pieces(&mut self) -> Result<Vec<usize>> {
         let mut pieces = vec![0; self.slots.len()];
-        // At most one prompt is half read: others begin only where their first piece fits in beside it.
+        // At most one prompt is half read: others begin only where their first piece fits into the step, too.
         for (i, piece) in pieces.iter_mut().enumerate() {
             if let Some(slot) = self.slots[i].as_ref().filter(|slot| slot.token.is_none()) {
                 *piece = (slot.request.prompt.len() - self.session.tokens(i).len()).min(PIECE);

@@ -33,7 +33,7 @@ const CHECKPOINT_BYTES: usize = 512 << 20;
 
 /// Checkpoints that are saved with a sequence whatever they take: those before and after the last text that was read, so
 /// that an answer can be given again, or a turn taken back, without reading more than that text. Older ones are saved
-/// too while all of them are at most so many bytes: windows are small, recurrent blocks are not.
+/// too while all of them take at most [`CARRIED_BYTES`]: windows are small, recurrent blocks are not.
 const CARRIED: usize = 2;
 const CARRIED_BYTES: usize = 64 << 20;
 
@@ -44,7 +44,7 @@ pub struct Options {
     pub n_ctx: Option<usize>,
     /// Tokens computed together when reading a prompt.
     pub n_batch: usize,
-    /// Tokens of a batch whose logits are wanted, at most; None is all of them. A GPU keeps room for so many.
+    /// Tokens of a batch whose logits are wanted, at most; None is all of them. A GPU allocates memory for this many.
     pub n_wanted: Option<usize>,
     /// Sequences.
     pub n_seq: usize,
@@ -549,7 +549,7 @@ impl Session {
     }
 }
 
-/// The newest checkpoints of a list: the first of `counts` always, up to the second while they are at most so many bytes.
+/// The newest checkpoints of a list: the first of `counts` always, up to the second while they take at most `bytes`.
 fn newest(list: &[Checkpoint], counts: (usize, usize), bytes: usize) -> &[Checkpoint] {
     let (mut n, mut sum) = (0, 0);
     for c in list.iter().rev() {

@@ -1,6 +1,6 @@
 //! Experts in a GPU's memory for a while.
 //!
-//! Of every layer whose experts run at both places, those that are chosen most lie in slots; while a prompt is read others
+//! Of every layer whose experts run at both places, those that are chosen most are in slots; while a prompt is read others
 //! pass through a ring of two halves, one being filled while the GPU computes with the other. What is there when a walk
 //! begins, and what is to pass through during it, is settled then: the CPU does the rest.
 //!
@@ -33,12 +33,12 @@ use crate::tape::{Batch, Half, RowSet, Tape};
 
 /// What a token's choice counts for when this many tokens have come since: half.
 const HALF_LIFE: f32 = 200.0;
-/// Experts that may take another's slot for each token that was read: a few MB beside what a token reads from memory
+/// Experts that may take another's slot for each token that was read: a few MB more than what a token reads from memory
 /// anyhow. Empty slots are filled whatever this is.
 const PER_TOKEN: usize = 4;
 /// Bytes that may be brought over at once: they arrive together, a few ms later.
 const AT_ONCE: usize = 64 << 20;
-/// Layers that are looked at after a single token: one in so many.
+/// Layers that are looked at after a single token: one in this many.
 const IN_TURN: usize = 4;
 /// An expert takes another's slot only if its score is so much higher: otherwise two would take turns.
 const BETTER: f32 = 1.25;
@@ -46,17 +46,17 @@ const BETTER: f32 = 1.25;
 /// What the experts in GPU memory did.
 #[derive(Clone, Copy, Debug, Default, PartialEq)]
 pub struct CacheStats {
-    /// Choices of the router in single tokens' walks, and how many of them a slot had.
+    /// Choices of the router in walks of one token.
     pub chosen: usize,
-    /// See `chosen`.
+    /// Choices that a slot had, of those counted in `chosen`.
     pub hits: usize,
-    /// Experts brought into slots, and their bytes.
+    /// Experts brought into slots.
     pub uploads: usize,
-    /// See `uploads`.
+    /// Bytes of the experts brought into slots.
     pub upload_bytes: usize,
-    /// Experts that passed through the ring, and their bytes.
+    /// Experts that passed through the ring.
     pub passed: usize,
-    /// See `passed`.
+    /// Bytes of the experts that passed through the ring.
     pub passed_bytes: usize,
 }
 
@@ -87,9 +87,9 @@ struct Layer {
     /// The expert in each slot; those on their way are not.
     holds: Vec<Option<u32>>,
     score: Vec<f32>,
-    /// At least 0 for those that the GPU does in the walk at hand.
+    /// At least 0 for those that the GPU does in the current walk.
     on_gpu: Vec<i32>,
-    /// Experts that pass through the ring in the walk at hand, pass after pass.
+    /// Experts that pass through the ring in the current walk, pass after pass.
     passes: Vec<Vec<u32>>,
 }
 
@@ -176,14 +176,14 @@ pub(super) struct Experts {
     ring: Option<[RingHalf; 2]>,
     /// Experts that a half of the ring holds.
     per_pass: usize,
-    /// Passes of the walk at hand that are not yet in the ring, last first: (layer, pass).
+    /// Passes of the current walk that are not yet in the ring, last first: (layer, pass).
     ahead: Vec<(usize, usize)>,
     /// The passes that are in the ring, oldest first, with their half.
     staged: Vec<(usize, usize, usize)>,
     /// The half that is filled next.
     turn: usize,
     rates: Rates,
-    /// Whether the walk at hand is of one row.
+    /// Whether the current walk is of one row.
     single: bool,
     /// How often experts were looked at for what should be brought.
     looked: usize,
@@ -288,7 +288,7 @@ impl Experts {
         !self.layers.is_empty()
     }
 
-    /// Where each expert of a step's layer lies in the slots.
+    /// The slot of each expert of a step's layer, -1 for none.
     pub(super) fn slots(&self, step: usize) -> &[i32] {
         &self.layers[self.of_step[&step]].slot_of
     }
@@ -548,7 +548,7 @@ impl Experts {
         Ok(())
     }
 
-    /// The passes of a step of the walk at hand, one after the other: `multiply` is given where each stack lies, in the
+    /// The passes of a step of the current walk, one after the other: `multiply` is given where each stack is, in the
     /// step's order, and where the table of places does, and starts the products. While they run the next pass is brought.
     pub(super) fn pass_through(
         &mut self,

@@ -13,7 +13,7 @@ use anyhow::{Context, Result};
 
 use super::Observer;
 use super::cache::{CacheStats, Experts};
-use super::header::Header;
+use super::inputs::BatchInputs;
 use super::weights::Weights;
 use crate::cpu::Pool;
 use crate::cuda::{Arena, Event, Gpu, Graph, Pinned, Ptr};
@@ -28,10 +28,10 @@ pub struct Device {
     place: Place,
     weights: Vec<Option<GpuWeight>>,
     states: Vec<Option<GpuState>>,
-    /// Where values lie, by the plan's buffers.
+    /// Where values are, by the plan's buffers.
     values: Vec<Ptr>,
     scratch: (Ptr, usize),
-    header: Header,
+    inputs: BatchInputs,
     /// Values on their way to a place, by the place and its buffer: values that share one there share this too.
     staging: HashMap<(Place, u32), Pinned>,
     /// Passed when a segment's values have arrived, by its number.
@@ -49,7 +49,7 @@ pub struct Device {
     /// All device memory; the pointers above lead into it.
     #[allow(dead_code)] // kept for its drop
     memory: Arena,
-    /// The device; closed after all that lies in its memory.
+    /// The device; closed after all that is in its memory.
     pub(super) gpu: Arc<Gpu>,
 }
 
@@ -72,7 +72,7 @@ pub struct Waits {
 struct Times {
     /// Passed when a segment begins; `Device::arrived` keep the time too.
     began: Vec<Event>,
-    /// When the walk at hand began, if it is of one row, and its segments so far.
+    /// When the current walk began, if it is of one row, and its segments so far.
     walk: Option<Instant>,
     segments: Vec<usize>,
     waited: Cell<f64>,
@@ -100,7 +100,7 @@ impl Device {
         let room = plan::Room::of(tape, plan, &needs, shape);
         let memory = Arena::new(&gpu, room.total(), &format!("the model ({})", room.words()))?;
         let scratch = (memory.take(room.scratch), room.scratch);
-        let header = Header::new(&gpu, &memory, tape, (plan, place), n_batch)?;
+        let inputs = BatchInputs::new(&gpu, &memory, tape, (plan, place), n_batch)?;
         let mut experts = Experts::open(&gpu, &memory, tape, plan)?;
         let layout = &plan.layouts[place.index()];
         let values = layout.bytes(&shape).map(|b| memory.take(b)).collect();
@@ -159,7 +159,7 @@ impl Device {
             memory,
             values,
             scratch,
-            header,
+            inputs,
             staging,
             arrived,
             sent,
@@ -223,7 +223,7 @@ impl Device {
             times.segments.clear();
             times.waited.set(0.0);
         }
-        self.header.send(&self.gpu, batch, &self.experts)
+        self.inputs.send(&self.gpu, batch, &self.experts)
     }
 
     /// Starts the stages `range` of a plan, all of them on the GPU or copies to and from it. `arrived[range.start]` is
@@ -347,7 +347,7 @@ impl Device {
         let out = value(&step.outs[0]);
         // What is recorded for one row must do for whatever the slots hold later.
         if self.experts.any(i) || (batch.rows.len() == 1 && self.experts.room(i)) {
-            let slots = self.header.places(i);
+            let slots = self.inputs.places(i);
             self.start_step(step, i, (batch, tape), value, Some((&|w| self.experts.at(i, w), slots)), false)
         } else if self.experts.passes(i) == 0 {
             self.gpu.zero(&self.gpu.work, out.ptr, out.rows * out.width * 4)
@@ -356,7 +356,7 @@ impl Device {
         }
     }
 
-    /// Starts a step's kernels; `stacks` tells where its stacks of experts lie, and where the table of their places does.
+    /// Starts a step's kernels; `stacks` tells where its stacks of experts are, and the table of their places.
     fn start_step(
         &self,
         step: &Step,
@@ -383,8 +383,8 @@ impl Device {
         step.op.gpu(&GpuIo {
             gpu: Some(&self.gpu),
             batch,
-            lists: self.header.lists(),
-            tables: &self.header.tables(i),
+            lists: self.inputs.lists(),
+            tables: &self.inputs.tables(i),
             rows,
             ins: &ins,
             outs: &step.outs.iter().map(value).collect::<Vec<_>>(),
@@ -442,7 +442,7 @@ impl Device {
         done.with_context(|| format!("step {}", step.label))
     }
 
-    /// Where a value lies.
+    /// A value as kernels see it.
     fn value(&self, plan: &Plan, tape: &Tape, batch: &Batch, x: &Slot) -> GpuValue {
         let rows = batch.count(tape.slots[x.0 as usize].rows);
         GpuValue { ptr: self.values[plan.buffer(*x, self.place) as usize], rows, width: tape.width(*x) }
@@ -475,7 +475,7 @@ impl Device {
         self.gpu.work.wait()
     }
 
-    /// Replaces them.
+    /// Replaces bytes from `at` on of a sequence's part of a state.
     pub(super) fn write_state(&self, state: usize, seq: u32, at: usize, from: &[u8]) -> Result<()> {
         let s = self.states[state].expect("here");
         let to = Ptr(s.cache.rows + seq as u64 * s.cache.seq_bytes).at(at);
@@ -494,7 +494,7 @@ impl Device {
 }
 
 impl Drop for Device {
-    /// What lies in its memory goes when nothing reads it any more.
+    /// Waits until nothing reads its memory any more, which is freed next.
     fn drop(&mut self) {
         let _ = self.gpu.enter().and_then(|()| self.gpu.work.wait()).and_then(|()| self.gpu.copies.wait());
     }

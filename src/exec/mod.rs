@@ -2,7 +2,7 @@
 
 mod cache;
 mod device;
-mod header;
+mod inputs;
 mod pins;
 mod rehearse;
 mod weights;
@@ -48,7 +48,7 @@ pub struct Watch<'a> {
     pub progress: Option<&'a mut dyn FnMut(usize)>,
 }
 
-/// Bytes of a state that come from a GPU at once: enough for the bus, little enough to lie in the CPU's caches.
+/// Bytes of a state that come from a GPU at once: enough for the bus, little enough for the CPU's caches.
 const PIECE: usize = 4 << 20;
 
 /// A model ready to run: its plan, its weights, its memory.
@@ -331,7 +331,7 @@ impl Engine {
     }
 
     /// Writes what a sequence of `tokens` tokens remembers, or what later tokens overwrite of it (see
-    /// [`State::stretches`]): state after state, straight from where it lies.
+    /// [`State::stretches`]): state after state, straight from its memory.
     ///
     /// # Errors
     /// If it cannot be written, or the GPU fails.
@@ -358,7 +358,7 @@ impl Engine {
         self.states.iter().flat_map(|s| s.stretches(tokens, whole)).map(|(_, len)| len).sum()
     }
 
-    /// Reads what [`Engine::save`] wrote of a whole sequence, beside what there is.
+    /// Reads what [`Engine::save`] wrote of a whole sequence into memory of its own; no sequence changes.
     ///
     /// # Errors
     /// If it cannot be read, or there is no memory for it.
@@ -434,8 +434,8 @@ impl Engine {
         Ok(())
     }
 
-    /// What the last walk gave: the logits, (wanted, n_vocab), and after a greedy one the likeliest tokens and their logits
-    /// alone, (wanted, 2).
+    /// The results of the last walk: logits, (output rows, n_vocab), or after a greedy one only the argmax of each row
+    /// and its logit, (output rows, 2).
     pub fn result(&self, batch: &Batch) -> &[f32] {
         let slot = self.tape.results()[batch.greedy as usize];
         &self.memory[Place::Cpu.index()].buffers[self.plan.buffer(slot, Place::Cpu) as usize]

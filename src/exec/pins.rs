@@ -1,6 +1,6 @@
-//! The experts' memory, pinned where it lies: the GPU then copies from it by itself, and the CPU copies nothing.
+//! The experts' part of the file's map, pinned: the GPU then copies from it by itself, and the CPU copies nothing.
 //!
-//! Pinning looks up every page, and reads those that were not in memory, so it goes on piece by piece beside the work.
+//! Pinning looks up every page, and reads those that were not in memory, so it goes on piece by piece in the background.
 //! What is not pinned yet, or cannot be, goes through staging memory.
 
 use std::ops::Range;
@@ -22,7 +22,7 @@ const SHARE: f64 = 0.8;
 struct Piece {
     /// Addresses.
     at: Range<usize>,
-    /// The same within the file.
+    /// Their range within the file.
     bytes: Range<usize>,
     owner: Shared,
 }
@@ -78,7 +78,7 @@ fn pieces(owner: &Shared, mut parts: Vec<Range<usize>>) -> Vec<Piece> {
 }
 
 impl Pins {
-    /// Pins these tensors of a model: the first piece now, the others beside what comes next.
+    /// Pins these tensors of a model: the first piece now, the others in the background.
     pub(super) fn start(gpu: &Arc<Gpu>, gguf: &Gguf, tensors: impl Iterator<Item = usize>) -> Pins {
         let mut parts: Vec<Vec<Range<usize>>> = Vec::new();
         for t in tensors.map(|t| &gguf.tensors[t]) {
@@ -148,7 +148,7 @@ impl Pins {
         Some(list)
     }
 
-    /// How it stands.
+    /// How much is pinned, and what kept the rest from it, in words.
     pub(super) fn words(&self) -> String {
         let ready = self.state.ready.load(Ordering::Acquire);
         let size = |p: &[Piece]| match p.iter().map(|p| p.at.len()).sum::<usize>() as f64 / 1e9 {

@@ -1,16 +1,16 @@
 //! What a token will cost, measured before a model is read: its tape is walked with made-up weights.
 //!
 //! Every step that the CPU will do runs as it will, on the same threads, with the same shapes. Only the bytes differ: a
-//! matrix is a part of a *stretch*, random blocks of its format. Where all matrices have room each has a place of its own,
-//! so that a small model is read from the cache that will hold it; of a large one the stretch is several times the last
+//! matrix is a part of a *buffer*, random blocks of its format. Where all matrices have room each has a place of its own,
+//! so that a small model is read from the cache that will hold it; of a large one the buffer is several times the last
 //! cache, and matrices take turns in it, so that each is read from memory. Of the experts as many are there as have room.
 //!
-//! A stretch asks for huge pages, since a file's pages lie in large pieces too: in small ones Q4_K of 2.4 GB walks at 0.8 of
+//! A buffer asks for huge pages, since a file's pages lie in large pieces too: in small ones Q4_K of 2.4 GB walks at 0.8 of
 //! the speed that it then has.
 //!
 //! What that leaves out: which experts text prefers (all come in turn here), and pages of a file that are not in memory.
 //!
-//! Tried and left: a sum over bytes by rate and steps by a constant. Steps differ too much for one constant, and a small
+//! Rejected: a sum over bytes by rate and steps by a constant. Steps differ too much for one constant, and a small
 //! model is nothing but steps.
 
 use std::collections::BTreeMap;
@@ -25,7 +25,7 @@ use crate::quant::Acts;
 use crate::quant::{self, QuantType, Rng};
 use crate::tape::{Batch, CpuIo, Half, Row, State, Step, Tape, Weight, WeightId, WeightKind, WeightView, Work};
 
-/// Blocks of a format that are made at random; the rest of a stretch repeats them.
+/// Blocks of a format that are made at random; the rest of a buffer repeats them.
 const MADE: usize = 64 << 10;
 /// Rows of a table that are there to be looked up.
 const LOOKED_UP: usize = 64;
@@ -44,8 +44,8 @@ pub struct Rehearsal<'a> {
     pool: &'a Pool,
     /// The steps that are walked.
     steps: Vec<bool>,
-    stretches: BTreeMap<&'static str, Stretch>,
-    /// Where each matrix begins in a stretch that has room for all.
+    buffers: BTreeMap<&'static str, RandomBuffer>,
+    /// Where each matrix begins in a buffer that has room for all.
     places: Vec<usize>,
     /// Vectors' values, and tables' integers.
     small: Vec<(Vec<f32>, Vec<i32>)>,
@@ -70,7 +70,7 @@ pub struct Walked {
 
 /// Random blocks of one format.
 #[derive(Debug)]
-struct Stretch {
+struct RandomBuffer {
     ty: &'static QuantType,
     bytes: MmapMut,
     /// Whether it has room for all matrices of the format.
@@ -82,7 +82,7 @@ struct Stretch {
 enum Use {
     /// All of it.
     Whole,
-    /// Some matrices of the stack: so many.
+    /// This many matrices of the stack.
     Stack(usize),
     /// A row.
     Row,
@@ -116,7 +116,7 @@ impl Rehearsal<'_> {
     /// Prepares a walk of the steps that `places` leaves to the CPU, with `depth` tokens in the context, in about `room`
     /// bytes.
     pub fn new<'a>(tape: &'a Tape, places: &[Place], pool: &'a Pool, depth: usize, room: usize) -> Rehearsal<'a> {
-        // For the sake of one step a stretch grows to this; steps that want more are not walked.
+        // For the sake of one step a buffer grows to this; steps that want more are not walked.
         let largest = room.saturating_mul(2);
         let weight = |id: &WeightId| &tape.weights[id.0 as usize];
         let matrices = |step: &'a Step| step.weights.iter().filter(|id| weight(id).kind == WeightKind::Matrix);
@@ -153,11 +153,11 @@ impl Rehearsal<'_> {
             *total += wanted;
         }
         let all: usize = totals.values().sum();
-        let stretches = most.into_iter().filter_map(|(name, most)| {
+        let buffers = most.into_iter().filter_map(|(name, most)| {
             let total = totals[name];
             let share = if all <= room { total } else { (room as f64 * total as f64 / all as f64) as usize };
             let bytes = share.max(most).min(total);
-            Some((name, Stretch::new(quant::by_name(name)?, bytes, bytes == total)))
+            Some((name, RandomBuffer::new(quant::by_name(name)?, bytes, bytes == total)))
         });
         let small = tape.weights.iter().map(|w| match w.kind {
             WeightKind::Matrix => Default::default(),
@@ -169,7 +169,7 @@ impl Rehearsal<'_> {
             tape,
             pool,
             steps,
-            stretches: stretches.collect(),
+            buffers: buffers.collect(),
             places: at,
             small: small.collect(),
             depth,
@@ -185,7 +185,7 @@ impl Rehearsal<'_> {
     /// GB/s that products of a format reach in one long piece: what its kernels and the memory allow. None where no matrix
     /// of the format is walked.
     pub fn rate(&self, format: &str) -> Option<f64> {
-        let s = self.stretches.get(format)?;
+        let s = self.buffers.get(format)?;
         let widest = self.tape.weights.iter().filter(|w| w.kind == WeightKind::Matrix && w.format() == format);
         let n_in = widest.max_by_key(|w| w.bytes)?.shape[2];
         let stride = s.ty.row_bytes(n_in);
@@ -302,7 +302,7 @@ impl Rehearsal<'_> {
     fn view(&self, step: &Step, id: WeightId) -> (WeightView<'_>, Option<usize>) {
         let (w, (values, ints)) = (&self.tape.weights[id.0 as usize], &self.small[id.0 as usize]);
         let view = WeightView { data: &[], values, ints, shape: w.shape, ty: None, slots: &[] };
-        let Some(s) = self.stretches.get(w.format()).filter(|_| w.kind == WeightKind::Matrix) else {
+        let Some(s) = self.buffers.get(w.format()).filter(|_| w.kind == WeightKind::Matrix) else {
             return (view, None);
         };
         let ty = Some(s.ty);
@@ -317,7 +317,7 @@ impl Rehearsal<'_> {
             Use::Row => (WeightView { data: part(rows_bytes(w)), ty, ..view }, None),
             Use::Stack(_) if s.whole => (WeightView { data: part(w.bytes), ty, ..view }, Some(w.shape[0])),
             Use::Stack(_) => {
-                // Stacks of one step lie behind each other, so that none is in a cache for another's sake.
+                // Stacks of one step come one after the other, so that none is in a cache for another's sake.
                 let one = |w: &Weight| w.bytes / w.shape[0];
                 let of_step = || step.weights.iter().map(|x| &self.tape.weights[x.0 as usize]);
                 let same = || of_step().filter(|x| x.kind == WeightKind::Matrix && x.format() == w.format());
@@ -329,8 +329,8 @@ impl Rehearsal<'_> {
     }
 }
 
-impl Stretch {
-    fn new(ty: &'static QuantType, bytes: usize, whole: bool) -> Stretch {
+impl RandomBuffer {
+    fn new(ty: &'static QuantType, bytes: usize, whole: bool) -> RandomBuffer {
         let mut map = MmapMut::map_anon(bytes).expect("memory that the system said it has");
         #[cfg(target_os = "linux")]
         let _ = map.advise(memmap2::Advice::HugePage); // a system without them does well enough
@@ -338,7 +338,7 @@ impl Stretch {
         let mut made = vec![0; (MADE / ty.bytes * ty.bytes).min(bytes.next_multiple_of(ty.bytes))];
         made.chunks_exact_mut(ty.bytes).for_each(|block| (ty.random)(&mut rng, block));
         map.par_chunks_mut(made.len()).for_each(|to| to.copy_from_slice(&made[..to.len()]));
-        Stretch { ty, bytes: map, whole }
+        RandomBuffer { ty, bytes: map, whole }
     }
 }
 

@@ -6,7 +6,7 @@ use crate::gguf::Gguf;
 use crate::plan::{Place, Plan};
 use crate::tape::{Tape, WeightId, WeightKind, WeightView};
 
-/// What is held beside the file's map.
+/// Weights that are held in addition to the file's map.
 #[derive(Debug)]
 pub struct Weights {
     list: Vec<Loaded>,

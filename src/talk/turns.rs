@@ -10,13 +10,13 @@ use serde_json::{Map, Value, json};
 use crate::session::{ContextFull, Output, Progress, Session, Want};
 use crate::text::{Clock, Reader, Template, Tokenizer};
 
-/// How conversations become prompts: a template and what it is given beside the messages.
+/// How conversations become prompts: a template and the variables that it is given with the messages.
 #[derive(Debug)]
 pub struct Turns {
     template: Template,
     variables: Map<String, Value>,
     clock: Clock,
-    /// See [`Turns::user_opens`].
+    /// What [`Turns::user_opens`] returns.
     opens: Option<String>,
 }
 

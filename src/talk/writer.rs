@@ -40,11 +40,11 @@ impl GenParams {
 pub enum End {
     /// The model.
     Model,
-    /// One of the texts that were to end it.
+    /// One of the stop texts.
     Stop(String),
     /// The grammar: nothing can follow.
     Complete,
-    /// The asked number of tokens.
+    /// The limit of tokens was reached.
     Limit,
     /// The context.
     Context,
@@ -59,7 +59,7 @@ impl End {
             End::Model => "the model".into(),
             End::Stop(text) => format!("the stop text {text:?}"),
             End::Complete => "the grammar".into(),
-            End::Limit => "the asked number of tokens".into(),
+            End::Limit => "the limit of tokens (-n)".into(),
             End::Context => "the end of the context (a larger -c gives room)".into(),
             End::Interrupted => "an interrupt".into(),
         }

@@ -92,7 +92,7 @@ fn failure(custom_id: &str, n: usize, (code, kind): (u16, &str), why: &str) -> V
     })
 }
 
-/// Log-probabilities as OpenAI writes them: for a chat a list of tokens, for a text lists beside each other.
+/// Log-probabilities as OpenAI writes them: for a chat a list of tokens, for a text parallel lists.
 fn logprobs(chat: bool, list: &[Value]) -> Value {
     let one = |v: &Value| json!({ "token": v["token"], "logprob": v["logprob"], "bytes": v["bytes"] });
     let chars = |v: &Value| v["token"].as_str().unwrap_or_default().chars().count();

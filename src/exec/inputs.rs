@@ -1,4 +1,4 @@
-//! What differs from batch to batch, brought over in one copy: tokens, positions, tables, places of experts.
+//! The inputs of a batch for the GPU, brought over in one copy: tokens, positions, tables, places of experts.
 
 use anyhow::Result;
 
@@ -7,10 +7,10 @@ use crate::cuda::{Arena, Event, Gpu, Pinned, Ptr};
 use crate::plan::{self, ALIGN, LISTS, Place, Plan};
 use crate::tape::{Batch, Half, Lists, Table, Tape};
 
-/// The batch and the tables of all steps, in one piece of memory. Where each part lies depends on the batch's rows alone, so
+/// The batch and the tables of all steps, in one piece of memory. Where each part begins depends on the batch's rows alone, so
 /// that little is sent for few of them, and what was recorded for one row finds it again.
 #[derive(Debug)]
-pub(super) struct Header {
+pub(super) struct BatchInputs {
     host: Pinned,
     device: Ptr,
     /// Passed when the host's copy has been read.
@@ -20,7 +20,7 @@ pub(super) struct Header {
     of_step: Vec<Vec<usize>>,
     /// Of the halves that the GPU does: the step, and its layer's experts.
     experts: Vec<(usize, usize)>,
-    /// Of the batch at hand.
+    /// Where the parts of the current batch begin.
     at: Layout,
 }
 
@@ -47,14 +47,14 @@ impl Layout {
     }
 }
 
-impl Header {
+impl BatchInputs {
     pub(super) fn new(
         gpu: &Gpu,
         memory: &Arena,
         tape: &Tape,
         (plan, place): (&Plan, Place),
         n_batch: usize,
-    ) -> Result<Header> {
+    ) -> Result<BatchInputs> {
         let mut tables: Vec<Table> = Vec::new();
         let mut of_step = vec![Vec::new(); tape.steps.len()];
         let mut experts = Vec::new();
@@ -72,7 +72,7 @@ impl Header {
         }
         let bytes = Layout::new(&tables, &experts, n_batch).bytes;
         let (host, device) = (gpu.pinned(bytes, "the batch")?, memory.take(bytes));
-        Ok(Header { host, device, read: Event::new()?, tables, of_step, experts, at: Layout::default() })
+        Ok(BatchInputs { host, device, read: Event::new()?, tables, of_step, experts, at: Layout::default() })
     }
 
     /// Writes a batch into the host's copy.
@@ -99,7 +99,7 @@ impl Header {
         }
     }
 
-    /// Brings a batch over, and where each expert lies that the GPU has.
+    /// Brings a batch over, with the place of each expert that the GPU has.
     pub(super) fn send(&mut self, gpu: &Gpu, batch: &Batch, cached: &Experts) -> Result<()> {
         self.read.wait()?;
         self.fill(batch, cached);
