@@ -49,11 +49,24 @@ pub fn build(gguf: &Gguf, settings: Settings) -> Result<Tape> {
             known().collect::<Vec<_>>().join(", ")
         );
     };
+    record(gguf, arch, settings, build)
+}
+
+/// Records the tape that a family function writes of the model in `gguf`, from its header alone.
+///
+/// # Errors
+/// If the file is not what the function expects.
+pub fn record(
+    gguf: &Gguf,
+    arch: &str,
+    settings: Settings,
+    family: impl FnOnce(&Builder) -> Result<Slot>,
+) -> Result<Tape> {
     let b = Builder::new(gguf, arch, settings);
     if !b.flag_or("attention.causal", true)? {
         return Err(b.bad_key("attention.causal", false, "true: this version reads from left to right only"));
     }
-    let logits = build(&b)?;
+    let logits = family(&b)?;
     let likeliest = b.likeliest(logits);
     Ok(cut_rows(b.finish(logits, likeliest)?))
 }
