@@ -1,5 +1,5 @@
 #!/usr/bin/env python3
-"""Writes src/cuda/launch.rs, or the file that is named, from the kernels' prototypes and from codes.cuh.
+"""Writes launch.rs from the kernels' prototypes and codes.rs from codes.cuh, in src/cuda or the folder that is named.
 
 A prototype becomes a function of the same arguments. Kernels that a macro makes become one function that takes the
 macro's arguments first: the format's name, or the sizes that the kernel's name carries.
@@ -17,7 +17,12 @@ NUMBERS = {"int": ("i32", "Int({})"), "u64": ("u64", "Long({})"), "float": ("f32
 STRUCTS = {"Cache": ("CacheArg", "Cache({})")}
 KERNEL = re.compile(r'extern "C" __global__ void\s+(?:__launch_bounds__\([^)]*\)\s*)?([\w#]+)\(([^)]*)\)\s*\{\s*(\w+)')
 
-HEAD = """//! One function for every kernel, with the arguments of its prototype, and the numbers that kernels and host share.
+CODES_HEAD = """//! The numbers that kernels and host share.
+//!
+//! kernels/launch.py makes this file from kernels/codes.cuh.
+"""
+
+HEAD = """//! One function for every kernel, with the arguments of its prototype.
 //!
 //! kernels/ptx.sh makes this file (kernels/launch.py alone does without the CUDA compiler) from the kernels' sources,
 //! whose hash is {hash}.
@@ -27,6 +32,7 @@ HEAD = """//! One function for every kernel, with the arguments of its prototype
 use anyhow::Result;
 
 use super::args::{{Arg, CacheArg, Grid, start}};
+pub use super::codes::*;
 use super::{{Gpu, Ptr}};
 """
 
@@ -172,14 +178,15 @@ def functions(path, enums, done):
 
 
 def main():
-    out, enums = codes()
-    done = {}
+    numbers, enums = codes()
+    out, done = [], {}
     sources = sorted(HERE.glob("*.cu"))
     for path in [HERE / "matrix.cuh", *sources]:
         out += functions(path, enums, done)
     digest = subprocess.run([HERE / "hash.sh", *sources], check=True, capture_output=True, text=True).stdout.strip()
-    to = Path(sys.argv[1]) if len(sys.argv) > 1 else HERE.parent / "src/cuda/launch.rs"
-    to.write_text(HEAD.format(hash=digest) + "\n" + "\n\n".join(out) + "\n")
+    folder = Path(sys.argv[1]) if len(sys.argv) > 1 else HERE.parent / "src/cuda"
+    (folder / "codes.rs").write_text(CODES_HEAD + "\n" + "\n\n".join(numbers) + "\n")
+    (folder / "launch.rs").write_text(HEAD.format(hash=digest) + "\n" + "\n\n".join(out) + "\n")
 
 
 main()

@@ -1,16 +1,18 @@
 #!/usr/bin/env bash
-# Makes kernels/ptx and src/cuda/launch.rs from the kernels' sources, with the compiler that the project pins (from PyPI,
-# 250 MB, kept in target/nvcc). `kernels/ptx.sh check` makes both elsewhere, compares, and assembles the PTX for every kind
+# Makes kernels/ptx, src/cuda/launch.rs and codes.rs from the kernels' sources, with the compiler that the project pins (from PyPI,
+# 250 MB, kept in target/nvcc). `kernels/ptx.sh check` makes them elsewhere, compares, and assembles the PTX for every kind
 # of device: no difference, no spills.
 set -euo pipefail
 cd "$(dirname "$0")/.."
 [ $# = 0 ] || [ "$*" = check ] || { sed -n '2,4s/^# //p' "$0"; exit 2; }
 
-launch=src/cuda/launch.rs
-[ $# = 0 ] || launch=target/launch.rs
-mkdir -p target
-python3 kernels/launch.py $launch
-[ $# = 0 ] || diff src/cuda/launch.rs $launch || { echo "src/cuda/launch.rs is not what the sources give: run kernels/launch.py" >&2; exit 1; }
+stubs=src/cuda
+[ $# = 0 ] || stubs=target/stubs
+mkdir -p $stubs
+python3 kernels/launch.py $stubs
+for file in launch.rs codes.rs; do
+    diff src/cuda/$file $stubs/$file || { echo "src/cuda/$file is not what the sources give: run kernels/launch.py" >&2; exit 1; }
+done
 
 # All four in one version: nvcc's own requirements name none, and would bring parts that do not fit.
 tools=target/nvcc

@@ -114,13 +114,16 @@ fn the_functions_that_start_kernels_were_made_from_their_prototypes() {
         None => say!("no bash with sha256sum here: whether src/cuda/launch.rs is current is not checked"),
     }
     // The hash shows sources that were changed; only making it again shows a file that was.
-    let made = Path::new(env!("CARGO_TARGET_TMPDIR")).join("launch.rs");
-    match Command::new("python3").arg(kernels.join("launch.py")).arg(&made).status() {
+    let made = Path::new(env!("CARGO_TARGET_TMPDIR"));
+    match Command::new("python3").arg(kernels.join("launch.py")).arg(made).status() {
         Ok(status) => {
             assert!(status.success());
-            assert!(std::fs::read_to_string(&made).unwrap() == here, "src/cuda/launch.rs is not what launch.py writes");
+            for (file, here) in [("launch.rs", here), ("codes.rs", include_str!("../src/cuda/codes.rs"))] {
+                let made = std::fs::read_to_string(made.join(file)).unwrap();
+                assert!(made == here, "src/cuda/{file} is not what launch.py writes");
+            }
         }
-        Err(_) => say!("no python3 here: src/cuda/launch.rs is not made again"),
+        Err(_) => say!("no python3 here: src/cuda/launch.rs and codes.rs are not made again"),
     }
 }
 

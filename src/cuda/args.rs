@@ -4,7 +4,7 @@ use std::ffi::c_void;
 
 use anyhow::Result;
 
-use super::launch::CacheType;
+use super::codes::CacheType;
 use super::{Gpu, Ptr};
 
 /// Threads of a block in kernels that have a thread per value.

@@ -1,4 +1,4 @@
-//! One function for every kernel, with the arguments of its prototype, and the numbers that kernels and host share.
+//! One function for every kernel, with the arguments of its prototype.
 //!
 //! kernels/ptx.sh makes this file (kernels/launch.py alone does without the CUDA compiler) from the kernels' sources,
 //! whose hash is 5d52f5040d1af6e570e91d8744395566222632998ce9fa7dfc266e0c686d3aee.
@@ -8,90 +8,8 @@
 use anyhow::Result;
 
 use super::args::{Arg, CacheArg, Grid, start};
+pub use super::codes::*;
 use super::{Gpu, Ptr};
-
-/// What `glu` computes of a gate g and the other half u.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
-#[repr(i32)]
-pub enum GluKind {
-    /// silu(g) * u.
-    #[default]
-    Silu = 0,
-    /// silu(g) * u, with g at most `limit` and u within -`limit`..`limit`.
-    SiluClamp = 1,
-    /// g * sigmoid(1.702 g) * (u + 1), both clamped as for `GLU_SILU_CLAMP`.
-    Oai = 2,
-    /// sigmoid(g) * u.
-    Sigmoid = 3,
-    /// gelu(g) * u, with gelu(g) = 0.5 g (1 + tanh(sqrt(2 / pi) (g + 0.044715 g^3))).
-    Gelu = 4,
-    /// gelu(g) * u, with gelu(g) = 0.5 g (1 + erf(g / sqrt(2))).
-    GeluErf = 5,
-    /// max(u, 0)^2: there is no gate, and g is not read.
-    ReluSq = 6,
-    /// max(g, 0) * u.
-    Relu = 7,
-}
-
-/// How the router's logits become scores.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
-#[repr(i32)]
-pub enum RouterGate {
-    /// Softmax over all experts, then the best are chosen.
-    #[default]
-    Softmax = 0,
-    /// A sigmoid of each logit.
-    Sigmoid = 1,
-    /// The best logits are chosen, then softmax over those.
-    SoftmaxOfChosen = 2,
-    /// sqrt(log(1 + e^x)).
-    SqrtSoftplus = 3,
-}
-
-/// Which values of a head rope rotates together.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
-#[repr(i32)]
-pub enum RopePairs {
-    /// Value i of the first half with value i of the second.
-    #[default]
-    Halves = 0,
-    /// Neighbours.
-    Adjacent = 1,
-}
-
-/// The format of a cache's rows.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
-#[repr(i32)]
-pub enum CacheType {
-    /// F32.
-    #[default]
-    F32 = 0,
-    /// F16.
-    F16 = 1,
-    /// Blocks of 32 codes of 8 bits after an f16 scale.
-    Q8 = 2,
-}
-
-/// Rows of a matrix that one block of `matmul` multiplies.
-pub const TILE_ROWS: usize = 64;
-
-/// Pairs of a tile: those of one matrix that a block of `matmul` multiplies.
-pub const TILE_PAIRS: usize = 64;
-
-/// Experts that `route` can choose from.
-pub const MOST_EXPERTS: usize = 1024;
-
-/// Experts that `route` can choose for a token.
-pub const MOST_CHOSEN: usize = 64;
-
-/// Groups of experts that `route` can choose among.
-pub const MOST_GROUPS: usize = 32;
-
-/// Streams of hyper-connections.
-pub const MOST_STREAMS: usize = 8;
-
-/// Parts of a row that are searched by blocks of their own, then joined by one warp.
-pub const ARGMAX_PARTS: usize = 32;
 
 /// Starts `rows_FORMAT` of kernels/matrix.cuh:
 /// ```text

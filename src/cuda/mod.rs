@@ -6,6 +6,8 @@
 #![allow(unsafe_code)] // driver calls; what they lean on is said at each
 
 mod args;
+#[rustfmt::skip]
+mod codes;
 mod kernels;
 #[rustfmt::skip]
 pub mod launch;

@@ -20,6 +20,7 @@ pub(super) fn build(b: &Builder) -> Result<Slot> {
         return Err(b.bad_key("attention.temperature_scale", by_position, want));
     }
 
+    let experts = experts(b)?;
     let mut x = b.embed()?; // (T, n_embd)
     for l in b.layers()? {
         let b = &l.scope(b);
@@ -27,7 +28,7 @@ pub(super) fn build(b: &Builder) -> Result<Slot> {
         x = b.add(x, attention(&b.role(Role::Attention), h, eps)?);
 
         let h = b.norm(x, "ffn_norm", eps)?;
-        let y = if l.i < n_dense { blocks::dense(b, h, Glu::Silu)? } else { mixture(b, h)? };
+        let y = if l.i < n_dense { blocks::dense(b, h, Glu::Silu)? } else { mixture(b, h, &experts)? };
         x = b.add(x, y);
     }
     b.head(b.norm(x, "output_norm", eps)?) // (output rows, n_vocab)
@@ -107,7 +108,8 @@ fn attention(b: &Builder, h: Slot, eps: f32) -> Result<Slot> {
     b.linear(a, "attn_output", n_embd)
 }
 
-fn mixture(b: &Builder, h: Slot) -> Result<Slot> {
+/// The routed experts, which all layers after the dense ones have alike.
+fn experts(b: &Builder) -> Result<Mixture> {
     let n_ff = b.count("expert_feed_forward_length")?;
     let gate = match b.count_or_zero("expert_gating_func")? {
         // Files from before the key existed: V2 and its kin, except GLM-4.7-Flash, told by its vocabulary.
@@ -116,10 +118,13 @@ fn mixture(b: &Builder, h: Slot) -> Result<Slot> {
         2 => Gate::Sigmoid,
         other => return Err(b.bad_key("expert_gating_func", other, "1 (softmax) or 2 (sigmoid)")),
     };
-    let experts = Mixture { bias: true, ..Mixture::new(b, gate, b.flag_or("expert_weights_norm", false)?, n_ff)? };
+    Ok(Mixture { bias: true, ..Mixture::new(b, gate, b.flag_or("expert_weights_norm", false)?, n_ff)? })
+}
+
+fn mixture(b: &Builder, h: Slot, experts: &Mixture) -> Result<Slot> {
     let y = experts.build(b, h)?;
     match b.count_or_zero("expert_shared_count")? {
         0 => Ok(y),
-        n => Ok(b.add(y, blocks::mlp(b, h, "_shexp", n * n_ff, Glu::Silu)?)),
+        n => Ok(b.add(y, blocks::mlp(b, h, "_shexp", n * experts.experts.n_ff, Glu::Silu)?)),
     }
 }

@@ -168,18 +168,30 @@ fn order(tape: &Tape, places: &[Place]) -> Vec<Stage> {
 
 #[cfg(test)]
 mod tests {
+    use std::sync::Arc;
+
     use super::*;
-    use crate::tape::StateId;
+    use crate::ops::Add;
+    use crate::quant;
+    use crate::tape::{Role, StateId, StateKind, StateSpec};
 
     #[test]
     fn steps_that_share_a_state_through_others_are_one_group() {
-        let path = std::path::Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/data/models/qwen3moe.gguf");
-        let gguf = crate::gguf::Gguf::open(&path).unwrap();
-        let mut tape = crate::session::tape(&gguf, &crate::session::Options::default()).unwrap();
-        tape.steps.truncate(4);
-        for (step, states) in tape.steps.iter_mut().zip([&[0u32][..], &[1], &[], &[0, 1]]) {
-            step.states = states.iter().map(|&s| StateId(s)).collect();
+        let spec = StateSpec { label: "state".into(), width: 1, ty: quant::TYPES[0], kind: StateKind::Fixed };
+        let mut tape = Tape { states: vec![spec; 3], ..Tape::default() };
+        for states in [&[0u32][..], &[2], &[1], &[], &[0, 1]] {
+            tape.steps.push(Step {
+                label: format!("step {}", tape.steps.len()),
+                layer: None,
+                role: Role::Attention,
+                op: Arc::new(Add),
+                half: Half::Whole,
+                ins: Vec::new(),
+                outs: Vec::new(),
+                weights: Vec::new(),
+                states: states.iter().map(|&s| StateId(s)).collect(),
+            });
         }
-        assert_eq!(shared_states(&tape), [Some(0), Some(0), None, Some(0)]);
+        assert_eq!(shared_states(&tape), [Some(0), Some(1), Some(0), None, Some(0)]);
     }
 }
