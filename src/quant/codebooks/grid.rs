@@ -5,6 +5,7 @@
 /// field of a few bits.
 #[derive(Debug)]
 #[repr(align(64))]
+#[cfg_attr(not(target_arch = "x86_64"), allow(dead_code))]
 pub(crate) struct Grid<E, const N: usize> {
     /// The entries.
     pub entries: [E; N],

@@ -19,9 +19,12 @@
 //! Where a code times the integer scale of its sub-block fits 8 bits, that product is the panel's
 //! code and all 256 columns are one group: a sixth less to do per token (Q2_K).
 
+#[cfg(target_arch = "x86_64")]
 use super::ahead::Ahead;
 use super::panel::{Panel, ROWS};
-use crate::quant::activations::{CHUNK, PanelColumns};
+#[cfg(target_arch = "x86_64")]
+use crate::quant::activations::CHUNK;
+use crate::quant::activations::PanelColumns;
 
 /// Tokens that are multiplied together.
 const TOKENS: usize = 6;

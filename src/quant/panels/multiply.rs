@@ -2,7 +2,9 @@
 //! memory for them.
 
 use super::ahead::Ahead;
-use super::codes::{PanelProduct, offsets_avx2, offsets_avx512};
+use super::codes::PanelProduct;
+#[cfg(target_arch = "x86_64")]
+use super::codes::{offsets_avx2, offsets_avx512};
 use super::floats::FloatProduct;
 use super::panel::{Panel, ROWS, WeightRows};
 use crate::quant::activations::{Act, CHUNK, PanelActs, PanelForm};
