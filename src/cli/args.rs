@@ -1,14 +1,15 @@
 //! The command line: clap structs and nothing else. Flags have llama.cpp's names wherever it has one.
 
+mod model;
 mod sampling;
 mod talk;
 
-use std::ffi::OsString;
 use std::path::PathBuf;
 
-use clap::{Args, CommandFactory, Parser, Subcommand, ValueEnum};
+use clap::{Args, Parser, Subcommand, ValueEnum};
 
 use crate::text::Clock;
+pub use model::Model;
 pub use sampling::Sampling;
 pub use talk::{Batch, Chat, Reasoning, Run, Structured, Talk, WhenFull};
 
@@ -63,67 +64,6 @@ pub enum Verb {
     Completions(Completions),
     /// A page of the manual
     Man(Man),
-}
-
-/// Which model, and how it is opened.
-#[derive(Debug, Args, Clone)]
-pub struct Model {
-    /// The GGUF file (any shard of a split one); without it, the built-in demo model
-    #[arg(short, long, value_name = "FILE")]
-    pub model: Option<PathBuf>,
-    /// Tokens of context; 0 is the model's own [default: the model's own, up to 8192]
-    #[arg(short, long, value_name = "N")]
-    pub ctx_size: Option<usize>,
-    /// Threads when generating; 0 is one per performance core, hyperthreads not counted
-    #[arg(short, long, value_name = "N", default_value_t = 0)]
-    pub threads: usize,
-    /// Threads when reading a prompt [default: as --threads] [also: -tb]
-    #[arg(long, value_name = "N")]
-    pub threads_batch: Option<usize>,
-    /// Tokens read as one batch, at most
-    #[arg(short, long, value_name = "N", default_value_t = 2048)]
-    pub batch_size: usize,
-    /// Tokens computed together, at most; the smaller of the two counts [also: -ub]
-    #[arg(long, value_name = "N", default_value_t = 1024)]
-    pub ubatch_size: usize,
-    /// Format of cached keys: f32, f16 or q8_0 [also: -ctk]
-    #[arg(long, value_name = "TYPE", default_value = "f16")]
-    pub cache_type_k: String,
-    /// Format of cached values: f32, f16 or q8_0 [also: -ctv]
-    #[arg(long, value_name = "TYPE", default_value = "f16")]
-    pub cache_type_v: String,
-    /// Read the file into memory instead of mapping it
-    #[arg(long)]
-    pub no_mmap: bool,
-    /// Keep the model from being swapped out
-    #[arg(long)]
-    pub mlock: bool,
-    /// Layers on the GPU, the output head counted as one; 0 is the CPU alone [default: what fits] [also: -ngl]
-    #[arg(long, value_name = "N|all|auto")]
-    pub gpu_layers: Option<String>,
-    /// Put the tensors that match a regex at a place: REGEX=CPU|GPU|TWIN, separated by commas [also: -ot]
-    #[arg(long, value_name = "RULES")]
-    pub override_tensor: Vec<String>,
-    /// Keep all experts on the CPU, but for those in the cache [also: -cmoe]
-    #[arg(long)]
-    pub cpu_moe: bool,
-    /// Keep the experts of the first N layers on the CPU, but for those in the cache [also: -ncmoe]
-    #[arg(long, value_name = "N", conflicts_with = "cpu_moe")]
-    pub n_cpu_moe: Option<usize>,
-    /// GPU memory for the experts that are chosen most: a size (6G, 800M), off, or auto for what is left
-    #[arg(long, value_name = "SIZE|off|auto", default_value = "auto")]
-    pub expert_cache: String,
-    /// Let measured times decide nothing: the same input gives the same bits again
-    #[arg(long)]
-    pub deterministic: bool,
-    /// Load nothing; print one command that asks for the same, in which context, threads, batches, placement and sampling
-    /// are written out as they would be
-    #[arg(long)]
-    pub dry_run: bool,
-    /// Say at the end how fast tokens were made and should have been, what the GPU and the CPU waited for each other, and
-    /// what the cached experts did
-    #[arg(long)]
-    pub stats: bool,
 }
 
 /// `tandem logits`.
@@ -314,79 +254,10 @@ pub enum Output {
     Json,
 }
 
-/// llama.cpp's short flags of several letters, which clap cannot have.
-const SHORT: &[(&str, &str)] = &[
-    ("-ngl", "--gpu-layers"),
-    ("--n-gpu-layers", "--gpu-layers"),
-    ("-ot", "--override-tensor"),
-    ("-cmoe", "--cpu-moe"),
-    ("-ncmoe", "--n-cpu-moe"),
-    ("-ctk", "--cache-type-k"),
-    ("-ctv", "--cache-type-v"),
-    ("-tb", "--threads-batch"),
-    ("-ub", "--ubatch-size"),
-    ("-sys", "--system-prompt"),
-    ("-sysf", "--system-prompt-file"),
-    ("-rea", "--reasoning"),
-    ("-jf", "--json-schema"),
-];
-
-/// llama.cpp's short flags of several letters that have no meaning here: clap would read their first letter.
-const FOREIGN: &[(&str, &str)] = &[
-    ("-cnv", "tandem chat is a conversation"),
-    ("-no-cnv", "tandem run is one prompt; --raw continues it as it is"),
-    ("-fa", "attention is always the quick kind"),
-    ("-hf", "give a file with -m"),
-    ("-hfr", "give a file with -m"),
-    ("-mli", "a line that ends in a backslash goes on in the next"),
-    ("-nkvo", "the cache lies where its layer does"),
-    ("-sm", "one GPU is used"),
-    ("-mg", "one GPU is used"),
-    ("-ts", "one GPU is used"),
-    ("-st", "tandem run is a single turn"),
-    ("-md", "there are no draft models"),
-    ("-np", "tandem batch has --parallel"),
-];
-
-/// The process's arguments with llama.cpp's short forms written out, `-ngl 99` and `-ngl=99` alike. What follows `--`
-/// is left alone.
-pub fn arguments(args: impl Iterator<Item = OsString>) -> Vec<OsString> {
-    let mut plain = false;
-    args.map(|arg| {
-        plain |= arg == "--";
-        let Some(text) = arg.to_str().filter(|_| !plain) else { return arg };
-        let (flag, value) = text.split_once('=').map_or((text, None), |(f, v)| (f, Some(v)));
-        match (SHORT.iter().find(|(s, _)| *s == flag), value) {
-            (Some((_, long)), Some(v)) => format!("{long}={v}").into(),
-            (Some((_, long)), None) => (*long).into(),
-            (None, _) => arg,
-        }
-    })
-    .collect()
-}
-
-/// The arguments with a verb: where only flags are given, a person at a terminal wants to talk. Anybody else is told that
-/// there is none, in the error.
-pub fn with_verb(mut args: Vec<OsString>, at_terminal: bool) -> Result<Vec<OsString>, String> {
-    let command = Cli::command();
-    let verb = |arg: &OsString| command.get_subcommands().any(|c| *arg == *c.get_name()) || arg == "help";
-    let told = |arg: &OsString| ["-h", "--help", "-V", "--version"].iter().any(|f| arg == f);
-    let flag = args.get(1).is_some_and(|a| a.to_str().is_some_and(|a| a.starts_with('-')));
-    if flag && !args.iter().skip(1).any(|a| verb(a) || told(a)) {
-        if !at_terminal {
-            return Err("no verb: tandem run answers a prompt, tandem batch many; tandem --help lists them all".into());
-        }
-        args.insert(1, "chat".into());
-    }
-    let strange = |a: &&OsString| FOREIGN.iter().find(|(f, _)| *a == f);
-    match args.iter().skip(1).take_while(|a| *a != "--").find_map(|a| strange(&a)) {
-        Some((flag, instead)) => Err(format!("{flag}: no such flag here; {instead}")),
-        None => Ok(args),
-    }
-}
-
 #[cfg(test)]
 mod tests {
+    use clap::CommandFactory;
+
     use super::*;
 
     #[test]

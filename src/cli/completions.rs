@@ -6,7 +6,7 @@ use anyhow::Result;
 use clap::CommandFactory;
 
 use super::args::{self, Cli};
-use super::usage;
+use super::errors::usage;
 
 /// A shell's completions.
 pub(super) fn completions(a: &args::Completions) -> Result<()> {

@@ -7,8 +7,9 @@ use clap::parser::ValueSource;
 use clap::{Arg, ArgAction, ArgMatches, Args, Command, CommandFactory};
 
 use super::args::{self, Cli, Verb};
-use super::sampling::Settings;
-use super::{Failure, gguf, gpu, options, usage};
+use super::errors::{Failure, usage};
+use super::open;
+use super::settings::Settings;
 use crate::cpu::Pool;
 use crate::gguf::Load;
 use crate::plan;
@@ -35,11 +36,11 @@ pub(super) fn run(verb: &Verb, given: &ArgMatches) -> Result<bool> {
     if n_seq == 0 {
         return usage("--parallel 0: at least 1 expected".into());
     }
-    let o = Options { n_seq, n_wanted: Some(n_seq), ..options(model)? };
-    let gguf = gguf(model.model.as_deref(), &Load { mmap: true, mlock: false })?; // nothing is loaded
+    let o = Options { n_seq, n_wanted: Some(n_seq), ..open::options(model)? };
+    let gguf = open::header(model.model.as_deref(), &Load { mmap: true, mlock: false })?; // nothing is loaded
     let tape = session::tape(&gguf, &o).context(Failure::Model)?;
     let shape = session::shape(&gguf, &o).context(Failure::Model)?;
-    let budget = match gpu(model, &o)? {
+    let budget = match open::gpu(model, &o)? {
         Some(gpu) => {
             let free = gpu.memory()?.0;
             Some(free.saturating_sub(session::margin(free, gpu.shown)))

@@ -6,7 +6,10 @@ use std::path::Path;
 use anyhow::{Context, Result, bail};
 use serde_json::Value;
 
-use super::{apart, args, gguf, open, options, read_text, stats, usage};
+use super::errors::usage;
+use super::files::{apart, read_text};
+use super::stats::stats;
+use super::{args, open};
 use crate::session::{Options, Want};
 
 /// Runs the verb.
@@ -14,8 +17,8 @@ pub(super) fn run(a: &args::Logits) -> Result<()> {
     let tokens = tokens(&a.tokens)?;
     let positions = positions(&a.positions, tokens.len())?;
     apart("--out", &a.out, &[("the model", a.model.model.as_deref()), ("the tokens", Some(Path::new(&a.tokens)))])?;
-    let o = Options { n_wanted: None, ..options(&a.model)? };
-    let mut session = open(gguf(a.model.model.as_deref(), &o.load)?, &a.model, &o)?;
+    let o = Options { n_wanted: None, ..open::options(&a.model)? };
+    let mut session = open::session(open::header(a.model.model.as_deref(), &o.load)?, &a.model, &o)?;
     let n_vocab = session.n_vocab();
     let file = std::fs::File::create(&a.out).with_context(|| format!("cannot write {}", a.out.display()))?;
     let mut out = BufWriter::new(file);

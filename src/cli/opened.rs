@@ -2,25 +2,25 @@
 //! has been read.
 
 use std::sync::Arc;
-use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
-use std::time::Duration;
+use std::sync::atomic::AtomicBool;
 
 use anyhow::{Context, Result};
-use indicatif::{ProgressBar, ProgressState, ProgressStyle};
 use serde_json::{Map, Value};
 
 use super::args::{self, Reasoning};
-use super::sampling::Settings;
-use super::{Failure, gguf, off, open, options, read_text, signals, usage};
+use super::errors::{Failure, off, usage};
+use super::files::read_text;
+use super::settings::Settings;
+use super::{open, signals};
 use crate::session::Session;
-use crate::talk::{Asked, Progress, Turns};
+use crate::talk::{Asked, Turns};
 use crate::text::{Clock, Reader, Template, Tokenizer};
 
 /// Variables by which templates switch thinking.
 const SWITCHES: [&str; 2] = ["enable_thinking", "thinking"];
 
 /// A model that is about to write.
-pub(super) struct Talking {
+pub(super) struct Opened {
     pub(super) session: Session,
     pub(super) tokenizer: Tokenizer,
     /// None where the model has no template and none was given.
@@ -31,7 +31,7 @@ pub(super) struct Talking {
 }
 
 /// How a verb talks.
-pub(super) struct Manner {
+pub(super) struct Mode {
     /// Sequences.
     pub(super) n_seq: usize,
     /// Prompts have no template.
@@ -42,21 +42,21 @@ pub(super) struct Manner {
     pub(super) requests: bool,
 }
 
-impl Talking {
+impl Opened {
     /// Opens the model.
     pub(super) fn open(
         model: &args::Model,
         sampling: &args::Sampling,
         talk: &args::Talk,
-        Manner { n_seq, raw, leaves, requests }: Manner,
-    ) -> Result<Talking> {
+        Mode { n_seq, raw, leaves, requests }: Mode,
+    ) -> Result<Opened> {
         let mut settings = Settings::new(sampling)?;
         if talk.stop.iter().any(String::is_empty) {
             return usage("--stop: an empty text would end everything at once; some text expected".into());
         }
         let further = further(talk)?; // wrong usage is said before a model is loaded
-        let o = crate::session::Options { n_seq, n_wanted: Some(n_seq), ..options(model)? };
-        let gguf = gguf(model.model.as_deref(), &o.load)?;
+        let o = crate::session::Options { n_seq, n_wanted: Some(n_seq), ..open::options(model)? };
+        let gguf = open::header(model.model.as_deref(), &o.load)?;
         let tokenizer = Tokenizer::new(&gguf).context(Failure::Model)?;
         settings.follow(&gguf.meta);
         if !requests {
@@ -74,9 +74,9 @@ impl Talking {
                 None
             }
         };
-        let session = open(gguf, model, &o)?;
+        let session = open::session(gguf, model, &o)?;
         let interrupted = signals::listen(&session, leaves)?;
-        Ok(Talking { session, tokenizer, turns, settings, interrupted })
+        Ok(Opened { session, tokenizer, turns, settings, interrupted })
     }
 }
 
@@ -173,87 +173,5 @@ impl args::Talk {
             Some(path) => read_text(path).map(Some),
             None => Ok(self.system_prompt.clone()),
         }
-    }
-}
-
-/// How often it is looked how far a batch has come.
-const LOOK: Duration = Duration::from_millis(100);
-
-/// Shows on stderr how far a prompt has been read, and only where that is a terminal: a batch may take a minute, so it is
-/// also shown how far it has come through the steps of the model.
-pub(super) struct Reading {
-    bar: ProgressBar,
-    /// Tokens in finished batches of the text at hand, and of those before it.
-    read: Arc<AtomicUsize>,
-    earlier: usize,
-    /// Steps of the batch at hand that are done, of how many, and its tokens at most.
-    walked: Arc<AtomicUsize>,
-    steps: usize,
-    n_batch: usize,
-    over: Arc<AtomicBool>,
-}
-
-impl Reading {
-    pub(super) fn new(session: &Session) -> Reading {
-        let engine = session.engine();
-        Reading {
-            bar: ProgressBar::hidden(),
-            read: Arc::default(),
-            earlier: 0,
-            walked: engine.walked.clone(),
-            steps: engine.tape.steps.len(),
-            n_batch: session.n_batch(),
-            over: Arc::default(),
-        }
-    }
-
-    pub(super) fn progress(&mut self, p: Progress) {
-        match p {
-            Progress::Begins(n) => {
-                self.earlier = self.finish(); // a prefix is read before the rest
-                (self.read, self.over) = Default::default();
-                // Short prompts are over before the first drawing.
-                self.bar = ProgressBar::new(n as u64);
-                let form = "reading the prompt {bar:30} {pos}/{len} tokens, {rate} per second, {eta} left";
-                let style = ProgressStyle::with_template(form).expect("a template that is right");
-                let rate = |s: &ProgressState, out: &mut dyn std::fmt::Write| {
-                    let _ = write!(out, "{:.0}", s.per_sec());
-                };
-                self.bar.set_style(style.with_key("rate", rate));
-                if !tracing::enabled!(tracing::Level::INFO) {
-                    self.bar.set_draw_target(indicatif::ProgressDrawTarget::hidden()); // -q
-                }
-                if !self.bar.is_hidden() {
-                    let (bar, read, walked, over) =
-                        (self.bar.clone(), self.read.clone(), self.walked.clone(), self.over.clone());
-                    let (steps, n_batch) = (self.steps, self.n_batch);
-                    std::thread::spawn(move || {
-                        while !over.load(Ordering::Relaxed) {
-                            std::thread::sleep(LOOK);
-                            let (read, walked) = (read.load(Ordering::Relaxed), walked.load(Ordering::Relaxed));
-                            bar.set_position((read + n_batch.min(n.saturating_sub(read)) * walked / steps) as u64);
-                        }
-                    });
-                }
-            }
-            Progress::Read(n) => {
-                let read = self.read.fetch_add(n, Ordering::Relaxed) + n;
-                self.bar.set_position(read as u64);
-            }
-        }
-    }
-
-    /// Takes the bar away; how many tokens were read.
-    pub(super) fn finish(&self) -> usize {
-        self.over.store(true, Ordering::Relaxed);
-        self.bar.finish_and_clear();
-        self.earlier + self.read.load(Ordering::Relaxed)
-    }
-}
-
-impl Drop for Reading {
-    /// An error leaves no bar behind.
-    fn drop(&mut self) {
-        self.finish();
     }
 }

@@ -7,7 +7,10 @@ use std::time::Instant;
 
 use anyhow::{Context, Result, bail};
 
-use super::{Failure, args, gguf, open, options, read_text, signals, stats, usage};
+use super::errors::{Failure, usage};
+use super::files::read_text;
+use super::stats::stats;
+use super::{args, open, signals};
 use crate::eval::base::{Reader, Writer, file_bytes};
 use crate::eval::{self, Chunks, Divergence, Likelihood, LogProbs};
 use crate::gguf::Gguf;
@@ -35,8 +38,8 @@ fn measure(a: &args::Perplexity, base: Option<&Path>, limit: usize) -> Result<()
         return usage("no text to read; give one with -f FILE".into());
     };
     let text = read_text(file)?;
-    let o = Options { n_wanted: None, ..options(&a.model)? };
-    let gguf = gguf(a.model.model.as_deref(), &o.load)?;
+    let o = Options { n_wanted: None, ..open::options(&a.model)? };
+    let gguf = open::header(a.model.model.as_deref(), &o.load)?;
     let n_ctx = context(&gguf, Some(a.model.ctx_size.unwrap_or(DEFAULT_CHUNK)))?;
     let tokenizer = Tokenizer::new(&gguf).context(Failure::Model)?;
     let mut tokens = encode(&tokenizer, &text)?;
@@ -77,8 +80,8 @@ fn measure(a: &args::Perplexity, base: Option<&Path>, limit: usize) -> Result<()
 /// The figures of the model against those in the file `base`.
 fn compare(a: &args::Perplexity, base: &Path, limit: usize) -> Result<()> {
     let mut base = Reader::open(base)?;
-    let o = Options { n_wanted: None, ..options(&a.model)? };
-    let gguf = gguf(a.model.model.as_deref(), &o.load)?;
+    let o = Options { n_wanted: None, ..open::options(&a.model)? };
+    let gguf = open::header(a.model.model.as_deref(), &o.load)?;
     if let Some(n) = a.model.ctx_size {
         base.check_context(context(&gguf, Some(n))?)?;
     }
@@ -146,7 +149,7 @@ impl Reading {
             tracing::warn!("the model was trained on {trained} tokens of context, the chunks have {}", chunks.n_ctx);
         }
         o.n_ctx = Some(chunks.n_ctx);
-        let session = open(gguf, flags, &o)?;
+        let session = open::session(gguf, flags, &o)?;
         signals::listen(&session, true)?;
         let bos = tokenizer.bos().filter(|_| tokenizer.adds_bos());
         Ok(Reading { session, chunks, tokens, bos, n_batch: o.n_batch, start: Instant::now() })

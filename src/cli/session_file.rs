@@ -5,7 +5,7 @@ use std::time::SystemTime;
 
 /// A session's file, known by how it was when it was last read or written here.
 #[derive(Clone)]
-pub(super) struct Kept {
+pub(super) struct SessionFile {
     path: PathBuf,
     /// None: there was none.
     seen: Option<(u64, SystemTime)>,
@@ -13,10 +13,10 @@ pub(super) struct Kept {
     known: bool,
 }
 
-impl Kept {
+impl SessionFile {
     /// The file as it is now.
-    pub(super) fn new(path: &Path) -> Kept {
-        Kept { path: path.to_owned(), seen: look(path), known: false }
+    pub(super) fn new(path: &Path) -> SessionFile {
+        SessionFile { path: path.to_owned(), seen: look(path), known: false }
     }
 
     pub(super) fn path(&self) -> &Path {
@@ -29,8 +29,8 @@ impl Kept {
     }
 
     /// The same, as one that was read or written here.
-    pub(super) fn seen(self) -> Kept {
-        Kept { known: true, ..self }
+    pub(super) fn seen(self) -> SessionFile {
+        SessionFile { known: true, ..self }
     }
 
     /// Whether something lies there that was neither read nor written here.
@@ -76,7 +76,7 @@ mod tests {
         let dir = tempfile::tempdir().unwrap();
         let path = dir.path().join("talk");
         let write = |text: &'static str| move |p: &Path| std::fs::write(p, text).unwrap();
-        let (mut one, mut other) = (Kept::new(&path), Kept::new(&path));
+        let (mut one, mut other) = (SessionFile::new(&path), SessionFile::new(&path));
         one.save(write("one"));
         other.save(write("the other's"));
         one.save(write("one, longer"));

@@ -5,7 +5,7 @@ use anyhow::{Context, Result, anyhow, bail};
 use serde_json::Value;
 
 use super::args::Sampling;
-use super::{Failure, off, usage};
+use super::errors::{Failure, off, usage};
 use crate::gguf::Meta;
 use crate::sample::{Params, Sampler, Stage};
 use crate::text::Tokenizer;

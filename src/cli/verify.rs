@@ -12,7 +12,8 @@ use std::sync::Arc;
 
 use anyhow::{Context, Result, bail};
 
-use super::{Failure, args, gguf, options};
+use super::errors::Failure;
+use super::{args, open};
 use crate::cpu::{self, Group, Pool};
 use crate::cuda::{Gpu, Ptr, module_of};
 use crate::plan::CacheSize;
@@ -227,10 +228,10 @@ impl Calls {
 type Known = BTreeMap<(usize, String), Vec<Vec<f32>>>;
 
 fn model(a: &args::Verify, places: &[Where], gpu: Option<&Arc<Gpu>>, best: Isa) -> Result<Lines> {
-    let base = Options { n_wanted: None, ..options(&a.model)? };
-    let open = |place: Where| -> Result<Session> {
+    let base = Options { n_wanted: None, ..open::options(&a.model)? };
+    let open_at = |place: Where| -> Result<Session> {
         let mut o = Options { n_ctx: Some(base.n_ctx.unwrap_or(512).max(a.tokens)), ..base.clone() };
-        let file = gguf(a.model.model.as_deref(), &o.load)?;
+        let file = open::header(a.model.model.as_deref(), &o.load)?;
         let opened = match place {
             Where::Cpu(isa) => {
                 simd::set(isa);
@@ -251,7 +252,7 @@ fn model(a: &args::Verify, places: &[Where], gpu: Option<&Arc<Gpu>>, best: Isa) 
         };
         opened.context(Failure::Model)
     };
-    let mut s = open(Where::Cpu(Isa::Scalar))?;
+    let mut s = open_at(Where::Cpu(Isa::Scalar))?;
     let calls = Calls::new(s.n_vocab(), a.tokens.max(2));
     // Lines are ops and the formats that they read.
     let tape = &s.engine().tape;
@@ -274,7 +275,7 @@ fn model(a: &args::Verify, places: &[Where], gpu: Option<&Arc<Gpu>>, best: Isa) 
             let before = cell.map_or(0.0, |(e, _)| e);
             *cell = Some((if error > before || error.is_nan() { error } else { before }, limit));
         };
-        let mut s = open(place)?;
+        let mut s = open_at(place)?;
         let mut seen: BTreeMap<(usize, String), usize> = BTreeMap::new();
         calls.feed(&mut s, &mut |call, label, values| {
             let key = (call, label.to_owned());
@@ -286,7 +287,7 @@ fn model(a: &args::Verify, places: &[Where], gpu: Option<&Arc<Gpu>>, best: Isa) 
             *turn += 1;
         })?;
         drop(s);
-        let got = calls.plain(&mut open(place)?)?;
+        let got = calls.plain(&mut open_at(place)?)?;
         put("~ logits of the whole", nmse(logits.iter().map(|v| *v as f64), &got), logit_limit);
     }
     Ok(lines)

@@ -4,7 +4,8 @@ use std::path::PathBuf;
 
 use clap::{Args, ValueEnum};
 
-use super::{Model, Sampling};
+use super::model::Model;
+use super::sampling::Sampling;
 
 /// How a conversation is put to the model, and what ends its answer.
 #[derive(Debug, Args, Clone)]

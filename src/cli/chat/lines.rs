@@ -17,8 +17,10 @@ use rustyline::{
     ExternalPrinter, Helper, KeyCode, KeyEvent, Modifiers, RepeatCount,
 };
 
-use super::commands;
-use crate::cli::{colour, own_folder, signals};
+use super::command;
+use crate::cli::files::own_folder;
+use crate::cli::signals;
+use crate::cli::terminal::colour;
 
 /// What came from the user.
 pub(super) enum Line {
@@ -175,7 +177,7 @@ impl Completer for Keys {
         }
         match line[..pos].split_once(' ') {
             None => {
-                let names = commands::names().filter(|n| n.starts_with(&line[..pos]));
+                let names = command::names().filter(|n| n.starts_with(&line[..pos]));
                 let pair = |n: &str| Pair { display: n.into(), replacement: n.into() };
                 Ok((0, names.map(pair).collect()))
             }

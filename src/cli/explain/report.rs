@@ -1,66 +1,13 @@
 //! The report in words and aligned columns.
 
-use super::Speed;
 use super::facts::{Facts, Placement, StepFacts};
-use super::fit::{Fit, Verdict};
+use super::speed::Speed;
+use super::verdict::{Fit, Verdict};
+use crate::cli::human::{count, size, table, wrapped};
 use crate::cli::predict::Limit;
-
-/// Bytes for people: GB are 1e9.
-pub(in crate::cli) fn size(bytes: usize) -> String {
-    let n = bytes as f64;
-    match bytes {
-        1_000_000_000.. => format!("{:.1} GB", n / 1e9),
-        100_000.. => format!("{:.1} MB", n / 1e6),
-        1000.. => format!("{:.1} kB", n / 1e3),
-        _ => format!("{bytes} B"),
-    }
-}
-
-/// A count for people.
-fn count(n: usize) -> String {
-    let x = n as f64;
-    match n {
-        100_000_000.. => format!("{:.1} billion", x / 1e9),
-        100_000.. => format!("{:.1} million", x / 1e6),
-        _ => format!("{n}"),
-    }
-}
-
-/// Rows of cells: each column as wide as its widest cell, `right` says which stand to the right. Lines are indented by
-/// two and have no trailing spaces.
-pub(in crate::cli) fn table(rows: &[Vec<String>], right: &[bool]) -> String {
-    let cells = |c: usize| rows.iter().filter_map(move |r| r.get(c)).map(|s| s.chars().count());
-    let widths: Vec<usize> = (0..right.len()).map(|c| cells(c).max().unwrap_or(0)).collect();
-    let mut out = String::new();
-    for row in rows {
-        let mut line = String::from(" ");
-        for ((cell, &width), &right) in row.iter().zip(&widths).zip(right) {
-            line += &if right { format!(" {cell:>width$} ") } else { format!(" {cell:<width$} ") };
-        }
-        out += line.trim_end();
-        out.push('\n');
-    }
-    out
-}
 
 fn row<const N: usize>(cells: [&dyn std::fmt::Display; N]) -> Vec<String> {
     cells.iter().map(|c| c.to_string()).collect()
-}
-
-/// Words cut into lines of at most 98 characters, indented by two.
-pub(in crate::cli) fn wrapped(text: &str) -> String {
-    let (mut out, mut line) = (String::new(), String::new());
-    for word in text.split(' ') {
-        if !line.is_empty() && line.chars().count() + 1 + word.chars().count() > 98 {
-            out += &format!("  {line}\n");
-            line.clear();
-        }
-        if !line.is_empty() {
-            line.push(' ');
-        }
-        line += word;
-    }
-    out + &format!("  {line}\n")
 }
 
 /// The whole report.

@@ -1,7 +1,7 @@
 //! Whether a model fits into this machine's memory, and what to do where it does not.
 
 use super::facts::{Facts, Model};
-use super::text::size;
+use crate::cli::human::size;
 use crate::cpu::Memory;
 use crate::plan::Place;
 

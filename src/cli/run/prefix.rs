@@ -1,0 +1,42 @@
+//! The text that prompts begin with (`--prefix-file`): read once, then loaded from a file in the cache folder.
+
+use std::path::PathBuf;
+
+use anyhow::{Context, Result};
+
+use crate::cli::files::own_folder;
+use crate::session::{Session, Want};
+use crate::store;
+use crate::talk;
+
+/// Reads what prompts begin with, or finds it read by an earlier run.
+pub(super) fn read(session: &mut Session, ids: &[u32], progress: &mut dyn FnMut(talk::Progress)) -> Result<()> {
+    let path = prefix_path(session, ids).unwrap_or_else(|e| {
+        tracing::warn!("{e:#}");
+        None
+    });
+    if let Some(path) = path.as_deref().filter(|p| p.exists()) {
+        match store::load(path, session, 0) {
+            Ok(_) if session.tokens(0) == ids => return Ok(()),
+            Ok(_) => session.clear(0),
+            Err(e) => tracing::warn!("the prefix is read again: {e:#}"),
+        }
+    }
+    talk::feed(session, 0, ids, Want::None, progress)?;
+    match path {
+        Some(path) => match store::save(&path, session, 0, "") {
+            Ok(()) => tracing::info!("the prefix of {} tokens is kept in {}", ids.len(), path.display()),
+            Err(e) => tracing::warn!("the prefix is not kept: {e:#}"),
+        },
+        None => tracing::warn!("the prefix is not kept, because XDG_CACHE_HOME or HOME has no place for it"),
+    }
+    Ok(())
+}
+
+/// Where a prefix is kept.
+fn prefix_path(session: &Session, ids: &[u32]) -> Result<Option<PathBuf>> {
+    let Some(dir) = own_folder("XDG_CACHE_HOME", ".cache").context("no folder for the prefix")? else {
+        return Ok(None);
+    };
+    Ok(Some(dir.join(format!("prefix-{}.session", store::key(session, ids)?))))
+}
