@@ -27,11 +27,11 @@ const SHORT: &[(&str, &str)] = &[
 const FOREIGN: &[(&str, &str)] = &[
     ("-cnv", "tandem chat is a conversation"),
     ("-no-cnv", "tandem run is one prompt; --raw continues it as it is"),
-    ("-fa", "attention is always the quick kind"),
+    ("-fa", "flash attention is always on"),
     ("-hf", "give a file with -m"),
     ("-hfr", "give a file with -m"),
-    ("-mli", "a line that ends in a backslash goes on in the next"),
-    ("-nkvo", "the cache lies where its layer does"),
+    ("-mli", "a line that ends in a backslash continues on the next"),
+    ("-nkvo", "the KV cache is placed with its layer"),
     ("-sm", "one GPU is used"),
     ("-mg", "one GPU is used"),
     ("-ts", "one GPU is used"),
@@ -57,8 +57,10 @@ pub fn arguments(args: impl Iterator<Item = OsString>) -> Vec<OsString> {
     .collect()
 }
 
-/// The arguments with a verb: where only flags are given, a person at a terminal wants to talk. Anybody else is told that
-/// there is none, in the error.
+/// The arguments with a verb: where only flags are given, a person at a terminal wants to chat.
+///
+/// # Errors
+/// If there is no verb and no terminal, or a flag of llama.cpp's that has no meaning here.
 pub fn with_verb(mut args: Vec<OsString>, at_terminal: bool) -> Result<Vec<OsString>, String> {
     let command = Cli::command();
     let verb = |arg: &OsString| command.get_subcommands().any(|c| *arg == *c.get_name()) || arg == "help";
@@ -66,7 +68,9 @@ pub fn with_verb(mut args: Vec<OsString>, at_terminal: bool) -> Result<Vec<OsStr
     let flag = args.get(1).is_some_and(|a| a.to_str().is_some_and(|a| a.starts_with('-')));
     if flag && !args.iter().skip(1).any(|a| verb(a) || told(a)) {
         if !at_terminal {
-            return Err("no verb: tandem run answers a prompt, tandem batch many; tandem --help lists them all".into());
+            return Err(
+                "no verb given: tandem run answers a prompt, tandem batch many; tandem --help lists all verbs".into()
+            );
         }
         args.insert(1, "chat".into());
     }

@@ -1,5 +1,5 @@
 //! `tandem bench`: prompt and decode rates on real text, with the share of this machine's memory bandwidth that decode
-//! reaches, and a hash of the last logits by which two builds can be told to compute the same.
+//! reaches, and a hash of the last logits, by which two builds can be compared.
 
 use std::time::Instant;
 
@@ -257,8 +257,8 @@ fn print(form: Output, rows: &[Row], h: &Head) -> Result<()> {
         if let Some((bus, memory)) = h.rates {
             writeln!(
                 out,
-                "The GPU copies {:.1} GB/s over the bus, and {:.1} GB/s within its memory: \"of GPU\" is the share of the \
-                 first for prompts, and of the second for single tokens.",
+                "The GPU reads {:.1} GB/s over the bus and {:.1} GB/s from its memory: \"of GPU\" is the share of the bus rate \
+                 for prompts, and of the memory rate for decode.",
                 bus / 1e9,
                 memory / 1e9
             )?;

@@ -1,7 +1,7 @@
 //! `tandem chat`: a conversation in the terminal. What the model answers goes to stdout, all else to stderr.
 //!
 //! The conversation is a list of messages; what the model has read of it follows from that list and is never its own
-//! state (see `talk/turns.rs`): taking back, answering anew and editing change the list, and the next reading finds what
+//! state (see `talk/turns.rs`): taking back, regenerating and editing change the list, and the next reading finds what
 //! it can keep.
 
 mod command;
@@ -41,7 +41,7 @@ pub(super) fn run(a: &args::Chat) -> Result<()> {
     let Opened { session, tokenizer, turns, settings, interrupted } = t;
     let Some(turns) = turns else {
         return usage(
-            "this model has no chat template; give one with --chat-template-file, or continue a text with tandem run"
+            "this model has no chat template; give one with --chat-template-file, or continue plain text with tandem run"
                 .into(),
         );
     };
@@ -98,7 +98,7 @@ impl Chat<'_> {
                 Line::Interrupt { .. } => {
                     left = true;
                     self.put_back_edited();
-                    say!("(Ctrl-C once more leaves; so do /exit and Ctrl-D)");
+                    say!("(Ctrl-C again leaves the chat; so do /exit and Ctrl-D)");
                 }
                 Line::Text(text) if text.trim().is_empty() => self.put_back_edited(),
                 Line::Text(text) if text.starts_with('/') => {
@@ -153,7 +153,7 @@ impl Chat<'_> {
         let stopped = matches!(done, Ok(End::Interrupted)) || done.as_ref().is_err_and(|e| e.is::<Interrupted>());
         match done {
             Ok(_) => {}
-            Err(e) if e.is::<Interrupted>() => say!("(stopped while reading; your message is back in the line)"),
+            Err(e) if e.is::<Interrupted>() => say!("(stopped while reading; your message is back in the input line)"),
             // Nobody is there to do something about it: the program ends with the status that says what was wrong.
             Err(e) if is_closed_pipe(&e) || !lines.is_terminal() => return Err(e),
             Err(e) => say!("{e:#}"),

@@ -28,7 +28,7 @@ pub(super) fn man(a: &args::Man) -> Result<()> {
             }
             None => {
                 let all: Vec<&str> = command.get_subcommands().map(clap::Command::get_name).collect();
-                return usage(format!("man {name}: no such verb; there are {}", all.join(", ")));
+                return usage(format!("man {name}: no such verb, expected one of {}", all.join(", ")));
             }
         },
     };

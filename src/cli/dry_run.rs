@@ -65,7 +65,7 @@ fn command(verb: &Verb, given: &ArgMatches) -> Result<Option<String>> {
         settings.follow(&gguf.meta);
         usual.take(&gguf.meta);
         if name != "batch" {
-            settings.tell_idle()?;
+            settings.report_idle()?;
         }
         resolved.extend(sampled(&settings, &usual));
     }

@@ -21,13 +21,13 @@ pub(super) enum Failure {
 impl std::fmt::Display for Failure {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
         f.write_str(match self {
-            Failure::Usage => "wrong usage",
+            Failure::Usage => "usage error",
             Failure::Model => "cannot use this model",
         })
     }
 }
 
-/// Whether `--strict` was given; notices of options without effect become errors then.
+/// Whether `--strict` was given; an option without effect is an error then.
 static STRICT: AtomicBool = AtomicBool::new(false);
 
 /// Makes every option without effect an error from now on (`--strict`).
@@ -35,12 +35,12 @@ pub(super) fn be_strict(strict: bool) {
     STRICT.store(strict, Ordering::Relaxed);
 }
 
-/// Says on stderr that an option is without effect and why; an error under `--strict`.
+/// Prints a notice that an option has no effect and why; an error under `--strict`.
 pub(super) fn off(option: &str, why: &str) -> Result<()> {
     if STRICT.load(Ordering::Relaxed) {
-        return Err(anyhow::anyhow!("{option} is off, because {why}").context(Failure::Usage));
+        return Err(anyhow::anyhow!("{option} has no effect: {why}").context(Failure::Usage));
     }
-    tracing::warn!("{option}: off, because {why}");
+    tracing::warn!("{option} has no effect: {why}");
     Ok(())
 }
 
@@ -70,7 +70,7 @@ pub(super) fn exit_status(e: &anyhow::Error) -> u8 {
     }
 }
 
-/// Whether the error is only that nobody reads stdout any more, which is how `| head` ends a program.
+/// Whether the error is only a closed stdout, which is how `| head` ends a program.
 pub(super) fn is_closed_pipe(e: &anyhow::Error) -> bool {
     e.chain().any(|c| c.downcast_ref::<std::io::Error>().is_some_and(|io| io.kind() == ErrorKind::BrokenPipe))
 }

@@ -16,10 +16,10 @@
 //! state             {bytes, bytes_per_token, fixed_bytes} what a sequence remembers: bytes at full context, of which
 //!                                                         fixed_bytes do not grow with it; bytes_per_token is an
 //!                                                         average and may have a fraction
-//! places            [{place, steps, weight_bytes, state_bytes, buffer_bytes, cache_bytes}]   cache_bytes: experts that
-//!                                                         come and go
+//! places            [{place, steps, weight_bytes, state_bytes, buffer_bytes, cache_bytes}]   cache_bytes: the expert
+//!                                                         cache
 //! placement         {flags, words, gpu_free_bytes, gpu_needed_bytes, tokens_per_s, prompt_tokens_per_s}   flags: what asks
-//!                                                         for it in so many words; tokens_per_s: what is expected, or
+//!                                                         for this placement; tokens_per_s: what is expected, or
 //!                                                         the ceiling; the prompt's is null where the CPU reads it
 //! prediction        {ceiling_tokens_per_s, expected_tokens_per_s, at_most, depth, limit, words, parts_ms, threads, isa,
 //!                    steps, formats: [{format, bytes_per_token, gbps}], ram_gbps, ram_bytes, vram_gbps, bus_gbps,
@@ -58,7 +58,7 @@ use verdict::Fit;
 /// Runs the verb.
 pub(super) fn run(a: &args::Explain) -> Result<()> {
     let path = match (&a.path, &a.model.model) {
-        (Some(_), Some(_)) => return usage("the model is given twice; once is enough, with or without -m".into()),
+        (Some(_), Some(_)) => return usage("the model is given twice; give it once, with or without -m".into()),
         (a, b) => a.as_deref().or(b.as_deref()),
     };
     check_rates(a)?;
@@ -69,7 +69,7 @@ pub(super) fn run(a: &args::Explain) -> Result<()> {
     let shape = session::shape(&gguf, &options).context(Failure::Model)?;
     let n_ctx = session::context(&gguf, options.n_ctx)?;
     if a.depth >= n_ctx {
-        return usage(format!("--depth {}: fewer than the context's {n_ctx} tokens (-c) expected", a.depth));
+        return usage(format!("--depth {}: expected less than the context of {n_ctx} tokens (-c)", a.depth));
     }
     let gpu = if a.vram.is_none() { open::gpu(&a.model, &options)? } else { None };
     let vram = match (&a.vram, &gpu) {
@@ -98,7 +98,7 @@ pub(super) fn run(a: &args::Explain) -> Result<()> {
 fn check_rates(a: &args::Explain) -> Result<()> {
     for (flag, rate) in [("--ram-gbps", a.ram_gbps), ("--vram-gbps", a.vram_gbps), ("--bus-gbps", a.bus_gbps)] {
         if let Some(rate) = rate.filter(|r| !(*r > 0.0 && r.is_finite())) {
-            return usage(format!("{flag} {rate}: GB/s above 0 expected"));
+            return usage(format!("{flag} {rate}: expected more than 0 GB/s"));
         }
     }
     Ok(())
@@ -107,7 +107,7 @@ fn check_rates(a: &args::Explain) -> Result<()> {
 fn bytes(flag: &str, text: &str) -> Result<usize> {
     match parse_size(text) {
         Some(n) => Ok(n),
-        None => usage(format!("{flag} {text}: a size like 16G expected")),
+        None => usage(format!("{flag} {text}: expected a size like 16G")),
     }
 }
 
@@ -227,7 +227,7 @@ fn prediction(s: &Speed) -> Value {
         "steps": s.steps,
         "formats": formats.collect::<Vec<_>>(),
         "ram_gbps": p.ram / 1e9,
-        "ram_bytes": m.map(|m| m.stretch),
+        "ram_bytes": m.map(|m| m.buffer),
         "vram_gbps": s.rates.vram / 1e9,
         "bus_gbps": s.rates.bus / 1e9,
         "gpu_measured": s.gpu_measured,

@@ -6,34 +6,38 @@ use anyhow::{Context, Result, bail};
 
 use super::errors::usage;
 
-/// Refuses to write where something is read from: the file would be gone before it is read.
+/// Refuses to write to a file that is also read: it would be emptied before it is read.
 pub(super) fn apart(flag: &str, out: &Path, others: &[(&str, Option<&Path>)]) -> Result<()> {
     let Ok(own) = out.canonicalize() else { return Ok(()) }; // not there yet
     for (what, other) in others {
         if other.is_some_and(|o| o.canonicalize().is_ok_and(|o| o == own)) {
-            return usage(format!("{flag} {}: that is {what}, which would be lost: give another file", out.display()));
+            return usage(format!(
+                "{flag} {}: this is {what}, which would be overwritten; name another file",
+                out.display()
+            ));
         }
     }
     Ok(())
 }
 
-/// Refuses a file whose folder is not there: it would be found out when there is something to lose.
+/// Refuses a file whose folder does not exist, before there is an answer that could be lost.
 pub(super) fn has_folder(flag: &str, file: &Path) -> Result<()> {
     if file.is_dir() {
-        return usage(format!("{flag} {}: that is a folder; the name of a file expected", file.display()));
+        return usage(format!("{flag} {}: this is a folder, expected a file", file.display()));
     }
     match file.parent().filter(|p| !p.as_os_str().is_empty() && !p.is_dir()) {
-        Some(no) => usage(format!("{flag} {}: there is no folder {}", file.display(), no.display())),
+        Some(no) => usage(format!("{flag} {}: the folder {} does not exist", file.display(), no.display())),
         None => Ok(()),
     }
 }
 
-/// This program's folder in a place of the system's for such files, made if it is not there; None without a home.
+/// This program's folder in `variable` or `in_home`, created if it does not exist; None if neither that variable nor
+/// HOME is set.
 pub(super) fn own_folder(variable: &str, in_home: &str) -> Result<Option<PathBuf>> {
     let set = |name: &str| std::env::var_os(name).filter(|v| !v.is_empty()).map(PathBuf::from);
     let Some(place) = set(variable).or_else(|| Some(set("HOME")?.join(in_home))) else { return Ok(None) };
     let dir = place.join("tandem");
-    std::fs::create_dir_all(&dir).with_context(|| format!("cannot make {}", dir.display()))?;
+    std::fs::create_dir_all(&dir).with_context(|| format!("cannot create {}", dir.display()))?;
     Ok(Some(dir))
 }
 

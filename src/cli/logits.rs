@@ -33,22 +33,22 @@ pub(super) fn run(a: &args::Logits) -> Result<()> {
     stats(&session, &a.model)
 }
 
-/// Token numbers: `1,2,3`, or a JSON file with a list or an object that has `prompt_ids`.
+/// Token IDs: `1,2,3`, or a JSON file with a list or an object that has `prompt_ids`.
 fn tokens(text: &str) -> Result<Vec<u32>> {
     let list = if text.split(',').all(|n| n.trim().parse::<u32>().is_ok()) {
         text.split(',').map(|n| Ok(n.trim().parse()?)).collect::<Result<Vec<u32>>>()?
     } else {
         let json: Value =
-            serde_json::from_str(&read_text(Path::new(text))?).with_context(|| format!("{text}: no JSON"))?;
+            serde_json::from_str(&read_text(Path::new(text))?).with_context(|| format!("{text}: not JSON"))?;
         let list = json.as_array().or_else(|| json["prompt_ids"].as_array());
-        let Some(list) = list else { bail!("{text}: a list of numbers, or an object with prompt_ids, expected") };
+        let Some(list) = list else { bail!("{text}: expected a list of token IDs, or an object with prompt_ids") };
         let number = |v: &Value| v.as_u64().and_then(|n| u32::try_from(n).ok());
         list.iter()
-            .map(|v| number(v).with_context(|| format!("{text}: {v} is no token number")))
+            .map(|v| number(v).with_context(|| format!("{text}: {v} is not a token ID")))
             .collect::<Result<Vec<u32>>>()?
     };
     if list.is_empty() {
-        return usage(format!("--tokens {text}: at least one token expected"));
+        return usage(format!("--tokens {text}: expected at least one token"));
     }
     Ok(list)
 }
@@ -63,7 +63,7 @@ fn positions(text: &str, n: usize) -> Result<Vec<usize>> {
             let at = p.trim().parse::<i64>().ok().map(|p| if p < 0 { n as i64 + p } else { p });
             match at.and_then(|p| usize::try_from(p).ok()).filter(|p| *p < n) {
                 Some(p) => Ok(p),
-                None => usage(format!("--positions {p}: a position from {} to {} expected", -(n as i64), n - 1)),
+                None => usage(format!("--positions {p}: expected a position from {} to {}", -(n as i64), n - 1)),
             }
         })
         .collect()

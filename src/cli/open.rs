@@ -40,17 +40,17 @@ pub(super) fn header(model: Option<&Path>, load: &Load) -> Result<Gguf> {
         off("--mlock", why)?;
     }
     for key in gguf.meta.repaired() {
-        tracing::warn!("{}: the text of {key} is not UTF-8; its bad bytes were replaced", gguf.path.display());
+        tracing::warn!("{}: metadata key {key} is not UTF-8; its invalid bytes were replaced", gguf.path.display());
     }
     Ok(gguf)
 }
 
-/// How the flags say the model is to be opened, by one who wants the logits of one token of a batch.
+/// Options from the flags, for a session that returns the logits of one token per batch.
 pub(super) fn options(a: &args::Model) -> Result<Options> {
     let cache_type = |flag: &str, name: &str| match quant::by_name(name) {
         Some(ty) if ty.kv.is_some() => Ok(ty),
-        Some(ty) => usage(format!("{flag} {name}: {} cannot be a cache type; {} can", ty.name, quant::cache_types())),
-        None => usage(format!("{flag} {name}: no such type; {} can be a cache type", quant::cache_types())),
+        Some(ty) => usage(format!("{flag} {name}: {} is no cache type, expected {}", ty.name, quant::cache_types())),
+        None => usage(format!("{flag} {name}: unknown type, expected {}", quant::cache_types())),
     };
     let mut rules = Rules::default();
     for rule in &a.override_tensor {
@@ -62,7 +62,7 @@ pub(super) fn options(a: &args::Model) -> Result<Options> {
         Some(n) => match n.parse::<i64>() {
             Ok(n) if n >= 0 => Some(n as usize),
             Ok(-1) => Some(usize::MAX),
-            _ => return usage(format!("-ngl {n}: a number of layers expected, or all, or auto")),
+            _ => return usage(format!("-ngl {n}: expected a number of layers, all or auto")),
         },
     };
     let cache = match a.expert_cache.as_str() {
@@ -70,21 +70,21 @@ pub(super) fn options(a: &args::Model) -> Result<Options> {
         "off" | "0" => CacheSize::Off,
         text => match parse_size(text) {
             Some(bytes) => CacheSize::Bytes(bytes),
-            None => return usage(format!("--expert-cache {text}: a size like 6G or 800M expected, or off, or auto")),
+            None => return usage(format!("--expert-cache {text}: expected a size like 6G or 800M, off or auto")),
         },
     };
     let cpu_moe = if a.cpu_moe { Some(usize::MAX) } else { a.n_cpu_moe };
     if a.threads.max(a.threads_batch.unwrap_or(0)) > Pool::MOST {
-        return usage(format!("-t and -tb: {} threads at most; one per core is best", Pool::MOST));
+        return usage(format!("-t and -tb: at most {} threads; one per physical core is best", Pool::MOST));
     }
     if let Some(n) = a.ctx_size.filter(|n| *n > MAX_CONTEXT) {
-        return usage(format!("-c {n}: {MAX_CONTEXT} tokens at most"));
+        return usage(format!("-c {n}: at most {MAX_CONTEXT} tokens"));
     }
     if a.batch_size == 0 || a.ubatch_size == 0 {
         return usage("-b and -ub must be at least 1".into());
     }
     if a.batch_size.min(a.ubatch_size) > MOST_AT_ONCE {
-        return usage(format!("-b and -ub: no more than {MOST_AT_ONCE} tokens can be computed together"));
+        return usage(format!("-b and -ub: at most {MOST_AT_ONCE} tokens can be computed together"));
     }
     Ok(Options {
         n_ctx: a.ctx_size,
@@ -107,8 +107,8 @@ pub(super) fn session(gguf: Gguf, a: &args::Model, o: &Options) -> Result<Sessio
     if let Some(memory) = Memory::of_this_machine().filter(|m| gguf.bytes() > m.total as u64) {
         let gb = |n: f64| n / 1e9;
         tracing::warn!(
-            "the model's {:.1} GB are more than this machine's {:.1} GB of memory: parts of it are read from disk for \
-             every token, which is slow (tandem explain says how slow)",
+            "the model ({:.1} GB) is larger than this machine's memory ({:.1} GB): parts of it are read from disk for \
+             every token, which is slow (tandem explain estimates how slow)",
             gb(gguf.bytes() as f64),
             gb(memory.total as f64)
         );
@@ -118,12 +118,12 @@ pub(super) fn session(gguf: Gguf, a: &args::Model, o: &Options) -> Result<Sessio
         && asked > trained
     {
         tracing::warn!(
-            "-c {asked}: the model was made for {trained} tokens; what it writes behind them may be nonsense"
+            "-c {asked} exceeds the model's training context of {trained} tokens; output beyond that may degrade"
         );
     }
     let cores = if o.threads > 0 { crate::cpu::best_threads() } else { 0 };
     if o.threads > cores {
-        tracing::warn!("-t {}: more threads than the {cores} that there are cores for wait for each other", o.threads);
+        tracing::warn!("-t {}: more threads than the {cores} physical cores; expect it to be slower", o.threads);
     }
     let Some(gpu) = gpu(a, o)? else { return Session::new(gguf, o).context(Failure::Model) };
     let (name, free) = (format!("{gpu:?}"), gpu.memory()?.0);
@@ -135,7 +135,7 @@ pub(super) fn session(gguf: Gguf, a: &args::Model, o: &Options) -> Result<Sessio
     Ok(session)
 }
 
-/// The GPU, if there is one to use: where there is none, that is said.
+/// The GPU, or None with a notice of the reason.
 pub(super) fn gpu(a: &args::Model, o: &Options) -> Result<Option<Arc<Gpu>>> {
     if o.ask.gpu_layers == Some(0) && !o.ask.rules.name(Place::Gpu) {
         return Ok(None);
@@ -144,20 +144,20 @@ pub(super) fn gpu(a: &args::Model, o: &Options) -> Result<Option<Arc<Gpu>>> {
         Ok(gpu) => return Ok(Some(Arc::new(gpu))),
         Err(e) => format!("{e:#}"),
     };
-    // An option that needs a GPU is without effect; without one, a machine is what it is.
+    // Only an option that needs a GPU is without effect; a machine without one is no reason for a warning.
     match (&a.gpu_layers, o.ask.cache) {
         (Some(n), _) if n != "auto" => off(&format!("-ngl {n}"), &why)?,
         _ if o.ask.rules.name(Place::Gpu) => off("-ot ...=GPU", &why)?,
         (_, CacheSize::Bytes(_)) => off(&format!("--expert-cache {}", a.expert_cache), &why)?,
-        _ => tracing::info!("GPU: off, because {why}"),
+        _ => tracing::info!("no GPU is used: {why}"),
     }
     Ok(None)
 }
 
-/// Says where a model went.
+/// Tells the user where a model was placed.
 fn placed(gpu: &str, free: usize, fit: &Fit, lack: Option<&OutOfMemory>, a: &args::Model) -> Result<()> {
     if let Some(lack) = lack {
-        tracing::warn!("{gpu}: there was no room for {lack}; a smaller placement is tried");
+        tracing::warn!("{gpu}: not enough memory for {lack}; trying a smaller placement");
     }
     if let Some(less) = &fit.less {
         let flag = a.gpu_layers.as_deref().unwrap_or("auto");
@@ -169,7 +169,7 @@ fn placed(gpu: &str, free: usize, fit: &Fit, lack: Option<&OutOfMemory>, a: &arg
     }
     if !fit.plan.on_gpu() {
         tracing::info!(
-            "GPU: off, because nothing of the model fits into the {:.1} GB that are free",
+            "no GPU is used: no part of the model fits into the {:.1} GB of free GPU memory",
             free as f64 / 1e9
         );
         return Ok(());

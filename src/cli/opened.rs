@@ -1,5 +1,4 @@
-//! What the verbs that write text share: the model with its vocabulary and template, and a prompt that shows how far it
-//! has been read.
+//! A model opened to generate text: its session with tokenizer, chat template and sampling settings.
 
 use std::sync::Arc;
 use std::sync::atomic::AtomicBool;
@@ -16,10 +15,10 @@ use crate::session::Session;
 use crate::talk::{Asked, Turns};
 use crate::text::{Clock, Reader, Template, Tokenizer};
 
-/// Variables by which templates switch thinking.
+/// Variables by which templates turn reasoning on and off.
 const SWITCHES: [&str; 2] = ["enable_thinking", "thinking"];
 
-/// A model that is about to write.
+/// A model that is ready to generate.
 pub(super) struct Opened {
     pub(super) session: Session,
     pub(super) tokenizer: Tokenizer,
@@ -30,7 +29,7 @@ pub(super) struct Opened {
     pub(super) interrupted: Arc<AtomicBool>,
 }
 
-/// How a verb talks.
+/// How a verb uses the model.
 pub(super) struct Mode {
     /// Sequences.
     pub(super) n_seq: usize,
@@ -38,7 +37,7 @@ pub(super) struct Mode {
     pub(super) raw: bool,
     /// A second Ctrl-C ends the program.
     pub(super) leaves: bool,
-    /// Every request may set parameters of its own, so that no flag is idle.
+    /// Every request may set parameters of its own, so that no flag is without effect for all.
     pub(super) requests: bool,
 }
 
@@ -52,22 +51,22 @@ impl Opened {
     ) -> Result<Opened> {
         let mut settings = Settings::new(sampling)?;
         if talk.stop.iter().any(String::is_empty) {
-            return usage("--stop: an empty text would end everything at once; some text expected".into());
+            return usage("--stop: expected some text; an empty one would stop at once".into());
         }
-        let further = further(talk)?; // wrong usage is said before a model is loaded
+        let further = further(talk)?; // usage errors come before a model is loaded
         let o = crate::session::Options { n_seq, n_wanted: Some(n_seq), ..open::options(model)? };
         let gguf = open::header(model.model.as_deref(), &o.load)?;
         let tokenizer = Tokenizer::new(&gguf).context(Failure::Model)?;
         settings.follow(&gguf.meta);
         if !requests {
-            settings.tell_idle()?;
+            settings.report_idle()?;
         }
         let template = if raw { None } else { template(&gguf, talk)? };
         let turns = match template {
             Some(template) => Some(turns(template, talk, further, &tokenizer)?),
             None => {
                 talk.without_template(if raw {
-                    "--raw leaves the prompt as it is"
+                    "--raw uses no chat template"
                 } else {
                     "this model has no chat template"
                 })?;
@@ -104,17 +103,17 @@ fn turns(
         let known: Vec<&str> = SWITCHES.into_iter().filter(|s| is_switch(&template, s)).collect();
         if known.is_empty() {
             let flag = if on { "--reasoning on" } else { "--reasoning off" };
-            off(flag, "the chat template has no switch for it")?;
+            off(flag, "the chat template has no reasoning switch")?;
         }
         for name in known {
             further.entry(name).or_insert(on.into());
         }
     }
     if talk.reasoning_budget >= 0 && !Reader::new(template.source(), "").may_reason() {
-        off("--reasoning-budget", "the chat template has no form for thinking")?;
+        off("--reasoning-budget", "the chat template has no markers for reasoning")?;
     }
     for name in further.keys().filter(|name| !template.source().contains(name.as_str())) {
-        off(&format!("--chat-template-kwargs {name}"), "the chat template has no such variable")?;
+        off(&format!("--chat-template-kwargs {name}"), "the chat template does not use this variable")?;
     }
     Ok(Turns::new(template, tokenizer, further, Clock::now()))
 }
@@ -129,22 +128,22 @@ fn is_switch(template: &Template, name: &str) -> bool {
     prompt(true) != prompt(false)
 }
 
-/// The template's further variables.
+/// The variables of `--chat-template-kwargs`.
 fn further(talk: &args::Talk) -> Result<Map<String, Value>> {
     let Some(text) = &talk.chat_template_kwargs else { return Ok(Map::new()) };
     match serde_json::from_str(text) {
         Ok(Value::Object(map)) => match map.keys().find(|k| matches!(k.as_str(), "messages" | "add_generation_prompt"))
         {
-            Some(own) => usage(format!("--chat-template-kwargs: {own} is not for you to set; other variables are")),
+            Some(own) => usage(format!("--chat-template-kwargs: {own} is set by this program; set other variables")),
             None => Ok(map),
         },
-        Ok(other) => usage(format!("--chat-template-kwargs {other}: a JSON object expected")),
+        Ok(other) => usage(format!("--chat-template-kwargs {other}: expected a JSON object")),
         Err(e) => usage(format!("--chat-template-kwargs: not JSON: {e}")),
     }
 }
 
 impl args::Talk {
-    /// Says of every option for templates that it is without effect.
+    /// Reports every template option as without effect.
     fn without_template(&self, why: &str) -> Result<()> {
         let given = [
             ("--reasoning", self.reasoning != Reasoning::Auto),
@@ -156,7 +155,7 @@ impl args::Talk {
         given.iter().filter(|(_, given)| *given).try_for_each(|(flag, _)| off(flag, why))
     }
 
-    /// What every generation is asked for.
+    /// The parameters of every generation.
     pub(super) fn asked(&self) -> Asked {
         Asked {
             limit: usize::try_from(self.n_predict).ok(),

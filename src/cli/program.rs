@@ -21,7 +21,7 @@ pub fn main(argv: impl Iterator<Item = OsString>) -> ExitCode {
     let argv = match argv::with_verb(argv::arguments(argv), at_terminal) {
         Ok(argv) => argv,
         Err(why) => {
-            say!("tandem: wrong usage: {why}");
+            say!("tandem: usage error: {why}");
             return ExitCode::from(2);
         }
     };

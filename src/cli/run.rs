@@ -87,11 +87,11 @@ pub(super) fn run(a: &args::Run) -> Result<()> {
 fn check_turns(a: &args::Run, turns: Option<Turns>) -> Result<Option<Turns>> {
     let asked = a.talk.system_prompt.is_some() || a.talk.system_prompt_file.is_some();
     match turns {
-        None if a.raw && asked => usage("--raw continues a text, which has no system message".into()),
+        None if a.raw && asked => usage("-sys has no place in a text that --raw continues".into()),
         Some(turns) => Ok(Some(turns)),
         None if a.chat || asked => usage(
-            "this model has no chat template: give one with --chat-template-file, or continue a text without --chat and \
-             -sys"
+            "this model has no chat template: give one with --chat-template-file, or continue plain text without \
+             --chat and -sys"
                 .into(),
         ),
         None => Ok(None),
@@ -133,17 +133,17 @@ impl Summary {
         }
         out.flush()?;
         if !complete {
-            tracing::warn!("the text is not complete by its grammar: it was ended by {}", ended.words());
+            tracing::warn!("the text is not complete by its grammar: {}", ended.describe());
         }
         tracing::info!(
-            "prompt: {read} tokens, {:.1} per second; text: {made} tokens, {:.1} per second; ended by {}",
+            "prompt: {read} tokens, {:.1} tokens/s; output: {made} tokens, {:.1} tokens/s; {}",
             rate(*read, *read_s),
             rate(made, *made_s),
-            ended.words(),
+            ended.describe(),
         );
         if matches!(ended, End::Context) {
             let n_ctx = session.n_ctx();
-            tracing::warn!("the context of {n_ctx} tokens is full, and the text ends there (-c is its size)");
+            tracing::warn!("the context of {n_ctx} tokens is full; a larger -c gives more room");
         }
         Ok(())
     }

@@ -9,10 +9,10 @@ use super::predict::{self, Prediction, Rates};
 use crate::cpu::major_faults;
 use crate::session::Session;
 
-/// Waits for the disk up to which nothing is said of them: the program itself is read with some tens.
+/// Major page faults up to which there is no notice: loading the program itself takes some tens.
 const FAULTS: usize = 200;
 
-/// What `--stats` asks for, on stderr.
+/// Prints the statistics on stderr if `--stats` asks for them.
 pub(super) fn stats(session: &Session, a: &args::Model) -> Result<()> {
     if !a.stats {
         return Ok(());
@@ -22,7 +22,7 @@ pub(super) fn stats(session: &Session, a: &args::Model) -> Result<()> {
     if let Some(w) = device.waits().filter(|w| w.walks > 0) {
         let ms = |s: f64| s * 1e3 / w.walks as f64;
         tracing::info!(
-            "{} single tokens, {:.2} ms each: the CPU waited {:.2} ms for the GPU; the GPU worked {:.2} ms and waited \
+            "decode: {} tokens, {:.2} ms each; the CPU waited {:.2} ms for the GPU; the GPU worked {:.2} ms and waited \
              {:.2} ms for the CPU",
             w.walks,
             ms(w.whole),
@@ -35,8 +35,8 @@ pub(super) fn stats(session: &Session, a: &args::Model) -> Result<()> {
     let c = device.cache_stats();
     let gb = |n: usize| n as f64 / 1e9;
     tracing::info!(
-        "expert cache: {:.1}% of {} choices in single tokens were there; {} experts brought ({:.2} GB), {} passed through \
-         while prompts were read ({:.2} GB)",
+        "expert cache: {:.1}% hits of {} expert choices in decode; {} experts loaded ({:.2} GB), {} streamed for prompts \
+         ({:.2} GB)",
         100.0 * c.hits as f64 / c.chosen.max(1) as f64,
         c.chosen,
         c.uploads,
@@ -48,11 +48,14 @@ pub(super) fn stats(session: &Session, a: &args::Model) -> Result<()> {
     Ok(())
 }
 
-/// How fast single tokens were read, beside what was to be expected.
+/// The decode rate, measured and predicted.
 fn speed(session: &Session) {
     let (engine, single) = (session.engine(), session.single());
     if single.together > 0 {
-        tracing::info!("{} tokens were made several at once; what is predicted is one at a time", single.together);
+        tracing::info!(
+            "{} tokens were decoded several at a time; the prediction is for one at a time",
+            single.together
+        );
     }
     if single.tokens == 0 {
         return;
@@ -66,16 +69,18 @@ fn speed(session: &Session) {
             let p = Prediction::new(&engine.tape, &engine.plan, rates, Some(&m));
             let expected = p.decode().unwrap_or(0.0);
             tracing::info!(
-                "{} single tokens: {rate:.1} per second measured, {}{expected:.1} predicted, {:.1} is the ceiling",
+                "decode: {} tokens, {rate:.1} tokens/s measured, {}{expected:.1} predicted, ceiling {:.1}",
                 single.tokens,
                 if p.at_most { "at most " } else { "" },
                 p.ceiling
             );
             tracing::info!("limited by {}", p.limit_words(engine.tape.steps.len(), Some(&m)));
         }
-        Err(why) => tracing::info!("{} single tokens: {rate:.1} per second; not predicted: {why}", single.tokens),
+        Err(why) => tracing::info!("decode: {} tokens, {rate:.1} tokens/s; not predicted: {why}", single.tokens),
     }
     if let Some(n) = major_faults(Path::new("/")).filter(|n| *n > FAULTS) {
-        tracing::info!("{n} times pages of files had to come from disk: another run finds them in memory, if they fit");
+        tracing::info!(
+            "{n} major page faults: parts of the model were read from disk; the next run is faster if the model fits into memory"
+        );
     }
 }

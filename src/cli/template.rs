@@ -23,7 +23,7 @@ pub(super) fn run(a: &args::Template) -> Result<()> {
     stdin.read_to_end(&mut bytes).context("cannot read stdin")?;
     let mut variables: Value = serde_json::from_slice(&bytes).context("stdin is not one JSON object")?;
     let Some(object) = variables.as_object_mut() else {
-        return usage(format!("stdin is {variables}, but a JSON object was expected, with messages in it"));
+        return usage(format!("stdin is {variables}, expected a JSON object with messages in it"));
     };
     let template = match &a.chat_template_file {
         Some(path) => Template::new(&read_text(path)?, &path.display().to_string())?,

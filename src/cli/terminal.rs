@@ -9,24 +9,24 @@ use indicatif::{ProgressBar, ProgressState, ProgressStyle};
 use crate::session::Session;
 use crate::talk::Progress;
 
-/// Whether to write in colours to what may be a terminal.
+/// Whether to write in colours; `terminal`: whether the output is one.
 pub(super) fn colour(terminal: bool) -> bool {
     let set = std::env::var_os("NO_COLOR").is_some_and(|v| !v.is_empty());
     let dumb = std::env::var_os("TERM").is_some_and(|t| t == "dumb");
     terminal && !set && !dumb
 }
 
-/// How often it is looked how far a batch has come.
+/// How often the bar is moved while a batch is computed.
 const LOOK: Duration = Duration::from_millis(100);
 
 /// Shows on stderr how far a prompt has been read, and only where that is a terminal: a batch may take a minute, so it is
 /// also shown how far it has come through the steps of the model.
 pub(super) struct PromptBar {
     bar: ProgressBar,
-    /// Tokens in finished batches of the text at hand, and of those before it.
+    /// Tokens in finished batches of this text, and of those before it.
     read: Arc<AtomicUsize>,
     earlier: usize,
-    /// Steps of the batch at hand that are done, of how many, and its tokens at most.
+    /// Steps of the current batch that are done, of `steps`, and its largest number of tokens.
     walked: Arc<AtomicUsize>,
     steps: usize,
     n_batch: usize,
@@ -54,7 +54,7 @@ impl PromptBar {
                 (self.read, self.over) = Default::default();
                 // Short prompts are over before the first drawing.
                 self.bar = ProgressBar::new(n as u64);
-                let form = "reading the prompt {bar:30} {pos}/{len} tokens, {rate} per second, {eta} left";
+                let form = "reading the prompt {bar:30} {pos}/{len} tokens, {rate} tokens/s, {eta} left";
                 let style = ProgressStyle::with_template(form).expect("a template that is right");
                 let rate = |s: &ProgressState, out: &mut dyn std::fmt::Write| {
                     let _ = write!(out, "{:.0}", s.per_sec());
@@ -92,7 +92,7 @@ impl PromptBar {
 }
 
 impl Drop for PromptBar {
-    /// An error leaves no bar behind.
+    /// An error leaves no bar on the screen.
     fn drop(&mut self) {
         self.finish();
     }

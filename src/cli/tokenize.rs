@@ -1,4 +1,4 @@
-//! `tandem tokenize`: text to token numbers, printed as llama-tokenize prints them.
+//! `tandem tokenize`: text to token IDs, printed as llama-tokenize prints them.
 
 use std::io::{BufWriter, IsTerminal, Read, Write};
 

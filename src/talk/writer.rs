@@ -6,7 +6,8 @@ use std::sync::atomic::{AtomicBool, Ordering};
 use anyhow::{Result, bail};
 use serde_json::{Value, json};
 
-use super::{Stops, Turns};
+use super::stops::Stops;
+use super::turns::{self, Turns};
 use crate::sample::{Sampler, logprob_of, logprobs};
 use crate::session::{Session, Want};
 use crate::text::grammar::{DeadEnd, Grammar};
@@ -44,8 +45,8 @@ pub enum End {
     Stop(String),
     /// The grammar: nothing can follow.
     Complete,
-    /// The asked number of tokens.
-    Limit,
+    /// The largest number of tokens that was asked for.
+    Limit(usize),
     /// The context.
     Context,
     /// The user.
@@ -53,15 +54,15 @@ pub enum End {
 }
 
 impl End {
-    /// In words.
-    pub fn words(&self) -> String {
+    /// For people: `stopped: reached -n 64`.
+    pub fn describe(&self) -> String {
         match self {
-            End::Model => "the model".into(),
-            End::Stop(text) => format!("the stop text {text:?}"),
-            End::Complete => "the grammar".into(),
-            End::Limit => "the asked number of tokens".into(),
-            End::Context => "the end of the context (a larger -c gives room)".into(),
-            End::Interrupted => "an interrupt".into(),
+            End::Model => "stopped: end of the answer".into(),
+            End::Stop(text) => format!("stopped: stop text {text:?}"),
+            End::Complete => "stopped: the grammar is complete".into(),
+            End::Limit(n) => format!("stopped: reached -n {n}"),
+            End::Context => "stopped: the context is full (a larger -c gives more room)".into(),
+            End::Interrupted => "stopped: interrupted".into(),
         }
     }
 
@@ -70,7 +71,7 @@ impl End {
         match self {
             End::Model | End::Complete => "end",
             End::Stop(_) => "stop",
-            End::Limit => "limit",
+            End::Limit(_) => "limit",
             End::Context => "context",
             End::Interrupted => "interrupted",
         }
@@ -93,7 +94,7 @@ pub struct Said {
 impl Said {
     /// The message that it is in a conversation; None if nothing was said.
     pub fn message(&self) -> Option<Value> {
-        let mut message = super::message("assistant", &self.answer);
+        let mut message = turns::message("assistant", &self.answer);
         if !self.reasoning.is_empty() {
             message["reasoning_content"] = self.reasoning.clone().into();
         }
@@ -168,8 +169,8 @@ impl<'t> Writer<'t> {
     /// # Errors
     /// If the logits are not numbers, or the grammar allows no token.
     pub fn next(&mut self, logits: &[f32], greedy: bool) -> Result<(u32, Parts, Option<End>)> {
-        if self.asked.limit == Some(self.said.tokens.len()) {
-            return Ok((0, self.finish(), Some(End::Limit)));
+        if let Some(n) = self.asked.limit.filter(|n| *n == self.said.tokens.len()) {
+            return Ok((0, self.finish(), Some(End::Limit(n))));
         }
         if logits.iter().any(|v| v.is_nan()) {
             bail!(
@@ -208,7 +209,7 @@ impl<'t> Writer<'t> {
                 match self.sampler.pick(logits, allowed) {
                     Some(token) => token,
                     None if allowed.is_some() => return Err(DeadEnd.into()),
-                    None => bail!("no token is left to choose: --logit-bias forbids all that the model gives"),
+                    None => bail!("no token is left to sample: --logit-bias forbids every one"),
                 }
             }
         };
@@ -239,8 +240,7 @@ impl<'t> Writer<'t> {
         let end = match stop {
             Some(stop) => Some(End::Stop(stop)),
             None if complete => Some(End::Complete),
-            None if self.asked.limit == Some(self.said.tokens.len()) => Some(End::Limit),
-            None => None,
+            None => self.asked.limit.filter(|n| *n == self.said.tokens.len()).map(End::Limit),
         };
         if end.is_some() && !matches!(end, Some(End::Stop(_))) {
             parts.extend(self.finish());

@@ -6,21 +6,17 @@ use anyhow::{Result, bail};
 
 /// Names, what they take, what they do.
 pub(super) const ALL: &[(&str, &str, &str)] = &[
-    ("/help", "", "this list"),
-    ("/system", "TEXT", "sets the system message; without TEXT it is taken out"),
-    ("/undo", "", "takes back the last message and its answer"),
-    ("/regen", "", "answers the last message anew"),
-    ("/edit", "", "takes back the last message and its answer, to be edited"),
-    ("/save", "FILE", "keeps the conversation in FILE (without FILE: in the one of --session)"),
-    ("/load", "FILE", "goes on with the conversation in FILE"),
-    (
-        "/set",
-        "NAME VALUE",
-        "a parameter of sampling (temp, top_p, ...), or reasoning show|hide; without both: lists them",
-    ),
-    ("/stats", "", "what the last answer took, and how full the context is"),
-    ("/clear", "", "begins anew; the system message stays"),
-    ("/exit", "", "ends (so do Ctrl-D, and Ctrl-C twice)"),
+    ("/help", "", "lists the commands"),
+    ("/system", "TEXT", "sets the system message; without TEXT removes it"),
+    ("/undo", "", "removes the last message and its answer"),
+    ("/regen", "", "answers the last message again"),
+    ("/edit", "", "removes the last message and its answer, and lets you edit the message"),
+    ("/save", "FILE", "saves the conversation to FILE (default: the file of --session)"),
+    ("/load", "FILE", "continues the conversation in FILE"),
+    ("/set", "NAME VALUE", "sets a sampling parameter (temp, top_p, ...), or reasoning show|hide; alone, lists them"),
+    ("/stats", "", "shows counts and rates of the last answer, and how full the context is"),
+    ("/clear", "", "starts a new conversation; the system message stays"),
+    ("/exit", "", "leaves (so do Ctrl-D, and Ctrl-C twice)"),
 ];
 
 /// A command.
@@ -59,7 +55,7 @@ impl Command {
         let rest = rest.trim();
         let takes_none = |command: Command| match rest {
             "" => Ok(command),
-            _ => bail!("{name} takes nothing after it, found {rest:?}"),
+            _ => bail!("{name} takes no argument, found {rest:?}"),
         };
         let file = || PathBuf::from(path(rest));
         match name {
@@ -69,12 +65,12 @@ impl Command {
             "/regen" => takes_none(Command::Regen),
             "/edit" => takes_none(Command::Edit),
             "/save" => Ok(Command::Save((!rest.is_empty()).then(file))),
-            "/load" if rest.is_empty() => bail!("/load: the name of a file expected after it"),
+            "/load" if rest.is_empty() => bail!("/load: expected the name of a file"),
             "/load" => Ok(Command::Load(file())),
             "/set" if rest.is_empty() => Ok(Command::Set(None)),
             "/set" => match rest.split_once(char::is_whitespace) {
                 Some((name, value)) => Ok(Command::Set(Some((name.into(), value.trim().into())))),
-                None => bail!("/set {rest}: a value expected after the name"),
+                None => bail!("/set {rest}: expected a value after the name"),
             },
             "/stats" => takes_none(Command::Stats),
             "/clear" => takes_none(Command::Clear),
@@ -84,7 +80,7 @@ impl Command {
                 let near: Vec<&str> = near.collect();
                 match near.is_empty() {
                     true => bail!(
-                        "{other}: no such command; /help lists them (a message may begin with a space and a slash)"
+                        "{other}: no such command; /help lists them (to send a message that starts with /, type a space first)"
                     ),
                     false => bail!("{other}: no such command; {}?", near.join(" or ")),
                 }
@@ -111,7 +107,7 @@ mod tests {
         assert!(said("/regn").contains("/regen"), "{}", said("/regn"));
         assert!(said("/sav x").contains("/save"), "{}", said("/sav x"));
         assert!(said("/xyzzy").contains("/help"), "{}", said("/xyzzy"));
-        assert!(said("/undo 3").contains("nothing"), "{}", said("/undo 3"));
+        assert!(said("/undo 3").contains("no argument"), "{}", said("/undo 3"));
         assert!(said("/set temp").contains("value"), "{}", said("/set temp"));
     }
 }

@@ -20,11 +20,11 @@ use crate::store;
 use crate::talk::{self, Asked, End, Turns, Writer};
 use crate::text::Tokenizer;
 
-/// States up to this size are saved after every answer; larger ones at the end, the words after every answer.
+/// States up to this size are saved after every answer; larger ones at the end, the messages after every answer.
 const SAVED_AT_ONCE: usize = 64 << 20;
 
-/// Shares of the context: from the first on it is said how full it is (or when another turn like the last has no room); the
-/// second is kept for an answer of unknown length.
+/// Shares of the context. From the first on a notice says how full it is (or when another turn like the last does not
+/// fit); one part in the second is kept free for an answer of unknown length.
 const NEARLY_FULL: f64 = 0.8;
 const ANSWER: usize = 8;
 
@@ -37,13 +37,13 @@ pub(super) struct Chat<'t> {
     pub(super) messages: Vec<Value>,
     pub(super) settings: Settings,
     pub(super) seed: u64,
-    /// What stands behind the last message while it is answered anew.
+    /// What followed the last message, while it is answered again.
     pub(super) replaced: Vec<Value>,
-    /// What was taken out to be edited, until something else is said.
+    /// What was taken out to be edited, until the next message or command.
     pub(super) edited: Vec<Value>,
     /// The files of [`Command::Save`], which may be saved to again.
     pub(super) saved: Vec<SessionFile>,
-    /// Answers drawn so far: each has a seed of its own, and the whole conversation follows from the first.
+    /// Answers drawn so far: each has a seed of its own, and all of them follow from the first.
     pub(super) drawn: u64,
     /// Whether the seed was asked for.
     pub(super) seeded: bool,
@@ -73,7 +73,7 @@ impl Chat<'_> {
         match n {
             0 => format!("context: {context} tokens; /help lists the commands, Ctrl-C stops an answer"),
             n => format!(
-                "going on after {}; {} of {context} tokens used; /help lists the commands",
+                "continuing after {}; {} of {context} tokens used; /help lists the commands",
                 count_turns(n),
                 self.session.tokens(0).len()
             ),
@@ -105,11 +105,11 @@ impl Chat<'_> {
         let ended = talk::write(&mut self.session, 0, &mut writer, logits, &self.interrupted, &mut |part, text| {
             ink.write(part, text)
         });
-        // Where nobody reads any more, what was said still counts.
+        // What was generated is kept, even if stdout was closed meanwhile.
         let inked = ink.finish();
         let ended = ended.and_then(|end| inked.map(|()| end));
         let said = std::mem::take(&mut writer.said);
-        let words = ended.as_ref().map_or_else(|e| format!("{e:#}"), |e| e.words());
+        let words = ended.as_ref().map_or_else(|e| format!("{e:#}"), |e| e.describe());
         let kept = ids.len().saturating_sub(read);
         let made_s = start.elapsed().as_secs_f64();
         self.last = Some(Last { read, kept, read_s, made: said.tokens.len(), made_s, ended: words.clone() });
@@ -118,24 +118,24 @@ impl Chat<'_> {
                 message["content"] = said.answer.trim_end().into();
                 self.messages.push(message);
             }
-            None if matches!(ended, Ok(End::Model | End::Stop(_))) => say!("(nothing was said; ended by {words})"),
+            None if matches!(ended, Ok(End::Model | End::Stop(_))) => say!("(empty answer; {words})"),
             None => {}
         }
         match &ended {
             Ok(End::Model | End::Stop(_) | End::Complete) | Err(_) => {}
-            Ok(end) => say!("(ended by {})", end.words()),
+            Ok(end) => say!("({})", end.describe()),
         }
         self.keep(false)?;
         let (used, all) = (self.session.tokens(0).len(), self.session.n_ctx());
         let turn = self.last.as_ref().map_or(0, |l| l.read + l.made); // the next may be as long
         if (used as f64 > NEARLY_FULL * all as f64 || used + turn > all) && ended.is_ok() {
-            say!("(context: {used} of {all} tokens used; when it is full: {})", self.when_full.words());
+            say!("(context: {used} of {all} tokens used; when it is full, {})", self.when_full.words());
         }
         ended
     }
 
-    /// Whether there is room for the conversation and an answer: where there is not, it is said before anything is lost,
-    /// and the oldest turns go if that is chosen.
+    /// Whether there is room for the conversation and an answer. If not, the user is told before anything is lost, and
+    /// the oldest turns are dropped if that is chosen.
     pub(super) fn make_room(&mut self, lines: &mut Lines) -> Result<bool> {
         let all = self.session.n_ctx();
         let answer = self.asked.limit.unwrap_or(all / ANSWER).min(all / 2);
@@ -163,14 +163,14 @@ impl Chat<'_> {
         let full = ContextFull { n_ctx: all, used: 0, given: need };
         let Some((turns, left, n)) = found else {
             if need < all {
-                return Ok(true); // little room is left for the answer, but some
+                return Ok(true); // there is some room for the answer, if little
             }
             return Err(full.into());
         };
         let what = if turns == 1 { "the oldest turn".into() } else { format!("the {turns} oldest turns") };
         say!(
-            "The context is full: this conversation has {need} tokens of {all}, and the answer needs room. Without {what} \
-             it has {n}, which would be read anew."
+            "The context is full: this conversation takes {need} of {all} tokens, and the answer needs room. Without \
+             {what} it takes {n}, which have to be computed again."
         );
         let drop = match self.when_full {
             args::WhenFull::Drop => true,
@@ -182,12 +182,12 @@ impl Chat<'_> {
             return Ok(true);
         }
         if self.when_full == args::WhenFull::Stop && lines.is_terminal() {
-            anyhow::bail!("nothing is answered, since --when-full stop says so; /undo, /clear and /save are left");
+            anyhow::bail!("the context is full (--when-full stop): use /undo, /clear or /save");
         }
         if !lines.is_terminal() {
             return Err(full.into());
         }
-        say!("(nothing was changed; /undo, /clear, /save, or a larger -c when you start again)");
+        say!("(nothing was changed; use /undo, /clear or /save, or start again with a larger -c)");
         Ok(false)
     }
 
@@ -195,23 +195,23 @@ impl Chat<'_> {
         self.messages.iter().filter(|m| m["role"] == "user").count()
     }
 
-    /// Takes back the last message of the user and all behind it, and returns it.
+    /// Removes the last message of the user and all that follows it, and returns its text.
     pub(super) fn take_back(&mut self) -> Option<String> {
         Some(self.take_out()?.0)
     }
 
-    /// The same, with what was taken.
+    /// Removes the last message of the user and all that follows it: its text, and what was removed.
     pub(super) fn take_out(&mut self) -> Option<(String, Vec<Value>)> {
         let at = self.messages.iter().rposition(|m| m["role"] == "user")?;
         let text = self.messages[at]["content"].as_str().unwrap_or_default().to_owned();
         Some((text, self.messages.split_off(at)))
     }
 
-    /// What was to be edited and was not is as before.
+    /// Puts back what was taken out to be edited.
     pub(super) fn put_back_edited(&mut self) {
         if !self.edited.is_empty() {
             self.messages.append(&mut self.edited);
-            say!("(the last message and its answer stay as they were)");
+            say!("(the last message and its answer are unchanged)");
         }
     }
 
@@ -235,9 +235,12 @@ impl Chat<'_> {
     pub(super) fn load(&mut self, path: &Path) -> Result<()> {
         let note = store::load(path, &mut self.session, 0)?;
         let note: Value =
-            serde_json::from_str(&note).with_context(|| format!("{}: no conversation", path.display()))?;
+            serde_json::from_str(&note).with_context(|| format!("{}: not a conversation", path.display()))?;
         let Some(list) = note["messages"].as_array() else {
-            anyhow::bail!("{}: it holds no conversation; tandem run --session goes on with it", path.display());
+            anyhow::bail!(
+                "{}: holds plain text, not a conversation; continue it with tandem run --session",
+                path.display()
+            );
         };
         self.messages = list.clone();
         self.drawn = note["drawn"].as_u64().unwrap_or(0);
@@ -246,7 +249,7 @@ impl Chat<'_> {
     }
 }
 
-/// So many turns, in words.
+/// A number of turns, for people.
 pub(super) fn count_turns(n: usize) -> String {
     format!("{n} {}", if n == 1 { "turn" } else { "turns" })
 }

@@ -26,17 +26,17 @@ impl Chat<'_> {
                 for (name, takes, does) in ALL {
                     say!("  {:22} {does}", format!("{name} {takes}"));
                 }
-                say!("  A line that ends in \\ goes on in the next; Alt-Enter begins a new one; Tab completes.");
+                say!("  A line that ends in \\ continues on the next; Alt-Enter starts a new line; Tab completes.");
             }
             Command::System(text) => {
                 talk::set_system(&mut self.messages, &text);
                 if self.turn_count() > 0 {
-                    say!("(the conversation is read again with the next message)");
+                    say!("(the conversation will be processed again with the next message)");
                 }
             }
             Command::Undo => match self.take_back() {
-                Some(text) => say!("(taken back: {:?})", short(&text)),
-                None => say!("(there is nothing to take back)"),
+                Some(text) => say!("(removed: {:?})", short(&text)),
+                None => say!("(there is nothing to undo)"),
             },
             Command::Regen => {
                 let Some(at) = self.messages.iter().rposition(|m| m["role"] == "user") else {
@@ -60,7 +60,7 @@ impl Chat<'_> {
                     };
                     if file.is_strange() {
                         bail!(
-                            "{}: it is there already, and not from this conversation; give another name",
+                            "{}: already exists and is not from this conversation; give another name",
                             path.display()
                         );
                     }
@@ -72,7 +72,7 @@ impl Chat<'_> {
                     self.keep(true)?;
                     self.file.iter().for_each(|f| say!("(saved to {})", f.path().display()));
                 }
-                _ => bail!("/save: the name of a file expected after it (or start with --session FILE)"),
+                _ => bail!("/save: expected the name of a file (or start with --session FILE)"),
             },
             Command::Load(path) => {
                 let file = SessionFile::new(&path);
@@ -80,7 +80,7 @@ impl Chat<'_> {
                 if let Some(own) = &mut self.file {
                     if own.path() != path {
                         let (old, new) = (own.path().display(), path.display());
-                        say!("({old} stays as it is; from now on {new} is written)");
+                        say!("({old} is left as it is; the conversation is now saved to {new})");
                     }
                     *own = file;
                 }
@@ -91,10 +91,10 @@ impl Chat<'_> {
                 let limit = self.asked.limit.map_or("-1".into(), |n| n.to_string());
                 let reasoning = if self.screen.reasoning { "show" } else { "hide" };
                 let seed = self.seed;
-                say!("{}, seed {seed}, n_predict {limit}, reasoning {reasoning}", self.settings.words());
+                say!("{}, seed {seed}, n_predict {limit}, reasoning {reasoning}", self.settings.describe());
             }
             Command::Set(Some((name, value))) => self.set(&name, &value)?,
-            Command::Stats => self.tell(),
+            Command::Stats => self.print_stats(),
             Command::Clear => {
                 self.messages.retain(|m| m["role"] == "system");
                 say!("(a new conversation)");
@@ -109,19 +109,19 @@ impl Chat<'_> {
             self.screen.reasoning = match value {
                 "show" => true,
                 "hide" => false,
-                _ => bail!("/set reasoning {value}: show or hide expected"),
+                _ => bail!("/set reasoning {value}: expected show or hide"),
             };
             return Ok(());
         }
-        // Numbers, lists and objects as JSON writes them; all else is text.
+        // Numbers, lists and objects as JSON; anything else is text.
         let json: serde_json::Value = serde_json::from_str(value).unwrap_or_else(|_| value.into());
         if json.is_null() {
-            bail!("/set {name}: a value expected");
+            bail!("/set {name}: expected a value");
         }
         if name == "n_predict" {
             self.asked.limit = match (json.as_u64().and_then(|n| usize::try_from(n).ok()), json.as_i64()) {
                 (None, Some(-1)) => None,
-                (None, _) => bail!("/set n_predict {value}: a whole number expected, or -1 for no limit"),
+                (None, _) => bail!("/set n_predict {value}: expected a whole number, or -1 for no limit"),
                 (limit, _) => limit,
             };
         } else {
@@ -129,24 +129,24 @@ impl Chat<'_> {
             if !settings.set(name, &json)? {
                 bail!("/set {name}: no such parameter; /set alone lists them");
             }
-            settings.sampler(0, self.tokenizer)?; // what the vocabulary has not is found here
+            settings.sampler(0, self.tokenizer)?; // fails if a token is not in the vocabulary
             self.settings = settings;
         }
         if name == "seed" {
             (self.seed, self.drawn) = (self.settings.seed(), 0);
         }
         match self.settings.params.idle(name) {
-            Some(why) => say!("({name} is now {value}, which does nothing as things are: {why})"),
+            Some(why) => say!("({name} is now {value}, which has no effect with the current settings: {why})"),
             None => say!("({name} is now {value})"),
         }
         Ok(())
     }
 
-    fn tell(&self) {
+    fn print_stats(&self) {
         if let Some(l) = &self.last {
             let rate = |n: usize, s: f64| n as f64 / s.max(1e-9);
             say!(
-                "last answer: {} tokens read ({:.1} per second) after {} that were known, {} written ({:.1} per second); ended by {}",
+                "last answer: {} prompt tokens read ({:.1} tokens/s), {} cached, {} generated ({:.1} tokens/s); {}",
                 l.read,
                 rate(l.read, l.read_s),
                 l.kept,

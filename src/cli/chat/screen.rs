@@ -23,7 +23,7 @@ impl Screen {
 pub(super) struct AnswerWriter<'s> {
     screen: &'s Screen,
     dim: bool,
-    /// Something of the answer, or of the reasoning, was written.
+    /// Whether anything of the answer, or of the reasoning, was written.
     answered: bool,
     thought: bool,
     /// The last text ended a line.

@@ -54,18 +54,18 @@ pub(super) struct Experts {
     pub(super) used: usize,
 }
 
-/// What stands at one place.
+/// What is at one place.
 pub(super) struct PlaceFacts {
     pub(super) name: &'static str,
     pub(super) steps: usize,
     pub(super) weight_bytes: usize,
     pub(super) state_bytes: usize,
     pub(super) buffer_bytes: usize,
-    /// Experts that come and go.
+    /// The expert cache.
     pub(super) cache_bytes: usize,
 }
 
-/// Where the model goes, and what that should give.
+/// Where the model goes, and the speed to expect.
 pub(super) struct Placement {
     pub(super) flags: String,
     pub(super) words: String,
@@ -240,7 +240,7 @@ impl Facts {
             list.map(|s| s.bytes(n_ctx, o.n_batch)).sum::<usize>()
         };
         Ok(Facts {
-            name: gguf.meta.opt_str("general.name")?.unwrap_or("a model without a name").to_owned(),
+            name: gguf.meta.opt_str("general.name")?.unwrap_or("unnamed model").to_owned(),
             arch: arch.to_owned(),
             files: gguf.shards().map(|p| (p.display().to_string(), file_bytes(gguf, p))).collect(),
             layers: tape.weights.iter().filter_map(|w| layer_of(&w.name)).collect::<HashSet<_>>().len(),

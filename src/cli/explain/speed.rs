@@ -25,7 +25,9 @@ impl Speed {
     pub(super) fn new(a: &args::Explain, placed: &Fit, pool: &Pool, rates: Rates, gpu_measured: bool) -> Speed {
         let (tape, plan) = (&placed.tape, &placed.plan);
         let measured = match a.ram_gbps {
-            Some(_) => Err("What kernels and steps take at that rate is not known here, so this is a ceiling.".into()),
+            Some(_) => {
+                Err("The time that kernels and steps take at that rate is unknown, so this is an upper bound.".into())
+            }
             None => predict::measure(tape, plan, pool, a.depth).map_err(|why| format!("Not predicted: {why}.")),
         };
         // Where the tape could not be walked, memory's rate can be measured all the same.
@@ -38,7 +40,7 @@ impl Speed {
             rates,
             ram_from: match (a.ram_gbps, &a.ram) {
                 (Some(_), _) => "as given",
-                (None, Some(_)) => "as this machine's was measured just now",
+                (None, Some(_)) => "as measured on this machine just now",
                 (None, None) => "measured just now",
             },
             gpu_measured,

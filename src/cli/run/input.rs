@@ -10,7 +10,7 @@ use crate::cli::args;
 use crate::cli::errors::{Failure, usage};
 use crate::cli::files::{apart, has_folder, read_text};
 
-/// Files that are written are none of those that are read, and have a folder to be in.
+/// Refuses to write a file that is also read, or whose folder does not exist.
 pub(super) fn check_files(a: &args::Run) -> Result<()> {
     let read = [
         ("the model", a.model.model.as_deref()),
@@ -29,7 +29,7 @@ pub(super) fn check_files(a: &args::Run) -> Result<()> {
     Ok(())
 }
 
-/// The prompt from -p or -f, and what is piped in behind it.
+/// The prompt from -p or -f, with stdin appended to it.
 pub(super) fn prompt(a: &args::Run) -> Result<String> {
     let own = match (&a.prompt, &a.file) {
         (Some(text), _) => Some(text.clone()),
@@ -43,22 +43,20 @@ pub(super) fn prompt(a: &args::Run) -> Result<String> {
         (None, Some(piped)) => Ok(piped),
         (Some(own), Some(piped)) if piped.is_empty() => Ok(own),
         (Some(own), Some(piped)) => {
-            tracing::info!("{} bytes of stdin are put behind the prompt (--no-stdin leaves stdin alone)", piped.len());
+            tracing::info!("{} bytes of stdin are appended to the prompt (--no-stdin ignores stdin)", piped.len());
             let gap = if own.is_empty() || own.ends_with(char::is_whitespace) { "" } else { "\n" };
             Ok(own + gap + &piped)
         }
     }
 }
 
-/// All of stdin. Where there is a prompt already, nothing may ever come: that this is waited for is said.
+/// All of stdin. Where there is a prompt already, stdin may never end: after 2 seconds a notice says what is waited for.
 fn stdin(has_prompt: bool) -> Result<String> {
     let (send, done) = mpsc::channel::<()>();
     if has_prompt {
         std::thread::spawn(move || {
             if done.recv_timeout(Duration::from_secs(2)) == Err(mpsc::RecvTimeoutError::Timeout) {
-                tracing::warn!(
-                    "waiting for the end of stdin, which is put behind the prompt (--no-stdin leaves it alone)"
-                );
+                tracing::warn!("waiting for the end of stdin, to append it to the prompt (--no-stdin ignores stdin)");
             }
         });
     }

@@ -19,7 +19,7 @@ pub(super) fn open(a: &args::Run) -> Result<Box<dyn Write>> {
     }
 }
 
-/// Writes text as it comes: the answer to where it belongs, what is thought to a terminal's stderr.
+/// Writes text as it comes: the answer to stdout or the file, the reasoning to stderr if that is a terminal.
 pub(super) struct OutputWriter<'o> {
     out: &'o mut dyn Write,
     json: bool,
@@ -50,7 +50,7 @@ impl<'o> OutputWriter<'o> {
         Ok(())
     }
 
-    /// Thoughts are set apart where colours are wanted.
+    /// Reasoning is dimmed where colours are wanted.
     fn dim(&self, text: &str) -> String {
         if colour(std::io::stderr().is_terminal()) { format!("\x1b[2m{text}\x1b[22m") } else { text.into() }
     }

@@ -9,7 +9,7 @@ use crate::session::{Session, Want};
 use crate::store;
 use crate::talk;
 
-/// Reads what prompts begin with, or finds it read by an earlier run.
+/// Reads the prefix, or loads it as an earlier run left it.
 pub(super) fn read(session: &mut Session, ids: &[u32], progress: &mut dyn FnMut(talk::Progress)) -> Result<()> {
     let path = prefix_path(session, ids).unwrap_or_else(|e| {
         tracing::warn!("{e:#}");
@@ -19,23 +19,23 @@ pub(super) fn read(session: &mut Session, ids: &[u32], progress: &mut dyn FnMut(
         match store::load(path, session, 0) {
             Ok(_) if session.tokens(0) == ids => return Ok(()),
             Ok(_) => session.clear(0),
-            Err(e) => tracing::warn!("the prefix is read again: {e:#}"),
+            Err(e) => tracing::warn!("the cached prefix cannot be used, so it is computed again: {e:#}"),
         }
     }
     talk::feed(session, 0, ids, Want::None, progress)?;
     match path {
         Some(path) => match store::save(&path, session, 0, "") {
-            Ok(()) => tracing::info!("the prefix of {} tokens is kept in {}", ids.len(), path.display()),
-            Err(e) => tracing::warn!("the prefix is not kept: {e:#}"),
+            Ok(()) => tracing::info!("the prefix of {} tokens is cached in {}", ids.len(), path.display()),
+            Err(e) => tracing::warn!("the prefix is not cached: {e:#}"),
         },
-        None => tracing::warn!("the prefix is not kept, because XDG_CACHE_HOME or HOME has no place for it"),
+        None => tracing::warn!("the prefix is not cached: neither XDG_CACHE_HOME nor HOME is set"),
     }
     Ok(())
 }
 
-/// Where a prefix is kept.
+/// The file that a prefix is cached in.
 fn prefix_path(session: &Session, ids: &[u32]) -> Result<Option<PathBuf>> {
-    let Some(dir) = own_folder("XDG_CACHE_HOME", ".cache").context("no folder for the prefix")? else {
+    let Some(dir) = own_folder("XDG_CACHE_HOME", ".cache").context("no folder to cache the prefix in")? else {
         return Ok(None);
     };
     Ok(Some(dir.join(format!("prefix-{}.session", store::key(session, ids)?))))

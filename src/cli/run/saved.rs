@@ -12,7 +12,7 @@ use crate::text::Tokenizer;
 /// What a session file knows beside the sequence.
 #[derive(Default)]
 pub(super) struct Saved {
-    /// Whether it is a conversation, and no text that is continued.
+    /// Whether it is a conversation, not plain text.
     pub(super) chat: bool,
     pub(super) messages: Vec<Value>,
     /// Tokens of a continued text that were written and not read.
@@ -26,7 +26,8 @@ impl Saved {
     pub(super) fn load(path: &std::path::Path, session: &mut Session, chat: bool) -> Result<Saved> {
         let note = store::load(path, session, 0)?;
         let name = path.display();
-        let note: Value = serde_json::from_str(&note).with_context(|| format!("{name}: no session of this program"))?;
+        let note: Value =
+            serde_json::from_str(&note).with_context(|| format!("{name}: not a session of this program"))?;
         let drawn = note["drawn"].as_u64().unwrap_or(0);
         match (note["messages"].as_array(), chat) {
             (Some(list), true) => {
@@ -34,7 +35,7 @@ impl Saved {
                 Ok(Saved { chat, messages: list.clone(), drawn, seed, ..Saved::default() })
             }
             (Some(_), false) => usage(format!("{name} holds a conversation, which --raw cannot continue")),
-            (None, true) => usage(format!("{name} holds a text that was continued; --raw goes on with it")),
+            (None, true) => usage(format!("{name} holds plain text, not a conversation; continue it with --raw")),
             (None, false) => {
                 let list = note["pending"].as_array().into_iter().flatten();
                 let pending = list.filter_map(|v| u32::try_from(v.as_u64()?).ok()).collect();
@@ -43,7 +44,7 @@ impl Saved {
         }
     }
 
-    /// Takes in what was written behind `prompt` tokens.
+    /// Takes in what was generated after `prompt` tokens.
     pub(super) fn keep(
         &mut self,
         said: &Said,
