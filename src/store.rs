@@ -172,8 +172,8 @@ impl Head {
         let have = &mut first[..len.min(FIXED) as usize];
         file.read_exact(have)?;
         let magic = &have[..have.len().min(MAGIC.len())];
-        ensure!(*magic == MAGIC[..magic.len()], "it is no saved session: it begins with {}", magic.escape_ascii());
-        ensure!(len >= FIXED, "it is cut short: it has {len} bytes, {FIXED} at least expected. Start a new session");
+        ensure!(*magic == MAGIC[..magic.len()], "it is not a saved session: it begins with {}", magic.escape_ascii());
+        ensure!(len >= FIXED, "it is cut short: it has {len} bytes, expected at least {FIXED}. Start a new session");
         let version = u32::from_le_bytes(first[8..12].try_into()?);
         ensure!(
             version == VERSION,
@@ -184,7 +184,7 @@ impl Head {
         let whole = [FIXED, head_bytes, SUM, bytes, SUM].iter().try_fold(0u64, |sum, n| sum.checked_add(*n));
         ensure!(
             head_bytes <= MOST_HEAD && whole == Some(len),
-            "it has {len} bytes, {} expected: it is cut short or damaged. Use a copy, or start a new session",
+            "it has {len} bytes, expected {}: it is cut short or damaged. Use a copy, or start a new session",
             whole.map_or("many more".into(), |n| n.to_string())
         );
         let mut text = vec![0; head_bytes as usize];
@@ -231,7 +231,7 @@ impl Head {
             );
         }
         let (n, n_ctx) = (self.tokens.len(), session.n_ctx());
-        ensure!(n <= n_ctx, "it has {n} tokens, and the context has room for {n_ctx}: give it room for more (-c)");
+        ensure!(n <= n_ctx, "it has {n} tokens, and the context has room for {n_ctx}: use a larger -c");
         let (theirs, ours) = (self.bytes, session.saved_bytes(n, &self.checkpoints) as u64);
         ensure!(
             self.kept.len() == kept.len() && theirs == ours,
@@ -305,12 +305,12 @@ fn replace(path: &Path, write: impl FnOnce(&mut File) -> Result<()>) -> Result<(
         ensure!(old.is_file(), "it is a folder or a device: give the name of a file");
         ensure!(
             old.len() == 0 || is_session(&path),
-            "there is another file of that name, which is no saved session and would be lost: give another name"
+            "there is another file of that name, which is not a saved session and would be lost: give another name"
         );
         ensure!(!old.permissions().readonly(), "it is write-protected: make it writable, or give another name");
     }
     let folder = path.parent().filter(|p| !p.as_os_str().is_empty()).unwrap_or(Path::new("."));
-    let mut temp = begin(folder).context("a folder that can be written to is needed")?;
+    let mut temp = begin(folder).context("the folder must exist and be writable")?;
     write(temp.as_file_mut())?;
     if let Some(old) = old {
         temp.as_file().set_permissions(old.permissions())?;

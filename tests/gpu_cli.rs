@@ -53,11 +53,11 @@ fn without_a_gpu_a_line_says_why_and_the_cpu_writes_the_same() {
     assert!(!stderr.contains("GPU"), "nobody asked: {stderr}");
     let (got, stderr) = run(&[], &[("TANDEM_EMU_MEM_MB", "0")]).unwrap();
     assert_eq!(got, want);
-    assert!(stderr.contains("GPU: off, because the NVIDIA driver finds no GPU"), "{stderr}");
+    assert!(stderr.contains("no GPU is used: the NVIDIA driver finds no GPU"), "{stderr}");
     // What was asked for is an error under --strict, and a notice otherwise.
     let (got, stderr) = run(&["-ngl", "99"], &[("TANDEM_EMU_MEM_MB", "0")]).unwrap();
     assert_eq!(got, want);
-    assert!(stderr.contains("-ngl 99: off, because"), "{stderr}");
+    assert!(stderr.contains("-ngl 99 has no effect: "), "{stderr}");
     let out = tandem(&[&RUN[..], &["256", "-ngl", "99", "--strict"]].concat(), &[("TANDEM_EMU_MEM_MB", "0")]).unwrap();
     assert_eq!(out.status.code(), Some(2), "{}", text(&out.stderr));
     // An old device.
@@ -71,12 +71,12 @@ fn too_little_memory_gives_a_smaller_placement_that_is_said() {
     for mb in ["1", "3", "6", "12"] {
         let (got, stderr) = run(&[], &[("TANDEM_EMU_MEM_MB", mb)]).unwrap();
         assert_eq!(got, want, "{mb} MB: {stderr}");
-        assert!(stderr.contains("GPU: off, because nothing") || stderr.contains("of GPU memory"), "{mb} MB: {stderr}");
+        assert!(stderr.contains("no GPU is used: no part") || stderr.contains("of GPU memory"), "{mb} MB: {stderr}");
     }
     // More was promised than there is: met, said, and a smaller one used.
     let (got, stderr) = run(&[], &[("TANDEM_EMU_MEM_MB", "64"), ("TANDEM_EMU_HIDDEN_MB", "61")]).unwrap();
     assert_eq!(got, want, "{stderr}");
-    assert!(stderr.contains("there was no room for") && stderr.contains("a smaller placement is tried"), "{stderr}");
+    assert!(stderr.contains("not enough memory for") && stderr.contains("trying a smaller placement"), "{stderr}");
 }
 
 #[test]

@@ -324,7 +324,7 @@ fn keys_that_ask_for_what_is_not_computed_are_refused_by_name() {
     }
     // A number for each layer is read as such; where it is not the tensors' own, one of them is named.
     each(&["gpt-oss"], |s| {
-        let layers = s.n("block_count");
+        let layers = layers(s);
         let mut listed = s.clone();
         listed.set("attention.head_count", vec![8u32; layers]);
         same(s, &listed, "the same number for each layer");

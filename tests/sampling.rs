@@ -8,8 +8,9 @@ use std::process::{Command, Output, Stdio};
 use clap::Parser;
 use common::{local, whole};
 use serde_json::{Value as Json, json};
-use tandem::cli::args::{Cli, Verb, arguments};
-use tandem::cli::sampling::Settings;
+use tandem::cli::args::{Cli, Verb};
+use tandem::cli::argv::arguments;
+use tandem::cli::settings::Settings;
 use tandem::gguf::{Gguf, Meta, Value, Writer};
 use tandem::sample::{Params, Stage};
 use tandem::text::Tokenizer;
@@ -296,27 +297,27 @@ fn what_the_model_s_file_asks_for_is_done_and_said_once() {
     let model = ["-m", path.to_str().unwrap()];
     let o = run(&model);
     assert!(o.status.success(), "{}", err(&o));
-    assert_eq!(err(&o).matches("sampling as the model's file says: temp 0, top_k 20").count(), 1, "{}", err(&o));
+    assert_eq!(err(&o).matches("sampling parameters of the model file: temp 0, top_k 20").count(), 1, "{}", err(&o));
     assert_eq!(o.stdout, run(&["--temp", "0"]).stdout, "the likeliest tokens, as with the flag");
     assert!(!err(&o).contains("seed"), "nothing is drawn");
     let o = run(&[&model[..], &["--temp", "0.8", "--top-k", "40", "-s", "3"]].concat());
-    assert!(!err(&o).contains("model's file"), "{}", err(&o));
+    assert!(!err(&o).contains("model file"), "{}", err(&o));
     assert_eq!(o.stdout, run(&["-s", "3"]).stdout, "flags that say the defaults");
 }
 
 #[test]
 fn a_flag_without_effect_is_said_and_with_strict_an_error() {
     for (args, says) in [
-        (&["--mirostat", "2", "--top-k", "5"][..], "--top-k: off, because mirostat"),
-        (&["--mirostat-lr", "0.2"], "--mirostat-lr: off, because mirostat is off"),
+        (&["--mirostat", "2", "--top-k", "5"][..], "--top-k has no effect: mirostat"),
+        (&["--mirostat-lr", "0.2"], "--mirostat-lr has no effect: mirostat is off"),
         (
             &["--samplers", "top_k", "--temp", "0"],
-            "--temp: off, because the order of samplers does not have temperature",
+            "--temp has no effect: the sampler order does not include temperature",
         ),
-        (&["--mirostat", "1", "--samplers", "top_k"], "--samplers: off, because mirostat"),
+        (&["--mirostat", "1", "--samplers", "top_k"], "--samplers has no effect: mirostat"),
         (
             &["--adaptive-target", "0.2"],
-            "--adaptive-target: off, because the order of samplers does not have adaptive_p",
+            "--adaptive-target has no effect: the sampler order does not include adaptive_p",
         ),
     ] {
         let o = run(args);

@@ -310,7 +310,7 @@ fn another_model_cache_type_or_version_is_refused_with_the_reason() {
     fs::write(&path, &bytes).unwrap();
     refused(&mut open(&r.gguf, &o), &["version 2", "version 1"]);
     fs::copy(&r.gguf, &path).unwrap();
-    refused(&mut open(&r.gguf, &o), &["no saved session", "GGUF"]);
+    refused(&mut open(&r.gguf, &o), &["not a saved session", "GGUF"]);
     fs::remove_file(&path).unwrap();
     refused(&mut open(&r.gguf, &o), &["No such file"]);
     fs::create_dir(&path).unwrap();
@@ -383,7 +383,7 @@ fn a_file_is_private_keeps_its_mode_and_links_stay_links() {
         (dir.path(), "folder"),
         (Path::new("/dev/null"), "device"),
         (&round, "leads back"),
-        (&dir.path().join("none/chat"), "a folder that can be written to"),
+        (&dir.path().join("none/chat"), "must exist and be writable"),
     ] {
         let said = format!("{:#}", save(p).unwrap_err());
         assert!(said.contains(why) && said.contains(p.to_str().unwrap()), "{said}");

@@ -204,7 +204,7 @@ fn a_message_of_several_lines_is_one_message() {
     t.keys("\r");
     t.until("an answer", |t| t.line() == ">");
     t.keys("/undo\r");
-    t.sees(r#"taken back: "one\ntwo\nthree""#);
+    t.sees(r#"removed: "one\ntwo\nthree""#);
 }
 
 #[test]
@@ -216,7 +216,7 @@ fn ctrl_c_stops_an_answer_keeps_what_was_said_and_twice_at_the_prompt_leaves() {
     t.keys("Speak on\r");
     t.until("the answer's beginning", |t| t.screen().trim().lines().count() > 8);
     t.keys("\x03");
-    t.sees("(ended by an interrupt)");
+    t.sees("(stopped: interrupted)");
     t.waits("");
     t.keys("/save kept\r");
     t.sees("(saved to kept)");
@@ -225,7 +225,7 @@ fn ctrl_c_stops_an_answer_keeps_what_was_said_and_twice_at_the_prompt_leaves() {
     assert!(head.contains("Speak on") && head.contains("assistant"), "what was said so far counts");
     t.keys("half a line\x03");
     t.waits("");
-    t.sees("once more leaves");
+    t.sees("again leaves the chat");
     assert_eq!(t.leaves("\x03"), 0);
 }
 
@@ -238,7 +238,7 @@ fn what_is_pasted_stays_as_it_is_and_what_is_no_text_is_left_out() {
     t.keys("\r");
     t.until("an answer", |t| t.line() == ">");
     t.keys("/undo\r");
-    t.sees(r#"taken back: "docker run \\\n  -it x""#);
+    t.sees(r#"removed: "docker run \\\n  -it x""#);
     t.keys.write_all(b"caf\xe9\r").unwrap();
     t.sees("not UTF-8");
     t.says("Still there?");
@@ -252,7 +252,7 @@ fn ctrl_c_on_a_line_takes_the_line_back_and_what_was_to_be_edited_stays() {
     t.waits("");
     t.says("First");
     t.keys("half a line\x03");
-    t.sees("once more leaves");
+    t.sees("again leaves the chat");
     t.waits("");
     t.keys("another");
     t.waits("another");
@@ -261,12 +261,12 @@ fn ctrl_c_on_a_line_takes_the_line_back_and_what_was_to_be_edited_stays() {
     t.keys("/edit\r");
     t.waits("First");
     t.keys("\x03");
-    t.sees("stay as they were");
+    t.sees("are unchanged");
     t.waits("");
     t.says("/stats");
     t.sees("1 turn;");
     t.keys("\x03");
-    t.until("a fourth notice", |t| t.screen().matches("once more leaves").count() > 3);
+    t.until("a fourth notice", |t| t.screen().matches("again leaves the chat").count() > 3);
     t.waits("");
     assert_eq!(t.leaves("\x03"), 0);
 }
@@ -309,7 +309,7 @@ fn a_file_is_only_written_over_by_the_conversation_that_it_holds() {
     t.says("/save mine");
     t.sees("not from this conversation");
     t.says("/load mine");
-    t.sees("going on after 2 turns");
+    t.sees("continuing after 2 turns");
     t.says("Further");
     t.says("/save mine");
     t.sees("(saved to mine)");
@@ -345,7 +345,7 @@ fn a_conversation_can_be_taken_back_answered_anew_edited_saved_and_loaded() {
     t.says("/save both");
     t.sees("(saved to both)");
     t.says("/undo");
-    t.sees("taken back: \"Second\"");
+    t.sees("removed: \"Second\"");
     t.says("/stats");
     t.sees("1 turn;");
     t.keys("/edit\r");
@@ -358,7 +358,7 @@ fn a_conversation_can_be_taken_back_answered_anew_edited_saved_and_loaded() {
     t.says("/clear");
     t.sees("(a new conversation)");
     t.says("/load both");
-    t.sees("going on after 2 turns");
+    t.sees("continuing after 2 turns");
     t.says("Third");
     t.says("/stats");
     t.sees("3 turns");
@@ -380,7 +380,7 @@ fn a_conversation_in_a_file_goes_on_where_it_was() {
     t.says("Remember me");
     assert_eq!(t.leaves("/exit\r"), 0);
     let mut t = Terminal::chat(&home, &["-n", "12", "--session", "talk"]);
-    t.sees("going on after 1 turn;");
+    t.sees("continuing after 1 turn;");
     t.waits("");
     t.says("And now?");
     t.says("/stats");
@@ -409,7 +409,7 @@ fn a_program_that_is_ended_from_outside_keeps_the_conversation() {
     assert_eq!(t.ends(), 143);
     // At the prompt.
     let mut t = Terminal::chat(&home, &args);
-    t.sees("going on after 1 turn;");
+    t.sees("continuing after 1 turn;");
     t.waits("");
     t.signal("TERM");
     assert_eq!(t.ends(), 143);
@@ -420,12 +420,12 @@ fn a_program_that_is_ended_from_outside_keeps_the_conversation() {
     });
     // Its window is closed.
     let mut t = Terminal::chat(&home, &args);
-    t.sees("going on after 1 turn;");
+    t.sees("continuing after 1 turn;");
     begins(&mut t, "Second");
     t.signal("HUP");
     assert_eq!(t.ends(), 129);
     let t = Terminal::chat(&home, &args);
-    t.sees("going on after 2 turns;");
+    t.sees("continuing after 2 turns;");
 }
 
 #[test]

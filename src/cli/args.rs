@@ -1,34 +1,35 @@
 //! The command line: clap structs and nothing else. Flags have llama.cpp's names wherever it has one.
 
+mod model;
 mod sampling;
 mod talk;
 
-use std::ffi::OsString;
 use std::path::PathBuf;
 
-use clap::{Args, CommandFactory, Parser, Subcommand, ValueEnum};
+use clap::{Args, Parser, Subcommand, ValueEnum};
 
 use crate::text::Clock;
+pub use model::Model;
 pub use sampling::Sampling;
 pub use talk::{Batch, Chat, Reasoning, Run, Structured, Talk, WhenFull};
 
 /// Runs mixture-of-experts language models from GGUF files on this machine.
 #[derive(Debug, Parser)]
 #[command(name = "tandem", version, max_term_width = 100, subcommand_required = true, arg_required_else_help = true)]
-#[command(after_help = "Exit status: 0 done (also when the reader of stdout went away), 1 failed, 2 wrong usage, \
-                        3 bad model file, 4 context full, 5 out of memory, 6 dead end of a grammar, 130 interrupted (128 and the \
-                        number of another signal that ended it).")]
+#[command(after_help = "Exit status: 0 success (also if stdout was closed early), 1 failure, 2 usage error, \
+                        3 unusable model file, 4 context full, 5 out of memory, 6 the grammar allows no token, 130 interrupted \
+                        (128 + the signal's number for other signals).")]
 pub struct Cli {
     /// What to do.
     #[command(subcommand)]
     pub verb: Verb,
-    /// Say more on stderr (twice: everything)
+    /// Print more on stderr (-vv: everything)
     #[arg(short, long, action = clap::ArgAction::Count, global = true)]
     pub verbose: u8,
-    /// Say nothing on stderr but warnings and errors
+    /// Print only warnings and errors on stderr
     #[arg(short, long, global = true, conflicts_with = "verbose")]
     pub quiet: bool,
-    /// An option without effect, or metadata that is not known, is an error instead of a notice
+    /// Fail if an option has no effect or metadata is unknown, instead of printing a notice
     #[arg(long, global = true)]
     pub strict: bool,
 }
@@ -37,93 +38,34 @@ pub struct Cli {
 #[derive(Debug, Subcommand)]
 #[allow(clippy::large_enum_variant)] // there is one of it in a process
 pub enum Verb {
-    /// Talk with a model
+    /// Chat with a model in the terminal
     Chat(Chat),
-    /// Answer or continue one prompt; stdout carries the model's text and nothing else
+    /// Answer or continue one prompt; only the model's text goes to stdout
     Run(Run),
-    /// Answer a line of JSON with a line of JSON, several at once
+    /// Answer requests from JSON lines with JSON lines, several at a time
     Batch(Batch),
     /// Write the logits of a token list as raw little-endian f32 rows
     Logits(Logits),
-    /// Perplexity and KL divergence over a text, as llama-perplexity computes them (-c is 512 unless given)
+    /// Perplexity and KL divergence over a text, as llama-perplexity computes them (-c defaults to
+    /// 512)
     Perplexity(Perplexity),
-    /// What a model is, what it costs, where its parts go and how fast it will be, from the header alone
+    /// Show a model's size, memory use, placement and expected speed, from the header alone
     Explain(Explain),
-    /// What this machine can do, and what slows it down
+    /// Show what this machine can do, and what slows it down
     Doctor(Doctor),
-    /// Text to token numbers, as llama-tokenize prints them
+    /// Convert text to token IDs, as llama-tokenize prints them
     Tokenize(Tokenize),
-    /// A chat template's variables, as JSON on stdin, to the exact prompt
+    /// Render a chat template: variables as JSON on stdin, the exact prompt on stdout
     Template(Template),
     /// Measure prompt and decode rates
     Bench(Bench),
-    /// Hold what this machine computes, on the CPU and on the GPU, to the scalar kernels; exit status 1 if it is off
+    /// Compare what this machine computes, on the CPU and on the GPU, with the scalar kernels; exit
+    /// status 1 on a mismatch
     Verify(Verify),
-    /// A shell's completions for these verbs and flags
+    /// Print completions for a shell
     Completions(Completions),
-    /// A page of the manual
+    /// Print a manual page
     Man(Man),
-}
-
-/// Which model, and how it is opened.
-#[derive(Debug, Args, Clone)]
-pub struct Model {
-    /// The GGUF file (any shard of a split one); without it, the built-in demo model
-    #[arg(short, long, value_name = "FILE")]
-    pub model: Option<PathBuf>,
-    /// Tokens of context; 0 is the model's own [default: the model's own, up to 8192]
-    #[arg(short, long, value_name = "N")]
-    pub ctx_size: Option<usize>,
-    /// Threads when generating; 0 is one per performance core, hyperthreads not counted
-    #[arg(short, long, value_name = "N", default_value_t = 0)]
-    pub threads: usize,
-    /// Threads when reading a prompt [default: as --threads] [also: -tb]
-    #[arg(long, value_name = "N")]
-    pub threads_batch: Option<usize>,
-    /// Tokens read as one batch, at most
-    #[arg(short, long, value_name = "N", default_value_t = 2048)]
-    pub batch_size: usize,
-    /// Tokens computed together, at most; the smaller of the two counts [also: -ub]
-    #[arg(long, value_name = "N", default_value_t = 1024)]
-    pub ubatch_size: usize,
-    /// Format of cached keys: f32, f16 or q8_0 [also: -ctk]
-    #[arg(long, value_name = "TYPE", default_value = "f16")]
-    pub cache_type_k: String,
-    /// Format of cached values: f32, f16 or q8_0 [also: -ctv]
-    #[arg(long, value_name = "TYPE", default_value = "f16")]
-    pub cache_type_v: String,
-    /// Read the file into memory instead of mapping it
-    #[arg(long)]
-    pub no_mmap: bool,
-    /// Keep the model from being swapped out
-    #[arg(long)]
-    pub mlock: bool,
-    /// Layers on the GPU, the output head counted as one; 0 is the CPU alone [default: what fits] [also: -ngl]
-    #[arg(long, value_name = "N|all|auto")]
-    pub gpu_layers: Option<String>,
-    /// Put the tensors that match a regex at a place: REGEX=CPU|GPU|TWIN, separated by commas [also: -ot]
-    #[arg(long, value_name = "RULES")]
-    pub override_tensor: Vec<String>,
-    /// Keep all experts on the CPU, but for those in the cache [also: -cmoe]
-    #[arg(long)]
-    pub cpu_moe: bool,
-    /// Keep the experts of the first N layers on the CPU, but for those in the cache [also: -ncmoe]
-    #[arg(long, value_name = "N", conflicts_with = "cpu_moe")]
-    pub n_cpu_moe: Option<usize>,
-    /// GPU memory for the experts that are chosen most: a size (6G, 800M), off, or auto for what is left
-    #[arg(long, value_name = "SIZE|off|auto", default_value = "auto")]
-    pub expert_cache: String,
-    /// Let measured times decide nothing: the same input gives the same bits again
-    #[arg(long)]
-    pub deterministic: bool,
-    /// Load nothing; print one command that asks for the same, in which context, threads, batches, placement and sampling
-    /// are written out as they would be
-    #[arg(long)]
-    pub dry_run: bool,
-    /// Say at the end how fast tokens were made and should have been, what the GPU and the CPU waited for each other, and
-    /// what the cached experts did
-    #[arg(long)]
-    pub stats: bool,
 }
 
 /// `tandem logits`.
@@ -132,13 +74,13 @@ pub struct Logits {
     /// The model.
     #[command(flatten)]
     pub model: Model,
-    /// A JSON file (a list, or an object with prompt_ids), or numbers: 1,2,3
+    /// Token IDs: 1,2,3, or a JSON file with a list or an object that has prompt_ids
     #[arg(long, value_name = "FILE|LIST")]
     pub tokens: String,
-    /// Which positions to write: all, or numbers (negative ones count from the end)
+    /// Positions to write: all, or numbers (negative ones count from the end)
     #[arg(long, value_name = "LIST", default_value = "all", allow_hyphen_values = true)]
     pub positions: String,
-    /// Where to write [n_positions, n_vocab] f32
+    /// Output file: f32, shape [n_positions, n_vocab]
     #[arg(long, value_name = "FILE")]
     pub out: PathBuf,
 }
@@ -149,16 +91,16 @@ pub struct Perplexity {
     /// The model.
     #[command(flatten)]
     pub model: Model,
-    /// The text
+    /// Text file to read
     #[arg(short, long, value_name = "FILE")]
     pub file: Option<PathBuf>,
-    /// Read at most this many chunks; -1 is all
+    /// Read at most N chunks; -1 reads all
     #[arg(long, value_name = "N", default_value_t = -1, allow_negative_numbers = true)]
     pub chunks: i64,
-    /// Base logits: written, or read with --kl-divergence
+    /// File of base logits: written, or read with --kl-divergence
     #[arg(long, value_name = "FILE", visible_alias = "save-all-logits")]
     pub kl_divergence_base: Option<PathBuf>,
-    /// Compare with the base logits instead
+    /// Compare with the base logits: KL divergence instead of perplexity
     #[arg(long, requires = "kl_divergence_base")]
     pub kl_divergence: bool,
 }
@@ -166,34 +108,34 @@ pub struct Perplexity {
 /// `tandem explain`.
 #[derive(Debug, Args)]
 pub struct Explain {
-    /// The GGUF file (any shard of a split one); without it, the built-in demo model
+    /// GGUF file (any shard of a split model) [default: the built-in demo model]
     #[arg(value_name = "MODEL")]
     pub path: Option<PathBuf>,
     /// The model, by llama.cpp's flag, and how it would be opened.
     #[command(flatten)]
     pub model: Model,
-    /// Plan for a GPU with so much memory free instead of this machine's (16G)
+    /// Plan for a GPU with this much free memory (16G) instead of this machine's
     #[arg(long, value_name = "SIZE")]
     pub vram: Option<String>,
-    /// Plan for so much memory instead of this machine's (128G)
+    /// Plan for this much memory (128G) instead of this machine's
     #[arg(long, value_name = "SIZE")]
     pub ram: Option<String>,
-    /// Predict the speed with so many GB/s from memory instead of measuring this machine
+    /// Predict the speed for a memory bandwidth of N GB/s instead of measuring it
     #[arg(long, value_name = "N")]
     pub ram_gbps: Option<f64>,
-    /// Predict with so many GB/s from the GPU's memory [default: as measured, or 500 with --vram]
+    /// Predict for a GPU memory bandwidth of N GB/s [default: measured, or 500 with --vram]
     #[arg(long, value_name = "N")]
     pub vram_gbps: Option<f64>,
-    /// Predict with so many GB/s between memory and the GPU [default: as measured, or 22 with --vram]
+    /// Predict for N GB/s between memory and the GPU [default: measured, or 22 with --vram]
     #[arg(long, value_name = "N")]
     pub bus_gbps: Option<f64>,
-    /// Predict for so many tokens in the context
+    /// Predict for N tokens in the context
     #[arg(short, long, value_name = "N", default_value_t = 0)]
     pub depth: usize,
-    /// Every step of the tape, not only the sums
+    /// List every step of the tape, not only the sums
     #[arg(long)]
     pub steps: bool,
-    /// One JSON object
+    /// Print one JSON object
     #[arg(long)]
     pub json: bool,
 }
@@ -201,7 +143,7 @@ pub struct Explain {
 /// `tandem doctor`.
 #[derive(Debug, Args)]
 pub struct Doctor {
-    /// One JSON object
+    /// Print one JSON object
     #[arg(long)]
     pub json: bool,
 }
@@ -209,10 +151,10 @@ pub struct Doctor {
 /// `tandem tokenize`.
 #[derive(Debug, Args)]
 pub struct Tokenize {
-    /// The GGUF file; without it, the built-in demo model
+    /// GGUF file [default: the built-in demo model]
     #[arg(short, long, value_name = "FILE")]
     pub model: Option<PathBuf>,
-    /// The text
+    /// Text to tokenize
     #[arg(short, long, value_name = "TEXT")]
     pub prompt: Option<String>,
     /// Read the text from a file
@@ -221,13 +163,13 @@ pub struct Tokenize {
     /// Read the text from stdin
     #[arg(long, conflicts_with_all = ["prompt", "file"])]
     pub stdin: bool,
-    /// Print one JSON list of numbers
+    /// Print the token IDs as one JSON list
     #[arg(long)]
     pub ids: bool,
-    /// Do not put the begin-of-text token first
+    /// Do not add the begin-of-text token
     #[arg(long)]
     pub no_bos: bool,
-    /// Read control tokens as plain text
+    /// Treat control tokens as plain text
     #[arg(long)]
     pub no_parse_special: bool,
     /// Print the number of tokens too
@@ -238,16 +180,17 @@ pub struct Tokenize {
 /// `tandem template`.
 #[derive(Debug, Args)]
 pub struct Template {
-    /// The GGUF file whose template and vocabulary count; without it, the built-in demo model
+    /// GGUF file whose template and vocabulary are used [default: the built-in demo model]
     #[arg(short, long, value_name = "FILE")]
     pub model: Option<PathBuf>,
-    /// Read the template from a file; no model is needed then
+    /// Read the template from a file; no model is needed
     #[arg(long, value_name = "FILE", conflicts_with_all = ["model", "chat_template"])]
     pub chat_template_file: Option<PathBuf>,
-    /// The template of this name, where a model has several
+    /// Name of the template, if the model has several
     #[arg(long, value_name = "NAME")]
     pub chat_template: Option<String>,
-    /// The time that the template is told: YYYY-MM-DD, "YYYY-MM-DD HH:MM:SS", or seconds since 1970 [default: now]
+    /// The current time for the template: YYYY-MM-DD, "YYYY-MM-DD HH:MM:SS", or seconds since 1970
+    /// [default: now]
     #[arg(long, value_name = "TIME")]
     pub now: Option<Clock>,
 }
@@ -258,10 +201,10 @@ pub struct Verify {
     /// The model.
     #[command(flatten)]
     pub model: Model,
-    /// Tokens to run it over: all but the last four in one batch
+    /// Number of tokens to run, all but the last four in one batch
     #[arg(long, value_name = "N", default_value_t = 40)]
     pub tokens: usize,
-    /// Only the model, not the products of every format
+    /// Check only the model, not the matrix products of every format
     #[arg(long)]
     pub model_only: bool,
 }
@@ -272,7 +215,7 @@ pub struct Bench {
     /// The model.
     #[command(flatten)]
     pub model: Model,
-    /// Prompt lengths to measure
+    /// Prompt lengths
     #[arg(short = 'p', long, value_name = "N,..", value_delimiter = ',', default_values_t = [512])]
     pub n_prompt: Vec<usize>,
     /// Numbers of tokens to generate
@@ -281,10 +224,10 @@ pub struct Bench {
     /// Tokens already in the context
     #[arg(short = 'd', long, value_name = "N,..", value_delimiter = ',', default_values_t = [0])]
     pub n_depth: Vec<usize>,
-    /// Runs of each
+    /// Repetitions of each test
     #[arg(short, long, value_name = "N", default_value_t = 5)]
     pub repetitions: usize,
-    /// The form of the table
+    /// Format of the table
     #[arg(short, long, value_enum, default_value_t = Output::Md)]
     pub output: Output,
 }
@@ -299,11 +242,11 @@ pub struct Completions {
 /// `tandem man`.
 #[derive(Debug, Args)]
 pub struct Man {
-    /// The verb; without it, the program's own page
+    /// The verb; without it, the page of the program
     pub verb: Option<String>,
 }
 
-/// The form of a table.
+/// Format of a table.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
 pub enum Output {
     /// Markdown.
@@ -314,79 +257,10 @@ pub enum Output {
     Json,
 }
 
-/// llama.cpp's short flags of several letters, which clap cannot have.
-const SHORT: &[(&str, &str)] = &[
-    ("-ngl", "--gpu-layers"),
-    ("--n-gpu-layers", "--gpu-layers"),
-    ("-ot", "--override-tensor"),
-    ("-cmoe", "--cpu-moe"),
-    ("-ncmoe", "--n-cpu-moe"),
-    ("-ctk", "--cache-type-k"),
-    ("-ctv", "--cache-type-v"),
-    ("-tb", "--threads-batch"),
-    ("-ub", "--ubatch-size"),
-    ("-sys", "--system-prompt"),
-    ("-sysf", "--system-prompt-file"),
-    ("-rea", "--reasoning"),
-    ("-jf", "--json-schema"),
-];
-
-/// llama.cpp's short flags of several letters that have no meaning here: clap would read their first letter.
-const FOREIGN: &[(&str, &str)] = &[
-    ("-cnv", "tandem chat is a conversation"),
-    ("-no-cnv", "tandem run is one prompt; --raw continues it as it is"),
-    ("-fa", "attention is always the quick kind"),
-    ("-hf", "give a file with -m"),
-    ("-hfr", "give a file with -m"),
-    ("-mli", "a line that ends in a backslash goes on in the next"),
-    ("-nkvo", "the cache lies where its layer does"),
-    ("-sm", "one GPU is used"),
-    ("-mg", "one GPU is used"),
-    ("-ts", "one GPU is used"),
-    ("-st", "tandem run is a single turn"),
-    ("-md", "there are no draft models"),
-    ("-np", "tandem batch has --parallel"),
-];
-
-/// The process's arguments with llama.cpp's short forms written out, `-ngl 99` and `-ngl=99` alike. What follows `--`
-/// is left alone.
-pub fn arguments(args: impl Iterator<Item = OsString>) -> Vec<OsString> {
-    let mut plain = false;
-    args.map(|arg| {
-        plain |= arg == "--";
-        let Some(text) = arg.to_str().filter(|_| !plain) else { return arg };
-        let (flag, value) = text.split_once('=').map_or((text, None), |(f, v)| (f, Some(v)));
-        match (SHORT.iter().find(|(s, _)| *s == flag), value) {
-            (Some((_, long)), Some(v)) => format!("{long}={v}").into(),
-            (Some((_, long)), None) => (*long).into(),
-            (None, _) => arg,
-        }
-    })
-    .collect()
-}
-
-/// The arguments with a verb: where only flags are given, a person at a terminal wants to talk. Anybody else is told that
-/// there is none, in the error.
-pub fn with_verb(mut args: Vec<OsString>, at_terminal: bool) -> Result<Vec<OsString>, String> {
-    let command = Cli::command();
-    let verb = |arg: &OsString| command.get_subcommands().any(|c| *arg == *c.get_name()) || arg == "help";
-    let told = |arg: &OsString| ["-h", "--help", "-V", "--version"].iter().any(|f| arg == f);
-    let flag = args.get(1).is_some_and(|a| a.to_str().is_some_and(|a| a.starts_with('-')));
-    if flag && !args.iter().skip(1).any(|a| verb(a) || told(a)) {
-        if !at_terminal {
-            return Err("no verb: tandem run answers a prompt, tandem batch many; tandem --help lists them all".into());
-        }
-        args.insert(1, "chat".into());
-    }
-    let strange = |a: &&OsString| FOREIGN.iter().find(|(f, _)| *a == f);
-    match args.iter().skip(1).take_while(|a| *a != "--").find_map(|a| strange(&a)) {
-        Some((flag, instead)) => Err(format!("{flag}: no such flag here; {instead}")),
-        None => Ok(args),
-    }
-}
-
 #[cfg(test)]
 mod tests {
+    use clap::CommandFactory;
+
     use super::*;
 
     #[test]

@@ -15,9 +15,11 @@ use std::time::{Duration, Instant};
 
 use anyhow::{Context, Result};
 
-use super::args;
-use super::talking::{Manner, Talking};
-use super::{apart, stats, structured, usage};
+use super::errors::usage;
+use super::files::apart;
+use super::opened::{Mode, Opened};
+use super::stats::stats;
+use super::{args, structured};
 use crate::schedule::{Answer, Request, Scheduler};
 use crate::session::Interrupted;
 use crate::talk::{self, GenParams, Turns, Writer};
@@ -45,13 +47,13 @@ pub(super) fn run(a: &args::Batch) -> Result<()> {
         _ if std::io::stdin().is_terminal() => return usage("no requests; name a file, or pipe them in".into()),
         _ => Box::new(BufReader::new(std::io::stdin())),
     };
-    let t = Talking::open(
+    let t = Opened::open(
         &a.model,
         &a.sampling,
         &a.talk,
-        Manner { n_seq: a.parallel, raw: a.raw, leaves: true, requests: true },
+        Mode { n_seq: a.parallel, raw: a.raw, leaves: true, requests: true },
     )?;
-    let Talking { session, tokenizer, turns, settings, interrupted } = t;
+    let Opened { session, tokenizer, turns, settings, interrupted } = t;
     let system = a.talk.system()?;
     if turns.is_none() && system.is_some() {
         return usage("-sys: prompts are continued as they are here, and have no system message".into());

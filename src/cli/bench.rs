@@ -1,5 +1,5 @@
 //! `tandem bench`: prompt and decode rates on real text, with the share of this machine's memory bandwidth that decode
-//! reaches, and a hash of the last logits by which two builds can be told to compute the same.
+//! reaches, and a hash of the last logits, by which two builds can be compared.
 
 use std::time::Instant;
 
@@ -7,7 +7,9 @@ use anyhow::{Context, Result};
 use serde_json::json;
 
 use super::args::{self, Output};
-use super::{Failure, gguf, open, options, stats, usage};
+use super::errors::{Failure, usage};
+use super::open;
+use super::stats::stats;
 use crate::cpu::Bandwidth;
 use crate::plan::Place;
 use crate::session::{Session, Want};
@@ -37,7 +39,7 @@ pub(super) fn run(a: &args::Bench) -> Result<()> {
     if a.repetitions == 0 {
         return usage("--repetitions must be at least 1".into());
     }
-    let mut o = options(&a.model)?;
+    let mut o = open::options(&a.model)?;
     let most = |list: &[usize]| list.iter().copied().max().unwrap_or(0);
     let need = most(&a.n_depth) + most(&a.n_prompt).max(most(&a.n_gen));
     match o.n_ctx {
@@ -45,95 +47,123 @@ pub(super) fn run(a: &args::Bench) -> Result<()> {
         Some(_) => {}
         None => o.n_ctx = Some(need),
     }
-    let gguf = gguf(a.model.model.as_deref(), &o.load)?;
+    let gguf = open::header(a.model.model.as_deref(), &o.load)?;
     let name = gguf.meta.opt_str("general.name")?.unwrap_or("unnamed").to_string();
     let tokenizer = Tokenizer::new(&gguf).context(Failure::Model)?;
-    let mut s = open(gguf, &a.model, &o)?;
+    let mut s = open::session(gguf, &a.model, &o)?;
     let text = tokenizer.encode(TEXT, true, false)?;
-    let token = |i: usize| text[i % text.len()];
 
     let tape = &s.engine().tape;
     let size: usize = tape.weights.iter().map(|w| w.bytes).sum();
     let params: usize = tape.weights.iter().map(|w| w.count()).sum();
     let per_token: usize = tape.bytes_per_token();
-    // By place; of experts that run at both, all count as the CPU's here.
-    let bytes_at = |place: Place| {
-        let here = tape.steps.iter().zip(&s.engine().plan.places).filter(|(_, p)| **p == place);
-        here.map(|(step, _)| tape.step_bytes(step)).sum::<usize>()
-    };
-    let (cpu_bytes, gpu_bytes) = (bytes_at(Place::Cpu) as f64, bytes_at(Place::Gpu(0)) as f64);
-    let both = tape.steps.iter().filter(|s| s.half == Half::Rest).map(|s| tape.step_bytes(s)).sum::<usize>() as f64;
     let rates = s.engine().devices().first().map(|d| d.rates()).transpose()?;
     let threads = s.engine().pool.threads();
     let bandwidth = a.n_gen.iter().any(|n| *n > 0).then(Bandwidth::default);
 
+    let bench = Bench { text, read: Reads::new(&s), rates, bandwidth, repetitions: a.repetitions };
     let mut rows = Vec::new();
     for &depth in &a.n_depth {
-        for (&n, is_prompt) in
-            a.n_prompt.iter().map(|n| (n, true)).chain(a.n_gen.iter().map(|n| (n, false))).filter(|(n, _)| **n > 0)
-        {
-            let at = if depth > 0 { format!(" @ d{depth}") } else { String::new() };
-            let mut row = Row {
-                test: format!("{}{n}{at}", if is_prompt { "pp" } else { "tg" }),
-                rates: Vec::new(),
-                read: None,
-                gpu: None,
-                hash: 0,
-            };
-            let before: Vec<u32> = (0..depth).map(token).collect();
-            let now: Vec<u32> = (depth..depth + n).map(token).collect();
-            let (mut gbps, mut roofs, mut shares, mut gpu) = (Vec::new(), Vec::new(), Vec::new(), Vec::new());
-            // The first round warms caches and is not counted.
-            for round in 0..=a.repetitions {
-                if s.tokens(0).starts_with(&before) && s.tokens(0).len() >= depth {
-                    s.rewind(0, depth)?;
-                } else {
-                    s.clear(0);
-                    s.feed(0, &before, Want::None)?;
-                }
-                let before = bandwidth.as_ref().filter(|_| !is_prompt).map(|b| b.measure(&s.engine().pool));
-                let counts = |s: &Session| s.engine().devices().first().map(|d| d.cache_stats()).unwrap_or_default();
-                let had = counts(&s);
-                let start = Instant::now();
-                let mut logits = Vec::new();
-                if is_prompt {
-                    logits = s.feed(0, &now, Want::Last)?.into_logits();
-                } else {
-                    for &t in &now {
-                        logits = s.feed(0, &[t], Want::Last)?.into_logits();
-                    }
-                }
-                let seconds = start.elapsed().as_secs_f64();
-                if round > 0 {
-                    row.rates.push(n as f64 / seconds);
-                }
-                let has = counts(&s);
-                let hits = (has.hits - had.hits) as f64 / ((has.chosen - had.chosen) as f64).max(1.0);
-                if let Some((bus, memory)) = rates.filter(|_| round > 0) {
-                    gpu.push(match is_prompt {
-                        true => (has.passed_bytes - had.passed_bytes) as f64 / seconds / bus,
-                        false => n as f64 * (gpu_bytes + hits * both) / seconds / memory,
-                    });
-                }
-                if let (Some(before), Some(bandwidth)) = (before.filter(|_| round > 0), &bandwidth) {
-                    let roof = (before + bandwidth.measure(&s.engine().pool)) / 2.0;
-                    let rate = n as f64 * (cpu_bytes - hits * both) / seconds / 1e9;
-                    gbps.push(rate);
-                    roofs.push(roof);
-                    shares.push(rate / roof);
-                }
-                row.hash = hash(&logits);
-            }
-            row.gpu = rates.map(|_| median(&gpu));
-            if !is_prompt {
-                row.read = Some([median(&gbps), median(&roofs), median(&shares)]);
-            }
-            rows.push(row);
+        let tests = a.n_prompt.iter().map(|n| (*n, true)).chain(a.n_gen.iter().map(|n| (*n, false)));
+        for (n, is_prompt) in tests.filter(|(n, _)| *n > 0) {
+            rows.push(bench.row(&mut s, depth, n, is_prompt)?);
         }
     }
     let isa = simd::isa().name();
     stats(&s, &a.model)?;
     print(a.output, &rows, &Head { name, size, params, per_token, threads, isa, rates })
+}
+
+/// Bytes of weights that one token reads, by place.
+struct Reads {
+    cpu: f64,
+    gpu: f64,
+    /// Of experts that run on the CPU or on the GPU, token by token; they are part of `cpu`.
+    both: f64,
+}
+
+impl Reads {
+    fn new(s: &Session) -> Reads {
+        let (tape, places) = (&s.engine().tape, &s.engine().plan.places);
+        let at = |place: Place| {
+            let here = tape.steps.iter().zip(places).filter(|(_, p)| **p == place);
+            here.map(|(step, _)| tape.step_bytes(step)).sum::<usize>() as f64
+        };
+        let both = tape.steps.iter().filter(|s| s.half == Half::Rest).map(|s| tape.step_bytes(s)).sum::<usize>();
+        Reads { cpu: at(Place::Cpu), gpu: at(Place::Gpu(0)), both: both as f64 }
+    }
+}
+
+/// What all tests have in common.
+struct Bench {
+    text: Vec<u32>,
+    read: Reads,
+    /// Bytes per second over the bus and through the GPU's memory.
+    rates: Option<(f64, f64)>,
+    /// Measures memory right before and after every round of decoding.
+    bandwidth: Option<Bandwidth>,
+    repetitions: usize,
+}
+
+impl Bench {
+    /// Runs one test: a prompt of `n` tokens, or `n` single tokens, with `depth` tokens in the context.
+    fn row(&self, s: &mut Session, depth: usize, n: usize, is_prompt: bool) -> Result<Row> {
+        let token = |i: usize| self.text[i % self.text.len()];
+        let at = if depth > 0 { format!(" @ d{depth}") } else { String::new() };
+        let test = format!("{}{n}{at}", if is_prompt { "pp" } else { "tg" });
+        let mut row = Row { test, rates: Vec::new(), read: None, gpu: None, hash: 0 };
+        let before: Vec<u32> = (0..depth).map(token).collect();
+        let now: Vec<u32> = (depth..depth + n).map(token).collect();
+        let (mut gbps, mut roofs, mut shares, mut gpu) = (Vec::new(), Vec::new(), Vec::new(), Vec::new());
+        let bandwidth = self.bandwidth.as_ref().filter(|_| !is_prompt);
+        // The first round warms caches and is not counted.
+        for round in 0..=self.repetitions {
+            if s.tokens(0).starts_with(&before) && s.tokens(0).len() >= depth {
+                s.rewind(0, depth)?;
+            } else {
+                s.clear(0);
+                s.feed(0, &before, Want::None)?;
+            }
+            let before = bandwidth.map(|b| b.measure(&s.engine().pool));
+            let counts = |s: &Session| s.engine().devices().first().map(|d| d.cache_stats()).unwrap_or_default();
+            let had = counts(s);
+            let start = Instant::now();
+            let mut logits = Vec::new();
+            if is_prompt {
+                logits = s.feed(0, &now, Want::Last)?.into_logits();
+            } else {
+                for &t in &now {
+                    logits = s.feed(0, &[t], Want::Last)?.into_logits();
+                }
+            }
+            let seconds = start.elapsed().as_secs_f64();
+            row.hash = hash(&logits);
+            if round == 0 {
+                continue;
+            }
+            row.rates.push(n as f64 / seconds);
+            let has = counts(s);
+            let hits = (has.hits - had.hits) as f64 / ((has.chosen - had.chosen) as f64).max(1.0);
+            if let Some((bus, memory)) = self.rates {
+                gpu.push(match is_prompt {
+                    true => (has.passed_bytes - had.passed_bytes) as f64 / seconds / bus,
+                    false => n as f64 * (self.read.gpu + hits * self.read.both) / seconds / memory,
+                });
+            }
+            if let (Some(before), Some(bandwidth)) = (before, bandwidth) {
+                let roof = (before + bandwidth.measure(&s.engine().pool)) / 2.0;
+                let rate = n as f64 * (self.read.cpu - hits * self.read.both) / seconds / 1e9;
+                gbps.push(rate);
+                roofs.push(roof);
+                shares.push(rate / roof);
+            }
+        }
+        row.gpu = self.rates.map(|_| median(&gpu));
+        if !is_prompt {
+            row.read = Some([median(&gbps), median(&roofs), median(&shares)]);
+        }
+        Ok(row)
+    }
 }
 
 /// What the whole table has in common.
@@ -227,8 +257,8 @@ fn print(form: Output, rows: &[Row], h: &Head) -> Result<()> {
         if let Some((bus, memory)) = h.rates {
             writeln!(
                 out,
-                "The GPU copies {:.1} GB/s over the bus, and {:.1} GB/s within its memory: \"of GPU\" is the share of the \
-                 first for prompts, and of the second for single tokens.",
+                "The GPU reads {:.1} GB/s over the bus and {:.1} GB/s from its memory: \"of GPU\" is the share of the bus rate \
+                 for prompts, and of the memory rate for decode.",
                 bus / 1e9,
                 memory / 1e9
             )?;

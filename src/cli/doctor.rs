@@ -17,88 +17,19 @@
 //! ```
 
 mod judge;
+mod measure;
 
 use std::io::Write;
 use std::path::Path;
-use std::time::Duration;
 
 use anyhow::Result;
 use serde_json::{Value, json};
 
 use super::args;
-use crate::cpu::{Bandwidth, Host, Pool, Spent, best_threads};
-use crate::cuda;
-use crate::simd::{self, Isa};
+use super::human::{size, table, wrapped};
+use crate::cpu::{Host, best_threads};
 use judge::Remark;
-
-/// For how long others are watched while nothing runs here.
-const WATCH: Duration = Duration::from_millis(300);
-/// Each number of threads is measured so often, in turns: others come and go.
-const ROUNDS: usize = 3;
-
-/// What was measured.
-struct Tested {
-    /// GB/s by threads on cores of their own, rising.
-    by_threads: Vec<(usize, f64)>,
-    /// The same with a thread on every logical CPU, where cores have several.
-    siblings: Option<(usize, f64)>,
-    /// Shares of all CPUs' time that others used, and that a host took.
-    others: Option<(f64, f64)>,
-    isa: Isa,
-    detected: Isa,
-    gpu: Gpu,
-}
-
-/// The GPU, or why there is none to use.
-enum Gpu {
-    None(String),
-    There {
-        name: String,
-        /// Bytes free, and all.
-        memory: Option<(usize, usize)>,
-        /// Bytes per second over the bus, and of its memory.
-        rates: Result<(f64, f64), String>,
-    },
-}
-
-impl Tested {
-    /// GB/s that threads on cores of their own reach at most.
-    fn best(&self) -> f64 {
-        self.by_threads.iter().map(|x| x.1).fold(0.0, f64::max)
-    }
-
-    fn measure(root: &Path, host: &Host) -> Result<Tested> {
-        let before = Spent::now(root);
-        std::thread::sleep(WATCH);
-        let others = before.zip(Spent::now(root)).map(|(a, b)| b.since(&a));
-        let n = best_threads();
-        let mut counts: Vec<usize> = (0..).map(|i| 1 << i).take_while(|c| *c < n).collect();
-        counts.push(n);
-        // As many threads as logical CPUs of the same cores.
-        let fast = host.topology.cpus.iter().filter(|c| c.allowed && !c.efficient).count();
-        let with_siblings = (n == host.topology.cores(|c| c.allowed && !c.efficient) && fast > n).then_some(fast);
-        let all: Vec<usize> = counts.iter().copied().chain(with_siblings).collect();
-        let bandwidth = Bandwidth::default();
-        let pools = all.iter().map(|n| Pool::new(*n)).collect::<Result<Vec<_>>>()?;
-        let mut best = vec![0f64; pools.len()];
-        for _ in 0..ROUNDS {
-            for (best, pool) in best.iter_mut().zip(&pools) {
-                *best = best.max(bandwidth.measure(pool));
-            }
-        }
-        let gpu = match cuda::Gpu::open() {
-            Err(why) => Gpu::None(format!("{why:#}")),
-            Ok(gpu) => Gpu::There {
-                name: format!("{gpu:?}"),
-                memory: gpu.memory().ok(),
-                rates: gpu.rates().map_err(|e| format!("{e:#}")),
-            },
-        };
-        let mut by_threads: Vec<(usize, f64)> = all.into_iter().zip(best).collect();
-        let siblings = with_siblings.and_then(|_| by_threads.pop());
-        Ok(Tested { by_threads, siblings, others, isa: simd::isa(), detected: simd::detected(), gpu })
-    }
-}
+use measure::{Gpu, Tested};
 
 /// Runs the verb.
 pub(super) fn run(a: &args::Doctor) -> Result<()> {
@@ -140,7 +71,6 @@ fn flags(h: &Host) -> Vec<&'static str> {
 }
 
 fn report(h: &Host, t: &Tested, remarks: &[Remark]) -> String {
-    use super::explain::{size, table, wrapped};
     let top = &h.topology;
     let mut rows: Vec<Vec<String>> = Vec::new();
     let mut row = |name: &str, words: String| rows.push(vec![name.into(), words]);
@@ -166,6 +96,41 @@ fn report(h: &Host, t: &Tested, remarks: &[Remark]) -> String {
             if more.is_empty() { "none of the known".into() } else { more.join(" ") }
         ),
     );
+    memory_rows(h, &mut row);
+    for g in &h.governors {
+        let prefers = g.preference.as_ref().map_or(String::new(), |p| format!(", prefers {p}"));
+        row("clock", format!("{} ({}){prefers}, {} logical CPUs", g.name, g.driver, g.cpus));
+    }
+    others_rows(h, t, &mut row);
+    let mut out = format!("This machine\n{}\nReading memory\n", table(&rows, &[false, false]));
+    let bars = t.by_threads.iter().map(|x| (*x, "")).chain(t.siblings.map(|x| (x, "two threads on a core")));
+    let most = t.siblings.map_or(0.0, |x| x.1).max(t.best()).max(1e-9);
+    let bars = bars.map(|((n, gbps), note)| {
+        let bar = "#".repeat((gbps / most * 40.0).round() as usize);
+        let threads = if n == 1 { "1 thread".into() } else { format!("{n} threads") };
+        vec![threads, format!("{gbps:.1} GB/s"), bar, note.into()]
+    });
+    out += &table(&bars.collect::<Vec<_>>(), &[true, true, false, false]);
+    out += &wrapped(&format!(
+        "A model whose tokens read 1 GB of weights each can be generated with at most {:.1} tokens/s here; tandem explain \
+         MODEL says what to expect of one.",
+        t.best()
+    ));
+    out += "\nRemarks\n";
+    for r in remarks {
+        let lines = wrapped(&format!("{} ({}): {}.", r.weight.word(), r.about, r.words));
+        out += &lines;
+    }
+    if remarks.is_empty() {
+        out += "  None: nothing here is known to slow it down.\n";
+    }
+    out
+}
+
+type AddRow<'a> = &'a mut dyn FnMut(&str, String);
+
+/// Memory, swap, sticks, NUMA nodes and what the system allows.
+fn memory_rows(h: &Host, row: AddRow<'_>) {
     match h.memory {
         Some(m) => row("memory", format!("{}, {} free", size(m.total), size(m.free))),
         None => row("memory", "cannot be read".into()),
@@ -199,10 +164,10 @@ fn report(h: &Host, t: &Tested, remarks: &[Remark]) -> String {
             None => "cannot be read".into(),
         },
     );
-    for g in &h.governors {
-        let prefers = g.preference.as_ref().map_or(String::new(), |p| format!(", prefers {p}"));
-        row("clock", format!("{} ({}){prefers}, {} logical CPUs", g.name, g.driver, g.cpus));
-    }
+}
+
+/// Other programs and the GPU.
+fn others_rows(h: &Host, t: &Tested, row: AddRow<'_>) {
     if let Some((busy, stolen)) = t.others {
         let load = h.load.map_or(String::new(), |l| format!("; load {l:.1}"));
         let host = if stolen > 0.0 { format!(", a host took {:.0}%", stolen * 100.0) } else { String::new() };
@@ -222,29 +187,6 @@ fn report(h: &Host, t: &Tested, remarks: &[Remark]) -> String {
             }
         }
     }
-    let mut out = format!("This machine\n{}\nReading memory\n", table(&rows, &[false, false]));
-    let bars = t.by_threads.iter().map(|x| (*x, "")).chain(t.siblings.map(|x| (x, "two threads on a core")));
-    let most = t.siblings.map_or(0.0, |x| x.1).max(t.best()).max(1e-9);
-    let bars = bars.map(|((n, gbps), note)| {
-        let bar = "#".repeat((gbps / most * 40.0).round() as usize);
-        let threads = if n == 1 { "1 thread".into() } else { format!("{n} threads") };
-        vec![threads, format!("{gbps:.1} GB/s"), bar, note.into()]
-    });
-    out += &table(&bars.collect::<Vec<_>>(), &[true, true, false, false]);
-    out += &wrapped(&format!(
-        "A model whose tokens read 1 GB of weights each can be generated with at most {:.1} tokens/s here; tandem explain \
-         MODEL says what to expect of one.",
-        t.best()
-    ));
-    out += "\nRemarks\n";
-    for r in remarks {
-        let lines = wrapped(&format!("{} ({}): {}.", r.weight.word(), r.about, r.words));
-        out += &lines;
-    }
-    if remarks.is_empty() {
-        out += "  None: nothing here is known to slow it down.\n";
-    }
-    out
 }
 
 fn object(h: &Host, t: &Tested, remarks: &[Remark]) -> Value {

@@ -18,10 +18,10 @@
 //! state             {bytes, bytes_per_token, fixed_bytes} what a sequence remembers: bytes at full context, of which
 //!                                                         fixed_bytes do not grow with it; bytes_per_token is an
 //!                                                         average and may have a fraction
-//! places            [{place, steps, weight_bytes, state_bytes, buffer_bytes, cache_bytes}]   cache_bytes: experts that
-//!                                                         come and go
+//! places            [{place, steps, weight_bytes, state_bytes, buffer_bytes, cache_bytes}]   cache_bytes: the expert
+//!                                                         cache
 //! placement         {flags, words, gpu_free_bytes, gpu_needed_bytes, tokens_per_s, prompt_tokens_per_s}   flags: what asks
-//!                                                         for it in so many words; tokens_per_s: what is expected, or
+//!                                                         for this placement; tokens_per_s: what is expected, or
 //!                                                         the ceiling; the prompt's is null where the CPU reads it
 //! prediction        {ceiling_tokens_per_s, expected_tokens_per_s, at_most, depth, limit, words, parts_ms, threads, isa,
 //!                    steps, formats: [{format, bytes_per_token, gbps}], ram_gbps, ram_bytes, vram_gbps, bus_gbps,
@@ -36,65 +36,45 @@
 //! ```
 
 mod facts;
-mod fit;
-mod text;
+mod report;
+mod speed;
+mod verdict;
 
 use std::io::Write;
 
 use anyhow::{Context, Result};
 use serde_json::{Value, json};
 
-use super::predict::{self, Limit, Measured, Prediction, Rates};
-use super::{Failure, args, gguf, options, usage};
-use crate::cpu::{Bandwidth, Memory, Pool};
+use super::errors::{Failure, usage};
+use super::human::parse_size;
+use super::predict::{Limit, Rates};
+use super::{args, open};
+use crate::cpu::{Memory, Pool};
 use crate::gguf::Load;
 use crate::plan;
 use crate::session;
-use crate::simd;
 use facts::{Facts, Model, StepFacts};
-use fit::Fit;
-pub(super) use text::{size, table, wrapped};
-
-/// How fast it will be, and where that comes from.
-struct Speed {
-    depth: usize,
-    steps: usize,
-    isa: &'static str,
-    rates: Rates,
-    /// Where memory's rate comes from, in words.
-    ram_from: &'static str,
-    gpu_measured: bool,
-    /// What this machine's CPU does, or why that is not known.
-    measured: Result<Measured, String>,
-    prediction: Prediction,
-}
+use speed::Speed;
+use verdict::Fit;
 
 /// Runs the verb.
 pub(super) fn run(a: &args::Explain) -> Result<()> {
     let path = match (&a.path, &a.model.model) {
-        (Some(_), Some(_)) => return usage("the model is given twice; once is enough, with or without -m".into()),
+        (Some(_), Some(_)) => return usage("the model is given twice; give it once, with or without -m".into()),
         (a, b) => a.as_deref().or(b.as_deref()),
     };
-    let options = options(&a.model)?;
-    // Whatever the flags say of loading: the header is all that is read here.
-    let gguf = gguf(path, &Load { mmap: true, mlock: false })?;
+    check_rates(a)?;
+    let options = open::options(&a.model)?;
+    // The header is all that is read here, whatever the flags say about loading.
+    let gguf = open::header(path, &Load { mmap: true, mlock: false })?;
     let tape = session::tape(&gguf, &options).context(Failure::Model)?;
     super::unknown::unknown_keys(&gguf, &tape)?;
     let shape = session::shape(&gguf, &options).context(Failure::Model)?;
-    let bytes = |flag: &str, text: &str| match super::size(text) {
-        Some(n) => Ok(n),
-        None => usage(format!("{flag} {text}: a size like 16G expected")),
-    };
-    for (flag, rate) in [("--ram-gbps", a.ram_gbps), ("--vram-gbps", a.vram_gbps), ("--bus-gbps", a.bus_gbps)] {
-        if let Some(rate) = rate.filter(|r| !(*r > 0.0 && r.is_finite())) {
-            return usage(format!("{flag} {rate}: GB/s above 0 expected"));
-        }
-    }
     let n_ctx = session::context(&gguf, options.n_ctx)?;
     if a.depth >= n_ctx {
-        return usage(format!("--depth {}: fewer than the context's {n_ctx} tokens (-c) expected", a.depth));
+        return usage(format!("--depth {}: expected less than the context of {n_ctx} tokens (-c)", a.depth));
     }
-    let gpu = if a.vram.is_none() { super::gpu(&a.model, &options)? } else { None };
+    let gpu = if a.vram.is_none() { open::gpu(&a.model, &options)? } else { None };
     let vram = match (&a.vram, &gpu) {
         (Some(text), _) => Some((bytes("--vram", text)?, false)),
         (None, Some(gpu)) => Some((gpu.memory()?.0, gpu.shown)),
@@ -108,52 +88,55 @@ pub(super) fn run(a: &args::Explain) -> Result<()> {
     let placed = plan::fit(tape, &options.ask, budget, shape)?;
     let gpu = gpu.filter(|_| placed.plan.on_gpu() && (a.vram_gbps.is_none() || a.bus_gbps.is_none()));
     let of_gpu = gpu.map(|gpu| gpu.rates()).transpose()?;
-    let (bus, vram_rate) = of_gpu.unwrap_or((Rates::ASSUMED.bus, Rates::ASSUMED.vram));
-    let rates = Rates {
-        ram: a.ram_gbps.map(|r| r * 1e9),
-        vram: a.vram_gbps.map_or(vram_rate, |r| r * 1e9),
-        bus: a.bus_gbps.map_or(bus, |r| r * 1e9),
-    };
+    let rates = rates(a, of_gpu);
     let model =
         Model { gguf: &gguf, placed: &placed, vram: vram.map(|v| v.0), bus: rates.bus, options: &options, shape };
     let facts = Facts::new(&model)?;
     let fit = Fit::new(&model, &facts, memory);
-    let pool = Pool::new(options.threads)?;
-    let measured = match a.ram_gbps {
-        Some(_) => Err("What kernels and steps take at that rate is not known here, so this is a ceiling.".into()),
-        None => {
-            predict::measure(&placed.tape, &placed.plan, &pool, a.depth).map_err(|why| format!("Not predicted: {why}."))
+    let speed = Speed::new(a, &placed, &Pool::new(options.threads)?, rates, of_gpu.is_some());
+    print(a, &model, &facts, &fit, &speed)
+}
+
+/// Refuses rates that are no rates.
+fn check_rates(a: &args::Explain) -> Result<()> {
+    for (flag, rate) in [("--ram-gbps", a.ram_gbps), ("--vram-gbps", a.vram_gbps), ("--bus-gbps", a.bus_gbps)] {
+        if let Some(rate) = rate.filter(|r| !(*r > 0.0 && r.is_finite())) {
+            return usage(format!("{flag} {rate}: expected more than 0 GB/s"));
         }
-    };
-    // Where no walk was possible memory's rate is known all the same.
-    let ram = rates.ram.or_else(|| measured.is_err().then(|| Bandwidth::default().measure(&pool) * 1e9));
-    let rates = Rates { ram, ..rates };
-    let speed = Speed {
-        depth: a.depth,
-        steps: placed.tape.steps.len(),
-        isa: simd::isa().name(),
-        rates,
-        ram_from: match (a.ram_gbps, &a.ram) {
-            (Some(_), _) => "as given",
-            (None, Some(_)) => "as this machine's was measured just now",
-            (None, None) => "measured just now",
-        },
-        gpu_measured: of_gpu.is_some(),
-        prediction: Prediction::new(&placed.tape, &placed.plan, rates, measured.as_ref().ok()),
-        measured,
-    };
+    }
+    Ok(())
+}
+
+fn bytes(flag: &str, text: &str) -> Result<usize> {
+    match parse_size(text) {
+        Some(n) => Ok(n),
+        None => usage(format!("{flag} {text}: expected a size like 16G")),
+    }
+}
+
+/// The rates to predict with: as given, else as measured on the GPU (bus, memory), else assumed.
+fn rates(a: &args::Explain, of_gpu: Option<(f64, f64)>) -> Rates {
+    let (bus, vram) = of_gpu.unwrap_or((Rates::ASSUMED.bus, Rates::ASSUMED.vram));
+    Rates {
+        ram: a.ram_gbps.map(|r| r * 1e9),
+        vram: a.vram_gbps.map_or(vram, |r| r * 1e9),
+        bus: a.bus_gbps.map_or(bus, |r| r * 1e9),
+    }
+}
+
+fn print(a: &args::Explain, model: &Model<'_>, facts: &Facts, fit: &Fit, speed: &Speed) -> Result<()> {
     let mut out = std::io::stdout().lock();
     if a.json {
-        let mut object = object(&facts, &fit, &speed);
+        let mut object = object(facts, fit, speed);
         if a.steps {
-            object["steps"] = facts::steps(&model).iter().filter_map(step).collect();
+            object["steps"] = facts::steps(model).iter().filter_map(step).collect();
         }
         serde_json::to_writer_pretty(&mut out, &object).map_err(std::io::Error::from)?;
         writeln!(out)?;
     } else {
-        out.write_all(text::report(&facts, &fit, &speed).as_bytes())?;
+        out.write_all(report::report(facts, fit, speed).as_bytes())?;
         if a.steps {
-            out.write_all(text::steps(&facts::steps(&model)).as_bytes())?;
+            out.write_all(report::steps(&facts::steps(model)).as_bytes())?;
         }
     }
     out.flush()?;
@@ -250,7 +233,7 @@ fn prediction(s: &Speed) -> Value {
         "steps": s.steps,
         "formats": formats.collect::<Vec<_>>(),
         "ram_gbps": p.ram / 1e9,
-        "ram_bytes": m.map(|m| m.stretch),
+        "ram_bytes": m.map(|m| m.buffer),
         "vram_gbps": s.rates.vram / 1e9,
         "bus_gbps": s.rates.bus / 1e9,
         "gpu_measured": s.gpu_measured,

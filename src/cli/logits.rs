@@ -6,7 +6,10 @@ use std::path::Path;
 use anyhow::{Context, Result, bail};
 use serde_json::Value;
 
-use super::{apart, args, gguf, open, options, read_text, stats, usage};
+use super::errors::usage;
+use super::files::{apart, read_text};
+use super::stats::stats;
+use super::{args, open};
 use crate::session::{Options, Want};
 
 /// Runs the verb.
@@ -14,8 +17,8 @@ pub(super) fn run(a: &args::Logits) -> Result<()> {
     let tokens = tokens(&a.tokens)?;
     let positions = positions(&a.positions, tokens.len())?;
     apart("--out", &a.out, &[("the model", a.model.model.as_deref()), ("the tokens", Some(Path::new(&a.tokens)))])?;
-    let o = Options { n_wanted: None, ..options(&a.model)? };
-    let mut session = open(gguf(a.model.model.as_deref(), &o.load)?, &a.model, &o)?;
+    let o = Options { n_wanted: None, ..open::options(&a.model)? };
+    let mut session = open::session(open::header(a.model.model.as_deref(), &o.load)?, &a.model, &o)?;
     let n_vocab = session.n_vocab();
     let file = std::fs::File::create(&a.out).with_context(|| format!("cannot write {}", a.out.display()))?;
     let mut out = BufWriter::new(file);
@@ -30,22 +33,22 @@ pub(super) fn run(a: &args::Logits) -> Result<()> {
     stats(&session, &a.model)
 }
 
-/// Token numbers: `1,2,3`, or a JSON file with a list or an object that has `prompt_ids`.
+/// Token IDs: `1,2,3`, or a JSON file with a list or an object that has `prompt_ids`.
 fn tokens(text: &str) -> Result<Vec<u32>> {
     let list = if text.split(',').all(|n| n.trim().parse::<u32>().is_ok()) {
         text.split(',').map(|n| Ok(n.trim().parse()?)).collect::<Result<Vec<u32>>>()?
     } else {
         let json: Value =
-            serde_json::from_str(&read_text(Path::new(text))?).with_context(|| format!("{text}: no JSON"))?;
+            serde_json::from_str(&read_text(Path::new(text))?).with_context(|| format!("{text}: not JSON"))?;
         let list = json.as_array().or_else(|| json["prompt_ids"].as_array());
-        let Some(list) = list else { bail!("{text}: a list of numbers, or an object with prompt_ids, expected") };
+        let Some(list) = list else { bail!("{text}: expected a list of token IDs, or an object with prompt_ids") };
         let number = |v: &Value| v.as_u64().and_then(|n| u32::try_from(n).ok());
         list.iter()
-            .map(|v| number(v).with_context(|| format!("{text}: {v} is no token number")))
+            .map(|v| number(v).with_context(|| format!("{text}: {v} is not a token ID")))
             .collect::<Result<Vec<u32>>>()?
     };
     if list.is_empty() {
-        return usage(format!("--tokens {text}: at least one token expected"));
+        return usage(format!("--tokens {text}: expected at least one token"));
     }
     Ok(list)
 }
@@ -60,7 +63,7 @@ fn positions(text: &str, n: usize) -> Result<Vec<usize>> {
             let at = p.trim().parse::<i64>().ok().map(|p| if p < 0 { n as i64 + p } else { p });
             match at.and_then(|p| usize::try_from(p).ok()).filter(|p| *p < n) {
                 Some(p) => Ok(p),
-                None => usage(format!("--positions {p}: a position from {} to {} expected", -(n as i64), n - 1)),
+                None => usage(format!("--positions {p}: expected a position from {} to {}", -(n as i64), n - 1)),
             }
         })
         .collect()

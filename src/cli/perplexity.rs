@@ -7,7 +7,10 @@ use std::time::Instant;
 
 use anyhow::{Context, Result, bail};
 
-use super::{Failure, args, gguf, open, options, read_text, signals, stats, usage};
+use super::errors::{Failure, usage};
+use super::files::read_text;
+use super::stats::stats;
+use super::{args, open, signals};
 use crate::eval::base::{Reader, Writer, file_bytes};
 use crate::eval::{self, Chunks, Divergence, Likelihood, LogProbs};
 use crate::gguf::Gguf;
@@ -35,8 +38,8 @@ fn measure(a: &args::Perplexity, base: Option<&Path>, limit: usize) -> Result<()
         return usage("no text to read; give one with -f FILE".into());
     };
     let text = read_text(file)?;
-    let o = Options { n_wanted: None, ..options(&a.model)? };
-    let gguf = gguf(a.model.model.as_deref(), &o.load)?;
+    let o = Options { n_wanted: None, ..open::options(&a.model)? };
+    let gguf = open::header(a.model.model.as_deref(), &o.load)?;
     let n_ctx = context(&gguf, Some(a.model.ctx_size.unwrap_or(DEFAULT_CHUNK)))?;
     let tokenizer = Tokenizer::new(&gguf).context(Failure::Model)?;
     let mut tokens = encode(&tokenizer, &text)?;
@@ -44,25 +47,25 @@ fn measure(a: &args::Perplexity, base: Option<&Path>, limit: usize) -> Result<()
     tracing::info!("{}: {} tokens, {} chunks of {n_ctx}", file.display(), tokens.len(), chunks.n);
     tokens.truncate(chunks.n_tokens());
 
-    let mut reading = Reading::new(gguf, (o, &a.model), &tokenizer, chunks, tokens)?;
-    let n_vocab = reading.session.n_vocab();
-    let mut writer = base.map(|path| Writer::create(path, chunks, n_vocab, &reading.tokens)).transpose()?;
+    let mut chunk_reader = ChunkReader::new(gguf, (o, &a.model), &tokenizer, chunks, tokens)?;
+    let n_vocab = chunk_reader.session.n_vocab();
+    let mut writer = base.map(|path| Writer::create(path, chunks, n_vocab, &chunk_reader.tokens)).transpose()?;
     if let Some(path) = base {
         let mb = file_bytes(chunks, n_vocab) as f64 / 1e6;
-        tracing::info!("{}: the logits of {} rows, {mb:.1} MB when done", path.display(), chunks.n_rows());
+        tracing::info!("{}: writing the logits of {} rows, {mb:.1} MB", path.display(), chunks.n_rows());
     }
     let mut sum = Likelihood::default();
     for i in 0..chunks.n {
-        let read = reading.chunk(i, |rows, next| {
+        let read = chunk_reader.chunk(i, |rows, next| {
             rows.iter().zip(next).for_each(|(row, &token)| sum.add(row.nll(token)));
             writer.as_mut().map_or(Ok(()), |w| w.rows(rows))
         });
         if i > 0 && read.is_err() {
-            say("\n"); // what stopped it is said on a line of its own
+            say("\n"); // the error gets a line of its own
         }
         read?;
         if i == 0 {
-            reading.say_rest();
+            chunk_reader.say_rest();
         }
         say(&format!("[{}]{:.4},", i + 1, sum.ppl().value));
     }
@@ -70,15 +73,15 @@ fn measure(a: &args::Perplexity, base: Option<&Path>, limit: usize) -> Result<()
     if let Some(writer) = writer {
         writer.finish()?;
     }
-    stats(&reading.session, &a.model)?;
+    stats(&chunk_reader.session, &a.model)?;
     answer(&sum.report())
 }
 
 /// The figures of the model against those in the file `base`.
 fn compare(a: &args::Perplexity, base: &Path, limit: usize) -> Result<()> {
     let mut base = Reader::open(base)?;
-    let o = Options { n_wanted: None, ..options(&a.model)? };
-    let gguf = gguf(a.model.model.as_deref(), &o.load)?;
+    let o = Options { n_wanted: None, ..open::options(&a.model)? };
+    let gguf = open::header(a.model.model.as_deref(), &o.load)?;
     if let Some(n) = a.model.ctx_size {
         base.check_context(context(&gguf, Some(n))?)?;
     }
@@ -89,28 +92,28 @@ fn compare(a: &args::Perplexity, base: &Path, limit: usize) -> Result<()> {
     let chunks = Chunks { n: base.chunks.n.min(limit), ..base.chunks };
     if chunks.n_rows() < Divergence::LEAST_ROWS {
         bail!(
-            "{} chunks of {} tokens count {} rows, and fewer than {} say nothing: take more chunks, or longer ones",
+            "{} chunks of {} tokens give {} rows, fewer than {} needed: use more or longer chunks",
             chunks.n,
             chunks.n_ctx,
             chunks.n_rows(),
             Divergence::LEAST_ROWS
         );
     }
-    let mut reading = Reading::new(gguf, (o, &a.model), &tokenizer, chunks, base.tokens.clone())?;
-    base.check_vocabulary(reading.session.n_vocab())?;
+    let mut chunk_reader = ChunkReader::new(gguf, (o, &a.model), &tokenizer, chunks, base.tokens.clone())?;
+    base.check_vocabulary(chunk_reader.session.n_vocab())?;
     let mut sum = Divergence::default();
     for i in 0..chunks.n {
-        reading.chunk(i, |rows, next| {
+        chunk_reader.chunk(i, |rows, next| {
             eval::pairs(rows, &base.rows(rows.len())?, next).iter().for_each(|p| sum.add(p));
             Ok(())
         })?;
         if i == 0 {
-            reading.say_rest();
+            chunk_reader.say_rest();
             say(&format!("{}\n", Divergence::COLUMNS));
         }
         say(&format!("{}\n", sum.running(i + 1)));
     }
-    stats(&reading.session, &a.model)?;
+    stats(&chunk_reader.session, &a.model)?;
     answer(&sum.report())
 }
 
@@ -124,7 +127,7 @@ fn encode(tokenizer: &Tokenizer, text: &str) -> Result<Vec<u32>> {
 }
 
 /// A text that a model reads chunk by chunk.
-struct Reading {
+struct ChunkReader {
     session: Session,
     chunks: Chunks,
     tokens: Vec<u32>,
@@ -133,23 +136,23 @@ struct Reading {
     start: Instant,
 }
 
-impl Reading {
+impl ChunkReader {
     fn new(
         gguf: Gguf,
         (mut o, flags): (Options, &args::Model),
         tokenizer: &Tokenizer,
         chunks: Chunks,
         tokens: Vec<u32>,
-    ) -> Result<Reading> {
+    ) -> Result<ChunkReader> {
         let trained = context(&gguf, Some(0))?;
         if chunks.n_ctx > trained {
-            tracing::warn!("the model was trained on {trained} tokens of context, the chunks have {}", chunks.n_ctx);
+            tracing::warn!("chunks of {} tokens exceed the model's training context of {trained} tokens", chunks.n_ctx);
         }
         o.n_ctx = Some(chunks.n_ctx);
-        let session = open(gguf, flags, &o)?;
+        let session = open::session(gguf, flags, &o)?;
         signals::listen(&session, true)?;
         let bos = tokenizer.bos().filter(|_| tokenizer.adds_bos());
-        Ok(Reading { session, chunks, tokens, bos, n_batch: o.n_batch, start: Instant::now() })
+        Ok(ChunkReader { session, chunks, tokens, bos, n_batch: o.n_batch, start: Instant::now() })
     }
 
     /// Reads chunk `i`. `take` gets its counted rows, as many as a batch gives at a time (all of them would be
@@ -173,7 +176,7 @@ impl Reading {
         Ok(())
     }
 
-    /// Says, after the first chunk, how long all of them will take.
+    /// Tells, after the first chunk, how long all of them will take.
     fn say_rest(&self) {
         let seconds = self.start.elapsed().as_secs_f64();
         let all = seconds * self.chunks.n as f64;
@@ -182,7 +185,7 @@ impl Reading {
     }
 }
 
-/// Writes to stderr; that nobody reads it is no reason to stop.
+/// Writes to stderr; a closed stderr is no reason to stop.
 fn say(text: &str) {
     let _ = std::io::stderr().write_all(text.as_bytes());
 }

@@ -1,17 +1,18 @@
-//! How fast a model will generate, and what limits it: for `explain` before it is loaded, for `--stats` beside what was.
+//! How fast a model will decode, and what limits it: for `explain` before it is loaded, for `--stats` next to the
+//! measured rate.
 //!
 //! ```text
 //! ceiling   = 1 / (bytes on the CPU / memory's rate + bytes on the GPU / its memory's rate)
 //! expected  = 1 / (a token's walk on the CPU + others + bytes on the GPU / its memory's rate + sampling)
 //! the walk  = reading + kernels + attention + steps:
-//!     reading     bytes / what the threads read of a stretch as large as the weights
-//!     kernels     what the formats' kernels take longer than reading, measured on such a stretch
+//!     reading     bytes / what the threads read of a buffer as large as the weights
+//!     kernels     what the formats' kernels take longer than reading, measured on such a buffer
 //!     attention   as walked, at the asked depth
 //!     steps       what is left: threads that meet, norms, routing, quantized activations, pieces too small to share
 //! others    = how much longer the walks took in the mean than in the median: other programs' turns on the cores
 //! ```
 //! Of a step in halves, the larger of the CPU's and the GPU's counts, with as many experts cached as there are slots, as if
-//! they were chosen evenly. Of the GPU only reading is counted, so what is said for it is at most.
+//! they were chosen evenly. GPU time counts weight reads only, so the GPU estimate is an upper bound on speed.
 
 use std::collections::BTreeMap;
 use std::path::Path;
@@ -35,7 +36,7 @@ pub(super) struct Rates {
 }
 
 impl Rates {
-    /// Of a machine that is not here, where nothing is said: a card of the middle, PCIe 4.0 with 16 lanes.
+    /// Assumed for a machine that cannot be measured: a mid-range card, PCIe 4.0 with 16 lanes.
     pub(super) const ASSUMED: Rates = Rates { ram: None, vram: 500e9, bus: 22e9 };
 }
 
@@ -43,18 +44,18 @@ impl Rates {
 #[derive(Clone, Debug)]
 pub(super) struct Measured {
     pub(super) threads: usize,
-    /// Bytes per second that the threads read of a stretch like the weights.
+    /// Bytes per second that the threads read of a buffer as large as the weights.
     pub(super) ram: f64,
-    /// Bytes of that stretch.
-    pub(super) stretch: usize,
-    /// Bytes per second that the kernels of each format reach on such a stretch.
+    /// Bytes of that buffer.
+    pub(super) buffer: usize,
+    /// Bytes per second that the kernels of each format reach on such a buffer.
     pub(super) formats: BTreeMap<&'static str, f64>,
     pub(super) walked: Walked,
     /// Seconds to choose a token from its logits.
     pub(super) sampling: f64,
 }
 
-/// A stretch that no cache holds, on a machine whose caches are not known.
+/// Bytes that no cache holds, on a machine whose caches are not known.
 const LARGE: usize = 256 << 20;
 /// For how long tokens are walked.
 const WALK: Duration = Duration::from_millis(500);
@@ -68,11 +69,11 @@ pub(super) fn measure(tape: &Tape, plan: &Plan, pool: &Pool, depth: usize) -> Re
     if states > free / 2 {
         let gb = |n: usize| n as f64 / 1e9;
         let (has, needs) = (gb(free), gb(states));
-        return Err(format!("a context of {depth} tokens takes {needs:.1} GB, and {has:.1} GB are free to try it in"));
+        return Err(format!("a context of {depth} tokens needs {needs:.1} GB to measure, and {has:.1} GB are free"));
     }
     let rehearsal = Rehearsal::new(tape, &plan.places, pool, depth, room);
-    let stretch = rehearsal.bytes().min(room);
-    let bandwidth = Bandwidth::of(stretch);
+    let buffer = rehearsal.bytes().min(room);
+    let bandwidth = Bandwidth::of(buffer);
     let before = bandwidth.measure(pool);
     let walked = rehearsal.walk(WALK);
     let names = tape.weights.iter().filter(|w| w.kind == WeightKind::Matrix).map(|w| w.format());
@@ -93,7 +94,7 @@ pub(super) fn measure(tape: &Tape, plan: &Plan, pool: &Pool, depth: usize) -> Re
     let sampling = (0..5).map(pick).fold(f64::MAX, f64::min);
     // Other programs come and go: the better of two moments.
     let ram = before.max(bandwidth.measure(pool)) * 1e9;
-    Ok(Measured { threads: pool.threads(), ram, stretch, formats, walked, sampling })
+    Ok(Measured { threads: pool.threads(), ram, buffer, formats, walked, sampling })
 }
 
 /// What a token's time goes into.
@@ -105,7 +106,7 @@ pub(super) enum Limit {
     Kernels(&'static str),
     /// Attention over the context.
     Attention,
-    /// Everything that every step costs beside.
+    /// The fixed cost of every step.
     Steps,
     /// Other programs.
     Others,
@@ -140,7 +141,7 @@ pub(super) struct Prediction {
     pub(super) at_most: bool,
     /// Seconds of a token by what they go into; with the rates alone, reading.
     pub(super) parts: Vec<(Limit, f64)>,
-    /// The rates behind it.
+    /// Bytes per second from memory.
     pub(super) ram: f64,
     /// Bytes that a token reads from the CPU's memory.
     pub(super) cpu_bytes: f64,
@@ -157,7 +158,7 @@ impl Prediction {
         let (mut reading, mut walked, mut attention, mut gpu, mut floor) = (0.0, 0.0, 0.0, 0.0, 0.0);
         for (i, (step, place)) in tape.steps.iter().zip(&plan.places).enumerate() {
             let bytes = tape.step_bytes(step) as f64;
-            if matches!(place, Place::Gpu(_)) {
+            if *place == Place::Gpu(0) {
                 gpu += bytes / rates.vram;
                 floor += bytes / rates.vram;
                 continue;
@@ -215,23 +216,19 @@ impl Prediction {
         let ram = self.ram / 1e9;
         match self.limit() {
             Limit::Memory => format!(
-                "reading weights at the {ram:.1} GB/s that memory gives: faster memory or fewer bits per weight help, \
-                 more threads do not"
+                "memory bandwidth ({ram:.1} GB/s): faster memory or fewer bits per weight help, more threads do not"
             ),
             Limit::Kernels(name) => {
                 let rate = measured.and_then(|m| m.formats.get(name)).map_or(0.0, |r| r / 1e9);
-                format!("the kernels of {name}: {rate:.1} GB/s where {ram:.1} could be read; more cores help")
+                format!("the {name} kernels: {rate:.1} GB/s where memory gives {ram:.1}; more cores help")
             }
-            Limit::Attention => "attention over the context: a shorter one helps".into(),
+            Limit::Attention => "attention over the context: a shorter context helps".into(),
             Limit::Steps => format!(
-                "what {steps} steps cost beside reading weights (threads that meet, norms, routing): the model is small \
-                 for these caches and threads"
+                "the fixed cost of {steps} steps (thread synchronization, norms, routing): the model is small for this machine"
             ),
-            Limit::Others => "other programs, whose turns on the cores every loop waits for: stop them, or leave them \
-                              cores with -t"
-                .into(),
-            Limit::Gpu => "reading weights from the GPU's memory".into(),
-            Limit::Sampling => "choosing tokens from the vocabulary".into(),
+            Limit::Others => "other programs on the same cores: stop them, or leave them cores with -t".into(),
+            Limit::Gpu => "GPU memory bandwidth".into(),
+            Limit::Sampling => "sampling from the vocabulary".into(),
         }
     }
 
@@ -267,7 +264,7 @@ mod tests {
     use crate::plan::{Ask, CacheSize, fit};
     use crate::session::{self, Options};
 
-    /// The small reference model, all on the CPU, or beside a GPU of so many bytes.
+    /// The small reference model, all on the CPU, or with a GPU that has `vram` bytes.
     fn placed(vram: Option<usize>) -> plan::Fit {
         let path = Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/data/models/qwen3moe.gguf");
         let gguf = Gguf::open(&path).unwrap();
@@ -277,14 +274,14 @@ mod tests {
         fit(tape, &ask, vram, shape).unwrap()
     }
 
-    /// Each step takes so many seconds, a token 1 ms more than they.
+    /// Each step takes `step` seconds, a token 1 ms more than all steps.
     fn measured(tape: &Tape, step: f64, ram: f64, format: f64) -> Measured {
         let steps: Vec<Option<f64>> = tape.steps.iter().map(|_| Some(step)).collect();
         let token = step * steps.len() as f64 + 1e-3;
         Measured {
             threads: 2,
             ram,
-            stretch: 1 << 20,
+            buffer: 1 << 20,
             formats: tape.weights.iter().map(|w| (w.format(), format)).collect(),
             walked: Walked { token, mean: token + 0.5e-3, steps, logits: Vec::new() },
             sampling: 2e-3,
@@ -324,7 +321,7 @@ mod tests {
     }
 
     #[test]
-    fn what_stands_on_a_gpu_is_counted_at_its_rate() {
+    fn what_is_on_a_gpu_is_counted_at_its_rate() {
         let p = placed(Some(1 << 30));
         assert!(p.plan.on_gpu());
         let at = |place: Place| {
@@ -344,7 +341,7 @@ mod tests {
         let pool = Pool::new(1).unwrap();
         let m = measure(&p.tape, &p.plan, &pool, 10).unwrap();
         assert!(m.ram > 0.0 && m.sampling > 0.0 && m.walked.token > 0.0 && m.formats["F32"] > 0.0);
-        assert!(m.stretch <= p.tape.weights.iter().map(|w| w.bytes).sum());
+        assert!(m.buffer <= p.tape.weights.iter().map(|w| w.bytes).sum());
         assert!(measure(&p.tape, &p.plan, &pool, usize::MAX / 1_000_000).unwrap_err().contains("GB are free"));
     }
 }

@@ -1,5 +1,5 @@
-//! What Ctrl-C does, and the signals that end a program (a terminal that closes, kill, a shutdown): the work at hand
-//! stops, what was said so far is kept, and one who waits for a line is called back.
+//! What Ctrl-C does, and the signals that end a program (a closed terminal, kill, a shutdown): the current work stops,
+//! what was generated so far is kept, and the line editor is interrupted.
 
 use std::io::IsTerminal;
 use std::sync::Arc;
@@ -27,13 +27,13 @@ const AGAIN: Duration = Duration::from_millis(10);
 pub(super) fn listen(session: &Session, leaves: bool) -> Result<Arc<AtomicBool>> {
     let asked = Arc::new(AtomicBool::new(false));
     let (flag, stop) = (asked.clone(), session.stop_flag());
-    // Under nohup, or behind a script's &, some are to be ignored.
+    // Under nohup, or in the background of a script, some are to be ignored.
     let ignored = ignored(&std::fs::read_to_string("/proc/self/status").unwrap_or_default());
     let listened = [SIGINT, SIGTERM, SIGHUP].into_iter().filter(|s| ignored >> (s - 1) & 1 == 0);
     let mut signals = Signals::new(listened).context("cannot listen for Ctrl-C")?;
     std::thread::spawn(move || {
         for signal in signals.forever() {
-            // First of all: whoever takes the flags back looks for this behind that.
+            // This comes first: whoever lowers the flags below checks `leaving` after that.
             let again = match signal {
                 SIGINT => flag.load(Ordering::SeqCst) && leaves && !leaving(),
                 _ => LEAVING.swap(signal, Ordering::SeqCst) != 0,

@@ -5,7 +5,8 @@ use std::path::Path;
 use anyhow::Result;
 
 use super::args::Structured;
-use super::{read_text, usage};
+use super::errors::usage;
+use super::files::read_text;
 use crate::text::grammar::Kind;
 
 /// The form that the flags ask for, if any.

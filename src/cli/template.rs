@@ -5,7 +5,9 @@ use std::io::{IsTerminal, Read, Write};
 use anyhow::{Context, Result};
 use serde_json::Value;
 
-use super::{Failure, args, gguf, read_text, usage};
+use super::errors::{Failure, usage};
+use super::files::read_text;
+use super::{args, open};
 use crate::gguf::Load;
 use crate::text::{Clock, Template, Tokenizer};
 
@@ -21,12 +23,12 @@ pub(super) fn run(a: &args::Template) -> Result<()> {
     stdin.read_to_end(&mut bytes).context("cannot read stdin")?;
     let mut variables: Value = serde_json::from_slice(&bytes).context("stdin is not one JSON object")?;
     let Some(object) = variables.as_object_mut() else {
-        return usage(format!("stdin is {variables}, but a JSON object was expected, with messages in it"));
+        return usage(format!("stdin is {variables}, expected a JSON object with messages in it"));
     };
     let template = match &a.chat_template_file {
         Some(path) => Template::new(&read_text(path)?, &path.display().to_string())?,
         None => {
-            let gguf = gguf(a.model.as_deref(), &Load::default())?;
+            let gguf = open::header(a.model.as_deref(), &Load::default())?;
             Tokenizer::new(&gguf).context(Failure::Model)?.add_variables(object);
             let tools = object.get("tools").and_then(Value::as_array).is_some_and(|t| !t.is_empty());
             Template::of(&gguf.meta, a.chat_template.as_deref(), tools).context(Failure::Model)?

@@ -1,17 +1,19 @@
-//! `tandem tokenize`: text to token numbers, printed as llama-tokenize prints them.
+//! `tandem tokenize`: text to token IDs, printed as llama-tokenize prints them.
 
 use std::io::{BufWriter, IsTerminal, Read, Write};
 
 use anyhow::{Context, Result, anyhow};
 
-use super::{Failure, args, gguf, read_text, usage};
+use super::errors::{Failure, usage};
+use super::files::read_text;
+use super::{args, open};
 use crate::gguf::Load;
 use crate::text::Tokenizer;
 
 /// Runs the verb.
 pub(super) fn run(a: &args::Tokenize) -> Result<()> {
     let text = text(a)?;
-    let gguf = gguf(a.model.as_deref(), &Load::default())?;
+    let gguf = open::header(a.model.as_deref(), &Load::default())?;
     let tokenizer = Tokenizer::new(&gguf).context(Failure::Model)?;
     let ids = tokenizer.encode(&text, tokenizer.adds_bos() && !a.no_bos, !a.no_parse_special)?;
     let mut out = BufWriter::new(std::io::stdout().lock());

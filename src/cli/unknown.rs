@@ -1,11 +1,10 @@
 //! Metadata keys that nobody knows: told once when a model is opened, an error under `--strict`.
 
-use std::sync::Once;
-use std::sync::atomic::Ordering;
+use std::sync::atomic::{AtomicBool, Ordering};
 
-use anyhow::{Result, anyhow};
+use anyhow::Result;
 
-use super::{Failure, STRICT};
+use super::errors::doubt;
 use crate::gguf::Gguf;
 use crate::tape::Tape;
 
@@ -35,10 +34,6 @@ pub(super) fn unknown_keys(gguf: &Gguf, tape: &Tape) -> Result<()> {
         gguf.path.display(),
         unknown[..unknown.len().min(NAMED)].join(", ")
     );
-    if STRICT.load(Ordering::Relaxed) {
-        return Err(anyhow!(text).context(Failure::Usage));
-    }
-    static TOLD: Once = Once::new(); // a verb may open the model more than once
-    TOLD.call_once(|| tracing::warn!("{text}"));
-    Ok(())
+    static TOLD: AtomicBool = AtomicBool::new(false); // a verb may open the model more than once
+    if TOLD.swap(true, Ordering::Relaxed) { Ok(()) } else { doubt(text) }
 }

@@ -1,4 +1,4 @@
-//! `tandem verify`: whether this machine computes what it should, on every place that it has.
+//! `tandem verify`: whether this machine computes what it should, on the CPU with every instruction set and on the GPU.
 //!
 //! Two tables. The first holds products of every weight format to sums in f64 of the decoded weights. The second runs a
 //! model: every step is given the scalar kernels' values, and what it makes of them on each place is compared with what
@@ -12,7 +12,8 @@ use std::sync::Arc;
 
 use anyhow::{Context, Result, bail};
 
-use super::{Failure, args, gguf, options};
+use super::errors::Failure;
+use super::{args, open};
 use crate::cpu::{self, Group, Pool};
 use crate::cuda::{Gpu, Ptr, module_of};
 use crate::plan::CacheSize;
@@ -25,7 +26,7 @@ use crate::tape::{Batch, GpuIo, GpuValue, GpuWeight, Pairs, Scratch};
 /// What products may be off: activations of 8 bits, with a scale for 32 of them, are off by 3e-5, and with one for 256 by
 /// 6e-5. A single code that is off by one in every block of 32 shows as 1e-3 or more.
 const PRODUCT: f64 = 1.5e-4;
-/// What a step may be off beside the scalar kernels: on the CPU by the order of sums, and rows that are rounded again; on
+/// What a step may be off from the scalar kernels: on the CPU by the order of sums, and rows that are rounded again; on
 /// the GPU also by activations that share a scale with fewer others, twice in an expert, whose products then cancel in a
 /// single token's sum (6.5e-4 was seen), and by attention in f16.
 const STEP: (f64, f64) = (1e-6, 2e-3);
@@ -38,7 +39,7 @@ enum Where {
     Cpu(Isa),
     /// All that a GPU can do.
     Gpu,
-    /// Experts on the CPU beside a cache of some.
+    /// Experts on the CPU, some of them cached on the GPU.
     Hybrid,
 }
 
@@ -61,7 +62,7 @@ pub(super) fn run(a: &args::Verify) -> Result<()> {
     let gpu = match Gpu::open() {
         Ok(gpu) => Some(Arc::new(gpu)),
         Err(e) => {
-            tracing::info!("GPU: not verified, because {e:#}");
+            tracing::info!("GPU: not verified: {e:#}");
             None
         }
     };
@@ -86,13 +87,13 @@ pub(super) fn run(a: &args::Verify) -> Result<()> {
     if bad.is_empty() {
         return Ok(writeln!(std::io::stdout(), "\nAll within their limits.")?);
     }
-    bail!("{} of the figures above are beyond their limits: {}", bad.len(), bad.join("; "))
+    bail!("{} of the errors above exceed their limits: {}", bad.len(), bad.join("; "))
 }
 
 /// A line of a table: what, and for each place the worst error and its limit.
-type Lines = BTreeMap<String, Vec<Option<(f64, f64)>>>;
+type ErrorTable = BTreeMap<String, Vec<Option<(f64, f64)>>>;
 
-fn report(head: &str, places: &[Where], lines: &Lines, bad: &mut Vec<String>) -> Result<()> {
+fn report(head: &str, places: &[Where], lines: &ErrorTable, bad: &mut Vec<String>) -> Result<()> {
     let mut out = std::io::stdout().lock();
     let wide = lines.keys().map(String::len).max().unwrap_or(0).max(head.len());
     write!(out, "\n{head:wide$}")?;
@@ -107,7 +108,7 @@ fn report(head: &str, places: &[Where], lines: &Lines, bad: &mut Vec<String>) ->
                     let over = error.is_nan() || error > limit;
                     write!(out, "  {:>9}{}", format!("{error:.1e}"), if over { '!' } else { ' ' })?;
                     if over {
-                        bad.push(format!("{name} on {} is off by {error:.1e}, {limit:.0e} allowed", place.name()));
+                        bad.push(format!("{name} on {}: error {error:.1e}, at most {limit:.0e} allowed", place.name()));
                     }
                 }
             }
@@ -129,9 +130,9 @@ fn nmse(want: impl Iterator<Item = f64>, got: &[f32]) -> f64 {
 }
 
 /// Products of every format with few and with many rows.
-fn products(places: &[Where], gpu: Option<&Gpu>) -> Result<Lines> {
+fn products(places: &[Where], gpu: Option<&Gpu>) -> Result<ErrorTable> {
     let pool = Pool::new(0)?;
-    let mut lines = Lines::new();
+    let mut lines = ErrorTable::new();
     let mut rng = Rng(7);
     for ty in quant::TYPES {
         let (n_out, n_in) = (70, if ty.act.block() == 1 { 500 } else { 1024 });
@@ -213,7 +214,7 @@ impl Calls {
         Ok(logits)
     }
 
-    /// The same with nobody looking, as it runs for users.
+    /// Feeds them all without an observer, as for users; returns the logits of all tokens.
     fn plain(&self, s: &mut Session) -> Result<Vec<f32>> {
         let (prompt, rest) = self.tokens.split_at(self.prompt);
         let mut logits = s.feed(0, prompt, Want::All)?.into_logits();
@@ -225,13 +226,13 @@ impl Calls {
 }
 
 /// What a call of a step gave: (call, label, number of the output) -> values.
-type Known = BTreeMap<(usize, String), Vec<Vec<f32>>>;
+type Reference = BTreeMap<(usize, String), Vec<Vec<f32>>>;
 
-fn model(a: &args::Verify, places: &[Where], gpu: Option<&Arc<Gpu>>, best: Isa) -> Result<Lines> {
-    let base = Options { n_wanted: None, ..options(&a.model)? };
-    let open = |place: Where| -> Result<Session> {
+fn model(a: &args::Verify, places: &[Where], gpu: Option<&Arc<Gpu>>, best: Isa) -> Result<ErrorTable> {
+    let base = Options { n_wanted: None, ..open::options(&a.model)? };
+    let open_at = |place: Where| -> Result<Session> {
         let mut o = Options { n_ctx: Some(base.n_ctx.unwrap_or(512).max(a.tokens)), ..base.clone() };
-        let file = gguf(a.model.model.as_deref(), &o.load)?;
+        let file = open::header(a.model.model.as_deref(), &o.load)?;
         let opened = match place {
             Where::Cpu(isa) => {
                 simd::set(isa);
@@ -252,7 +253,7 @@ fn model(a: &args::Verify, places: &[Where], gpu: Option<&Arc<Gpu>>, best: Isa) 
         };
         opened.context(Failure::Model)
     };
-    let mut s = open(Where::Cpu(Isa::Scalar))?;
+    let mut s = open_at(Where::Cpu(Isa::Scalar))?;
     let calls = Calls::new(s.n_vocab(), a.tokens.max(2));
     // Lines are ops and the formats that they read.
     let tape = &s.engine().tape;
@@ -262,12 +263,12 @@ fn model(a: &args::Verify, places: &[Where], gpu: Option<&Arc<Gpu>>, best: Isa) 
         format!("{} {}", step.op.name(), formats.join(" ")).trim_end().to_owned()
     };
     let line_of: BTreeMap<String, String> = tape.steps.iter().map(|s| (s.label.clone(), line(s))).collect();
-    let mut known = Known::new();
+    let mut known = Reference::new();
     let logits = calls.feed(&mut s, &mut |call, label, values| {
         known.entry((call, label.to_owned())).or_default().push(values.to_vec());
     })?;
     drop(s);
-    let mut lines = Lines::new();
+    let mut lines = ErrorTable::new();
     for (at, &place) in places.iter().enumerate() {
         let (step_limit, logit_limit) = if place.is_cpu() { (STEP.0, LOGITS.0) } else { (STEP.1, LOGITS.1) };
         let mut put = |name: &str, error: f64, limit: f64| {
@@ -275,11 +276,11 @@ fn model(a: &args::Verify, places: &[Where], gpu: Option<&Arc<Gpu>>, best: Isa) 
             let before = cell.map_or(0.0, |(e, _)| e);
             *cell = Some((if error > before || error.is_nan() { error } else { before }, limit));
         };
-        let mut s = open(place)?;
+        let mut s = open_at(place)?;
         let mut seen: BTreeMap<(usize, String), usize> = BTreeMap::new();
         calls.feed(&mut s, &mut |call, label, values| {
             let key = (call, label.to_owned());
-            // Halves of a step have no counterpart; their sum has.
+            // The halves of a step have no counterpart; their sum has one.
             let Some(want) = known.get(&key) else { return };
             let turn = seen.entry(key).or_insert(0);
             put(&line_of[label], nmse(want[*turn].iter().map(|v| *v as f64), values), step_limit);
@@ -287,7 +288,7 @@ fn model(a: &args::Verify, places: &[Where], gpu: Option<&Arc<Gpu>>, best: Isa) 
             *turn += 1;
         })?;
         drop(s);
-        let got = calls.plain(&mut open(place)?)?;
+        let got = calls.plain(&mut open_at(place)?)?;
         put("~ logits of the whole", nmse(logits.iter().map(|v| *v as f64), &got), logit_limit);
     }
     Ok(lines)

@@ -235,7 +235,7 @@ impl Fit {
             let halves = || self.tape.steps.iter().filter(|s| s.half == Half::Cached);
             if let Some(step) = halves().next() {
                 let n = experts_of(&self.tape, step);
-                text += &format!(" beside a cache of {} of {n} in each", self.plan.cache.slots);
+                text += &format!(", {} of {n} in each cached on the GPU", self.plan.cache.slots);
             }
         }
         text + &format!("; {:.2} GB of GPU memory", self.room.total() as f64 / 1e9)

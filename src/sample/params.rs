@@ -45,7 +45,7 @@ pub struct Params {
     pub frequency_penalty: f32,
     /// DRY takes multiplier x base ^ (repeated tokens - allowed length) off a logit; 0 is off.
     pub dry_multiplier: f32,
-    /// See there.
+    /// The base in DRY's formula, see `dry_multiplier`.
     pub dry_base: f32,
     /// Repetitions shorter than this cost nothing.
     pub dry_allowed_length: i32,
@@ -197,18 +197,18 @@ impl Params {
         NUMBERS.iter().map(|(names, field, _)| (names[0], value(field))).collect()
     }
 
-    /// Why the number of this name does nothing as things are, if that is so.
+    /// Why the number of this name has no effect with the current settings; None if it has one.
     pub fn idle(&self, name: &str) -> Option<String> {
         let (names, _, stage) = number(name)?;
         match (self.mirostat > 0, stage) {
-            (true, Some(_)) if names[0] != "temperature" => Some("mirostat chooses without it".into()),
+            (true, Some(_)) if names[0] != "temperature" => Some("mirostat does not use it".into()),
             (false, None) if names[0].starts_with("mirostat_") => Some("mirostat is off".into()),
             (false, Some(stage)) if !self.order.contains(stage) => {
-                Some(format!("the order of samplers does not have {}", stage.name()))
+                Some(format!("the sampler order does not include {}", stage.name()))
             }
             // These leave the likeliest candidate where it is.
             (false, Some(Stage::TopK | Stage::TopP | Stage::MinP | Stage::TopNSigma)) if self.greedy() => {
-                Some("temperature 0 takes the likeliest token".into())
+                Some("temperature 0 always takes the most likely token".into())
             }
             (false, _) => {
                 let (needs, is_off) = match names[0] {
@@ -312,7 +312,7 @@ mod tests {
     #[test]
     fn a_number_without_effect_says_why() {
         let p = Params { order: vec![Stage::TopK], ..Params::default() };
-        assert!(p.idle("top_p").unwrap().contains("does not have top_p"));
+        assert!(p.idle("top_p").unwrap().contains("does not include top_p"));
         assert!(p.idle("mirostat_lr").unwrap().contains("mirostat is off"));
         assert_eq!(p.idle("top_k"), None);
         let p = Params::default();
@@ -326,7 +326,7 @@ mod tests {
         }
         assert_eq!(Params { repeat_penalty: 1.1, ..p.clone() }.idle("repeat-last-n"), None);
         let p = Params { temperature: 0.0, ..p };
-        assert!(p.idle("top_k").unwrap().contains("likeliest") && p.idle("typical_p").is_none() && !p.draws());
+        assert!(p.idle("top_k").unwrap().contains("most likely") && p.idle("typical_p").is_none() && !p.draws());
         assert!(Params { xtc_probability: 0.5, ..p.clone() }.draws());
         let p = Params { mirostat: 2, ..Params::default() };
         assert!(p.idle("top_k").unwrap().contains("mirostat") && p.idle("dynatemp_range").is_some());

@@ -6,7 +6,8 @@ use std::sync::atomic::{AtomicBool, Ordering};
 use anyhow::{Result, bail};
 use serde_json::{Value, json};
 
-use super::{Stops, Turns};
+use super::stops::Stops;
+use super::turns::{self, Turns};
 use crate::sample::{Sampler, logprob_of, logprobs};
 use crate::session::{Output, Session, Want};
 use crate::text::grammar::{DeadEnd, Grammar};
@@ -45,7 +46,7 @@ pub enum End {
     /// The grammar: nothing can follow.
     Complete,
     /// The limit of tokens was reached.
-    Limit,
+    Limit(usize),
     /// The context.
     Context,
     /// The user.
@@ -53,15 +54,15 @@ pub enum End {
 }
 
 impl End {
-    /// In words.
-    pub fn words(&self) -> String {
+    /// For people: `stopped: reached -n 64`.
+    pub fn describe(&self) -> String {
         match self {
-            End::Model => "the model".into(),
-            End::Stop(text) => format!("the stop text {text:?}"),
-            End::Complete => "the grammar".into(),
-            End::Limit => "the limit of tokens (-n)".into(),
-            End::Context => "the end of the context (a larger -c gives room)".into(),
-            End::Interrupted => "an interrupt".into(),
+            End::Model => "stopped: end of the answer".into(),
+            End::Stop(text) => format!("stopped: stop text {text:?}"),
+            End::Complete => "stopped: the grammar is complete".into(),
+            End::Limit(n) => format!("stopped: reached -n {n}"),
+            End::Context => "stopped: the context is full (a larger -c gives more room)".into(),
+            End::Interrupted => "stopped: interrupted".into(),
         }
     }
 
@@ -70,7 +71,7 @@ impl End {
         match self {
             End::Model | End::Complete => "end",
             End::Stop(_) => "stop",
-            End::Limit => "limit",
+            End::Limit(_) => "limit",
             End::Context => "context",
             End::Interrupted => "interrupted",
         }
@@ -93,7 +94,7 @@ pub struct Generated {
 impl Generated {
     /// The message that it is in a conversation; None if nothing was said.
     pub fn message(&self) -> Option<Value> {
-        let mut message = super::message("assistant", &self.answer);
+        let mut message = turns::message("assistant", &self.answer);
         if !self.reasoning.is_empty() {
             message["reasoning_content"] = self.reasoning.clone().into();
         }
@@ -180,8 +181,8 @@ impl<'t> Writer<'t> {
     /// # Errors
     /// If the logits are not numbers, or the grammar allows no token.
     pub fn next(&mut self, output: &Output) -> Result<(u32, Parts, Option<End>)> {
-        if self.params.limit == Some(self.generated.tokens.len()) {
-            return Ok((0, self.finish(), Some(End::Limit)));
+        if let Some(n) = self.params.limit.filter(|n| *n == self.generated.tokens.len()) {
+            return Ok((0, self.finish(), Some(End::Limit(n))));
         }
         if match output {
             Output::Logits(logits) => logits.iter().any(|v| v.is_nan()),
@@ -218,8 +219,7 @@ impl<'t> Writer<'t> {
         let end = match stop {
             Some(stop) => Some(End::Stop(stop)),
             None if complete => Some(End::Complete),
-            None if self.params.limit == Some(self.generated.tokens.len()) => Some(End::Limit),
-            None => None,
+            None => self.params.limit.filter(|n| *n == self.generated.tokens.len()).map(End::Limit),
         };
         if end.is_some() && !matches!(end, Some(End::Stop(_))) {
             parts.extend(self.finish());
@@ -254,7 +254,7 @@ impl<'t> Writer<'t> {
         match self.sampler.pick(logits, allowed) {
             Some(token) => Ok(token),
             None if allowed.is_some() => Err(DeadEnd.into()),
-            None => bail!("no token is left to choose: --logit-bias forbids all that the model gives"),
+            None => bail!("no token is left to sample: --logit-bias forbids every one"),
         }
     }
 

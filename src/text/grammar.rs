@@ -222,7 +222,7 @@ fn word(tokenizer: &Tokenizer, id: u32) -> Vec<u8> {
 fn plain(e: anyhow::Error) -> anyhow::Error {
     let text = format!("{e:#}");
     if text.contains("coerce_one_of") {
-        return anyhow::anyhow!("the options of a oneOf are not known to exclude each other; anyOf can be kept");
+        return anyhow::anyhow!("the options of a oneOf are not known to exclude each other; use anyOf");
     }
     let text = text.split("<backtrace>").next().unwrap_or("");
     anyhow::anyhow!("{}", text.replace("<non-verbose/>", "").trim_end())

@@ -24,18 +24,9 @@ use std::borrow::Cow;
 use anyhow::Result;
 use serde_json::Value;
 
-use super::Tokenizer;
+use super::marks::{ESCAPE, MARK, WAS_ESCAPE, WAS_MARK};
 use super::python::strip;
-
-const MARK: char = '\u{fdd0}';
-const ESCAPE: char = '\u{fdd1}';
-const WAS_MARK: char = '\u{fdd2}';
-const WAS_ESCAPE: char = '\u{fdd3}';
-
-/// Whether a character is one of those that a guard puts in.
-pub(super) fn is_mark(c: char) -> bool {
-    (MARK..=WAS_ESCAPE).contains(&c)
-}
+use super::tokenizer::Tokenizer;
 
 impl Tokenizer {
     /// A text that stays text in a prompt, whatever it holds.

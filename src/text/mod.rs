@@ -7,6 +7,7 @@ mod clock;
 pub mod grammar;
 mod guard;
 mod jinja;
+mod marks;
 mod overlap;
 mod pre;
 mod python;

@@ -10,7 +10,7 @@ use minijinja::{Environment, Error, ErrorKind, State, Value, filters};
 use minijinja_contrib::globals::joiner;
 use minijinja_contrib::pycompat::unknown_method_callback;
 
-use super::guard::is_mark;
+use super::marks::is_mark;
 
 /// Lists within lists that are written as JSON; no tool's description has so many.
 const MOST_DEPTH: usize = 200;

@@ -23,7 +23,8 @@ use minijinja::{AutoEscape, Environment, ErrorKind, Value};
 use serde_json::{Map, json};
 
 use super::clock::Clock;
-use super::{Tokenizer, jinja, python};
+use super::tokenizer::Tokenizer;
+use super::{jinja, python};
 use crate::gguf::Meta;
 
 const KEY: &str = "tokenizer.chat_template";

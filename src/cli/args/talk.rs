@@ -4,40 +4,41 @@ use std::path::PathBuf;
 
 use clap::{Args, ValueEnum};
 
-use super::{Model, Sampling};
+use super::model::Model;
+use super::sampling::Sampling;
 
 /// How a conversation is put to the model, and what ends its answer.
 #[derive(Debug, Args, Clone)]
 #[command(next_help_heading = "Conversation")]
 pub struct Talk {
-    /// What the model is told before all else [also: -sys]
+    /// System message [also: -sys]
     #[arg(long, value_name = "TEXT")]
     pub system_prompt: Option<String>,
-    /// The same from a file [also: -sysf]
+    /// Read the system message from a file [also: -sysf]
     #[arg(long, value_name = "FILE", conflicts_with = "system_prompt")]
     pub system_prompt_file: Option<PathBuf>,
-    /// Which of the model's chat templates to use, where it has several
+    /// Name of the model's chat template to use, if it has several
     #[arg(long, value_name = "NAME")]
     pub chat_template: Option<String>,
-    /// A chat template (Jinja) instead of the model's
+    /// Chat template (Jinja) to use instead of the model's
     #[arg(long, value_name = "FILE", conflicts_with = "chat_template")]
     pub chat_template_file: Option<PathBuf>,
-    /// Further variables for the template, as a JSON object
+    /// Additional variables for the template, as a JSON object
     #[arg(long, value_name = "JSON")]
     pub chat_template_kwargs: Option<String>,
-    /// Whether the model thinks before it answers, where its template has a switch [also: -rea]
+    /// Turn reasoning on or off, if the template has a switch [also: -rea]
     #[arg(long, value_enum, default_value_t = Reasoning::Auto)]
     pub reasoning: Reasoning,
-    /// End the thinking after so many tokens; -1 is never
+    /// End the reasoning after N tokens; -1 is no limit
     #[arg(long, value_name = "N", default_value_t = -1, allow_negative_numbers = true, value_parser = clap::value_parser!(i64).range(-1..))]
     pub reasoning_budget: i64,
-    /// A text that ends the answer; may be given several times
+    /// Stop at this text; may be given several times
     #[arg(short = 'r', long, value_name = "TEXT", alias = "reverse-prompt")]
     pub stop: Vec<String>,
-    /// Tokens to generate; -1 is until the model ends or the context is full
+    /// Tokens to generate; -1 is no limit: until the model ends or the context is full
     #[arg(short, long, value_name = "N", default_value_t = -1, allow_negative_numbers = true, alias = "predict", value_parser = clap::value_parser!(i64).range(-1..))]
     pub n_predict: i64,
-    /// Go on where the model would end
+    /// Ignore the model's end token and go on
     #[arg(long)]
     pub ignore_eos: bool,
 }
@@ -55,17 +56,18 @@ pub enum Reasoning {
 
 /// The form that a text is to have.
 #[derive(Debug, Args, Clone)]
-#[command(next_help_heading = "Form of the text")]
+#[command(next_help_heading = "Structured output")]
 #[group(multiple = false, conflicts_with = "ignore_eos")]
 pub struct Structured {
-    /// Write a JSON document that this schema accepts: a file, or the schema itself ({...}) [also: -jf]
+    /// Generate a JSON document that satisfies this schema: a file, or the schema itself ({...})
+    /// [also: -jf]
     #[arg(short, long, value_name = "FILE|SCHEMA", alias = "json-schema-file")]
     pub json_schema: Option<String>,
-    /// Write what this grammar derives, in llama.cpp's notation (GBNF) or llguidance's (Lark): a file, or the rules
-    /// themselves
+    /// Generate text that this grammar allows, in GBNF (llama.cpp) or Lark (llguidance): a file, or
+    /// the rules themselves
     #[arg(long, value_name = "FILE|RULES", alias = "grammar-file")]
     pub grammar: Option<String>,
-    /// Write what this regular expression matches from beginning to end
+    /// Generate text that this regular expression matches as a whole
     #[arg(long, value_name = "PATTERN", allow_hyphen_values = true)]
     pub regex: Option<String>,
 }
@@ -76,34 +78,36 @@ pub struct Run {
     /// The model.
     #[command(flatten)]
     pub model: Model,
-    /// The prompt; what comes on stdin is put behind it
+    /// The prompt; text from stdin is appended to it
     #[arg(short, long, value_name = "TEXT", allow_hyphen_values = true)]
     pub prompt: Option<String>,
     /// Read the prompt from a file
     #[arg(short, long, value_name = "FILE", conflicts_with = "prompt")]
     pub file: Option<PathBuf>,
-    /// Do not read stdin
+    /// Do not read stdin (for scripts that leave it open)
     #[arg(long)]
     pub no_stdin: bool,
-    /// The prompt is a message, which the chat template is put around [default: if the model has a template]
+    /// The prompt is a user message for the chat template [default: if the model has a template]
     #[arg(long, conflicts_with = "raw")]
     pub chat: bool,
-    /// The prompt is a text to continue as it is
+    /// The prompt is plain text to continue, without the chat template
     #[arg(long)]
     pub raw: bool,
-    /// One JSON object: text, reasoning, what ended it, counts, times, seed
+    /// Print one JSON object: text, reasoning, finish reason, token counts, times, seed
     #[arg(long)]
     pub json: bool,
-    /// With --json: the log-probability of every token, and of the N likeliest at its place
+    /// With --json: the log-probability of every token, and of the N most likely ones at its
+    /// position
     #[arg(long, value_name = "N", requires = "json")]
     pub logprobs: Option<usize>,
     /// Write to a file instead of stdout
     #[arg(short, long, value_name = "FILE")]
     pub output: Option<PathBuf>,
-    /// Go on with what this file holds, if it is there, and keep all of it there afterwards
+    /// Continue the session in this file, if it exists, and save it there afterwards
     #[arg(long, value_name = "FILE")]
     pub session: Option<PathBuf>,
-    /// A text to begin the prompt with (the system message, where there is a template), read once and kept for later runs
+    /// File with the beginning of the prompt (the system message, if there is a template), computed
+    /// once and cached for later runs
     #[arg(long, value_name = "FILE", conflicts_with_all = ["session", "system_prompt", "system_prompt_file"])]
     pub prefix_file: Option<PathBuf>,
     /// How the prompt is put.
@@ -123,13 +127,13 @@ pub struct Chat {
     /// The model.
     #[command(flatten)]
     pub model: Model,
-    /// Go on with the conversation in this file, if it is there, and keep it there
+    /// Continue the conversation in this file, if it exists, and save it there
     #[arg(long, value_name = "FILE")]
     pub session: Option<PathBuf>,
     /// What to do when the context is full
     #[arg(long, value_enum, value_name = "WHAT", default_value_t = WhenFull::Ask)]
     pub when_full: WhenFull,
-    /// Do not show what the model thinks
+    /// Do not show the model's reasoning
     #[arg(long)]
     pub hide_reasoning: bool,
     /// How the conversation is put.
@@ -143,11 +147,11 @@ pub struct Chat {
 /// What to do when the context is full.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
 pub enum WhenFull {
-    /// Ask.
+    /// Ask whether to drop the oldest turns.
     Ask,
-    /// Drop the oldest turns, whole.
+    /// Drop the oldest turns.
     Drop,
-    /// Nothing more is answered.
+    /// Answer no further message.
     Stop,
 }
 
@@ -155,9 +159,9 @@ impl WhenFull {
     /// In words.
     pub fn words(self) -> &'static str {
         match self {
-            WhenFull::Ask => "you are asked whether the oldest turns may go",
-            WhenFull::Drop => "the oldest turns go, whole",
-            WhenFull::Stop => "nothing more is answered",
+            WhenFull::Ask => "you are asked whether to drop the oldest turns",
+            WhenFull::Drop => "the oldest turns are dropped",
+            WhenFull::Stop => "no further message is answered",
         }
     }
 }
@@ -168,16 +172,16 @@ pub struct Batch {
     /// The model.
     #[command(flatten)]
     pub model: Model,
-    /// The file of requests, one JSON object per line; - or none is stdin
+    /// File of requests, one JSON object per line; - or no file reads stdin
     #[arg(value_name = "FILE")]
     pub input: Option<PathBuf>,
-    /// Requests that are answered at once
+    /// Requests that are answered at the same time
     #[arg(long, value_name = "N", default_value_t = 1)]
     pub parallel: usize,
-    /// Answer in the order in which requests are done
+    /// Write answers in the order in which they are done
     #[arg(long)]
     pub unordered: bool,
-    /// Prompts are texts to continue as they are, also where the model has a chat template
+    /// Prompts are plain text to continue, even if the model has a chat template
     #[arg(long)]
     pub raw: bool,
     /// Write to a file instead of stdout

@@ -10,7 +10,7 @@
 use anyhow::{Result, bail};
 use serde_json::{Map, Value, json};
 
-use crate::cli::sampling::Settings;
+use crate::cli::settings::Settings;
 use crate::talk::GenParams;
 use crate::text::grammar::Kind;
 

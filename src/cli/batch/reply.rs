@@ -40,7 +40,7 @@ pub(super) fn answer(form: &Form, id: &Value, n: usize, done: &Done) -> Value {
         return line;
     };
     let finish = match ended {
-        End::Limit | End::Context => "length",
+        End::Limit(_) | End::Context => "length",
         // The API has no word for a part of an answer.
         End::Interrupted => {
             return failure(custom_id, n, (503, "ServiceUnavailableError"), "interrupted before the end");

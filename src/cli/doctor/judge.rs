@@ -1,6 +1,6 @@
 //! What is wrong with a machine and what to do, from what was read and measured: each remark names its numbers.
 
-use super::{Gpu, Tested};
+use super::measure::{Gpu, Tested};
 use crate::cpu::{Host, Stick};
 use crate::simd::Isa;
 

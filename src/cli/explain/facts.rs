@@ -54,18 +54,18 @@ pub(super) struct Experts {
     pub(super) used: usize,
 }
 
-/// What stands at one place.
+/// What is at one place.
 pub(super) struct PlaceFacts {
     pub(super) name: &'static str,
     pub(super) steps: usize,
     pub(super) weight_bytes: usize,
     pub(super) state_bytes: usize,
     pub(super) buffer_bytes: usize,
-    /// Experts that come and go.
+    /// The expert cache.
     pub(super) cache_bytes: usize,
 }
 
-/// Where the model goes, and what that should give.
+/// Where the model goes, and the speed to expect.
 pub(super) struct Placement {
     pub(super) flags: String,
     pub(super) words: String,
@@ -139,26 +139,6 @@ impl Facts {
         let key = |name: &str| gguf.meta.opt_usize(&format!("{arch}.{name}"));
         let n_ctx = session::context(gguf, o.n_ctx)?;
 
-        let unused: Vec<Unused> = tape
-            .ignored
-            .iter()
-            .map(|(prefix, why)| {
-                let hit = || gguf.tensors.iter().filter(|t| t.name.starts_with(prefix));
-                Unused { prefix: prefix.clone(), why, tensors: hit().count(), bytes: hit().map(|t| t.bytes).sum() }
-            })
-            .filter(|u| u.tensors > 0)
-            .collect();
-        let mut formats: BTreeMap<&str, Format> = BTreeMap::new();
-        for t in &gguf.tensors {
-            let name = t.ty.name();
-            let f = formats.entry(name).or_insert(Format { name, tensors: 0, weights: 0, bytes: 0 });
-            f.tensors += 1;
-            f.weights += t.elements();
-            f.bytes += t.bytes;
-        }
-        let mut formats: Vec<Format> = formats.into_values().collect();
-        formats.sort_by_key(|f| std::cmp::Reverse(f.bytes));
-
         let mut parts = Role::ALL.map(|role| Part { name: role.name(), bytes: 0, bytes_per_token: 0 });
         let mut places: Vec<PlaceFacts> = Vec::new();
         let mut seen = HashSet::new(); // tensors; a tied head reads the embedding again
@@ -213,7 +193,7 @@ impl Facts {
             list.map(|s| s.bytes(n_ctx, o.n_batch)).sum::<usize>()
         };
         Ok(Facts {
-            name: gguf.meta.opt_str("general.name")?.unwrap_or("a model without a name").to_owned(),
+            name: gguf.meta.opt_str("general.name")?.unwrap_or("unnamed model").to_owned(),
             arch: arch.to_owned(),
             files: gguf.shards().map(|p| (p.display().to_string(), file_bytes(gguf, p))).collect(),
             layers: tape.n_layers(),
@@ -224,8 +204,8 @@ impl Facts {
             params: gguf.tensors.iter().filter(|t| t.ty.quant().is_some()).map(|t| t.elements()).sum(),
             active: active.round() as usize,
             experts,
-            formats,
-            unused,
+            formats: formats(gguf),
+            unused: unused(gguf, tape),
             unused_keys: tape.unused_keys.clone(),
             bytes: gguf.tensors.iter().map(|t| t.bytes).sum(),
             parts: parts.into_iter().filter(|p| p.bytes + p.bytes_per_token > 0).collect(),
@@ -246,6 +226,33 @@ impl Facts {
         let weights: usize = self.formats.iter().map(|f| f.weights).sum();
         bytes as f64 * 8.0 / weights.max(1) as f64
     }
+}
+
+/// The tensors that the family leaves alone, by prefix.
+fn unused(gguf: &Gguf, tape: &Tape) -> Vec<Unused> {
+    tape.ignored
+        .iter()
+        .map(|(prefix, why)| {
+            let hit = || gguf.tensors.iter().filter(|t| t.name.starts_with(prefix));
+            Unused { prefix: prefix.clone(), why, tensors: hit().count(), bytes: hit().map(|t| t.bytes).sum() }
+        })
+        .filter(|u| u.tensors > 0)
+        .collect()
+}
+
+/// The file's tensors by format, the largest share first.
+fn formats(gguf: &Gguf) -> Vec<Format> {
+    let mut formats: BTreeMap<&str, Format> = BTreeMap::new();
+    for t in &gguf.tensors {
+        let name = t.ty.name();
+        let f = formats.entry(name).or_insert(Format { name, tensors: 0, weights: 0, bytes: 0 });
+        f.tensors += 1;
+        f.weights += t.elements();
+        f.bytes += t.bytes;
+    }
+    let mut formats: Vec<Format> = formats.into_values().collect();
+    formats.sort_by_key(|f| std::cmp::Reverse(f.bytes));
+    formats
 }
 
 /// Bytes of a file on disk; of a model that is no file, those of its tensors.

@@ -218,7 +218,7 @@ impl<'a> Parser<'a> {
         let rule = self.number(name, start);
         self.space(false);
         if !self.text[self.at..].starts_with("::=") {
-            return self.error(self.at, format!("\"::=\" expected behind {name}, found {}", self.here()));
+            return self.error(self.at, format!("\"::=\" expected after {name}, found {}", self.here()));
         }
         self.at += 3;
         self.space(true);
@@ -281,7 +281,7 @@ impl<'a> Parser<'a> {
                 self.at += 1;
                 self.depth += 1;
                 if self.depth > DEEPEST {
-                    return self.error(start, format!("more than {DEEPEST} groups stand inside each other"));
+                    return self.error(start, format!("more than {DEEPEST} nested groups"));
                 }
                 self.space(true);
                 let inner = self.alt(true)?;

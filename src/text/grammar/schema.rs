@@ -1,4 +1,4 @@
-//! Which JSON schemas can be kept: every keyword is known, means something here, or is named as what cannot be kept.
+//! Which JSON schemas can be kept: every keyword is known, means something here, or is named as what is not supported.
 //!
 //! A keyword that nobody looks at is a promise broken in silence: `uniqueItems`, or `maxlength` for `maxLength`. So what is
 //! neither kept nor a remark is an error, with its place. Only what the schema reaches is looked at, as only that is used.
@@ -83,7 +83,7 @@ pub(super) fn prepare(schema: &Value) -> Result<Value> {
                 "const" | "enum" | "minimum" | "maximum" | "exclusiveMinimum" | "exclusiveMaximum" | "multipleOf"
                     if !is_exact(value) =>
                 {
-                    bail!("at {inside}: a whole number beyond 2^53 cannot be kept to the last digit; as a text it can");
+                    bail!("at {inside}: a whole number beyond 2^53 loses digits; use a string");
                 }
                 k if KEPT.contains(&k) || REMARKS.contains(&k) => {}
                 k if NAMED.contains(&k) => match value {
@@ -110,7 +110,7 @@ pub(super) fn prepare(schema: &Value) -> Result<Value> {
                     }
                 }
                 k if k.starts_with("x-") && k != "x-guidance" => {}
-                k => bail!("at {at}: {k:?} cannot be kept{}", instead(k)),
+                k => bail!("at {at}: {k:?} is not supported{}", instead(k)),
             }
         }
     }
@@ -134,8 +134,8 @@ fn is_exact(value: &Value) -> bool {
 /// What to write instead of a keyword.
 fn instead(key: &str) -> &'static str {
     match key {
-        "nullable" => "; \"type\": [..., \"null\"] can",
-        "if" | "then" | "else" | "not" | "dependentSchemas" | "dependentRequired" => "; anyOf over the cases can",
+        "nullable" => "; use \"type\": [..., \"null\"]",
+        "if" | "then" | "else" | "not" | "dependentSchemas" | "dependentRequired" => "; use anyOf over the cases",
         _ => "",
     }
 }
@@ -147,15 +147,18 @@ mod tests {
     #[test]
     fn what_cannot_be_kept_is_named_with_its_place() {
         for (schema, says) in [
-            (json!({"properties": {"a": {"uniqueItems": true}}}), "at #/properties/a: \"uniqueItems\" cannot be kept"),
+            (
+                json!({"properties": {"a": {"uniqueItems": true}}}),
+                "at #/properties/a: \"uniqueItems\" is not supported",
+            ),
             (json!({"enum": ["a", {"id": 175_928_847_299_117_063_u64}]}), "at #/enum: a whole number beyond 2^53"),
             (json!({"maximum": 1e30}), "at #/maximum: a whole number beyond 2^53"),
-            (json!({"items": [{}, {"maxlength": 3}]}), "at #/items/1: \"maxlength\" cannot be kept"),
-            (json!({"anyOf": [{"not": {}}]}), "at #/anyOf/0: \"not\" cannot be kept; anyOf over the cases can"),
-            (json!({"type": "string", "nullable": true}), "at #: \"nullable\" cannot be kept; \"type\": [...,"),
+            (json!({"items": [{}, {"maxlength": 3}]}), "at #/items/1: \"maxlength\" is not supported"),
+            (json!({"anyOf": [{"not": {}}]}), "at #/anyOf/0: \"not\" is not supported; use anyOf over the cases"),
+            (json!({"type": "string", "nullable": true}), "at #: \"nullable\" is not supported; \"type\": [...,"),
             (
                 json!({"$ref": "#/$defs/a", "$defs": {"a": {"contains": {}}}}),
-                "at #/$defs/a: \"contains\" cannot be kept",
+                "at #/$defs/a: \"contains\" is not supported",
             ),
             (
                 json!({"$ref": "https://example.com/s"}),
@@ -165,7 +168,7 @@ mod tests {
             (json!({"items": 3}), "at #/items: a schema is an object, true or false; this is 3"),
             (json!({"properties": []}), "at #/properties: an object of schemas expected; this is []"),
             (json!("string"), "at #: a schema is an object, true or false; this is \"string\""),
-            (json!({"x-guidance": {"lenient": true}}), "at #: \"x-guidance\" cannot be kept"),
+            (json!({"x-guidance": {"lenient": true}}), "at #: \"x-guidance\" is not supported"),
         ] {
             let e = prepare(&schema).unwrap_err().to_string();
             assert!(e.starts_with(says), "{schema}: {e}");

@@ -17,8 +17,10 @@ use rustyline::{
     ExternalPrinter, Helper, KeyCode, KeyEvent, Modifiers, RepeatCount,
 };
 
-use super::commands;
-use crate::cli::{colour, own_folder, signals};
+use super::command;
+use crate::cli::files::own_folder;
+use crate::cli::signals;
+use crate::cli::terminal::colour;
 
 /// What came from the user.
 pub(super) enum Line {
@@ -41,21 +43,21 @@ pub(super) struct Lines {
     prompt: (String, String),
     /// Whether the line on which Ctrl-C came had something in it.
     typed: Arc<AtomicBool>,
-    /// Nothing is printed with it: while there is one, the editor listens for signals beside keys, and misses none.
+    /// Nothing is printed with it: while there is one, the editor listens for signals as well as keys, and misses none.
     _listens: Option<Box<dyn ExternalPrinter>>,
 }
 
 impl Lines {
     pub(super) fn new() -> Result<Lines> {
         let terminal = std::io::stdin().is_terminal();
-        // Where answers go to a file, what is typed is shown on the terminal all the same.
+        // If answers go to a file, what is typed is still shown on the terminal.
         let aside = terminal && !std::io::stdout().is_terminal();
         let config = Config::builder()
             .behavior(if aside { Behavior::PreferTerm } else { Behavior::Stdio })
             .history_ignore_space(true)
             .completion_type(CompletionType::List)
             .max_history_size(1000)
-            .context("no history")?
+            .context("cannot keep a history")?
             .build();
         let mut editor = Editor::with_config(config).context("the terminal cannot be set up")?;
         editor.set_helper(Some(Keys { files: FilenameCompleter::new(), terminal }));
@@ -79,12 +81,12 @@ impl Lines {
         Ok(Lines { editor, history, terminal, prompt: (PROMPT.into(), styled), typed, _listens: listens })
     }
 
-    /// Whether somebody sits there.
+    /// Whether stdin is a terminal.
     pub(super) fn is_terminal(&self) -> bool {
         self.terminal
     }
 
-    /// The next line, or several: one that ends in a backslash goes on in the next.
+    /// The next line, or several: one that ends in a backslash continues on the next.
     pub(super) fn read(&mut self, draft: &str) -> Result<Line> {
         self.typed.store(false, Ordering::Relaxed);
         let line = signals::wait(|| match draft {
@@ -105,7 +107,7 @@ impl Lines {
             }
             Err(ReadlineError::Interrupted) => Ok(Line::Interrupt { empty: !self.typed.load(Ordering::Relaxed) }),
             Err(ReadlineError::Io(e)) if self.terminal && e.kind() == ErrorKind::InvalidData => {
-                say!("(what was typed is not UTF-8: it is left out)");
+                say!("(the line is not UTF-8 and was ignored)");
                 Ok(Line::Text(String::new()))
             }
             Err(ReadlineError::Eof) => Ok(Line::End),
@@ -114,10 +116,10 @@ impl Lines {
         }
     }
 
-    /// A question that is answered with y or n; no where nobody can answer.
+    /// Asks a question for y or n; the answer is no if stdin is not a terminal.
     pub(super) fn ask(&mut self, question: &str) -> Result<bool> {
         if !self.terminal {
-            say!("{question}no, because stdin is no terminal (--when-full drop says yes)");
+            say!("{question}no: stdin is not a terminal (--when-full drop answers yes)");
             return Ok(false);
         }
         std::io::stderr().flush()?;
@@ -137,13 +139,13 @@ fn history_file() -> Option<PathBuf> {
     Some(own_folder("XDG_STATE_HOME", ".local/state").ok()??.join("history"))
 }
 
-/// What keys do beyond editing: Tab completes commands and the files that they name; from a pipe, a backslash goes on.
+/// What keys do beyond editing: Tab completes commands and the files that they name; from a pipe, a backslash continues the line.
 struct Keys {
     files: FilenameCompleter,
     terminal: bool,
 }
 
-/// Enter behind a backslash: a new line begins, and what tells this from a backslash in a pasted text.
+/// Enter after a backslash: a new line begins, marked so that a pasted backslash is not taken for one.
 struct Further;
 
 /// Nothing to be seen (a word joiner), between the backslash and the new line.
@@ -175,7 +177,7 @@ impl Completer for Keys {
         }
         match line[..pos].split_once(' ') {
             None => {
-                let names = commands::names().filter(|n| n.starts_with(&line[..pos]));
+                let names = command::names().filter(|n| n.starts_with(&line[..pos]));
                 let pair = |n: &str| Pair { display: n.into(), replacement: n.into() };
                 Ok((0, names.map(pair).collect()))
             }

@@ -1,85 +1,32 @@
 //! The report in words and aligned columns.
 
-use super::Speed;
 use super::facts::{Facts, Placement, StepFacts};
-use super::fit::{Fit, Verdict};
+use super::speed::Speed;
+use super::verdict::{Fit, Verdict};
+use crate::cli::human::{count, size, table, wrapped};
 use crate::cli::predict::Limit;
-
-/// Bytes for people: GB are 1e9.
-pub(in crate::cli) fn size(bytes: usize) -> String {
-    let n = bytes as f64;
-    match bytes {
-        1_000_000_000.. => format!("{:.1} GB", n / 1e9),
-        100_000.. => format!("{:.1} MB", n / 1e6),
-        1000.. => format!("{:.1} kB", n / 1e3),
-        _ => format!("{bytes} B"),
-    }
-}
-
-/// A count for people.
-fn count(n: usize) -> String {
-    let x = n as f64;
-    match n {
-        100_000_000.. => format!("{:.1} billion", x / 1e9),
-        100_000.. => format!("{:.1} million", x / 1e6),
-        _ => format!("{n}"),
-    }
-}
-
-/// Rows of cells: each column as wide as its widest cell, `right` says which stand to the right. Lines are indented by
-/// two and have no trailing spaces.
-pub(in crate::cli) fn table(rows: &[Vec<String>], right: &[bool]) -> String {
-    let cells = |c: usize| rows.iter().filter_map(move |r| r.get(c)).map(|s| s.chars().count());
-    let widths: Vec<usize> = (0..right.len()).map(|c| cells(c).max().unwrap_or(0)).collect();
-    let mut out = String::new();
-    for row in rows {
-        let mut line = String::from(" ");
-        for ((cell, &width), &right) in row.iter().zip(&widths).zip(right) {
-            line += &if right { format!(" {cell:>width$} ") } else { format!(" {cell:<width$} ") };
-        }
-        out += line.trim_end();
-        out.push('\n');
-    }
-    out
-}
 
 fn row<const N: usize>(cells: [&dyn std::fmt::Display; N]) -> Vec<String> {
     cells.iter().map(|c| c.to_string()).collect()
 }
 
-/// Words cut into lines of at most 98 characters, indented by two.
-pub(in crate::cli) fn wrapped(text: &str) -> String {
-    let (mut out, mut line) = (String::new(), String::new());
-    for word in text.split(' ') {
-        if !line.is_empty() && line.chars().count() + 1 + word.chars().count() > 98 {
-            out += &format!("  {line}\n");
-            line.clear();
-        }
-        if !line.is_empty() {
-            line.push(' ');
-        }
-        line += word;
-    }
-    out + &format!("  {line}\n")
-}
-
 /// The whole report.
 pub(super) fn report(f: &Facts, fit: &Fit, speed: &Speed) -> String {
     let mut out = format!("{}\n", f.name);
-    let trained = f.n_ctx_trained.map_or("not given".into(), |n| format!("{n} tokens"));
+    let trained = f.n_ctx_trained.map_or("not given in the file".into(), |n| format!("trained with {n} tokens"));
     let layers = match f.experts {
         Some(e) if e.layers == f.layers => {
-            format!("{}, each with {} experts of which a token uses {}", f.layers, e.count, e.used)
+            format!("{}, each with {} experts, {} of them used per token", f.layers, e.count, e.used)
         }
         Some(e) => {
-            format!("{}, {} of them with {} experts of which a token uses {}", f.layers, e.layers, e.count, e.used)
+            format!("{}, {} of them with {} experts, {} of those used per token", f.layers, e.layers, e.count, e.used)
         }
         None => f.layers.to_string(),
     };
     let mut about = vec![
         row([&"architecture", &f.arch]),
         row([&"layers", &layers]),
-        row([&"parameters", &format!("{}, of which a token uses {}", count(f.params), count(f.active))]),
+        row([&"parameters", &format!("{}, of which {} are active per token", count(f.params), count(f.active))]),
         row([&"vocabulary", &format!("{} tokens", f.n_vocab)]),
         row([&"context", &format!("{trained}; {} used here (-c)", f.n_ctx)]),
     ];
@@ -108,7 +55,7 @@ pub(super) fn report(f: &Facts, fit: &Fit, speed: &Speed) -> String {
     }
     out += &unused_keys(f);
 
-    out += "\nWeights, and how much of them one generated token reads\n";
+    out += "\nWeights, and what one decoded token reads of them\n";
     let mut rows = vec![row([&"", &"size", &"read per token", &""])];
     for p in &f.parts {
         let note = match (p.name, f.experts) {
@@ -131,27 +78,27 @@ pub(super) fn report(f: &Facts, fit: &Fit, speed: &Speed) -> String {
         let steps = if several { format!("{} of {all} steps", p.steps) } else { String::new() };
         rows.push(row([&format!("weights{at}"), &size(p.weight_bytes), &steps]));
         rows.push(row([
-            &format!("a sequence{at}"),
+            &format!("KV cache{at}"),
             &size(p.state_bytes),
             &if several { String::new() } else { cache(f) },
         ]));
-        let note = format!("for {} tokens at once", f.n_batch);
+        let note = format!("for batches of {} tokens", f.n_batch);
         rows.push(row([&format!("working buffers{at}"), &size(p.buffer_bytes), &note]));
         if p.cache_bytes > 0 {
-            rows.push(row([&format!("experts that come and go{at}"), &size(p.cache_bytes), &""]));
+            rows.push(row([&format!("expert cache{at}"), &size(p.cache_bytes), &""]));
         }
     }
     let p = &f.placement;
     if let Some(free) = p.vram {
-        rows.push(row([&"all on GPU", &size(p.needed), &format!("{} free there", size(free))]));
+        rows.push(row([&"total on GPU", &size(p.needed), &format!("{} free there", size(free))]));
     }
-    rows.push(row([&if p.vram.is_some() { "all on CPU" } else { "all" }, &size(fit.needed), &""]));
+    rows.push(row([&if p.vram.is_some() { "total on CPU" } else { "total" }, &size(fit.needed), &""]));
     if let Some(m) = fit.memory {
         rows.push(row([&"this machine", &size(m.total), &format!("{} of it free", size(m.free))]));
     }
     out += &table(&rows, &[false, true, false]);
     if several {
-        out += &wrapped(&format!("A sequence in all: {}, {}.", size(f.state_bytes), cache(f)));
+        out += &wrapped(&format!("KV cache in total: {}, {}.", size(f.state_bytes), cache(f)));
     }
     for words in &fit.words {
         out += &wrapped(words);
@@ -166,7 +113,7 @@ pub(super) fn report(f: &Facts, fit: &Fit, speed: &Speed) -> String {
 fn predicted(f: &Facts, fit: &Fit, speed: &Speed) -> String {
     let p = &speed.prediction;
     let depth = if speed.depth > 0 { format!(" with {} tokens in the context", speed.depth) } else { String::new() };
-    let mut out = format!("\nSpeed of generating{depth}\n");
+    let mut out = format!("\nDecode speed{depth}\n");
     let gb = |n: f64| format!("{:.1} GB/s", n / 1e9);
     let rate = |r: f64| format!("{r:.*} tokens/s", if r < 1000.0 { 1 } else { 0 });
     let mut why = format!("{} per token", size(f.bytes_per_token));
@@ -189,13 +136,13 @@ fn predicted(f: &Facts, fit: &Fit, speed: &Speed) -> String {
                 Limit::Memory => format!("reading {} of weights", size(p.cpu_bytes as usize)),
                 Limit::Kernels(name) => {
                     let reach = m.formats.get(name).map_or(String::new(), |r| format!(", which reach {}", gb(*r)));
-                    format!("the kernels of {name} beyond that{reach}")
+                    format!("the {name} kernels beyond that{reach}")
                 }
                 Limit::Attention => "attention".into(),
-                Limit::Steps => format!("the rest of {} steps", speed.steps),
-                Limit::Others => "waiting for cores that other programs have".into(),
-                Limit::Gpu => "the GPU, if it reads as fast as it can".into(),
-                Limit::Sampling => "choosing the token".into(),
+                Limit::Steps => format!("fixed costs of {} steps", speed.steps),
+                Limit::Others => "waiting for cores used by other programs".into(),
+                Limit::Gpu => "the GPU, at its full memory bandwidth".into(),
+                Limit::Sampling => "sampling".into(),
             };
             rows.push(row([&"", &ms(seconds), &what]));
         }
@@ -208,18 +155,18 @@ fn predicted(f: &Facts, fit: &Fit, speed: &Speed) -> String {
     if f.placement.needed > 0 {
         let r = &speed.rates;
         let how = if speed.gpu_measured { "measured just now" } else { "given or assumed" };
-        out += &wrapped(&format!("Of the GPU's memory {}, and {} between the two: {how}.", gb(r.vram), gb(r.bus)));
+        out += &wrapped(&format!("GPU memory bandwidth {}, bus {}: {how}.", gb(r.vram), gb(r.bus)));
         if let Some(prompt) = f.placement.prompt {
-            out += &wrapped(&format!("A long prompt is read with up to {prompt:.0} tokens/s."));
+            out += &wrapped(&format!("A long prompt is read at up to {prompt:.0} tokens/s."));
         }
     }
     if fit.verdict == Verdict::No {
-        out += &wrapped("All this is said as if it did fit into memory.");
+        out += &wrapped("These figures assume that the model fits into memory.");
     }
     out
 }
 
-/// Where the model goes beside a GPU.
+/// Where the model goes on a machine with a GPU.
 fn placement(p: &Placement) -> String {
     let mut out = String::from("\nPlacement\n");
     out += &match p.needed {
@@ -227,24 +174,24 @@ fn placement(p: &Placement) -> String {
         _ => wrapped(&format!("On the GPU: {}.", p.words)),
     };
     if let Some(less) = &p.less {
-        out += &wrapped(&format!("Less than asked: {less}."));
+        out += &wrapped(&format!("Less than requested: {less}."));
     }
     for r in &p.refused {
         let others = if r.steps > 1 { format!(" and {} more steps", r.steps - 1) } else { String::new() };
         out += &wrapped(&format!("{}{others} stay on the CPU: {}.", r.first, r.why));
     }
-    out += &wrapped(&format!("The same in flags: {}", p.flags));
+    out += &wrapped(&format!("Equivalent flags: {}", p.flags));
     out
 }
 
-/// How the bytes of a sequence come about.
+/// How the bytes of a KV cache come about.
 fn cache(f: &Facts) -> String {
     let (k, v) = (f.cache_types.0.to_lowercase(), f.cache_types.1.to_lowercase());
     let types = if k == v { k } else { format!("{k} and {v}") };
     let mut text =
         format!("at {} tokens: {} per token in {types}", f.n_ctx, size(f.state_bytes_per_token.round() as usize));
     if f.state_fixed_bytes > 0 {
-        text += &format!(", and {} that do not grow", size(f.state_fixed_bytes));
+        text += &format!(", and {} that do not depend on the context", size(f.state_fixed_bytes));
     }
     text
 }
@@ -281,6 +228,6 @@ pub(super) fn steps(list: &[StepFacts]) -> String {
         });
     }
     let n = list.iter().filter(|s| matches!(s, StepFacts::Step { .. })).count();
-    let head = format!("\nSteps: {n} (T rows are a batch's tokens, W rows those whose logits are wanted)\n");
+    let head = format!("\nSteps: {n} (T: a row per token of the batch; W: output rows only)\n");
     head + &table(&rows, &[false, false, false, false, true, true, false])
 }

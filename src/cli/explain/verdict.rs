@@ -1,7 +1,7 @@
 //! Whether a model fits into this machine's memory, and what to do where it does not.
 
 use super::facts::{Facts, Model};
-use super::text::size;
+use crate::cli::human::size;
 use crate::cpu::Memory;
 use crate::plan::Place;
 
@@ -9,7 +9,7 @@ use crate::plan::Place;
 #[derive(Clone, Copy, Debug, PartialEq)]
 pub(super) enum Verdict {
     Yes,
-    /// Into the machine, but not beside what runs now.
+    /// It fits into the machine, but not next to the running programs.
     Crowded,
     No,
     Unknown,
@@ -44,17 +44,17 @@ impl Fit {
         let rest: usize = here().map(|p| p.state_bytes + p.buffer_bytes).sum();
         let needed = weights + rest;
         let Some(at) = memory else {
-            let words = vec!["This system does not say how much memory it has.".into()];
+            let words = vec!["The system does not report its memory.".into()];
             return Fit { memory, needed, verdict: Verdict::Unknown, words };
         };
         let usable = (at.total as f64 * USABLE) as usize;
         let (verdict, words) = if needed <= at.free {
-            (Verdict::Yes, vec![format!("It fits: {} of the {} that are free.", size(needed), size(at.free))])
+            (Verdict::Yes, vec![format!("It fits: it needs {} of {} free memory.", size(needed), size(at.free))])
         } else if needed <= usable {
             let gap = size(needed - at.free);
             let text = format!(
-                "It fits into this machine, but not beside what runs now: close programs that hold {gap}, or the model \
-                 will be slow, because parts of it are read from disk again and again."
+                "It fits into this machine, but not next to the running programs: close programs that use {gap}, or parts \
+                 of the model are read from disk for every token, which is slow."
             );
             (Verdict::Crowded, vec![text])
         } else {
@@ -67,14 +67,14 @@ impl Fit {
 /// What happens and what helps when weights and the rest are more than `usable`.
 fn too_large(m: &Model<'_>, f: &Facts, weights: usize, rest: usize, usable: usize) -> Vec<String> {
     let missing = weights + rest - usable;
-    let mut words = vec![format!("It does not fit: {} more than this machine has.", size(missing))];
+    let mut words = vec![format!("It does not fit: it needs {} more than this machine has.", size(missing))];
     // What every token needs stays in memory; of the experts, what has no room comes from disk when it is chosen.
     let experts = f.parts.iter().find(|p| p.name == "experts").filter(|p| p.bytes > missing);
     if let Some(p) = experts {
         let disk = p.bytes_per_token as f64 * missing as f64 / p.bytes as f64;
         words.push(format!(
-            "It still runs, since the file is mapped and read as needed, but about {} of what each token reads then \
-             comes from disk: a disk of 3 GB/s allows {:.1} tokens/s.",
+            "It still runs, because the file is mapped and read on demand, but about {} per token then come from disk: \
+             a disk of 3 GB/s allows {:.1} tokens/s.",
             size(disk as usize),
             3e9 / disk
         ));
@@ -99,7 +99,7 @@ fn too_large(m: &Model<'_>, f: &Facts, weights: usize, rest: usize, usable: usiz
     }
     let cache = at(f.n_ctx) - at(1);
     if cache * 10 > usable && f.cache_types != ("Q8_0", "Q8_0") {
-        let text = "What helps with the cache: a smaller -c, or -ctk q8_0 -ctv q8_0, which takes about half of f16.";
+        let text = "What helps with the KV cache: a smaller -c, or -ctk q8_0 -ctv q8_0, which takes about half of f16.";
         words.push(text.into());
     }
     let room = usable.saturating_sub(rest) as f64 * 8.0 / f.params as f64;
@@ -110,10 +110,7 @@ fn too_large(m: &Model<'_>, f: &Facts, weights: usize, rest: usize, usable: usiz
         )
     } else {
         let least = (f.params as f64 * 2.0 / 8.0 + rest as f64) / USABLE;
-        format!(
-            "No format makes it small enough for this machine: even with 2 bits per weight it needs {:.0} GB.",
-            least / 1e9
-        )
+        format!("No format makes it small enough: even with 2 bits per weight it needs {:.0} GB.", least / 1e9)
     });
     words
 }

@@ -1,20 +1,22 @@
-//! The file that a session is kept in. Another program may have put its own there since: that is not written over.
+//! The file that a session is saved to. If another program has written to it meanwhile, it is not overwritten.
 
 use std::path::{Path, PathBuf};
 use std::time::SystemTime;
 
 /// A session's file, known by how it was when it was last read or written here.
 #[derive(Clone)]
-pub(super) struct Kept {
+pub(super) struct SessionFile {
     path: PathBuf,
     /// None: there was none.
     seen: Option<(u64, SystemTime)>,
+    /// Whether it was read or written here.
+    known: bool,
 }
 
-impl Kept {
+impl SessionFile {
     /// The file as it is now.
-    pub(super) fn new(path: &Path) -> Kept {
-        Kept { path: path.to_owned(), seen: look(path) }
+    pub(super) fn new(path: &Path) -> SessionFile {
+        SessionFile { path: path.to_owned(), seen: look(path), known: false }
     }
 
     pub(super) fn path(&self) -> &Path {
@@ -26,25 +28,35 @@ impl Kept {
         self.path.metadata().is_ok_and(|about| about.len() > 0 || !about.is_file())
     }
 
-    /// Saves to it by `save`; to a new file beside it if it is no longer the one that was seen.
+    /// This file, marked as one that was read or written here.
+    pub(super) fn seen(self) -> SessionFile {
+        SessionFile { known: true, ..self }
+    }
+
+    /// Whether it has contents that were neither read nor written here.
+    pub(super) fn is_strange(&self) -> bool {
+        !self.known && self.exists()
+    }
+
+    /// Saves to it by `save`; to a new file next to it if it is no longer the one that was seen.
     pub(super) fn save<R>(&mut self, save: impl FnOnce(&Path) -> R) -> R {
         let now = look(&self.path);
         if now.is_some() && now != self.seen {
-            let beside = (2..).map(|n| {
+            let names = (2..).map(|n| {
                 let mut name = self.path.clone().into_os_string();
                 name.push(format!(".{n}"));
                 PathBuf::from(name)
             });
-            let other = beside.into_iter().find(|p| p.symlink_metadata().is_err()).expect("numbers do not end");
+            let other = names.into_iter().find(|p| p.symlink_metadata().is_err()).expect("numbers do not end");
             tracing::warn!(
-                "{} was written by another program meanwhile: it stays as it is, and this session is kept in {}",
+                "{} was changed by another program: it is left as it is, and this session is saved to {}",
                 self.path.display(),
                 other.display()
             );
             self.path = other;
         }
         let done = save(&self.path);
-        self.seen = look(&self.path);
+        (self.seen, self.known) = (look(&self.path), true);
         done
     }
 }
@@ -60,11 +72,11 @@ mod tests {
     use super::*;
 
     #[test]
-    fn what_another_program_saved_stays_and_ones_own_goes_beside_it() {
+    fn what_another_program_saved_stays_and_ones_own_goes_to_a_new_file() {
         let dir = tempfile::tempdir().unwrap();
         let path = dir.path().join("talk");
         let write = |text: &'static str| move |p: &Path| std::fs::write(p, text).unwrap();
-        let (mut one, mut other) = (Kept::new(&path), Kept::new(&path));
+        let (mut one, mut other) = (SessionFile::new(&path), SessionFile::new(&path));
         one.save(write("one"));
         other.save(write("the other's"));
         one.save(write("one, longer"));

@@ -1,11 +1,11 @@
-//! How tokens are to be chosen, put together from where it is said: flags, then the model's own file, then the defaults;
+//! How tokens are chosen, put together from all sources: flags, then the model's own file, then the defaults;
 //! and single parameters later, by their names in llama.cpp's and OpenAI's APIs.
 
 use anyhow::{Context, Result, anyhow, bail};
 use serde_json::Value;
 
 use super::args::Sampling;
-use super::{Failure, off, usage};
+use super::errors::{Failure, off, usage};
 use crate::gguf::Meta;
 use crate::sample::{Params, Sampler, Stage};
 use crate::text::Tokenizer;
@@ -13,7 +13,7 @@ use crate::text::Tokenizer;
 /// llama.cpp's breakers for DRY (common/common.h).
 const BREAKERS: [&str; 4] = ["\n", ":", "\"", "*"];
 
-/// What a GGUF file can ask for: the keys after `general.sampling.`, beside `sequence` (gguf-py/gguf/constants.py).
+/// What a GGUF file can ask for: the keys after `general.sampling.`, except `sequence` (gguf-py/gguf/constants.py).
 const KEYS: [&str; 11] = [
     "temp",
     "top_k",
@@ -35,7 +35,7 @@ pub struct Settings {
     pub params: Params,
     /// None for a new one.
     pub seed: Option<u64>,
-    /// Texts behind which DRY begins anew.
+    /// Texts that no repetition reaches across, for DRY.
     pub breakers: Vec<String>,
     /// What is added to the logits of each token of a text.
     pub text_bias: Vec<(String, f32)>,
@@ -64,7 +64,7 @@ impl Settings {
         }
         for (flag, value) in flags.numbers() {
             if let Err(expected) = s.params.set(flag, value) {
-                return usage(format!("--{flag} {value}: {expected} expected"));
+                return usage(format!("--{flag} {value}: expected {expected}"));
             }
             s.given.push(flag);
         }
@@ -76,30 +76,28 @@ impl Settings {
         }
         for text in &flags.logit_bias {
             let Some(bias) = bias(text) else {
-                return usage(format!(
-                    "--logit-bias {text}: a token's number and what to add expected, like 15043-1.5"
-                ));
+                return usage(format!("--logit-bias {text}: expected a token ID and what to add, like 15043-1.5"));
             };
             s.params.logit_bias.push(bias);
         }
         Ok(s)
     }
 
-    /// Fills in what the model's file asks for and no flag said; that is said.
+    /// Fills in what the model's file asks for and no flag sets, with a notice.
     pub fn follow(&mut self, meta: &Meta) {
         let taken = self.take(meta);
         if !taken.is_empty() {
-            tracing::info!("sampling as the model's file says: {}", taken.join(", "));
+            tracing::info!("sampling parameters of the model file: {}", taken.join(", "));
         }
     }
 
-    /// The same, without saying it; what was filled in.
+    /// Fills in what the model's file asks for and no flag sets; returns what was filled in.
     pub(super) fn take(&mut self, meta: &Meta) -> Vec<String> {
         let mut taken = Vec::new();
         let mut note = |read: Result<Option<String>>| match read {
             Ok(text) => taken.extend(text),
             // A hint that cannot be followed does not keep a model from being used.
-            Err(e) => tracing::warn!("{e:#}; this is not used"),
+            Err(e) => tracing::warn!("{e:#}; ignored"),
         };
         let place = |key: &str| format!("{}: metadata key {key:?}", meta.file().display());
         if !self.given.iter().any(|flag| matches!(*flag, "samplers" | "sampler-seq")) {
@@ -127,13 +125,13 @@ impl Settings {
         taken
     }
 
-    /// Says which flags do nothing as things are.
-    pub(super) fn tell_idle(&self) -> Result<()> {
+    /// Reports the flags that have no effect with the current settings.
+    pub(super) fn report_idle(&self) -> Result<()> {
         for flag in &self.given {
             let p = &self.params;
             let why = match *flag {
-                "samplers" | "sampler-seq" if p.mirostat > 0 => Some("mirostat has an order of its own".into()),
-                "seed" if !p.draws() => Some("temperature 0 takes the likeliest token".into()),
+                "samplers" | "sampler-seq" if p.mirostat > 0 => Some("mirostat has its own order".into()),
+                "seed" if !p.draws() => Some("temperature 0 always takes the most likely token".into()),
                 "dry-sequence-breaker" => p.idle("dry-base"),
                 flag => p.idle(flag),
             };
@@ -218,20 +216,20 @@ impl Settings {
         Ok(())
     }
 
-    /// The seed; a new one is said where anything is drawn with it.
+    /// The seed; a notice tells a new one, if anything is drawn with it.
     pub fn seed(&self) -> u64 {
         self.seed.unwrap_or_else(|| {
             let now = std::time::SystemTime::now().duration_since(std::time::UNIX_EPOCH);
             let seed = now.map_or(0, |d| d.as_nanos() as u64) & 0xffff_ffff;
             if !self.params.greedy() {
-                tracing::info!("seed {seed} (--seed {seed} gives this text again)");
+                tracing::info!("seed {seed} (--seed {seed} reproduces this text)");
             }
             seed
         })
     }
 
-    /// All that is set, for people.
-    pub fn words(&self) -> String {
+    /// All parameters, for people.
+    pub fn describe(&self) -> String {
         let numbers = self.params.numbers().into_iter().map(|(name, value)| format!("{name} {value}"));
         let order: Vec<&str> = self.params.order.iter().map(|s| s.name()).collect();
         let mut all: Vec<String> = numbers.chain([format!("samplers {}", order.join(";"))]).collect();
@@ -249,7 +247,7 @@ impl Settings {
         }
         if let Some((id, _)) = params.logit_bias.iter().find(|(id, _)| *id as usize >= tokenizer.n_vocab()) {
             let last = tokenizer.n_vocab().saturating_sub(1);
-            return usage(format!("a logit bias is for token {id}; the model has tokens 0 to {last}"));
+            return usage(format!("logit bias for token {id}: expected a token from 0 to {last}"));
         }
         let dry = params.dry_multiplier > 0.0;
         let breakers = if dry { tokenizer.sequences_with(&self.breakers)? } else { Vec::new() };

@@ -6,7 +6,7 @@ use anyhow::Result;
 use clap::CommandFactory;
 
 use super::args::{self, Cli};
-use super::usage;
+use super::errors::usage;
 
 /// A shell's completions.
 pub(super) fn completions(a: &args::Completions) -> Result<()> {
@@ -28,7 +28,7 @@ pub(super) fn man(a: &args::Man) -> Result<()> {
             }
             None => {
                 let all: Vec<&str> = command.get_subcommands().map(clap::Command::get_name).collect();
-                return usage(format!("man {name}: no such verb; there are {}", all.join(", ")));
+                return usage(format!("man {name}: no such verb, expected one of {}", all.join(", ")));
             }
         },
     };

@@ -1,0 +1,70 @@
+//! The flags of the verbs that open a model.
+
+use std::path::PathBuf;
+
+use clap::Args;
+
+/// Which model, and how it is opened.
+#[derive(Debug, Args, Clone)]
+pub struct Model {
+    /// GGUF file (any shard of a split model) [default: the built-in demo model]
+    #[arg(short, long, value_name = "FILE")]
+    pub model: Option<PathBuf>,
+    /// Context size in tokens; 0 is the training context [default: the training context, up to
+    /// 8192]
+    #[arg(short, long, value_name = "N")]
+    pub ctx_size: Option<usize>,
+    /// Threads for decoding; 0 is one per physical performance core
+    #[arg(short, long, value_name = "N", default_value_t = 0)]
+    pub threads: usize,
+    /// Threads for prompts [default: same as --threads] [also: -tb]
+    #[arg(long, value_name = "N")]
+    pub threads_batch: Option<usize>,
+    /// Largest batch of prompt tokens
+    #[arg(short, long, value_name = "N", default_value_t = 2048)]
+    pub batch_size: usize,
+    /// Most tokens computed together; the smaller of -b and -ub counts [also: -ub]
+    #[arg(long, value_name = "N", default_value_t = 1024)]
+    pub ubatch_size: usize,
+    /// KV cache type of keys: f32, f16 or q8_0 [also: -ctk]
+    #[arg(long, value_name = "TYPE", default_value = "f16")]
+    pub cache_type_k: String,
+    /// KV cache type of values: f32, f16 or q8_0 [also: -ctv]
+    #[arg(long, value_name = "TYPE", default_value = "f16")]
+    pub cache_type_v: String,
+    /// Read the model into memory instead of mapping the file
+    #[arg(long)]
+    pub no_mmap: bool,
+    /// Lock the model in memory, so that it is not swapped out
+    #[arg(long)]
+    pub mlock: bool,
+    /// Layers on the GPU, the output head counted as one; 0 uses the CPU only [default: what fits]
+    /// [also: -ngl]
+    #[arg(long, value_name = "N|all|auto")]
+    pub gpu_layers: Option<String>,
+    /// Place the tensors that match a regex: REGEX=CPU|GPU|TWIN, separated by commas [also: -ot]
+    #[arg(long, value_name = "RULES")]
+    pub override_tensor: Vec<String>,
+    /// Keep all experts on the CPU, except those in the expert cache [also: -cmoe]
+    #[arg(long)]
+    pub cpu_moe: bool,
+    /// Keep the experts of the first N layers on the CPU, except those in the expert cache [also:
+    /// -ncmoe]
+    #[arg(long, value_name = "N", conflicts_with = "cpu_moe")]
+    pub n_cpu_moe: Option<usize>,
+    /// GPU memory that caches the most used experts: a size (6G, 800M), off, or auto for what is
+    /// left
+    #[arg(long, value_name = "SIZE|off|auto", default_value = "auto")]
+    pub expert_cache: String,
+    /// Bit-identical output for identical input (ignores timing measurements)
+    #[arg(long)]
+    pub deterministic: bool,
+    /// Load nothing; print the equivalent command with context, threads, batch sizes, placement and
+    /// sampling written out
+    #[arg(long)]
+    pub dry_run: bool,
+    /// Print at the end the measured and the predicted speed, how long CPU and GPU waited for each
+    /// other, and the hits of the expert cache
+    #[arg(long)]
+    pub stats: bool,
+}

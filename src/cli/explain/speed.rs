@@ -1,0 +1,51 @@
+//! How fast a model will be, and where the figures come from.
+
+use crate::cli::args;
+use crate::cli::predict::{self, Measured, Prediction, Rates};
+use crate::cpu::{Bandwidth, Pool};
+use crate::plan::Fit;
+use crate::simd;
+
+/// A prediction and what it was made of.
+pub(super) struct Speed {
+    pub(super) depth: usize,
+    pub(super) steps: usize,
+    pub(super) isa: &'static str,
+    pub(super) rates: Rates,
+    /// Where memory's rate comes from, for people.
+    pub(super) ram_from: &'static str,
+    pub(super) gpu_measured: bool,
+    /// What this machine's CPU does, or why that is not known.
+    pub(super) measured: Result<Measured, String>,
+    pub(super) prediction: Prediction,
+}
+
+impl Speed {
+    /// Measures this machine unless `--ram-gbps` says what to assume.
+    pub(super) fn new(a: &args::Explain, placed: &Fit, pool: &Pool, rates: Rates, gpu_measured: bool) -> Speed {
+        let (tape, plan) = (&placed.tape, &placed.plan);
+        let measured = match a.ram_gbps {
+            Some(_) => {
+                Err("The time that kernels and steps take at that rate is unknown, so this is an upper bound.".into())
+            }
+            None => predict::measure(tape, plan, pool, a.depth).map_err(|why| format!("Not predicted: {why}.")),
+        };
+        // Where the tape could not be walked, memory's rate can be measured all the same.
+        let ram = rates.ram.or_else(|| measured.is_err().then(|| Bandwidth::default().measure(pool) * 1e9));
+        let rates = Rates { ram, ..rates };
+        Speed {
+            depth: a.depth,
+            steps: tape.steps.len(),
+            isa: simd::isa().name(),
+            rates,
+            ram_from: match (a.ram_gbps, &a.ram) {
+                (Some(_), _) => "as given",
+                (None, Some(_)) => "as measured on this machine just now",
+                (None, None) => "measured just now",
+            },
+            gpu_measured,
+            prediction: Prediction::new(tape, plan, rates, measured.as_ref().ok()),
+            measured,
+        }
+    }
+}

@@ -1,0 +1,180 @@
+//! How a model is opened: from its flags to options, from its file to a header, from both to a session.
+
+use std::path::Path;
+use std::sync::{Arc, Once};
+
+use anyhow::{Context, Result};
+
+use super::args;
+use super::errors::{Failure, off, usage};
+use super::human::parse_size;
+use crate::cpu::{Memory, Pool};
+use crate::cuda::{Gpu, OutOfMemory};
+use crate::exec::Device;
+use crate::gguf::{Gguf, Load};
+use crate::plan::{Ask, CacheSize, Fit, Place, Rules};
+use crate::quant;
+use crate::session::{self, MAX_CONTEXT, Options, Session};
+
+/// The built-in model: 16 experts trained on Shakespeare's plays by demo/train.py.
+static DEMO: &[u8] = include_bytes!("../../demo/demo.gguf");
+
+/// Tokens that can be computed together: a GPU counts blocks in 16 bits, and 128 heads have one for every 64 tokens.
+const MOST_AT_ONCE: usize = 16384;
+
+/// The model's header: a file, or the built-in model.
+pub(super) fn header(model: Option<&Path>, load: &Load) -> Result<Gguf> {
+    let gguf = match model {
+        Some(path) => Gguf::open_with(path, load).context(Failure::Model)?,
+        None => {
+            static SAID: Once = Once::new(); // a verb may open it more than once
+            SAID.call_once(|| {
+                tracing::info!(
+                    "no model given (-m FILE): using the built-in demo, a small model of Shakespeare's plays"
+                )
+            });
+            Gguf::from_bytes(DEMO.to_vec(), Path::new("the built-in demo model")).context(Failure::Model)?
+        }
+    };
+    for why in &gguf.unlocked {
+        off("--mlock", why)?;
+    }
+    for key in gguf.meta.repaired() {
+        tracing::warn!("{}: metadata key {key} is not UTF-8; its invalid bytes were replaced", gguf.path.display());
+    }
+    Ok(gguf)
+}
+
+/// Options from the flags, for a session that returns the logits of one token per batch.
+pub(super) fn options(a: &args::Model) -> Result<Options> {
+    let cache_type = |flag: &str, name: &str| match quant::by_name(name) {
+        Some(ty) if ty.kv.is_some() => Ok(ty),
+        Some(ty) => usage(format!("{flag} {name}: {} is no cache type, expected {}", ty.name, quant::cache_types())),
+        None => usage(format!("{flag} {name}: unknown type, expected {}", quant::cache_types())),
+    };
+    let mut rules = Rules::default();
+    for rule in &a.override_tensor {
+        rules.add(rule).context(Failure::Usage)?;
+    }
+    let gpu_layers = match a.gpu_layers.as_deref() {
+        None | Some("auto") => None,
+        Some("all") => Some(usize::MAX),
+        Some(n) => match n.parse::<i64>() {
+            Ok(n) if n >= 0 => Some(n as usize),
+            Ok(-1) => Some(usize::MAX),
+            _ => return usage(format!("-ngl {n}: expected a number of layers, all or auto")),
+        },
+    };
+    let cache = match a.expert_cache.as_str() {
+        "auto" => CacheSize::Auto,
+        "off" | "0" => CacheSize::Off,
+        text => match parse_size(text) {
+            Some(bytes) => CacheSize::Bytes(bytes),
+            None => return usage(format!("--expert-cache {text}: expected a size like 6G or 800M, off or auto")),
+        },
+    };
+    let cpu_moe = if a.cpu_moe { Some(usize::MAX) } else { a.n_cpu_moe };
+    if a.threads.max(a.threads_batch.unwrap_or(0)) > Pool::MOST {
+        return usage(format!("-t and -tb: at most {} threads; one per physical core is best", Pool::MOST));
+    }
+    if let Some(n) = a.ctx_size.filter(|n| *n > MAX_CONTEXT) {
+        return usage(format!("-c {n}: at most {MAX_CONTEXT} tokens"));
+    }
+    if a.batch_size == 0 || a.ubatch_size == 0 {
+        return usage("-b and -ub must be at least 1".into());
+    }
+    if a.batch_size.min(a.ubatch_size) > MOST_AT_ONCE {
+        return usage(format!("-b and -ub: at most {MOST_AT_ONCE} tokens can be computed together"));
+    }
+    Ok(Options {
+        n_ctx: a.ctx_size,
+        n_batch: a.batch_size.min(a.ubatch_size),
+        n_wanted: Some(1),
+        n_seq: 1,
+        threads: a.threads,
+        threads_batch: a.threads_batch,
+        type_k: cache_type("-ctk", &a.cache_type_k)?,
+        type_v: cache_type("-ctv", &a.cache_type_v)?,
+        ask: Ask { gpu_layers, cpu_moe, cache, rules },
+        deterministic: a.deterministic,
+        stats: a.stats,
+        load: Load { mmap: !a.no_mmap, mlock: a.mlock },
+    })
+}
+
+/// Opens a model whose header is read, with the GPU if there is one.
+pub(super) fn session(gguf: Gguf, a: &args::Model, o: &Options) -> Result<Session> {
+    super::unknown::unknown_keys(&gguf, &session::tape(&gguf, o).context(Failure::Model)?)?;
+    if let Some(memory) = Memory::of_this_machine().filter(|m| gguf.bytes() > m.total as u64) {
+        let gb = |n: f64| n / 1e9;
+        tracing::warn!(
+            "the model ({:.1} GB) is larger than this machine's memory ({:.1} GB): parts of it are read from disk for \
+             every token, which is slow (tandem explain estimates how slow)",
+            gb(gguf.bytes() as f64),
+            gb(memory.total as f64)
+        );
+    }
+    let trained = gguf.meta.opt_usize(&format!("{}.context_length", gguf.meta.str("general.architecture")?))?;
+    if let (Some(trained), Some(asked)) = (trained, o.n_ctx)
+        && asked > trained
+    {
+        tracing::warn!(
+            "-c {asked} exceeds the model's training context of {trained} tokens; output beyond that may degrade"
+        );
+    }
+    let cores = if o.threads > 0 { crate::cpu::best_threads() } else { 0 };
+    if o.threads > cores {
+        tracing::warn!("-t {}: more threads than the {cores} physical cores; expect it to be slower", o.threads);
+    }
+    let Some(gpu) = gpu(a, o)? else { return Session::new(gguf, o).context(Failure::Model) };
+    let (name, free) = (format!("{gpu:?}"), gpu.memory()?.0);
+    let session =
+        Session::hybrid(gguf, o, gpu, |fit, lack| placed(&name, free, fit, lack, a)).context(Failure::Model)?;
+    if let Some(words) = session.engine().devices().first().and_then(Device::expert_memory) {
+        tracing::info!("{words}");
+    }
+    Ok(session)
+}
+
+/// The GPU, or None with a notice of the reason.
+pub(super) fn gpu(a: &args::Model, o: &Options) -> Result<Option<Arc<Gpu>>> {
+    if o.ask.gpu_layers == Some(0) && !o.ask.rules.name(Place::Gpu(0)) {
+        return Ok(None);
+    }
+    let why = match Gpu::open() {
+        Ok(gpu) => return Ok(Some(Arc::new(gpu))),
+        Err(e) => format!("{e:#}"),
+    };
+    // Only an option that needs a GPU is without effect; a machine without one is no reason for a warning.
+    match (&a.gpu_layers, o.ask.cache) {
+        (Some(n), _) if n != "auto" => off(&format!("-ngl {n}"), &why)?,
+        _ if o.ask.rules.name(Place::Gpu(0)) => off("-ot ...=GPU", &why)?,
+        (_, CacheSize::Bytes(_)) => off(&format!("--expert-cache {}", a.expert_cache), &why)?,
+        _ => tracing::info!("no GPU is used: {why}"),
+    }
+    Ok(None)
+}
+
+/// Tells the user where a model was placed.
+fn placed(gpu: &str, free: usize, fit: &Fit, lack: Option<&OutOfMemory>, a: &args::Model) -> Result<()> {
+    if let Some(lack) = lack {
+        tracing::warn!("{gpu}: not enough memory for {lack}; trying a smaller placement");
+    }
+    if let Some(less) = &fit.less {
+        let flag = a.gpu_layers.as_deref().unwrap_or("auto");
+        off(&format!("-ngl {flag}"), &format!("{less}; -ngl {} fits", fit.gpu_layers))?;
+    }
+    for r in &fit.refused {
+        let others = if r.steps > 1 { format!(" and {} more steps", r.steps - 1) } else { String::new() };
+        tracing::info!("{}{others} stay on the CPU: {}", r.first, r.why);
+    }
+    if !fit.plan.on_gpu() {
+        tracing::info!(
+            "no GPU is used: no part of the model fits into the {:.1} GB of free GPU memory",
+            free as f64 / 1e9
+        );
+        return Ok(());
+    }
+    tracing::info!("{gpu}: {}", fit.words());
+    Ok(())
+}

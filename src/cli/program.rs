@@ -1,0 +1,90 @@
+//! The program: the command line is read, its verb runs, and a failure becomes a message and an exit status.
+
+use std::ffi::OsString;
+use std::io::IsTerminal;
+use std::process::ExitCode;
+
+use anyhow::Result;
+use clap::{ArgMatches, CommandFactory, FromArgMatches};
+
+use super::args::{Cli, Verb};
+use super::terminal::colour;
+use super::{
+    argv, batch, bench, chat, completions, doctor, dry_run, errors, explain, logits, perplexity, run, template,
+    tokenize, verify,
+};
+use crate::session::Interrupted;
+
+/// Runs the program: the whole of `main`.
+pub fn main(argv: impl Iterator<Item = OsString>) -> ExitCode {
+    let at_terminal = std::io::stdin().is_terminal() && std::io::stdout().is_terminal();
+    let argv = match argv::with_verb(argv::arguments(argv), at_terminal) {
+        Ok(argv) => argv,
+        Err(why) => {
+            say!("tandem: usage error: {why}");
+            return ExitCode::from(2);
+        }
+    };
+    let mut command = Cli::command();
+    let parsed = command.try_get_matches_from_mut(argv).and_then(|given| Ok((Cli::from_arg_matches(&given)?, given)));
+    let (cli, given) = match parsed.map_err(|e| e.format(&mut command)) {
+        Ok(parsed) => parsed,
+        Err(e) => {
+            let _ = e.print();
+            return ExitCode::from(if e.use_stderr() { 2 } else { 0 });
+        }
+    };
+    errors::be_strict(cli.strict);
+    set_up_notices(&cli);
+    match run_verb(&cli.verb, &given) {
+        Ok(()) => ExitCode::SUCCESS,
+        Err(e) if errors::is_closed_pipe(&e) => ExitCode::SUCCESS,
+        Err(e) => {
+            if !e.is::<Interrupted>() {
+                say!("tandem: {e:#}");
+            }
+            ExitCode::from(errors::exit_status(&e))
+        }
+    }
+}
+
+/// Notices go to stderr, as many as `-q` and `-v` say.
+fn set_up_notices(cli: &Cli) {
+    let level = match cli.verbose {
+        0 if cli.quiet => tracing::Level::WARN,
+        0 => tracing::Level::INFO,
+        1 => tracing::Level::DEBUG,
+        _ => tracing::Level::TRACE,
+    };
+    tracing_subscriber::fmt()
+        .with_max_level(level)
+        .with_writer(std::io::stderr)
+        .with_ansi(colour(std::io::stderr().is_terminal()))
+        .without_time()
+        .with_target(false)
+        .with_level(false)
+        .log_internal_errors(false) // a closed stderr does not keep the answer from being written
+        .init();
+}
+
+/// `given`: what clap made the verb of, for `--dry-run`.
+fn run_verb(verb: &Verb, given: &ArgMatches) -> Result<()> {
+    if dry_run::run(verb, given)? {
+        return Ok(());
+    }
+    match verb {
+        Verb::Chat(a) => chat::run(a),
+        Verb::Run(a) => run::run(a),
+        Verb::Batch(a) => batch::run(a),
+        Verb::Logits(a) => logits::run(a),
+        Verb::Bench(a) => bench::run(a),
+        Verb::Explain(a) => explain::run(a),
+        Verb::Doctor(a) => doctor::run(a),
+        Verb::Perplexity(a) => perplexity::run(a),
+        Verb::Template(a) => template::run(a),
+        Verb::Tokenize(a) => tokenize::run(a),
+        Verb::Verify(a) => verify::run(a),
+        Verb::Completions(a) => completions::completions(a),
+        Verb::Man(a) => completions::man(a),
+    }
+}

@@ -1,0 +1,86 @@
+//! What `--stats` prints when a verb is done: how fast tokens were made, what limits that, and what the GPU did.
+
+use std::path::Path;
+
+use anyhow::Result;
+
+use super::args;
+use super::predict::{self, Prediction, Rates};
+use crate::cpu::major_faults;
+use crate::session::Session;
+
+/// Major page faults up to which there is no notice: loading the program itself takes some tens.
+const FAULTS: usize = 200;
+
+/// Prints the statistics on stderr if `--stats` asks for them.
+pub(super) fn stats(session: &Session, a: &args::Model) -> Result<()> {
+    if !a.stats {
+        return Ok(());
+    }
+    speed(session);
+    let Some(device) = session.engine().devices().first() else { return Ok(()) };
+    if let Some(w) = device.waits().filter(|w| w.walks > 0) {
+        let ms = |s: f64| s * 1e3 / w.walks as f64;
+        tracing::info!(
+            "decode: {} tokens, {:.2} ms each; the CPU waited {:.2} ms for the GPU; the GPU worked {:.2} ms and waited \
+             {:.2} ms for the CPU",
+            w.walks,
+            ms(w.whole),
+            ms(w.cpu_waited),
+            ms(w.gpu_worked),
+            ms(w.gpu_waited)
+        );
+    }
+    let Some(memory) = device.expert_memory() else { return Ok(()) };
+    let c = device.cache_stats();
+    let gb = |n: usize| n as f64 / 1e9;
+    tracing::info!(
+        "expert cache: {:.1}% hits of {} expert choices in decode; {} experts loaded ({:.2} GB), {} streamed for prompts \
+         ({:.2} GB)",
+        100.0 * c.hits as f64 / c.chosen.max(1) as f64,
+        c.chosen,
+        c.uploads,
+        gb(c.upload_bytes),
+        c.passed,
+        gb(c.passed_bytes)
+    );
+    tracing::info!("{memory}");
+    Ok(())
+}
+
+/// The decode rate, measured and predicted.
+fn speed(session: &Session) {
+    let (engine, single) = (session.engine(), session.decode_stats());
+    if single.together > 0 {
+        tracing::info!(
+            "{} tokens were decoded several at a time; the prediction is for one at a time",
+            single.together
+        );
+    }
+    if single.tokens == 0 {
+        return;
+    }
+    let rate = single.tokens as f64 / single.seconds.max(1e-9);
+    let depth = session.tokens(0).len().saturating_sub(single.tokens / 2);
+    let rates = engine.devices().first().and_then(|d| d.rates().ok());
+    let rates = rates.map_or(Rates::ASSUMED, |(bus, vram)| Rates { ram: None, vram, bus });
+    match predict::measure(&engine.tape, &engine.plan, &engine.pool, depth) {
+        Ok(m) => {
+            let p = Prediction::new(&engine.tape, &engine.plan, rates, Some(&m));
+            let expected = p.decode().unwrap_or(0.0);
+            tracing::info!(
+                "decode: {} tokens, {rate:.1} tokens/s measured, {}{expected:.1} predicted, ceiling {:.1}",
+                single.tokens,
+                if p.at_most { "at most " } else { "" },
+                p.ceiling
+            );
+            tracing::info!("limited by {}", p.limit_words(engine.tape.steps.len(), Some(&m)));
+        }
+        Err(why) => tracing::info!("decode: {} tokens, {rate:.1} tokens/s; not predicted: {why}", single.tokens),
+    }
+    if let Some(n) = major_faults(Path::new("/")).filter(|n| *n > FAULTS) {
+        tracing::info!(
+            "{n} major page faults: parts of the model were read from disk; the next run is faster if the model fits into memory"
+        );
+    }
+}

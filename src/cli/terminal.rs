@@ -1,0 +1,63 @@
+//! What only a terminal is shown: colours, and how far a prompt has been read.
+
+use indicatif::{ProgressBar, ProgressState, ProgressStyle};
+
+use crate::session::Progress;
+
+/// Whether to write in colours; `terminal`: whether the output is one.
+pub(super) fn colour(terminal: bool) -> bool {
+    let set = std::env::var_os("NO_COLOR").is_some_and(|v| !v.is_empty());
+    let dumb = std::env::var_os("TERM").is_some_and(|t| t == "dumb");
+    terminal && !set && !dumb
+}
+
+/// Shows on stderr how far a prompt has been read, and only where that is a terminal.
+pub(super) struct PromptBar {
+    bar: ProgressBar,
+    /// How far the current text has been read, and the tokens of those before it.
+    at: Progress,
+    earlier: usize,
+}
+
+impl PromptBar {
+    pub(super) fn new() -> PromptBar {
+        PromptBar { bar: ProgressBar::hidden(), at: Progress { total: 0, read: 0 }, earlier: 0 }
+    }
+
+    pub(super) fn progress(&mut self, p: Progress) {
+        if p.read < self.at.read || self.at.total == 0 {
+            self.earlier = self.finish(); // a prefix is read before the rest
+            self.bar = bar(p.total);
+        }
+        self.at = p;
+        self.bar.set_position(p.read as u64);
+    }
+
+    /// Takes the bar away; how many tokens were read.
+    pub(super) fn finish(&self) -> usize {
+        self.bar.finish_and_clear();
+        self.earlier + self.at.read
+    }
+}
+
+/// A bar for a prompt of `total` tokens.
+fn bar(total: usize) -> ProgressBar {
+    let bar = ProgressBar::new(total as u64);
+    let form = "reading the prompt {bar:30} {pos}/{len} tokens, {rate} tokens/s, {eta} left";
+    let style = ProgressStyle::with_template(form).expect("a template that is right");
+    let rate = |s: &ProgressState, out: &mut dyn std::fmt::Write| {
+        let _ = write!(out, "{:.0}", s.per_sec());
+    };
+    bar.set_style(style.with_key("rate", rate));
+    if !tracing::enabled!(tracing::Level::INFO) {
+        bar.set_draw_target(indicatif::ProgressDrawTarget::hidden()); // -q
+    }
+    bar
+}
+
+impl Drop for PromptBar {
+    /// An error leaves no bar on the screen.
+    fn drop(&mut self) {
+        self.finish();
+    }
+}
