@@ -9,7 +9,7 @@ use std::sync::atomic::AtomicBool;
 use serde_json::{Value, json};
 use tandem::sample::{Params, Sampler};
 use tandem::session::{Options, Session};
-use tandem::talk::{self, Asked, Writer};
+use tandem::talk::{self, GenParams, Writer};
 use tandem::text::{Reader, Tokenizer};
 
 fn tandem(args: &[&str]) -> Command {
@@ -62,11 +62,11 @@ fn a_thousand_lines_are_answered_in_order_as_run_answers_them_and_bad_ones_are_e
         session.clear(0);
         let ids = tokenizer.encode(p, true, true).unwrap();
         let sampler = Sampler::new(Params { temperature: 0.0, ..Params::default() }, 0, Vec::new());
-        let asked = Asked { limit: Some(5 + i % 20), ..Asked::default() };
+        let asked = GenParams { limit: Some(5 + i % 20), ..GenParams::default() };
         let mut writer = Writer::new(&tokenizer, sampler, None, Reader::plain(), asked, &ids);
         let logits = talk::feed(&mut session, 0, &ids, writer.want(), &mut |_| {}).unwrap();
         talk::write(&mut session, 0, &mut writer, logits, &AtomicBool::new(false), &mut |_, _| Ok(())).unwrap();
-        assert_eq!(answer["text"], writer.said.answer, "line {i}: {p:?}");
+        assert_eq!(answer["text"], writer.generated.answer, "line {i}: {p:?}");
     }
     // And that is what the verb writes.
     for i in [0, 13, 500] {

@@ -22,7 +22,7 @@ use super::opened::{Mode, Opened};
 use super::stats::stats;
 use super::{args, structured};
 use crate::session::{Interrupted, Session, Want};
-use crate::talk::{self, Asked, End, Turns, Writer};
+use crate::talk::{self, End, GenParams, Turns, Writer};
 use crate::text::grammar::Grammars;
 use crate::text::{Reader, Tokenizer};
 use job::{Defaults, Job, Prompt, Refused};
@@ -35,7 +35,7 @@ const WORTH: usize = 16;
 const IDLE: Duration = Duration::from_millis(100);
 
 /// Runs the verb.
-pub(super) fn run(a: &args::Batch) -> Result<()> {
+pub(super) fn run(a: &args::BatchArgs) -> Result<()> {
     if a.parallel == 0 {
         return usage("--parallel 0: at least 1 expected".into());
     }
@@ -62,7 +62,7 @@ pub(super) fn run(a: &args::Batch) -> Result<()> {
         return usage("-sys: prompts are continued as they are here, and have no system message".into());
     }
     let seed = settings.seed();
-    let defaults = Defaults { settings, asked: a.talk.asked(), kind: form, raw: a.raw };
+    let defaults = Defaults { settings, asked: a.talk.gen_params(), kind: form, raw: a.raw };
     let grammars = std::cell::OnceCell::new();
     let desk = Desk { tokenizer: &tokenizer, turns: turns.as_ref(), system, grammars: &grammars, seed };
     let out: Box<dyn Write> = match &a.output {
@@ -190,7 +190,7 @@ impl Work<'_> {
 
     fn done(&mut self, seat: usize, end: End) -> Result<()> {
         let seat = self.seats[seat].take().expect("somebody sits there");
-        self.made += seat.writer.said.tokens.len();
+        self.made += seat.writer.generated.tokens.len();
         self.out.put(seat.n, &seat.done(end))
     }
 
@@ -252,7 +252,7 @@ impl Seat<'_> {
             writer.finish(); // what was held back
         }
         let (seconds, complete) = (start.elapsed().as_secs_f64(), writer.is_complete());
-        let said = writer.said;
+        let said = writer.generated;
         reply::answer(&form, &id, n, &Done { said, ended, complete, seed, prompt_tokens, known_tokens, seconds })
     }
 }
@@ -325,7 +325,7 @@ impl<'t> Desk<'t> {
     }
 
     /// The text of a prompt, and what reads the answer where a template was put around it.
-    fn prompt(&self, prompt: &Prompt, asked: &mut Asked) -> Result<(String, Option<Reader>)> {
+    fn prompt(&self, prompt: &Prompt, asked: &mut GenParams) -> Result<(String, Option<Reader>)> {
         let system = self.system.iter().map(|s| talk::message("system", s));
         let (messages, tools, variables) = match (prompt, self.turns) {
             (Prompt::Text { text, raw: true }, _) | (Prompt::Text { text, .. }, None) => {

@@ -19,8 +19,8 @@ pub(super) fn colour(terminal: bool) -> bool {
 /// How often the bar is moved while a batch is computed.
 const LOOK: Duration = Duration::from_millis(100);
 
-/// Shows on stderr how far a prompt has been read, and only where that is a terminal: a batch may take a minute, so it is
-/// also shown how far it has come through the steps of the model.
+/// Shows on stderr how far a prompt has been read, and only where that is a terminal: a batch may
+/// take a minute, so it is also shown how far it has come through the steps of the model.
 pub(super) struct PromptBar {
     bar: ProgressBar,
     /// Tokens in finished batches of this text, and of those before it.

@@ -1,4 +1,4 @@
-//! Conversations and generations: what stands between a session's tokens and what a person or a program reads.
+//! Conversations and generations: the way from a session's tokens to what a person or a program reads, and back.
 
 mod stops;
 mod turns;
@@ -6,4 +6,4 @@ mod writer;
 
 pub use stops::Stops;
 pub use turns::{Progress, Turns, feed, message, read, read_ahead, rest, set_system, shared};
-pub use writer::{Asked, End, Parts, Said, Writer, write};
+pub use writer::{End, GenParams, Generated, Parts, Writer, write};

@@ -13,7 +13,7 @@ impl Stops {
         Stops { texts: texts.into_iter().filter(|t| !t.is_empty()).collect(), held: String::new() }
     }
 
-    /// What of the text so far can be shown, and the text that ended it, if one did: it and all behind it is dropped.
+    /// What of the text so far can be shown, and the text that ended it, if one did: it and all after it is dropped.
     pub fn push(&mut self, text: &str) -> (String, Option<String>) {
         self.held.push_str(text);
         let found = self.texts.iter().filter_map(|t| Some((self.held.find(t.as_str())?, t)));

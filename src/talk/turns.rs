@@ -10,13 +10,13 @@ use serde_json::{Map, Value, json};
 use crate::session::{ContextFull, Session, Want};
 use crate::text::{Clock, Reader, Template, Tokenizer};
 
-/// How conversations become prompts: a template and what it is given beside the messages.
+/// How conversations become prompts: a template and its variables other than the messages.
 #[derive(Debug)]
 pub struct Turns {
     template: Template,
     variables: Map<String, Value>,
     clock: Clock,
-    /// See [`Turns::user_opens`].
+    /// What [`Turns::user_opens`] returns.
     opens: Option<String>,
 }
 
@@ -38,7 +38,7 @@ impl Turns {
         self.prompt_with(tokenizer, messages, None, None, open)
     }
 
-    /// The same with tools and with variables of its own.
+    /// The prompt of a conversation, with tools and additional variables.
     ///
     /// # Errors
     /// If the template fails, with its line.
@@ -215,9 +215,9 @@ pub fn read_ahead(
 /// What is told of a prompt that is being read.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Progress {
-    /// So many tokens are to be read.
+    /// This many tokens will be read.
     Begins(usize),
-    /// So many more of them are.
+    /// This many more of them have been read.
     Read(usize),
 }
 

@@ -15,7 +15,7 @@ use crate::text::{Part, Reader, Stream, Tokenizer};
 
 /// What a generation is asked for.
 #[derive(Clone, Debug, Default)]
-pub struct Asked {
+pub struct GenParams {
     /// Tokens, at most.
     pub limit: Option<usize>,
     /// Texts that end the answer.
@@ -28,9 +28,9 @@ pub struct Asked {
     pub logprobs: Option<usize>,
 }
 
-impl Asked {
+impl GenParams {
     /// The same of an answer: where the model could go on with the user's part, that ends it too.
-    pub fn of(mut self, turns: &Turns) -> Asked {
+    pub fn of(mut self, turns: &Turns) -> GenParams {
         self.stop.extend(turns.user_opens().filter(|_| !self.ignore_eos).map(String::from));
         self
     }
@@ -80,7 +80,7 @@ impl End {
 
 /// Everything that was written.
 #[derive(Clone, Debug, Default)]
-pub struct Said {
+pub struct Generated {
     /// The tokens that were written, a stop text's among them; not the model's end.
     pub tokens: Vec<u32>,
     /// What the model thought.
@@ -91,7 +91,7 @@ pub struct Said {
     pub logprobs: Vec<Value>,
 }
 
-impl Said {
+impl Generated {
     /// The message that it is in a conversation; None if nothing was said.
     pub fn message(&self) -> Option<Value> {
         let mut message = turns::message("assistant", &self.answer);
@@ -116,12 +116,12 @@ pub struct Writer<'t> {
     /// The token that opens reasoning, which a grammar does not know.
     opens: Option<u32>,
     stops: Stops,
-    asked: Asked,
+    params: GenParams,
     /// Tokens that come next whatever the logits say.
     forced: VecDeque<u32>,
     thought: usize,
     /// What was written so far.
-    pub said: Said,
+    pub generated: Generated,
 }
 
 /// Text that came, by the part that it belongs to.
@@ -134,16 +134,16 @@ impl<'t> Writer<'t> {
         mut sampler: Sampler,
         grammar: Option<Grammar>,
         reader: Reader,
-        asked: Asked,
+        params: GenParams,
         prompt: &[u32],
     ) -> Writer<'t> {
         prompt.iter().for_each(|t| sampler.accept(*t));
-        let stops = Stops::new(asked.stop.iter().cloned());
+        let stops = Stops::new(params.stop.iter().cloned());
         // Where the prompt has opened a reasoning that may have no token, it is closed at once.
-        let close = reader.close().filter(|_| asked.budget == Some(0));
+        let close = reader.close().filter(|_| params.budget == Some(0));
         let forced: VecDeque<u32> =
             close.and_then(|text| tokenizer.encode(&text, false, true).ok()).unwrap_or_default().into();
-        let (said, stream) = (Said::default(), tokenizer.stream());
+        let (generated, stream) = (Generated::default(), tokenizer.stream());
         let opens = reader.may_open().and_then(|text| match tokenizer.encode(text, false, true).as_deref() {
             Ok([one]) => Some(*one),
             _ => None,
@@ -154,12 +154,25 @@ impl<'t> Writer<'t> {
             let ends = (0..tokenizer.n_vocab()).filter(|id| tokenizer.is_eog(*id as u32));
             ends.for_each(|id| unruled[id / 32] &= !(1 << (id % 32)));
         }
-        Writer { tokenizer, sampler, grammar, unruled, reader, stream, opens, stops, asked, forced, thought: 0, said }
+        Writer {
+            tokenizer,
+            sampler,
+            grammar,
+            unruled,
+            reader,
+            stream,
+            opens,
+            stops,
+            params,
+            forced,
+            thought: 0,
+            generated,
+        }
     }
 
     /// What the next token is chosen from: all logits, or the likeliest token, where that is all that counts.
     pub fn want(&self) -> Want {
-        let plain = self.grammar.is_none() && self.asked.logprobs.is_none() && self.sampler.is_greedy();
+        let plain = self.grammar.is_none() && self.params.logprobs.is_none() && self.sampler.is_greedy();
         if plain { Want::Likeliest } else { Want::Last }
     }
 
@@ -169,7 +182,7 @@ impl<'t> Writer<'t> {
     /// # Errors
     /// If the logits are not numbers, or the grammar allows no token.
     pub fn next(&mut self, logits: &[f32], greedy: bool) -> Result<(u32, Parts, Option<End>)> {
-        if let Some(n) = self.asked.limit.filter(|n| *n == self.said.tokens.len()) {
+        if let Some(n) = self.params.limit.filter(|n| *n == self.generated.tokens.len()) {
             return Ok((0, self.finish(), Some(End::Limit(n))));
         }
         if logits.iter().any(|v| v.is_nan()) {
@@ -181,7 +194,7 @@ impl<'t> Writer<'t> {
         let beginning = self.reader.may_open().is_some();
         let ruled = beginning || self.reader.part() == Some(Part::Answer);
         let forced = self.forced.pop_front();
-        // Where messages have heads, the answer comes behind one, and nowhere else.
+        // Where messages have heads, the answer comes after one, and nowhere else.
         let heads = self.grammar.as_ref().and_then(|_| self.reader.heads());
         let token = match forced {
             Some(token) => token,
@@ -213,14 +226,14 @@ impl<'t> Writer<'t> {
                 }
             }
         };
-        if self.tokenizer.is_eog(token) && !self.asked.ignore_eos {
+        if self.tokenizer.is_eog(token) && !self.params.ignore_eos {
             return Ok((token, self.finish(), Some(End::Model)));
         }
         self.sampler.accept(token);
-        if let Some(n) = self.asked.logprobs {
+        if let Some(n) = self.params.logprobs {
             self.note(logits, token, n);
         }
-        self.said.tokens.push(token);
+        self.generated.tokens.push(token);
         let mut complete = false;
         if let Some(grammar) =
             self.grammar.as_mut().filter(|_| ruled && forced.is_none() && !(beginning && self.opens == Some(token)))
@@ -232,15 +245,15 @@ impl<'t> Writer<'t> {
         let text = self.stream.push_as(token, special);
         self.thought += (self.reader.part() == Some(Part::Reasoning)) as usize;
         let came = self.reader.push(&text);
-        if let Some(close) = self.reader.close().filter(|_| self.asked.budget.is_some_and(|n| self.thought >= n)) {
+        if let Some(close) = self.reader.close().filter(|_| self.params.budget.is_some_and(|n| self.thought >= n)) {
             self.forced = self.tokenizer.encode(&close, false, true)?.into();
-            self.asked.budget = None;
+            self.params.budget = None;
         }
         let (mut parts, stop) = self.stopped(came);
         let end = match stop {
             Some(stop) => Some(End::Stop(stop)),
             None if complete => Some(End::Complete),
-            None => self.asked.limit.filter(|n| *n == self.said.tokens.len()).map(End::Limit),
+            None => self.params.limit.filter(|n| *n == self.generated.tokens.len()).map(End::Limit),
         };
         if end.is_some() && !matches!(end, Some(End::Stop(_))) {
             parts.extend(self.finish());
@@ -261,7 +274,7 @@ impl<'t> Writer<'t> {
         let (mut parts, stop) = self.stopped(came);
         let rest = self.stops.finish();
         if stop.is_none() && !rest.is_empty() {
-            self.said.answer.push_str(&rest);
+            self.generated.answer.push_str(&rest);
             parts.push((Part::Answer, rest));
         }
         parts
@@ -272,12 +285,12 @@ impl<'t> Writer<'t> {
         let mut parts = Vec::with_capacity(came.len());
         for (part, text) in came {
             if part == Part::Reasoning {
-                self.said.reasoning.push_str(&text);
+                self.generated.reasoning.push_str(&text);
                 parts.push((part, text));
                 continue;
             }
             let (text, stop) = self.stops.push(&text);
-            self.said.answer.push_str(&text);
+            self.generated.answer.push_str(&text);
             if !text.is_empty() {
                 parts.push((part, text));
             }
@@ -295,7 +308,7 @@ impl<'t> Writer<'t> {
         };
         let mut own = one((token, logprob_of(logits, token)));
         own["top"] = logprobs(logits, n).into_iter().map(one).collect();
-        self.said.logprobs.push(own);
+        self.generated.logprobs.push(own);
     }
 }
 

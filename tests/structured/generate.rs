@@ -7,7 +7,7 @@ use std::sync::atomic::AtomicBool;
 use serde_json::{Value, json};
 use tandem::sample::{Params, Sampler, Stage};
 use tandem::session::{Options, Session, Want};
-use tandem::talk::{self, Asked, Writer};
+use tandem::talk::{self, GenParams, Writer};
 use tandem::text::grammar::{Grammar, Grammars, Kind};
 use tandem::text::{Reader, Tokenizer};
 
@@ -105,7 +105,7 @@ const SHAPES: [(&str, &str); 3] = [
 /// Writes a text.
 fn write(s: &mut Session, t: &Tokenizer, g: Grammar, (seed, shape): (u64, usize), what: &str) -> String {
     let params = Params { temperature: 1.0, order: vec![Stage::Temperature], ..Params::default() };
-    let asked = Asked { limit: Some(LIMIT), budget: Some(9), ..Asked::default() };
+    let asked = GenParams { limit: Some(LIMIT), budget: Some(9), ..GenParams::default() };
     let reader = Reader::new(SHAPES[shape].0, SHAPES[shape].1);
     s.rewind(0, 0).unwrap();
     let prompt = t.encode("KING:", true, false).unwrap();
@@ -114,7 +114,7 @@ fn write(s: &mut Session, t: &Tokenizer, g: Grammar, (seed, shape): (u64, usize)
     let never = AtomicBool::new(false);
     let end = talk::write(s, 0, &mut writer, logits, &never, &mut |_, _| Ok(()));
     let end = end.unwrap_or_else(|e| panic!("{what}: {e:#}"));
-    let text = std::mem::take(&mut writer.said.answer);
+    let text = std::mem::take(&mut writer.generated.answer);
     assert!(writer.is_complete(), "{what}: {text:?} is not complete, but ended by {end:?}");
     text
 }

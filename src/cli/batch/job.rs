@@ -11,7 +11,7 @@ use anyhow::{Result, bail};
 use serde_json::{Map, Value, json};
 
 use crate::cli::settings::Settings;
-use crate::talk::Asked;
+use crate::talk::GenParams;
 use crate::text::grammar::Kind;
 
 /// The form in which a request came and its answer goes.
@@ -39,14 +39,14 @@ pub(super) struct Job {
     pub(super) id: Value,
     pub(super) prompt: Prompt,
     pub(super) settings: Settings,
-    pub(super) asked: Asked,
+    pub(super) asked: GenParams,
     pub(super) kind: Option<Kind>,
 }
 
 /// What a request does not say.
 pub(super) struct Defaults {
     pub(super) settings: Settings,
-    pub(super) asked: Asked,
+    pub(super) asked: GenParams,
     pub(super) kind: Option<Kind>,
     pub(super) raw: bool,
 }
@@ -337,7 +337,7 @@ mod tests {
     use super::*;
 
     fn defaults() -> Defaults {
-        Defaults { settings: Settings::default(), asked: Asked::default(), kind: None, raw: false }
+        Defaults { settings: Settings::default(), asked: GenParams::default(), kind: None, raw: false }
     }
 
     fn refused(line: &str) -> (Value, String) {

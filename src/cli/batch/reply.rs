@@ -3,11 +3,11 @@
 use serde_json::{Value, json};
 
 use super::job::{Form, Refused};
-use crate::talk::{End, Said};
+use crate::talk::{End, Generated};
 
 /// What a request came to.
 pub(super) struct Done {
-    pub(super) said: Said,
+    pub(super) said: Generated,
     pub(super) ended: End,
     /// Whether the text is whole by its grammar; true where there is none.
     pub(super) complete: bool,

@@ -1,4 +1,5 @@
-//! A conversation under way: its messages, what the model has read of them, and the answers that it writes.
+//! A conversation under way: its messages, what the model has read of them, and the answers that it
+//! writes.
 
 use std::path::Path;
 use std::sync::Arc;
@@ -17,14 +18,15 @@ use crate::cli::signals;
 use crate::cli::terminal::PromptBar;
 use crate::session::{ContextFull, Session};
 use crate::store;
-use crate::talk::{self, Asked, End, Turns, Writer};
+use crate::talk::{self, End, GenParams, Turns, Writer};
 use crate::text::Tokenizer;
 
-/// States up to this size are saved after every answer; larger ones at the end, the messages after every answer.
+/// States up to this size are saved after every answer; larger ones at the end, the messages after
+/// every answer.
 const SAVED_AT_ONCE: usize = 64 << 20;
 
-/// Shares of the context. From the first on a notice says how full it is (or when another turn like the last does not
-/// fit); one part in the second is kept free for an answer of unknown length.
+/// Shares of the context. From the first on a notice says how full it is (or when another turn like
+/// the last does not fit); one part in the second is kept free for an answer of unknown length.
 const NEARLY_FULL: f64 = 0.8;
 const ANSWER: usize = 8;
 
@@ -47,7 +49,7 @@ pub(super) struct Chat<'t> {
     pub(super) drawn: u64,
     /// Whether the seed was asked for.
     pub(super) seeded: bool,
-    pub(super) asked: Asked,
+    pub(super) asked: GenParams,
     pub(super) when_full: args::WhenFull,
     pub(super) file: Option<SessionFile>,
     pub(super) screen: Screen,
@@ -108,7 +110,7 @@ impl Chat<'_> {
         // What was generated is kept, even if stdout was closed meanwhile.
         let inked = ink.finish();
         let ended = ended.and_then(|end| inked.map(|()| end));
-        let said = std::mem::take(&mut writer.said);
+        let said = std::mem::take(&mut writer.generated);
         let words = ended.as_ref().map_or_else(|e| format!("{e:#}"), |e| e.describe());
         let kept = ids.len().saturating_sub(read);
         let made_s = start.elapsed().as_secs_f64();
@@ -134,8 +136,8 @@ impl Chat<'_> {
         ended
     }
 
-    /// Whether there is room for the conversation and an answer. If not, the user is told before anything is lost, and
-    /// the oldest turns are dropped if that is chosen.
+    /// Whether there is room for the conversation and an answer. If not, the user is told before
+    /// anything is lost, and the oldest turns are dropped if that is chosen.
     pub(super) fn make_room(&mut self, lines: &mut Lines) -> Result<bool> {
         let all = self.session.n_ctx();
         let answer = self.asked.limit.unwrap_or(all / ANSWER).min(all / 2);
@@ -200,7 +202,8 @@ impl Chat<'_> {
         Some(self.take_out()?.0)
     }
 
-    /// Removes the last message of the user and all that follows it: its text, and what was removed.
+    /// Removes the last message of the user and all that follows it: its text, and what was
+    /// removed.
     pub(super) fn take_out(&mut self) -> Option<(String, Vec<Value>)> {
         let at = self.messages.iter().rposition(|m| m["role"] == "user")?;
         let text = self.messages[at]["content"].as_str().unwrap_or_default().to_owned();

@@ -1,4 +1,5 @@
-//! What a session file of `tandem run` holds along with the sequence: the conversation, or the tokens not yet read.
+//! What a session file of `tandem run` holds along with the sequence: the conversation, or the
+//! tokens not yet read.
 
 use anyhow::{Context, Result};
 use serde_json::{Value, json};
@@ -6,10 +7,10 @@ use serde_json::{Value, json};
 use crate::cli::errors::usage;
 use crate::session::Session;
 use crate::store;
-use crate::talk::Said;
+use crate::talk::Generated;
 use crate::text::Tokenizer;
 
-/// What a session file knows beside the sequence.
+/// What a session file of `tandem run` holds along with the sequence.
 #[derive(Default)]
 pub(super) struct Saved {
     /// Whether it is a conversation, not plain text.
@@ -47,7 +48,7 @@ impl Saved {
     /// Takes in what was generated after `prompt` tokens.
     pub(super) fn keep(
         &mut self,
-        said: &Said,
+        said: &Generated,
         stopped: bool,
         session: &mut Session,
         tokenizer: &Tokenizer,
