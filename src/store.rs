@@ -1,4 +1,4 @@
-//! A sequence as a file: what it remembers, and beside it a text of the caller's (the conversation).
+//! A sequence as a file: its states, and a text of the caller's (the conversation).
 //!
 //! ```text
 //! file  "tandem\x1a\n" | u32 version | u64 bytes of the head | u64 bytes of the states | head | sum | states | sum
@@ -10,7 +10,7 @@
 //! the batch, the threads and the placement are, so a sequence can be taken up under others. What must agree is the model
 //! (its fingerprint) and how states are kept (the cache types).
 //!
-//! A file is replaced as a whole: written beside its place under a name of its own, synced, renamed. It is read once, into
+//! A file is replaced as a whole: written to the same folder under a temporary name, synced, renamed. It is read once, into
 //! memory that becomes the sequence's when the last sum was right.
 
 use std::fs::{self, File};
@@ -38,7 +38,7 @@ const SUM: u64 = 16;
 /// More than any head has: a text of millions of tokens.
 const MOST_HEAD: u64 = 256 << 20;
 
-/// Bytes that are read or written at once, so that they are summed while they lie in the CPU's caches.
+/// Bytes that are read or written at once, so that they are summed while they are in the CPU's caches.
 const PIECE: usize = 256 << 10;
 
 /// Bytes of each tensor that the fingerprint takes in: a page, which costs a disk no more than one byte of it.
@@ -76,7 +76,7 @@ pub fn save(path: &Path, session: &Session, seq: usize, note: &str) -> Result<()
         .with_context(|| format!("cannot save to {}", path.display()))
 }
 
-/// Saves a text of the caller's, in the same way, beside a sequence that has read nothing.
+/// Saves a text of the caller's, in the same way, with a sequence that has read nothing.
 ///
 /// # Errors
 /// As [`save`].

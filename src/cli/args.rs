@@ -1,4 +1,5 @@
-//! The command line: clap structs and nothing else. Flags have llama.cpp's names wherever it has one.
+//! The command line: clap structs and nothing else. Flags have llama.cpp's names wherever it has
+//! one.
 
 mod model;
 mod sampling;
@@ -9,9 +10,9 @@ use std::path::PathBuf;
 use clap::{Args, Parser, Subcommand, ValueEnum};
 
 use crate::text::Clock;
-pub use model::Model;
-pub use sampling::Sampling;
-pub use talk::{Batch, Chat, Reasoning, Run, Structured, Talk, WhenFull};
+pub use model::ModelArgs;
+pub use sampling::SamplingArgs;
+pub use talk::{BatchArgs, ChatArgs, Reasoning, RunArgs, StructuredArgs, TalkArgs, WhenFull};
 
 /// Runs mixture-of-experts language models from GGUF files on this machine.
 #[derive(Debug, Parser)]
@@ -39,58 +40,58 @@ pub struct Cli {
 #[allow(clippy::large_enum_variant)] // there is one of it in a process
 pub enum Verb {
     /// Chat with a model in the terminal
-    Chat(Chat),
+    Chat(ChatArgs),
     /// Answer or continue one prompt; only the model's text goes to stdout
-    Run(Run),
+    Run(RunArgs),
     /// Answer requests from JSON lines with JSON lines, several at a time
-    Batch(Batch),
+    Batch(BatchArgs),
     /// Write the logits of a token list as raw little-endian f32 rows
-    Logits(Logits),
+    Logits(LogitsArgs),
     /// Perplexity and KL divergence over a text, as llama-perplexity computes them (-c defaults to
     /// 512)
-    Perplexity(Perplexity),
+    Perplexity(PerplexityArgs),
     /// Show a model's size, memory use, placement and expected speed, from the header alone
-    Explain(Explain),
+    Explain(ExplainArgs),
     /// Show what this machine can do, and what slows it down
-    Doctor(Doctor),
+    Doctor(DoctorArgs),
     /// Convert text to token IDs, as llama-tokenize prints them
-    Tokenize(Tokenize),
+    Tokenize(TokenizeArgs),
     /// Render a chat template: variables as JSON on stdin, the exact prompt on stdout
-    Template(Template),
+    Template(TemplateArgs),
     /// Measure prompt and decode rates
-    Bench(Bench),
+    Bench(BenchArgs),
     /// Compare what this machine computes, on the CPU and on the GPU, with the scalar kernels; exit
     /// status 1 on a mismatch
-    Verify(Verify),
+    Verify(VerifyArgs),
     /// Print completions for a shell
-    Completions(Completions),
+    Completions(CompletionsArgs),
     /// Print a manual page
-    Man(Man),
+    Man(ManArgs),
 }
 
 /// `tandem logits`.
 #[derive(Debug, Args)]
-pub struct Logits {
+pub struct LogitsArgs {
     /// The model.
     #[command(flatten)]
-    pub model: Model,
+    pub model: ModelArgs,
     /// Token IDs: 1,2,3, or a JSON file with a list or an object that has prompt_ids
     #[arg(long, value_name = "FILE|LIST")]
     pub tokens: String,
     /// Positions to write: all, or numbers (negative ones count from the end)
     #[arg(long, value_name = "LIST", default_value = "all", allow_hyphen_values = true)]
     pub positions: String,
-    /// Output file: f32, shape [n_positions, n_vocab]
+    /// TableFormat file: f32, shape [n_positions, n_vocab]
     #[arg(long, value_name = "FILE")]
     pub out: PathBuf,
 }
 
 /// `tandem perplexity`.
 #[derive(Debug, Args)]
-pub struct Perplexity {
+pub struct PerplexityArgs {
     /// The model.
     #[command(flatten)]
-    pub model: Model,
+    pub model: ModelArgs,
     /// Text file to read
     #[arg(short, long, value_name = "FILE")]
     pub file: Option<PathBuf>,
@@ -107,13 +108,13 @@ pub struct Perplexity {
 
 /// `tandem explain`.
 #[derive(Debug, Args)]
-pub struct Explain {
+pub struct ExplainArgs {
     /// GGUF file (any shard of a split model) [default: the built-in demo model]
     #[arg(value_name = "MODEL")]
     pub path: Option<PathBuf>,
     /// The model, by llama.cpp's flag, and how it would be opened.
     #[command(flatten)]
-    pub model: Model,
+    pub model: ModelArgs,
     /// Plan for a GPU with this much free memory (16G) instead of this machine's
     #[arg(long, value_name = "SIZE")]
     pub vram: Option<String>,
@@ -142,7 +143,7 @@ pub struct Explain {
 
 /// `tandem doctor`.
 #[derive(Debug, Args)]
-pub struct Doctor {
+pub struct DoctorArgs {
     /// Print one JSON object
     #[arg(long)]
     pub json: bool,
@@ -150,7 +151,7 @@ pub struct Doctor {
 
 /// `tandem tokenize`.
 #[derive(Debug, Args)]
-pub struct Tokenize {
+pub struct TokenizeArgs {
     /// GGUF file [default: the built-in demo model]
     #[arg(short, long, value_name = "FILE")]
     pub model: Option<PathBuf>,
@@ -179,7 +180,7 @@ pub struct Tokenize {
 
 /// `tandem template`.
 #[derive(Debug, Args)]
-pub struct Template {
+pub struct TemplateArgs {
     /// GGUF file whose template and vocabulary are used [default: the built-in demo model]
     #[arg(short, long, value_name = "FILE")]
     pub model: Option<PathBuf>,
@@ -197,10 +198,10 @@ pub struct Template {
 
 /// `tandem verify`.
 #[derive(Debug, Args)]
-pub struct Verify {
+pub struct VerifyArgs {
     /// The model.
     #[command(flatten)]
-    pub model: Model,
+    pub model: ModelArgs,
     /// Number of tokens to run, all but the last four in one batch
     #[arg(long, value_name = "N", default_value_t = 40)]
     pub tokens: usize,
@@ -211,10 +212,10 @@ pub struct Verify {
 
 /// `tandem bench`.
 #[derive(Debug, Args)]
-pub struct Bench {
+pub struct BenchArgs {
     /// The model.
     #[command(flatten)]
-    pub model: Model,
+    pub model: ModelArgs,
     /// Prompt lengths
     #[arg(short = 'p', long, value_name = "N,..", value_delimiter = ',', default_values_t = [512])]
     pub n_prompt: Vec<usize>,
@@ -228,27 +229,27 @@ pub struct Bench {
     #[arg(short, long, value_name = "N", default_value_t = 5)]
     pub repetitions: usize,
     /// Format of the table
-    #[arg(short, long, value_enum, default_value_t = Output::Md)]
-    pub output: Output,
+    #[arg(short, long, value_enum, default_value_t = TableFormat::Md)]
+    pub output: TableFormat,
 }
 
 /// `tandem completions`.
 #[derive(Debug, Args)]
-pub struct Completions {
+pub struct CompletionsArgs {
     /// The shell
     pub shell: clap_complete::Shell,
 }
 
 /// `tandem man`.
 #[derive(Debug, Args)]
-pub struct Man {
+pub struct ManArgs {
     /// The verb; without it, the page of the program
     pub verb: Option<String>,
 }
 
 /// Format of a table.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
-pub enum Output {
+pub enum TableFormat {
     /// Markdown.
     Md,
     /// Comma-separated values.

@@ -1,4 +1,5 @@
-//! What a person types, made ready for clap: llama.cpp's short flags, and `tandem -m FILE` without a verb.
+//! What a person types, made ready for clap: llama.cpp's short flags, and `tandem -m FILE` without
+//! a verb.
 
 use std::ffi::OsString;
 
@@ -23,7 +24,8 @@ const SHORT: &[(&str, &str)] = &[
     ("-jf", "--json-schema"),
 ];
 
-/// llama.cpp's short flags of several letters that have no meaning here: clap would read their first letter.
+/// llama.cpp's short flags of several letters that have no meaning here: clap would read their
+/// first letter.
 const FOREIGN: &[(&str, &str)] = &[
     ("-cnv", "tandem chat is a conversation"),
     ("-no-cnv", "tandem run is one prompt; --raw continues it as it is"),
@@ -40,8 +42,8 @@ const FOREIGN: &[(&str, &str)] = &[
     ("-np", "tandem batch has --parallel"),
 ];
 
-/// The process's arguments with llama.cpp's short forms written out, `-ngl 99` and `-ngl=99` alike. What follows `--`
-/// is left alone.
+/// The process's arguments with llama.cpp's short forms written out, `-ngl 99` and `-ngl=99` alike.
+/// What follows `--` is left alone.
 pub fn arguments(args: impl Iterator<Item = OsString>) -> Vec<OsString> {
     let mut plain = false;
     args.map(|arg| {

@@ -32,7 +32,7 @@ use reply::Done;
 const IDLE: Duration = Duration::from_millis(100);
 
 /// Runs the verb.
-pub(super) fn run(a: &args::Batch) -> Result<()> {
+pub(super) fn run(a: &args::BatchArgs) -> Result<()> {
     if a.parallel == 0 {
         return usage("--parallel 0: at least 1 expected".into());
     }

@@ -1,12 +1,13 @@
-//! `tandem bench`: prompt and decode rates on real text, with the share of this machine's memory bandwidth that decode
-//! reaches, and a hash of the last logits, by which two builds can be compared.
+//! `tandem bench`: prompt and decode rates on real text, with the share of this machine's memory
+//! bandwidth that decode reaches, and a hash of the last logits, by which two builds can be
+//! compared.
 
 use std::time::Instant;
 
 use anyhow::{Context, Result};
 use serde_json::json;
 
-use super::args::{self, Output};
+use super::args::{self, TableFormat};
 use super::errors::{Failure, usage};
 use super::open;
 use super::stats::stats;
@@ -17,25 +18,25 @@ use crate::simd;
 use crate::tape::Half;
 use crate::text::Tokenizer;
 
-/// The beginning of Shakespeare's Coriolanus (public domain): real text, since a router fed random tokens spreads its
-/// choice over experts as no reader's text does.
+/// The beginning of Shakespeare's Coriolanus (public domain): real text, since a router fed random
+/// tokens spreads its choice over experts as no reader's text does.
 static TEXT: &str = include_str!("../../benches/text.txt");
 
 /// One line of the table.
-struct Row {
+struct TestRow {
     test: String,
     rates: Vec<f64>,
-    /// For decode: GB of weights read per second from the CPU's memory, what the machine read right before and after, and
-    /// the ratio of the two round by round. Medians.
+    /// For decode: GB of weights read per second from the CPU's memory, what the machine read right
+    /// before and after, and the ratio of the two round by round. Medians.
     read: Option<[f64; 3]>,
-    /// With a GPU: the share of its memory's rate that weights were read at, for decode, and the share of the bus's rate
-    /// that experts came over with, for prompts. Medians.
+    /// With a GPU: the share of its memory's rate that weights were read at, for decode, and the
+    /// share of the bus's rate that experts came over with, for prompts. Medians.
     gpu: Option<f64>,
     hash: u64,
 }
 
 /// Runs the verb.
-pub(super) fn run(a: &args::Bench) -> Result<()> {
+pub(super) fn run(a: &args::BenchArgs) -> Result<()> {
     if a.repetitions == 0 {
         return usage("--repetitions must be at least 1".into());
     }
@@ -71,7 +72,7 @@ pub(super) fn run(a: &args::Bench) -> Result<()> {
     }
     let isa = simd::isa().name();
     stats(&s, &a.model)?;
-    print(a.output, &rows, &Head { name, size, params, per_token, threads, isa, rates })
+    print(a.output, &rows, &TableHead { name, size, params, per_token, threads, isa, rates })
 }
 
 /// Bytes of weights that one token reads, by place.
@@ -106,12 +107,13 @@ struct Bench {
 }
 
 impl Bench {
-    /// Runs one test: a prompt of `n` tokens, or `n` single tokens, with `depth` tokens in the context.
-    fn row(&self, s: &mut Session, depth: usize, n: usize, is_prompt: bool) -> Result<Row> {
+    /// Runs one test: a prompt of `n` tokens, or `n` single tokens, with `depth` tokens in the
+    /// context.
+    fn row(&self, s: &mut Session, depth: usize, n: usize, is_prompt: bool) -> Result<TestRow> {
         let token = |i: usize| self.text[i % self.text.len()];
         let at = if depth > 0 { format!(" @ d{depth}") } else { String::new() };
         let test = format!("{}{n}{at}", if is_prompt { "pp" } else { "tg" });
-        let mut row = Row { test, rates: Vec::new(), read: None, gpu: None, hash: 0 };
+        let mut row = TestRow { test, rates: Vec::new(), read: None, gpu: None, hash: 0 };
         let before: Vec<u32> = (0..depth).map(token).collect();
         let now: Vec<u32> = (depth..depth + n).map(token).collect();
         let (mut gbps, mut roofs, mut shares, mut gpu) = (Vec::new(), Vec::new(), Vec::new(), Vec::new());
@@ -167,7 +169,7 @@ impl Bench {
 }
 
 /// What the whole table has in common.
-struct Head {
+struct TableHead {
     name: String,
     size: usize,
     params: usize,
@@ -190,11 +192,11 @@ fn median(v: &[f64]) -> f64 {
     v[v.len() / 2]
 }
 
-fn print(form: Output, rows: &[Row], h: &Head) -> Result<()> {
+fn print(form: TableFormat, rows: &[TestRow], h: &TableHead) -> Result<()> {
     use std::io::Write;
     let mut out = std::io::stdout().lock();
     let spread = |r: &[f64]| (r.iter().copied().fold(f64::MAX, f64::min), r.iter().copied().fold(0.0, f64::max));
-    if form == Output::Json {
+    if form == TableFormat::Json {
         let list: Vec<_> = rows
             .iter()
             .map(|r| {
@@ -214,10 +216,10 @@ fn print(form: Output, rows: &[Row], h: &Head) -> Result<()> {
     let columns = [
         "model", "size GB", "params B", "isa", "threads", "test", "t/s", "min-max", "GB/s", "of read", "of GPU", "hash",
     ];
-    let (open, sep, close) = if form == Output::Csv { ("", ",", "") } else { ("| ", " | ", " |") };
+    let (open, sep, close) = if form == TableFormat::Csv { ("", ",", "") } else { ("| ", " | ", " |") };
     let line = |cells: &[String]| format!("{open}{}{close}", cells.join(sep));
     writeln!(out, "{}", line(&columns.map(String::from)))?;
-    if form == Output::Md {
+    if form == TableFormat::Md {
         writeln!(
             out,
             "{}",
@@ -226,7 +228,7 @@ fn print(form: Output, rows: &[Row], h: &Head) -> Result<()> {
     }
     for r in rows {
         let (low, high) = spread(&r.rates);
-        let name = if form == Output::Csv { h.name.replace(',', ";") } else { h.name.replace('|', "/") };
+        let name = if form == TableFormat::Csv { h.name.replace(',', ";") } else { h.name.replace('|', "/") };
         writeln!(
             out,
             "{}",
@@ -246,7 +248,7 @@ fn print(form: Output, rows: &[Row], h: &Head) -> Result<()> {
             ])
         )?;
     }
-    if form == Output::Md {
+    if form == TableFormat::Md {
         let gb = h.per_token as f64 / 1e9;
         let roof = rows.iter().find_map(|r| r.read).map(|r| r[1]);
         let allows = roof.map_or("".into(), |roof| {

@@ -1,8 +1,9 @@
-//! `tandem chat`: a conversation in the terminal. What the model answers goes to stdout, all else to stderr.
+//! `tandem chat`: a conversation in the terminal. What the model answers goes to stdout, all else
+//! to stderr.
 //!
-//! The conversation is a list of messages; what the model has read of it follows from that list and is never its own
-//! state (see `talk/turns.rs`): taking back, regenerating and editing change the list, and the next reading finds what
-//! it can keep.
+//! The conversation is a list of messages; what the model has read of it follows from that list and
+//! is never its own state (see `talk/turns.rs`): taking back, regenerating and editing change the
+//! list, and the next reading finds what it can keep.
 
 mod command;
 mod conversation;
@@ -30,7 +31,7 @@ use perform::Next;
 use screen::Screen;
 
 /// Runs the verb.
-pub(super) fn run(a: &args::Chat) -> Result<()> {
+pub(super) fn run(a: &args::ChatArgs) -> Result<()> {
     if let Some(path) = &a.session {
         has_folder("--session", path)?;
         apart("--session", path, &[("the model", a.model.model.as_deref())])?;
@@ -109,7 +110,7 @@ impl Chat<'_> {
                         Ok(Next::Leave) => return Ok(()),
                         Ok(Next::Edit(text)) => draft = text,
                         Ok(Next::Answer) => (draft, left) = self.answer_or_say(lines)?,
-                        // What a script goes on with would be another conversation than it means.
+                        // A script that went on would have another conversation than it expects.
                         Err(e) if !lines.is_terminal() => return Err(e),
                         Err(e) => say!("{e:#}"),
                     }
@@ -123,7 +124,7 @@ impl Chat<'_> {
         }
     }
 
-    /// The next line; while it is typed, what the next prompt will begin with is read.
+    /// The next line. While it is typed, the model reads what the next prompt will begin with.
     fn next_line(&mut self, lines: &mut Lines, draft: &str) -> Result<Line> {
         if !lines.is_terminal() || self.turn_count() == 0 {
             return lines.read(draft);
@@ -132,7 +133,7 @@ impl Chat<'_> {
         stop.store(false, Ordering::SeqCst);
         let (session, tokenizer, turns, messages) = (&mut self.session, self.tokenizer, &self.turns, &self.messages);
         let line = std::thread::scope(|s| {
-            // What goes wrong here is said when the next message is read.
+            // An error here comes up again when the next message is read.
             s.spawn(|| drop(talk::read_ahead(session, 0, tokenizer, turns, messages)));
             let line = lines.read(draft);
             stop.store(true, Ordering::SeqCst);
@@ -142,7 +143,7 @@ impl Chat<'_> {
         line
     }
 
-    /// Answers; what fails is said, and the message that stays without an answer is given back to be edited. The bool:
+    /// Answers, and prints what fails. Returns the message if it has no answer, to be edited, and
     /// whether Ctrl-C ended it.
     fn answer_or_say(&mut self, lines: &mut Lines) -> Result<(String, bool)> {
         let done = match self.make_room(lines) {
@@ -154,7 +155,7 @@ impl Chat<'_> {
         match done {
             Ok(_) => {}
             Err(e) if e.is::<Interrupted>() => say!("(stopped while reading; your message is back in the input line)"),
-            // Nobody is there to do something about it: the program ends with the status that says what was wrong.
+            // Nobody can react to it: the program ends with the exit status of the error.
             Err(e) if is_closed_pipe(&e) || !lines.is_terminal() => return Err(e),
             Err(e) => say!("{e:#}"),
         }

@@ -1,4 +1,5 @@
-//! `tandem completions` and `tandem man`: made from the definitions of the flags, so that they cannot be out of date.
+//! `tandem completions` and `tandem man`: made from the definitions of the flags, so that they
+//! cannot be out of date.
 
 use std::io::Write;
 
@@ -9,14 +10,14 @@ use super::args::{self, Cli};
 use super::errors::usage;
 
 /// A shell's completions.
-pub(super) fn completions(a: &args::Completions) -> Result<()> {
+pub(super) fn completions(a: &args::CompletionsArgs) -> Result<()> {
     let mut text = Vec::new();
     clap_complete::generate(a.shell, &mut Cli::command(), "tandem", &mut text);
     Ok(std::io::stdout().write_all(&text)?)
 }
 
 /// A page of the manual: the program's, or a verb's.
-pub(super) fn man(a: &args::Man) -> Result<()> {
+pub(super) fn man(a: &args::ManArgs) -> Result<()> {
     let mut command = Cli::command();
     command.build();
     let page = match &a.verb {

@@ -1,5 +1,6 @@
-//! `tandem doctor`: what this machine can do, and what slows it down. Every statement comes from a measurement or from one
-//! of the system's files; what cannot be read is said to be unknown. The report is this verb's answer, so it goes to stdout.
+//! `tandem doctor`: what this machine can do, and what slows it down. Every statement comes from a
+//! measurement or from one of the system's files; what cannot be read is reported as unknown. The
+//! report is this verb's answer, so it goes to stdout.
 //!
 //! `--json` prints one object; what the system does not say is null:
 //! ```text
@@ -29,10 +30,10 @@ use super::args;
 use super::human::{size, table, wrapped};
 use crate::cpu::{Host, best_threads};
 use judge::Remark;
-use measure::{Gpu, Tested};
+use measure::{GpuReport, Tested};
 
 /// Runs the verb.
-pub(super) fn run(a: &args::Doctor) -> Result<()> {
+pub(super) fn run(a: &args::DoctorArgs) -> Result<()> {
     let root = Path::new("/");
     let host = Host::read(root);
     let tested = Tested::measure(root, &host)?;
@@ -74,7 +75,7 @@ fn report(h: &Host, t: &Tested, remarks: &[Remark]) -> String {
     let top = &h.topology;
     let mut rows: Vec<Vec<String>> = Vec::new();
     let mut row = |name: &str, words: String| rows.push(vec![name.into(), words]);
-    row("processor", h.cpu.clone().unwrap_or_else(|| "its name cannot be read".into()));
+    row("processor", h.cpu.clone().unwrap_or_else(|| "unknown".into()));
     let (cores, efficient) = (top.cores(|c| !c.efficient), top.cores(|c| c.efficient));
     let mut kinds = vec![format!("{cores} cores"), format!("{} logical CPUs", top.cpus.len())];
     if efficient > 0 {
@@ -85,7 +86,7 @@ fn report(h: &Host, t: &Tested, remarks: &[Remark]) -> String {
     }
     row("cores", format!("{}; {} threads by default", kinds.join(", "), best_threads()));
     if top.cache > 0 {
-        row("last cache", size(top.cache));
+        row("last-level cache", size(top.cache));
     }
     let more = flags(h);
     row(
@@ -93,7 +94,7 @@ fn report(h: &Host, t: &Tested, remarks: &[Remark]) -> String {
         format!(
             "{} in use; the CPU has {}",
             t.isa.name(),
-            if more.is_empty() { "none of the known".into() } else { more.join(" ") }
+            if more.is_empty() { "none that the kernels use".into() } else { more.join(" ") }
         ),
     );
     memory_rows(h, &mut row);
@@ -112,8 +113,8 @@ fn report(h: &Host, t: &Tested, remarks: &[Remark]) -> String {
     });
     out += &table(&bars.collect::<Vec<_>>(), &[true, true, false, false]);
     out += &wrapped(&format!(
-        "A model whose tokens read 1 GB of weights each can be generated with at most {:.1} tokens/s here; tandem explain \
-         MODEL says what to expect of one.",
+        "A model that reads 1 GB of weights per token decodes at most {:.1} tokens/s here; tandem explain MODEL predicts the \
+         speed of a model.",
         t.best()
     ));
     out += "\nRemarks\n";
@@ -122,7 +123,7 @@ fn report(h: &Host, t: &Tested, remarks: &[Remark]) -> String {
         out += &lines;
     }
     if remarks.is_empty() {
-        out += "  None: nothing here is known to slow it down.\n";
+        out += "  None: nothing was found that slows this machine down.\n";
     }
     out
 }
@@ -146,10 +147,10 @@ fn memory_rows(h: &Host, row: AddRow<'_>) {
             for s in sticks {
                 let runs = s.runs.or(s.rated).map_or("an unknown rate".into(), |n| format!("{n} MT/s"));
                 let gbps = s.gbps().map_or(String::new(), |g| format!(", {g:.1} GB/s"));
-                row("stick", format!("{} at {}: {runs}{gbps}", size(s.bytes as usize), s.place));
+                row("memory module", format!("{} at {}: {runs}{gbps}", size(s.bytes as usize), s.place));
             }
         }
-        Some(Err(why)) => row("sticks", format!("unknown: {why}")),
+        Some(Err(why)) => row("memory modules", format!("unknown: {why}")),
         None => {}
     }
     for n in h.nodes.iter().filter(|_| h.nodes.len() > 1) {
@@ -159,7 +160,7 @@ fn memory_rows(h: &Host, row: AddRow<'_>) {
     row(
         "lockable",
         match h.lockable {
-            Some(usize::MAX) => "all of it".into(),
+            Some(usize::MAX) => "no limit".into(),
             Some(n) => size(n),
             None => "cannot be read".into(),
         },
@@ -170,17 +171,17 @@ fn memory_rows(h: &Host, row: AddRow<'_>) {
 fn others_rows(h: &Host, t: &Tested, row: AddRow<'_>) {
     if let Some((busy, stolen)) = t.others {
         let load = h.load.map_or(String::new(), |l| format!("; load {l:.1}"));
-        let host = if stolen > 0.0 { format!(", a host took {:.0}%", stolen * 100.0) } else { String::new() };
-        row("others", format!("used {:.0}% of the CPUs while nothing ran here{host}{load}", busy * 100.0));
+        let host = if stolen > 0.0 { format!(", the host took {:.0}%", stolen * 100.0) } else { String::new() };
+        row("other programs", format!("used {:.0}% of the CPUs before the test{host}{load}", busy * 100.0));
     }
     match &t.gpu {
-        Gpu::None(why) => row("GPU", format!("none: {why}")),
-        Gpu::There { name, memory, rates } => {
+        GpuReport::None(why) => row("GPU", format!("none: {why}")),
+        GpuReport::There { name, memory, rates } => {
             let memory =
                 memory.map_or("memory unknown".into(), |(free, all)| format!("{}, {} free", size(all), size(free)));
             row("GPU", format!("{name}: {memory}"));
             if let Ok((bus, within)) = rates {
-                row("", format!("{:.0} GB/s of its memory, {:.1} GB/s over the bus", within / 1e9, bus / 1e9));
+                row("", format!("{:.0} GB/s memory bandwidth, {:.1} GB/s over the bus", within / 1e9, bus / 1e9));
             }
             for l in &h.links {
                 row("", format!("{} of {} lanes at {}", l.lanes.0, l.lanes.1, l.address));
@@ -200,8 +201,8 @@ fn object(h: &Host, t: &Tested, remarks: &[Remark]) -> Value {
     let rate = |(threads, gbps): (usize, f64), siblings: bool| json!({ "threads": threads, "gbps": gbps, "siblings": siblings });
     let bandwidth = t.by_threads.iter().map(|x| rate(*x, false)).chain(t.siblings.map(|x| rate(x, true)));
     let (gpu, none) = match &t.gpu {
-        Gpu::None(why) => (Value::Null, Some(why)),
-        Gpu::There { name, memory, rates } => {
+        GpuReport::None(why) => (Value::Null, Some(why)),
+        GpuReport::There { name, memory, rates } => {
             let rates = rates.as_ref().ok();
             let gpu = json!({
                 "name": name,

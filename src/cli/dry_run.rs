@@ -1,7 +1,9 @@
-//! `--dry-run`: prints the command that would run, with everything written out that was left to this program.
+//! `--dry-run`: prints the command that would run, with everything written out that was left to
+//! this program.
 //!
-//! The words come from clap's own definitions, so that no flag can be forgotten: every argument of the verb is printed as
-//! it was typed, unless it is resolved here (`-c` becomes the context that results) or is on the list [`LEFT_OUT`].
+//! The words come from clap's own definitions, so that no flag can be forgotten: every argument of
+//! the verb is printed as it was typed, unless it is resolved here (`-c` becomes the context that
+//! results) or is on the list [`LEFT_OUT`].
 
 use std::collections::BTreeMap;
 use std::io::Write;
@@ -29,11 +31,12 @@ const LEFT_OUT: [(&str, &str); 5] = [
     ("expert_cache", "part of the placement"),
 ];
 
-/// The words to print for resolved arguments, by clap's id; no words where the value is what it would be anyway.
+/// The words to print for resolved arguments, by clap's id; no words where the value is what it
+/// would be anyway.
 type Resolved = BTreeMap<String, Vec<String>>;
 
-/// Prints the command if `--dry-run` asks for it, and returns whether it does. `given`: the arguments that `verb` was
-/// made of.
+/// Prints the command if `--dry-run` asks for it, and returns whether it does. `given`: the
+/// arguments that `verb` was made of.
 pub(super) fn run(verb: &Verb, given: &ArgMatches) -> Result<bool> {
     match command(verb, given)? {
         Some(line) => Ok(writeln!(std::io::stdout(), "{line}").map(|()| true)?),
@@ -79,8 +82,9 @@ fn command(verb: &Verb, given: &ArgMatches) -> Result<Option<String>> {
     ))
 }
 
-/// The arguments of the model that are resolved by its header, this machine and the GPU's free memory.
-fn placed(model: &args::Model, o: &Options, gguf: &crate::gguf::Gguf) -> Result<Resolved> {
+/// The arguments of the model that are resolved by its header, this machine and the GPU's free
+/// memory.
+fn placed(model: &args::ModelArgs, o: &Options, gguf: &crate::gguf::Gguf) -> Result<Resolved> {
     let tape = session::tape(gguf, o).context(Failure::Model)?;
     super::unknown::unknown_keys(gguf, &tape)?;
     let shape = session::shape(gguf, o).context(Failure::Model)?;
@@ -113,7 +117,7 @@ fn placed(model: &args::Model, o: &Options, gguf: &crate::gguf::Gguf) -> Result<
 fn sampled(settings: &Settings, usual: &Settings) -> Resolved {
     let number = |s: &Settings, name: &str| s.params.numbers().into_iter().find(|n| n.0 == name).map(|n| n.1);
     let mut resolved = Resolved::new();
-    for arg in args::Sampling::augment_args(Command::new("")).get_arguments() {
+    for arg in args::SamplingArgs::augment_args(Command::new("")).get_arguments() {
         let Some(name) = arg.get_long().and_then(Params::name_of) else { continue };
         let value = number(settings, name).filter(|_| number(settings, name) != number(usual, name));
         let word = value.map(|v| format!("--{} {v}", name.replace('_', "-")));
@@ -250,11 +254,14 @@ mod tests {
     #[test]
     fn every_flag_of_the_model_and_of_sampling_is_printed_or_left_out_for_a_reason() {
         let demo = concat!(env!("CARGO_MANIFEST_DIR"), "/demo/demo.gguf");
-        // For every kind of value some that it can have, of which one at least is not the usual one.
+        // For every kind of value some that it can have, of which one at least is not the usual
+        // one.
         let values = [demo, "1", "3", "0.25", "600", "f32", "top_k;temperature", "7+1", "x=CPU", "none"];
         let usual = printed(&[]).unwrap();
         let mut seen = 0;
-        for group in [args::Model::augment_args(Command::new("")), args::Sampling::augment_args(Command::new(""))] {
+        for group in
+            [args::ModelArgs::augment_args(Command::new("")), args::SamplingArgs::augment_args(Command::new(""))]
+        {
             for arg in group.get_arguments() {
                 let flag = format!("--{}", arg.get_long().expect("all of them are flags"));
                 let lines: Vec<Vec<&str>> = match arg.get_action() {

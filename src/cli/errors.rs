@@ -1,4 +1,5 @@
-//! How errors end the program: usage errors, options without effect, and the exit status of each kind of failure.
+//! How errors end the program: usage errors, options without effect, and the exit status of each
+//! kind of failure.
 
 use std::io::ErrorKind;
 use std::sync::atomic::{AtomicBool, Ordering};

@@ -1,7 +1,8 @@
-//! `tandem explain`: what a model is, what a token costs, what fits where; from the header alone. The report is this
-//! verb's answer, so it goes to stdout.
+//! `tandem explain`: what a model is, what a token costs, what fits where; from the header alone.
+//! The report is this verb's answer, so it goes to stdout.
 //!
-//! `--json` prints one object. Bytes are whole numbers; everything else is named for what it counts:
+//! `--json` prints one object. Bytes are whole numbers; everything else is named for what it
+//! counts:
 //! ```text
 //! name, architecture
 //! files             [{path, bytes}]                       all files of a split model, in order
@@ -47,18 +48,18 @@ use serde_json::{Value, json};
 
 use super::errors::{Failure, usage};
 use super::human::parse_size;
-use super::predict::{Limit, Rates};
+use super::predict::{Bandwidths, Limit};
 use super::{args, open};
 use crate::cpu::{Memory, Pool};
 use crate::gguf::Load;
 use crate::plan;
 use crate::session;
-use facts::{Facts, Model, StepFacts};
+use facts::{ModelFacts, PlacedModel, StepFacts};
 use speed::Speed;
-use verdict::Fit;
+use verdict::MemoryFit;
 
 /// Runs the verb.
-pub(super) fn run(a: &args::Explain) -> Result<()> {
+pub(super) fn run(a: &args::ExplainArgs) -> Result<()> {
     let path = match (&a.path, &a.model.model) {
         (Some(_), Some(_)) => return usage("the model is given twice; give it once, with or without -m".into()),
         (a, b) => a.as_deref().or(b.as_deref()),
@@ -90,15 +91,15 @@ pub(super) fn run(a: &args::Explain) -> Result<()> {
     let of_gpu = gpu.map(|gpu| gpu.rates()).transpose()?;
     let rates = rates(a, of_gpu);
     let model =
-        Model { gguf: &gguf, placed: &placed, vram: vram.map(|v| v.0), bus: rates.bus, options: &options, shape };
-    let facts = Facts::new(&model)?;
-    let fit = Fit::new(&model, &facts, memory);
+        PlacedModel { gguf: &gguf, placed: &placed, vram: vram.map(|v| v.0), bus: rates.bus, options: &options, shape };
+    let facts = ModelFacts::new(&model)?;
+    let fit = MemoryFit::new(&model, &facts, memory);
     let speed = Speed::new(a, &placed, &Pool::new(options.threads)?, rates, of_gpu.is_some());
     print(a, &model, &facts, &fit, &speed)
 }
 
 /// Refuses rates that are no rates.
-fn check_rates(a: &args::Explain) -> Result<()> {
+fn check_rates(a: &args::ExplainArgs) -> Result<()> {
     for (flag, rate) in [("--ram-gbps", a.ram_gbps), ("--vram-gbps", a.vram_gbps), ("--bus-gbps", a.bus_gbps)] {
         if let Some(rate) = rate.filter(|r| !(*r > 0.0 && r.is_finite())) {
             return usage(format!("{flag} {rate}: expected more than 0 GB/s"));
@@ -115,16 +116,22 @@ fn bytes(flag: &str, text: &str) -> Result<usize> {
 }
 
 /// The rates to predict with: as given, else as measured on the GPU (bus, memory), else assumed.
-fn rates(a: &args::Explain, of_gpu: Option<(f64, f64)>) -> Rates {
-    let (bus, vram) = of_gpu.unwrap_or((Rates::ASSUMED.bus, Rates::ASSUMED.vram));
-    Rates {
+fn rates(a: &args::ExplainArgs, of_gpu: Option<(f64, f64)>) -> Bandwidths {
+    let (bus, vram) = of_gpu.unwrap_or((Bandwidths::ASSUMED.bus, Bandwidths::ASSUMED.vram));
+    Bandwidths {
         ram: a.ram_gbps.map(|r| r * 1e9),
         vram: a.vram_gbps.map_or(vram, |r| r * 1e9),
         bus: a.bus_gbps.map_or(bus, |r| r * 1e9),
     }
 }
 
-fn print(a: &args::Explain, model: &Model<'_>, facts: &Facts, fit: &Fit, speed: &Speed) -> Result<()> {
+fn print(
+    a: &args::ExplainArgs,
+    model: &PlacedModel<'_>,
+    facts: &ModelFacts,
+    fit: &MemoryFit,
+    speed: &Speed,
+) -> Result<()> {
     let mut out = std::io::stdout().lock();
     if a.json {
         let mut object = object(facts, fit, speed);
@@ -143,7 +150,7 @@ fn print(a: &args::Explain, model: &Model<'_>, facts: &Facts, fit: &Fit, speed: 
     Ok(())
 }
 
-fn object(f: &Facts, fit: &Fit, speed: &Speed) -> Value {
+fn object(f: &ModelFacts, fit: &MemoryFit, speed: &Speed) -> Value {
     let formats = f
         .formats
         .iter()

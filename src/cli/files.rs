@@ -1,4 +1,5 @@
-//! The files that a verb reads and writes: texts, folders of this program, and checks before anything is lost.
+//! The files that a verb reads and writes: texts, folders of this program, and checks before
+//! anything is lost.
 
 use std::path::{Path, PathBuf};
 
@@ -31,8 +32,8 @@ pub(super) fn has_folder(flag: &str, file: &Path) -> Result<()> {
     }
 }
 
-/// This program's folder in `variable` or `in_home`, created if it does not exist; None if neither that variable nor
-/// HOME is set.
+/// This program's folder in `variable` or `in_home`, created if it does not exist; None if neither
+/// that variable nor HOME is set.
 pub(super) fn own_folder(variable: &str, in_home: &str) -> Result<Option<PathBuf>> {
     let set = |name: &str| std::env::var_os(name).filter(|v| !v.is_empty()).map(PathBuf::from);
     let Some(place) = set(variable).or_else(|| Some(set("HOME")?.join(in_home))) else { return Ok(None) };

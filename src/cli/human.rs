@@ -1,6 +1,7 @@
 //! Sizes, counts, tables and paragraphs as people write and read them.
 
-/// A size as people write it: 6G, 1.5G, 800M, 4096K, or bytes; K, M and G are powers of 1024, as memory is sold.
+/// A size as people write it: 6G, 1.5G, 800M, 4096K, or bytes; K, M and G are powers of 1024, as
+/// memory is sold.
 pub(super) fn parse_size(text: &str) -> Option<usize> {
     let text = text.trim().trim_end_matches(['B', 'b']).trim_end_matches('i');
     let (number, by) = match text.char_indices().last()? {
@@ -35,8 +36,8 @@ pub(super) fn count(n: usize) -> String {
     }
 }
 
-/// Rows of cells: each column as wide as its widest cell, `right` says which stand to the right. Lines are indented by
-/// two and have no trailing spaces.
+/// Rows of cells: each column as wide as its widest cell, `right` says which are aligned right.
+/// Lines are indented by two and have no trailing spaces.
 pub(super) fn table(rows: &[Vec<String>], right: &[bool]) -> String {
     let cells = |c: usize| rows.iter().filter_map(move |r| r.get(c)).map(|s| s.chars().count());
     let widths: Vec<usize> = (0..right.len()).map(|c| cells(c).max().unwrap_or(0)).collect();
@@ -52,7 +53,7 @@ pub(super) fn table(rows: &[Vec<String>], right: &[bool]) -> String {
     out
 }
 
-/// Words cut into lines of at most 98 characters, indented by two.
+/// A paragraph cut into lines of at most 98 characters, indented by two.
 pub(super) fn wrapped(text: &str) -> String {
     let (mut out, mut line) = (String::new(), String::new());
     for word in text.split(' ') {

@@ -13,7 +13,7 @@ use super::{args, open};
 use crate::session::{Options, Want};
 
 /// Runs the verb.
-pub(super) fn run(a: &args::Logits) -> Result<()> {
+pub(super) fn run(a: &args::LogitsArgs) -> Result<()> {
     let tokens = tokens(&a.tokens)?;
     let positions = positions(&a.positions, tokens.len())?;
     apart("--out", &a.out, &[("the model", a.model.model.as_deref()), ("the tokens", Some(Path::new(&a.tokens)))])?;

@@ -1,4 +1,5 @@
-//! How a model is opened: from its flags to options, from its file to a header, from both to a session.
+//! How a model is opened: from its flags to options, from its file to a header, from both to a
+//! session.
 
 use std::path::Path;
 use std::sync::{Arc, Once};
@@ -19,7 +20,8 @@ use crate::session::{self, MAX_CONTEXT, Options, Session};
 /// The built-in model: 16 experts trained on Shakespeare's plays by demo/train.py.
 static DEMO: &[u8] = include_bytes!("../../demo/demo.gguf");
 
-/// Tokens that can be computed together: a GPU counts blocks in 16 bits, and 128 heads have one for every 64 tokens.
+/// Tokens that can be computed together: a GPU counts blocks in 16 bits, and 128 heads have one for
+/// every 64 tokens.
 const MOST_AT_ONCE: usize = 16384;
 
 /// The model's header: a file, or the built-in model.
@@ -46,7 +48,7 @@ pub(super) fn header(model: Option<&Path>, load: &Load) -> Result<Gguf> {
 }
 
 /// Options from the flags, for a session that returns the logits of one token per batch.
-pub(super) fn options(a: &args::Model) -> Result<Options> {
+pub(super) fn options(a: &args::ModelArgs) -> Result<Options> {
     let cache_type = |flag: &str, name: &str| match quant::by_name(name) {
         Some(ty) if ty.kv.is_some() => Ok(ty),
         Some(ty) => usage(format!("{flag} {name}: {} is no cache type, expected {}", ty.name, quant::cache_types())),
@@ -103,7 +105,7 @@ pub(super) fn options(a: &args::Model) -> Result<Options> {
 }
 
 /// Opens a model whose header is read, with the GPU if there is one.
-pub(super) fn session(gguf: Gguf, a: &args::Model, o: &Options) -> Result<Session> {
+pub(super) fn session(gguf: Gguf, a: &args::ModelArgs, o: &Options) -> Result<Session> {
     super::unknown::unknown_keys(&gguf, &session::tape(&gguf, o).context(Failure::Model)?)?;
     if let Some(memory) = Memory::of_this_machine().filter(|m| gguf.bytes() > m.total as u64) {
         let gb = |n: f64| n / 1e9;
@@ -137,7 +139,7 @@ pub(super) fn session(gguf: Gguf, a: &args::Model, o: &Options) -> Result<Sessio
 }
 
 /// The GPU, or None with a notice of the reason.
-pub(super) fn gpu(a: &args::Model, o: &Options) -> Result<Option<Arc<Gpu>>> {
+pub(super) fn gpu(a: &args::ModelArgs, o: &Options) -> Result<Option<Arc<Gpu>>> {
     if o.ask.gpu_layers == Some(0) && !o.ask.rules.name(Place::Gpu(0)) {
         return Ok(None);
     }
@@ -145,7 +147,8 @@ pub(super) fn gpu(a: &args::Model, o: &Options) -> Result<Option<Arc<Gpu>>> {
         Ok(gpu) => return Ok(Some(Arc::new(gpu))),
         Err(e) => format!("{e:#}"),
     };
-    // Only an option that needs a GPU is without effect; a machine without one is no reason for a warning.
+    // Only an option that needs a GPU is without effect; a machine without one is no reason for a
+    // warning.
     match (&a.gpu_layers, o.ask.cache) {
         (Some(n), _) if n != "auto" => off(&format!("-ngl {n}"), &why)?,
         _ if o.ask.rules.name(Place::Gpu(0)) => off("-ot ...=GPU", &why)?,
@@ -156,7 +159,7 @@ pub(super) fn gpu(a: &args::Model, o: &Options) -> Result<Option<Arc<Gpu>>> {
 }
 
 /// Tells the user where a model was placed.
-fn placed(gpu: &str, free: usize, fit: &Fit, lack: Option<&OutOfMemory>, a: &args::Model) -> Result<()> {
+fn placed(gpu: &str, free: usize, fit: &Fit, lack: Option<&OutOfMemory>, a: &args::ModelArgs) -> Result<()> {
     if let Some(lack) = lack {
         tracing::warn!("{gpu}: not enough memory for {lack}; trying a smaller placement");
     }

@@ -1,4 +1,5 @@
-//! A model opened to generate text: its session with tokenizer, chat template and sampling settings.
+//! A model opened to generate text: its session with tokenizer, chat template and sampling
+//! settings.
 
 use std::sync::Arc;
 use std::sync::atomic::AtomicBool;
@@ -44,9 +45,9 @@ pub(super) struct Mode {
 impl Opened {
     /// Opens the model.
     pub(super) fn open(
-        model: &args::Model,
-        sampling: &args::Sampling,
-        talk: &args::Talk,
+        model: &args::ModelArgs,
+        sampling: &args::SamplingArgs,
+        talk: &args::TalkArgs,
         Mode { n_seq, raw, leaves, requests }: Mode,
     ) -> Result<Opened> {
         let mut settings = Settings::new(sampling)?;
@@ -80,7 +81,7 @@ impl Opened {
 }
 
 /// The template to use.
-fn template(gguf: &crate::gguf::Gguf, talk: &args::Talk) -> Result<Option<Template>> {
+fn template(gguf: &crate::gguf::Gguf, talk: &args::TalkArgs) -> Result<Option<Template>> {
     if let Some(path) = &talk.chat_template_file {
         return Template::new(&read_text(path)?, &path.display().to_string()).map(Some).context(Failure::Usage);
     }
@@ -94,7 +95,7 @@ fn template(gguf: &crate::gguf::Gguf, talk: &args::Talk) -> Result<Option<Templa
 
 fn turns(
     template: Template,
-    talk: &args::Talk,
+    talk: &args::TalkArgs,
     mut further: Map<String, Value>,
     tokenizer: &Tokenizer,
 ) -> Result<Turns> {
@@ -129,7 +130,7 @@ fn is_switch(template: &Template, name: &str) -> bool {
 }
 
 /// The variables of `--chat-template-kwargs`.
-fn further(talk: &args::Talk) -> Result<Map<String, Value>> {
+fn further(talk: &args::TalkArgs) -> Result<Map<String, Value>> {
     let Some(text) = &talk.chat_template_kwargs else { return Ok(Map::new()) };
     match serde_json::from_str(text) {
         Ok(Value::Object(map)) => match map.keys().find(|k| matches!(k.as_str(), "messages" | "add_generation_prompt"))
@@ -142,7 +143,7 @@ fn further(talk: &args::Talk) -> Result<Map<String, Value>> {
     }
 }
 
-impl args::Talk {
+impl args::TalkArgs {
     /// Reports every template option as without effect.
     fn without_template(&self, why: &str) -> Result<()> {
         let given = [

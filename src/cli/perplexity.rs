@@ -1,5 +1,5 @@
-//! `tandem perplexity`: how well a model predicts a text, or how far it is from a base model over that text. The final
-//! figures go to stdout; what they are after each chunk goes to stderr.
+//! `tandem perplexity`: how well a model predicts a text, or how far it is from a base model over
+//! that text. The final figures go to stdout; what they are after each chunk goes to stderr.
 
 use std::io::Write;
 use std::path::Path;
@@ -17,11 +17,12 @@ use crate::gguf::Gguf;
 use crate::session::{Options, Session, Want, context};
 use crate::text::Tokenizer;
 
-/// Tokens in a chunk when -c does not say: the length that published perplexities are measured with.
+/// Tokens in a chunk when -c does not say: the length that published perplexities are measured
+/// with.
 const DEFAULT_CHUNK: usize = 512;
 
 /// Runs the verb.
-pub(super) fn run(a: &args::Perplexity) -> Result<()> {
+pub(super) fn run(a: &args::PerplexityArgs) -> Result<()> {
     if a.chunks == 0 {
         return usage("--chunks 0 reads nothing; give 1 or more, or -1 for all".into());
     }
@@ -33,7 +34,7 @@ pub(super) fn run(a: &args::Perplexity) -> Result<()> {
 }
 
 /// Perplexity; the logits are kept in the file `base` if there is one.
-fn measure(a: &args::Perplexity, base: Option<&Path>, limit: usize) -> Result<()> {
+fn measure(a: &args::PerplexityArgs, base: Option<&Path>, limit: usize) -> Result<()> {
     let Some(file) = &a.file else {
         return usage("no text to read; give one with -f FILE".into());
     };
@@ -78,7 +79,7 @@ fn measure(a: &args::Perplexity, base: Option<&Path>, limit: usize) -> Result<()
 }
 
 /// The figures of the model against those in the file `base`.
-fn compare(a: &args::Perplexity, base: &Path, limit: usize) -> Result<()> {
+fn compare(a: &args::PerplexityArgs, base: &Path, limit: usize) -> Result<()> {
     let mut base = Reader::open(base)?;
     let o = Options { n_wanted: None, ..open::options(&a.model)? };
     let gguf = open::header(a.model.model.as_deref(), &o.load)?;
@@ -117,7 +118,8 @@ fn compare(a: &args::Perplexity, base: &Path, limit: usize) -> Result<()> {
     answer(&sum.report())
 }
 
-/// The text's tokens. The line break that editors put at a file's end is not of the text, nor is an end token.
+/// The text's tokens. The line break that editors put at a file's end is not of the text, nor is an
+/// end token.
 fn encode(tokenizer: &Tokenizer, text: &str) -> Result<Vec<u32>> {
     let mut tokens = tokenizer.encode(text.strip_suffix('\n').unwrap_or(text), true, false)?;
     if tokenizer.adds_eos() {
@@ -139,7 +141,7 @@ struct ChunkReader {
 impl ChunkReader {
     fn new(
         gguf: Gguf,
-        (mut o, flags): (Options, &args::Model),
+        (mut o, flags): (Options, &args::ModelArgs),
         tokenizer: &Tokenizer,
         chunks: Chunks,
         tokens: Vec<u32>,
@@ -155,8 +157,9 @@ impl ChunkReader {
         Ok(ChunkReader { session, chunks, tokens, bos, n_batch: o.n_batch, start: Instant::now() })
     }
 
-    /// Reads chunk `i`. `take` gets its counted rows, as many as a batch gives at a time (all of them would be
-    /// gigabytes where context and vocabulary are large), each with the token that came next.
+    /// Reads chunk `i`. `take` gets its counted rows, as many as a batch gives at a time (all of
+    /// them would be gigabytes where context and vocabulary are large), each with the token that
+    /// came next.
     fn chunk(&mut self, i: usize, mut take: impl FnMut(&[LogProbs<'_>], &[u32]) -> Result<()> + Send) -> Result<()> {
         let tokens = self.chunks.tokens(i, &self.tokens);
         let counted = self.chunks.counted();

@@ -1,5 +1,5 @@
-//! How fast a model will decode, and what limits it: for `explain` before it is loaded, for `--stats` next to the
-//! measured rate.
+//! How fast a model will decode, and what limits it: for `explain` before it is loaded, for
+//! `--stats` next to the measured rate.
 //!
 //! ```text
 //! ceiling   = 1 / (bytes on the CPU / memory's rate + bytes on the GPU / its memory's rate)
@@ -11,8 +11,9 @@
 //!     steps       what is left: threads that meet, norms, routing, quantized activations, pieces too small to share
 //! others    = how much longer the walks took in the mean than in the median: other programs' turns on the cores
 //! ```
-//! Of a step in halves, the larger of the CPU's and the GPU's counts, with as many experts cached as there are slots, as if
-//! they were chosen evenly. GPU time counts weight reads only, so the GPU estimate is an upper bound on speed.
+//! Of a step in halves, the larger of the CPU's and the GPU's counts, with as many experts cached
+//! as there are slots, as if they were chosen evenly. GPU time counts weight reads only, so the GPU
+//! estimate is an upper bound on speed.
 
 use std::collections::BTreeMap;
 use std::path::Path;
@@ -26,7 +27,7 @@ use crate::tape::{Half, Step, Tape, WeightKind};
 
 /// Bytes per second.
 #[derive(Clone, Copy, Debug, PartialEq)]
-pub(super) struct Rates {
+pub(super) struct Bandwidths {
     /// From memory; None until it is measured.
     pub(super) ram: Option<f64>,
     /// From the GPU's memory.
@@ -35,14 +36,14 @@ pub(super) struct Rates {
     pub(super) bus: f64,
 }
 
-impl Rates {
+impl Bandwidths {
     /// Assumed for a machine that cannot be measured: a mid-range card, PCIe 4.0 with 16 lanes.
-    pub(super) const ASSUMED: Rates = Rates { ram: None, vram: 500e9, bus: 22e9 };
+    pub(super) const ASSUMED: Bandwidths = Bandwidths { ram: None, vram: 500e9, bus: 22e9 };
 }
 
 /// What this machine's CPU does with a tape.
 #[derive(Clone, Debug)]
-pub(super) struct Measured {
+pub(super) struct CpuProfile {
     pub(super) threads: usize,
     /// Bytes per second that the threads read of a buffer as large as the weights.
     pub(super) ram: f64,
@@ -60,8 +61,9 @@ const LARGE: usize = 256 << 20;
 /// For how long tokens are walked.
 const WALK: Duration = Duration::from_millis(500);
 
-/// Walks the CPU's part of a tape with `depth` tokens in the context, or says why it cannot be done. Takes about a second.
-pub(super) fn measure(tape: &Tape, plan: &Plan, pool: &Pool, depth: usize) -> Result<Measured, String> {
+/// Walks the CPU's part of a tape with `depth` tokens in the context, or says why it cannot be
+/// done. Takes about a second.
+pub(super) fn measure(tape: &Tape, plan: &Plan, pool: &Pool, depth: usize) -> Result<CpuProfile, String> {
     let free = Memory::of_this_machine().map_or(usize::MAX, |m| m.free);
     let cache = Topology::read(Path::new("/")).cache;
     let room = LARGE.max(4 * cache).min(free / 4);
@@ -92,9 +94,9 @@ pub(super) fn measure(tape: &Tape, plan: &Plan, pool: &Pool, depth: usize) -> Re
         start.elapsed().as_secs_f64()
     };
     let sampling = (0..5).map(pick).fold(f64::MAX, f64::min);
-    // Other programs come and go: the better of two moments.
+    // Other programs come and go: the better of two measurements counts.
     let ram = before.max(bandwidth.measure(pool)) * 1e9;
-    Ok(Measured { threads: pool.threads(), ram, buffer, formats, walked, sampling })
+    Ok(CpuProfile { threads: pool.threads(), ram, buffer, formats, walked, sampling })
 }
 
 /// What a token's time goes into.
@@ -137,7 +139,7 @@ pub(super) struct Prediction {
     pub(super) ceiling: f64,
     /// Tokens per second to expect; None where the CPU's share could not be measured.
     pub(super) expected: Option<f64>,
-    /// Whether that is at most, because a GPU does more than reading.
+    /// Whether `expected` is an upper bound, because a GPU does more than reading.
     pub(super) at_most: bool,
     /// Seconds of a token by what they go into; with the rates alone, reading.
     pub(super) parts: Vec<(Limit, f64)>,
@@ -145,16 +147,17 @@ pub(super) struct Prediction {
     pub(super) ram: f64,
     /// Bytes that a token reads from the CPU's memory.
     pub(super) cpu_bytes: f64,
-    /// Of them by format.
+    /// Of `cpu_bytes`, the bytes by format.
     pub(super) formats: BTreeMap<&'static str, f64>,
 }
 
 impl Prediction {
     /// From the rates alone, or with what was measured. `rates.ram` counts where it is given.
-    pub(super) fn new(tape: &Tape, plan: &Plan, rates: Rates, measured: Option<&Measured>) -> Prediction {
+    pub(super) fn new(tape: &Tape, plan: &Plan, rates: Bandwidths, measured: Option<&CpuProfile>) -> Prediction {
         let ram = rates.ram.or(measured.map(|m| m.ram)).unwrap_or(f64::INFINITY);
         let mut formats: BTreeMap<&'static str, f64> = BTreeMap::new();
-        // Seconds: reading alone, and as walked; of the GPU and, of both, what is not hidden behind the other.
+        // Seconds: reading alone, and as walked; of the GPU, and, of both, what does not overlap
+        // with the other.
         let (mut reading, mut walked, mut attention, mut gpu, mut floor) = (0.0, 0.0, 0.0, 0.0, 0.0);
         for (i, (step, place)) in tape.steps.iter().zip(&plan.places).enumerate() {
             let bytes = tape.step_bytes(step) as f64;
@@ -185,7 +188,7 @@ impl Prediction {
         };
         let between: f64 = m.walked.token - m.walked.steps.iter().flatten().sum::<f64>();
         walked += between.max(0.0);
-        // Others hold up what is done here, which may be less than was walked.
+        // Other programs slow down what is done here, which may be less than was walked.
         let others = (m.walked.mean / m.walked.token.max(1e-12) - 1.0).max(0.0) * walked;
         let mut parts = vec![(Limit::Memory, reading)];
         for (name, bytes) in &formats {
@@ -212,7 +215,7 @@ impl Prediction {
     }
 
     /// What limits it and what would help, in words.
-    pub(super) fn limit_words(&self, steps: usize, measured: Option<&Measured>) -> String {
+    pub(super) fn limit_words(&self, steps: usize, measured: Option<&CpuProfile>) -> String {
         let ram = self.ram / 1e9;
         match self.limit() {
             Limit::Memory => format!(
@@ -275,10 +278,10 @@ mod tests {
     }
 
     /// Each step takes `step` seconds, a token 1 ms more than all steps.
-    fn measured(tape: &Tape, step: f64, ram: f64, format: f64) -> Measured {
+    fn measured(tape: &Tape, step: f64, ram: f64, format: f64) -> CpuProfile {
         let steps: Vec<Option<f64>> = tape.steps.iter().map(|_| Some(step)).collect();
         let token = step * steps.len() as f64 + 1e-3;
-        Measured {
+        CpuProfile {
             threads: 2,
             ram,
             buffer: 1 << 20,
@@ -295,7 +298,7 @@ mod tests {
         let bytes = p.tape.bytes_per_token() as f64;
         let m = measured(&p.tape, 1e-3, 100.0 * bytes, 100.0 * bytes);
         assert!((m.walked.token - (n * 1e-3 + 1e-3)).abs() < 1e-9);
-        let got = Prediction::new(&p.tape, &p.plan, Rates::ASSUMED, Some(&m));
+        let got = Prediction::new(&p.tape, &p.plan, Bandwidths::ASSUMED, Some(&m));
         assert!((got.ceiling - 100.0).abs() < 1e-6, "{got:?}");
         // The walk with what others took of it, and 2 ms of sampling.
         assert!((1.0 / got.expected.unwrap() - (n * 1e-3 + 3.5e-3)).abs() < 1e-9, "{got:?}");
@@ -311,7 +314,7 @@ mod tests {
         let (n, bytes) = (p.tape.steps.len() as f64, p.tape.bytes_per_token() as f64);
         let limit = |step: f64, ram: f64, format: f64| {
             let m = measured(&p.tape, step / n, bytes / ram, bytes / format);
-            Prediction::new(&p.tape, &p.plan, Rates::ASSUMED, Some(&m)).limit()
+            Prediction::new(&p.tape, &p.plan, Bandwidths::ASSUMED, Some(&m)).limit()
         };
         // Seconds of a token: as walked, to read, in the kernels.
         assert_eq!(limit(1.0, 0.9, 0.9), Limit::Memory);
@@ -328,7 +331,7 @@ mod tests {
             let steps = p.tape.steps.iter().zip(&p.plan.places).filter(|(_, x)| **x == place);
             steps.map(|(s, _)| p.tape.step_bytes(s)).sum::<usize>() as f64
         };
-        let rates = Rates { ram: Some(10e9), vram: 40e9, bus: 1e9 };
+        let rates = Bandwidths { ram: Some(10e9), vram: 40e9, bus: 1e9 };
         let got = Prediction::new(&p.tape, &p.plan, rates, None);
         let want = at(Place::Cpu) / 10e9 + at(Place::Gpu(0)) / 40e9;
         assert!((got.ceiling * want - 1.0).abs() < 1e-9 && got.expected.is_none() && got.at_most, "{got:?}");

@@ -1,4 +1,5 @@
-//! The program: the command line is read, its verb runs, and a failure becomes a message and an exit status.
+//! The program: the command line is read, its verb runs, and a failure becomes a message and an
+//! exit status.
 
 use std::ffi::OsString;
 use std::io::IsTerminal;

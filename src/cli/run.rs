@@ -29,7 +29,7 @@ use saved::Saved;
 use start::Start;
 
 /// Runs the verb.
-pub(super) fn run(a: &args::Run) -> Result<()> {
+pub(super) fn run(a: &args::RunArgs) -> Result<()> {
     input::check_files(a)?;
     let prompt = input::prompt(a)?;
     let prefix = a.prefix_file.as_deref().map(read_text).transpose()?;
@@ -84,7 +84,7 @@ pub(super) fn run(a: &args::Run) -> Result<()> {
 }
 
 /// Whether the prompt is a message or a text.
-fn check_turns(a: &args::Run, turns: Option<Turns>) -> Result<Option<Turns>> {
+fn check_turns(a: &args::RunArgs, turns: Option<Turns>) -> Result<Option<Turns>> {
     let asked = a.talk.system_prompt.is_some() || a.talk.system_prompt_file.is_some();
     match turns {
         None if a.raw && asked => usage("-sys has no place in a text that --raw continues".into()),
@@ -114,7 +114,7 @@ struct Summary {
 
 impl Summary {
     /// Writes the object that `--json` asks for, and tells the user about the generation.
-    fn print(&self, a: &args::Run, out: &mut dyn Write, session: &Session) -> Result<()> {
+    fn print(&self, a: &args::RunArgs, out: &mut dyn Write, session: &Session) -> Result<()> {
         let Summary { said, ended, complete, seed, prompt_tokens, read, read_s, made_s } = self;
         let rate = |n: usize, s: f64| n as f64 / s.max(1e-9);
         let made = said.tokens.len();

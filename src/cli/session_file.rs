@@ -1,4 +1,5 @@
-//! The file that a session is saved to. If another program has written to it meanwhile, it is not overwritten.
+//! The file that a session is saved to. If another program has written to it meanwhile, it is not
+//! overwritten.
 
 use std::path::{Path, PathBuf};
 use std::time::SystemTime;

@@ -1,10 +1,10 @@
-//! How tokens are chosen, put together from all sources: flags, then the model's own file, then the defaults;
-//! and single parameters later, by their names in llama.cpp's and OpenAI's APIs.
+//! How tokens are chosen, put together from all sources: flags, then the model's own file, then the
+//! defaults; and single parameters later, by their names in llama.cpp's and OpenAI's APIs.
 
 use anyhow::{Context, Result, anyhow, bail};
 use serde_json::Value;
 
-use super::args::Sampling;
+use super::args::SamplingArgs;
 use super::errors::{Failure, off, usage};
 use crate::gguf::Meta;
 use crate::sample::{Params, Sampler, Stage};
@@ -13,7 +13,8 @@ use crate::text::Tokenizer;
 /// llama.cpp's breakers for DRY (common/common.h).
 const BREAKERS: [&str; 4] = ["\n", ":", "\"", "*"];
 
-/// What a GGUF file can ask for: the keys after `general.sampling.`, except `sequence` (gguf-py/gguf/constants.py).
+/// What a GGUF file can ask for: the keys after `general.sampling.`, except `sequence`
+/// (gguf-py/gguf/constants.py).
 const KEYS: [&str; 11] = [
     "temp",
     "top_k",
@@ -52,7 +53,10 @@ impl Default for Settings {
 
 impl Settings {
     /// What the flags say, over the defaults.
-    pub fn new(flags: &Sampling) -> Result<Settings> {
+    ///
+    /// # Errors
+    /// If a value is not in its range, or a name is unknown: a usage error.
+    pub fn new(flags: &SamplingArgs) -> Result<Settings> {
         let mut s = Settings { seed: flags.seed.and_then(|n| u64::try_from(n).ok()), ..Settings::default() };
         if let Some(names) = &flags.samplers {
             s.params.order = Stage::from_names(names).context("--samplers").context(Failure::Usage)?;
@@ -142,8 +146,11 @@ impl Settings {
         Ok(())
     }
 
-    /// Sets one parameter by its name in llama.cpp's server or OpenAI's API. False if it has no such parameter; null
-    /// changes nothing.
+    /// Sets one parameter by its name in llama.cpp's server or OpenAI's API. False if it has no
+    /// such parameter; null changes nothing.
+    ///
+    /// # Errors
+    /// If the value is not one that the parameter can have.
     pub fn set(&mut self, name: &str, value: &Value) -> Result<bool> {
         let name = name.replace('-', "_");
         let known = Params::name_of(&name).is_some();
@@ -180,8 +187,8 @@ impl Settings {
         Ok(true)
     }
 
-    /// Takes biases as an object, token to bias, or a list of such pairs; a token is a number or a text, and a bias of
-    /// false forbids.
+    /// Takes biases as an object, token to bias, or a list of such pairs; a token is a number or a
+    /// text, and a bias of false forbids.
     fn set_bias(&mut self, value: &Value) -> Result<()> {
         let pairs: Vec<(Value, &Value)> = match value {
             Value::Object(map) => {
@@ -240,6 +247,9 @@ impl Settings {
     }
 
     /// The sampler for a vocabulary.
+    ///
+    /// # Errors
+    /// If a bias is for a token that the vocabulary does not have, or a text cannot be tokenized.
     pub fn sampler(&self, seed: u64, tokenizer: &Tokenizer) -> Result<Sampler> {
         let mut params = self.params.clone();
         for (text, by) in &self.text_bias {
@@ -272,7 +282,8 @@ fn bias(text: &str) -> Option<(u32, f32)> {
     (by < f32::INFINITY).then_some((id, by))
 }
 
-/// Text with the escapes that llama.cpp reads in flags: \n \r \t \\ \' \" and \x with two digits. Others stay as they are.
+/// Text with the escapes that llama.cpp reads in flags: \n \r \t \\ \' \" and \x with two digits.
+/// Others stay as they are.
 fn unescape(text: &str) -> String {
     let mut out = String::new();
     let mut rest = text;

@@ -1,5 +1,5 @@
-//! What Ctrl-C does, and the signals that end a program (a closed terminal, kill, a shutdown): the current work stops,
-//! what was generated so far is kept, and the line editor is interrupted.
+//! What Ctrl-C does, and the signals that end a program (a closed terminal, kill, a shutdown): the
+//! current work stops, what was generated so far is kept, and the line editor is interrupted.
 
 use std::io::IsTerminal;
 use std::sync::Arc;
@@ -22,8 +22,8 @@ static WAITING: AtomicBool = AtomicBool::new(false);
 /// How often the line editor is called, which may not listen yet.
 const AGAIN: Duration = Duration::from_millis(10);
 
-/// Makes the signals raise the session's stop flag and the one returned here; `leaves`: a second Ctrl-C ends the program
-/// at once. What ends programs does so the second time, too.
+/// Makes the signals raise the session's stop flag and the one returned here; `leaves`: a second
+/// Ctrl-C ends the program at once. What ends programs does so the second time, too.
 pub(super) fn listen(session: &Session, leaves: bool) -> Result<Arc<AtomicBool>> {
     let asked = Arc::new(AtomicBool::new(false));
     let (flag, stop) = (asked.clone(), session.stop_flag());

@@ -1,11 +1,12 @@
-//! What `--stats` prints when a verb is done: how fast tokens were made, what limits that, and what the GPU did.
+//! What `--stats` prints when a verb is done: how fast tokens were made, what limits that, and what
+//! the GPU did.
 
 use std::path::Path;
 
 use anyhow::Result;
 
 use super::args;
-use super::predict::{self, Prediction, Rates};
+use super::predict::{self, Bandwidths, Prediction};
 use crate::cpu::major_faults;
 use crate::session::Session;
 
@@ -13,7 +14,7 @@ use crate::session::Session;
 const FAULTS: usize = 200;
 
 /// Prints the statistics on stderr if `--stats` asks for them.
-pub(super) fn stats(session: &Session, a: &args::Model) -> Result<()> {
+pub(super) fn stats(session: &Session, a: &args::ModelArgs) -> Result<()> {
     if !a.stats {
         return Ok(());
     }
@@ -63,7 +64,7 @@ fn speed(session: &Session) {
     let rate = single.tokens as f64 / single.seconds.max(1e-9);
     let depth = session.tokens(0).len().saturating_sub(single.tokens / 2);
     let rates = engine.devices().first().and_then(|d| d.rates().ok());
-    let rates = rates.map_or(Rates::ASSUMED, |(bus, vram)| Rates { ram: None, vram, bus });
+    let rates = rates.map_or(Bandwidths::ASSUMED, |(bus, vram)| Bandwidths { ram: None, vram, bus });
     match predict::measure(&engine.tape, &engine.plan, &engine.pool, depth) {
         Ok(m) => {
             let p = Prediction::new(&engine.tape, &engine.plan, rates, Some(&m));

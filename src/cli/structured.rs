@@ -4,13 +4,13 @@ use std::path::Path;
 
 use anyhow::Result;
 
-use super::args::Structured;
+use super::args::StructuredArgs;
 use super::errors::usage;
 use super::files::read_text;
 use crate::text::grammar::Kind;
 
 /// The form that the flags ask for, if any.
-pub(super) fn form(a: &Structured) -> Result<Option<Kind>> {
+pub(super) fn form(a: &StructuredArgs) -> Result<Option<Kind>> {
     if let Some(arg) = &a.json_schema {
         let text = text(arg, |t| t.trim_start().starts_with('{'))?;
         return match serde_json::from_str(&text) {

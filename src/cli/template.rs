@@ -12,7 +12,7 @@ use crate::gguf::Load;
 use crate::text::{Clock, Template, Tokenizer};
 
 /// Runs the verb.
-pub(super) fn run(a: &args::Template) -> Result<()> {
+pub(super) fn run(a: &args::TemplateArgs) -> Result<()> {
     let mut stdin = std::io::stdin();
     if stdin.is_terminal() {
         return usage(

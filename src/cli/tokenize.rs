@@ -11,7 +11,7 @@ use crate::gguf::Load;
 use crate::text::Tokenizer;
 
 /// Runs the verb.
-pub(super) fn run(a: &args::Tokenize) -> Result<()> {
+pub(super) fn run(a: &args::TokenizeArgs) -> Result<()> {
     let text = text(a)?;
     let gguf = open::header(a.model.as_deref(), &Load::default())?;
     let tokenizer = Tokenizer::new(&gguf).context(Failure::Model)?;
@@ -35,7 +35,7 @@ pub(super) fn run(a: &args::Tokenize) -> Result<()> {
 }
 
 /// The text from -p, -f or stdin.
-fn text(a: &args::Tokenize) -> Result<String> {
+fn text(a: &args::TokenizeArgs) -> Result<String> {
     if let Some(text) = &a.prompt {
         return Ok(text.clone());
     }

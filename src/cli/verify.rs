@@ -1,10 +1,13 @@
-//! `tandem verify`: whether this machine computes what it should, on the CPU with every instruction set and on the GPU.
+//! `tandem verify`: whether this machine computes what it should, on the CPU with every instruction
+//! set and on the GPU.
 //!
-//! Two tables. The first holds products of every weight format to sums in f64 of the decoded weights. The second runs a
-//! model: every step is given the scalar kernels' values, and what it makes of them on each place is compared with what
-//! the scalar kernels made; last come the logits of the model left to itself, over a prompt and token by token.
+//! Two tables. The first holds products of every weight format to sums in f64 of the decoded
+//! weights. The second runs a model: every step is given the scalar kernels' values, and what it
+//! makes of them on each place is compared with what the scalar kernels made; last come the logits
+//! of the model left to itself, over a prompt and token by token.
 //!
-//! Figures are normalized mean squared errors, sum (got - want)^2 / sum want^2, the worst of each line.
+//! Figures are normalized mean squared errors, sum (got - want)^2 / sum want^2, the worst of each
+//! line.
 
 use std::collections::BTreeMap;
 use std::io::Write;
@@ -23,14 +26,17 @@ use crate::session::{Options, Session, Want};
 use crate::simd::{self, Isa};
 use crate::tape::{Batch, GpuIo, GpuValue, GpuWeight, Pairs, Scratch};
 
-/// What products may be off: activations of 8 bits, with a scale for 32 of them, are off by 3e-5, and with one for 256 by
-/// 6e-5. A single code that is off by one in every block of 32 shows as 1e-3 or more.
+/// What products may be off: activations of 8 bits, with a scale for 32 of them, are off by 3e-5,
+/// and with one for 256 by 6e-5. A single code that is off by one in every block of 32 shows as
+/// 1e-3 or more.
 const PRODUCT: f64 = 1.5e-4;
-/// What a step may be off from the scalar kernels: on the CPU by the order of sums, and rows that are rounded again; on
-/// the GPU also by activations that share a scale with fewer others, twice in an expert, whose products then cancel in a
-/// single token's sum (6.5e-4 was seen), and by attention in f16.
+/// What a step may be off from the scalar kernels: on the CPU by the order of sums, and rows that
+/// are rounded again; on the GPU also by activations that share a scale with fewer others, twice in
+/// an expert, whose products then cancel in a single token's sum (6.5e-4 was seen), and by
+/// attention in f16.
 const STEP: (f64, f64) = (1e-6, 2e-3);
-/// What the logits may be off: the steps' errors add up, and a router may choose otherwise between two that are close.
+/// What the logits may be off: the steps' errors add up, and a router may choose otherwise between
+/// two that are close.
 const LOGITS: (f64, f64) = (1e-3, 2e-2);
 
 /// A place that computes.
@@ -58,7 +64,7 @@ impl Where {
 }
 
 /// Runs the verb.
-pub(super) fn run(a: &args::Verify) -> Result<()> {
+pub(super) fn run(a: &args::VerifyArgs) -> Result<()> {
     let gpu = match Gpu::open() {
         Ok(gpu) => Some(Arc::new(gpu)),
         Err(e) => {
@@ -202,7 +208,8 @@ impl Calls {
         Calls { tokens: (0..n).map(|_| rng.below(n_vocab) as u32).collect(), prompt: n - n.min(5) + 1 }
     }
 
-    /// Feeds them all; `see` is given the call's number with every output. The logits of all tokens.
+    /// Feeds them all; `see` is given the call's number with every output. The logits of all
+    /// tokens.
     fn feed(&self, s: &mut Session, see: &mut (dyn FnMut(usize, &str, &mut [f32]) + Send)) -> Result<Vec<f32>> {
         let (prompt, rest) = self.tokens.split_at(self.prompt);
         let mut logits =
@@ -228,7 +235,7 @@ impl Calls {
 /// What a call of a step gave: (call, label, number of the output) -> values.
 type Reference = BTreeMap<(usize, String), Vec<Vec<f32>>>;
 
-fn model(a: &args::Verify, places: &[Where], gpu: Option<&Arc<Gpu>>, best: Isa) -> Result<ErrorTable> {
+fn model(a: &args::VerifyArgs, places: &[Where], gpu: Option<&Arc<Gpu>>, best: Isa) -> Result<ErrorTable> {
     let base = Options { n_wanted: None, ..open::options(&a.model)? };
     let open_at = |place: Where| -> Result<Session> {
         let mut o = Options { n_ctx: Some(base.n_ctx.unwrap_or(512).max(a.tokens)), ..base.clone() };

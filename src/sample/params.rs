@@ -1,7 +1,7 @@
 //! What can be asked of a sampler: every parameter, its default, its names, and what it may be.
 //!
 //! Fields have the names of llama.cpp's server API; defaults are llama.cpp's (common/common.h). Its other names for them,
-//! in flags and in a GGUF file's `general.sampling.*`, stand in one table with the ranges, so that a value is checked the
+//! in flags and in a GGUF file's `general.sampling.*`, are in one table with the ranges, so that a value is checked the
 //! same way wherever it comes from.
 
 use super::order::Stage;
@@ -33,7 +33,7 @@ pub struct Params {
     pub xtc_probability: f32,
     /// From which probability on a token is one of the likely; above 0.5, XTC is off.
     pub xtc_threshold: f32,
-    /// Cuts that add up probabilities leave at least so many candidates, and so does min-p; XTC does not cut below it.
+    /// Cuts that add up probabilities leave at least this many candidates, and so does min-p; XTC does not cut below it.
     pub min_keep: i32,
     /// How many of the last tokens are penalized; -1 is all of them, 0 none.
     pub repeat_last_n: i32,

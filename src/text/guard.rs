@@ -1,23 +1,25 @@
 //! Text from outside that can never become a control token.
 //!
-//! A prompt is a rendered template, in which control tokens are meant, around what people and tools said, in which
-//! they are not. [`Tokenizer::guard`] puts a mark into every control token's text that a string holds, begins in the
-//! middle of or breaks off in; the template renders it; [`Tokenizer::encode_prompt`] takes the marks out again, and no
-//! control token is found across one. What is cut into tokens is the text as it was.
+//! A prompt is a rendered template, in which control tokens are meant, around what people and tools
+//! said, in which they are not. [`Tokenizer::guard`] puts a mark into every control token's text
+//! that a string holds, begins in the middle of or breaks off in; the template renders it;
+//! [`Tokenizer::encode_prompt`] takes the marks out again, and no control token is found across
+//! one. What is cut into tokens is the text as it was.
 //!
 //! ```text
-//! U+FDD0           a mark: what stands before it and what stands after it are not parts of one control token
+//! U+FDD0           a mark: what comes before it and what comes after it are not parts of one control token
 //! U+FDD1 U+FDD2    U+FDD0, as someone wrote it
 //! U+FDD1 U+FDD3    U+FDD1, as someone wrote it
 //! ```
 //!
-//! These are noncharacters, which Unicode keeps for uses like this one. A mark is never part of an escape, so nothing
-//! before it can take it away. Marks stand within a string's text and not around it, so that a template may trim, split,
-//! compare and join what is guarded; none stands where one of the template's own tokens could be cut by it.
+//! These are noncharacters, which Unicode keeps for uses like this one. A mark is never part of an
+//! escape, so nothing before it can take it away. Marks are within a string's text and not around
+//! it, so that a template may trim, split, compare and join what is guarded; none is where one of
+//! the template's own tokens could be cut by it.
 //!
-//! Two ways to a control token remain, both the template's own doing: it writes its beginning and its end around a
-//! guarded text (`'<|' + name + '|>'`), or makes other text of a guarded one (takes out its middle, turns capitals into
-//! small letters).
+//! Two ways to a control token remain, both the template's own doing: it writes its beginning and
+//! its end around a guarded text (`'<|' + name + '|>'`), or makes other text of a guarded one
+//! (takes out its middle, turns capitals into small letters).
 
 use std::borrow::Cow;
 
@@ -77,8 +79,9 @@ impl Tokenizer {
         Cow::Owned(out)
     }
 
-    /// Messages, tools or other variables of a template in which every text is guarded: contents, names, calls and their
-    /// arguments. Roles and keys that are plain words stay as they are, since a template looks for them.
+    /// Messages, tools or other variables of a template in which every text is guarded: contents,
+    /// names, calls and their arguments. Roles and keys that are plain words stay as they are,
+    /// since a template looks for them.
     pub fn guarded(&self, value: &Value) -> Value {
         let field = |(key, value): (&String, &Value)| match value {
             Value::String(text) if key == "role" => (key.clone(), self.guard_name(text).into()),
@@ -97,8 +100,12 @@ impl Tokenizer {
         if word { name.to_owned() } else { self.guard(name).into_owned() }
     }
 
-    /// The tokens of a prompt: a template's text with its control tokens, and guarded text, which has none. The begin
-    /// token comes first where the file asks for it and the template did not write it.
+    /// The tokens of a prompt: a template's text with its control tokens, and guarded text, which
+    /// has none. The begin token comes first where the file asks for it and the template did not
+    /// write it.
+    ///
+    /// # Errors
+    /// If the text cannot be tokenized.
     pub fn encode_prompt(&self, prompt: &str) -> Result<Vec<u32>> {
         let (text, marks) = unguard(prompt);
         let at = |p: usize| marks.binary_search(&p).is_ok();

@@ -1,9 +1,9 @@
 //! What Python and jinja2 do to the values of a template, where minijinja's way differs.
 //!
-//! Every difference here was seen by rendering the same snippets with both. Not taken over are differences of which no
-//! template is known: floats below 1e-4 or from 1e16 on within printed lists and beside `~`; `"%d" % n`, a macro's
-//! `varargs` and rarer methods and filters, which are errors; and that Python refuses some of what minijinja allows
-//! (`for` over none, `'a' < 1`).
+//! Every difference here was seen by rendering the same snippets with both. Not taken over are
+//! differences of which no template is known: floats below 1e-4 or from 1e16 on within printed
+//! lists and with `~`; `"%d" % n`, a macro's `varargs` and rarer methods and filters, which are
+//! errors; and that Python refuses some of what minijinja allows (`for` over none, `'a' < 1`).
 
 use minijinja::value::{Kwargs, Rest, Tuple, ValueKind, from_args};
 use minijinja::{Environment, Error, ErrorKind, State, Value, filters};
@@ -12,7 +12,7 @@ use minijinja_contrib::pycompat::unknown_method_callback;
 
 use super::marks::is_mark;
 
-/// Lists within lists that are written as JSON; no tool's description has so many.
+/// Lists within lists that are written as JSON; no tool's description has that many.
 const MOST_DEPTH: usize = 200;
 
 /// Gives a template's environment Python's ways.
@@ -52,7 +52,8 @@ fn text(value: &Value) -> String {
     }
 }
 
-/// `repr` of a float: the shortest digits that read back, with an exponent below 1e-4 and from 1e16 on.
+/// `repr` of a float: the shortest digits that read back, with an exponent below 1e-4 and from 1e16
+/// on.
 fn float(v: f64) -> String {
     let scientific = format!("{v:e}");
     let Some((digits, exponent)) = scientific.split_once('e').and_then(|(d, e)| Some((d, e.parse::<i32>().ok()?)))
@@ -112,7 +113,8 @@ fn split(text: &str, args: &[Value], from_right: bool) -> Result<Value, Error> {
         Some(sep) if from_right => text.rsplitn(n, sep).collect(),
         Some(sep) => text.splitn(n, sep).collect(),
         None => {
-            // White space goes where it parts words; at the far end it stays if the last word is not parted.
+            // White space goes where it parts words; at the far end it stays if the last word is
+            // not parted.
             let near = |text| strip(text, None, !from_right, from_right);
             let (mut parts, mut rest) = (Vec::new(), near(text));
             while !rest.is_empty() && parts.len() < most {
@@ -238,9 +240,9 @@ struct Json {
     ascii: bool,
     sorted: bool,
     indent: Option<String>,
-    /// What stands between two items.
+    /// The text between two items.
     item: String,
-    /// What stands between a key and its value.
+    /// The text between a key and its value.
     key: String,
 }
 

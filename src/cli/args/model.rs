@@ -6,7 +6,7 @@ use clap::Args;
 
 /// Which model, and how it is opened.
 #[derive(Debug, Args, Clone)]
-pub struct Model {
+pub struct ModelArgs {
     /// GGUF file (any shard of a split model) [default: the built-in demo model]
     #[arg(short, long, value_name = "FILE")]
     pub model: Option<PathBuf>,

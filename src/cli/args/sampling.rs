@@ -2,11 +2,11 @@
 
 use clap::Args;
 
-/// How tokens are chosen. Numbers are checked where they are used (`cli::settings`), by the ranges that hold for all
-/// sources of them.
+/// How tokens are chosen. Numbers are checked where they are used (`cli::settings`), by the ranges
+/// that hold for all sources of them.
 #[derive(Args, Clone, Debug, Default)]
 #[command(next_help_heading = "Sampling (the model file may set other defaults)")]
-pub struct Sampling {
+pub struct SamplingArgs {
     /// Random seed: the same seed gives the same text; -1 is a new one [default: new each time,
     /// printed on stderr]
     #[arg(short, long, value_name = "N", value_parser = clap::value_parser!(i64).range(-1..), allow_negative_numbers = true)]
@@ -98,7 +98,7 @@ pub struct Sampling {
     pub logit_bias: Vec<String>,
 }
 
-impl Sampling {
+impl SamplingArgs {
     /// The numbers that were given, by their flags' names.
     pub fn numbers(&self) -> impl Iterator<Item = (&'static str, f64)> {
         let all = [

@@ -4,13 +4,13 @@ use std::path::PathBuf;
 
 use clap::{Args, ValueEnum};
 
-use super::model::Model;
-use super::sampling::Sampling;
+use super::model::ModelArgs;
+use super::sampling::SamplingArgs;
 
 /// How a conversation is put to the model, and what ends its answer.
 #[derive(Debug, Args, Clone)]
 #[command(next_help_heading = "Conversation")]
-pub struct Talk {
+pub struct TalkArgs {
     /// System message [also: -sys]
     #[arg(long, value_name = "TEXT")]
     pub system_prompt: Option<String>,
@@ -58,7 +58,7 @@ pub enum Reasoning {
 #[derive(Debug, Args, Clone)]
 #[command(next_help_heading = "Structured output")]
 #[group(multiple = false, conflicts_with = "ignore_eos")]
-pub struct Structured {
+pub struct StructuredArgs {
     /// Generate a JSON document that satisfies this schema: a file, or the schema itself ({...})
     /// [also: -jf]
     #[arg(short, long, value_name = "FILE|SCHEMA", alias = "json-schema-file")]
@@ -74,10 +74,10 @@ pub struct Structured {
 
 /// `tandem run`.
 #[derive(Debug, Args)]
-pub struct Run {
+pub struct RunArgs {
     /// The model.
     #[command(flatten)]
-    pub model: Model,
+    pub model: ModelArgs,
     /// The prompt; text from stdin is appended to it
     #[arg(short, long, value_name = "TEXT", allow_hyphen_values = true)]
     pub prompt: Option<String>,
@@ -112,21 +112,21 @@ pub struct Run {
     pub prefix_file: Option<PathBuf>,
     /// How the prompt is put.
     #[command(flatten)]
-    pub talk: Talk,
+    pub talk: TalkArgs,
     /// The form that the text is to have.
     #[command(flatten)]
-    pub structured: Structured,
+    pub structured: StructuredArgs,
     /// How to choose tokens.
     #[command(flatten)]
-    pub sampling: Sampling,
+    pub sampling: SamplingArgs,
 }
 
 /// `tandem chat`.
 #[derive(Debug, Args)]
-pub struct Chat {
+pub struct ChatArgs {
     /// The model.
     #[command(flatten)]
-    pub model: Model,
+    pub model: ModelArgs,
     /// Continue the conversation in this file, if it exists, and save it there
     #[arg(long, value_name = "FILE")]
     pub session: Option<PathBuf>,
@@ -138,10 +138,10 @@ pub struct Chat {
     pub hide_reasoning: bool,
     /// How the conversation is put.
     #[command(flatten)]
-    pub talk: Talk,
+    pub talk: TalkArgs,
     /// How to choose tokens.
     #[command(flatten)]
-    pub sampling: Sampling,
+    pub sampling: SamplingArgs,
 }
 
 /// What to do when the context is full.
@@ -168,10 +168,10 @@ impl WhenFull {
 
 /// `tandem batch`.
 #[derive(Debug, Args)]
-pub struct Batch {
+pub struct BatchArgs {
     /// The model.
     #[command(flatten)]
-    pub model: Model,
+    pub model: ModelArgs,
     /// File of requests, one JSON object per line; - or no file reads stdin
     #[arg(value_name = "FILE")]
     pub input: Option<PathBuf>,
@@ -189,11 +189,11 @@ pub struct Batch {
     pub output: Option<PathBuf>,
     /// How prompts are put, where a request does not say.
     #[command(flatten)]
-    pub talk: Talk,
+    pub talk: TalkArgs,
     /// The form of answers, where a request does not say.
     #[command(flatten)]
-    pub structured: Structured,
+    pub structured: StructuredArgs,
     /// How to choose tokens, where a request does not say.
     #[command(flatten)]
-    pub sampling: Sampling,
+    pub sampling: SamplingArgs,
 }

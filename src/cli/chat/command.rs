@@ -40,7 +40,8 @@ pub(super) fn names() -> impl Iterator<Item = &'static str> {
     ALL.iter().map(|c| c.0)
 }
 
-/// A file's name as it was typed, or as completion wrote it: ~ is the home folder, and a backslash makes a letter itself.
+/// A file's name as it was typed, or as completion wrote it: ~ is the home folder, and a backslash
+/// makes a letter itself.
 fn path(text: &str) -> String {
     let text = rustyline::completion::unescape(text, Some('\\')).into_owned();
     match (text.strip_prefix("~/"), std::env::var("HOME")) {

@@ -1,4 +1,5 @@
-//! A conversation under way: its messages, what the model has read of them, and the answers that it writes.
+//! A conversation under way: its messages, what the model has read of them, and the answers that it
+//! writes.
 
 use std::path::Path;
 use std::sync::Arc;
@@ -20,11 +21,12 @@ use crate::store;
 use crate::talk::{self, End, GenParams, Turns, Writer};
 use crate::text::Tokenizer;
 
-/// States up to this size are saved after every answer; larger ones at the end, the messages after every answer.
+/// States up to this size are saved after every answer; larger ones at the end, the messages after
+/// every answer.
 const SAVED_AT_ONCE: usize = 64 << 20;
 
-/// Shares of the context. From the first on a notice says how full it is (or when another turn like the last does not
-/// fit); one part in the second is kept free for an answer of unknown length.
+/// Shares of the context. From the first on a notice says how full it is (or when another turn like
+/// the last does not fit); one part in the second is kept free for an answer of unknown length.
 const NEARLY_FULL: f64 = 0.8;
 const ANSWER: usize = 8;
 
@@ -134,8 +136,8 @@ impl Chat<'_> {
         ended
     }
 
-    /// Whether there is room for the conversation and an answer. If not, the user is told before anything is lost, and
-    /// the oldest turns are dropped if that is chosen.
+    /// Whether there is room for the conversation and an answer. If not, the user is told before
+    /// anything is lost, and the oldest turns are dropped if that is chosen.
     pub(super) fn make_room(&mut self, lines: &mut Lines) -> Result<bool> {
         let all = self.session.n_ctx();
         let answer = self.params.limit.unwrap_or(all / ANSWER).min(all / 2);
@@ -200,7 +202,8 @@ impl Chat<'_> {
         Some(self.take_out()?.0)
     }
 
-    /// Removes the last message of the user and all that follows it: its text, and what was removed.
+    /// Removes the last message of the user and all that follows it: its text, and what was
+    /// removed.
     pub(super) fn take_out(&mut self) -> Option<(String, Vec<Value>)> {
         let at = self.messages.iter().rposition(|m| m["role"] == "user")?;
         let text = self.messages[at]["content"].as_str().unwrap_or_default().to_owned();

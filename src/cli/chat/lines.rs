@@ -1,4 +1,5 @@
-//! The line that is typed: edited, with a history and completion of commands on a terminal; read as it is from a pipe.
+//! The line that is typed: edited, with a history and completion of commands on a terminal; read as
+//! it is from a pipe.
 
 use std::io::{ErrorKind, IsTerminal, Write};
 use std::path::PathBuf;
@@ -43,7 +44,8 @@ pub(super) struct Lines {
     prompt: (String, String),
     /// Whether the line on which Ctrl-C came had something in it.
     typed: Arc<AtomicBool>,
-    /// Nothing is printed with it: while there is one, the editor listens for signals as well as keys, and misses none.
+    /// Nothing is printed with it: while there is one, the editor listens for signals as well as
+    /// keys, and misses none.
     _listens: Option<Box<dyn ExternalPrinter>>,
 }
 
@@ -139,13 +141,15 @@ fn history_file() -> Option<PathBuf> {
     Some(own_folder("XDG_STATE_HOME", ".local/state").ok()??.join("history"))
 }
 
-/// What keys do beyond editing: Tab completes commands and the files that they name; from a pipe, a backslash continues the line.
+/// What keys do beyond editing: Tab completes commands and the files that they name; from a pipe, a
+/// backslash continues the line.
 struct Keys {
     files: FilenameCompleter,
     terminal: bool,
 }
 
-/// Enter after a backslash: a new line begins, marked so that a pasted backslash is not taken for one.
+/// Enter after a backslash: a new line begins, marked so that a pasted backslash is not taken for
+/// one.
 struct Further;
 
 /// Nothing to be seen (a word joiner), between the backslash and the new line.

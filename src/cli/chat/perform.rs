@@ -1,5 +1,7 @@
 //! What the commands of a chat do.
 
+use std::path::PathBuf;
+
 use anyhow::{Result, bail};
 
 use super::command::{ALL, Command};
@@ -52,41 +54,8 @@ impl Chat<'_> {
                 }
                 None => say!("(there is no message to edit)"),
             },
-            Command::Save(path) => match (path, &self.file) {
-                (Some(path), own) if own.as_ref().is_none_or(|f| f.path() != path) => {
-                    let mut file = match self.saved.iter().position(|f| f.path() == path) {
-                        Some(at) => self.saved.remove(at),
-                        None => SessionFile::new(&path),
-                    };
-                    if file.is_strange() {
-                        bail!(
-                            "{}: already exists and is not from this conversation; give another name",
-                            path.display()
-                        );
-                    }
-                    file.save(|path| self.save(path, true))?;
-                    say!("(saved to {})", file.path().display());
-                    self.saved.push(file);
-                }
-                (_, Some(_)) => {
-                    self.keep(true)?;
-                    self.file.iter().for_each(|f| say!("(saved to {})", f.path().display()));
-                }
-                _ => bail!("/save: expected the name of a file (or start with --session FILE)"),
-            },
-            Command::Load(path) => {
-                let file = SessionFile::new(&path);
-                self.load(&path)?;
-                if let Some(own) = &mut self.file {
-                    if own.path() != path {
-                        let (old, new) = (own.path().display(), path.display());
-                        say!("({old} is left as it is; the conversation is now saved to {new})");
-                    }
-                    *own = file;
-                }
-                say!("({})", self.greeting());
-                self.saved.push(SessionFile::new(&path).seen());
-            }
+            Command::Save(path) => self.save_as(path)?,
+            Command::Load(path) => self.load_from(path)?,
             Command::Set(None) => {
                 let limit = self.params.limit.map_or("-1".into(), |n| n.to_string());
                 let reasoning = if self.screen.reasoning { "show" } else { "hide" };
@@ -102,6 +71,46 @@ impl Chat<'_> {
             Command::Exit => return Ok(Next::Leave),
         }
         Ok(Next::Nothing)
+    }
+
+    /// Saves to a file that is new or was saved to before, or to the conversation's own.
+    fn save_as(&mut self, path: Option<PathBuf>) -> Result<()> {
+        match (path, &self.file) {
+            (Some(path), own) if own.as_ref().is_none_or(|f| f.path() != path) => {
+                let mut file = match self.saved.iter().position(|f| f.path() == path) {
+                    Some(at) => self.saved.remove(at),
+                    None => SessionFile::new(&path),
+                };
+                if file.is_strange() {
+                    bail!("{}: already exists and is not from this conversation; give another name", path.display());
+                }
+                file.save(|path| self.save(path, true))?;
+                say!("(saved to {})", file.path().display());
+                self.saved.push(file);
+            }
+            (_, Some(_)) => {
+                self.keep(true)?;
+                self.file.iter().for_each(|f| say!("(saved to {})", f.path().display()));
+            }
+            _ => bail!("/save: expected the name of a file (or start with --session FILE)"),
+        }
+        Ok(())
+    }
+
+    /// Continues the conversation in a file, which becomes the conversation's own if it had one.
+    fn load_from(&mut self, path: PathBuf) -> Result<()> {
+        let file = SessionFile::new(&path);
+        self.load(&path)?;
+        if let Some(own) = &mut self.file {
+            if own.path() != path {
+                let (old, new) = (own.path().display(), path.display());
+                say!("({old} is left as it is; the conversation is now saved to {new})");
+            }
+            *own = file;
+        }
+        say!("({})", self.greeting());
+        self.saved.push(SessionFile::new(&path).seen());
+        Ok(())
     }
 
     fn set(&mut self, name: &str, value: &str) -> Result<()> {

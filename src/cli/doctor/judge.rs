@@ -1,12 +1,13 @@
-//! What is wrong with a machine and what to do, from what was read and measured: each remark names its numbers.
+//! What is wrong with a machine and what to do, from what was read and measured: each remark names
+//! its numbers.
 
-use super::measure::{Gpu, Tested};
+use super::measure::{GpuReport, Tested};
 use crate::cpu::{Host, Stick};
 use crate::simd::Isa;
 
 /// How much a remark matters.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(super) enum Weight {
+pub(super) enum Severity {
     /// It costs speed, and can be changed.
     Slow,
     /// Good to know.
@@ -15,12 +16,12 @@ pub(super) enum Weight {
     Unknown,
 }
 
-impl Weight {
+impl Severity {
     pub(super) fn word(self) -> &'static str {
         match self {
-            Weight::Slow => "slow",
-            Weight::Note => "note",
-            Weight::Unknown => "unknown",
+            Severity::Slow => "slow",
+            Severity::Note => "note",
+            Severity::Unknown => "unknown",
         }
     }
 }
@@ -28,15 +29,17 @@ impl Weight {
 /// A remark: what was found, and what to do about it where anything can be done.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub(super) struct Remark {
-    pub(super) weight: Weight,
+    pub(super) weight: Severity,
     /// What it is about: `memory`, `cores`.
     pub(super) about: &'static str,
     pub(super) words: String,
 }
 
-/// A rate counts as that of one channel up to this multiple of it: firmware rounds, and clocks are a little fast.
+/// A rate counts as that of one channel up to this multiple of it: firmware rounds, and clocks are
+/// a little fast.
 const ONE_CHANNEL: f64 = 1.05;
-/// Of what the sticks could give, well-fed cores read some 75 to 90%; below this something is in the way.
+/// Of what the sticks could give, well-fed cores read some 75 to 90%; below this something is in
+/// the way.
 const LOW: f64 = 0.6;
 /// Between rates that were measured one after the other, less is noise.
 const NOISE: f64 = 1.15;
@@ -47,7 +50,7 @@ fn gb(bytes: usize) -> String {
     format!("{:.1} GB", bytes as f64 / 1e9)
 }
 
-/// Everything that is to be said, the costly first.
+/// All remarks, those that cost speed first.
 pub(super) fn remarks(h: &Host, t: &Tested) -> Vec<Remark> {
     let mut list = Vec::new();
     let mut say = |weight, about, words: String| list.push(Remark { weight, about, words });
@@ -57,16 +60,16 @@ pub(super) fn remarks(h: &Host, t: &Tested) -> Vec<Remark> {
     system(h, &mut say);
     gpu(h, t, &mut say);
     list.sort_by_key(|r| match r.weight {
-        Weight::Slow => 0,
-        Weight::Note => 1,
-        Weight::Unknown => 2,
+        Severity::Slow => 0,
+        Severity::Note => 1,
+        Severity::Unknown => 2,
     });
     list
 }
 
-type Say<'a> = &'a mut dyn FnMut(Weight, &'static str, String);
+type Say<'a> = &'a mut dyn FnMut(Severity, &'static str, String);
 
-/// What memory gives, beside what its sticks are made for.
+/// The rate of memory, compared with what its modules are rated for.
 fn memory_rate(h: &Host, t: &Tested, say: Say<'_>) {
     let best = t.best();
     match &h.sticks {
@@ -76,11 +79,11 @@ fn memory_rate(h: &Host, t: &Tested, say: Say<'_>) {
                     && runs * 100 < rated * 97
                 {
                     say(
-                        Weight::Slow,
+                        Severity::Slow,
                         "memory",
                         format!(
-                            "the stick at {} runs at {runs} of its {rated} MT/s: turn on XMP, EXPO or DOCP in the \
-                             firmware's settings (four sticks may not reach it)",
+                            "the memory module at {} runs at {runs} of its {rated} MT/s: turn on XMP, EXPO or DOCP in \
+                             the firmware's settings (four modules may not reach it)",
                             s.place
                         ),
                     );
@@ -89,7 +92,7 @@ fn memory_rate(h: &Host, t: &Tested, say: Say<'_>) {
             channels(sticks, best, say);
         }
         Some(Err(why)) => {
-            say(Weight::Unknown, "memory", format!("whether memory runs at its rating cannot be read: {why}"));
+            say(Severity::Unknown, "memory", format!("whether memory runs at its rating cannot be read: {why}"));
         }
         None => {}
     }
@@ -98,20 +101,20 @@ fn memory_rate(h: &Host, t: &Tested, say: Say<'_>) {
         let fewer = t.by_threads.iter().max_by(|a, b| a.1.total_cmp(&b.1)).map_or(1, |x| x.0);
         let (threads, gbps) = most;
         say(
-            Weight::Slow,
+            Severity::Slow,
             "memory",
             format!(
-                "{threads} threads read {gbps:.1} GB/s, fewer than the {best:.1} of {fewer}: cores are taken by others, or \
-                 the system clocks them down; if it stays so, -t {fewer} is faster"
+                "{threads} threads read {gbps:.1} GB/s, less than the {best:.1} of {fewer}: other programs use the cores, or \
+                 the cores are clocked down; if this persists, -t {fewer} is faster"
             ),
         );
     } else if most.0 > 1 && best < one.1 * NOISE {
         say(
-            Weight::Note,
+            Severity::Note,
             "memory",
             format!(
-                "{} threads read no more than one does ({best:.1} GB/s): memory is the limit, or what a host gives of it; \
-                 more threads help prompts, not generating",
+                "{} threads read no more than one does ({best:.1} GB/s): memory bandwidth is the limit, or the share of it \
+                 that a virtual machine gets; more threads help prompts, not decoding",
                 most.0
             ),
         );
@@ -122,25 +125,25 @@ fn memory_rate(h: &Host, t: &Tested, say: Say<'_>) {
 fn channels(sticks: &[Stick], best: f64, say: Say<'_>) {
     let rates: Option<Vec<f64>> = sticks.iter().map(Stick::gbps).collect();
     let Some(rates) = rates else {
-        return say(Weight::Unknown, "memory", "the firmware does not say how fast the memory sticks run".into());
+        return say(Severity::Unknown, "memory", "the firmware does not say how fast the memory modules run".into());
     };
     let one = rates.iter().copied().fold(0.0, f64::max);
     let names: Option<std::collections::BTreeSet<String>> = sticks.iter().map(Stick::channel).collect();
     if sticks.len() == 1 && sticks[0].width >= 64 {
         return say(
-            Weight::Slow,
+            Severity::Slow,
             "memory",
             format!(
-                "one memory stick is one channel of {one:.1} GB/s: a second one like it in the right slot doubles that"
+                "one memory module uses one channel of {one:.1} GB/s: a second one like it in the right slot doubles that"
             ),
         );
     }
     if names.as_ref().is_some_and(|n| n.len() == 1) || (sticks[0].width >= 64 && best < one * ONE_CHANNEL) {
         return say(
-            Weight::Slow,
+            Severity::Slow,
             "memory",
             format!(
-                "{} sticks, but {best:.1} GB/s are what one channel gives ({one:.1}): put them into slots of different \
+                "{} memory modules, but {best:.1} GB/s is what one channel gives ({one:.1}): put them into slots of different \
                  channels (often the second and the fourth), as the board's manual shows",
                 sticks.len()
             ),
@@ -151,9 +154,9 @@ fn channels(sticks: &[Stick], best: f64, say: Say<'_>) {
         if best < all * LOW {
             let share = 100.0 * best / all;
             say(
-                Weight::Slow,
+                Severity::Slow,
                 "memory",
-                format!("{best:.1} GB/s are {share:.0}% of the {all:.1} that {n} channels could give"),
+                format!("{best:.1} GB/s is {share:.0}% of the {all:.1} that {n} channels could give"),
             );
         }
     }
@@ -164,24 +167,28 @@ fn cores(h: &Host, t: &Tested, say: Say<'_>) {
     let top = &h.topology;
     let allowed = top.cpus.iter().filter(|c| c.allowed).count();
     if top.cpus.is_empty() {
-        say(Weight::Unknown, "cores", "the system does not say which cores there are".into());
+        say(Severity::Unknown, "cores", "the system does not say which cores there are".into());
     }
     if allowed < top.cpus.len() {
         let all = top.cpus.len();
-        say(Weight::Note, "cores", format!("this process may use {allowed} of {all} logical CPUs (its affinity mask)"));
+        say(
+            Severity::Note,
+            "cores",
+            format!("this process may use {allowed} of {all} logical CPUs (its affinity mask)"),
+        );
     }
     let efficient = top.cores(|c| c.efficient);
     if efficient > 0 {
         say(
-            Weight::Note,
+            Severity::Note,
             "cores",
-            format!("{efficient} efficiency cores are left out: a loop ends when its slowest thread does"),
+            format!("{efficient} efficiency cores are not used: every step waits for its slowest thread"),
         );
     }
     let fast = top.cores(|c| c.allowed && !c.efficient);
     if let Some(quota) = h.limits.cpus.filter(|q| *q < fast as f64) {
         say(
-            Weight::Slow,
+            Severity::Slow,
             "cores",
             format!("a container's limit leaves {quota:.1} CPUs of {fast} cores: raise it (docker run --cpus)"),
         );
@@ -193,7 +200,7 @@ fn cores(h: &Host, t: &Tested, say: Say<'_>) {
             None => format!("are governed by {} ({})", g.name, g.driver),
         };
         say(
-            Weight::Slow,
+            Severity::Slow,
             "cores",
             format!("{} logical CPUs {what}: sudo cpupower frequency-set -g performance, or the power profile", g.cpus),
         );
@@ -203,31 +210,31 @@ fn cores(h: &Host, t: &Tested, say: Say<'_>) {
             let cpus = busy * top.cpus.len().max(1) as f64;
             let load = h.load.map_or(String::new(), |l| format!("; the load is {l:.1}"));
             say(
-                Weight::Slow,
+                Severity::Slow,
                 "others",
                 format!(
-                    "other programs use {cpus:.1} CPUs{load}: every loop waits for the thread that they delay, and what \
-                     is measured here suffers too; stop them, or leave them cores with -t"
+                    "other programs use {cpus:.1} CPUs{load}: every step waits for the thread that they delay, and \
+                     these measurements suffer too; stop them, or leave them cores with -t"
                 ),
             );
         }
         Some(_) => {}
-        None => say(Weight::Unknown, "others", "how busy other programs are cannot be read (/proc/stat)".into()),
+        None => say(Severity::Unknown, "others", "how busy other programs are cannot be read (/proc/stat)".into()),
     }
     if let Some((_, stolen)) = t.others.filter(|o| o.1 > BUSY / 2.0) {
         say(
-            Weight::Slow,
+            Severity::Slow,
             "others",
             format!("the host of this virtual machine takes {:.0}% of its CPUs' time for others", 100.0 * stolen),
         );
     }
     if let Some(maker) = &h.virtual_machine {
         say(
-            Weight::Note,
+            Severity::Note,
             "others",
             format!(
-                "a virtual machine ({maker}): cores may be another's hyperthreads, and memory's rate is shared with \
-                 machines that are not seen here"
+                "a virtual machine ({maker}): its cores may be hyperthreads, and memory bandwidth is shared with other \
+                 machines on the host"
             ),
         );
     }
@@ -238,17 +245,13 @@ fn isa(h: &Host, t: &Tested, say: Say<'_>) {
     let has = |flag: &str| h.flags.iter().any(|f| f == flag);
     if t.isa < t.detected {
         let (used, has) = (t.isa.name(), t.detected.name());
-        say(Weight::Slow, "instructions", format!("{used} is used, the CPU has {has}: unset TANDEM_ISA"));
+        say(Severity::Slow, "instructions", format!("{used} is used, the CPU has {has}: unset TANDEM_ISA"));
     }
     if t.detected == Isa::Scalar {
-        say(
-            Weight::Slow,
-            "instructions",
-            "no vector instructions that kernels are written for: AVX2 is the least".into(),
-        );
+        say(Severity::Slow, "instructions", "no vector instructions that the kernels support (AVX2 or newer)".into());
     } else if t.detected < Isa::Avx512 && has("avx512f") {
         say(
-            Weight::Note,
+            Severity::Note,
             "instructions",
             "this CPU's AVX-512 lacks VBMI, VNNI or BITALG, which the kernels need: AVX2 is used".into(),
         );
@@ -258,31 +261,31 @@ fn isa(h: &Host, t: &Tested, say: Say<'_>) {
 /// Memory's room and the system's settings.
 fn system(h: &Host, say: Say<'_>) {
     match h.memory {
-        None => say(Weight::Unknown, "room", "the system does not say how much memory it has".into()),
+        None => say(Severity::Unknown, "room", "the system does not say how much memory it has".into()),
         Some(m) => {
             if let Some((limit, _)) = h.limits.memory.filter(|l| l.0 <= m.total) {
-                say(Weight::Note, "room", format!("a container's limit leaves {} of memory", gb(limit)));
+                say(Severity::Note, "room", format!("a container's limit leaves {} of memory", gb(limit)));
             }
             match h.lockable {
                 Some(n) if n < m.free => say(
-                    Weight::Note,
+                    Severity::Note,
                     "room",
                     format!(
-                        "{} may be locked in memory, less than the {} that are free: --mlock and pinning experts for a \
-                         GPU stop there; ulimit -l unlimited, or memlock in /etc/security/limits.conf, lifts it",
+                        "{} can be locked in memory, less than the {} that are free, which limits --mlock and pinned experts: \
+                         set ulimit -l unlimited, or memlock in /etc/security/limits.conf",
                         gb(n),
                         gb(m.free)
                     ),
                 ),
                 Some(_) => {}
-                None => say(Weight::Unknown, "room", "how much may be locked in memory cannot be read".into()),
+                None => say(Severity::Unknown, "room", "how much may be locked in memory cannot be read".into()),
             }
             if let Some((all, free)) = h.swap.filter(|(all, free)| (all - free.min(all)) * 20 > m.total) {
                 say(
-                    Weight::Slow,
+                    Severity::Slow,
                     "room",
                     format!(
-                        "{} are swapped out: memory was short, and a model's pages come from disk again",
+                        "{} are swapped out: memory was short, and parts of a model may be read from disk again",
                         gb(all - free)
                     ),
                 );
@@ -291,18 +294,18 @@ fn system(h: &Host, say: Say<'_>) {
     }
     match h.huge_pages.as_deref() {
         Some("never") => say(
-            Weight::Slow,
+            Severity::Slow,
             "room",
-            "transparent huge pages are off, so a long context's cache lies in small ones: echo madvise | sudo tee \
+            "transparent huge pages are off, so a long context's KV cache uses small pages: echo madvise | sudo tee \
              /sys/kernel/mm/transparent_hugepage/enabled"
                 .into(),
         ),
         Some(_) => {}
-        None => say(Weight::Unknown, "room", "whether there are huge pages cannot be read".into()),
+        None => say(Severity::Unknown, "room", "whether there are huge pages cannot be read".into()),
     }
     if let Some((n, bytes)) = h.huge_reserved.filter(|(n, _)| *n > 0) {
         say(
-            Weight::Note,
+            Severity::Note,
             "room",
             format!("{} are set aside as {n} huge pages, which no model can use", gb(n.saturating_mul(bytes))),
         );
@@ -311,12 +314,12 @@ fn system(h: &Host, say: Say<'_>) {
     if nodes.len() > 1 {
         let most = nodes.iter().map(|n| n.total).max().unwrap_or(0);
         say(
-            Weight::Slow,
+            Severity::Slow,
             "nodes",
             format!(
-                "{} NUMA nodes: a model's pages lie where they were first read, and threads of other nodes wait for them. \
-                 A model of less than {}: numactl --cpunodebind=0 --membind=0 tandem; a larger one: numactl \
-                 --interleave=all, with the file not yet in memory",
+                "{} NUMA nodes: a model's pages stay on the node that read them first, and are slow to read from the others. \
+                 For a model of less than {}: numactl --cpunodebind=0 --membind=0 tandem; for a larger one: numactl \
+                 --interleave=all, with the file not yet in the page cache",
                 nodes.len(),
                 gb(most)
             ),
@@ -328,16 +331,13 @@ fn gpu(h: &Host, t: &Tested, say: Say<'_>) {
     for l in h.links.iter().filter(|l| l.lanes.0 < l.lanes.1) {
         let (now, most) = l.lanes;
         say(
-            Weight::Slow,
+            Severity::Slow,
             "gpu",
-            format!(
-                "the card at {} has {now} of its {most} lanes: another slot, or no riser, gives the others",
-                l.address
-            ),
+            format!("the card at {} uses {now} of its {most} lanes: try another slot, or no riser", l.address),
         );
     }
-    if let Gpu::There { name, rates: Err(why), .. } = &t.gpu {
-        say(Weight::Unknown, "gpu", format!("{name}: its rates could not be measured: {why}"));
+    if let GpuReport::There { name, rates: Err(why), .. } = &t.gpu {
+        say(Severity::Unknown, "gpu", format!("{name}: its rates could not be measured: {why}"));
     }
 }
 
@@ -346,7 +346,7 @@ mod tests {
     use super::*;
     use crate::cpu::{Cpu, Governor, Limits, Link, Memory, Node, Topology};
 
-    /// A machine of which nothing bad can be said: 4 cores, 2 sticks in 2 channels.
+    /// A machine without a remark: 4 cores, 2 sticks in 2 channels.
     fn good() -> (Host, Tested) {
         let cpus = (0..4).map(|id| Cpu { id, core: id, efficient: false, allowed: true }).collect();
         let stick = |channel: &str| Stick {
@@ -370,12 +370,12 @@ mod tests {
             others: Some((0.01, 0.0)),
             isa: Isa::Avx2,
             detected: Isa::Avx2,
-            gpu: Gpu::None("no driver".into()),
+            gpu: GpuReport::None("no driver".into()),
         };
         (host, tested)
     }
 
-    /// What is said of a good machine with one change, as `weight about: words`.
+    /// The remarks about a good machine with one change, as `severity about: words`.
     fn said(change: impl Fn(&mut Host, &mut Tested)) -> String {
         let (mut h, mut t) = good();
         change(&mut h, &mut t);
@@ -451,7 +451,7 @@ mod tests {
     }
 
     #[test]
-    fn what_costs_speed_stands_before_what_is_good_to_know() {
+    fn what_costs_speed_comes_before_what_is_good_to_know() {
         let text = said(|h, t| {
             h.virtual_machine = Some("KVM".into());
             h.sticks = Some(Err("no tables".into()));

@@ -24,11 +24,11 @@ pub(super) struct Tested {
     pub(super) others: Option<(f64, f64)>,
     pub(super) isa: Isa,
     pub(super) detected: Isa,
-    pub(super) gpu: Gpu,
+    pub(super) gpu: GpuReport,
 }
 
 /// The GPU, or why there is none to use.
-pub(super) enum Gpu {
+pub(super) enum GpuReport {
     None(String),
     There {
         name: String,
@@ -65,8 +65,8 @@ impl Tested {
             }
         }
         let gpu = match cuda::Gpu::open() {
-            Err(why) => Gpu::None(format!("{why:#}")),
-            Ok(gpu) => Gpu::There {
+            Err(why) => GpuReport::None(format!("{why:#}")),
+            Ok(gpu) => GpuReport::There {
                 name: format!("{gpu:?}"),
                 memory: gpu.memory().ok(),
                 rates: gpu.rates().map_err(|e| format!("{e:#}")),

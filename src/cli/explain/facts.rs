@@ -10,7 +10,7 @@ use crate::session::{self, Options};
 use crate::tape::{Half, Role, RowSet, StateKind, Step, Tape, UnusedKey, Weight, WeightKind};
 
 /// A model that is recorded and placed.
-pub(super) struct Model<'a> {
+pub(super) struct PlacedModel<'a> {
     pub(super) gguf: &'a Gguf,
     pub(super) placed: &'a Fit,
     /// Free memory of the GPU, if there is one.
@@ -22,7 +22,7 @@ pub(super) struct Model<'a> {
 }
 
 /// The tensors of one format.
-pub(super) struct Format {
+pub(super) struct FormatFacts {
     pub(super) name: &'static str,
     pub(super) tensors: usize,
     pub(super) weights: usize,
@@ -30,7 +30,7 @@ pub(super) struct Format {
 }
 
 /// Tensors that the family leaves alone.
-pub(super) struct Unused {
+pub(super) struct UnusedFacts {
     pub(super) prefix: String,
     pub(super) why: &'static str,
     pub(super) tensors: usize,
@@ -38,7 +38,7 @@ pub(super) struct Unused {
 }
 
 /// A part of the model.
-pub(super) struct Part {
+pub(super) struct PartFacts {
     pub(super) name: &'static str,
     pub(super) bytes: usize,
     pub(super) bytes_per_token: usize,
@@ -46,7 +46,7 @@ pub(super) struct Part {
 
 /// The expert layers.
 #[derive(Clone, Copy)]
-pub(super) struct Experts {
+pub(super) struct ExpertFacts {
     pub(super) layers: usize,
     /// In a layer.
     pub(super) count: usize,
@@ -66,7 +66,7 @@ pub(super) struct PlaceFacts {
 }
 
 /// Where the model goes, and the speed to expect.
-pub(super) struct Placement {
+pub(super) struct PlacementFacts {
     pub(super) flags: String,
     pub(super) words: String,
     pub(super) refused: Vec<Refused>,
@@ -78,8 +78,8 @@ pub(super) struct Placement {
     pub(super) prompt: Option<f64>,
 }
 
-impl Placement {
-    fn new(m: &Model<'_>) -> Placement {
+impl PlacementFacts {
+    fn new(m: &PlacedModel<'_>) -> PlacementFacts {
         let (tape, p) = (&m.placed.tape, m.placed);
         let halves = tape.steps.iter().filter(|s| s.half == Half::Rest);
         let passing = |s: &Step| (plan::experts_of(tape, s) - p.plan.cache.slots) * plan::expert_bytes(tape, s);
@@ -87,7 +87,7 @@ impl Placement {
         let all_there = p.plan.places.iter().all(|p| *p != Place::Cpu);
         let through = (p.plan.cache.ring > 0 && streamed > 0 && !all_there)
             .then(|| m.options.n_batch as f64 / (streamed as f64 / m.bus));
-        Placement {
+        PlacementFacts {
             flags: p.flags(&m.options.ask),
             words: if p.plan.on_gpu() { p.words() } else { "everything on the CPU".into() },
             refused: p.refused.clone(),
@@ -100,7 +100,7 @@ impl Placement {
 }
 
 /// Everything that the header tells.
-pub(super) struct Facts {
+pub(super) struct ModelFacts {
     pub(super) name: String,
     pub(super) arch: String,
     pub(super) files: Vec<(String, u64)>,
@@ -111,38 +111,38 @@ pub(super) struct Facts {
     pub(super) n_batch: usize,
     pub(super) params: usize,
     pub(super) active: usize,
-    pub(super) experts: Option<Experts>,
-    pub(super) formats: Vec<Format>,
-    pub(super) unused: Vec<Unused>,
+    pub(super) experts: Option<ExpertFacts>,
+    pub(super) formats: Vec<FormatFacts>,
+    pub(super) unused: Vec<UnusedFacts>,
     pub(super) unused_keys: Vec<UnusedKey>,
     pub(super) bytes: usize,
-    pub(super) parts: Vec<Part>,
+    pub(super) parts: Vec<PartFacts>,
     pub(super) tied: bool,
     pub(super) bytes_per_token: usize,
     pub(super) state_bytes: usize,
-    /// On average: some rows stand for several tokens.
+    /// On average: some rows hold several tokens.
     pub(super) state_bytes_per_token: f64,
     pub(super) state_fixed_bytes: usize,
     pub(super) cache_types: (&'static str, &'static str),
     pub(super) places: Vec<PlaceFacts>,
-    pub(super) placement: Placement,
+    pub(super) placement: PlacementFacts,
 }
 
 fn weights<'a>(tape: &'a Tape, step: &Step) -> Vec<&'a Weight> {
     step.weights.iter().map(|w| &tape.weights[w.0 as usize]).collect()
 }
 
-impl Facts {
-    pub(super) fn new(m: &Model<'_>) -> Result<Facts> {
+impl ModelFacts {
+    pub(super) fn new(m: &PlacedModel<'_>) -> Result<ModelFacts> {
         let (gguf, tape, plan, o) = (m.gguf, &m.placed.tape, &m.placed.plan, m.options);
         let arch = gguf.meta.str("general.architecture")?;
         let key = |name: &str| gguf.meta.opt_usize(&format!("{arch}.{name}"));
         let n_ctx = session::context(gguf, o.n_ctx)?;
 
-        let mut parts = Role::ALL.map(|role| Part { name: role.name(), bytes: 0, bytes_per_token: 0 });
+        let mut parts = Role::ALL.map(|role| PartFacts { name: role.name(), bytes: 0, bytes_per_token: 0 });
         let mut places: Vec<PlaceFacts> = Vec::new();
         let mut seen = HashSet::new(); // tensors; a tied head reads the embedding again
-        let (mut active, mut experts, mut tied) = (0f64, None::<Experts>, false);
+        let (mut active, mut experts, mut tied) = (0f64, None::<ExpertFacts>, false);
         for place in Place::ALL {
             let here = || tape.steps.iter().zip(&plan.places).filter(|(_, p)| **p == place).map(|(s, _)| s);
             let ids: HashSet<_> = here().flat_map(|s| &s.weights).collect();
@@ -180,7 +180,7 @@ impl Facts {
             }
             if step.op.name() == "experts" {
                 let (count, used) = (tape.weights[step.weights[0].0 as usize].shape[0], tape.width(step.ins[1]));
-                experts = Some(Experts { layers: 1 + experts.map_or(0, |e| e.layers), count, used });
+                experts = Some(ExpertFacts { layers: 1 + experts.map_or(0, |e| e.layers), count, used });
             }
         }
 
@@ -192,7 +192,7 @@ impl Facts {
             let list = tape.states.iter().filter(move |s| s.is_overwritten() == fixed);
             list.map(|s| s.bytes(n_ctx, o.n_batch)).sum::<usize>()
         };
-        Ok(Facts {
+        Ok(ModelFacts {
             name: gguf.meta.opt_str("general.name")?.unwrap_or("unnamed model").to_owned(),
             arch: arch.to_owned(),
             files: gguf.shards().map(|p| (p.display().to_string(), file_bytes(gguf, p))).collect(),
@@ -216,7 +216,7 @@ impl Facts {
             state_fixed_bytes: bytes_of(true),
             cache_types: (o.type_k.name, o.type_v.name),
             places,
-            placement: Placement::new(m),
+            placement: PlacementFacts::new(m),
         })
     }
 
@@ -229,28 +229,28 @@ impl Facts {
 }
 
 /// The tensors that the family leaves alone, by prefix.
-fn unused(gguf: &Gguf, tape: &Tape) -> Vec<Unused> {
+fn unused(gguf: &Gguf, tape: &Tape) -> Vec<UnusedFacts> {
     tape.ignored
         .iter()
         .map(|(prefix, why)| {
             let hit = || gguf.tensors.iter().filter(|t| t.name.starts_with(prefix));
-            Unused { prefix: prefix.clone(), why, tensors: hit().count(), bytes: hit().map(|t| t.bytes).sum() }
+            UnusedFacts { prefix: prefix.clone(), why, tensors: hit().count(), bytes: hit().map(|t| t.bytes).sum() }
         })
         .filter(|u| u.tensors > 0)
         .collect()
 }
 
 /// The file's tensors by format, the largest share first.
-fn formats(gguf: &Gguf) -> Vec<Format> {
-    let mut formats: BTreeMap<&str, Format> = BTreeMap::new();
+fn formats(gguf: &Gguf) -> Vec<FormatFacts> {
+    let mut formats: BTreeMap<&str, FormatFacts> = BTreeMap::new();
     for t in &gguf.tensors {
         let name = t.ty.name();
-        let f = formats.entry(name).or_insert(Format { name, tensors: 0, weights: 0, bytes: 0 });
+        let f = formats.entry(name).or_insert(FormatFacts { name, tensors: 0, weights: 0, bytes: 0 });
         f.tensors += 1;
         f.weights += t.elements();
         f.bytes += t.bytes;
     }
-    let mut formats: Vec<Format> = formats.into_values().collect();
+    let mut formats: Vec<FormatFacts> = formats.into_values().collect();
     formats.sort_by_key(|f| std::cmp::Reverse(f.bytes));
     formats
 }
@@ -276,7 +276,7 @@ pub(super) enum StepFacts {
 }
 
 /// The steps in the order in which they run, with the copies between them.
-pub(super) fn steps(m: &Model<'_>) -> Vec<StepFacts> {
+pub(super) fn steps(m: &PlacedModel<'_>) -> Vec<StepFacts> {
     let tape = &m.placed.tape;
     let mut list = Vec::new();
     for stage in &m.placed.plan.stages {

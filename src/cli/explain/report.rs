@@ -1,8 +1,8 @@
 //! The report in words and aligned columns.
 
-use super::facts::{Facts, Placement, StepFacts};
+use super::facts::{ModelFacts, PlacementFacts, StepFacts};
 use super::speed::Speed;
-use super::verdict::{Fit, Verdict};
+use super::verdict::{MemoryFit, Verdict};
 use crate::cli::human::{count, size, table, wrapped};
 use crate::cli::predict::Limit;
 
@@ -11,7 +11,7 @@ fn row<const N: usize>(cells: [&dyn std::fmt::Display; N]) -> Vec<String> {
 }
 
 /// The whole report.
-pub(super) fn report(f: &Facts, fit: &Fit, speed: &Speed) -> String {
+pub(super) fn report(f: &ModelFacts, fit: &MemoryFit, speed: &Speed) -> String {
     let mut out = format!("{}\n", f.name);
     let trained = f.n_ctx_trained.map_or("not given in the file".into(), |n| format!("trained with {n} tokens"));
     let layers = match f.experts {
@@ -69,7 +69,16 @@ pub(super) fn report(f: &Facts, fit: &Fit, speed: &Speed) -> String {
     let used: usize = f.parts.iter().map(|p| p.bytes).sum();
     rows.push(row([&"all", &size(used), &size(f.bytes_per_token), &""]));
     out += &table(&rows, &[false, true, true, false]);
-    out += "\nMemory\n";
+    out += &memory(f, fit);
+    if f.placement.vram.is_some() {
+        out += &placement(&f.placement);
+    }
+    out + &predicted(f, fit, speed)
+}
+
+/// What takes memory, by place, and whether it fits.
+fn memory(f: &ModelFacts, fit: &MemoryFit) -> String {
+    let mut out = String::from("\nMemory\n");
     let several = f.places.len() > 1;
     let all: usize = f.places.iter().map(|p| p.steps).sum();
     let mut rows = Vec::new();
@@ -103,14 +112,11 @@ pub(super) fn report(f: &Facts, fit: &Fit, speed: &Speed) -> String {
     for words in &fit.words {
         out += &wrapped(words);
     }
-    if p.vram.is_some() {
-        out += &placement(p);
-    }
-    out + &predicted(f, fit, speed)
+    out
 }
 
 /// How fast it will be.
-fn predicted(f: &Facts, fit: &Fit, speed: &Speed) -> String {
+fn predicted(f: &ModelFacts, fit: &MemoryFit, speed: &Speed) -> String {
     let p = &speed.prediction;
     let depth = if speed.depth > 0 { format!(" with {} tokens in the context", speed.depth) } else { String::new() };
     let mut out = format!("\nDecode speed{depth}\n");
@@ -167,7 +173,7 @@ fn predicted(f: &Facts, fit: &Fit, speed: &Speed) -> String {
 }
 
 /// Where the model goes on a machine with a GPU.
-fn placement(p: &Placement) -> String {
+fn placement(p: &PlacementFacts) -> String {
     let mut out = String::from("\nPlacement\n");
     out += &match p.needed {
         0 => wrapped("Everything runs on the CPU."),
@@ -185,7 +191,7 @@ fn placement(p: &Placement) -> String {
 }
 
 /// How the bytes of a KV cache come about.
-fn cache(f: &Facts) -> String {
+fn cache(f: &ModelFacts) -> String {
     let (k, v) = (f.cache_types.0.to_lowercase(), f.cache_types.1.to_lowercase());
     let types = if k == v { k } else { format!("{k} and {v}") };
     let mut text =
@@ -197,7 +203,7 @@ fn cache(f: &Facts) -> String {
 }
 
 /// Metadata keys that nothing depends on, with the reason: keys of one reason share a paragraph.
-fn unused_keys(f: &Facts) -> String {
+fn unused_keys(f: &ModelFacts) -> String {
     let mut by_reason: Vec<(&str, Vec<String>)> = Vec::new();
     for k in &f.unused_keys {
         let key = format!("{} = {}", k.key.escape_debug(), k.value);

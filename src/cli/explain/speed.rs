@@ -1,7 +1,7 @@
 //! How fast a model will be, and where the figures come from.
 
 use crate::cli::args;
-use crate::cli::predict::{self, Measured, Prediction, Rates};
+use crate::cli::predict::{self, Bandwidths, CpuProfile, Prediction};
 use crate::cpu::{Bandwidth, Pool};
 use crate::plan::Fit;
 use crate::simd;
@@ -11,18 +11,24 @@ pub(super) struct Speed {
     pub(super) depth: usize,
     pub(super) steps: usize,
     pub(super) isa: &'static str,
-    pub(super) rates: Rates,
+    pub(super) rates: Bandwidths,
     /// Where memory's rate comes from, for people.
     pub(super) ram_from: &'static str,
     pub(super) gpu_measured: bool,
     /// What this machine's CPU does, or why that is not known.
-    pub(super) measured: Result<Measured, String>,
+    pub(super) measured: Result<CpuProfile, String>,
     pub(super) prediction: Prediction,
 }
 
 impl Speed {
     /// Measures this machine unless `--ram-gbps` says what to assume.
-    pub(super) fn new(a: &args::Explain, placed: &Fit, pool: &Pool, rates: Rates, gpu_measured: bool) -> Speed {
+    pub(super) fn new(
+        a: &args::ExplainArgs,
+        placed: &Fit,
+        pool: &Pool,
+        rates: Bandwidths,
+        gpu_measured: bool,
+    ) -> Speed {
         let (tape, plan) = (&placed.tape, &placed.plan);
         let measured = match a.ram_gbps {
             Some(_) => {
@@ -32,7 +38,7 @@ impl Speed {
         };
         // Where the tape could not be walked, memory's rate can be measured all the same.
         let ram = rates.ram.or_else(|| measured.is_err().then(|| Bandwidth::default().measure(pool) * 1e9));
-        let rates = Rates { ram, ..rates };
+        let rates = Bandwidths { ram, ..rates };
         Speed {
             depth: a.depth,
             steps: tape.steps.len(),

@@ -1,6 +1,6 @@
 //! Whether a model fits into this machine's memory, and what to do where it does not.
 
-use super::facts::{Facts, Model};
+use super::facts::{ModelFacts, PlacedModel};
 use crate::cli::human::size;
 use crate::cpu::Memory;
 use crate::plan::Place;
@@ -27,7 +27,7 @@ impl Verdict {
 }
 
 /// What is needed, what is there, and the words for it.
-pub(super) struct Fit {
+pub(super) struct MemoryFit {
     pub(super) memory: Option<Memory>,
     pub(super) needed: usize,
     pub(super) verdict: Verdict,
@@ -37,15 +37,15 @@ pub(super) struct Fit {
 /// Of the memory that is there, the share that one program should count on.
 const USABLE: f64 = 0.95;
 
-impl Fit {
-    pub(super) fn new(m: &Model<'_>, f: &Facts, memory: Option<Memory>) -> Fit {
+impl MemoryFit {
+    pub(super) fn new(m: &PlacedModel<'_>, f: &ModelFacts, memory: Option<Memory>) -> MemoryFit {
         let here = || f.places.iter().filter(|p| p.name != Place::Gpu(0).name());
         let weights: usize = here().map(|p| p.weight_bytes).sum();
         let rest: usize = here().map(|p| p.state_bytes + p.buffer_bytes).sum();
         let needed = weights + rest;
         let Some(at) = memory else {
             let words = vec!["The system does not report its memory.".into()];
-            return Fit { memory, needed, verdict: Verdict::Unknown, words };
+            return MemoryFit { memory, needed, verdict: Verdict::Unknown, words };
         };
         let usable = (at.total as f64 * USABLE) as usize;
         let (verdict, words) = if needed <= at.free {
@@ -60,15 +60,16 @@ impl Fit {
         } else {
             (Verdict::No, too_large(m, f, weights, rest, usable))
         };
-        Fit { memory, needed, verdict, words }
+        MemoryFit { memory, needed, verdict, words }
     }
 }
 
 /// What happens and what helps when weights and the rest are more than `usable`.
-fn too_large(m: &Model<'_>, f: &Facts, weights: usize, rest: usize, usable: usize) -> Vec<String> {
+fn too_large(m: &PlacedModel<'_>, f: &ModelFacts, weights: usize, rest: usize, usable: usize) -> Vec<String> {
     let missing = weights + rest - usable;
     let mut words = vec![format!("It does not fit: it needs {} more than this machine has.", size(missing))];
-    // What every token needs stays in memory; of the experts, what has no room comes from disk when it is chosen.
+    // What every token needs stays in memory; experts that do not fit are read from disk when they
+    // are chosen.
     let experts = f.parts.iter().find(|p| p.name == "experts").filter(|p| p.bytes > missing);
     if let Some(p) = experts {
         let disk = p.bytes_per_token as f64 * missing as f64 / p.bytes as f64;
@@ -124,7 +125,8 @@ mod tests {
     use crate::plan;
     use crate::session::{self, Options};
 
-    /// What is said of a small model with `n_ctx` tokens on a machine whose memory is `total(needed)`, `free` of it free.
+    /// The verdict on a small model with `n_ctx` tokens on a machine whose memory is
+    /// `total(needed)`, `free` of it free.
     fn said(n_ctx: usize, total: impl Fn(usize) -> usize, free: f64) -> (Verdict, String) {
         let path = Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/data/models/qwen3moe.gguf");
         let gguf = Gguf::open(&path).unwrap();
@@ -132,10 +134,10 @@ mod tests {
         let tape = session::tape(&gguf, &options).unwrap();
         let shape = session::shape(&gguf, &options).unwrap();
         let placed = plan::fit(tape, &options.ask, None, shape).unwrap();
-        let model = Model { gguf: &gguf, placed: &placed, vram: None, bus: 1.0, options: &options, shape };
-        let facts = Facts::new(&model).unwrap();
-        let total = total(Fit::new(&model, &facts, None).needed);
-        let fit = Fit::new(&model, &facts, Some(Memory { total, free: (total as f64 * free) as usize }));
+        let model = PlacedModel { gguf: &gguf, placed: &placed, vram: None, bus: 1.0, options: &options, shape };
+        let facts = ModelFacts::new(&model).unwrap();
+        let total = total(MemoryFit::new(&model, &facts, None).needed);
+        let fit = MemoryFit::new(&model, &facts, Some(Memory { total, free: (total as f64 * free) as usize }));
         (fit.verdict, fit.words.join(" "))
     }
 

@@ -1,4 +1,5 @@
-//! The prompt of `tandem run`, from its flags and from stdin, and the checks of the files that are named.
+//! The prompt of `tandem run`, from its flags and from stdin, and the checks of the files that are
+//! named.
 
 use std::io::{IsTerminal, Read};
 use std::sync::mpsc;
@@ -11,7 +12,7 @@ use crate::cli::errors::{Failure, usage};
 use crate::cli::files::{apart, has_folder, read_text};
 
 /// Refuses to write a file that is also read, or whose folder does not exist.
-pub(super) fn check_files(a: &args::Run) -> Result<()> {
+pub(super) fn check_files(a: &args::RunArgs) -> Result<()> {
     let read = [
         ("the model", a.model.model.as_deref()),
         ("the prompt", a.file.as_deref()),
@@ -30,7 +31,7 @@ pub(super) fn check_files(a: &args::Run) -> Result<()> {
 }
 
 /// The prompt from -p or -f, with stdin appended to it.
-pub(super) fn prompt(a: &args::Run) -> Result<String> {
+pub(super) fn prompt(a: &args::RunArgs) -> Result<String> {
     let own = match (&a.prompt, &a.file) {
         (Some(text), _) => Some(text.clone()),
         (None, Some(path)) => Some(read_text(path)?),
@@ -50,7 +51,8 @@ pub(super) fn prompt(a: &args::Run) -> Result<String> {
     }
 }
 
-/// All of stdin. Where there is a prompt already, stdin may never end: after 2 seconds a notice says what is waited for.
+/// All of stdin. Where there is a prompt already, stdin may never end: after 2 seconds a notice
+/// says what is waited for.
 fn stdin(has_prompt: bool) -> Result<String> {
     let (send, done) = mpsc::channel::<()>();
     if has_prompt {

@@ -9,7 +9,7 @@ use crate::cli::terminal::colour;
 use crate::text::Part;
 
 /// Where the text goes.
-pub(super) fn open(a: &args::Run) -> Result<Box<dyn Write>> {
+pub(super) fn open(a: &args::RunArgs) -> Result<Box<dyn Write>> {
     match &a.output {
         Some(path) => {
             let file = std::fs::File::create(path).with_context(|| format!("cannot write {}", path.display()))?;
@@ -19,7 +19,8 @@ pub(super) fn open(a: &args::Run) -> Result<Box<dyn Write>> {
     }
 }
 
-/// Writes text as it comes: the answer to stdout or the file, the reasoning to stderr if that is a terminal.
+/// Writes text as it comes: the answer to stdout or the file, the reasoning to stderr if that is a
+/// terminal.
 pub(super) struct OutputWriter<'o> {
     out: &'o mut dyn Write,
     json: bool,

@@ -1,4 +1,5 @@
-//! The text that prompts begin with (`--prefix-file`): read once, then loaded from a file in the cache folder.
+//! The text that prompts begin with (`--prefix-file`): read once, then loaded from a file in the
+//! cache folder.
 
 use std::path::PathBuf;
 

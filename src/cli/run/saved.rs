@@ -1,4 +1,5 @@
-//! What a session file of `tandem run` holds along with the sequence: the conversation, or the tokens not yet read.
+//! What a session file of `tandem run` holds along with the sequence: the conversation, or the
+//! tokens not yet read.
 
 use anyhow::{Context, Result};
 use serde_json::{Value, json};
@@ -9,7 +10,7 @@ use crate::store;
 use crate::talk::Generated;
 use crate::text::Tokenizer;
 
-/// What a session file knows beside the sequence.
+/// What a session file of `tandem run` holds along with the sequence.
 #[derive(Default)]
 pub(super) struct Saved {
     /// Whether it is a conversation, not plain text.

@@ -1,4 +1,5 @@
-//! The beginning of a generation: the prompt becomes tokens, as a message or as a text to continue, and is read.
+//! The beginning of a generation: the prompt becomes tokens, as a message or as a text to continue,
+//! and is read.
 
 use anyhow::Result;
 
@@ -14,7 +15,7 @@ use crate::text::{Reader, Tokenizer};
 
 /// What a generation needs besides its prompt.
 pub(super) struct Start<'t, 'p> {
-    pub(super) flags: &'t args::Run,
+    pub(super) flags: &'t args::RunArgs,
     pub(super) tokenizer: &'t Tokenizer,
     pub(super) sampler: Sampler,
     pub(super) grammar: Option<Grammar>,
@@ -22,7 +23,8 @@ pub(super) struct Start<'t, 'p> {
 }
 
 impl<'t> Start<'t, '_> {
-    /// Reads the conversation in `saved` with `prompt` as its next message; `prefix` is the system message.
+    /// Reads the conversation in `saved` with `prompt` as its next message; `prefix` is the system
+    /// message.
     ///
     /// # Errors
     /// If the template fails, the prompt does not fit into the context, or it cannot be read.
@@ -75,7 +77,8 @@ impl<'t> Start<'t, '_> {
         if ids.is_empty()
             && let Some(&last) = session.tokens(0).last()
         {
-            // Nothing is added to a session: its last token is read once more, since logits follow a token.
+            // Nothing is added to a session: its last token is read once more, since logits follow
+            // a token.
             session.rewind(0, session.tokens(0).len() - 1)?;
             ids.push(last);
         }
