@@ -21,7 +21,8 @@ fn labels_are_unique_and_steps_know_their_layer_and_part() {
         for s in &tape.steps {
             let outside = matches!(s.role, Role::Embedding | Role::Head);
             assert_eq!(s.layer.is_none(), outside, "{} {}: {:?} in layer {:?}", r.name, s.label, s.role, s.layer);
-            let layer = s.label.strip_prefix("blk.").and_then(|rest| rest.split('.').next()).map(|n| n.parse().unwrap());
+            let layer =
+                s.label.strip_prefix("blk.").and_then(|rest| rest.split('.').next()).map(|n| n.parse().unwrap());
             // The argmax and the head's cuts come after the layers.
             assert!(layer == s.layer || s.role == Role::Head, "{} {}: layer {:?}", r.name, s.label, s.layer);
         }

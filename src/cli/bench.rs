@@ -12,7 +12,7 @@ use crate::cpu::Bandwidth;
 use crate::plan::Place;
 use crate::session::{Session, Want};
 use crate::simd;
-use crate::tape::Half;
+use crate::tape::ExpertShare;
 use crate::text::Tokenizer;
 
 /// The beginning of Shakespeare's Coriolanus (public domain): real text, since a router fed random tokens spreads its
@@ -62,7 +62,8 @@ pub(super) fn run(a: &args::Bench) -> Result<()> {
         here.map(|(step, _)| tape.step_bytes(step)).sum::<usize>()
     };
     let (cpu_bytes, gpu_bytes) = (bytes_at(Place::Cpu) as f64, bytes_at(Place::Gpu(0)) as f64);
-    let both = tape.steps.iter().filter(|s| s.half == Half::Rest).map(|s| tape.step_bytes(s)).sum::<usize>() as f64;
+    let both =
+        tape.steps.iter().filter(|s| s.share == ExpertShare::OnCpu).map(|s| tape.step_bytes(s)).sum::<usize>() as f64;
     let rates = s.engine().devices().first().map(|d| d.rates()).transpose()?;
     let threads = s.engine().pool.threads();
     let bandwidth = a.n_gen.iter().any(|n| *n > 0).then(Bandwidth::default);

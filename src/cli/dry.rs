@@ -35,7 +35,7 @@ pub(super) fn run(verb: &Verb, given: &ArgMatches) -> Result<bool> {
     if n_seq == 0 {
         return usage("--parallel 0: at least 1 expected".into());
     }
-    let o = Options { n_seq, n_wanted: Some(n_seq), ..options(model)? };
+    let o = Options { n_seq, n_output_rows: Some(n_seq), ..options(model)? };
     let gguf = gguf(model.model.as_deref(), &Load { mmap: true, mlock: false })?; // nothing is loaded
     let tape = session::tape(&gguf, &o).context(Failure::Model)?;
     super::unknown::unknown_keys(&gguf, &tape)?;

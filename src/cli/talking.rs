@@ -54,7 +54,7 @@ impl Talking {
             return usage("--stop: an empty text would end everything at once; some text expected".into());
         }
         let further = further(talk)?; // wrong usage is said before a model is loaded
-        let o = crate::session::Options { n_seq, n_wanted: Some(n_seq), ..options(model)? };
+        let o = crate::session::Options { n_seq, n_output_rows: Some(n_seq), ..options(model)? };
         let gguf = gguf(model.model.as_deref(), &o.load)?;
         let tokenizer = Tokenizer::new(&gguf).context(Failure::Model)?;
         settings.follow(&gguf.meta);

@@ -228,7 +228,7 @@ impl Calls {
 type Known = BTreeMap<(usize, String), Vec<Vec<f32>>>;
 
 fn model(a: &args::Verify, places: &[Where], gpu: Option<&Arc<Gpu>>, best: Isa) -> Result<Lines> {
-    let base = Options { n_wanted: None, ..options(&a.model)? };
+    let base = Options { n_output_rows: None, ..options(&a.model)? };
     let open = |place: Where| -> Result<Session> {
         let mut o = Options { n_ctx: Some(base.n_ctx.unwrap_or(512).max(a.tokens)), ..base.clone() };
         let file = gguf(a.model.model.as_deref(), &o.load)?;
@@ -245,7 +245,7 @@ fn model(a: &args::Verify, places: &[Where], gpu: Option<&Arc<Gpu>>, best: Isa) 
                 o.ask.cache = if hybrid { o.ask.cache } else { CacheSize::Off };
                 let gpu = gpu.expect("a place on a GPU has one").clone();
                 Session::hybrid(file, &o, gpu, |fit, _| {
-                    tracing::info!("{}: {}", place.name(), fit.words());
+                    tracing::info!("{}: {}", place.name(), fit.describe());
                     Ok(())
                 })
             }
