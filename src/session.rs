@@ -45,7 +45,7 @@ pub struct Options {
     /// Tokens computed together when reading a prompt.
     pub n_batch: usize,
     /// Tokens of a batch whose logits are wanted, at most; None is all of them. A GPU allocates memory for this many.
-    pub n_wanted: Option<usize>,
+    pub n_output_rows: Option<usize>,
     /// Sequences.
     pub n_seq: usize,
     /// Threads; 0 is one per performance core.
@@ -72,7 +72,7 @@ impl Default for Options {
         Options {
             n_ctx: None,
             n_batch: 512,
-            n_wanted: None,
+            n_output_rows: None,
             n_seq: 1,
             threads: 0,
             threads_batch: None,
@@ -204,8 +204,8 @@ pub fn shape(gguf: &Gguf, o: &Options) -> Result<Shape> {
     }
     let n_ctx = context(gguf, o.n_ctx)?;
     let n_batch = o.n_batch.min(n_ctx.saturating_mul(o.n_seq));
-    let n_wanted = o.n_wanted.unwrap_or(n_batch).clamp(1, n_batch);
-    Ok(Shape { n_seq: o.n_seq, n_ctx, n_batch, n_wanted })
+    let n_output_rows = o.n_output_rows.unwrap_or(n_batch).clamp(1, n_batch);
+    Ok(Shape { n_seq: o.n_seq, n_ctx, n_batch, n_output_rows })
 }
 
 /// Of the GPU memory that is free, what is left to the driver: kernels' code, graphs, and what the display may want.
@@ -254,12 +254,12 @@ impl Session {
         let mut last = usize::MAX;
         loop {
             let fit = plan::fit(tape(&gguf, o)?, &o.ask, Some(budget), shape)?;
-            if fit.room.total() >= last
+            if fit.footprint.total() >= last
                 && let Some(lack) = lack
             {
                 return Err(lack).context("what -ot asks for has no room on the GPU");
             }
-            last = fit.room.total();
+            last = fit.footprint.total();
             placed(&fit, lack.as_ref())?;
             if !fit.plan.on_gpu() {
                 return Session::planned(gguf, fit.tape, fit.plan, o, None);
@@ -271,7 +271,7 @@ impl Session {
                 }
                 Err(e) => {
                     let e = e.downcast::<OutOfMemory>()?;
-                    budget = fit.room.total().min(budget) * 9 / 10;
+                    budget = fit.footprint.total().min(budget) * 9 / 10;
                     lack = Some(e);
                 }
             }

@@ -10,7 +10,7 @@ use tandem::gguf::Gguf;
 use tandem::plan::{Ask, CacheSize, Place, Plan};
 use tandem::quant;
 use tandem::session::{self, Options, Output, Session, Want};
-use tandem::tape::{Half, Step};
+use tandem::tape::{ExpertShare, Step};
 
 /// Where a placement puts a step.
 type Rule = fn(usize, &Step) -> Place;
@@ -137,7 +137,7 @@ fn experts_that_come_and_go_change_nothing_but_the_order_of_sums() {
             o.ask.cache = cache;
             let gguf = Gguf::open_with(&r.gguf, &o.load).unwrap();
             let mut s = Session::hybrid(gguf, &o, gpu.clone(), |_, _| Ok(())).unwrap();
-            if !s.engine().tape.steps.iter().any(|s| s.half == Half::Cached) {
+            if !s.engine().tape.steps.iter().any(|s| s.share == ExpertShare::OnGpu) {
                 continue;
             }
             // A prompt that is long enough for experts to pass through, short batches, and single tokens.
@@ -177,7 +177,7 @@ fn the_same_tokens_give_the_same_bits_when_times_decide_nothing() {
     let models = models();
     let has_experts = |r: &&Reference| {
         let tape = session::tape(&Gguf::open(&r.gguf).unwrap(), &exact()).unwrap();
-        tape.steps.iter().any(|s| s.op.halves())
+        tape.steps.iter().any(|s| s.op.splits_by_expert())
     };
     let Some(r) = models.iter().find(has_experts) else { return };
     let run = || {
@@ -247,7 +247,7 @@ fn a_gpu_takes_no_more_memory_than_the_plan_said() {
             let mut planned = 0;
             let gguf = Gguf::open_with(&r.gguf, &o.load).unwrap();
             let s = Session::hybrid(gguf, &o, gpu.clone(), |fit, _| {
-                planned = fit.room.total();
+                planned = fit.footprint.total();
                 Ok(())
             });
             let took = before - gpu.memory().unwrap().0;

@@ -15,7 +15,7 @@ use crate::cpu::Bandwidth;
 use crate::plan::Place;
 use crate::session::{Session, Want};
 use crate::simd;
-use crate::tape::Half;
+use crate::tape::ExpertShare;
 use crate::text::Tokenizer;
 
 /// The beginning of Shakespeare's Coriolanus (public domain): real text, since a router fed random
@@ -90,7 +90,8 @@ impl Reads {
             let here = tape.steps.iter().zip(places).filter(|(_, p)| **p == place);
             here.map(|(step, _)| tape.step_bytes(step)).sum::<usize>() as f64
         };
-        let both = tape.steps.iter().filter(|s| s.half == Half::Rest).map(|s| tape.step_bytes(s)).sum::<usize>();
+        let both =
+            tape.steps.iter().filter(|s| s.share == ExpertShare::OnCpu).map(|s| tape.step_bytes(s)).sum::<usize>();
         Reads { cpu: at(Place::Cpu), gpu: at(Place::Gpu(0)), both: both as f64 }
     }
 }

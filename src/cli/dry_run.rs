@@ -60,7 +60,7 @@ fn command(verb: &Verb, given: &ArgMatches) -> Result<Option<String>> {
     if n_seq == 0 {
         return usage("--parallel 0: at least 1 expected".into());
     }
-    let o = Options { n_seq, n_wanted: Some(n_seq), ..open::options(model)? };
+    let o = Options { n_seq, n_output_rows: Some(n_seq), ..open::options(model)? };
     let gguf = open::header(model.model.as_deref(), &Load { mmap: true, mlock: false })?; // no weight is read
     let mut resolved = placed(model, &o, &gguf)?;
     if let Some(flags) = sampling {

@@ -91,7 +91,7 @@ pub(super) fn options(a: &args::ModelArgs) -> Result<Options> {
     Ok(Options {
         n_ctx: a.ctx_size,
         n_batch: a.batch_size.min(a.ubatch_size),
-        n_wanted: Some(1),
+        n_output_rows: Some(1),
         n_seq: 1,
         threads: a.threads,
         threads_batch: a.threads_batch,
@@ -178,6 +178,6 @@ fn placed(gpu: &str, free: usize, fit: &Fit, lack: Option<&OutOfMemory>, a: &arg
         );
         return Ok(());
     }
-    tracing::info!("{gpu}: {}", fit.words());
+    tracing::info!("{gpu}: {}", fit.describe());
     Ok(())
 }

@@ -20,10 +20,10 @@ use std::path::Path;
 use std::time::{Duration, Instant};
 
 use crate::cpu::{Bandwidth, Memory, Pool, Topology};
-use crate::exec::{Rehearsal, Walked};
+use crate::exec::{Profile, SyntheticRun};
 use crate::plan::{self, Place, Plan};
 use crate::sample::{Params, Sampler};
-use crate::tape::{Half, Step, Tape, WeightKind};
+use crate::tape::{ExpertShare, Step, Tape, WeightKind};
 
 /// Bytes per second.
 #[derive(Clone, Copy, Debug, PartialEq)]
@@ -51,7 +51,7 @@ pub(super) struct CpuProfile {
     pub(super) buffer: usize,
     /// Bytes per second that the kernels of each format reach on such a buffer.
     pub(super) formats: BTreeMap<&'static str, f64>,
-    pub(super) walked: Walked,
+    pub(super) walked: Profile,
     /// Seconds to choose a token from its logits.
     pub(super) sampling: f64,
 }
@@ -73,7 +73,7 @@ pub(super) fn measure(tape: &Tape, plan: &Plan, pool: &Pool, depth: usize) -> Re
         let (has, needs) = (gb(free), gb(states));
         return Err(format!("a context of {depth} tokens needs {needs:.1} GB to measure, and {has:.1} GB are free"));
     }
-    let rehearsal = Rehearsal::new(tape, &plan.places, pool, depth, room);
+    let rehearsal = SyntheticRun::new(tape, &plan.places, pool, depth, room);
     let buffer = rehearsal.bytes().min(room);
     let bandwidth = Bandwidth::of(buffer);
     let before = bandwidth.measure(pool);
@@ -245,8 +245,8 @@ impl Prediction {
 
 /// The share of a step's experts that the GPU has.
 fn cached(tape: &Tape, plan: &Plan, step: &Step) -> f64 {
-    match step.half {
-        Half::Rest => (plan.cache.slots as f64 / plan::experts_of(tape, step) as f64).min(1.0),
+    match step.share {
+        ExpertShare::OnCpu => (plan.cache.slots as f64 / plan::experts_of(tape, step) as f64).min(1.0),
         _ => 0.0,
     }
 }
@@ -286,7 +286,7 @@ mod tests {
             ram,
             buffer: 1 << 20,
             formats: tape.weights.iter().map(|w| (w.format(), format)).collect(),
-            walked: Walked { token, mean: token + 0.5e-3, steps, logits: Vec::new() },
+            walked: Profile { token, mean: token + 0.5e-3, steps, logits: Vec::new() },
             sampling: 2e-3,
         }
     }

@@ -236,7 +236,7 @@ impl Calls {
 type Reference = BTreeMap<(usize, String), Vec<Vec<f32>>>;
 
 fn model(a: &args::VerifyArgs, places: &[Where], gpu: Option<&Arc<Gpu>>, best: Isa) -> Result<ErrorTable> {
-    let base = Options { n_wanted: None, ..open::options(&a.model)? };
+    let base = Options { n_output_rows: None, ..open::options(&a.model)? };
     let open_at = |place: Where| -> Result<Session> {
         let mut o = Options { n_ctx: Some(base.n_ctx.unwrap_or(512).max(a.tokens)), ..base.clone() };
         let file = open::header(a.model.model.as_deref(), &o.load)?;
@@ -253,7 +253,7 @@ fn model(a: &args::VerifyArgs, places: &[Where], gpu: Option<&Arc<Gpu>>, best: I
                 o.ask.cache = if hybrid { o.ask.cache } else { CacheSize::Off };
                 let gpu = gpu.expect("a place on a GPU has one").clone();
                 Session::hybrid(file, &o, gpu, |fit, _| {
-                    tracing::info!("{}: {}", place.name(), fit.words());
+                    tracing::info!("{}: {}", place.name(), fit.describe());
                     Ok(())
                 })
             }

@@ -24,12 +24,12 @@ use std::time::Instant;
 
 use anyhow::Result;
 
-use super::pins::Pins;
+use super::pinned::PinnedExperts;
 use crate::cpu::Pool;
 use crate::cuda::{Arena, Event, Gpu, Pinned, Ptr};
 use crate::gguf::Gguf;
 use crate::plan::{self, ALIGN, Plan};
-use crate::tape::{Batch, Half, RowSet, Tape};
+use crate::tape::{Batch, ExpertShare, RowSet, Tape};
 
 /// What a token's choice counts for when this many tokens have come since: half.
 const HALF_LIFE: f32 = 200.0;
@@ -142,7 +142,7 @@ struct Rates {
 
 /// A half of the ring.
 #[derive(Debug)]
-struct RingHalf {
+struct RingPart {
     device: Ptr,
     staging: Pinned,
     /// Passed before and after the copy that fills it; the staging memory has been read then.
@@ -173,7 +173,7 @@ pub(super) struct Experts {
     /// The layer of a step, by the numbers of both halves.
     of_step: HashMap<usize, usize>,
     in_flight: Option<InFlight>,
-    ring: Option<[RingHalf; 2]>,
+    ring: Option<[RingPart; 2]>,
     /// Experts that a half of the ring holds.
     per_pass: usize,
     /// Passes of the current walk that are not yet in the ring, last first: (layer, pass).
@@ -194,7 +194,7 @@ pub(super) struct Experts {
     /// What was done so far.
     pub stats: CacheStats,
     /// Of the model's own memory, what the device copies from; nothing is being copied when it is given back (`Device`'s drop).
-    pub pins: Pins,
+    pub pinned: PinnedExperts,
 }
 
 impl Experts {
@@ -202,13 +202,13 @@ impl Experts {
         let (mut layers, mut of_step) = (Vec::new(), HashMap::new());
         let (slots, per_pass) = (plan.cache.slots, plan.cache.ring);
         for (i, step) in tape.steps.iter().enumerate() {
-            match step.half {
-                Half::Whole => continue,
-                Half::Rest => {
+            match step.share {
+                ExpertShare::All => continue,
+                ExpertShare::OnCpu => {
                     of_step.insert(i, layers.len()); // its GPU half is the next step
                     continue;
                 }
-                Half::Cached => of_step.insert(i, layers.len()),
+                ExpertShare::OnGpu => of_step.insert(i, layers.len()),
             };
             let mut stacks = Vec::new();
             for (weight, bytes) in plan::stacks(tape, step) {
@@ -232,9 +232,9 @@ impl Experts {
                 passes: Vec::new(),
             });
         }
-        let half_bytes = layers.iter().map(|l| plan::half_ring_bytes(tape, &tape.steps[l.step], per_pass)).max();
-        let half = |bytes: usize| -> Result<RingHalf> {
-            Ok(RingHalf {
+        let half_bytes = layers.iter().map(|l| plan::ring_part_bytes(tape, &tape.steps[l.step], per_pass)).max();
+        let half = |bytes: usize| -> Result<RingPart> {
+            Ok(RingPart {
                 device: memory.take(bytes),
                 staging: gpu.pinned(bytes, "experts that pass through")?,
                 going: Event::timed()?,
@@ -273,14 +273,14 @@ impl Experts {
             credit: 0,
             deterministic: false,
             stats: CacheStats::default(),
-            pins: Pins::default(),
+            pinned: PinnedExperts::default(),
         })
     }
 
     /// Pins their memory, from now on. Nothing else may be copied from the model's own memory after this: a copy must not
     /// begin in pinned memory and end in other.
     pub(super) fn pin(&mut self, gpu: &Arc<Gpu>, gguf: &Gguf) {
-        self.pins = Pins::start(gpu, gguf, self.layers.iter().flat_map(|l| &l.stacks).map(|s| s.tensor));
+        self.pinned = PinnedExperts::start(gpu, gguf, self.layers.iter().flat_map(|l| &l.stacks).map(|s| s.tensor));
     }
 
     /// Whether there are any.
@@ -426,7 +426,8 @@ impl Experts {
         let rows = batch.rows.len();
         self.credit = (self.credit + PER_TOKEN * rows).min(PER_TOKEN * HALF_LIFE as usize);
         // More of a prompt is to come, whose passes would wait for these copies.
-        let Some(in_flight) = self.in_flight.as_mut().filter(|c| c.list.is_empty() && !batch.wanted.is_empty()) else {
+        let Some(in_flight) = self.in_flight.as_mut().filter(|c| c.list.is_empty() && !batch.output_rows.is_empty())
+        else {
             return Ok(());
         };
         self.looked += 1;
@@ -472,7 +473,7 @@ impl Experts {
             for s in &layer.stacks {
                 let from = &gguf.data(&gguf.tensors[s.tensor])[expert as usize * s.bytes..][..s.bytes];
                 let to = s.at.at(slot * s.bytes);
-                match self.pins.parts(from) {
+                match self.pinned.parts(from) {
                     Some(parts) => upload_parts(gpu, to, &parts)?,
                     None => {
                         in_flight.staging.as_mut_slice::<u8>()[at..at + s.bytes].copy_from_slice(from);
@@ -519,7 +520,7 @@ impl Experts {
             let (own, after) = rest.split_at_mut((self.per_pass * s.bytes).next_multiple_of(ALIGN));
             rest = after;
             let all: Vec<&[u8]> = experts.iter().map(|&e| &data[e as usize * s.bytes..][..s.bytes]).collect();
-            match all.iter().map(|from| self.pins.parts(from)).collect::<Option<Vec<_>>>() {
+            match all.iter().map(|from| self.pinned.parts(from)).collect::<Option<Vec<_>>>() {
                 Some(parts) => direct.extend(parts.into_iter().enumerate().map(|(i, p)| (at + i * s.bytes, p))),
                 None => {
                     staged.extend(own.chunks_exact_mut(s.bytes).zip(all));
@@ -550,7 +551,7 @@ impl Experts {
 
     /// The passes of a step of the current walk, one after the other: `multiply` is given where each stack is, in the
     /// step's order, and where the table of places does, and starts the products. While they run the next pass is brought.
-    pub(super) fn pass_through(
+    pub(super) fn stream_experts(
         &mut self,
         gpu: &Gpu,
         gguf: &Gguf,
@@ -594,7 +595,7 @@ fn upload_parts(gpu: &Gpu, mut to: Ptr, parts: &[&[u8]]) -> Result<()> {
     Ok(())
 }
 
-impl RingHalf {
+impl RingPart {
     /// Takes the times of its last use, which is over.
     fn measure(&mut self, rates: &mut Rates) -> Result<()> {
         if self.copied.0 > 0 {

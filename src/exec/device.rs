@@ -19,7 +19,7 @@ use crate::cpu::Pool;
 use crate::cuda::{Arena, Event, Gpu, Graph, Pinned, Ptr};
 use crate::gguf::Gguf;
 use crate::plan::{self, Needs, Place, Plan, Shape, Stage};
-use crate::tape::{Batch, GpuIo, GpuState, GpuValue, GpuWeight, Half, Scratch, Slot, Step, Tape, WeightKind};
+use crate::tape::{Batch, ExpertShare, GpuIo, GpuState, GpuValue, GpuWeight, Scratch, Slot, Step, Tape, WeightKind};
 
 /// A plan's share of a device.
 #[derive(Debug)]
@@ -97,9 +97,9 @@ impl Device {
         let mut states: Vec<Option<GpuState>> = vec![None; tape.states.len()];
         // What must fit is taken first: a model that does not fit fails before its weights are read.
         let needs = Needs::of(tape, shape)?;
-        let room = plan::Room::of(tape, plan, &needs, shape);
-        let memory = Arena::new(&gpu, room.total(), &format!("the model ({})", room.words()))?;
-        let scratch = (memory.take(room.scratch), room.scratch);
+        let footprint = plan::Footprint::of(tape, plan, &needs, shape);
+        let memory = Arena::new(&gpu, footprint.total(), &format!("the model ({})", footprint.describe()))?;
+        let scratch = (memory.take(footprint.scratch), footprint.scratch);
         let inputs = BatchInputs::new(&gpu, &memory, tape, (plan, place), n_batch)?;
         let mut experts = Experts::open(&gpu, &memory, tape, plan)?;
         let layout = &plan.layouts[place.index()];
@@ -122,7 +122,7 @@ impl Device {
             let weight = &tape.weights[w];
             let ty = weight.matrix_type();
             let mut ptr = Ptr::default();
-            if !plan::passes_through(tape, step, w) {
+            if !plan::streams_through(tape, step, w) {
                 ptr = memory.take(plan::weight_bytes(tape, w));
                 match weight.kind {
                     WeightKind::Matrix => gpu.upload(&gpu.work, ptr, gguf.data(&gguf.tensors[weight.tensor]))?,
@@ -198,7 +198,7 @@ impl Device {
 
     /// How the experts' memory is reached, in words; None where none of them come and go.
     pub fn expert_memory(&self) -> Option<String> {
-        self.experts.some().then(|| self.experts.pins.words())
+        self.experts.some().then(|| self.experts.pinned.describe())
     }
 
     /// Whether measured times decide nothing.
@@ -215,8 +215,8 @@ impl Device {
     pub(super) fn begin(&mut self, batch: &Batch) -> Result<()> {
         self.gpu.enter()?;
         self.experts.begin(batch)?;
-        if batch.rows.len() == 1 && batch.wanted.len() == 1 {
-            self.singles[batch.greedy as usize] += 1; // one that wants nothing loads no kernels of the head
+        if batch.rows.len() == 1 && batch.output_rows.len() == 1 {
+            self.singles[batch.argmax_only as usize] += 1; // one that wants nothing loads no kernels of the head
         }
         if let Some(times) = &mut self.times {
             times.walk = (batch.rows.len() == 1).then(Instant::now);
@@ -241,8 +241,9 @@ impl Device {
             times.segments.push(range.start);
         }
         // The first walk of one row loads kernels, which a recording must not; the second records.
-        let record = batch.rows.len() == 1 && batch.wanted.len() == 1 && self.singles[batch.greedy as usize] > 1;
-        let key = (range.start, batch.greedy);
+        let record =
+            batch.rows.len() == 1 && batch.output_rows.len() == 1 && self.singles[batch.argmax_only as usize] > 1;
+        let key = (range.start, batch.argmax_only);
         if record && self.graphs.as_ref().is_some_and(|g| !g.contains_key(&key)) {
             match self.gpu.capture(|| self.stages(tape, plan, batch, range.clone())) {
                 Ok(graph) => drop(self.graphs.as_mut().map(|g| g.insert(key, graph))),
@@ -326,7 +327,7 @@ impl Device {
     fn run(&self, tape: &Tape, plan: &Plan, batch: &Batch, stage: &Stage) -> Result<()> {
         let value = |x: &Slot| self.value(plan, tape, batch, x);
         match stage {
-            Stage::Copy(slot, Place::Gpu(_), _) if batch.greedy && tape.logits == Some(*slot) => Ok(()), // nobody reads them
+            Stage::Copy(slot, Place::Gpu(_), _) if batch.argmax_only && tape.logits == Some(*slot) => Ok(()), // nobody reads them
             Stage::Copy(slot, from, to) => {
                 let (v, host) = (value(slot), &self.staging[&(*to, plan.buffer(*slot, *to))]);
                 match from {
@@ -341,7 +342,7 @@ impl Device {
     }
 
     fn step(&self, step: &Step, i: usize, batch: &Batch, tape: &Tape, value: &dyn Fn(&Slot) -> GpuValue) -> Result<()> {
-        if step.half == Half::Whole {
+        if step.share == ExpertShare::All {
             return self.start_step(step, i, (batch, tape), value, None, false);
         }
         let out = value(&step.outs[0]);
@@ -375,7 +376,7 @@ impl Device {
         let weight = |w: usize| {
             let known = self.weights[w].expect("here");
             match stacks {
-                Some((at, slots)) if plan::passes_through(tape, step, w) => GpuWeight { ptr: at(w), slots, ..known },
+                Some((at, slots)) if plan::streams_through(tape, step, w) => GpuWeight { ptr: at(w), slots, ..known },
                 _ => known,
             }
         };
@@ -412,17 +413,17 @@ impl Device {
         }
         if on_gpu.iter().all(|t| *t >= 0) {
             compute(); // nothing but zeros
-            return self.pass_through(model, batch, step, Some(pool));
+            return self.stream_experts(model, batch, step, Some(pool));
         }
         std::thread::scope(|s| {
-            let passes = s.spawn(|| self.pass_through(model, batch, step, None));
+            let passes = s.spawn(|| self.stream_experts(model, batch, step, None));
             compute();
             passes.join().expect("passes report errors")
         })
     }
 
     /// Starts the part of a step's GPU half whose experts pass through the ring; `pool` helps where it is free.
-    fn pass_through(
+    fn stream_experts(
         &mut self,
         (gguf, tape, plan): (&Gguf, &Tape, &Plan),
         batch: &Batch,
@@ -434,7 +435,7 @@ impl Device {
         let products = batch.count(tape.slots[step.outs[0].0 as usize].rows) * tape.width(step.ins[1]);
         let mut add = self.experts.any(i);
         let mut experts = std::mem::take(&mut self.experts);
-        let done = experts.pass_through(&self.gpu, gguf, i, pool, products, |at, table| {
+        let done = experts.stream_experts(&self.gpu, gguf, i, pool, products, |at, table| {
             let value = |x: &Slot| self.value(plan, tape, batch, x);
             self.start_step(step, i, (batch, tape), &value, Some((at, table)), std::mem::replace(&mut add, true))
         });

@@ -5,7 +5,7 @@ use anyhow::Result;
 use super::cache::Experts;
 use crate::cuda::{Arena, Event, Gpu, Pinned, Ptr};
 use crate::plan::{self, ALIGN, LISTS, Place, Plan};
-use crate::tape::{Batch, Half, Lists, Table, Tape};
+use crate::tape::{Batch, ExpertShare, Lists, Table, Tape};
 
 /// The batch and the tables of all steps, in one piece of memory. Where each part begins depends on the batch's rows alone, so
 /// that little is sent for few of them, and what was recorded for one row finds it again.
@@ -66,7 +66,7 @@ impl BatchInputs {
                     tables.push(table);
                 }
             }
-            if step.half == Half::Cached {
+            if step.share == ExpertShare::OnGpu {
                 experts.push((i, plan::experts_of(tape, step)));
             }
         }
@@ -87,7 +87,7 @@ impl BatchInputs {
         for (i, row) in batch.rows.iter().enumerate() {
             (lists[i], lists[n + i], lists[2 * n + i]) = (row.token as i32, row.seq as i32, row.pos as i32);
         }
-        for (i, &row) in batch.wanted.iter().enumerate() {
+        for (i, &row) in batch.output_rows.iter().enumerate() {
             lists[3 * n + i] = row as i32;
         }
         for (table, &at) in self.tables.iter().zip(&self.at.tables) {
@@ -110,7 +110,7 @@ impl BatchInputs {
     /// The lists of the batch that was sent.
     pub(super) fn lists(&self) -> Lists {
         let at = |i: usize| self.device.at(i * self.at.rows * 4);
-        Lists { tokens: at(0), seqs: at(1), positions: at(2), wanted: at(3) }
+        Lists { tokens: at(0), seqs: at(1), positions: at(2), output_rows: at(3) }
     }
 
     /// The tables of a step.

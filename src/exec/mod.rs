@@ -3,8 +3,8 @@
 mod cache;
 mod device;
 mod inputs;
-mod pins;
-mod rehearse;
+mod pinned;
+mod profile;
 mod weights;
 
 use std::io::{Read, Write};
@@ -17,11 +17,11 @@ use anyhow::{Context, Result};
 use crate::cpu::{self, Pool};
 use crate::gguf::Gguf;
 use crate::plan::{Place, Plan, Shape, Stage};
-use crate::tape::{Batch, CpuIo, Half, Part, Slot, State, StateSpec, Tape, WeightView, Work};
+use crate::tape::{Batch, CpuIo, ExpertShare, Part, Slot, State, StateSpec, Tape, WeightView, Work};
 
 pub use cache::CacheStats;
 pub use device::{Device, Waits};
-pub use rehearse::{Rehearsal, Walked};
+pub use profile::{Profile, SyntheticRun};
 pub use weights::Weights;
 
 /// What sequences remember needs more memory than there is: in words, with what to do.
@@ -281,7 +281,7 @@ impl Engine {
         };
         let ins: Vec<&[f32]> = step.ins.iter().map(|&slot| value(slot)).collect();
         // The other half of the experts is the first GPU's.
-        let shared = devices.first_mut().filter(|_| step.half == Half::Rest);
+        let shared = devices.first_mut().filter(|_| step.share == ExpertShare::OnCpu);
         let on_gpu = shared.as_ref().map_or(Vec::new(), |d| d.experts.on_gpu(i).to_vec());
         let view = |w| WeightView { slots: &on_gpu, ..weights.view(gguf, tape, place, w) };
         let views: Vec<WeightView> = step.weights.iter().map(|&w| view(w)).collect();
@@ -322,7 +322,7 @@ impl Engine {
     fn fetch_results(&mut self, batch: &Batch) -> Result<()> {
         for slot in self.tape.results() {
             // The logits stay on the GPU where only the argmax is asked for.
-            if batch.greedy && self.tape.logits == Some(slot) {
+            if batch.argmax_only && self.tape.logits == Some(slot) {
                 self.in_flight[slot.0 as usize][Place::Cpu.index()] = None;
             }
             self.fetch(batch, slot, Place::Cpu)?;
@@ -331,14 +331,14 @@ impl Engine {
     }
 
     /// Writes what a sequence of `tokens` tokens remembers, or what later tokens overwrite of it (see
-    /// [`State::stretches`]): state after state, straight from its memory.
+    /// [`State::saved_ranges`]): state after state, straight from its memory.
     ///
     /// # Errors
     /// If it cannot be written, or the GPU fails.
     pub fn save(&self, seq: u32, tokens: usize, whole: bool, out: &mut dyn Write) -> Result<()> {
         let mut piece = Vec::new();
         for (i, state) in self.states.iter().enumerate() {
-            for (at, len) in state.stretches(tokens, whole) {
+            for (at, len) in state.saved_ranges(tokens, whole) {
                 let Some(device) = self.device_of(i) else {
                     out.write_all(&state.of(seq).bytes[at..at + len])?;
                     continue;
@@ -355,7 +355,7 @@ impl Engine {
 
     /// Bytes that [`Engine::save`] writes.
     pub fn saved_bytes(&self, tokens: usize, whole: bool) -> usize {
-        self.states.iter().flat_map(|s| s.stretches(tokens, whole)).map(|(_, len)| len).sum()
+        self.states.iter().flat_map(|s| s.saved_ranges(tokens, whole)).map(|(_, len)| len).sum()
     }
 
     /// Reads what [`Engine::save`] wrote of a whole sequence into memory of its own; no sequence changes.
@@ -366,7 +366,7 @@ impl Engine {
         let mut parts = Vec::with_capacity(self.states.len());
         for state in &self.states {
             let mut part = state.part().context("no memory for what a sequence remembers")?;
-            for (at, len) in state.stretches(tokens, true) {
+            for (at, len) in state.saved_ranges(tokens, true) {
                 from.read_exact(&mut part.bytes[at..at + len])?;
             }
             parts.push(part);
@@ -383,7 +383,7 @@ impl Engine {
             match self.device_of(i) {
                 None => *self.states[i].of_mut(seq) = part,
                 Some(device) => {
-                    for (at, len) in self.states[i].stretches(tokens, true) {
+                    for (at, len) in self.states[i].saved_ranges(tokens, true) {
                         device.write_state(i, seq, at, &part.bytes[at..at + len])?;
                     }
                 }
@@ -399,7 +399,7 @@ impl Engine {
     /// If the GPU fails.
     pub fn put_back(&mut self, seq: u32, tokens: usize, mut saved: &[u8]) -> Result<()> {
         for i in 0..self.states.len() {
-            for (at, len) in self.states[i].stretches(tokens, false) {
+            for (at, len) in self.states[i].saved_ranges(tokens, false) {
                 let (piece, rest) = saved.split_at(len);
                 match self.device_of(i) {
                     None => self.states[i].of_mut(seq).bytes[at..at + len].copy_from_slice(piece),
@@ -437,7 +437,7 @@ impl Engine {
     /// The results of the last walk: logits, (output rows, n_vocab), or after a greedy one only the argmax of each row
     /// and its logit, (output rows, 2).
     pub fn result(&self, batch: &Batch) -> &[f32] {
-        let slot = self.tape.results()[batch.greedy as usize];
+        let slot = self.tape.results()[batch.argmax_only as usize];
         &self.memory[Place::Cpu.index()].buffers[self.plan.buffer(slot, Place::Cpu) as usize]
     }
 }

@@ -67,6 +67,6 @@ pub fn record(
         return Err(b.bad_key("attention.causal", false, "true: this version reads from left to right only"));
     }
     let logits = family(&b)?;
-    let likeliest = b.likeliest(logits);
-    Ok(cut_rows(b.finish(logits, likeliest)?))
+    let argmax = b.argmax(logits);
+    Ok(cut_rows(b.finish(logits, argmax)?))
 }

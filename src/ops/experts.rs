@@ -199,7 +199,7 @@ impl Op for ExpertsOp {
         )
     }
 
-    fn halves(&self) -> bool {
+    fn splits_by_expert(&self) -> bool {
         true
     }
 

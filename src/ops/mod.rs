@@ -1,6 +1,7 @@
 //! The ops: one file each, with the contract, the builder method that records it, and the CPU body.
 
 mod add;
+mod argmax;
 mod attend;
 mod cache;
 mod compress;
@@ -11,7 +12,6 @@ mod experts;
 mod glu;
 mod hyper;
 mod index;
-mod likeliest;
 mod linear;
 mod norm;
 mod output_rows;

@@ -9,7 +9,7 @@ use std::sync::Arc;
 use anyhow::Result;
 
 use crate::cuda::{Grid, int, launch};
-use crate::tape::{CpuIo, GpuIo, Half, Op, RowSet, Slot, SlotInfo, Step, Tape};
+use crate::tape::{CpuIo, ExpertShare, GpuIo, Op, RowSet, Slot, SlotInfo, Step, Tape};
 
 #[derive(Debug)]
 struct OutputRows;
@@ -20,11 +20,11 @@ impl Op for OutputRows {
     }
 
     fn cpu(&self, io: &mut CpuIo<'_>) {
-        if io.batch.wanted.is_empty() {
+        if io.batch.output_rows.is_empty() {
             return;
         }
-        let width = io.outs[0].len() / io.batch.wanted.len();
-        for (&r, out) in io.batch.wanted.iter().zip(io.outs[0].chunks_exact_mut(width)) {
+        let width = io.outs[0].len() / io.batch.output_rows.len();
+        for (&r, out) in io.batch.output_rows.iter().zip(io.outs[0].chunks_exact_mut(width)) {
             out.copy_from_slice(&io.ins[0][r as usize * width..][..width]);
         }
     }
@@ -32,7 +32,7 @@ impl Op for OutputRows {
     fn gpu(&self, io: &GpuIo<'_>) -> Result<()> {
         let (x, out) = (io.ins[0], io.outs[0]);
         let total = out.rows * out.width;
-        launch::take_rows(io.gpu, Grid::each(total), x.ptr, io.lists.wanted, out.ptr, int(x.width), total as u64)
+        launch::take_rows(io.gpu, Grid::each(total), x.ptr, io.lists.output_rows, out.ptr, int(x.width), total as u64)
     }
 }
 
@@ -70,14 +70,14 @@ pub(crate) fn cut_rows(mut tape: Tape) -> Tape {
                 }
                 step.ins[i] = cut.get(x.0 as usize).copied().flatten().unwrap_or(x);
             }
-            let rows = if step.outs.first() == tape.likeliest.as_ref() { RowSet::Greedy } else { RowSet::Wanted };
+            let rows = if step.outs.first() == tape.argmax.as_ref() { RowSet::Argmax } else { RowSet::Output };
             step.outs.iter().for_each(|x| tape.slots[x.0 as usize].rows = rows);
         }
         steps.push(step);
     }
     tape.steps = steps;
     let logits = tape.results()[0];
-    assert_eq!(tape.slots[logits.0 as usize].rows, RowSet::Wanted, "logits are computed for the output rows");
+    assert_eq!(tape.slots[logits.0 as usize].rows, RowSet::Output, "logits are computed for the output rows");
     tape
 }
 
@@ -86,13 +86,13 @@ fn output_rows(tape: &mut Tape, x: Slot, reader: &Step, before: &[Step]) -> Step
     let maker = before.iter().rfind(|s| s.outs.contains(&x)).expect("a value is made before it is read");
     let nth = maker.outs.iter().position(|out| *out == x).filter(|n| *n > 0);
     let label = format!("{}.output_rows{}", maker.label, nth.map_or(String::new(), |n| format!(".{}", n + 1)));
-    tape.slots.push(SlotInfo { width: tape.width(x), rows: RowSet::Wanted });
+    tape.slots.push(SlotInfo { width: tape.width(x), rows: RowSet::Output });
     Step {
         label,
         layer: reader.layer,
         role: reader.role,
         op: Arc::new(OutputRows),
-        half: Half::Whole,
+        share: ExpertShare::All,
         ins: vec![x],
         outs: vec![Slot(tape.slots.len() as u32 - 1)],
         weights: Vec::new(),
@@ -135,7 +135,7 @@ mod tests {
                 layer: None,
                 role: Role::Mixing,
                 op: Arc::new(Dummy(by_row)),
-                half: Half::Whole,
+                share: ExpertShare::All,
                 ins: ins.iter().map(|&x| Slot(x)).collect(),
                 outs: vec![out],
                 weights: Vec::new(),
@@ -151,7 +151,7 @@ mod tests {
         }
         let logits = step(&mut tape, true, &[x], None);
         let best = step(&mut tape, true, &[logits], None);
-        (tape.logits, tape.likeliest) = (Some(Slot(logits)), Some(Slot(best)));
+        (tape.logits, tape.argmax) = (Some(Slot(logits)), Some(Slot(best)));
         tape
     }
 
@@ -162,7 +162,7 @@ mod tests {
 
     #[test]
     fn what_comes_after_the_last_look_at_other_rows_has_the_output_rows_alone() {
-        use RowSet::{All, Greedy, Wanted};
+        use RowSet::{All, Argmax, Output};
         let got = rows(&cut_rows(tape(false)));
         let want = [
             ("step 0", All),
@@ -170,12 +170,12 @@ mod tests {
             ("step 2", All),
             ("step 3", All),
             ("step 4", All),
-            ("step 4.output_rows", Wanted),
-            ("step 5", Wanted),
-            ("step 3.output_rows", Wanted),
-            ("step 6", Wanted),
-            ("step 7", Wanted),
-            ("step 8", Greedy),
+            ("step 4.output_rows", Output),
+            ("step 5", Output),
+            ("step 3.output_rows", Output),
+            ("step 6", Output),
+            ("step 7", Output),
+            ("step 8", Argmax),
         ];
         assert_eq!(got, want.map(|(label, rows)| (label.to_owned(), rows)));
     }
@@ -184,7 +184,7 @@ mod tests {
     fn a_step_that_reads_positions_runs_before_the_cut() {
         let got = rows(&cut_rows(tape(true)));
         assert!(got.contains(&("step 5".into(), RowSet::All)), "{got:?}");
-        assert!(got.contains(&("step 6".into(), RowSet::Wanted)), "{got:?}");
+        assert!(got.contains(&("step 6".into(), RowSet::Output)), "{got:?}");
     }
 
     #[test]

@@ -155,7 +155,7 @@ impl Op for RouteOp {
         let bias = self.bias.then(|| io.weights[0].ptr);
         let table = self.table.then(|| io.weights[self.bias as usize].ptr);
         // In the last layer only wanted rows are left: their tokens are found through the list of them.
-        let which = (logits.rows != io.batch.rows.len()).then_some(io.lists.wanted);
+        let which = (logits.rows != io.batch.rows.len()).then_some(io.lists.output_rows);
         let gate = match r.gate {
             Gate::Softmax => launch::RouterGate::Softmax,
             Gate::Sigmoid => launch::RouterGate::Sigmoid,

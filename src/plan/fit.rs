@@ -6,8 +6,8 @@
 
 use anyhow::Result;
 
-use super::{Cache, Needs, Place, Plan, Room, Rules, Shape, experts_of, half_ring_bytes, split};
-use crate::tape::{Half, Role, Step, Tape};
+use super::{Cache, Footprint, Needs, Place, Plan, Rules, Shape, experts_of, ring_part_bytes, split};
+use crate::tape::{ExpertShare, Role, Step, Tape};
 
 /// How much GPU memory experts may take that come and go.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
@@ -53,7 +53,7 @@ pub struct Fit {
     /// Where it runs.
     pub plan: Plan,
     /// Bytes on the GPU.
-    pub room: Room,
+    pub footprint: Footprint,
     /// As `-ngl` says it.
     pub gpu_layers: usize,
     /// As `-ncmoe` says it.
@@ -98,17 +98,17 @@ impl Model<'_> {
                 None => gpu_layers > self.layers && (step.weights.is_empty() || tied(step)),
                 Some(_) => self.on_gpu(gpu_layers, layer),
             };
-            let experts = step.op.halves() && layer.is_some_and(|l| l < cpu_moe);
+            let experts = step.op.splits_by_expert() && layer.is_some_and(|l| l < cpu_moe);
             if there && !experts && needs.refuses[i].is_none() { Place::Gpu(0) } else { Place::Cpu }
         })
     }
 
-    fn room(&self, tape: &Tape, needs: &Needs, at: (usize, usize)) -> Room {
-        Room::of(tape, &self.plan(tape, needs, at), needs, self.shape)
+    fn footprint(&self, tape: &Tape, needs: &Needs, at: (usize, usize)) -> Footprint {
+        Footprint::of(tape, &self.plan(tape, needs, at), needs, self.shape)
     }
 
     fn fits(&self, tape: &Tape, needs: &Needs, at: (usize, usize)) -> bool {
-        self.room(tape, needs, at).total() <= self.budget
+        self.footprint(tape, needs, at).total() <= self.budget
     }
 }
 
@@ -126,8 +126,8 @@ pub fn fit(tape: Tape, ask: &Ask, budget: Option<usize>, shape: Shape) -> Result
             Some(Place::Twin) => Place::Twin,
             _ => Place::Cpu,
         });
-        let (room, refused) = (Room::default(), Vec::new());
-        return Ok(Fit { tape, plan, room, gpu_layers: 0, cpu_moe: layers, layers, refused, less: None });
+        let (footprint, refused) = (Footprint::default(), Vec::new());
+        return Ok(Fit { tape, plan, footprint, gpu_layers: 0, cpu_moe: layers, layers, refused, less: None });
     };
     let needs = Needs::of(&tape, shape)?;
     let m = Model { ask, shape, budget, layers };
@@ -139,7 +139,7 @@ pub fn fit(tape: Tape, ask: &Ask, budget: Option<usize>, shape: Shape) -> Result
     let gpu_layers = last_that(most, |n| m.fits(&tape, &needs, (n, moe)));
     let less = match ask.gpu_layers {
         Some(n) if gpu_layers < most => {
-            let need = m.room(&tape, &needs, (most, moe)).total();
+            let need = m.footprint(&tape, &needs, (most, moe)).total();
             let mb = |b: usize| b as f64 / 1e6;
             Some(format!("-ngl {n} needs {:.0} MB of GPU memory and {:.0} MB may be used", mb(need), mb(budget)))
         }
@@ -161,9 +161,9 @@ pub fn fit(tape: Tape, ask: &Ask, budget: Option<usize>, shape: Shape) -> Result
 
     // What is left holds experts that come and go.
     let plan = m.plan(&tape, &needs, at);
-    let room = Room::of(&tape, &plan, &needs, shape);
+    let footprint = Footprint::of(&tape, &plan, &needs, shape);
     let halved = |i: usize| {
-        tape.steps[i].op.halves()
+        tape.steps[i].op.splits_by_expert()
             && plan.places[i] == Place::Cpu
             && needs.refuses[i].is_none()
             && ask.rules.place(&tape, &tape.steps[i]).is_none()
@@ -176,11 +176,11 @@ pub fn fit(tape: Tape, ask: &Ask, budget: Option<usize>, shape: Shape) -> Result
         let mut plan = m.plan(&halves, &needs, at);
         plan.cache = cache(&halves, &plan, &needs, &m);
         if plan.cache != Cache::default() {
-            let room = Room::of(&halves, &plan, &needs, shape);
-            return Ok(Fit { tape: halves, plan, room, gpu_layers, cpu_moe, layers, refused, less });
+            let footprint = Footprint::of(&halves, &plan, &needs, shape);
+            return Ok(Fit { tape: halves, plan, footprint, gpu_layers, cpu_moe, layers, refused, less });
         }
     }
-    Ok(Fit { tape, plan, room, gpu_layers, cpu_moe, layers, refused, less })
+    Ok(Fit { tape, plan, footprint, gpu_layers, cpu_moe, layers, refused, less })
 }
 
 /// The largest of 0..=most of which `f` holds, which holds of all below it.
@@ -195,9 +195,9 @@ fn last_that(most: usize, f: impl Fn(usize) -> bool) -> usize {
 
 /// How many experts of each layer find room in what a plan leaves.
 fn cache(tape: &Tape, plan: &Plan, needs: &Needs, m: &Model<'_>) -> Cache {
-    let left = m.budget.saturating_sub(Room::of(tape, plan, needs, m.shape).total());
-    let halves: Vec<&Step> = tape.steps.iter().filter(|s| s.half == Half::Cached).collect();
-    let ring_bytes = |n: usize| 2 * halves.iter().map(|s| half_ring_bytes(tape, s, n)).max().unwrap_or(0);
+    let left = m.budget.saturating_sub(Footprint::of(tape, plan, needs, m.shape).total());
+    let halves: Vec<&Step> = tape.steps.iter().filter(|s| s.share == ExpertShare::OnGpu).collect();
+    let ring_bytes = |n: usize| 2 * halves.iter().map(|s| ring_part_bytes(tape, s, n)).max().unwrap_or(0);
     let experts = halves.iter().map(|s| experts_of(tape, s)).max().unwrap_or(0);
     let ring = last_that(experts, |n| ring_bytes(n) <= left && (n <= 1 || ring_bytes(n) <= RING.min(left / 4)));
     let left = left - ring_bytes(ring);
@@ -205,7 +205,8 @@ fn cache(tape: &Tape, plan: &Plan, needs: &Needs, m: &Model<'_>) -> Cache {
         CacheSize::Bytes(n) => n.min(left),
         _ => left,
     };
-    let room = |slots| Room::of(tape, &Plan { cache: Cache { slots, ring: 0 }, ..plan.clone() }, needs, m.shape).cache;
+    let room =
+        |slots| Footprint::of(tape, &Plan { cache: Cache { slots, ring: 0 }, ..plan.clone() }, needs, m.shape).cache;
     Cache { slots: last_that(experts, |n| room(n) <= may), ring }
 }
 
@@ -223,7 +224,7 @@ fn refused(tape: &Tape, needs: &Needs, asked: impl Fn(usize) -> bool) -> Vec<Ref
 
 impl Fit {
     /// The placement in a line.
-    pub fn words(&self) -> String {
+    pub fn describe(&self) -> String {
         let head = if self.gpu_layers > self.layers { " and the head" } else { "" };
         let mut text = match self.gpu_layers {
             1 => "the head".into(),
@@ -232,13 +233,13 @@ impl Fit {
         if self.cpu_moe > 0 && self.gpu_layers > 1 {
             let which = if self.cpu_moe == self.layers { "all".into() } else { format!("the first {}", self.cpu_moe) };
             text += &format!(", experts of {which} layers on the CPU");
-            let halves = || self.tape.steps.iter().filter(|s| s.half == Half::Cached);
+            let halves = || self.tape.steps.iter().filter(|s| s.share == ExpertShare::OnGpu);
             if let Some(step) = halves().next() {
                 let n = experts_of(&self.tape, step);
                 text += &format!(", {} of {n} in each cached on the GPU", self.plan.cache.slots);
             }
         }
-        text + &format!("; {:.2} GB of GPU memory", self.room.total() as f64 / 1e9)
+        text + &format!("; {:.2} GB of GPU memory", self.footprint.total() as f64 / 1e9)
     }
 
     /// The flags that ask for this placement in so many words.
@@ -247,7 +248,7 @@ impl Fit {
         let mut text = format!("-ngl {}", self.gpu_layers);
         if self.gpu_layers > 0 && self.cpu_moe > 0 {
             text += &if self.cpu_moe == self.layers { " -cmoe".into() } else { format!(" -ncmoe {}", self.cpu_moe) };
-            match self.room.cache {
+            match self.footprint.cache {
                 0 => text += " --expert-cache off",
                 bytes => text += &format!(" --expert-cache {}M", bytes.div_ceil(1_000_000)),
             }

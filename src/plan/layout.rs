@@ -69,6 +69,6 @@ impl Layout {
 
     /// Bytes that each buffer must hold.
     pub fn bytes(&self, shape: &Shape) -> impl Iterator<Item = usize> {
-        self.widths.iter().map(|[all, wanted]| 4 * (all * shape.n_batch).max(wanted * shape.n_wanted))
+        self.widths.iter().map(|[all, wanted]| 4 * (all * shape.n_batch).max(wanted * shape.n_output_rows))
     }
 }

@@ -2,21 +2,21 @@
 //! the header, before a weight is read.
 
 mod fit;
+mod footprint;
 mod layout;
 mod place;
-mod room;
 mod split;
 
 pub use fit::{Ask, CacheSize, Fit, Refused, fit};
+pub use footprint::{ALIGN, Footprint, LISTS, Needs, Shape};
+pub use footprint::{expert_bytes, experts_of, ring_part_bytes, stacks, state_of, streams_through, weight_bytes};
 pub use layout::Layout;
 pub use place::{Place, Rules};
-pub use room::{ALIGN, LISTS, Needs, Room, Shape};
-pub use room::{expert_bytes, experts_of, half_ring_bytes, passes_through, stacks, state_of, weight_bytes};
 pub use split::split;
 
 use std::ops::Range;
 
-use crate::tape::{Half, Slot, Step, Tape};
+use crate::tape::{ExpertShare, Slot, Step, Tape};
 
 /// A stretch of a plan.
 #[derive(Clone, Debug, PartialEq)]
@@ -61,15 +61,15 @@ impl Plan {
         let groups = shared_states(tape);
         for (i, step) in tape.steps.iter().enumerate() {
             let held = groups[i].filter(|&first| first < i).map(|first| places[first]);
-            let place = match step.half {
-                Half::Cached => Place::Gpu(0),
-                Half::Rest => Place::Cpu,
+            let place = match step.share {
+                ExpertShare::OnGpu => Place::Gpu(0),
+                ExpertShare::OnCpu => Place::Cpu,
                 // The likeliest token is found where the logits are.
-                Half::Whole if step.outs.first() == tape.likeliest.as_ref() => {
+                ExpertShare::All if step.outs.first() == tape.argmax.as_ref() => {
                     let head = tape.steps.iter().position(|s| s.outs.first() == tape.logits.as_ref());
                     places[head.expect("a finished tape has logits")]
                 }
-                Half::Whole => held.unwrap_or_else(|| rule(i, step)),
+                ExpertShare::All => held.unwrap_or_else(|| rule(i, step)),
             };
             for s in &step.states {
                 debug_assert!(state_places[s.0 as usize].is_none_or(|p| p == place), "{}: states apart", step.label);
@@ -185,7 +185,7 @@ mod tests {
                 layer: None,
                 role: Role::Attention,
                 op: Arc::new(Add),
-                half: Half::Whole,
+                share: ExpertShare::All,
                 ins: Vec::new(),
                 outs: Vec::new(),
                 weights: Vec::new(),

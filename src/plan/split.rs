@@ -11,7 +11,7 @@
 use std::sync::Arc;
 
 use crate::ops::Add;
-use crate::tape::{Half, Slot, Step, Tape};
+use crate::tape::{ExpertShare, Slot, Step, Tape};
 
 /// The tape with those expert steps in halves that `which` picks by their number.
 pub fn split(tape: &Tape, which: &dyn Fn(usize) -> bool) -> Tape {
@@ -23,15 +23,15 @@ pub fn split(tape: &Tape, which: &dyn Fn(usize) -> bool) -> Tape {
             continue;
         }
         let info = tape.slots[step.outs[0].0 as usize];
-        let mut half = |half: Half, name: &str| {
+        let mut part = |share: ExpertShare, name: &str| {
             halves.slots.push(info);
             let out = Slot(halves.slots.len() as u32 - 1);
-            halves.steps.push(Step { label: format!("{}.{name}", step.label), half, outs: vec![out], ..step.clone() });
+            halves.steps.push(Step { label: format!("{}.{name}", step.label), share, outs: vec![out], ..step.clone() });
             out
         };
         // The CPU's first: what it waits for is sent before the GPU begins its own half.
-        let rest = half(Half::Rest, "rest");
-        let ins = vec![half(Half::Cached, "cached"), rest];
+        let rest = part(ExpertShare::OnCpu, "rest");
+        let ins = vec![part(ExpertShare::OnGpu, "cached"), rest];
         halves.steps.push(Step { op: Arc::new(Add), ins, weights: Vec::new(), states: Vec::new(), ..step.clone() });
     }
     halves

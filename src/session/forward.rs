@@ -209,7 +209,7 @@ impl Session {
         let singles: Vec<usize> = (0..parts.len()).filter(|&i| parts[i].1.len() == 1).collect();
         let deterministic_rows = self.deterministic || singles.len() <= FEW;
         let start = Instant::now();
-        for group in singles.chunks(self.shape.n_batch.min(self.shape.n_wanted)) {
+        for group in singles.chunks(self.shape.n_batch.min(self.shape.n_output_rows)) {
             let rows: Vec<(usize, u32, Want)> =
                 group.iter().map(|&i| (parts[i].0, parts[i].1[0], parts[i].2)).collect();
             let computed = self.decode(&rows, deterministic_rows, reborrow(&mut looking.observer))?;
@@ -235,23 +235,23 @@ impl Session {
         observer: Option<Observer<'_>>,
     ) -> Result<Vec<Output>> {
         let is_wanted = |want: Want| !matches!(want, Want::None | Want::From(1..));
-        let wanted: Vec<u32> = (0..rows.len() as u32).filter(|&i| is_wanted(rows[i as usize].2)).collect();
-        let greedy = !wanted.is_empty() && wanted.iter().all(|&i| rows[i as usize].2 == Want::Argmax);
+        let output_rows: Vec<u32> = (0..rows.len() as u32).filter(|&i| is_wanted(rows[i as usize].2)).collect();
+        let argmax_only = !output_rows.is_empty() && output_rows.iter().all(|&i| rows[i as usize].2 == Want::Argmax);
         let row = |&(seq, token, _): &(usize, u32, Want)| {
             let pos = self.seqs[seq].tokens.len() as u32;
             Row { token, seq: seq as u32, pos }
         };
-        let batch = Batch { rows: rows.iter().map(row).collect(), wanted, greedy, deterministic_rows };
+        let batch = Batch { rows: rows.iter().map(row).collect(), output_rows, argmax_only, deterministic_rows };
         self.engine.walk(&batch, &AtomicBool::new(false), Watch { observer, progress: None })?;
         for &(seq, token, _) in rows {
             self.seqs[seq].tokens.push(token);
         }
         let result = self.engine.result(&batch);
-        let mut results = result.chunks_exact(if greedy { 2 } else { self.n_vocab });
+        let mut results = result.chunks_exact(if argmax_only { 2 } else { self.n_vocab });
         let output = |want: Want| match want {
             want if !is_wanted(want) => Output::Logits(Vec::new()),
             Want::Argmax => match *results.next().expect("a result for each row that wants one") {
-                [token, logit] if greedy => Output::Argmax { token: token as u32, logit },
+                [token, logit] if argmax_only => Output::Argmax { token: token as u32, logit },
                 ref logits => Output::argmax(logits), // others of the walk want their logits
             },
             _ => Output::Logits(results.next().expect("a result for each row that wants one").to_vec()),
@@ -262,7 +262,7 @@ impl Session {
     /// Reads several tokens into a sequence, batch after batch, with checkpoints before and after them.
     fn read_prompt(&mut self, (seq, tokens, want): (usize, &[u32], Want), looking: &mut Looking<'_>) -> Result<Output> {
         let n_batch = match want {
-            Want::All | Want::From(_) => self.shape.n_batch.min(self.shape.n_wanted),
+            Want::All | Want::From(_) => self.shape.n_batch.min(self.shape.n_output_rows),
             _ => self.shape.n_batch,
         };
         self.checkpoint(seq)?;
@@ -271,7 +271,7 @@ impl Session {
             let (first, pos) = (i * n_batch, self.seqs[seq].tokens.len() as u32);
             let n = chunk.len() as u32;
             let row = |(token, pos): (&u32, u32)| Row { token: *token, seq: seq as u32, pos };
-            let wanted = match want {
+            let output_rows = match want {
                 Want::All => (0..n).collect(),
                 Want::From(from) => (from.saturating_sub(first) as u32..n).collect(),
                 Want::Last | Want::Argmax if first + chunk.len() == tokens.len() => vec![n - 1],
@@ -279,12 +279,12 @@ impl Session {
             };
             let batch = Batch {
                 rows: chunk.iter().zip(pos..).map(row).collect(),
-                wanted,
-                greedy: want == Want::Argmax,
+                output_rows,
+                argmax_only: want == Want::Argmax,
                 deterministic_rows: false,
             };
             self.read_batch((seq, chunk), &batch, (first, tokens.len()), looking)?;
-            if !batch.wanted.is_empty() {
+            if !batch.output_rows.is_empty() {
                 results.extend_from_slice(self.engine.result(&batch));
             }
         }

@@ -10,7 +10,8 @@ use anyhow::{Context, Result, anyhow, bail};
 
 use super::known_keys;
 use super::{
-    Half, Op, Role, RowSet, Slot, SlotInfo, StateId, StateKind, StateSpec, Step, Tape, Weight, WeightId, WeightKind,
+    ExpertShare, Op, Role, RowSet, Slot, SlotInfo, StateId, StateKind, StateSpec, Step, Tape, Weight, WeightId,
+    WeightKind,
 };
 use crate::gguf::{Gguf, TensorType};
 use crate::quant::QuantType;
@@ -377,7 +378,7 @@ impl<'a> Builder<'a> {
             layer: self.layer,
             role,
             op: Arc::new(op),
-            half: Half::Whole,
+            share: ExpertShare::All,
             ins: ins.to_vec(),
             outs: outs.clone(),
             weights: weights.to_vec(),
@@ -445,9 +446,9 @@ impl<'a> Builder<'a> {
     /// If the file holds tensors that the family neither read nor ignored, or metadata keys that it did not read and
     /// that change what is computed, naming them: a model with a part that is not understood is refused, never run
     /// without it.
-    pub fn finish(self, logits: Slot, likeliest: Slot) -> Result<Tape> {
+    pub fn finish(self, logits: Slot, argmax: Slot) -> Result<Tape> {
         let mut tape = self.rec.tape.take();
-        (tape.logits, tape.likeliest) = (Some(logits), Some(likeliest));
+        (tape.logits, tape.argmax) = (Some(logits), Some(argmax));
         let (gguf, known, read) = (self.rec.gguf, self.rec.known.borrow(), self.rec.read.take());
         // What 4-bit activations would be divided by on hardware that has them. Here they are not 4-bit.
         for t in gguf.tensors.iter().filter(|t| !known.contains_key(&t.name)) {

@@ -97,7 +97,7 @@ pub struct Lists {
     /// Positions.
     pub positions: Ptr,
     /// Rows whose logits are wanted.
-    pub wanted: Ptr,
+    pub output_rows: Ptr,
 }
 
 /// Which matrix meets which rows.

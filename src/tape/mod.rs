@@ -35,9 +35,9 @@ pub enum RowSet {
     /// One per token.
     All,
     /// One per token whose logits are wanted.
-    Wanted,
-    /// One per token of which only the likeliest successor is wanted: as many as [`RowSet::Wanted`], or none.
-    Greedy,
+    Output,
+    /// One per token of which only the likeliest successor is wanted: as many as [`RowSet::Output`], or none.
+    Argmax,
 }
 
 /// What is known of a value before anything runs.
@@ -108,13 +108,13 @@ impl Weight {
 /// Which of a step's matrices it multiplies by: an expert layer that runs at two places at once stands twice in a tape,
 /// and the sum of both after it.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Half {
+pub enum ExpertShare {
     /// All.
-    Whole,
+    All,
     /// Those that lie in the GPU's memory by the time it runs.
-    Cached,
+    OnGpu,
     /// The others.
-    Rest,
+    OnCpu,
 }
 
 /// Which part of a model a step computes.
@@ -178,7 +178,7 @@ pub struct Step {
     /// What is done.
     pub op: Arc<dyn Op>,
     /// All of it, or the part of it that one of two places does.
-    pub half: Half,
+    pub share: ExpertShare,
     /// Values read.
     pub ins: Vec<Slot>,
     /// Values written; each slot is written by exactly one step.
@@ -203,7 +203,7 @@ pub struct Tape {
     /// The value that holds the logits: (wanted rows, n_vocab).
     pub logits: Option<Slot>,
     /// The value that holds the likeliest tokens and their logits: (greedy rows, 2).
-    pub likeliest: Option<Slot>,
+    pub argmax: Option<Slot>,
     /// Tensors that the family leaves alone, and why (in words).
     pub ignored: Vec<(String, &'static str)>,
     /// Values of which every row is kept, whether its logits are wanted or not: what a draft head reads.
@@ -226,7 +226,7 @@ impl Tape {
     /// Bytes of weights that one decoded token reads in a step. Of a step in halves the CPU's counts, as if nothing were
     /// cached.
     pub fn step_bytes(&self, step: &Step) -> usize {
-        if step.half == Half::Cached {
+        if step.share == ExpertShare::OnGpu {
             return 0;
         }
         let weights: Vec<&Weight> = step.weights.iter().map(|w| &self.weights[w.0 as usize]).collect();
@@ -238,7 +238,7 @@ impl Tape {
     /// # Panics
     /// If the tape is not finished.
     pub fn results(&self) -> [Slot; 2] {
-        [self.logits, self.likeliest].map(|x| x.expect("a finished tape has results"))
+        [self.logits, self.argmax].map(|x| x.expect("a finished tape has results"))
     }
 
     /// The number of layers.
@@ -269,9 +269,9 @@ pub struct Batch {
     /// The rows.
     pub rows: Vec<Row>,
     /// Indices of the rows whose logits are wanted, rising.
-    pub wanted: Vec<u32>,
+    pub output_rows: Vec<u32>,
     /// Only the likeliest token of each wanted row is asked for; its logits stay where they are.
-    pub greedy: bool,
+    pub argmax_only: bool,
     /// Every row is to come out, bit for bit, as if it were alone: on the CPU by row kernels only.
     pub deterministic_rows: bool,
 }
@@ -279,15 +279,15 @@ pub struct Batch {
 impl Batch {
     /// Row `t` of a value that has `rows` of them: of all rows, or of the wanted ones.
     pub fn row(&self, rows: usize, t: usize) -> Row {
-        self.rows[if rows == self.rows.len() { t } else { self.wanted[t] as usize }]
+        self.rows[if rows == self.rows.len() { t } else { self.output_rows[t] as usize }]
     }
 
     /// Rows that a value of this row set has.
     pub fn count(&self, rows: RowSet) -> usize {
         match rows {
             RowSet::All => self.rows.len(),
-            RowSet::Wanted => self.wanted.len(),
-            RowSet::Greedy => self.wanted.len() * self.greedy as usize,
+            RowSet::Output => self.output_rows.len(),
+            RowSet::Argmax => self.output_rows.len() * self.argmax_only as usize,
         }
     }
 }
@@ -406,7 +406,7 @@ pub trait Op: Debug + Send + Sync {
 
     /// Whether the work can be shared out by matrix of the first weight's stack, each place leaving out what the other
     /// has, so that the sum of both outputs is the result.
-    fn halves(&self) -> bool {
+    fn splits_by_expert(&self) -> bool {
         false
     }
 

@@ -182,7 +182,7 @@ impl State {
         }
     }
 
-    /// Takes note that what [`State::stretches`] lists was put into a sequence's part.
+    /// Takes note that what [`State::saved_ranges`] lists was put into a sequence's part.
     pub fn replaced(&mut self, seq: u32, tokens: usize, whole: bool) {
         let low = self.saved(tokens, whole).0;
         let part = &mut self.seqs[seq as usize];
@@ -194,7 +194,7 @@ impl State {
 
     /// Where in a sequence's part what cannot be found again once it has grown beyond `tokens` lies (`whole`: everything
     /// it remembers), in order: `(first byte, bytes)`. What is listed does not depend on the room that the ring has.
-    pub fn stretches(&self, tokens: usize, whole: bool) -> Vec<(usize, usize)> {
+    pub fn saved_ranges(&self, tokens: usize, whole: bool) -> Vec<(usize, usize)> {
         if self.spec.kind == StateKind::Fixed {
             return vec![(0, self.row_bytes)];
         }
@@ -310,13 +310,13 @@ mod tests {
         f32::from_le_bytes(s.row(0, row).try_into().unwrap())
     }
 
-    /// What [`State::stretches`] lists, one after the other.
+    /// What [`State::saved_ranges`] lists, one after the other.
     fn save(s: &State, tokens: usize) -> Vec<u8> {
-        s.stretches(tokens, false).into_iter().flat_map(|(at, n)| s.of(0).bytes[at..at + n].to_vec()).collect()
+        s.saved_ranges(tokens, false).into_iter().flat_map(|(at, n)| s.of(0).bytes[at..at + n].to_vec()).collect()
     }
 
     fn load(s: &mut State, tokens: usize, mut saved: &[u8]) {
-        for (at, n) in s.stretches(tokens, false) {
+        for (at, n) in s.saved_ranges(tokens, false) {
             let (piece, rest) = saved.split_at(n);
             s.of_mut(0).bytes[at..at + n].copy_from_slice(piece);
             saved = rest;

@@ -7,7 +7,7 @@ use anyhow::Result;
 use crate::gguf::Gguf;
 use crate::plan::{self, Fit, Place, Refused, Shape, Stage};
 use crate::session::{self, Options};
-use crate::tape::{Half, Role, RowSet, StateKind, Step, Tape, UnusedKey, Weight, WeightKind};
+use crate::tape::{ExpertShare, Role, RowSet, StateKind, Step, Tape, UnusedKey, Weight, WeightKind};
 
 /// A model that is recorded and placed.
 pub(super) struct PlacedModel<'a> {
@@ -81,7 +81,7 @@ pub(super) struct PlacementFacts {
 impl PlacementFacts {
     fn new(m: &PlacedModel<'_>) -> PlacementFacts {
         let (tape, p) = (&m.placed.tape, m.placed);
-        let halves = tape.steps.iter().filter(|s| s.half == Half::Rest);
+        let halves = tape.steps.iter().filter(|s| s.share == ExpertShare::OnCpu);
         let passing = |s: &Step| (plan::experts_of(tape, s) - p.plan.cache.slots) * plan::expert_bytes(tape, s);
         let streamed: usize = halves.map(passing).sum();
         let all_there = p.plan.places.iter().all(|p| *p != Place::Cpu);
@@ -89,11 +89,11 @@ impl PlacementFacts {
             .then(|| m.options.n_batch as f64 / (streamed as f64 / m.bus));
         PlacementFacts {
             flags: p.flags(&m.options.ask),
-            words: if p.plan.on_gpu() { p.words() } else { "everything on the CPU".into() },
+            words: if p.plan.on_gpu() { p.describe() } else { "everything on the CPU".into() },
             refused: p.refused.clone(),
             less: p.less.clone(),
             vram: m.vram,
-            needed: p.room.total(),
+            needed: p.footprint.total(),
             prompt: through,
         }
     }
@@ -147,7 +147,7 @@ impl ModelFacts {
             let here = || tape.steps.iter().zip(&plan.places).filter(|(_, p)| **p == place).map(|(s, _)| s);
             let ids: HashSet<_> = here().flat_map(|s| &s.weights).collect();
             let states = tape.states.iter().zip(&plan.state_places).filter(|(_, p)| **p == place);
-            let room = m.placed.room;
+            let room = m.placed.footprint;
             let gpu = place.is_gpu();
             let weights = || ids.iter().map(|w| tape.weights[w.0 as usize].bytes).sum();
             let states = || states.clone().map(|(s, _)| s.bytes(n_ctx, o.n_batch)).sum();
@@ -162,7 +162,7 @@ impl ModelFacts {
             });
         }
         places.retain(|p| p.steps > 0);
-        for step in tape.steps.iter().filter(|s| s.half != Half::Cached) {
+        for step in tape.steps.iter().filter(|s| s.share != ExpertShare::OnGpu) {
             let part = &mut parts[step.role as usize];
             let list = weights(tape, step);
             let (all, read) = (list.iter().map(|w| w.bytes).sum::<usize>(), tape.step_bytes(step));

@@ -40,15 +40,15 @@ struct State {
 
 /// Parts of a model's files, being pinned.
 #[derive(Default)]
-pub(super) struct Pins {
+pub(super) struct PinnedExperts {
     pieces: Arc<Vec<Piece>>,
     state: Arc<State>,
     thread: Option<JoinHandle<()>>,
 }
 
-impl std::fmt::Debug for Pins {
+impl std::fmt::Debug for PinnedExperts {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
-        write!(f, "Pins({})", self.words())
+        write!(f, "PinnedExperts({})", self.describe())
     }
 }
 
@@ -77,9 +77,9 @@ fn pieces(owner: &Shared, mut parts: Vec<Range<usize>>) -> Vec<Piece> {
     list
 }
 
-impl Pins {
+impl PinnedExperts {
     /// Pins these tensors of a model: the first piece now, the others in the background.
-    pub(super) fn start(gpu: &Arc<Gpu>, gguf: &Gguf, tensors: impl Iterator<Item = usize>) -> Pins {
+    pub(super) fn start(gpu: &Arc<Gpu>, gguf: &Gguf, tensors: impl Iterator<Item = usize>) -> PinnedExperts {
         let mut parts: Vec<Vec<Range<usize>>> = Vec::new();
         for t in tensors.map(|t| &gguf.tensors[t]) {
             parts.resize(parts.len().max(t.shard + 1), Vec::new());
@@ -88,8 +88,8 @@ impl Pins {
         let used = parts.into_iter().enumerate().filter(|(_, p)| !p.is_empty());
         let mut list: Vec<Piece> = used.flat_map(|(shard, p)| pieces(&gguf.share(shard), p)).collect();
         list.sort_by_key(|p| p.at.start);
-        let mut pins = Pins { pieces: Arc::new(list), state: Arc::default(), thread: None };
-        let (state, pieces) = (pins.state.clone(), pins.pieces.clone());
+        let mut pinned = PinnedExperts { pieces: Arc::new(list), state: Arc::default(), thread: None };
+        let (state, pieces) = (pinned.state.clone(), pinned.pieces.clone());
         let refuse = |state: &State, why: String| *state.why.lock().unwrap_or_else(PoisonError::into_inner) = Some(why);
         let may = Memory::of_this_machine().map_or(usize::MAX, |m| (m.free as f64 * SHARE) as usize);
         let one = move |gpu: &Gpu, i: usize| {
@@ -117,20 +117,20 @@ impl Pins {
                 }
             }
         };
-        let n = pins.pieces.len();
+        let n = pinned.pieces.len();
         if n > 0 && one(gpu, 0) && n > 1 {
             let gpu = gpu.clone();
-            let state = pins.state.clone();
+            let state = pinned.state.clone();
             let rest = move || match gpu.enter() {
                 Ok(()) => drop((1..n).all(|i| one(&gpu, i))),
                 Err(e) => refuse(&state, format!("{e:#}")),
             };
-            match std::thread::Builder::new().name("pins".into()).spawn(rest) {
-                Ok(thread) => pins.thread = Some(thread),
-                Err(e) => refuse(&pins.state, format!("no thread could be started: {e}")),
+            match std::thread::Builder::new().name("pinned".into()).spawn(rest) {
+                Ok(thread) => pinned.thread = Some(thread),
+                Err(e) => refuse(&pinned.state, format!("no thread could be started: {e}")),
             }
         }
-        pins
+        pinned
     }
 
     /// `bytes` in parts that the device can copy from by itself; None if it cannot, or not yet.
@@ -149,7 +149,7 @@ impl Pins {
     }
 
     /// How much is pinned, and what kept the rest from it, in words.
-    pub(super) fn words(&self) -> String {
+    pub(super) fn describe(&self) -> String {
         let ready = self.state.ready.load(Ordering::Acquire);
         let size = |p: &[Piece]| match p.iter().map(|p| p.at.len()).sum::<usize>() as f64 / 1e9 {
             gb if gb < 1.0 => format!("{:.0} MB", gb * 1e3),
@@ -169,7 +169,7 @@ impl Pins {
     }
 }
 
-impl Drop for Pins {
+impl Drop for PinnedExperts {
     fn drop(&mut self) {
         self.state.stop.store(true, Ordering::Relaxed);
         if let Some(thread) = self.thread.take() {
@@ -202,13 +202,13 @@ mod tests {
             assert!(p.at.end == from + all.len() || p.at.end.is_multiple_of(PAGE), "{i}");
             assert!(i == 0 || list[i - 1].at.end <= p.at.start, "no page is pinned twice");
         }
-        let pins = Pins { pieces: Arc::new(list), state: Arc::default(), thread: None };
-        assert!(pins.parts(&all[0..1]).is_none(), "nothing is ready yet");
-        pins.state.ready.store(pins.pieces.len(), Ordering::Release);
+        let pinned = PinnedExperts { pieces: Arc::new(list), state: Arc::default(), thread: None };
+        assert!(pinned.parts(&all[0..1]).is_none(), "nothing is ready yet");
+        pinned.state.ready.store(pinned.pieces.len(), Ordering::Release);
         for part in parts {
-            let got = pins.parts(&all[part.clone()]).expect("pinned");
+            let got = pinned.parts(&all[part.clone()]).expect("pinned");
             assert_eq!(got.iter().map(|p| p.len()).sum::<usize>(), part.len());
         }
-        assert!(pins.parts(&all[12 * PAGE..13 * PAGE]).is_none(), "nobody asked for these");
+        assert!(pinned.parts(&all[12 * PAGE..13 * PAGE]).is_none(), "nobody asked for these");
     }
 }

@@ -5,8 +5,8 @@ use anyhow::{Context, Result};
 use super::{Place, Plan, shared_states};
 use crate::cuda::{Arena, CacheArg, Ptr};
 use crate::tape::{
-    Batch, GpuIo, GpuState, GpuValue, GpuWeight, Half, Lists, Row, Scratch, Slot, StateId, StateKind, StateSpec, Step,
-    Tape, WeightId, WeightKind,
+    Batch, ExpertShare, GpuIo, GpuState, GpuValue, GpuWeight, Lists, Row, Scratch, Slot, StateId, StateKind, StateSpec,
+    Step, Tape, WeightId, WeightKind,
 };
 
 /// How much a model is to hold.
@@ -19,7 +19,7 @@ pub struct Shape {
     /// Tokens of a batch.
     pub n_batch: usize,
     /// Those of them whose logits are wanted, at most.
-    pub n_wanted: usize,
+    pub n_output_rows: usize,
 }
 
 /// The step of addresses that everything in device memory begins at.
@@ -30,7 +30,7 @@ pub const LISTS: usize = 4;
 
 /// Bytes that a plan takes on a device, by what for.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
-pub struct Room {
+pub struct Footprint {
     /// Weights that lie there for good.
     pub weights: usize,
     /// What the sequences remember.
@@ -47,14 +47,14 @@ pub struct Room {
     pub ring: usize,
 }
 
-impl Room {
+impl Footprint {
     /// All together.
     pub fn total(&self) -> usize {
         self.weights + self.states + self.values + self.scratch + self.header + self.cache + self.ring
     }
 
     /// What it is for.
-    pub fn words(&self) -> String {
+    pub fn describe(&self) -> String {
         let parts = [
             (self.weights, "weights"),
             (self.states, "context"),
@@ -67,16 +67,16 @@ impl Room {
     }
 
     /// What a plan will take.
-    pub fn of(tape: &Tape, plan: &Plan, needs: &Needs, shape: Shape) -> Room {
+    pub fn of(tape: &Tape, plan: &Plan, needs: &Needs, shape: Shape) -> Footprint {
         let Shape { n_seq, n_ctx, n_batch, .. } = shape;
-        let mut sum = Room::default();
+        let mut sum = Footprint::default();
         let mut seen = vec![false; tape.weights.len()];
         let mut states = vec![false; tape.states.len()];
         let mut tables: Vec<&str> = Vec::new();
         sum.header = (LISTS * n_batch * 4).next_multiple_of(ALIGN);
         for (i, step) in tape.steps.iter().enumerate().filter(|(i, _)| plan.places[*i].is_gpu()) {
             for w in step.weights.iter().map(|w| w.0 as usize) {
-                if !passes_through(tape, step, w) && !std::mem::replace(&mut seen[w], true) {
+                if !streams_through(tape, step, w) && !std::mem::replace(&mut seen[w], true) {
                     sum.weights += weight_bytes(tape, w).next_multiple_of(ALIGN);
                 }
             }
@@ -91,11 +91,11 @@ impl Room {
                     sum.header += (row_bytes * n_batch).next_multiple_of(ALIGN);
                 }
             }
-            if step.half == Half::Cached {
+            if step.share == ExpertShare::OnGpu {
                 sum.header += (experts_of(tape, step) * 4).next_multiple_of(ALIGN);
                 sum.cache +=
                     stacks(tape, step).map(|(_, b)| (plan.cache.slots * b).next_multiple_of(ALIGN)).sum::<usize>();
-                sum.ring = sum.ring.max(2 * half_ring_bytes(tape, step, plan.cache.ring));
+                sum.ring = sum.ring.max(2 * ring_part_bytes(tape, step, plan.cache.ring));
             }
             sum.scratch = sum.scratch.max(needs.scratch[i]);
         }
@@ -131,8 +131,8 @@ impl Needs {
             let rows = (0..n as u32).map(|pos| Row { token: 0, seq: 0, pos }).collect();
             let batch = Batch {
                 rows,
-                wanted: (0..n.min(shape.n_wanted) as u32).collect(),
-                greedy: true,
+                output_rows: (0..n.min(shape.n_output_rows) as u32).collect(),
+                argmax_only: true,
                 deterministic_rows: false,
             };
             for (i, step) in tape.steps.iter().enumerate().filter(|(i, _)| refuses[*i].is_none()) {
@@ -186,8 +186,8 @@ fn refuses(tape: &Tape, step: &Step) -> Option<String> {
 }
 
 /// Whether a weight of a step is a stack of which a GPU holds a part at a time.
-pub fn passes_through(tape: &Tape, step: &Step, weight: usize) -> bool {
-    step.half == Half::Cached && tape.weights[weight].kind == WeightKind::Matrix
+pub fn streams_through(tape: &Tape, step: &Step, weight: usize) -> bool {
+    step.share == ExpertShare::OnGpu && tape.weights[weight].kind == WeightKind::Matrix
 }
 
 /// Bytes of a weight as a GPU holds it.
@@ -216,7 +216,7 @@ pub fn expert_bytes(tape: &Tape, step: &Step) -> usize {
 }
 
 /// One of the two halves of the ring: where each expert lies (int32), then so many experts, stack after stack.
-pub fn half_ring_bytes(tape: &Tape, step: &Step, experts: usize) -> usize {
+pub fn ring_part_bytes(tape: &Tape, step: &Step, experts: usize) -> usize {
     if experts == 0 {
         return 0;
     }

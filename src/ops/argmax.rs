@@ -1,4 +1,4 @@
-//! likeliest: the number of the largest value of each row and that value, where nothing else of a row is asked for: so
+//! argmax: the number of the largest value of each row and that value, where nothing else of a row is asked for: so
 //! that a vocabulary's logits need not leave the GPU. Of equal values the first counts; a NaN counts before all, so that
 //! it is noticed.
 
@@ -10,11 +10,11 @@ use crate::sample::argmax;
 use crate::tape::{Builder, CpuIo, GpuIo, Op, Slot};
 
 #[derive(Debug)]
-struct Likeliest;
+struct Argmax;
 
-impl Op for Likeliest {
+impl Op for Argmax {
     fn name(&self) -> &'static str {
-        "likeliest"
+        "argmax"
     }
 
     fn cpu(&self, io: &mut CpuIo<'_>) {
@@ -35,8 +35,8 @@ impl Op for Likeliest {
 }
 
 impl Builder<'_> {
-    /// The likeliest of each row of `logits`: (greedy rows, number and value).
-    pub(crate) fn likeliest(&self, logits: Slot) -> Slot {
-        self.push_named("likeliest", Likeliest, &[logits], &[2], &[], &[])[0]
+    /// The argmax of each row of `logits`: (greedy rows, number and value).
+    pub(crate) fn argmax(&self, logits: Slot) -> Slot {
+        self.push_named("argmax", Argmax, &[logits], &[2], &[], &[])[0]
     }
 }

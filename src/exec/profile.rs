@@ -23,7 +23,7 @@ use crate::cpu::{Group, Pool, grouped};
 use crate::plan::Place;
 use crate::quant::Acts;
 use crate::quant::{self, QuantType, Rng};
-use crate::tape::{Batch, CpuIo, Half, Row, State, Step, Tape, Weight, WeightId, WeightKind, WeightView, Work};
+use crate::tape::{Batch, CpuIo, ExpertShare, Row, State, Step, Tape, Weight, WeightId, WeightKind, WeightView, Work};
 
 /// Blocks of a format that are made at random; the rest of a buffer repeats them.
 const MADE: usize = 64 << 10;
@@ -39,7 +39,7 @@ const BULK: usize = 64 << 20;
 
 /// A tape and what it needs to be walked.
 #[derive(Debug)]
-pub struct Rehearsal<'a> {
+pub struct SyntheticRun<'a> {
     tape: &'a Tape,
     pool: &'a Pool,
     /// The steps that are walked.
@@ -57,7 +57,7 @@ pub struct Rehearsal<'a> {
 
 /// What a walk took.
 #[derive(Clone, Debug)]
-pub struct Walked {
+pub struct Profile {
     /// Seconds of a token: the median, which is one that nothing disturbed.
     pub token: f64,
     /// The mean, in which other programs' turns on the cores count too.
@@ -112,10 +112,10 @@ fn rows_bytes(w: &Weight) -> usize {
     w.bytes / w.shape[1] * LOOKED_UP.min(w.shape[1])
 }
 
-impl Rehearsal<'_> {
+impl SyntheticRun<'_> {
     /// Prepares a walk of the steps that `places` leaves to the CPU, with `depth` tokens in the context, in about `room`
     /// bytes.
-    pub fn new<'a>(tape: &'a Tape, places: &[Place], pool: &'a Pool, depth: usize, room: usize) -> Rehearsal<'a> {
+    pub fn new<'a>(tape: &'a Tape, places: &[Place], pool: &'a Pool, depth: usize, room: usize) -> SyntheticRun<'a> {
         // For the sake of one step a buffer grows to this; steps that want more are not walked.
         let largest = room.saturating_mul(2);
         let weight = |id: &WeightId| &tape.weights[id.0 as usize];
@@ -135,7 +135,7 @@ impl Rehearsal<'_> {
                 };
                 *wants.entry(w.format()).or_default() += aligned(w.format(), bytes);
             }
-            let walked = !place.is_gpu() && step.half != Half::Cached && wants.values().all(|n| *n <= largest);
+            let walked = !place.is_gpu() && step.share != ExpertShare::OnGpu && wants.values().all(|n| *n <= largest);
             steps.push(walked);
             for id in matrices(step).filter(|_| walked) {
                 let (w, wanted) = (weight(id), &mut wanted[id.0 as usize]);
@@ -165,7 +165,7 @@ impl Rehearsal<'_> {
             WeightKind::Vector => (vec![1.0 / 32.0; w.count()], Vec::new()),
             WeightKind::Ints { below } => (Vec::new(), (0..w.count()).map(|i| (i % below.max(1)) as i32).collect()),
         });
-        Rehearsal {
+        SyntheticRun {
             tape,
             pool,
             steps,
@@ -210,13 +210,13 @@ impl Rehearsal<'_> {
     }
 
     /// Walks tokens for about so long: one that warms the caches, then at least one that counts.
-    pub fn walk(&self, time: Duration) -> Walked {
+    pub fn walk(&self, time: Duration) -> Profile {
         let tape = self.tape;
         let n_ctx = self.depth + POSITIONS;
         let mut states: Vec<State> = tape.states.iter().map(|s| State::new(s, 1, n_ctx, 1)).collect();
         for state in &mut states {
             // Written, so that rows are memory of their own: what was never written is one page of zeros.
-            for (at, len) in state.stretches(self.depth, true) {
+            for (at, len) in state.saved_ranges(self.depth, true) {
                 state.of_mut(0).bytes[at..at + len].fill(0);
             }
             state.replaced(0, self.depth, true);
@@ -232,8 +232,8 @@ impl Rehearsal<'_> {
             let pos = (self.depth + i % POSITIONS) as u32;
             let batch = Batch {
                 rows: vec![Row { token, seq: 0, pos }],
-                wanted: vec![0],
-                greedy: false,
+                output_rows: vec![0],
+                argmax_only: false,
                 deterministic_rows: false,
             };
             work.angles.clear();
@@ -252,7 +252,7 @@ impl Rehearsal<'_> {
         let logits = tape.logits.map(|l| std::mem::take(&mut values[l.0 as usize])).unwrap_or_default();
         let mean = tokens[1..].iter().sum::<f64>() / (tokens.len() - 1) as f64;
         let steps = steps.iter().map(|s| counted(s)).collect();
-        Walked { token: counted(&tokens).unwrap_or(0.0), mean, steps, logits }
+        Profile { token: counted(&tokens).unwrap_or(0.0), mean, steps, logits }
     }
 
     fn step(
@@ -370,7 +370,7 @@ mod tests {
             let tape = tape(name);
             let places = vec![Place::Cpu; tape.steps.len()];
             for (depth, room) in [(0, 1 << 30), (700, 1 << 30), (3000, 256 << 10)] {
-                let walked = Rehearsal::new(&tape, &places, &pool, depth, room).walk(Duration::ZERO);
+                let walked = SyntheticRun::new(&tape, &places, &pool, depth, room).walk(Duration::ZERO);
                 assert!(walked.steps.iter().all(|s| s.is_some_and(|s| s > 0.0)), "{name} at {depth}");
                 assert!(walked.token >= walked.steps.iter().flatten().sum::<f64>() * 0.5, "{name} at {depth}");
                 assert!(walked.mean > 0.0 && walked.logits.len() == tape.n_vocab());
@@ -385,7 +385,7 @@ mod tests {
         let experts = |s: &Step| s.op.name() == "experts";
         let places: Vec<Place> =
             tape.steps.iter().map(|s| if experts(s) { Place::Cpu } else { Place::Gpu(0) }).collect();
-        let walked = Rehearsal::new(&tape, &places, &pool, 0, 1 << 20).walk(Duration::ZERO);
+        let walked = SyntheticRun::new(&tape, &places, &pool, 0, 1 << 20).walk(Duration::ZERO);
         for (step, time) in tape.steps.iter().zip(&walked.steps) {
             assert_eq!(experts(step), time.is_some(), "{}", step.label);
         }
@@ -396,7 +396,7 @@ mod tests {
     fn formats_that_are_there_have_a_rate_and_others_none() {
         let pool = Pool::new(1).unwrap();
         let tape = tape("qwen3moe");
-        let r = Rehearsal::new(&tape, &vec![Place::Cpu; tape.steps.len()], &pool, 0, 1 << 30);
+        let r = SyntheticRun::new(&tape, &vec![Place::Cpu; tape.steps.len()], &pool, 0, 1 << 30);
         assert!(r.rate("F32").unwrap() > 0.0);
         assert!(r.rate("IQ1_M").is_none());
     }
