@@ -18,7 +18,7 @@ use crate::cuda::{Grid, Ptr, int, launch};
 use crate::tape::{Builder, CpuIo, GpuIo, Op, Slot};
 
 /// 2 sqrt(2 / pi).
-const GELU: f32 = 1.595_769_1;
+const GELU: f32 = 1.595_769;
 
 /// The gating function.
 #[derive(Clone, Copy, Debug, PartialEq)]
