@@ -387,7 +387,9 @@ pub(super) fn unused(gguf: &Gguf, arch: &str, read: &HashSet<String>) -> Result<
     let other = |name: &str| gguf.meta.get(&format!("{prefix}{name}"));
     let (mut unused, mut refused) = (Vec::new(), Vec::new());
     for (key, value) in gguf.meta.iter() {
-        let Some(name) = key.strip_prefix(&prefix).filter(|name| !read.contains(*name)) else { continue };
+        // The session reads the training context, and takes its own from it.
+        let used = |name: &str| read.contains(name) || name == "context_length";
+        let Some(name) = key.strip_prefix(&prefix).filter(|name| !used(name)) else { continue };
         let (why, known) = match classify(name, value, &other) {
             Class::Idle(why) => (why.to_owned(), true),
             Class::Neutral(what) => (format!("{what}; without effect at this value"), true),
