@@ -1,4 +1,4 @@
-//! A sequence as a file: what it remembers, and beside it a text of the caller's (the conversation).
+//! A sequence as a file: what it remembers, together with a text of the caller's (the conversation).
 //!
 //! ```text
 //! file  "tandem\x1a\n" | u32 version | u64 bytes of the head | u64 bytes of the states | head | sum | states | sum
@@ -10,7 +10,7 @@
 //! the batch, the threads and the placement are, so a sequence can be taken up under others. What must agree is the model
 //! (its fingerprint) and how states are kept (the cache types).
 //!
-//! A file is replaced as a whole: written beside its place under a name of its own, synced, renamed. It is read once, into
+//! A file is replaced as a whole: written to the same folder under a temporary name, synced, renamed. It is read once, into
 //! memory that becomes the sequence's when the last sum was right.
 
 use std::fs::{self, File};
@@ -38,7 +38,7 @@ const SUM: u64 = 16;
 /// More than any head has: a text of millions of tokens.
 const MOST_HEAD: u64 = 256 << 20;
 
-/// Bytes that are read or written at once, so that they are summed while they lie in the CPU's caches.
+/// Bytes that are read or written at once, so that they are summed while they are in the CPU's caches.
 const PIECE: usize = 256 << 10;
 
 /// Bytes of each tensor that the fingerprint takes in: a page, which costs a disk no more than one byte of it.
@@ -48,12 +48,12 @@ const PAGE: usize = 4096;
 const BEGINS: &str = ".tandem-";
 const ENDS: &str = ".part";
 
-/// What a saved sequence is, without what it remembers.
+/// The header of a saved sequence, without its states.
 #[derive(Clone, Debug, PartialEq)]
 pub struct Head {
     /// The model's name and file, for people.
     pub model: String,
-    /// What tells the model from others.
+    /// The fingerprint of the model.
     pub fingerprint: String,
     /// The tokens read.
     pub tokens: Vec<u32>,
@@ -76,7 +76,7 @@ pub fn save(path: &Path, session: &Session, seq: usize, note: &str) -> Result<()
         .with_context(|| format!("cannot save to {}", path.display()))
 }
 
-/// Saves a text of the caller's, in the same way, beside a sequence that has read nothing.
+/// Saves a text of the caller's, in the same way, with a sequence that has read nothing.
 ///
 /// # Errors
 /// As [`save`].
@@ -85,8 +85,8 @@ pub fn save_note(path: &Path, session: &Session, note: &str) -> Result<()> {
     replace(path, |file| head.write(session, None, file)).with_context(|| format!("cannot save to {}", path.display()))
 }
 
-/// What tells a sequence that begins with these tokens from one of another model, other cache types or other tokens: a name
-/// for a file of it.
+/// Returns a file name for a sequence that begins with these tokens, which differs for other models, cache types and
+/// tokens.
 ///
 /// # Errors
 /// If the model's file cannot be read.
@@ -191,8 +191,7 @@ impl Head {
         file.read_exact(&mut text)?;
         file.agree("head")?;
         let head: Value = serde_json::from_slice(&text)?;
-        let head =
-            Head::parse(&head, bytes).context("its head lacks what this program needs: it was not saved by it")?;
+        let head = Head::parse(&head, bytes).context("its header is incomplete: this program did not save it")?;
         Ok((file, head))
     }
 
@@ -244,7 +243,7 @@ impl Head {
     }
 }
 
-/// What a state is, as far as its saved contents go.
+/// Describes the layout of a state's saved contents.
 fn describe(s: &StateSpec) -> String {
     let (label, width, ty) = (&s.label, s.width, s.ty.name);
     match s.kind {
@@ -266,9 +265,9 @@ fn name(gguf: &Gguf) -> String {
     }
 }
 
-/// What tells a model from others: its metadata, the names, shapes and types of its tensors, and a page of each. It is the
-/// same for any shard, for other splits, and whatever a file says of its origin and of how a conversation is written:
-/// what a sequence remembers depends on none of that.
+/// The fingerprint of a model: a hash of its metadata, the names, shapes and types of its tensors, and a page of each.
+/// It is the same for any shard, for other splits, and whatever a file says of its origin and of how a conversation is
+/// written: the states of a sequence depend on none of that.
 fn fingerprint(gguf: &Gguf) -> Result<String> {
     let of_file = |key: &str| {
         let about = ["general.", "split.", "tokenizer.chat_template"].iter().any(|part| key.starts_with(part));

@@ -8,7 +8,7 @@ use std::time::Instant;
 use anyhow::{Context, Result, bail};
 
 use super::{Failure, args, gguf, open, options, read_text, signals, stats, usage};
-use crate::eval::base::{Reader, Writer, file_bytes};
+use crate::eval::base::{BaseReader, BaseWriter, file_bytes};
 use crate::eval::{self, Chunks, Divergence, Likelihood, LogProbs};
 use crate::gguf::Gguf;
 use crate::session::{Options, Session, Want, context};
@@ -46,7 +46,7 @@ fn measure(a: &args::Perplexity, base: Option<&Path>, limit: usize) -> Result<()
 
     let mut reading = Reading::new(gguf, (o, &a.model), &tokenizer, chunks, tokens)?;
     let n_vocab = reading.session.n_vocab();
-    let mut writer = base.map(|path| Writer::create(path, chunks, n_vocab, &reading.tokens)).transpose()?;
+    let mut writer = base.map(|path| BaseWriter::create(path, chunks, n_vocab, &reading.tokens)).transpose()?;
     if let Some(path) = base {
         let mb = file_bytes(chunks, n_vocab) as f64 / 1e6;
         tracing::info!("{}: the logits of {} rows, {mb:.1} MB when done", path.display(), chunks.n_rows());
@@ -76,7 +76,7 @@ fn measure(a: &args::Perplexity, base: Option<&Path>, limit: usize) -> Result<()
 
 /// The figures of the model against those in the file `base`.
 fn compare(a: &args::Perplexity, base: &Path, limit: usize) -> Result<()> {
-    let mut base = Reader::open(base)?;
+    let mut base = BaseReader::open(base)?;
     let o = Options { n_output_rows: None, ..options(&a.model)? };
     let gguf = gguf(a.model.model.as_deref(), &o.load)?;
     if let Some(n) = a.model.ctx_size {

@@ -39,8 +39,12 @@ pub struct Header {
     pub data: u64,
 }
 
-/// Reads the header of a file of `len` bytes that starts with `bytes` (all of the file, or enough of it); `file` stands
-/// in errors. Every tensor it returns lies inside the file, aligned, and overlaps no other.
+/// Reads the header of a file of `len` bytes that starts with `bytes` (all of the file, or enough of it); errors call
+/// it `file`. Every tensor that is returned is inside the file, aligned, and overlaps no other.
+///
+/// # Errors
+/// If the header is malformed or a tensor is not inside the file; the message names the file, the place and what was
+/// expected.
 pub fn parse(bytes: &[u8], len: u64, file: &Path) -> Result<Header> {
     let mut meta = Meta::new(file);
     let file = file.display();
@@ -106,7 +110,7 @@ fn check_start(bytes: &[u8], len: u64) -> Result<u32, String> {
         let what = match bytes {
             [b'F', b'U', b'G', b'G', ..] => return Err(big_endian()),
             [b't', b'j', b'g', b'g', ..] | [b'f', b'm', b'g', b'g', ..] | [b'l', b'm', b'g', b'g', ..] => {
-                "a GGML file from before GGUF: convert the original model anew"
+                "a GGML file from before GGUF: convert the original model again"
             }
             [b'P', b'K', 3, 4, ..] => "a zip archive (a PyTorch checkpoint?): convert it to GGUF first",
             [b'v', b'e', b'r', b's', b'i', b'o', b'n', b' ', ..] => {
@@ -121,7 +125,7 @@ fn check_start(bytes: &[u8], len: u64) -> Result<u32, String> {
     }
     match version {
         2 | 3 => Ok(version),
-        1 => Err("it is GGUF version 1, expected 2 or 3: convert the original model anew".into()),
+        1 => Err("it is GGUF version 1, expected 2 or 3: convert the original model again".into()),
         v if (1..=3).contains(&v.swap_bytes()) => Err(big_endian()),
         v => Err(format!("it is GGUF version {v}, expected 2 or 3: it is damaged, or newer than this program")),
     }

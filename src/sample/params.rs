@@ -1,7 +1,7 @@
 //! What can be asked of a sampler: every parameter, its default, its names, and what it may be.
 //!
 //! Fields have the names of llama.cpp's server API; defaults are llama.cpp's (common/common.h). Its other names for them,
-//! in flags and in a GGUF file's `general.sampling.*`, stand in one table with the ranges, so that a value is checked the
+//! in flags and in a GGUF file's `general.sampling.*`, are in one table with the ranges, so that a value is checked the
 //! same way wherever it comes from.
 
 use super::order::Stage;
@@ -33,7 +33,7 @@ pub struct Params {
     pub xtc_probability: f32,
     /// From which probability on a token is one of the likely; above 0.5, XTC is off.
     pub xtc_threshold: f32,
-    /// Cuts that add up probabilities leave at least so many candidates, and so does min-p; XTC does not cut below it.
+    /// Cuts that add up probabilities leave at least this many candidates, and so does min-p; XTC does not cut below it.
     pub min_keep: i32,
     /// How many of the last tokens are penalized; -1 is all of them, 0 none.
     pub repeat_last_n: i32,
@@ -45,7 +45,7 @@ pub struct Params {
     pub frequency_penalty: f32,
     /// DRY takes multiplier x base ^ (repeated tokens - allowed length) off a logit; 0 is off.
     pub dry_multiplier: f32,
-    /// See there.
+    /// The base of DRY's penalty, as [`Params::dry_multiplier`] gives its formula.
     pub dry_base: f32,
     /// Repetitions shorter than this cost nothing.
     pub dry_allowed_length: i32,
@@ -154,6 +154,9 @@ impl Params {
 
     /// Sets the number of this name, in any of llama.cpp's spellings. False if there is no such number; an error, which
     /// is what was expected instead, if the value cannot be.
+    ///
+    /// # Errors
+    /// If the value is not of the parameter's kind, or out of its range.
     pub fn set(&mut self, name: &str, value: f64) -> Result<bool, String> {
         match number(name) {
             None => return Ok(false),

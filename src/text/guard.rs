@@ -6,14 +6,14 @@
 //! control token is found across one. What is cut into tokens is the text as it was.
 //!
 //! ```text
-//! U+FDD0           a mark: what stands before it and what stands after it are not parts of one control token
+//! U+FDD0           a mark: the text before it and the text after it are not parts of one control token
 //! U+FDD1 U+FDD2    U+FDD0, as someone wrote it
 //! U+FDD1 U+FDD3    U+FDD1, as someone wrote it
 //! ```
 //!
 //! These are noncharacters, which Unicode keeps for uses like this one. A mark is never part of an escape, so nothing
-//! before it can take it away. Marks stand within a string's text and not around it, so that a template may trim, split,
-//! compare and join what is guarded; none stands where one of the template's own tokens could be cut by it.
+//! before it can take it away. Marks are within a string's text and not around it, so that a template may trim, split,
+//! compare and join what is guarded; none is where one of the template's own tokens could be cut by it.
 //!
 //! Two ways to a control token remain, both the template's own doing: it writes its beginning and its end around a
 //! guarded text (`'<|' + name + '|>'`), or makes other text of a guarded one (takes out its middle, turns capitals into
@@ -108,6 +108,9 @@ impl Tokenizer {
 
     /// The tokens of a prompt: a template's text with its control tokens, and guarded text, which has none. The begin
     /// token comes first where the file asks for it and the template did not write it.
+    ///
+    /// # Errors
+    /// If the text cannot be encoded.
     pub fn encode_prompt(&self, prompt: &str) -> Result<Vec<u32>> {
         let (text, marks) = unguard(prompt);
         let at = |p: usize| marks.binary_search(&p).is_ok();

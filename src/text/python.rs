@@ -1,7 +1,7 @@
 //! What Python and jinja2 do to the values of a template, where minijinja's way differs.
 //!
 //! Every difference here was seen by rendering the same snippets with both. Not taken over are differences of which no
-//! template is known: floats below 1e-4 or from 1e16 on within printed lists and beside `~`; `"%d" % n`, a macro's
+//! template is known: floats below 1e-4 or from 1e16 on within printed lists and next to `~`; `"%d" % n`, a macro's
 //! `varargs` and rarer methods and filters, which are errors; and that Python refuses some of what minijinja allows
 //! (`for` over none, `'a' < 1`).
 
@@ -12,7 +12,7 @@ use minijinja_contrib::pycompat::unknown_method_callback;
 
 use super::guard::is_mark;
 
-/// Lists within lists that are written as JSON; no tool's description has so many.
+/// Lists within lists that are written as JSON; no tool's description is nested that deep.
 const MOST_DEPTH: usize = 200;
 
 /// Gives a template's environment Python's ways.
@@ -238,9 +238,9 @@ struct Json {
     ascii: bool,
     sorted: bool,
     indent: Option<String>,
-    /// What stands between two items.
+    /// The separator between two items.
     item: String,
-    /// What stands between a key and its value.
+    /// The separator between a key and its value.
     key: String,
 }
 
