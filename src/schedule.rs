@@ -59,7 +59,7 @@ pub struct Answer {
 
 /// A sequence of the session that answers a request.
 #[derive(Debug)]
-struct Slot<'t> {
+struct ActiveRequest<'t> {
     request: Request<'t>,
     /// The answer's newest token, which is not read yet; None while the prompt is being read.
     token: Option<u32>,
@@ -72,7 +72,7 @@ struct Slot<'t> {
 pub struct Scheduler<'t> {
     session: Session,
     /// One for each sequence of the session.
-    slots: Vec<Option<Slot<'t>>>,
+    slots: Vec<Option<ActiveRequest<'t>>>,
     /// Requests that have no slot yet, oldest first.
     waiting: VecDeque<(Request<'t>, Instant)>,
 }
@@ -163,7 +163,7 @@ impl<'t> Scheduler<'t> {
         let why = format!("{why:#}");
         let mut answers = self.release_all(|| Err(anyhow!("{why}")));
         let waiting = std::mem::take(&mut self.waiting).into_iter();
-        let slot = |(request, added)| Slot { request, token: None, known: 0, added };
+        let slot = |(request, added)| ActiveRequest { request, token: None, known: 0, added };
         answers.extend(waiting.map(slot).map(|slot| slot.end(Err(anyhow!("{why}")))));
         answers
     }
@@ -188,7 +188,7 @@ impl<'t> Scheduler<'t> {
             }
             let again = self.prepare(&source)?;
             let (request, added) = self.waiting.pop_front().expect("it was looked at");
-            self.slots[source.slot] = Some(Slot { request, token: None, known: source.n - again, added });
+            self.slots[source.slot] = Some(ActiveRequest { request, token: None, known: source.n - again, added });
             pieces[source.slot] = piece;
         }
         Ok(pieces)
@@ -235,9 +235,9 @@ struct Source {
     n: usize,
 }
 
-impl Slot<'_> {
+impl ActiveRequest<'_> {
     fn end(self, end: Result<End>) -> Answer {
-        let Slot { request: Request { number, prompt, mut writer }, known, added, .. } = self;
+        let ActiveRequest { request: Request { number, prompt, mut writer }, known, added, .. } = self;
         if matches!(end, Ok(End::Context | End::Interrupted)) {
             writer.finish(); // what was held back as the possible beginning of a stop text
         }

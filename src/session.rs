@@ -37,14 +37,15 @@ const CHECKPOINT_BYTES: usize = 512 << 20;
 const CARRIED: usize = 2;
 const CARRIED_BYTES: usize = 64 << 20;
 
-/// How a model is opened.
+/// The settings with which a model is opened.
 #[derive(Clone, Debug)]
 pub struct Options {
     /// Tokens per sequence; None is the model's own context up to 8192, 0 all of it.
     pub n_ctx: Option<usize>,
     /// Tokens computed together when reading a prompt.
     pub n_batch: usize,
-    /// Tokens of a batch whose logits are wanted, at most; None is all of them. A GPU allocates memory for this many.
+    /// Output rows of a batch (tokens whose logits are computed), at most; None is all of them. A GPU allocates memory for
+    /// this many.
     pub n_output_rows: Option<usize>,
     /// Sequences.
     pub n_seq: usize,
@@ -62,7 +63,7 @@ pub struct Options {
     pub deterministic: bool,
     /// Measure what a GPU and the CPU wait for each other.
     pub stats: bool,
-    /// How the file is read.
+    /// Whether the file is mapped or read.
     pub load: Load,
 }
 
@@ -134,7 +135,7 @@ pub struct Snapshot {
     pub tokens: Vec<u32>,
     /// The lengths that the sequence can go back to by a checkpoint.
     pub checkpoints: Vec<usize>,
-    /// What [`Session::save`] writes.
+    /// The bytes that [`Session::save`] writes.
     pub states: Vec<u8>,
 }
 
@@ -144,7 +145,7 @@ struct Sequence {
     checkpoints: Vec<Checkpoint>, // rising in length
 }
 
-/// What tokens after the first `n` overwrite.
+/// The state that tokens after the first `n` overwrite.
 #[derive(Debug)]
 struct Checkpoint {
     n: usize,
@@ -194,7 +195,7 @@ pub fn tape(gguf: &Gguf, o: &Options) -> Result<Tape> {
     models::build(gguf, settings)
 }
 
-/// How much a session under these options holds.
+/// Returns how many sequences, tokens and output rows a session under these options holds.
 ///
 /// # Errors
 /// If nothing could be run with them.
@@ -257,7 +258,7 @@ impl Session {
             if fit.footprint.total() >= last
                 && let Some(lack) = lack
             {
-                return Err(lack).context("what -ot asks for has no room on the GPU");
+                return Err(lack).context("-ot places more on the GPU than its memory holds");
             }
             last = fit.footprint.total();
             placed(&fit, lack.as_ref())?;

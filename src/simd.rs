@@ -1,7 +1,7 @@
 //! Which vector instructions this CPU has, found once at run time; and the few safe loads and folds that the kernels
 //! share.
 //!
-//! A kernel is a safe `#[target_feature]` function kept in a table beside the [`Isa`] it needs. Nothing above this
+//! A kernel is a safe `#[target_feature]` function kept in a table with the [`Isa`] it needs. Nothing above this
 //! floor compiles for a particular CPU, so a plain `cargo build --release` uses what the machine has.
 //! `TANDEM_ISA=scalar|avx2|avx512|avx512bf16` lowers the choice (never raises it), which is how the tests hold one path
 //! to another.
@@ -18,7 +18,7 @@ pub enum Isa {
     Avx2,
     /// AVX-512 F, BW, DQ, VL, VBMI, VNNI and BITALG (Intel since Ice Lake, AMD since Zen 4).
     Avx512,
-    /// The same and AVX512_BF16 (AMD since Zen 4, Intel since Sapphire Rapids).
+    /// [`Isa::Avx512`] with AVX512_BF16 (AMD since Zen 4, Intel since Sapphire Rapids).
     Avx512Bf16,
 }
 
@@ -64,7 +64,7 @@ pub fn detected() -> Isa {
 static IN_USE: AtomicU8 = AtomicU8::new(0);
 
 /// The instruction set in use: the detected one, or a lower one asked for by `TANDEM_ISA`. An unknown or unavailable
-/// value is said on stderr once and the detected set is used.
+/// value is reported on stderr once and the detected set is used.
 pub fn isa() -> Isa {
     match IN_USE.load(Ordering::Relaxed) {
         0 => first(),
@@ -274,7 +274,7 @@ pub mod x86 {
         dot_u8_i8(abs, _mm256_sign_epi8(w, q))
     }
 
-    /// Asks for the cache line that lies `ahead` bytes after the start of `p`, wherever that is: a hint never faults.
+    /// Prefetches the cache line that is `ahead` bytes after the start of `p`, wherever that is: a hint never faults.
     #[inline]
     #[target_feature(enable = "avx2")]
     #[allow(unused_unsafe)] // the intrinsic was declared unsafe before it was declared safe

@@ -48,12 +48,12 @@ const PAGE: usize = 4096;
 const BEGINS: &str = ".tandem-";
 const ENDS: &str = ".part";
 
-/// What a saved sequence is, without what it remembers.
+/// The header of a saved sequence, without its states.
 #[derive(Clone, Debug, PartialEq)]
 pub struct Head {
     /// The model's name and file, for people.
     pub model: String,
-    /// What tells the model from others.
+    /// The fingerprint of the model.
     pub fingerprint: String,
     /// The tokens read.
     pub tokens: Vec<u32>,
@@ -85,8 +85,8 @@ pub fn save_note(path: &Path, session: &Session, note: &str) -> Result<()> {
     replace(path, |file| head.write(session, None, file)).with_context(|| format!("cannot save to {}", path.display()))
 }
 
-/// What tells a sequence that begins with these tokens from one of another model, other cache types or other tokens: a name
-/// for a file of it.
+/// Returns a file name for a sequence that begins with these tokens, which differs for other models, cache types and
+/// tokens.
 ///
 /// # Errors
 /// If the model's file cannot be read.
@@ -191,8 +191,7 @@ impl Head {
         file.read_exact(&mut text)?;
         file.agree("head")?;
         let head: Value = serde_json::from_slice(&text)?;
-        let head =
-            Head::parse(&head, bytes).context("its head lacks what this program needs: it was not saved by it")?;
+        let head = Head::parse(&head, bytes).context("its header is incomplete: this program did not save it")?;
         Ok((file, head))
     }
 
@@ -244,7 +243,7 @@ impl Head {
     }
 }
 
-/// What a state is, as far as its saved contents go.
+/// Describes the layout of a state's saved contents.
 fn describe(s: &StateSpec) -> String {
     let (label, width, ty) = (&s.label, s.width, s.ty.name);
     match s.kind {
@@ -266,9 +265,9 @@ fn name(gguf: &Gguf) -> String {
     }
 }
 
-/// What tells a model from others: its metadata, the names, shapes and types of its tensors, and a page of each. It is the
-/// same for any shard, for other splits, and whatever a file says of its origin and of how a conversation is written:
-/// what a sequence remembers depends on none of that.
+/// The fingerprint of a model: a hash of its metadata, the names, shapes and types of its tensors, and a page of each.
+/// It is the same for any shard, for other splits, and whatever a file says of its origin and of how a conversation is
+/// written: the states of a sequence depend on none of that.
 fn fingerprint(gguf: &Gguf) -> Result<String> {
     let of_file = |key: &str| {
         let about = ["general.", "split.", "tokenizer.chat_template"].iter().any(|part| key.starts_with(part));

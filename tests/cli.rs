@@ -36,7 +36,7 @@ fn run_writes_the_text_and_nothing_else_to_stdout() {
     let text = String::from_utf8(o.stdout.clone()).expect("whole characters");
     assert!(text.split_whitespace().count() >= 10, "forty tokens are a few words: {text:?}");
     assert!(!text.contains("tandem") && !text.contains("token") && !text.contains("ROMEO:ROMEO"), "{text}");
-    assert!(err(&o).contains("built-in demo"), "what was used is said on stderr: {}", err(&o));
+    assert!(err(&o).contains("built-in demo"), "what was used is reported on stderr: {}", err(&o));
 }
 
 #[test]
@@ -185,7 +185,7 @@ fn failures_have_their_own_exit_status_and_say_what_to_do() {
         (&["run", "-p", "x", "--top-p", "1.5"], 2, "--top-p"),
         (&["run", "-p", "x", "-ctk", "q9"], 2, "-ctk q9"),
         (&["run", "-p", "x", "-ot", "exps=MOON"], 2, "MOON"),
-        (&["run", "-p", "x", "--strict", "-ngl", "99"], 2, "-ngl 99 is off"),
+        (&["run", "-p", "x", "--strict", "-ngl", "99"], 2, "-ngl 99 has no effect"),
         (&["run", "-p", "x", "--no-such-flag"], 2, "--no-such-flag"),
         (&["run", "-p", ""], 2, "the prompt is empty"),
         (&["run", "-p", "a long prompt in a small context", "-c", "4"], 4, "context of 4 tokens has no room for the"),
@@ -324,7 +324,7 @@ fn doctor_says_what_the_machine_can_do_and_its_json_has_every_field() {
 #[test]
 fn a_model_in_pieces_with_one_missing_names_the_missing_one() {
     let Some(dir) = common::whole() else {
-        say!("not checked: the reference folder is not beside this checkout");
+        say!("not checked: the reference folder is not next to this checkout");
         return;
     };
     let there = scratch("split");

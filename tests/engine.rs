@@ -301,7 +301,7 @@ fn a_full_ring_can_be_rewound_restored_and_shared_like_an_empty_one() {
         s.feed(1, &text[100..160], Want::None).unwrap();
         s.feed(0, &text[500..700], Want::None).unwrap();
         let whole = s.snapshot(0).unwrap();
-        // Far beyond a window, a batch and the slack; then back behind it, and then a little further back.
+        // Far beyond a window, a batch and the slack; then back past it, and then a little further back.
         s.feed(0, &draw(380), Want::None).unwrap();
         s.rewind(0, 702).unwrap();
         s.rewind(0, 697).unwrap();
@@ -315,7 +315,7 @@ fn a_full_ring_can_be_rewound_restored_and_shared_like_an_empty_one() {
             say!("{:24} {what}: NMSE {error:.1e} (limit 1e-10)", r.name);
             assert!(error < 1e-10, "{}, {what}: {error:e}", r.name);
         };
-        near("back behind a checkpoint", &after(&mut s, 0, 697));
+        near("back past a checkpoint", &after(&mut s, 0, 697));
         // What a restored sequence does not carry must not be believed to be there.
         s.restore(1, &whole).unwrap();
         s.rewind(1, 690).unwrap();
@@ -343,7 +343,7 @@ fn a_context_that_the_machine_cannot_hold_is_refused_with_both_numbers() {
                 panic!("{}: a context of {n} tokens was believed", r.name)
             };
             let text = format!("{e:#}");
-            let room = text.contains("GB of memory beside the weights, but") && text.contains(r.name.as_str());
+            let room = text.contains("GB of memory besides the weights, but") && text.contains(r.name.as_str());
             let counted = text.contains("that can be"); // positions and row numbers end before memory does
             assert!(text.contains(&format!("context of {n} tokens")) && (room || counted), "{text}");
             say!("{text}");

@@ -36,7 +36,7 @@ const EDGES: [u64; 22] = [
     u64::MAX,
 ];
 
-/// A file, where its header ends, and where in it a length, a count, a type or an offset probably stands.
+/// A file, where its header ends, and where in it a length, a count, a type or an offset probably is.
 struct Subject {
     bytes: Vec<u8>,
     header: usize,

@@ -74,7 +74,7 @@ fn logits_are_the_cpus_for_every_family_and_placement() {
     for r in models() {
         let o = exact();
         for (i, (name, rule)) in PLACEMENTS.into_iter().enumerate() {
-            // Long enough for windows to be left behind, once.
+            // Long enough to run past a window, once.
             let prompt = if i == 0 { &r.prompt[..] } else { &r.prompt[..r.prompt.len().min(SHORT)] };
             let (want, limit) = truth(&r, prompt);
             let run = || -> anyhow::Result<f64> {
@@ -206,7 +206,7 @@ fn the_argmax_is_that_of_the_logits_wherever_they_are() {
     for r in models() {
         let prompt = &r.prompt[..r.prompt.len().min(SHORT)];
         let o = exact();
-        // The head on the GPU, and on the CPU behind layers on the GPU.
+        // The head on the GPU, and on the CPU after layers on the GPU.
         let head_here: Rule = |_, s| if s.label.starts_with("blk.") { Place::Gpu(0) } else { Place::Cpu };
         for (name, rule) in [PLACEMENTS[0], ("head on the CPU", head_here)] {
             let open = || {

@@ -11,7 +11,7 @@ use tandem::cuda::launch::GluKind;
 use tandem::cuda::{Buffer, Gpu, Grid, Ptr, int, launch, module_of, modules};
 use tandem::quant::{self, QuantType, Rng};
 use tandem::sample::argmax;
-use tandem::tape::{Batch, GpuIo, GpuValue, GpuWeight, Pairs, Row, Scratch};
+use tandem::tape::{Batch, GpuIo, GpuValue, GpuWeight, MatrixRows, Row, Scratch};
 
 /// Device memory with these contents.
 fn put<T: bytemuck::NoUninit>(gpu: &Gpu, values: &[T]) -> Buffer {
@@ -417,7 +417,7 @@ fn products_of_every_format_are_the_sums_of_their_terms() {
             let m = Matrices::random(ty, [matrices, n_out, n_in], &mut rng);
             let x: Vec<f32> = (0..rows * heads * n_in).map(|_| rng.normal()).collect();
             let pairs: Vec<(usize, usize)> = (0..rows * heads).map(|p| (p % heads, p)).collect();
-            let kind = if heads == 1 { Pairs::All } else { Pairs::Heads(heads) };
+            let kind = if heads == 1 { MatrixRows::All } else { MatrixRows::Heads(heads) };
             let want = pairs_of(&pairs, &m, &rounded(&x, floats));
             let got = product(&gpu, &m, &x, (rows, heads * n_in), kind, pairs.len());
             worst = worst.max(worst_of(&got, &want, ty.name));
@@ -438,7 +438,7 @@ fn products_of_every_format_are_the_sums_of_their_terms() {
             let pairs: Vec<(usize, usize)> =
                 ids.iter().enumerate().map(|(p, &e)| (e, if own { p } else { p / k })).collect();
             let list = put(&gpu, &ids.iter().map(|&e| e as f32).collect::<Vec<f32>>());
-            let kind = Pairs::Chosen { ids: list.ptr(), k, own };
+            let kind = MatrixRows::Chosen { ids: list.ptr(), k, own };
             let want = pairs_of(&pairs, &m, &rounded(&x, floats));
             let got = product(&gpu, &m, &x, (count, n_in), kind, pairs.len());
             worst = worst.max(worst_of(&got, &want, ty.name));
@@ -459,7 +459,14 @@ fn worst_of(got: &[f32], want: &[(f64, f64)], name: &str) -> f64 {
     worst
 }
 
-fn product(gpu: &Gpu, m: &Matrices, x: &[f32], (rows, width): (usize, usize), pairs: Pairs, count: usize) -> Vec<f32> {
+fn product(
+    gpu: &Gpu,
+    m: &Matrices,
+    x: &[f32],
+    (rows, width): (usize, usize),
+    pairs: MatrixRows,
+    count: usize,
+) -> Vec<f32> {
     let batch = Batch { rows: vec![Row { token: 0, seq: 0, pos: 0 }; rows], ..Batch::default() };
     let io = |gpu, scratch| GpuIo::bare(gpu, &batch, rows, scratch);
     let (w, x) = (put(gpu, &m.bytes), put(gpu, x));

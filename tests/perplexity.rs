@@ -1,4 +1,4 @@
-//! `tandem perplexity` as its user meets it: against what llama-perplexity printed and wrote, where that lies beside the
+//! `tandem perplexity` as its user meets it: against what llama-perplexity printed and wrote, where that is next to the
 //! checkout, and against itself and its errors anywhere.
 
 mod common;
@@ -7,7 +7,7 @@ use std::path::{Path, PathBuf};
 use std::process::{Command, Output};
 
 use common::{exact, local, reference, whole};
-use tandem::eval::base::Reader;
+use tandem::eval::base::BaseReader;
 use tandem::session::{Session, Want};
 
 /// Runs the verb with f32 caches, as the reference did.
@@ -83,7 +83,7 @@ fn line<'a>(lines: &'a [Line], label: &str) -> &'a Line {
 fn oracle(what: &str) -> Option<PathBuf> {
     let dir = whole();
     if dir.is_none() {
-        println!("not checked, because the reference folder is not beside this checkout: {what}");
+        println!("not checked, because the reference folder is not next to this checkout: {what}");
     }
     dir
 }
@@ -138,7 +138,7 @@ fn every_line_of_a_comparison_with_a_base_is_the_reference_s_within_its_error_ba
 
 #[test]
 fn the_head_and_tokens_of_our_base_file_are_the_reference_s_byte_for_byte_and_its_rows_nearly_so() {
-    let Some(dir) = oracle("a base file beside the reference's") else { return };
+    let Some(dir) = oracle("a base file against the reference's") else { return };
     let (m, f) = (dir.join("quants/qwen3moe-256.F16.gguf"), dir.join("perplexity/text.txt"));
     let (ours, theirs) = (temporary("ours.kld"), dir.join("perplexity/qwen3moe-256.F16.kld"));
     let limit = ["-c", "128", "--chunks", "16", "--kl-divergence-base", shown(&ours)];
@@ -147,7 +147,7 @@ fn the_head_and_tokens_of_our_base_file_are_the_reference_s_byte_for_byte_and_it
     assert_eq!(a[..16], b[..16], "name, context and vocabulary");
     let tokens = 20..20 + 4 * 128 * 16;
     assert!(a[tokens.clone()] == b[tokens], "tokens");
-    let (mut a, mut b) = (Reader::open(&ours).unwrap(), Reader::open(&theirs).unwrap());
+    let (mut a, mut b) = (BaseReader::open(&ours).unwrap(), BaseReader::open(&theirs).unwrap());
     let (a, b) = (a.rows(1000).unwrap(), b.rows(1000).unwrap());
     let pairs = a.iter().zip(&b).flat_map(|(a, b)| a.log_probs().zip(b.log_probs()));
     let (sum, n) = pairs.fold((0.0, 0), |(sum, n), (a, b)| (sum + (a as f64 - b as f64).abs(), n + 1));
@@ -164,8 +164,8 @@ fn a_model_is_no_distance_from_the_base_that_it_wrote_itself() {
         let got = lines(&report(&["-m", &m, "--kl-divergence-base", shown(&b), "--kl-divergence"]));
         assert!(line(&got, "Mean KLD").value.abs() < 1e-5, "{name}: {got:?}");
         assert_eq!(line(&got, "Same top p").value, 100.0, "{name}: {got:?}");
-        let (alone, beside) = (line(&lines(&ppl), "Final estimate: PPL").value, line(&got, "Mean PPL(Q)").value);
-        assert!((alone / beside - 1.0).abs() < 1e-6, "{name}: perplexity {alone} alone, {beside} beside the base");
+        let (alone, compared) = (line(&lines(&ppl), "Final estimate: PPL").value, line(&got, "Mean PPL(Q)").value);
+        assert!((alone / compared - 1.0).abs() < 1e-6, "{name}: perplexity {alone} alone, {compared} against the base");
     }
 }
 

@@ -1,7 +1,7 @@
 //! A model of the thread pool's epoch protocol (src/cpu/pool.rs), checked in every interleaving of its threads.
 //!
 //! Each step of the model is one access to shared memory, in the order of the code; all accesses there are sequentially
-//! consistent, so interleavings are all that can happen. The model mirrors `Run::take`, `Shared::take`, `Shared::work`,
+//! consistent, so interleavings are all that can happen. The model mirrors `Run::take`, `PoolState::take`, `PoolState::work`,
 //! `Pool::each` from where the loop's turn is held, and `Drop for Pool`; [`MIRRORED`] holds the statements, and a test
 //! fails when the code no longer has them in that order. What is not in it: the turn's lock, the clock (a worker may park
 //! at any time), and `park` returning without a reason, which would only hide a lost wake-up.
@@ -19,11 +19,11 @@ const MIRRORED: &[&str] = &[
     "if from >= to {",
     "match self.0.compare_exchange_weak(now, next, SeqCst, SeqCst) {",
     "Err(other) => now = other,",
-    // Shared::take
+    // PoolState::take
     "while let Some(i) = self.runs[me].take(true) {",
     "for other in (me + 1..self.runs.len()).chain(0..me) {",
     "while let Some(i) = self.runs[other].take(false) {",
-    // Shared::work
+    // PoolState::work
     "while self.epoch.load(SeqCst) == seen {",
     "if self.quit.load(SeqCst) {",
     "self.parked[me].store(true, SeqCst);",
@@ -91,7 +91,7 @@ enum Fault {
     QuitsWithoutWaking,
 }
 
-/// Where a thread is in `Shared::take`: `at` counts the runs that it went through, its own first.
+/// Where a thread is in `PoolState::take`: `at` counts the runs that it went through, its own first.
 #[derive(Clone, Copy, PartialEq, Eq, Hash, Debug)]
 enum Take {
     Load { at: u8 },
@@ -194,10 +194,10 @@ impl Model {
         self.fault == Some(fault)
     }
 
-    /// One step of thread `me` in `Shared::take`: where it is then, None when nothing is left, Err(true) if the body
+    /// One step of thread `me` in `PoolState::take`: where it is then, None when nothing is left, Err(true) if the body
     /// panicked. `joined` is the loop whose body it calls.
     fn take(&self, s: &mut State, me: u8, joined: u8, step: Take) -> Result<Option<Take>, String> {
-        // Where the run stands at `now`, as the top of the loop in `Run::take` does.
+        // Where the run is at `now`, as the top of the loop in `Run::take` does.
         let look = |at: u8, now: (u8, u8)| match now.0 >= now.1 {
             true if at + 1 == self.threads => None,
             true => Some(Take::Load { at: at + 1 }),

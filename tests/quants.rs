@@ -9,7 +9,7 @@ use tandem::session::{Session, Want};
 fn logits_in_every_format_are_no_farther_from_the_exact_ones_than_the_reference_s() {
     let all = whole();
     if all.is_none() {
-        say!("three formats only: the reference folder is not beside this checkout");
+        say!("three formats only: the reference folder is not next to this checkout");
     }
     let dir = all.clone().unwrap_or_else(local).join("quants");
     let prompt = ids(&json(&dir.join("qwen3moe-256.tokens.json"))["prompt_ids"]);

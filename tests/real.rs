@@ -174,7 +174,7 @@ fn tensors_that_say_the_same_twice_or_serve_images_change_nothing() {
         for l in 0..layers(s) {
             both.add(&format!("blk.{l}.attn_kv_b.weight"), &[2, 3], &[9.0; 6]);
         }
-        same(s, &both, "attn_kv_b beside its two halves");
+        same(s, &both, "attn_kv_b together with its two halves");
     });
     each(&["deepseek4"], |s| {
         let mut images = s.clone();

@@ -17,7 +17,7 @@ fn run(args: &[&str]) -> Output {
     tandem(&[&["run"], args].concat()).output().unwrap()
 }
 
-/// The same with something on stdin.
+/// Runs the program with something on stdin.
 fn piped(args: &[&str], stdin: &str) -> Output {
     common::program(&[&["run"], args].concat(), stdin.as_bytes())
 }

@@ -1,4 +1,4 @@
-//! How tokens are to be chosen, as it is said by flags, by a model's file and in JSON; and the texts that DRY stops at.
+//! How tokens are to be chosen, as it is given by flags, by a model's file and in JSON; and the texts that DRY stops at.
 
 mod common;
 
@@ -234,7 +234,7 @@ fn dry_s_breakers_are_all_tokens_that_hold_one_and_all_that_one_begins_in() {
         Some(dir) => {
             paths.extend(["llama-bpe", "qwen35", "gemma-4"].map(|n| dir.join(format!("vocab/ggml-vocab-{n}.gguf"))))
         }
-        None => say!("only one vocabulary is checked: the reference folder is not beside this checkout"),
+        None => say!("only one vocabulary is checked: the reference folder is not next to this checkout"),
     }
     for path in paths {
         let t = Tokenizer::new(&Gguf::open(&path).unwrap()).unwrap();

@@ -148,7 +148,7 @@ fn an_answer_is_given_again_after_a_load_without_reading_the_conversation() {
         let o = Options { n_ctx: Some(1100), n_batch: 16, ..exact() };
         let mut a = open(&r.gguf, &o);
         let text = draw(900, a.n_vocab(), 9);
-        // Three turns: a question read, an answer given token by token, long enough to leave windows behind.
+        // Three turns: a question read, an answer given token by token, long enough to run past the windows.
         let mut turns = Vec::new();
         for _ in 0..3 {
             let from = a.tokens(0).len();

@@ -1,4 +1,4 @@
-//! Prompts are the very text that transformers makes of a template, what a template cannot do is said with its line,
+//! Prompts are the very text that transformers makes of a template, what a template cannot do is reported with its line,
 //! and no text of a conversation becomes structure.
 
 mod common;
@@ -14,7 +14,7 @@ use tandem::text::{Clock, Part, Reader, Template, Tokenizer};
 /// The reference templates, if they are here.
 fn references() -> Vec<PathBuf> {
     let Some(dir) = whole() else {
-        println!("not checked, because the reference folder is not beside this checkout: templates");
+        println!("not checked, because the reference folder is not next to this checkout: templates");
         return Vec::new();
     };
     let mut all: Vec<PathBuf> = std::fs::read_dir(dir.join("templates")).unwrap().map(|f| f.unwrap().path()).collect();

@@ -1,4 +1,4 @@
-//! `tandem chat` as a person meets it: through a pseudo-terminal, judged by what stands on the screen.
+//! `tandem chat` as a person meets it: through a pseudo-terminal, judged by what is on the screen.
 
 #![cfg(unix)]
 
@@ -120,7 +120,7 @@ impl Terminal {
         self.until(text, |t| t.screen().contains(text));
     }
 
-    /// The prompt stands there with this text in it.
+    /// The prompt is on the screen, with this text in it.
     #[track_caller]
     fn waits(&self, text: &str) {
         let line = format!("> {text}");

@@ -26,7 +26,7 @@ fn vocabularies() -> &'static [(PathBuf, Tokenizer)] {
         paths.map(|p| (p.clone(), tokenizer(&p))).collect()
     });
     if ALL.is_empty() {
-        println!("not checked, because the reference folder is not beside this checkout: {VOCABULARIES:?}");
+        println!("not checked, because the reference folder is not next to this checkout: {VOCABULARIES:?}");
     }
     &ALL
 }
@@ -79,7 +79,7 @@ fn prompts_of_every_reference_model_have_the_reference_ids() {
 fn rendered_conversations_have_the_reference_ids() {
     for name in ["qwen3moe", "gpt-oss"] {
         let Some(path) = find(&format!("models/{name}.chat.json")) else {
-            println!("not checked, because the reference folder is not beside this checkout: {name}.chat.json");
+            println!("not checked, because the reference folder is not next to this checkout: {name}.chat.json");
             continue;
         };
         let chat = json(&path);

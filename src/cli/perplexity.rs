@@ -11,7 +11,7 @@ use super::errors::{Failure, usage};
 use super::files::read_text;
 use super::stats::stats;
 use super::{args, open, signals};
-use crate::eval::base::{Reader, Writer, file_bytes};
+use crate::eval::base::{BaseReader, BaseWriter, file_bytes};
 use crate::eval::{self, Chunks, Divergence, Likelihood, LogProbs};
 use crate::gguf::Gguf;
 use crate::session::{Options, Session, Want, context};
@@ -50,7 +50,7 @@ fn measure(a: &args::PerplexityArgs, base: Option<&Path>, limit: usize) -> Resul
 
     let mut chunk_reader = ChunkReader::new(gguf, (o, &a.model), &tokenizer, chunks, tokens)?;
     let n_vocab = chunk_reader.session.n_vocab();
-    let mut writer = base.map(|path| Writer::create(path, chunks, n_vocab, &chunk_reader.tokens)).transpose()?;
+    let mut writer = base.map(|path| BaseWriter::create(path, chunks, n_vocab, &chunk_reader.tokens)).transpose()?;
     if let Some(path) = base {
         let mb = file_bytes(chunks, n_vocab) as f64 / 1e6;
         tracing::info!("{}: writing the logits of {} rows, {mb:.1} MB", path.display(), chunks.n_rows());
@@ -80,7 +80,7 @@ fn measure(a: &args::PerplexityArgs, base: Option<&Path>, limit: usize) -> Resul
 
 /// The figures of the model against those in the file `base`.
 fn compare(a: &args::PerplexityArgs, base: &Path, limit: usize) -> Result<()> {
-    let mut base = Reader::open(base)?;
+    let mut base = BaseReader::open(base)?;
     let o = Options { n_output_rows: None, ..open::options(&a.model)? };
     let gguf = open::header(a.model.model.as_deref(), &o.load)?;
     if let Some(n) = a.model.ctx_size {

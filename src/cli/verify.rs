@@ -24,7 +24,7 @@ use crate::quant::Acts;
 use crate::quant::{self, QuantType, Rng};
 use crate::session::{Options, Session, Want};
 use crate::simd::{self, Isa};
-use crate::tape::{Batch, GpuIo, GpuValue, GpuWeight, Pairs, Scratch};
+use crate::tape::{Batch, GpuIo, GpuValue, GpuWeight, MatrixRows, Scratch};
 
 /// What products may be off: activations of 8 bits, with a scale for 32 of them, are off by 3e-5,
 /// and with one for 256 by 6e-5. A single code that is off by one in every block of 32 shows as
@@ -189,7 +189,7 @@ fn on_gpu(gpu: &Gpu, ty: &'static QuantType, (w, n_out, n_in): (&[u8], usize, us
     let batch = Batch::default();
     let io = GpuIo::bare(Some(gpu), &batch, rows, Scratch::new(scratch.ptr(), scratch.bytes));
     let matrix = GpuWeight { ptr: weights.ptr(), shape: [1, n_out, n_in], ty: Some(ty), slots: Ptr::default() };
-    io.product(&matrix, GpuValue { ptr: acts.ptr(), rows, width: n_in }, Pairs::All, out.ptr())?;
+    io.product(&matrix, GpuValue { ptr: acts.ptr(), rows, width: n_in }, MatrixRows::All, out.ptr())?;
     let mut got = vec![0f32; rows * n_out];
     gpu.download(&gpu.work, &mut got, out.ptr())?;
     gpu.work.wait()?;

@@ -26,13 +26,13 @@ impl Default for Bandwidth {
 }
 
 impl Bandwidth {
-    /// A stretch of so many bytes: a small one is read from the caches that hold it, as a small model is.
+    /// A buffer of this many bytes: a small one is read from the caches that hold it, as a small model is.
     pub fn of(bytes: usize) -> Bandwidth {
         Bandwidth { memory: vec![1; (bytes / 8).max(1)] } // ones: zeros might all be the same page
     }
 
     /// GB/s of the best of two rounds or more, each thread reading pieces of its own run. Takes some tens of milliseconds:
-    /// measured right beside what it is compared with, since other programs change it from moment to moment.
+    /// measured right before what it is compared with, since other programs change it from moment to moment.
     pub fn measure(&self, pool: &Pool) -> f64 {
         let bytes = self.memory.len() * 8;
         // So many that threads which are late can be helped, as in the matrix driver.

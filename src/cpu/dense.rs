@@ -14,7 +14,7 @@
 
 use crate::simd::{self, Isa};
 
-/// Rows of a cache are whole runs of so many values: columns that are computed together.
+/// Rows of a cache are whole runs of this many values: columns that are computed together.
 pub const COLS: usize = 32;
 /// Keys that are scored together, at most.
 pub const BLOCK: usize = 64;
@@ -118,7 +118,7 @@ pub fn scores(q: &Queries, k: Rows<'_>, s: &mut [[f32; BLOCK]]) {
     }
 }
 
-/// `out[r] += sum_j p[r][j] v[j]`, where the rows of `out` lie behind one another, as wide as the values.
+/// `out[r] += sum_j p[r][j] v[j]`, where the rows of `out` are contiguous, as wide as the values.
 pub fn mix(p: &[[f32; BLOCK]], v: Rows<'_>, out: &mut [f32]) {
     let width = v.width();
     if width == 0 {
@@ -398,7 +398,7 @@ mod tests {
     use super::*;
     use crate::quant::Rng;
 
-    /// Random rows, their bytes as f16 or f32, and the values that those stand for.
+    /// Random rows, their bytes as f16 or f32, and the values that they encode.
     fn random_rows(rng: &mut Rng, n: usize, width: usize, halves: bool) -> (Vec<Vec<u8>>, Vec<Vec<f64>>) {
         (0..n)
             .map(|_| {

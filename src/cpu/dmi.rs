@@ -19,11 +19,11 @@ pub struct Stick {
     pub place: String,
     /// Bytes.
     pub bytes: u64,
-    /// Bits of data at a time; 64 where nothing is said.
+    /// Bits of data at a time; 64 where the table does not say.
     pub width: usize,
     /// Millions of transfers per second that it is made for.
     pub rated: Option<usize>,
-    /// The same as it runs.
+    /// Millions of transfers per second that it runs at.
     pub runs: Option<usize>,
 }
 
@@ -45,6 +45,9 @@ impl Stick {
 }
 
 /// The sticks, or in words why they cannot be read. From the system's files below `root`, which is `/` but in tests.
+///
+/// # Errors
+/// If the table cannot be read, which needs root on most systems, or is malformed; the text says which.
 pub fn sticks(root: &Path) -> Result<Vec<Stick>, String> {
     let path = root.join("sys/firmware/dmi/tables/DMI");
     let why = match std::fs::read(&path) {

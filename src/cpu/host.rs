@@ -1,4 +1,4 @@
-//! What the system's files tell of a machine beside its cores: what `tandem doctor` looks at.
+//! What the system's files tell of a machine besides its cores: what `tandem doctor` looks at.
 //!
 //! Everything is read below a root folder, which is `/` but in tests. What a file does not say is None: nothing is guessed.
 
@@ -10,7 +10,7 @@ use super::{Limits, Memory, Stick, Topology, sticks};
 
 /// A NUMA node.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub struct Node {
+pub struct NumaNode {
     /// Its number.
     pub id: usize,
     /// Logical CPUs.
@@ -87,7 +87,7 @@ pub struct Host {
     /// Bytes that this process may lock in memory; the largest number there is for no limit.
     pub lockable: Option<usize>,
     /// NUMA nodes.
-    pub nodes: Vec<Node>,
+    pub nodes: Vec<NumaNode>,
     /// Governors of the clock, a line for each kind.
     pub governors: Vec<Governor>,
     /// Runnable tasks on average over the last minute.
@@ -163,7 +163,7 @@ impl Spent {
     }
 }
 
-/// How often this process had to wait for a page from disk: `majflt`, the tenth field behind the name in /proc/self/stat.
+/// The major page faults of this process: `majflt`, the tenth field after the name in /proc/self/stat.
 pub fn major_faults(root: &Path) -> Option<usize> {
     let stat = std::fs::read_to_string(root.join("proc/self/stat")).ok()?;
     stat.rsplit_once(')')?.1.split_whitespace().nth(9)?.parse().ok()
@@ -192,14 +192,14 @@ fn numbered(dir: &Path, prefix: &str) -> Vec<(usize, std::path::PathBuf)> {
     list
 }
 
-fn nodes(root: &Path) -> Vec<Node> {
+fn nodes(root: &Path) -> Vec<NumaNode> {
     let node = |(id, dir): (usize, std::path::PathBuf)| {
         let meminfo = std::fs::read_to_string(dir.join("meminfo")).ok()?;
-        // Lines are those of /proc/meminfo behind "Node 0 ".
+        // Lines are those of /proc/meminfo after "Node 0 ".
         let plain: Vec<&str> = meminfo.lines().filter_map(|l| l.splitn(3, ' ').nth(2)).collect();
         let plain = plain.join("\n");
         let cpus = parse_list(&std::fs::read_to_string(dir.join("cpulist")).ok()?).len();
-        Some(Node { id, cpus, total: field(&plain, "MemTotal")?, free: field(&plain, "MemFree")? })
+        Some(NumaNode { id, cpus, total: field(&plain, "MemTotal")?, free: field(&plain, "MemFree")? })
     };
     numbered(&root.join("sys/devices/system/node"), "node").into_iter().filter_map(node).collect()
 }
@@ -268,7 +268,7 @@ mod tests {
         assert!(h.flags.contains(&"avx512f".to_owned()) && h.virtual_machine.is_none());
         assert_eq!(h.memory, Some(Memory { total: 1_024_000, free: 1_024_000 }));
         assert_eq!((h.swap, h.huge_reserved), (Some((102_400, 40_960)), Some((7, 2 << 20))));
-        assert_eq!(h.nodes[1], Node { id: 1, cpus: 8, total: 1_024_000, free: 102_400 });
+        assert_eq!(h.nodes[1], NumaNode { id: 1, cpus: 8, total: 1_024_000, free: 102_400 });
         assert_eq!((h.huge_pages.as_deref(), h.load), (Some("never"), Some(3.25)));
     }
 

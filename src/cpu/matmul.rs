@@ -9,7 +9,7 @@
 use std::cell::RefCell;
 
 use super::Pool;
-use super::pool::Parts;
+use super::pool::SharedOut;
 use crate::quant::activations::{Acts, PanelPart, RowPart};
 use crate::quant::panels::{PanelScratch, ROWS, WeightRows};
 use crate::quant::{ActRow, QuantType};
@@ -38,7 +38,7 @@ pub fn dot_rows(ty: &'static QuantType, w: &[u8], stride: usize, x: ActRow<'_>, 
 /// The values of cached blocks.
 pub fn decode(ty: &'static QuantType, blocks: &[u8], out: &mut [f32]) {
     let kv = ty.kv.as_ref().expect("a cache type");
-    let (_, f) = kv.decode.iter().find(|(isa, _)| *isa <= simd::isa()).expect("a scalar form stands last");
+    let (_, f) = kv.decode.iter().find(|(isa, _)| *isa <= simd::isa()).expect("a scalar form is last");
     // SAFETY: the instruction set was just checked.
     unsafe { f(blocks, out) }
 }
@@ -79,7 +79,7 @@ pub fn grouped(
     // Whole panels, so that a piece can be used either way.
     let piece_rows = (PIECE / stride / ROWS * ROWS).max(ROWS);
     let pieces = n_out.div_ceil(piece_rows);
-    let shared = Parts(out.as_mut_ptr());
+    let shared = SharedOut(out.as_mut_ptr());
     let bytes = groups.iter().map(|g| n_out * stride * g.pairs.len().clamp(1, 4)).sum();
     let shared = &shared;
     pool.each(groups.len() * pieces, bytes, move |i| {

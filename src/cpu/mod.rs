@@ -13,7 +13,7 @@ mod topology;
 pub use bandwidth::Bandwidth;
 pub use cgroup::Limits;
 pub use dmi::{Stick, sticks};
-pub use host::{Governor, Host, Link, Node, Spent, major_faults};
+pub use host::{Governor, Host, Link, NumaNode, Spent, major_faults};
 pub use matmul::{Group, decode, dot_rows, grouped};
 pub use memory::Memory;
 pub use pool::{Pool, best_threads};

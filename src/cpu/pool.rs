@@ -27,9 +27,9 @@ const SMALL: usize = 32 * 1024;
 
 /// How long a worker spins for the next loop before it parks.
 const SPIN: Duration = Duration::from_micros(60);
-/// The same where a GPU works between loops: a layer's attention takes it 100 microseconds and more, and waking all threads
-/// for every layer would cost as much.
-const SPIN_BESIDE_GPU: Duration = Duration::from_micros(400);
+/// How long a worker spins where a GPU works between loops: a layer's attention takes it 100 microseconds and more, and
+/// waking all threads for every layer would cost as much.
+const SPIN_WITH_GPU: Duration = Duration::from_micros(400);
 
 /// A loop's body. The pointer is only followed between `open` and the moment when nobody is inside any more.
 struct Body<'a> {
@@ -37,7 +37,7 @@ struct Body<'a> {
 }
 
 #[derive(Debug, Default)]
-struct Shared {
+struct PoolState {
     /// Counts loops; a change wakes spinning workers.
     epoch: AtomicUsize,
     /// Whether a loop may be joined.
@@ -82,7 +82,7 @@ impl Run {
     }
 }
 
-impl Shared {
+impl PoolState {
     /// Takes indices until none are left: thread `me`'s own from the front, then the others' from the back.
     fn take(&self, me: usize, body: &Body<'_>) {
         while let Some(i) = self.runs[me].take(true) {
@@ -107,7 +107,7 @@ impl Shared {
                 }
                 std::hint::spin_loop();
                 spins += 1;
-                let most = if self.beside_gpu.load(SeqCst) { SPIN_BESIDE_GPU } else { SPIN };
+                let most = if self.beside_gpu.load(SeqCst) { SPIN_WITH_GPU } else { SPIN };
                 // Reading the clock is itself some twenty nanoseconds.
                 if spins.is_multiple_of(64) && start.elapsed() > most {
                     self.parked[me].store(true, SeqCst);
@@ -136,7 +136,7 @@ impl Shared {
 /// Threads for the CPU's share of a walk: the caller and `n - 1` workers.
 #[derive(Debug)]
 pub struct Pool {
-    shared: Arc<Shared>,
+    shared: Arc<PoolState>,
     workers: Vec<JoinHandle<()>>,
     threads: Vec<Thread>,
     n: usize,
@@ -149,12 +149,15 @@ impl Pool {
     pub const MOST: usize = 1024;
 
     /// A pool of `n` threads; 0 means as many as compute best here.
+    ///
+    /// # Errors
+    /// If `n` is above [`Pool::MOST`], or the system starts no more threads.
     pub fn new(n: usize) -> Result<Pool> {
         let n = if n == 0 { best_threads() } else { n };
         ensure!(n <= Self::MOST, "{n} threads (-t) are more than the {} that can be; one per core is best", Self::MOST);
         let parked = (1..n).map(|_| AtomicBool::new(false)).collect();
         let runs = (0..n).map(|_| Run::default()).collect();
-        let shared = Arc::new(Shared { parked, runs, ..Shared::default() });
+        let shared = Arc::new(PoolState { parked, runs, ..PoolState::default() });
         // A pool from the start, so that threads that did start end again where one does not.
         let mut pool = Pool { shared, workers: Vec::new(), threads: Vec::new(), n, turn: Mutex::new(()) };
         for me in 0..n - 1 {
@@ -184,7 +187,7 @@ impl Pool {
         if self.n == 1 || n <= 1 || bytes < SMALL {
             return (0..n).for_each(f);
         }
-        // A loop inside a loop, or from a second thread, runs where it stands.
+        // A loop inside a loop, or from a second thread, runs on the thread that started it.
         let _turn = match self.turn.try_lock() {
             Ok(turn) => turn,
             Err(TryLockError::Poisoned(turn)) => turn.into_inner(), // a body panicked; the loop was closed all the same
@@ -206,7 +209,7 @@ impl Pool {
             }
         }
         // The loop must be closed, and empty, before `body` goes, also when `f` panics.
-        struct Close<'a>(&'a Shared);
+        struct Close<'a>(&'a PoolState);
         impl Drop for Close<'_> {
             fn drop(&mut self) {
                 self.0.open.store(false, SeqCst);
@@ -242,10 +245,10 @@ impl Pool {
     /// Calls `f` with every piece of `out` of `width` values and its number, in parallel when `bytes` is worth it.
     pub fn pieces(&self, out: &mut [f32], width: usize, bytes: usize, f: impl Fn(usize, &mut [f32]) + Sync + Send) {
         let len = out.len();
-        let out = Parts(out.as_mut_ptr());
+        let out = SharedOut(out.as_mut_ptr());
         let out = &out;
         self.each(len.div_ceil(width.max(1)), bytes, move |i| {
-            // SAFETY: piece `i` lies inside `out`, and every index is taken once.
+            // SAFETY: piece `i` is inside `out`, and every index is taken once.
             f(i, unsafe { out.part(i * width, width.min(len - i * width)) });
         });
     }
@@ -259,10 +262,10 @@ impl Pool {
         f: impl Fn(usize, &mut [f32], &mut [f32]) + Sync + Send,
     ) {
         let (na, nb) = (a.len(), b.len());
-        let (a, b) = (Parts(a.as_mut_ptr()), Parts(b.as_mut_ptr()));
+        let (a, b) = (SharedOut(a.as_mut_ptr()), SharedOut(b.as_mut_ptr()));
         let (a, b) = (&a, &b);
         self.each(na.div_ceil(wa).min(nb.div_ceil(wb)), bytes, move |i| {
-            // SAFETY: piece `i` lies inside each buffer, and every index is taken once.
+            // SAFETY: piece `i` is inside each buffer, and every index is taken once.
             let (pa, pb) = unsafe { (a.part(i * wa, wa.min(na - i * wa)), b.part(i * wb, wb.min(nb - i * wb))) };
             f(i, pa, pb);
         });
@@ -280,15 +283,15 @@ impl Drop for Pool {
 }
 
 /// A buffer of which several threads write disjoint parts.
-pub(super) struct Parts(pub(super) *mut f32);
+pub(super) struct SharedOut(pub(super) *mut f32);
 // SAFETY: parts handed out at one time do not overlap (the promise of `part`).
-unsafe impl Sync for Parts {}
+unsafe impl Sync for SharedOut {}
 // SAFETY: as above.
-unsafe impl Send for Parts {}
+unsafe impl Send for SharedOut {}
 
-impl Parts {
+impl SharedOut {
     /// # Safety
-    /// `at..at + n` lies inside the buffer and no other thread touches it meanwhile.
+    /// `at..at + n` is inside the buffer and no other thread touches it meanwhile.
     #[allow(clippy::mut_from_ref)]
     pub(super) unsafe fn part(&self, at: usize, n: usize) -> &mut [f32] {
         // SAFETY: the caller's promise.

@@ -37,7 +37,7 @@ pub struct Topology {
 }
 
 /// Below this share of the largest core's capacity a core counts as an efficiency core, where nothing else says so: Arm's
-/// small cores stand at a third, its middle ones above two thirds.
+/// small cores are at a third, its middle ones above two thirds.
 const SMALL: f64 = 0.5;
 
 impl Topology {
@@ -122,7 +122,7 @@ fn parse_size(text: &str) -> Option<usize> {
 pub(super) mod tests {
     use super::*;
 
-    /// A made-up machine: files of these paths and contents.
+    /// A simulated machine: files of these paths and contents.
     pub(in crate::cpu) fn machine(files: &[(&str, &str)]) -> tempfile::TempDir {
         let root = tempfile::tempdir().unwrap();
         for (path, text) in files {

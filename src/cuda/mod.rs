@@ -1,9 +1,9 @@
 //! The GPU, where there is one: found at run time through the driver, which is the only thing that a user needs.
 //!
-//! One device, one stream of work in order and one for copies beside it. Kernels are PTX in this binary (`kernels.rs`),
+//! One device, one stream of work in order and a second one for copies. Kernels are PTX in this binary (`kernels.rs`),
 //! which the driver compiles for its device. Nothing above this floor calls the driver.
 
-#![allow(unsafe_code)] // driver calls; what they lean on is said at each
+#![allow(unsafe_code)] // driver calls; each states what it relies on
 
 mod args;
 #[rustfmt::skip]
@@ -41,7 +41,7 @@ fn cuda_version(n: i32) -> String {
 
 /// An open device.
 pub struct Gpu {
-    /// As the driver calls it.
+    /// The driver's name of the device.
     pub name: String,
     /// Compute capability.
     pub capability: (i32, i32),
@@ -55,7 +55,7 @@ pub struct Gpu {
     pub shown: bool,
     /// Work in order.
     pub work: Stream,
-    /// Copies beside it.
+    /// The stream of copies, which runs concurrently.
     pub copies: Stream,
     modules: Mutex<HashMap<&'static str, sys::CUmodule>>,
     functions: Mutex<HashMap<(&'static str, String), Function>>,
@@ -104,17 +104,20 @@ fn refused(what: &str, e: DriverError) -> anyhow::Error {
     anyhow!("the GPU's driver refused {what}: {name}")
 }
 
-trait Said<T> {
-    fn said(self, what: &str) -> Result<T>;
+trait DriverContext<T> {
+    fn driver_context(self, what: &str) -> Result<T>;
 }
-impl<T> Said<T> for Result<T, DriverError> {
-    fn said(self, what: &str) -> Result<T> {
+impl<T> DriverContext<T> for Result<T, DriverError> {
+    fn driver_context(self, what: &str) -> Result<T> {
         self.map_err(|e| refused(what, e))
     }
 }
 
 impl Gpu {
     /// Opens the device with the most memory, the first of equals, or says in words why there is none to use.
+    ///
+    /// # Errors
+    /// If there is no driver, no device, or a device that the kernels do not run on; the message says which.
     pub fn open() -> Result<Gpu> {
         // SAFETY: asks whether the library can be loaded, and calls nothing in it.
         if !unsafe { sys::is_culib_present() } {
@@ -126,14 +129,16 @@ impl Gpu {
         })?;
         let mut driver = 0;
         // SAFETY: writes one integer.
-        unsafe { sys::cuDriverGetVersion(&mut driver) }.result().said("to tell its version")?;
+        unsafe { sys::cuDriverGetVersion(&mut driver) }.result().driver_context("to tell its version")?;
         if driver < OLDEST_DRIVER {
             let (has, want) = (cuda_version(driver), cuda_version(OLDEST_DRIVER));
             bail!("the NVIDIA driver is one of CUDA {has}, the kernels need one of {want} or newer: update it");
         }
         use sys::CUdevice_attribute as A;
         // SAFETY: the device was handed out by the driver, and stays valid for the process's life.
-        let of = |d: sys::CUdevice, a: A| unsafe { cu::device::get_attribute(d, a) }.said("to describe the device");
+        let of = |d: sys::CUdevice, a: A| {
+            unsafe { cu::device::get_attribute(d, a) }.driver_context("to describe the device")
+        };
         let capability_of = |d| -> Result<(i32, i32)> {
             Ok((
                 of(d, A::CU_DEVICE_ATTRIBUTE_COMPUTE_CAPABILITY_MAJOR)?,
@@ -141,8 +146,9 @@ impl Gpu {
             ))
         };
         // Of several devices the one with the most memory that the kernels are made for.
-        let n = cu::device::get_count().said("to count its devices")?;
-        let devices = (0..n).map(cu::device::get).collect::<Result<Vec<_>, _>>().said("to name its devices")?;
+        let n = cu::device::get_count().driver_context("to count its devices")?;
+        let devices =
+            (0..n).map(cu::device::get).collect::<Result<Vec<_>, _>>().driver_context("to name its devices")?;
         // SAFETY: as above.
         let memory = |d: &sys::CUdevice| unsafe { cu::device::total_mem(*d) }.unwrap_or(0);
         let fits = |d: &&sys::CUdevice| capability_of(**d).is_ok_and(|c| c >= OLDEST);
@@ -150,7 +156,7 @@ impl Gpu {
         let device = *best.context("the NVIDIA driver finds no GPU")?;
         let attribute = |a: A| of(device, a);
         let capability = capability_of(device)?;
-        let name = cu::device::get_name(device).said("to name the device")?;
+        let name = cu::device::get_name(device).driver_context("to name the device")?;
         if capability < OLDEST {
             let (major, minor) = capability;
             bail!("{name} has compute capability {major}.{minor}, the kernels need {}.{}", OLDEST.0, OLDEST.1);
@@ -159,9 +165,9 @@ impl Gpu {
         let processors = attribute(A::CU_DEVICE_ATTRIBUTE_MULTIPROCESSOR_COUNT)? as usize;
         let shared = attribute(A::CU_DEVICE_ATTRIBUTE_MAX_SHARED_MEMORY_PER_BLOCK_OPTIN)? as usize;
         // SAFETY: the primary context is released when the `Gpu` is dropped.
-        let context = unsafe { cu::primary_ctx::retain(device) }.said("a context")?;
+        let context = unsafe { cu::primary_ctx::retain(device) }.driver_context("a context")?;
         // SAFETY: the context was just retained.
-        unsafe { cu::ctx::set_current(context) }.said("a context")?;
+        unsafe { cu::ctx::set_current(context) }.driver_context("a context")?;
         let (work, copies) = (Stream::new()?, Stream::new()?);
         Ok(Gpu {
             name,
@@ -179,17 +185,26 @@ impl Gpu {
     }
 
     /// Makes the device this thread's: every thread that starts work on it calls this first.
+    ///
+    /// # Errors
+    /// If the driver reports an error.
     pub fn enter(&self) -> Result<()> {
         // SAFETY: the context lives.
-        unsafe { cu::ctx::set_current(self.context.context) }.said("a context")
+        unsafe { cu::ctx::set_current(self.context.context) }.driver_context("a context")
     }
 
     /// Bytes of device memory: free now, and in all.
+    ///
+    /// # Errors
+    /// If the driver reports an error.
     pub fn memory(&self) -> Result<(usize, usize)> {
-        cu::mem_get_info().said("to tell its memory")
+        cu::mem_get_info().driver_context("to tell its memory")
     }
 
     /// Device memory; contents are anything. An error names what it was for.
+    ///
+    /// # Errors
+    /// [`OutOfMemory`], which names what the memory was for, or another error of the driver.
     pub fn alloc(&self, bytes: usize, what: &str) -> Result<Buffer> {
         // Kernels read whole words; the driver's own step is larger.
         let bytes = bytes.max(1).next_multiple_of(Arena::ALIGN);
@@ -205,6 +220,9 @@ impl Gpu {
     }
 
     /// Host memory that the device copies from and to by itself; zeros.
+    ///
+    /// # Errors
+    /// If the system does not allow this much pinned memory; the message names what it was for.
     pub fn pinned(&self, bytes: usize, what: &str) -> Result<Pinned> {
         // SAFETY: the memory is freed when the value is dropped, and nowhere else.
         let at = unsafe { cu::malloc_host(bytes.max(1), 0) }.map_err(|e| match e.0 {
@@ -213,13 +231,16 @@ impl Gpu {
             }
             _ => refused(&format!("{bytes} bytes of pinned memory for {what}"), e),
         })?;
-        // SAFETY: so many bytes were just handed out.
+        // SAFETY: that many bytes were just handed out.
         unsafe { std::ptr::write_bytes(at.cast::<u8>(), 0, bytes.max(1)) };
         Ok(Pinned { at: at.cast(), bytes })
     }
 
     /// Makes host memory one that the device copies from by itself, for as long as the result lives. `bytes` are whole
     /// pages that `owner` holds.
+    ///
+    /// # Errors
+    /// If the system or the driver does not pin these pages.
     pub fn register(&self, owner: Owner, bytes: Range<usize>) -> Result<Registered> {
         let at = (*owner).as_ref()[bytes.clone()].as_ptr();
         // Read-only pages (a mapped file's) can be pinned where the system knows pages that a device only reads.
@@ -228,28 +249,37 @@ impl Gpu {
         // device is only ever told to read from it.
         unsafe { sys::cuMemHostRegister_v2(at.cast_mut().cast(), bytes.len(), flags) }
             .result()
-            .said(&format!("to pin {} MB of the model", bytes.len() >> 20))?;
+            .driver_context(&format!("to pin {} MB of the model", bytes.len() >> 20))?;
         Ok(Registered { at, _owner: owner })
     }
 
     /// Copies to the device, in the stream's order. Memory that is not pinned has been read when this returns.
+    ///
+    /// # Errors
+    /// If the driver reports an error.
     pub fn upload<T: bytemuck::NoUninit>(&self, stream: &Stream, to: Ptr, from: &[T]) -> Result<()> {
         // SAFETY: the callers hand out pointers into their own buffers; pinned memory outlives the stream's work because
         // its owner waits for the stream before it is reused or dropped.
-        unsafe { cu::memcpy_htod_async(to.0, from, stream.0) }.said("a copy to the device")
+        unsafe { cu::memcpy_htod_async(to.0, from, stream.0) }.driver_context("a copy to the device")
     }
 
     /// Copies from pinned memory, from byte `at` on, when the stream gets there.
+    ///
+    /// # Errors
+    /// If the driver reports an error.
     pub fn upload_pinned(&self, stream: &Stream, to: Ptr, from: &Pinned, at: usize, bytes: usize) -> Result<()> {
         assert!(at + bytes <= from.bytes);
         // SAFETY: the memory is as long; its owner writes to it again only after an event that follows this copy.
         unsafe { sys::cuMemcpyHtoDAsync_v2(to.0, from.at.add(at).cast(), bytes, stream.0) }
             .result()
-            .said("a copy to the device")
+            .driver_context("a copy to the device")
     }
 
     /// Copies values or lists to the device in the work stream's order. Small ones are read by a kernel, so that they do not
-    /// wait behind large ones of the other stream for the one engine that copies.
+    /// wait for large ones of the other stream for the one engine that copies.
+    ///
+    /// # Errors
+    /// If the driver reports an error.
     pub fn bring(&self, to: Ptr, from: &Pinned, bytes: usize) -> Result<()> {
         assert!(bytes <= from.bytes);
         if bytes > SMALL {
@@ -261,34 +291,49 @@ impl Gpu {
     }
 
     /// Copies from the device, in the stream's order: done when the stream has been waited for.
+    ///
+    /// # Errors
+    /// If the driver reports an error.
     pub fn download<T: bytemuck::AnyBitPattern>(&self, stream: &Stream, to: &mut [T], from: Ptr) -> Result<()> {
         // SAFETY: as above.
-        unsafe { cu::memcpy_dtoh_async(to, from.0, stream.0) }.said("a copy from the device")
+        unsafe { cu::memcpy_dtoh_async(to, from.0, stream.0) }.driver_context("a copy from the device")
     }
 
-    /// The same into pinned memory, which fills when the stream gets there.
+    /// Copies from the device into pinned memory, which fills when the stream gets there.
+    ///
+    /// # Errors
+    /// If the driver reports an error.
     pub fn download_pinned(&self, stream: &Stream, to: &Pinned, bytes: usize, from: Ptr) -> Result<()> {
         assert!(bytes <= to.bytes);
         // SAFETY: the memory is as long; its owner reads it only after an event that follows this copy.
         unsafe { sys::cuMemcpyDtoHAsync_v2(to.at.cast(), from.0, bytes, stream.0) }
             .result()
-            .said("a copy from the device")
+            .driver_context("a copy from the device")
     }
 
     /// Copies within the device.
+    ///
+    /// # Errors
+    /// If the driver reports an error.
     pub fn copy(&self, stream: &Stream, to: Ptr, from: Ptr, bytes: usize) -> Result<()> {
         // SAFETY: as above.
-        unsafe { cu::memcpy_dtod_async(to.0, from.0, bytes, stream.0) }.said("a copy on the device")
+        unsafe { cu::memcpy_dtod_async(to.0, from.0, bytes, stream.0) }.driver_context("a copy on the device")
     }
 
     /// Fills device memory with zeros.
+    ///
+    /// # Errors
+    /// If the driver reports an error.
     pub fn zero(&self, stream: &Stream, to: Ptr, bytes: usize) -> Result<()> {
         // SAFETY: as above.
-        unsafe { cu::memset_d8_async(to.0, 0, bytes, stream.0) }.said("to clear memory")
+        unsafe { cu::memset_d8_async(to.0, 0, bytes, stream.0) }.driver_context("to clear memory")
     }
 
     /// Bytes per second over the bus to the device, from pinned memory, and through the device's own memory: the best of a
     /// few copies, of less where less is free.
+    ///
+    /// # Errors
+    /// If there is no memory for the copies, or the driver reports an error.
     pub fn rates(&self) -> Result<(f64, f64)> {
         let (free, _) = self.memory()?;
         let bytes = (256 << 20).min(free / 4).max(1 << 20);
@@ -327,7 +372,7 @@ impl Gpu {
         // SAFETY: the function belongs to a module that lives as long as the device; the arguments are read before the
         // call returns, and are those of the prototype that the caller was made from.
         unsafe { cu::launch_kernel(f, (x, y, z), (threads, 1, 1), shared, self.work.0, &mut pointers) }
-            .said(&format!("to start {name}"))
+            .driver_context(&format!("to start {name}"))
     }
 
     fn function(&self, module: &'static str, name: &str, shared: usize) -> Result<sys::CUfunction> {
@@ -339,7 +384,8 @@ impl Gpu {
                 let module = self.module(module)?;
                 let c_name = CString::new(name).expect("kernel names have no zero bytes");
                 // SAFETY: the module is loaded.
-                let f = unsafe { cu::module::get_function(module, c_name) }.said(&format!("kernel {name}"))?;
+                let f =
+                    unsafe { cu::module::get_function(module, c_name) }.driver_context(&format!("kernel {name}"))?;
                 Function { f, shared: 48 << 10 }
             }
         };
@@ -347,7 +393,7 @@ impl Gpu {
             let which = sys::CUfunction_attribute::CU_FUNC_ATTRIBUTE_MAX_DYNAMIC_SHARED_SIZE_BYTES;
             // SAFETY: the function is loaded.
             unsafe { cu::function::set_function_attribute(found.f, which, shared as i32) }
-                .said(&format!("{shared} bytes of shared memory to {name}"))?;
+                .driver_context(&format!("{shared} bytes of shared memory to {name}"))?;
             found.shared = shared;
         }
         lock(&self.functions).insert(key, found);
@@ -371,44 +417,50 @@ impl Gpu {
     }
 
     /// Records what `f` starts on the work stream, to be started again as one.
+    ///
+    /// # Errors
+    /// If `f` fails, or the driver cannot record what it started.
     pub fn capture(&self, f: impl FnOnce() -> Result<()>) -> Result<Graph> {
         let mode = sys::CUstreamCaptureMode::CU_STREAM_CAPTURE_MODE_THREAD_LOCAL;
         // SAFETY: the stream is ours, and ends its capture below whatever `f` does.
-        unsafe { cu::stream::begin_capture(self.work.0, mode) }.said("to record a graph")?;
+        unsafe { cu::stream::begin_capture(self.work.0, mode) }.driver_context("to record a graph")?;
         let done = f();
         // SAFETY: as above.
         let graph = unsafe { cu::stream::end_capture(self.work.0) };
         done?;
-        let graph = graph.said("a graph")?;
+        let graph = graph.driver_context("a graph")?;
         // SAFETY: the graph was just made; what runs is a copy of it.
         unsafe {
             let exec = cu::graph::instantiate(graph, sys::CUgraphInstantiate_flags(0));
-            cu::graph::destroy(graph).said("to forget a graph")?;
-            Ok(Graph(exec.said("a graph")?))
+            cu::graph::destroy(graph).driver_context("to forget a graph")?;
+            Ok(Graph(exec.driver_context("a graph")?))
         }
     }
 
     /// Starts a graph on the work stream.
+    ///
+    /// # Errors
+    /// If the driver reports an error.
     pub fn replay(&self, graph: &Graph) -> Result<()> {
         // SAFETY: the graph lives; what it names outlives it, by its owner's promise.
-        unsafe { cu::graph::launch(graph.0, self.work.0) }.said("to start a graph")
+        unsafe { cu::graph::launch(graph.0, self.work.0) }.driver_context("to start a graph")
     }
 }
 
 // SAFETY: the driver's handles may be used from every thread that has the context (`enter`); the driver itself orders
 // what several threads start on one stream.
 unsafe impl Send for Gpu {}
-// SAFETY: as above; what is kept here lies behind locks.
+// SAFETY: as above; what is kept here is guarded by locks.
 unsafe impl Sync for Gpu {}
 
 /// Device memory ran out.
 #[derive(Debug)]
 pub struct OutOfMemory {
-    /// What was being allocated.
+    /// The purpose of the allocation.
     pub what: String,
-    /// How much was asked for.
+    /// Bytes that were asked for.
     pub bytes: usize,
-    /// How much was free, where that is known.
+    /// Bytes that were free, where that is known.
     pub free: Option<usize>,
 }
 
@@ -467,7 +519,10 @@ impl Arena {
     /// The parts' step.
     pub const ALIGN: usize = 256;
 
-    /// So many bytes.
+    /// Allocates `bytes` of device memory; an error names `what` they were for.
+    ///
+    /// # Errors
+    /// [`OutOfMemory`], which names what the memory was for, or another error of the driver.
     pub fn new(gpu: &Gpu, bytes: usize, what: &str) -> Result<Arena> {
         Ok(Arena { buffer: gpu.alloc(bytes, what)?, used: std::cell::Cell::new(0) })
     }
@@ -503,9 +558,9 @@ impl Pinned {
         self.bytes
     }
 
-    /// As values.
+    /// Returns the bytes as values.
     pub fn as_slice<T: bytemuck::AnyBitPattern>(&self) -> &[T] {
-        // SAFETY: so many bytes were allocated, page-aligned, and set.
+        // SAFETY: that many bytes were allocated, page-aligned, and set.
         bytemuck::cast_slice(unsafe { std::slice::from_raw_parts(self.at, self.bytes) })
     }
 
@@ -556,20 +611,26 @@ pub struct Stream(sys::CUstream);
 
 impl Stream {
     fn new() -> Result<Stream> {
-        Ok(Stream(cu::stream::create(cu::stream::StreamKind::NonBlocking).said("a stream")?))
+        Ok(Stream(cu::stream::create(cu::stream::StreamKind::NonBlocking).driver_context("a stream")?))
     }
 
     /// Waits until everything in it is done.
+    ///
+    /// # Errors
+    /// If work that is waited for failed, or the driver reports another error.
     pub fn wait(&self) -> Result<()> {
         // SAFETY: the stream lives.
-        unsafe { cu::stream::synchronize(self.0) }.said("to finish")
+        unsafe { cu::stream::synchronize(self.0) }.driver_context("to finish")
     }
 
     /// What comes after waits for the event.
+    ///
+    /// # Errors
+    /// If the driver reports an error.
     pub fn after(&self, event: &Event) -> Result<()> {
         let flags = sys::CUevent_wait_flags::CU_EVENT_WAIT_DEFAULT;
         // SAFETY: both live.
-        unsafe { cu::stream::wait_event(self.0, event.0, flags) }.said("to wait for an event")
+        unsafe { cu::stream::wait_event(self.0, event.0, flags) }.driver_context("to wait for an event")
     }
 }
 
@@ -591,35 +652,53 @@ pub struct Event(sys::CUevent);
 
 impl Event {
     /// An event that no stream has passed yet.
+    ///
+    /// # Errors
+    /// If the driver reports an error.
     pub fn new() -> Result<Event> {
-        Ok(Event(cu::event::create(sys::CUevent_flags::CU_EVENT_DISABLE_TIMING).said("an event")?))
+        Ok(Event(cu::event::create(sys::CUevent_flags::CU_EVENT_DISABLE_TIMING).driver_context("an event")?))
     }
 
-    /// One that keeps the time.
+    /// An event that records the time at which a stream passes it.
+    ///
+    /// # Errors
+    /// If the driver reports an error.
     pub fn timed() -> Result<Event> {
-        Ok(Event(cu::event::create(sys::CUevent_flags::CU_EVENT_DEFAULT).said("an event")?))
+        Ok(Event(cu::event::create(sys::CUevent_flags::CU_EVENT_DEFAULT).driver_context("an event")?))
     }
 
     /// Seconds from `start` to this; both keep the time and have been passed.
+    ///
+    /// # Errors
+    /// If one of them keeps no time or has not been passed.
     pub fn since(&self, start: &Event) -> Result<f64> {
         // SAFETY: both live.
-        let ms = unsafe { cu::event::elapsed(start.0, self.0) }.said("to tell a time")?;
+        let ms = unsafe { cu::event::elapsed(start.0, self.0) }.driver_context("to tell a time")?;
         Ok(ms as f64 / 1e3)
     }
 
     /// Marks the end of what is in the stream now.
+    ///
+    /// # Errors
+    /// If the driver reports an error.
     pub fn record(&self, stream: &Stream) -> Result<()> {
         // SAFETY: both live.
-        unsafe { cu::event::record(self.0, stream.0) }.said("to record an event")
+        unsafe { cu::event::record(self.0, stream.0) }.driver_context("to record an event")
     }
 
     /// Waits until the stream has passed it.
+    ///
+    /// # Errors
+    /// If work that is waited for failed, or the driver reports another error.
     pub fn wait(&self) -> Result<()> {
         // SAFETY: the event lives.
-        unsafe { cu::event::synchronize(self.0) }.said("to finish")
+        unsafe { cu::event::synchronize(self.0) }.driver_context("to finish")
     }
 
     /// Whether the stream has passed it.
+    ///
+    /// # Errors
+    /// If work before the event failed, or the driver reports another error.
     pub fn is_done(&self) -> Result<bool> {
         // SAFETY: the event lives.
         match unsafe { cu::event::query(self.0) } {

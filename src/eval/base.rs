@@ -7,8 +7,8 @@
 //! ```
 //!
 //! All little-endian. ln p(i) = scale * q\[i\] + min; min is the least of the row, but not below the largest - 16, and
-//! what is smaller than min is stored as min. The tokens are the text's: where a chunk starts with BOS, the token it
-//! stands for.
+//! what is smaller than min is stored as min. The tokens are the text's: where a chunk starts with BOS, the token that
+//! BOS replaces.
 
 use std::fs::File;
 use std::io::{self, BufReader, BufWriter, Read, Write};
@@ -77,23 +77,29 @@ impl LogProbs<'_> {
 
 /// Writes a base file.
 #[derive(Debug)]
-pub struct Writer<W: Write> {
+pub struct BaseWriter<W: Write> {
     out: W,
     path: PathBuf,
     rows_left: usize,
     row_bytes: usize,
 }
 
-impl Writer<BufWriter<File>> {
+impl BaseWriter<BufWriter<File>> {
     /// Starts the file; `tokens` are those of the chunks.
+    ///
+    /// # Errors
+    /// If the file cannot be created or written.
     pub fn create(path: &Path, chunks: Chunks, n_vocab: usize, tokens: &[u32]) -> Result<Self> {
         let file = File::create(path).with_context(|| format!("cannot write {}", path.display()))?;
-        Writer::new(BufWriter::new(file), path, chunks, n_vocab, tokens)
+        BaseWriter::new(BufWriter::new(file), path, chunks, n_vocab, tokens)
     }
 }
 
-impl<W: Write> Writer<W> {
-    /// Starts a base file anywhere; `path` stands for it in errors.
+impl<W: Write> BaseWriter<W> {
+    /// Starts a base file anywhere; errors call it `path`.
+    ///
+    /// # Errors
+    /// If the head cannot be written.
     pub fn new(mut out: W, path: &Path, chunks: Chunks, n_vocab: usize, tokens: &[u32]) -> Result<Self> {
         assert_eq!(tokens.len(), chunks.n_tokens());
         let number = |name: &str, n: usize| {
@@ -105,10 +111,13 @@ impl<W: Write> Writer<W> {
         }
         head.extend(tokens.iter().flat_map(|t| t.to_le_bytes()));
         out.write_all(&head).with_context(|| format!("cannot write {}", path.display()))?;
-        Ok(Writer { out, path: path.to_owned(), rows_left: chunks.n_rows(), row_bytes: row_bytes(n_vocab) })
+        Ok(BaseWriter { out, path: path.to_owned(), rows_left: chunks.n_rows(), row_bytes: row_bytes(n_vocab) })
     }
 
     /// Appends rows, encoded side by side.
+    ///
+    /// # Errors
+    /// If they cannot be written.
     pub fn rows(&mut self, rows: &[LogProbs<'_>]) -> Result<()> {
         use rayon::prelude::*;
         assert!(rows.len() <= self.rows_left, "more rows than the head says");
@@ -119,6 +128,9 @@ impl<W: Write> Writer<W> {
     }
 
     /// Ends the file.
+    ///
+    /// # Errors
+    /// If the last bytes cannot be written.
     pub fn finish(mut self) -> Result<W> {
         assert_eq!(self.rows_left, 0, "fewer rows than the head says");
         self.out.flush().with_context(|| format!("cannot write {}", self.path.display()))?;
@@ -128,7 +140,7 @@ impl<W: Write> Writer<W> {
 
 /// Reads a base file: its head and tokens at once, its rows as they are needed.
 #[derive(Debug)]
-pub struct Reader<R: Read> {
+pub struct BaseReader<R: Read> {
     /// How the text was cut.
     pub chunks: Chunks,
     /// Size of the vocabulary.
@@ -141,17 +153,23 @@ pub struct Reader<R: Read> {
     bytes: Vec<u8>,
 }
 
-impl Reader<BufReader<File>> {
+impl BaseReader<BufReader<File>> {
     /// Opens a file, which must be whole.
+    ///
+    /// # Errors
+    /// If the file cannot be read, is no base file, or is not whole.
     pub fn open(path: &Path) -> Result<Self> {
         let file = File::open(path).with_context(|| format!("cannot open {}", path.display()))?;
         let about = file.metadata().with_context(|| format!("cannot read {}", path.display()))?;
-        Reader::new(BufReader::new(file), path, about.is_file().then_some(about.len()))
+        BaseReader::new(BufReader::new(file), path, about.is_file().then_some(about.len()))
     }
 }
 
-impl<R: Read> Reader<R> {
-    /// Reads a base file from anywhere; `path` stands for it in errors, `len` is how many bytes it has, if known.
+impl<R: Read> BaseReader<R> {
+    /// Reads a base file from anywhere; errors call it `path`; `len` is how many bytes it has, if known.
+    ///
+    /// # Errors
+    /// If the input is no base file, is cut short, or holds values out of range.
     pub fn new(mut input: R, path: &Path, len: Option<u64>) -> Result<Self> {
         let shown = path.display();
         let head = read_up_to(&mut input, HEAD_BYTES).with_context(|| format!("cannot read {shown}"))?;
@@ -187,10 +205,13 @@ impl<R: Read> Reader<R> {
         if let Some((i, t)) = tokens.iter().enumerate().find(|(_, t)| **t as usize >= n_vocab) {
             bail!("{shown}: token {i} is {t}, which is outside its vocabulary of {n_vocab}");
         }
-        Ok(Reader { chunks, n_vocab, tokens, input, path: path.to_owned(), rows_read: 0, bytes: Vec::new() })
+        Ok(BaseReader { chunks, n_vocab, tokens, input, path: path.to_owned(), rows_read: 0, bytes: Vec::new() })
     }
 
     /// The next `n` rows.
+    ///
+    /// # Errors
+    /// If the input ends early or cannot be read.
     pub fn rows(&mut self, n: usize) -> Result<Vec<BaseRow<'_>>> {
         let size = row_bytes(self.n_vocab);
         self.bytes.resize(n * size, 0);
@@ -203,6 +224,9 @@ impl<R: Read> Reader<R> {
     }
 
     /// Fails where the file was made with another vocabulary than a model's of `n_vocab` tokens.
+    ///
+    /// # Errors
+    /// If the file was made with a vocabulary of another size; the message names both.
     pub fn check_vocabulary(&self, n_vocab: usize) -> Result<()> {
         if self.n_vocab != n_vocab {
             bail!(
@@ -215,6 +239,9 @@ impl<R: Read> Reader<R> {
     }
 
     /// Fails where the file was made with another context than the `n_ctx` asked for.
+    ///
+    /// # Errors
+    /// If the file was made with another context; the message names both.
     pub fn check_context(&self, n_ctx: usize) -> Result<()> {
         if self.chunks.n_ctx != n_ctx {
             let (shown, has) = (self.path.display(), self.chunks.n_ctx);
@@ -224,6 +251,9 @@ impl<R: Read> Reader<R> {
     }
 
     /// Fails where the file was made from another text, or cut otherwise into tokens.
+    ///
+    /// # Errors
+    /// If the tokens differ; the message says where.
     pub fn check_tokens(&self, text: &[u32]) -> Result<()> {
         let shown = self.path.display();
         if let Some(i) = self.tokens.iter().zip(text).position(|(a, b)| a != b) {
@@ -254,15 +284,15 @@ mod tests {
     const NAME: &str = "base.kld";
 
     fn file() -> Vec<u8> {
-        let mut w = Writer::new(Vec::new(), Path::new(NAME), CHUNKS, 3, &TOKENS).unwrap();
+        let mut w = BaseWriter::new(Vec::new(), Path::new(NAME), CHUNKS, 3, &TOKENS).unwrap();
         for logits in [[1.0, 2.0, 4.0], [0.5, -20.0, 0.0]] {
             w.rows(&[LogProbs::new(&logits).unwrap()]).unwrap();
         }
         w.finish().unwrap()
     }
 
-    fn open(bytes: &[u8]) -> Result<Reader<&[u8]>> {
-        Reader::new(bytes, Path::new(NAME), Some(bytes.len() as u64))
+    fn open(bytes: &[u8]) -> Result<BaseReader<&[u8]>> {
+        BaseReader::new(bytes, Path::new(NAME), Some(bytes.len() as u64))
     }
 
     fn error(bytes: &[u8]) -> String {
@@ -324,7 +354,7 @@ mod tests {
     #[test]
     fn a_cut_file_of_unknown_length_still_fails_where_it_ends() {
         let f = file();
-        let e = |n: usize| Reader::new(&f[..n], Path::new(NAME), None);
+        let e = |n: usize| BaseReader::new(&f[..n], Path::new(NAME), None);
         assert!(format!("{:#}", e(40).err().unwrap()).contains("5 tokens, 8 expected"));
         let text = format!("{:#}", e(70).unwrap().rows(2).err().unwrap());
         assert!(text.contains(NAME) && text.contains("rows 0 to 2 of 2"), "{text}");

@@ -30,6 +30,9 @@ pub struct Chunks {
 
 impl Chunks {
     /// Cuts `n_tokens` into chunks of `n_ctx`, at most `limit` of them.
+    ///
+    /// # Errors
+    /// If `n_ctx` is too small, or there are too few tokens for a chunk.
     pub fn cut(n_tokens: usize, n_ctx: usize, limit: usize) -> Result<Chunks> {
         if n_ctx < 3 {
             bail!("a context of {n_ctx} tokens leaves nothing to judge: chunks need at least 3 (-c)");
@@ -75,6 +78,9 @@ pub struct LogProbs<'a> {
 }
 
 /// The rows of `logits` (rows, n_vocab), computed side by side.
+///
+/// # Errors
+/// If the logits of a row have no softmax; the message names one that is not finite.
 pub fn log_probs(logits: &[f32], n_vocab: usize) -> Result<Vec<LogProbs<'_>>> {
     logits.par_chunks_exact(n_vocab).map(LogProbs::new).collect()
 }
@@ -87,6 +93,9 @@ pub fn pairs(rows: &[LogProbs<'_>], base: &[BaseRow<'_>], tokens: &[u32]) -> Vec
 
 impl<'a> LogProbs<'a> {
     /// Fails where the logits have no softmax.
+    ///
+    /// # Errors
+    /// If the logits have no softmax; the message names one that is not finite.
     pub fn new(logits: &'a [f32]) -> Result<LogProbs<'a>> {
         let (mut max, mut min, mut top) = (f32::NEG_INFINITY, f32::INFINITY, 0);
         for (i, &v) in logits.iter().enumerate() {

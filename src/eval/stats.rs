@@ -69,18 +69,18 @@ impl Likelihood {
     }
 }
 
-/// A counted row of a model beside the base model's.
+/// A counted row of a model, paired with the base model's.
 #[derive(Clone, Copy, Debug)]
 pub struct Pair {
     /// -ln p of the token that came.
     pub nll: f64,
-    /// The same by the base.
+    /// -ln p of that token by the base model.
     pub nll_base: f64,
     /// KL divergence from the base.
     pub kld: f64,
     /// Probability of the token that came, less the base's.
     pub dp: f64,
-    /// Whether both find the same token likeliest.
+    /// Whether both have the same argmax.
     pub same_top: bool,
 }
 
@@ -228,7 +228,7 @@ fn rank(p: f64) -> String {
     }
 }
 
-/// The value below which `p` percent of the sorted values lie, between two of them where it must.
+/// The value below which `p` percent of the sorted values are, between two of them where it must.
 fn percentile(sorted: &[f64], p: f64) -> f64 {
     let at = p / 100.0 * (sorted.len() - 1) as f64;
     let (below, share) = (at as usize, at.fract());

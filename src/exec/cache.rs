@@ -1,22 +1,22 @@
-//! Experts in a GPU's memory for a while.
+//! The experts of split layers that a GPU holds at a time: a cache of the most used ones, and a ring for prompts.
 //!
-//! Of every layer whose experts run at both places, those that are chosen most are in slots; while a prompt is read others
-//! pass through a ring of two halves, one being filled while the GPU computes with the other. What is there when a walk
-//! begins, and what is to pass through during it, is settled then: the CPU does the rest.
+//! Of every layer whose experts run at both places, the most used experts are in slots. While a prompt is read, others
+//! stream through a ring of two parts, one of which is filled while the GPU computes with the other. Which experts are
+//! in slots and which stream during a walk is settled when the walk begins; the CPU computes the others.
 //!
 //! **Slots.** A score per expert counts how often it was chosen, old counts fading with every token; after a walk the
 //! experts whose score is above that of the worst one in a slot are brought over, best first and some MB at a time, and
 //! are used from the walk after their arrival.
 //!
-//! **Ring.** Before a batch, how many experts of a layer pass through is chosen so that the slower of both sides is done
-//! soonest, from what was measured so far:
+//! **Ring.** Before a batch, the number of experts of a layer that stream is chosen so that the slower side finishes as early
+//! as possible, by the rates measured so far:
 //!
 //! ```text
 //! GPU side   bytes of the experts / rate of the ring, or their products * cost of a product there, the larger
 //! CPU side   bytes of its experts / rate of reading them, or their products * cost of a product here, the larger
 //! ```
-//! All on the CPU, some, and all through the ring are the cases of one sum. The hottest experts pass through: they bring
-//! the GPU the most work for their bytes.
+//! None, some or all of them stream: one formula has all three cases. The hottest experts stream, since they give the GPU
+//! the most work for their bytes.
 
 use std::collections::HashMap;
 use std::sync::Arc;
@@ -31,7 +31,7 @@ use crate::gguf::Gguf;
 use crate::plan::{self, ALIGN, Plan};
 use crate::tape::{Batch, ExpertShare, RowSet, Tape};
 
-/// What a token's choice counts for when this many tokens have come since: half.
+/// A token's choice counts half when this many tokens have followed it.
 const HALF_LIFE: f32 = 200.0;
 /// Experts that may take another's slot for each token that was read: a few MB more than what a token reads from memory
 /// anyhow. Empty slots are filled whatever this is.
@@ -40,23 +40,23 @@ const PER_TOKEN: usize = 4;
 const AT_ONCE: usize = 64 << 20;
 /// Layers that are looked at after a single token: one in this many.
 const IN_TURN: usize = 4;
-/// An expert takes another's slot only if its score is so much higher: otherwise two would take turns.
+/// An expert takes another's slot only if its score is this many times as high: otherwise two would take turns.
 const BETTER: f32 = 1.25;
 
-/// What the experts in GPU memory did.
+/// Statistics of the expert cache and the ring.
 #[derive(Clone, Copy, Debug, Default, PartialEq)]
 pub struct CacheStats {
     /// Choices of the router in walks of one token.
     pub chosen: usize,
-    /// Choices that a slot had, of those counted in `chosen`.
+    /// Those of `chosen` whose expert was in a slot.
     pub hits: usize,
     /// Experts brought into slots.
     pub uploads: usize,
     /// Bytes of the experts brought into slots.
     pub upload_bytes: usize,
-    /// Experts that passed through the ring.
+    /// Experts that were streamed through the ring.
     pub passed: usize,
-    /// Bytes of the experts that passed through the ring.
+    /// Bytes of the experts that were streamed through the ring.
     pub passed_bytes: usize,
 }
 
@@ -74,8 +74,8 @@ struct Stack {
 
 /// A layer whose experts run at both places.
 #[derive(Debug)]
-struct Layer {
-    /// The step of the GPU's half.
+struct CachedLayer {
+    /// The step of the GPU's share.
     step: usize,
     stacks: Vec<Stack>,
     /// Experts per token.
@@ -89,16 +89,16 @@ struct Layer {
     score: Vec<f32>,
     /// At least 0 for those that the GPU does in the current walk.
     on_gpu: Vec<i32>,
-    /// Experts that pass through the ring in the current walk, pass after pass.
+    /// Experts that stream through the ring in the current walk, pass after pass.
     passes: Vec<Vec<u32>>,
 }
 
-impl Layer {
+impl CachedLayer {
     fn expert_bytes(&self) -> usize {
         self.stacks.iter().map(|s| s.bytes).sum()
     }
 
-    /// Where each stack begins in a half of the ring.
+    /// Where each stack begins in a part of the ring.
     fn in_ring(&self, per_pass: usize) -> Vec<usize> {
         let mut at = (self.slot_of.len() * 4).next_multiple_of(ALIGN);
         let mut begin = |s: &Stack| {
@@ -140,7 +140,7 @@ struct Rates {
     cpu: Ema,
 }
 
-/// A half of the ring.
+/// One of the two parts of the ring.
 #[derive(Debug)]
 struct RingPart {
     device: Ptr,
@@ -168,19 +168,19 @@ struct InFlight {
 
 /// The experts of a model that a GPU holds for a while.
 #[derive(Debug, Default)]
-pub(super) struct Experts {
-    layers: Vec<Layer>,
-    /// The layer of a step, by the numbers of both halves.
+pub(super) struct ExpertCache {
+    layers: Vec<CachedLayer>,
+    /// The layer of a step, by the numbers of both shares' steps.
     of_step: HashMap<usize, usize>,
     in_flight: Option<InFlight>,
     ring: Option<[RingPart; 2]>,
-    /// Experts that a half of the ring holds.
+    /// Experts that a part of the ring holds.
     per_pass: usize,
     /// Passes of the current walk that are not yet in the ring, last first: (layer, pass).
     ahead: Vec<(usize, usize)>,
-    /// The passes that are in the ring, oldest first, with their half.
+    /// The passes that are in the ring, oldest first, with their part of it.
     staged: Vec<(usize, usize, usize)>,
-    /// The half that is filled next.
+    /// The part that is filled next.
     turn: usize,
     rates: Rates,
     /// Whether the current walk is of one row.
@@ -197,15 +197,15 @@ pub(super) struct Experts {
     pub pinned: PinnedExperts,
 }
 
-impl Experts {
-    pub(super) fn open(gpu: &Gpu, memory: &Arena, tape: &Tape, plan: &Plan) -> Result<Experts> {
+impl ExpertCache {
+    pub(super) fn open(gpu: &Gpu, memory: &Arena, tape: &Tape, plan: &Plan) -> Result<ExpertCache> {
         let (mut layers, mut of_step) = (Vec::new(), HashMap::new());
         let (slots, per_pass) = (plan.cache.slots, plan.cache.ring);
         for (i, step) in tape.steps.iter().enumerate() {
             match step.share {
                 ExpertShare::All => continue,
                 ExpertShare::OnCpu => {
-                    of_step.insert(i, layers.len()); // its GPU half is the next step
+                    of_step.insert(i, layers.len()); // the GPU's share is the next step
                     continue;
                 }
                 ExpertShare::OnGpu => of_step.insert(i, layers.len()),
@@ -220,7 +220,7 @@ impl Experts {
                 });
             }
             let n = plan::experts_of(tape, step);
-            layers.push(Layer {
+            layers.push(CachedLayer {
                 step: i,
                 stacks,
                 k: tape.width(step.ins[1]),
@@ -232,11 +232,11 @@ impl Experts {
                 passes: Vec::new(),
             });
         }
-        let half_bytes = layers.iter().map(|l| plan::ring_part_bytes(tape, &tape.steps[l.step], per_pass)).max();
-        let half = |bytes: usize| -> Result<RingPart> {
+        let part_bytes = layers.iter().map(|l| plan::ring_part_bytes(tape, &tape.steps[l.step], per_pass)).max();
+        let part = |bytes: usize| -> Result<RingPart> {
             Ok(RingPart {
                 device: memory.take(bytes),
-                staging: gpu.pinned(bytes, "experts that pass through")?,
+                staging: gpu.pinned(bytes, "streamed experts")?,
                 going: Event::timed()?,
                 full: Event::timed()?,
                 begun: Event::timed()?,
@@ -245,11 +245,11 @@ impl Experts {
                 work: 0.0,
             })
         };
-        let ring = match half_bytes.filter(|b| *b > 0) {
-            Some(bytes) => Some([half(bytes)?, half(bytes)?]),
+        let ring = match part_bytes.filter(|b| *b > 0) {
+            Some(bytes) => Some([part(bytes)?, part(bytes)?]),
             None => None,
         };
-        let most = layers.iter().map(Layer::expert_bytes).max().unwrap_or(0);
+        let most = layers.iter().map(CachedLayer::expert_bytes).max().unwrap_or(0);
         let in_flight = match slots > 0 && !layers.is_empty() {
             true => Some(InFlight {
                 staging: gpu.pinned(AT_ONCE.max(most), "experts on their way")?,
@@ -258,7 +258,7 @@ impl Experts {
             }),
             false => None,
         };
-        Ok(Experts {
+        Ok(ExpertCache {
             layers,
             of_step,
             in_flight,
@@ -319,12 +319,12 @@ impl Experts {
         self.layers[self.of_step[&step]].passes.len()
     }
 
-    /// The GPU's half, by the number of the CPU's.
+    /// The step of the GPU's share, by the number of the CPU's.
     pub(super) fn gpu_step(&self, step: usize) -> usize {
         self.layers[self.of_step[&step]].step
     }
 
-    /// Before a walk: takes what has arrived into use, and settles what passes through for the batch.
+    /// Before a walk: takes the experts that have arrived into use, and decides which ones stream for the batch.
     pub(super) fn begin(&mut self, batch: &Batch) -> Result<()> {
         if let Some(in_flight) = &mut self.in_flight
             && !in_flight.list.is_empty()
@@ -358,7 +358,7 @@ impl Experts {
         Ok(())
     }
 
-    /// The experts of a layer that should pass through for a batch of `rows`, hottest first.
+    /// The experts of a layer that should stream for a batch of `rows`, hottest first.
     fn through(&self, l: usize, rows: usize) -> Vec<u32> {
         let layer = &self.layers[l];
         let n = layer.score.len();
@@ -370,7 +370,7 @@ impl Experts {
         let expected = |e: u32| ((layer.score[e as usize] + 1e-3) / total) as f64 * products;
         let touched = |e: u32| 1.0 - (-expected(e)).exp();
         let (Some(ring), Some(_)) = (self.rates.ring.0, self.rates.cpu.0.or(self.rates.read.0)) else {
-            // Nothing is known yet: a batch that is long enough to tell measures one half each.
+            // Nothing is known yet: a long enough batch gives each side half of the experts and measures both.
             return if rows * layer.k < 4 * n { Vec::new() } else { order[..order.len() / 2].to_vec() };
         };
         let (read, cpu) = (self.rates.read.0.unwrap_or(0.0), self.rates.cpu.0.unwrap_or(0.0));
@@ -393,7 +393,7 @@ impl Experts {
         order[..count].to_vec()
     }
 
-    /// Takes note of what the router chose in a layer, by its CPU half's step, and how long that half took.
+    /// Records what the router chose in a layer, by the step of the CPU's share, and how long that step took.
     pub(super) fn note(&mut self, step: usize, ids: &[f32], seconds: f64) {
         let layer = &mut self.layers[self.of_step[&step]];
         let n = layer.score.len();
@@ -492,20 +492,20 @@ impl Experts {
         Ok(())
     }
 
-    /// Fills a half of the ring with the next pass, if one is due and a half is free.
+    /// Fills a part of the ring with the next pass, if one is due and a part is free.
     fn stage(&mut self, gpu: &Gpu, gguf: &Gguf, pool: Option<&Pool>) -> Result<()> {
         if self.staged.len() == 2 {
             return Ok(());
         }
         let (Some((l, p)), Some(ring)) = (self.ahead.pop(), &mut self.ring) else { return Ok(()) };
         let (layer, h) = (&self.layers[l], self.turn);
-        let half = &mut ring[h];
+        let part = &mut ring[h];
         self.turn = 1 - h;
-        half.full.wait()?; // the staging memory has been read
-        half.measure(&mut self.rates)?;
+        part.full.wait()?; // the staging memory has been read
+        part.measure(&mut self.rates)?;
         let start = Instant::now();
         let experts = &layer.passes[p];
-        let bytes: &mut [u8] = half.staging.as_mut_slice();
+        let bytes: &mut [u8] = part.staging.as_mut_slice();
         let n = layer.slot_of.len();
         let table_bytes = (n * 4).next_multiple_of(ALIGN);
         let (table, mut rest) = bytes.split_at_mut(table_bytes);
@@ -533,16 +533,16 @@ impl Experts {
             Some(pool) => pool.each_of(staged.into_iter(), sum, |(to, from)| to.copy_from_slice(from)),
             None => staged.into_iter().for_each(|(to, from)| to.copy_from_slice(from)),
         }
-        half.copied = (sum, start.elapsed().as_secs_f64());
-        gpu.copies.after(&half.used)?;
-        half.going.record(&gpu.copies)?;
+        part.copied = (sum, start.elapsed().as_secs_f64());
+        gpu.copies.after(&part.used)?;
+        part.going.record(&gpu.copies)?;
         for (at, len) in copies {
-            gpu.upload_pinned(&gpu.copies, half.device.at(at), &half.staging, at, len)?;
+            gpu.upload_pinned(&gpu.copies, part.device.at(at), &part.staging, at, len)?;
         }
         for (at, parts) in direct {
-            upload_parts(gpu, half.device.at(at), &parts)?;
+            upload_parts(gpu, part.device.at(at), &parts)?;
         }
-        half.full.record(&gpu.copies)?;
+        part.full.record(&gpu.copies)?;
         self.staged.push((l, p, h));
         self.stats.passed += experts.len();
         self.stats.passed_bytes += sum;
@@ -568,18 +568,18 @@ impl Experts {
             let (layer, pass, h) = self.staged.remove(0);
             assert_eq!(layer, l, "passes come in the order of the layers");
             let layer = &self.layers[l];
-            let half = &mut self.ring.as_mut().expect("passes have a ring")[h];
+            let part = &mut self.ring.as_mut().expect("passes have a ring")[h];
             let places = layer.in_ring(self.per_pass);
             let at = |weight: usize| {
                 let i = layer.stacks.iter().position(|s| s.weight == weight).expect("a stack of this layer");
-                half.device.at(places[i])
+                part.device.at(places[i])
             };
-            gpu.work.after(&half.full)?;
-            half.begun.record(&gpu.work)?;
-            multiply(&at, half.device)?;
-            half.used.record(&gpu.work)?;
+            gpu.work.after(&part.full)?;
+            part.begun.record(&gpu.work)?;
+            multiply(&at, part.device)?;
+            part.used.record(&gpu.work)?;
             let share = layer.passes[pass].len() as f64 / layer.score.len() as f64;
-            half.work = share * products as f64 * layer.expert_bytes() as f64;
+            part.work = share * products as f64 * layer.expert_bytes() as f64;
             self.stage(gpu, gguf, pool)?;
         }
         Ok(())

@@ -12,19 +12,19 @@ use std::time::Instant;
 use anyhow::{Context, Result};
 
 use super::Observer;
-use super::cache::{CacheStats, Experts};
+use super::cache::{CacheStats, ExpertCache};
 use super::inputs::BatchInputs;
 use super::weights::Weights;
 use crate::cpu::Pool;
 use crate::cuda::{Arena, Event, Gpu, Graph, Pinned, Ptr};
 use crate::gguf::Gguf;
-use crate::plan::{self, Needs, Place, Plan, Shape, Stage};
+use crate::plan::{self, Needs, Place, Plan, PlanStage, Shape};
 use crate::tape::{Batch, ExpertShare, GpuIo, GpuState, GpuValue, GpuWeight, Scratch, Slot, Step, Tape, WeightKind};
 
 /// A plan's share of a device.
 #[derive(Debug)]
 pub struct Device {
-    /// Its place in the plan.
+    /// The place of the device in the plan.
     place: Place,
     weights: Vec<Option<GpuWeight>>,
     states: Vec<Option<GpuState>>,
@@ -42,10 +42,10 @@ pub struct Device {
     graphs: Option<HashMap<(usize, bool), Graph>>,
     /// Walks of one row so far: those that gave logits, and the greedy ones.
     singles: [usize; 2],
-    /// What is measured of them, where that was asked.
+    /// The measured times; None where measuring was not asked for.
     times: Option<Times>,
     /// The experts that are here for a while.
-    pub(super) experts: Experts,
+    pub(super) experts: ExpertCache,
     /// All device memory; the pointers above lead into it.
     #[allow(dead_code)] // kept for its drop
     memory: Arena,
@@ -53,12 +53,12 @@ pub struct Device {
     pub(super) gpu: Arc<Gpu>,
 }
 
-/// What both sides did in the walks of one row.
+/// Times of both sides in decode steps: walks of one row.
 #[derive(Clone, Copy, Debug, Default, PartialEq)]
 pub struct Waits {
-    /// How many walks.
+    /// The number of walks.
     pub walks: usize,
-    /// What they took together, in seconds like all below.
+    /// The time of all of them, in seconds like all below.
     pub whole: f64,
     /// The CPU waited for values from the GPU.
     pub cpu_waited: f64,
@@ -80,7 +80,7 @@ struct Times {
 }
 
 impl Device {
-    /// Brings the weights over that a plan has at `place`, this GPU, and makes room for all else.
+    /// Brings the weights over that a plan has at `place`, this GPU, and allocates all else.
     ///
     /// # Errors
     /// [`OutOfMemory`](crate::cuda::OutOfMemory) names what had no room; others if the driver fails.
@@ -101,7 +101,7 @@ impl Device {
         let memory = Arena::new(&gpu, footprint.total(), &format!("the model ({})", footprint.describe()))?;
         let scratch = (memory.take(footprint.scratch), footprint.scratch);
         let inputs = BatchInputs::new(&gpu, &memory, tape, (plan, place), n_batch)?;
-        let mut experts = Experts::open(&gpu, &memory, tape, plan)?;
+        let mut experts = ExpertCache::open(&gpu, &memory, tape, plan)?;
         let layout = &plan.layouts[place.index()];
         let values = layout.bytes(&shape).map(|b| memory.take(b)).collect();
         let on_gpu = || tape.steps.iter().zip(&plan.places).filter(|(_, p)| **p == place).map(|(s, _)| s);
@@ -136,7 +136,7 @@ impl Device {
         }
         let mut staging = HashMap::new();
         for stage in &plan.stages {
-            if let Stage::Copy(slot, from, to) = *stage
+            if let PlanStage::Copy(slot, from, to) = *stage
                 && (from == place || to == place)
                 && let std::collections::hash_map::Entry::Vacant(free) = staging.entry((to, plan.buffer(slot, to)))
             {
@@ -191,12 +191,12 @@ impl Device {
         self.gpu.rates()
     }
 
-    /// What both sides waited, where the time is kept.
+    /// Returns how long both sides waited; None where the times are not measured.
     pub fn waits(&self) -> Option<Waits> {
         self.times.as_ref().map(|t| t.sum)
     }
 
-    /// How the experts' memory is reached, in words; None where none of them come and go.
+    /// Describes how the GPU reads the experts' memory, for reports; None where no layer is split by expert.
     pub fn expert_memory(&self) -> Option<String> {
         self.experts.some().then(|| self.experts.pinned.describe())
     }
@@ -206,7 +206,7 @@ impl Device {
         self.experts.deterministic = on;
     }
 
-    /// What the experts that come and go did so far.
+    /// Statistics of the expert cache so far.
     pub fn cache_stats(&self) -> CacheStats {
         self.experts.stats
     }
@@ -271,12 +271,12 @@ impl Device {
     ) -> Result<()> {
         self.sends(plan, range.clone());
         for at in range.clone() {
-            let Stage::Run(place, steps) = &plan.stages[at] else {
+            let PlanStage::Run(place, steps) = &plan.stages[at] else {
                 self.run(tape, plan, batch, &plan.stages[at])?;
                 continue;
             };
             for i in steps.clone() {
-                self.run(tape, plan, batch, &Stage::Run(*place, i..i + 1))?;
+                self.run(tape, plan, batch, &PlanStage::Run(*place, i..i + 1))?;
                 for slot in &tape.steps[i].outs {
                     let v = self.value(plan, tape, batch, slot);
                     let mut values = vec![0f32; v.rows * v.width];
@@ -314,7 +314,7 @@ impl Device {
     /// Takes note of the values that stages send up.
     fn sends(&mut self, plan: &Plan, range: std::ops::Range<usize>) {
         for stage in &plan.stages[range.clone()] {
-            if let Stage::Copy(slot, _, Place::Gpu(_)) = stage {
+            if let PlanStage::Copy(slot, _, Place::Gpu(_)) = stage {
                 self.sent.insert(plan.buffer(*slot, self.place), range.start);
             }
         }
@@ -324,18 +324,19 @@ impl Device {
         plan.stages[range].iter().try_for_each(|stage| self.run(tape, plan, batch, stage))
     }
 
-    fn run(&self, tape: &Tape, plan: &Plan, batch: &Batch, stage: &Stage) -> Result<()> {
+    fn run(&self, tape: &Tape, plan: &Plan, batch: &Batch, stage: &PlanStage) -> Result<()> {
         let value = |x: &Slot| self.value(plan, tape, batch, x);
         match stage {
-            Stage::Copy(slot, Place::Gpu(_), _) if batch.argmax_only && tape.logits == Some(*slot) => Ok(()), // nobody reads them
-            Stage::Copy(slot, from, to) => {
+            // Nobody reads the logits where only the argmax is asked for.
+            PlanStage::Copy(slot, Place::Gpu(_), _) if batch.argmax_only && tape.logits == Some(*slot) => Ok(()),
+            PlanStage::Copy(slot, from, to) => {
                 let (v, host) = (value(slot), &self.staging[&(*to, plan.buffer(*slot, *to))]);
                 match from {
                     Place::Gpu(_) => self.gpu.download_pinned(&self.gpu.work, host, v.rows * v.width * 4, v.ptr),
                     _ => self.gpu.bring(v.ptr, host, v.rows * v.width * 4),
                 }
             }
-            Stage::Run(_, steps) => steps.clone().map(|i| (i, &tape.steps[i])).try_for_each(|(i, step)| {
+            PlanStage::Run(_, steps) => steps.clone().map(|i| (i, &tape.steps[i])).try_for_each(|(i, step)| {
                 self.step(step, i, batch, tape, &value).with_context(|| format!("step {}", step.label))
             }),
         }
@@ -396,7 +397,7 @@ impl Device {
         })
     }
 
-    /// Runs `compute`, the CPU's half of step `i`, while experts stream through the ring for the GPU's. `on_gpu` is at
+    /// Runs `compute`, the CPU's share of step `i`, while experts stream through the ring for the GPU's. `on_gpu` is at
     /// least 0 for those that the CPU leaves out.
     pub(super) fn compute_and_stream(
         &mut self,
@@ -422,7 +423,7 @@ impl Device {
         })
     }
 
-    /// Starts the part of a step's GPU half whose experts pass through the ring; `pool` helps where it is free.
+    /// Starts the part of a step's GPU share whose experts stream through the ring; `pool` helps where it is free.
     fn stream_experts(
         &mut self,
         (gguf, tape, plan): (&Gguf, &Tape, &Plan),

@@ -2,7 +2,7 @@
 
 use anyhow::Result;
 
-use super::cache::Experts;
+use super::cache::ExpertCache;
 use crate::cuda::{Arena, Event, Gpu, Pinned, Ptr};
 use crate::plan::{self, ALIGN, LISTS, Place, Plan};
 use crate::tape::{Batch, ExpertShare, Lists, Table, Tape};
@@ -18,23 +18,23 @@ pub(super) struct BatchInputs {
     tables: Vec<Table>,
     /// The tables of each step, by number.
     of_step: Vec<Vec<usize>>,
-    /// Of the halves that the GPU does: the step, and its layer's experts.
+    /// Of each step of the GPU's share: its number, and its layer's experts.
     experts: Vec<(usize, usize)>,
     /// Where the parts of the current batch begin.
-    at: Layout,
+    at: InputLayout,
 }
 
 /// Where the parts begin, in bytes.
 #[derive(Debug, Default)]
-struct Layout {
+struct InputLayout {
     rows: usize,
     tables: Vec<usize>,
     experts: Vec<usize>,
     bytes: usize,
 }
 
-impl Layout {
-    fn new(tables: &[Table], experts: &[(usize, usize)], rows: usize) -> Layout {
+impl InputLayout {
+    fn new(tables: &[Table], experts: &[(usize, usize)], rows: usize) -> InputLayout {
         let mut bytes = LISTS * rows * 4;
         let mut room = |n: usize| {
             let from = bytes.next_multiple_of(ALIGN);
@@ -43,7 +43,7 @@ impl Layout {
         };
         let tables = tables.iter().map(|t| room(t.row_bytes * rows)).collect();
         let experts = experts.iter().map(|(_, n)| room(n * 4)).collect();
-        Layout { rows, tables, experts, bytes }
+        InputLayout { rows, tables, experts, bytes }
     }
 }
 
@@ -70,16 +70,16 @@ impl BatchInputs {
                 experts.push((i, plan::experts_of(tape, step)));
             }
         }
-        let bytes = Layout::new(&tables, &experts, n_batch).bytes;
+        let bytes = InputLayout::new(&tables, &experts, n_batch).bytes;
         let (host, device) = (gpu.pinned(bytes, "the batch")?, memory.take(bytes));
-        Ok(BatchInputs { host, device, read: Event::new()?, tables, of_step, experts, at: Layout::default() })
+        Ok(BatchInputs { host, device, read: Event::new()?, tables, of_step, experts, at: InputLayout::default() })
     }
 
     /// Writes a batch into the host's copy.
-    fn fill(&mut self, batch: &Batch, cached: &Experts) {
+    fn fill(&mut self, batch: &Batch, cached: &ExpertCache) {
         let n = batch.rows.len();
         if self.at.rows != n {
-            self.at = Layout::new(&self.tables, &self.experts, n);
+            self.at = InputLayout::new(&self.tables, &self.experts, n);
         }
         let bytes: &mut [u8] = self.host.as_mut_slice();
         let (lists, _) = bytes.split_at_mut(LISTS * n * 4);
@@ -100,7 +100,7 @@ impl BatchInputs {
     }
 
     /// Brings a batch over, with the place of each expert that the GPU has.
-    pub(super) fn send(&mut self, gpu: &Gpu, batch: &Batch, cached: &Experts) -> Result<()> {
+    pub(super) fn send(&mut self, gpu: &Gpu, batch: &Batch, cached: &ExpertCache) -> Result<()> {
         self.read.wait()?;
         self.fill(batch, cached);
         gpu.bring(self.device, &self.host, self.at.bytes)?;
@@ -120,7 +120,7 @@ impl BatchInputs {
 
     /// The table of places of a step's experts.
     pub(super) fn places(&self, step: usize) -> Ptr {
-        let i = self.experts.iter().position(|(s, _)| *s == step).expect("a half that the GPU does");
+        let i = self.experts.iter().position(|(s, _)| *s == step).expect("a step of the GPU's share");
         self.device.at(self.at.experts[i])
     }
 }

@@ -16,15 +16,15 @@ use anyhow::{Context, Result};
 
 use crate::cpu::{self, Pool};
 use crate::gguf::Gguf;
-use crate::plan::{Place, Plan, Shape, Stage};
-use crate::tape::{Batch, CpuIo, ExpertShare, Part, Slot, State, StateSpec, Tape, WeightView, Work};
+use crate::plan::{Place, Plan, PlanStage, Shape};
+use crate::tape::{Batch, CpuIo, ExpertShare, SeqRows, Slot, State, StateSpec, Tape, WeightView, Work};
 
 pub use cache::CacheStats;
 pub use device::{Device, Waits};
 pub use profile::{Profile, SyntheticRun};
 pub use weights::Weights;
 
-/// What sequences remember needs more memory than there is: in words, with what to do.
+/// The sequences' states need more memory than there is; the text says how much, and what to do.
 #[derive(Debug, PartialEq, Eq)]
 pub struct NoMemory(String);
 
@@ -63,10 +63,10 @@ pub struct Engine {
     pub pool: Pool,
     /// Those for batches of more than one row, where they differ.
     pub pool_batch: Option<Pool>,
-    /// What the sequences remember.
+    /// The states of the sequences.
     pub states: Vec<State>,
     weights: Weights,
-    memory: Vec<Memory>,
+    memory: Vec<PlaceMemory>,
     /// The GPUs, by their numbers in [`Place::Gpu`].
     devices: Vec<Device>,
     /// The first of the stages that send a value down from the GPU, by value and place; None when it was fetched.
@@ -75,7 +75,7 @@ pub struct Engine {
 
 /// The buffers of one place.
 #[derive(Debug, Default)]
-struct Memory {
+struct PlaceMemory {
     buffers: Vec<Vec<f32>>,
     work: Work,
 }
@@ -116,7 +116,7 @@ impl Engine {
         let memory = plan
             .layouts
             .iter()
-            .map(|l| Memory { buffers: vec![Vec::new(); l.widths.len()], work: Work::default() })
+            .map(|l| PlaceMemory { buffers: vec![Vec::new(); l.widths.len()], work: Work::default() })
             .collect();
         Ok(Engine { gguf, tape, plan, pool, pool_batch, states, weights, memory, devices, in_flight })
     }
@@ -156,8 +156,8 @@ impl Engine {
                     next = self.start_gpu_stages(batch, next, &mut watch.observer)?;
                     continue;
                 }
-                Stage::Copy(slot, from, to) => self.copy_stage(batch, slot, from, to),
-                Stage::Run(place, ref steps) => {
+                PlanStage::Copy(slot, from, to) => self.copy_stage(batch, slot, from, to),
+                PlanStage::Run(place, ref steps) => {
                     let steps = steps.clone();
                     if !self.run_steps(batch, place, steps, &stopped, &mut watch)? {
                         return Ok(false);
@@ -183,21 +183,21 @@ impl Engine {
         let gpu = gpu_of(&self.plan.stages[from]).expect("the first stage is a GPU's");
         for at in range.clone() {
             match self.plan.stages[at] {
-                Stage::Copy(slot, from, to @ Place::Gpu(_)) => {
+                PlanStage::Copy(slot, from, to @ Place::Gpu(_)) => {
                     let n = self.count(batch, slot);
                     let (source, to) = (self.plan.buffer(slot, from), self.plan.buffer(slot, to));
                     let values = &self.memory[from.index()].buffers[source as usize][..n];
                     self.devices[gpu].outgoing(to)?[..n].copy_from_slice(values);
                 }
-                Stage::Copy(slot, Place::Gpu(_), to) => {
+                PlanStage::Copy(slot, Place::Gpu(_), to) => {
                     self.in_flight[slot.0 as usize][to.index()] = Some(range.start);
                 }
-                Stage::Run(_, ref steps) => {
+                PlanStage::Run(_, ref steps) => {
                     for s in self.tape.steps[steps.clone()].iter().flat_map(|step| &step.states) {
                         self.states[s.0 as usize].wrote(&batch.rows);
                     }
                 }
-                Stage::Copy(..) => {}
+                PlanStage::Copy(..) => {}
             }
         }
         let device = &mut self.devices[gpu];
@@ -274,13 +274,13 @@ impl Engine {
     fn compute(&mut self, batch: &Batch, place: Place, (i, rows): (usize, usize), outs: &mut [Vec<f32>]) -> Result<()> {
         let Engine { gguf, tape, plan, pool, pool_batch, states, weights, memory, devices, .. } = self;
         let pool = pool_batch.as_ref().filter(|_| batch.rows.len() > 1).unwrap_or(pool);
-        let (step, Memory { buffers, work }) = (&tape.steps[i], &mut memory[place.index()]);
+        let (step, PlaceMemory { buffers, work }) = (&tape.steps[i], &mut memory[place.index()]);
         let value = |slot: Slot| {
             let info = &tape.slots[slot.0 as usize];
             &buffers[plan.buffer(slot, place) as usize][..batch.count(info.rows) * info.width]
         };
         let ins: Vec<&[f32]> = step.ins.iter().map(|&slot| value(slot)).collect();
-        // The other half of the experts is the first GPU's.
+        // The other experts are the first GPU's.
         let shared = devices.first_mut().filter(|_| step.share == ExpertShare::OnCpu);
         let on_gpu = shared.as_ref().map_or(Vec::new(), |d| d.experts.on_gpu(i).to_vec());
         let view = |w| WeightView { slots: &on_gpu, ..weights.view(gguf, tape, place, w) };
@@ -362,10 +362,10 @@ impl Engine {
     ///
     /// # Errors
     /// If it cannot be read, or there is no memory for it.
-    pub fn read(&self, tokens: usize, from: &mut dyn Read) -> Result<Vec<Part>> {
+    pub fn read(&self, tokens: usize, from: &mut dyn Read) -> Result<Vec<SeqRows>> {
         let mut parts = Vec::with_capacity(self.states.len());
         for state in &self.states {
-            let mut part = state.part().context("no memory for what a sequence remembers")?;
+            let mut part = state.part().context("cannot allocate the state of a sequence")?;
             for (at, len) in state.saved_ranges(tokens, true) {
                 from.read_exact(&mut part.bytes[at..at + len])?;
             }
@@ -378,7 +378,7 @@ impl Engine {
     ///
     /// # Errors
     /// If the GPU fails.
-    pub fn put(&mut self, seq: u32, tokens: usize, parts: Vec<Part>) -> Result<()> {
+    pub fn put(&mut self, seq: u32, tokens: usize, parts: Vec<SeqRows>) -> Result<()> {
         for (i, part) in parts.into_iter().enumerate() {
             match self.device_of(i) {
                 None => *self.states[i].of_mut(seq) = part,
@@ -443,11 +443,11 @@ impl Engine {
 }
 
 /// The number of the GPU whose stage it is: work there, or a copy to or from there.
-fn gpu_of(stage: &Stage) -> Option<usize> {
+fn gpu_of(stage: &PlanStage) -> Option<usize> {
     match *stage {
-        Stage::Run(Place::Gpu(n), _) | Stage::Copy(_, Place::Gpu(n), _) | Stage::Copy(_, _, Place::Gpu(n)) => {
-            Some(n as usize)
-        }
+        PlanStage::Run(Place::Gpu(n), _)
+        | PlanStage::Copy(_, Place::Gpu(n), _)
+        | PlanStage::Copy(_, _, Place::Gpu(n)) => Some(n as usize),
         _ => None,
     }
 }
@@ -457,9 +457,9 @@ fn gpu_of(stage: &Stage) -> Option<usize> {
 /// when it starts, so no two of them may come through one buffer.
 fn segment(plan: &Plan, from: usize) -> Range<usize> {
     let stages = &plan.stages;
-    let down = |s: &Stage| matches!(s, Stage::Copy(_, Place::Gpu(_), _));
-    let up = |s: &Stage| match *s {
-        Stage::Copy(slot, _, to @ Place::Gpu(_)) => Some(plan.buffer(slot, to)),
+    let down = |s: &PlanStage| matches!(s, PlanStage::Copy(_, Place::Gpu(_), _));
+    let up = |s: &PlanStage| match *s {
+        PlanStage::Copy(slot, _, to @ Place::Gpu(_)) => Some(plan.buffer(slot, to)),
         _ => None,
     };
     let gpu = gpu_of(&stages[from]);
@@ -498,7 +498,7 @@ fn check_room(
     };
     let sequences = if n_seq == 1 { String::new() } else { format!("{n_seq} sequences of ") };
     Err(NoMemory(format!(
-        "{}: {sequences}a context of {n_ctx} tokens needs {} of memory beside the weights, but {has}: choose a smaller \
+        "{}: {sequences}a context of {n_ctx} tokens needs {} of memory besides the weights, but {has}: choose a smaller \
          context with -c, or a smaller cache type",
         gguf.path.display(),
         gb(need)

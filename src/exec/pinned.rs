@@ -1,4 +1,5 @@
-//! The experts' part of the file's map, pinned: the GPU then copies from it by itself, and the CPU copies nothing.
+//! The experts' part of the mapped file, as pinned memory: the GPU then copies from it by DMA, and the CPU copies
+//! nothing.
 //!
 //! Pinning looks up every page, and reads those that were not in memory, so it goes on piece by piece in the background.
 //! What is not pinned yet, or cannot be, goes through staging memory.
@@ -10,7 +11,7 @@ use std::thread::JoinHandle;
 
 use crate::cpu::Memory;
 use crate::cuda::{Gpu, Registered};
-use crate::gguf::{Gguf, Shared};
+use crate::gguf::{Gguf, SharedBytes};
 
 /// Bytes that are pinned at once. The driver does nothing else meanwhile, so a piece is short work.
 const PIECE: usize = 64 << 20;
@@ -19,30 +20,30 @@ const PAGE: usize = 4096;
 const SHARE: f64 = 0.8;
 
 /// Whole pages of a file.
-struct Piece {
+struct PinnedPages {
     /// Addresses.
     at: Range<usize>,
     /// Their range within the file.
     bytes: Range<usize>,
-    owner: Shared,
+    owner: SharedBytes,
 }
 
-/// How far it is.
+/// How far the pinning has come.
 #[derive(Debug, Default)]
-struct State {
+struct PinState {
     /// Pieces from the first on that are pinned.
     ready: AtomicUsize,
     stop: AtomicBool,
     kept: Mutex<Vec<Registered>>,
-    /// Why it went no further.
+    /// Why it stopped early.
     why: Mutex<Option<String>>,
 }
 
-/// Parts of a model's files, being pinned.
+/// The experts of a model's files, being pinned in the background.
 #[derive(Default)]
 pub(super) struct PinnedExperts {
-    pieces: Arc<Vec<Piece>>,
-    state: Arc<State>,
+    pieces: Arc<Vec<PinnedPages>>,
+    state: Arc<PinState>,
     thread: Option<JoinHandle<()>>,
 }
 
@@ -53,11 +54,11 @@ impl std::fmt::Debug for PinnedExperts {
 }
 
 /// The pages that hold these bytes, cut into pieces. They begin and end with pages, or where the file's bytes do.
-fn pieces(owner: &Shared, mut parts: Vec<Range<usize>>) -> Vec<Piece> {
+fn pieces(owner: &SharedBytes, mut parts: Vec<Range<usize>>) -> Vec<PinnedPages> {
     let all = (**owner).as_ref();
     let from = all.as_ptr() as usize;
     parts.sort_by_key(|p| p.start);
-    let mut list: Vec<Piece> = Vec::new();
+    let mut list: Vec<PinnedPages> = Vec::new();
     let mut done = from; // pages before this address are in the list
     for part in parts {
         let page = (from + part.start) / PAGE * PAGE;
@@ -68,7 +69,7 @@ fn pieces(owner: &Shared, mut parts: Vec<Range<usize>>) -> Vec<Piece> {
                 Some(last) if last.at.end == at && !at.is_multiple_of(PIECE) => {
                     (last.at.end, last.bytes.end) = (to, to - from);
                 }
-                _ => list.push(Piece { at: at..to, bytes: at - from..to - from, owner: owner.clone() }),
+                _ => list.push(PinnedPages { at: at..to, bytes: at - from..to - from, owner: owner.clone() }),
             }
             at = to;
         }
@@ -86,11 +87,12 @@ impl PinnedExperts {
             parts[t.shard].push(t.range());
         }
         let used = parts.into_iter().enumerate().filter(|(_, p)| !p.is_empty());
-        let mut list: Vec<Piece> = used.flat_map(|(shard, p)| pieces(&gguf.share(shard), p)).collect();
+        let mut list: Vec<PinnedPages> = used.flat_map(|(shard, p)| pieces(&gguf.share(shard), p)).collect();
         list.sort_by_key(|p| p.at.start);
         let mut pinned = PinnedExperts { pieces: Arc::new(list), state: Arc::default(), thread: None };
         let (state, pieces) = (pinned.state.clone(), pinned.pieces.clone());
-        let refuse = |state: &State, why: String| *state.why.lock().unwrap_or_else(PoisonError::into_inner) = Some(why);
+        let refuse =
+            |state: &PinState, why: String| *state.why.lock().unwrap_or_else(PoisonError::into_inner) = Some(why);
         let may = Memory::of_this_machine().map_or(usize::MAX, |m| (m.free as f64 * SHARE) as usize);
         let one = move |gpu: &Gpu, i: usize| {
             if pieces[i].at.end - pieces[0].at.start > may
@@ -151,7 +153,7 @@ impl PinnedExperts {
     /// How much is pinned, and what kept the rest from it, in words.
     pub(super) fn describe(&self) -> String {
         let ready = self.state.ready.load(Ordering::Acquire);
-        let size = |p: &[Piece]| match p.iter().map(|p| p.at.len()).sum::<usize>() as f64 / 1e9 {
+        let size = |p: &[PinnedPages]| match p.iter().map(|p| p.at.len()).sum::<usize>() as f64 / 1e9 {
             gb if gb < 1.0 => format!("{:.0} MB", gb * 1e3),
             gb => format!("{gb:.1} GB"),
         };
@@ -162,9 +164,9 @@ impl PinnedExperts {
                 "{have} of {all} of experts are pinned, the others reach the GPU through staging memory, because {why}"
             ),
             None if ready < self.pieces.len() => {
-                format!("{all} of experts are being pinned, so that the GPU copies them from where they lie")
+                format!("{all} of experts are being pinned, so that the GPU copies them directly")
             }
-            None => format!("{all} of experts are pinned: the GPU copies them from where they lie"),
+            None => format!("{all} of experts are pinned: the GPU copies them directly"),
         }
     }
 }
@@ -182,10 +184,10 @@ impl Drop for PinnedExperts {
 mod tests {
     use super::*;
 
-    /// Parts of a file that lie close, apart, and over the end of a piece.
+    /// Parts of a file that are close together, far apart, and across the end of a piece.
     #[test]
     fn pieces_hold_every_byte_once_and_begin_with_pages() {
-        let owner: Shared = Arc::new(vec![0u8; 40 * PAGE + 17]);
+        let owner: SharedBytes = Arc::new(vec![0u8; 40 * PAGE + 17]);
         let all = (*owner).as_ref();
         let from = all.as_ptr() as usize;
         let parts = vec![

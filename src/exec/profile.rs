@@ -1,12 +1,13 @@
-//! What a token will cost, measured before a model is read: its tape is walked with made-up weights.
+//! A synthetic benchmark: what a token will cost, measured before a model is read. Its tape is walked with random
+//! weights.
 //!
 //! Every step that the CPU will do runs as it will, on the same threads, with the same shapes. Only the bytes differ: a
 //! matrix is a part of a *buffer*, random blocks of its format. Where all matrices have room each has a place of its own,
 //! so that a small model is read from the cache that will hold it; of a large one the buffer is several times the last
 //! cache, and matrices take turns in it, so that each is read from memory. Of the experts as many are there as have room.
 //!
-//! A buffer asks for huge pages, since a file's pages lie in large pieces too: in small ones Q4_K of 2.4 GB walks at 0.8 of
-//! the speed that it then has.
+//! A buffer asks for huge pages, since a file's pages are in large pieces too: in small ones Q4_K of 2.4 GB walks at
+//! 0.8 of the speed that it then has.
 //!
 //! What that leaves out: which experts text prefers (all come in turn here), and pages of a file that are not in memory.
 //!
@@ -37,7 +38,7 @@ const POSITIONS: usize = 64;
 /// Bytes of one product when a format's rate is measured.
 const BULK: usize = 64 << 20;
 
-/// A tape and what it needs to be walked.
+/// A tape with random weights, ready to be walked.
 #[derive(Debug)]
 pub struct SyntheticRun<'a> {
     tape: &'a Tape,
@@ -55,7 +56,7 @@ pub struct SyntheticRun<'a> {
     bytes: usize,
 }
 
-/// What a walk took.
+/// The times of a synthetic run.
 #[derive(Clone, Debug)]
 pub struct Profile {
     /// Seconds of a token: the median, which is one that nothing disturbed.

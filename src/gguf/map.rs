@@ -29,34 +29,34 @@ impl Default for Load {
 const READ: usize = 32 << 20;
 
 /// A file's bytes, which stay where they are for as long as anyone holds them.
-pub type Shared = Arc<dyn AsRef<[u8]> + Send + Sync>;
+pub type SharedBytes = Arc<dyn AsRef<[u8]> + Send + Sync>;
 
 /// The bytes of one file.
 #[derive(Debug)]
 pub(super) struct FileBytes {
-    store: Arc<Store>,
+    store: Arc<Backing>,
     file: Option<File>,
 }
 
 #[derive(Debug)]
-enum Store {
+enum Backing {
     Map(Mmap),
     Read(Mmap), // pages of our own, not the file's
     Vec(Vec<u8>),
 }
 
-impl AsRef<[u8]> for Store {
+impl AsRef<[u8]> for Backing {
     fn as_ref(&self) -> &[u8] {
         match self {
-            Store::Map(pages) | Store::Read(pages) => pages,
-            Store::Vec(bytes) => bytes,
+            Backing::Map(pages) | Backing::Read(pages) => pages,
+            Backing::Vec(bytes) => bytes,
         }
     }
 }
 
 impl From<Vec<u8>> for FileBytes {
     fn from(bytes: Vec<u8>) -> FileBytes {
-        FileBytes { store: Arc::new(Store::Vec(bytes)), file: None }
+        FileBytes { store: Arc::new(Backing::Vec(bytes)), file: None }
     }
 }
 
@@ -81,8 +81,8 @@ impl FileBytes {
         #[allow(unsafe_code)]
         let map = unsafe { Mmap::map(&file) };
         let store = match map {
-            Ok(map) => Store::Map(map),
-            Err(_) if !load.mmap => Store::Read(read(path, &file, len)?),
+            Ok(map) => Backing::Map(map),
+            Err(_) if !load.mmap => Backing::Read(read(path, &file, len)?),
             Err(e) => return Err(e).context(format!("cannot map {shown} ({len} bytes): --no-mmap reads it instead")),
         };
         Ok(FileBytes { store: Arc::new(store), file: Some(file) })
@@ -90,8 +90,8 @@ impl FileBytes {
 
     /// Reads the weights if they are not to stay mapped.
     pub(super) fn settle(&mut self, path: &Path, load: &Load) -> Result<()> {
-        if let (false, Store::Map(map), Some(file)) = (load.mmap, &*self.store, &self.file) {
-            self.store = Arc::new(Store::Read(read(path, file, map.len() as u64)?));
+        if let (false, Backing::Map(map), Some(file)) = (load.mmap, &*self.store, &self.file) {
+            self.store = Arc::new(Backing::Read(read(path, file, map.len() as u64)?));
         }
         Ok(())
     }
@@ -102,7 +102,7 @@ impl FileBytes {
     }
 
     /// The bytes, for those who outlive the model.
-    pub(super) fn share(&self) -> Shared {
+    pub(super) fn share(&self) -> SharedBytes {
         self.store.clone()
     }
 
@@ -120,7 +120,7 @@ impl FileBytes {
 
     /// Locks the bytes in RAM, or says in words why not.
     pub(super) fn lock(&self, path: &Path) -> Result<()> {
-        let (Store::Map(map) | Store::Read(map)) = &*self.store else { return Ok(()) };
+        let (Backing::Map(map) | Backing::Read(map)) = &*self.store else { return Ok(()) };
         map.lock().map_err(|e| {
             let (shown, len) = (path.display(), map.len());
             anyhow!(

@@ -253,7 +253,7 @@ pub struct Meta {
 }
 
 impl Meta {
-    /// No metadata yet; `file` stands in errors.
+    /// No metadata yet; errors call the file `file`.
     pub(super) fn new(file: &Path) -> Meta {
         Meta { file: file.to_owned(), ..Meta::default() }
     }
@@ -300,6 +300,9 @@ impl Meta {
     }
 
     /// The value of a key as a `T`: absent is `None`, another kind of value is an error.
+    ///
+    /// # Errors
+    /// If the value is of another kind.
     pub fn opt<'a, T: FromValue<'a>>(&'a self, key: &str) -> Result<Option<T>> {
         let Some(value) = self.get(key) else { return Ok(None) };
         T::from_value(value).map(Some).map_err(|(found, want)| {
@@ -308,6 +311,9 @@ impl Meta {
     }
 
     /// The value of a key as a `T`: absent is an error too.
+    ///
+    /// # Errors
+    /// If the key is absent, or its value is of another kind.
     pub fn need<'a, T: FromValue<'a>>(&'a self, key: &str) -> Result<T> {
         self.opt(key)?.ok_or_else(|| {
             let file = self.file.display();
@@ -316,6 +322,9 @@ impl Meta {
     }
 
     /// A key that is one value for all `n` (layers), or an array of exactly `n`: `None` where it is absent.
+    ///
+    /// # Errors
+    /// If the value is of another kind, or an array of another length.
     pub fn each<T: Scalar + Clone>(&self, key: &str, n: usize) -> Result<Option<Vec<T>>> {
         match self.get(key) {
             Some(Value::Arr(a)) if a.len() != n => {

@@ -19,7 +19,7 @@ mod parse;
 mod split;
 mod write;
 
-pub use map::{Load, Shared};
+pub use map::{Load, SharedBytes};
 pub use meta::{Array, FromValue, Meta, Scalar, Value};
 pub use parse::{Header, parse};
 pub use split::{shard_name, shard_of};
@@ -151,7 +151,7 @@ pub struct Tensor {
     pub shard: usize,
     /// Where its bytes start, counted from the start of that file.
     pub offset: u64,
-    /// How many bytes it has; they all lie inside the file.
+    /// How many bytes it has; they are all inside the file.
     pub bytes: usize,
 }
 
@@ -194,16 +194,25 @@ pub struct Gguf {
 
 impl Gguf {
     /// Opens a model and maps its files; `path` may be any file of a split model.
+    ///
+    /// # Errors
+    /// If a file cannot be read, is no valid GGUF, or a part of a split model is missing; the message names the file.
     pub fn open(path: &Path) -> Result<Gguf> {
         Gguf::open_with(path, &Load::default())
     }
 
-    /// Opens a model as `load` says.
+    /// Opens a model, mapped or read as `load` says.
+    ///
+    /// # Errors
+    /// If a file cannot be read or held in memory as `load` asks, is no valid GGUF, or a part of a split model is missing.
     pub fn open_with(path: &Path, load: &Load) -> Result<Gguf> {
         split::open(path, load)
     }
 
-    /// Opens one whole file from memory: for tests and tools. `name` stands for the file in errors.
+    /// Opens one whole file from memory: for tests and tools. Errors call the file `name`.
+    ///
+    /// # Errors
+    /// If the bytes are no valid GGUF file, or one part of a split model.
     pub fn from_bytes(bytes: Vec<u8>, name: &Path) -> Result<Gguf> {
         let header = parse(&bytes, bytes.len() as u64, name)?;
         if let Some(count @ 2..) = header.meta.opt_usize(split::COUNT)? {
@@ -252,7 +261,7 @@ impl Gguf {
     }
 
     /// The bytes of a file, which stay where they are for as long as the result is held.
-    pub fn share(&self, shard: usize) -> Shared {
+    pub fn share(&self, shard: usize) -> SharedBytes {
         self.files[shard].bytes.share()
     }
 

@@ -39,8 +39,12 @@ pub struct Header {
     pub data: u64,
 }
 
-/// Reads the header of a file of `len` bytes that starts with `bytes` (all of the file, or enough of it); `file` stands
-/// in errors. Every tensor it returns lies inside the file, aligned, and overlaps no other.
+/// Reads the header of a file of `len` bytes that starts with `bytes` (all of the file, or enough of it); errors call
+/// it `file`. Every tensor that is returned is inside the file, aligned, and overlaps no other.
+///
+/// # Errors
+/// If the header is malformed or a tensor is not inside the file; the message names the file, the place and what was
+/// expected.
 pub fn parse(bytes: &[u8], len: u64, file: &Path) -> Result<Header> {
     let mut meta = Meta::new(file);
     let file = file.display();

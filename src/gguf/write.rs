@@ -34,7 +34,7 @@ struct Entry<'a> {
 }
 
 /// One file's header, and where its tensors go.
-struct Layout {
+struct FileLayout {
     header: Vec<u8>,
     places: Vec<u64>,
     len: u64,
@@ -69,6 +69,9 @@ impl<'a> Writer<'a> {
     }
 
     /// Adds a tensor of shape (.., out, in). `fill` must write exactly its bytes.
+    ///
+    /// # Errors
+    /// If the name is empty or taken, or the shape is none for the format.
     pub fn add_tensor(
         &mut self,
         name: &str,
@@ -80,6 +83,9 @@ impl<'a> Writer<'a> {
     }
 
     /// Adds a tensor whose bytes are not written: a hole in the file.
+    ///
+    /// # Errors
+    /// If the name is empty or taken, or the shape is none for the format.
     pub fn add_hole(&mut self, name: &str, shape: &[usize], ty: TensorType) -> Result<&mut Self> {
         self.add(name, shape, ty, None)
     }
@@ -99,6 +105,9 @@ impl<'a> Writer<'a> {
     }
 
     /// Writes everything into one file. Until it is complete it has `.partial` after its name.
+    ///
+    /// # Errors
+    /// If the file cannot be written; an incomplete file keeps the `.partial` name.
     pub fn write(&mut self, path: &Path) -> Result<()> {
         let layout = self.layout(&self.meta, 0..self.tensors.len())?;
         write_file(path, &layout, &mut self.tensors)
@@ -106,6 +115,9 @@ impl<'a> Writer<'a> {
 
     /// Writes everything into `count` files of about equal size, named after `stem` in the folder of `path`'s parent:
     /// `DIR/m.gguf` becomes `DIR/m-00001-of-00003.gguf` and so on. Returns their paths.
+    ///
+    /// # Errors
+    /// If the tensors cannot be split into `count` files, or a file cannot be written.
     pub fn write_split(&mut self, path: &Path, count: usize) -> Result<Vec<PathBuf>> {
         let shown = path.display();
         let n = self.tensors.len();
@@ -127,6 +139,9 @@ impl<'a> Writer<'a> {
     }
 
     /// The whole file as bytes; holes are zeros.
+    ///
+    /// # Errors
+    /// If a tensor's `fill` fails.
     pub fn to_bytes(&mut self) -> Result<Vec<u8>> {
         let layout = self.layout(&self.meta, 0..self.tensors.len())?;
         let mut out = layout.header;
@@ -142,7 +157,7 @@ impl<'a> Writer<'a> {
         Ok(out)
     }
 
-    fn layout(&self, meta: &[(String, Value)], tensors: Range<usize>) -> Result<Layout> {
+    fn layout(&self, meta: &[(String, Value)], tensors: Range<usize>) -> Result<FileLayout> {
         let alignment = match meta.iter().find(|(k, _)| k == ALIGNMENT_KEY) {
             None => ALIGNMENT,
             Some((_, Value::U32(a))) if *a >= 8 && a.is_power_of_two() => u64::from(*a),
@@ -174,7 +189,7 @@ impl<'a> Writer<'a> {
         }
         let data = if tensors.is_empty() { 0 } else { (header.len() as u64).next_multiple_of(alignment) };
         places.iter_mut().for_each(|p| *p += data);
-        Ok(Layout { len: (data + at).max(header.len() as u64), header, places })
+        Ok(FileLayout { len: (data + at).max(header.len() as u64), header, places })
     }
 }
 
@@ -195,7 +210,7 @@ fn cuts(sizes: &[u64], count: usize) -> impl Iterator<Item = Range<usize>> {
     ends.into_iter().map(move |end| std::mem::replace(&mut start, end)..end)
 }
 
-fn write_file(path: &Path, layout: &Layout, tensors: &mut [Entry<'_>]) -> Result<()> {
+fn write_file(path: &Path, layout: &FileLayout, tensors: &mut [Entry<'_>]) -> Result<()> {
     let mut partial = path.as_os_str().to_owned();
     partial.push(".partial");
     let partial = PathBuf::from(partial);
@@ -208,7 +223,7 @@ fn write_file(path: &Path, layout: &Layout, tensors: &mut [Entry<'_>]) -> Result
     done
 }
 
-fn write_partial(path: &Path, layout: &Layout, tensors: &mut [Entry<'_>]) -> Result<()> {
+fn write_partial(path: &Path, layout: &FileLayout, tensors: &mut [Entry<'_>]) -> Result<()> {
     let file = File::create(path)?;
     file.set_len(layout.len)?;
     let mut out = BufWriter::with_capacity(1 << 20, &file);

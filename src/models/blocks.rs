@@ -70,8 +70,8 @@ pub(super) fn dense(b: &Builder, h: Slot, glu: Glu) -> Result<Slot> {
     mlp(b, h, "", b.count("feed_forward_length")?, glu)
 }
 
-/// Which of `layers` see a window only: those that `sliding_window_pattern` lists; or of every so many, `every` where the
-/// file does not say, all but the last.
+/// Which of `layers` see a window only: those that `sliding_window_pattern` lists; or of every N layers, `every` where
+/// the file does not say, all but the last.
 pub(super) fn windowed(b: &Builder, layers: &[Layer], every: usize) -> Result<Vec<bool>> {
     const PATTERN: &str = "attention.sliding_window_pattern";
     if b.is_list(PATTERN) {

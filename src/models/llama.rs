@@ -1,5 +1,5 @@
 //! Llama, dense and MoE (Mixtral), and the many models that are built the same way: grouped attention whose rotation turns
-//! neighbouring columns, with factors for each pair from Llama 3.1 on; SwiGLU, or experts behind a softmax router.
+//! neighbouring columns, with factors for each pair from Llama 3.1 on; SwiGLU, or experts with a softmax router.
 
 use anyhow::Result;
 

@@ -1,4 +1,4 @@
-//! Qwen3.5, dense and MoE: three gated-delta-net layers to one of gated attention; a shared expert behind a sigmoid.
+//! Qwen3.5, dense and MoE: three gated-delta-net layers to one of gated attention; a shared expert with a sigmoid gate.
 
 use anyhow::Result;
 

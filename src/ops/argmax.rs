@@ -35,7 +35,7 @@ impl Op for Argmax {
 }
 
 impl Builder<'_> {
-    /// The argmax of each row of `logits`: (greedy rows, number and value).
+    /// The argmax of each row of `logits`: (argmax rows, 2), the number and the value.
     pub(crate) fn argmax(&self, logits: Slot) -> Slot {
         self.push_named("argmax", Argmax, &[logits], &[2], &[], &[])[0]
     }

@@ -126,7 +126,7 @@ impl Tile {
 }
 
 /// Chunks of keys for one key head: a piece of work.
-struct Part {
+struct KeyChunks {
     tile: Tile,
     kv_head: usize,
     /// Chunks, counted over the tile's own and then the extra ones.
@@ -134,7 +134,7 @@ struct Part {
 }
 
 /// What a step's threads share.
-struct Attention<'a> {
+struct AttendCall<'a> {
     a: &'a Heads,
     rows: &'a [crate::tape::Row],
     q: &'a [f32],
@@ -147,7 +147,7 @@ struct Attention<'a> {
 
 /// A thread's memory.
 #[derive(Default)]
-struct Scratch {
+struct ThreadBuffers {
     q: Queries,
     decoded: Vec<f32>,
     scores: Vec<[f32; BLOCK]>,
@@ -155,7 +155,7 @@ struct Scratch {
 }
 
 thread_local! {
-    static SCRATCH: RefCell<Scratch> = RefCell::default();
+    static SCRATCH: RefCell<ThreadBuffers> = RefCell::default();
 }
 
 /// The softmax of some keys for some query rows: the largest score, the sum of the others' ratios to it, and the sum of
@@ -194,7 +194,7 @@ impl<'a> Soft<'a> {
     }
 }
 
-impl Attention<'_> {
+impl AttendCall<'_> {
     fn per_kv(&self) -> usize {
         self.a.heads / self.a.kv_heads
     }
@@ -238,7 +238,7 @@ impl Attention<'_> {
     }
 
     /// The softmax of a part's keys, chunk by chunk.
-    fn run(&self, part: &Part, s: &mut Scratch, soft: &mut Soft<'_>) {
+    fn run(&self, part: &KeyChunks, s: &mut ThreadBuffers, soft: &mut Soft<'_>) {
         let (a, tile, per_kv) = (self.a, part.tile, self.per_kv());
         let rows = (0..tile.n * per_kv).map(|i| {
             let head = (tile.from + i / per_kv) * a.heads + part.kv_head * per_kv + i % per_kv;
@@ -272,7 +272,14 @@ impl Attention<'_> {
     }
 
     /// Adds the keys `from..to`, a block or its beginning, to a chunk's softmax.
-    fn block(&self, part: &Part, own: bool, (from, to): (usize, usize), s: &mut Scratch, chunk: &mut Soft<'_>) {
+    fn block(
+        &self,
+        part: &KeyChunks,
+        own: bool,
+        (from, to): (usize, usize),
+        s: &mut ThreadBuffers,
+        chunk: &mut Soft<'_>,
+    ) {
         let (a, tile, per_kv) = (self.a, part.tile, self.per_kv());
         let (keys, values) = match (own, self.extra) {
             (false, Some((rows, _))) => (rows, rows),
@@ -313,7 +320,7 @@ impl Attention<'_> {
     }
 
     /// The first `dim` columns of the part's head of the rows from `from` on; nothing for those that are not there.
-    fn cached<'c>(&self, cache: &'c State, part: &Part, own: bool, from: usize, dim: usize) -> [&'c [u8]; BLOCK] {
+    fn cached<'c>(&self, cache: &'c State, part: &KeyChunks, own: bool, from: usize, dim: usize) -> [&'c [u8]; BLOCK] {
         let at = part.kv_head * cache.ty().row_bytes(cache.width() / self.a.kv_heads);
         let bytes = at..at + cache.ty().row_bytes(dim);
         let seq = self.rows[part.tile.from].seq;
@@ -369,7 +376,7 @@ impl Op for AttendOp {
     fn cpu(&self, io: &mut CpuIo<'_>) {
         let a = &self.a;
         let keys = &io.states[0];
-        let work = Attention {
+        let work = AttendCall {
             a,
             rows: &io.batch.rows,
             q: io.ins[0],
@@ -384,13 +391,13 @@ impl Op for AttendOp {
         let mut tiles = work.tiles();
         // Chunks by themselves only where there is too little else to share out: each needs room for its results.
         let apart = tiles.len() * a.kv_heads < 4 * io.pool.threads();
-        let mut parts: Vec<Part> = Vec::new();
+        let mut parts: Vec<KeyChunks> = Vec::new();
         for tile in &mut tiles {
             tile.part = parts.len();
             let (n, each) = (tile.chunks(), if apart { 1 } else { tile.chunks() });
-            // All heads of the same keys after each other: they lie side by side, in lines that come along anyway.
+            // All heads of the same keys in turn: they are adjacent in memory, often on the same cache lines.
             for c in (0..n).step_by(each) {
-                parts.extend((0..a.kv_heads).map(|kv_head| Part { tile: *tile, kv_head, chunks: c..c + each }));
+                parts.extend((0..a.kv_heads).map(|kv_head| KeyChunks { tile: *tile, kv_head, chunks: c..c + each }));
             }
         }
         let per_kv = work.per_kv();
@@ -558,7 +565,7 @@ impl AttendOp {
         spans
     }
 
-    /// The kernel for so many query rows: 16s of rows, and 8s of columns for each warp.
+    /// The kernel for this many query rows: 16s of rows, and 8s of columns for each warp.
     fn shape(&self, rows: usize) -> (usize, usize) {
         let nv = self.a.v_dim.div_ceil(32).next_power_of_two().max(2);
         let mt = match (rows > 16, nv) {

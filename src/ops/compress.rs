@@ -142,6 +142,9 @@ impl Op for CompressOp {
 impl Builder<'_> {
     /// Compresses `kv` and `score` into a new state of rows, which it returns. `NAME_ape.weight` (ratio, width) and
     /// `NAME_norm.weight` (dim) belong to it.
+    ///
+    /// # Errors
+    /// If a weight is missing or has another shape, or the width does not suit the cache type.
     pub fn compress(&self, name: &str, c: Compress, kv: Slot, score: Slot) -> Result<StateId> {
         let wide = c.dim * (1 + c.overlap as usize);
         self.expect_width(name, kv, wide)?;

@@ -1,7 +1,7 @@
 //! conv: a short causal convolution along the sequence, a few taps per channel, then SiLU.
 //!
 //! `out[t][c] = silu(sum_j w[c][j] * x[t - taps + 1 + j][c])`; before the sequence's start x is 0. The state holds the rows
-//! before the batch: the batch's own are at hand, and a ring for all of them would be gigabytes in a large model.
+//! before the batch: the batch's own are in the input, and a ring for all of them would be gigabytes in a large model.
 
 use anyhow::Result;
 
@@ -85,6 +85,9 @@ fn is_last(batch: &Batch, t: usize, n: usize) -> bool {
 
 impl Builder<'_> {
     /// Convolution of every column of `x` with `NAME.weight` (columns, taps), then SiLU.
+    ///
+    /// # Errors
+    /// If the weight is missing or has another shape.
     pub fn conv(&self, x: Slot, name: &str, taps: usize) -> Result<Slot> {
         let n = self.width(x);
         let w = self.vector(&format!("{name}.weight"), &[n, taps])?;

@@ -14,7 +14,7 @@ use super::Glu;
 use super::linear::scale_bias;
 use crate::cpu::{Group, dense, grouped};
 use crate::cuda::{Grid, int, launch};
-use crate::tape::{Builder, CpuIo, GpuIo, GpuValue, Op, Pairs, Role, Slot, Weight, WeightId};
+use crate::tape::{Builder, CpuIo, GpuIo, GpuValue, MatrixRows, Op, Role, Slot, Weight, WeightId};
 
 /// The shape of an expert layer.
 #[derive(Clone, Copy, Debug)]
@@ -23,7 +23,7 @@ pub struct Experts {
     pub n: usize,
     /// Width inside an expert.
     pub n_ff: usize,
-    /// What joins the two halves.
+    /// What joins gate and up.
     pub glu: Glu,
 }
 
@@ -164,7 +164,7 @@ impl Op for ExpertsOp {
             scale_bias(io, out, scale, bias, Some(ids.ptr))
         };
         let value = |width: usize| GpuValue { ptr: io.scratch.take(pairs * width * 4), rows: pairs, width };
-        let chosen = |own: bool| Pairs::Chosen { ids: ids.ptr, k: self.k, own };
+        let chosen = |own: bool| MatrixRows::Chosen { ids: ids.ptr, k: self.k, own };
         let gate = value(if self.inner == Inner::Fused { 2 * n_ff } else { n_ff });
         io.product(&io.weights[0], x, chosen(false), gate.ptr)?;
         finish(0, gate)?;

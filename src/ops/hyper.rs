@@ -16,7 +16,7 @@ use super::norm::{norm, rms};
 use crate::cpu::{Group, grouped};
 use crate::cuda::launch::MOST_STREAMS;
 use crate::cuda::{Grid, int, launch};
-use crate::tape::{Builder, CpuIo, GpuIo, GpuValue, Op, Pairs, Slot};
+use crate::tape::{Builder, CpuIo, GpuIo, GpuValue, MatrixRows, Op, Slot};
 
 /// The settings of a model's hyper-connections.
 #[derive(Clone, Copy, Debug)]
@@ -34,7 +34,7 @@ pub struct Hyper {
 }
 
 #[derive(Debug)]
-struct Pre {
+struct HyperPre {
     h: Hyper,
     /// At the end of the model: only `pre` exists.
     head: bool,
@@ -62,7 +62,7 @@ fn sinkhorn(m: &mut [f32], n: usize, rounds: usize, eps: f32) {
     }
 }
 
-impl Op for Pre {
+impl Op for HyperPre {
     fn name(&self) -> &'static str {
         "hyper"
     }
@@ -109,7 +109,7 @@ impl Op for Pre {
         let normed = GpuValue { ptr: io.scratch.take(x.rows * x.width * 4), ..x };
         norm(io, x, None, x.width, (h.norm_eps, 1.0), normed.ptr)?;
         let mixes = io.scratch.take(x.rows * w.shape[1] * 4);
-        io.product(w, normed, Pairs::All, mixes)?;
+        io.product(w, normed, MatrixRows::All, mixes)?;
         let back = (!self.head).then(|| io.outs[1].ptr);
         launch::hyper_pre(
             io.gpu,
@@ -168,6 +168,9 @@ impl Op for Post {
 impl Builder<'_> {
     /// What a block reads from the streams, and how it writes back: (T, width) and (T, n + n^2), with `NAME_fn`,
     /// `NAME_scale` and `NAME_base`.
+    ///
+    /// # Errors
+    /// If a weight is missing or has another shape.
     pub fn hyper_pre(&self, name: &str, streams: Slot, h: Hyper) -> Result<(Slot, Slot)> {
         let n_mix = 2 * h.n + h.n * h.n;
         let weights = [
@@ -176,7 +179,8 @@ impl Builder<'_> {
             self.vector(&format!("{name}_base.weight"), &[n_mix])?,
         ];
         let outs = [h.width, h.n + h.n * h.n];
-        let outs = self.push_named(&format!("{name}_pre"), Pre { h, head: false }, &[streams], &outs, &weights, &[]);
+        let outs =
+            self.push_named(&format!("{name}_pre"), HyperPre { h, head: false }, &[streams], &outs, &weights, &[]);
         Ok((outs[0], outs[1]))
     }
 
@@ -186,12 +190,15 @@ impl Builder<'_> {
     }
 
     /// The streams joined for the output head: (T, width).
+    ///
+    /// # Errors
+    /// If a weight is missing or has another shape.
     pub fn hyper_head(&self, name: &str, streams: Slot, h: Hyper) -> Result<Slot> {
         let weights = [
             self.matrix(&format!("{name}_fn.weight"), &[h.n, h.n * h.width])?,
             self.vector(&format!("{name}_scale.weight"), &[1])?,
             self.vector(&format!("{name}_base.weight"), &[h.n])?,
         ];
-        Ok(self.push_named(name, Pre { h, head: true }, &[streams], &[h.width], &weights, &[])[0])
+        Ok(self.push_named(name, HyperPre { h, head: true }, &[streams], &[h.width], &weights, &[])[0])
     }
 }

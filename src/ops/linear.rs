@@ -6,7 +6,7 @@ use anyhow::{Result, bail};
 
 use crate::cpu::{Group, grouped};
 use crate::cuda::{Grid, Ptr, int, launch};
-use crate::tape::{Builder, CpuIo, GpuIo, GpuValue, Op, Pairs, Role, Slot, WeightId};
+use crate::tape::{Builder, CpuIo, GpuIo, GpuValue, MatrixRows, Op, Role, Slot, WeightId};
 
 #[derive(Debug)]
 struct Linear {
@@ -45,7 +45,7 @@ impl Op for Linear {
 
     fn gpu(&self, io: &GpuIo<'_>) -> Result<()> {
         let (w, out) = (&io.weights[0], io.outs[0]);
-        let pairs = if self.heads == 1 { Pairs::All } else { Pairs::Heads(self.heads) };
+        let pairs = if self.heads == 1 { MatrixRows::All } else { MatrixRows::Heads(self.heads) };
         io.product(w, io.ins[0], pairs, out.ptr)?;
         let mut rest = io.weights[1..].iter();
         let scale = self.scale.then(|| rest.next().expect("a scale").ptr);

@@ -1,7 +1,7 @@
 //! norm: `x / sqrt(mean(x^2) + eps) * weight`, over the whole row or over each head of it; and the older LayerNorm, which
 //! takes the mean away first and may add a bias: `(x - mean(x)) / sqrt(var(x) + eps) * weight + bias`.
 //!
-//! The sum of squares is kept in f64: it costs nothing beside the memory traffic and makes the result independent of
+//! The sum of squares is kept in f64: it costs nothing next to the memory traffic and makes the result independent of
 //! the order of summation.
 
 use anyhow::Result;
@@ -28,7 +28,7 @@ pub(super) fn rms(x: &[f32], weight: Option<&[f32]>, eps: f32, scale: f32, out: 
     }
 }
 
-/// The same of every `head` values in device memory.
+/// Norms every `head` values in device memory.
 pub(super) fn norm(
     io: &GpuIo<'_>,
     x: GpuValue,

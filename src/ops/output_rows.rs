@@ -1,4 +1,4 @@
-//! output_rows: keeps the rows whose logits are wanted. Everything from the last look at other rows to the logits works on
+//! output_rows: keeps the rows whose logits are computed. Everything from the last look at other rows on works on
 //! those alone, so a prompt's last layer costs little more than attention.
 //!
 //! No family asks for it: [`cut_rows`] finds in a finished tape which values are needed in all rows. Those are the inputs of

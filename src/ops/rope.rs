@@ -240,7 +240,7 @@ impl Builder<'_> {
             return Err(self.bad_key(N_ROT, n_rot, "an even number: values are rotated in pairs"));
         }
         let base = self.positive_or("rope.freq_base", 10000.0)?;
-        // 0 stands for no scaling, and so does an absent key; `scale_linear` is the factor's older name.
+        // 0 means no scaling, and so does an absent key; `scale_linear` is the factor's older name.
         let factor = self.number_or("rope.scaling.factor", self.number_or("rope.scale_linear", 0.0)?)?;
         let factor = if factor == 0.0 { 1.0 } else { factor };
         if factor < 0.0 {

@@ -154,7 +154,7 @@ impl Op for RouteOp {
         let (r, logits) = (&self.r, io.ins[0]);
         let bias = self.bias.then(|| io.weights[0].ptr);
         let table = self.table.then(|| io.weights[self.bias as usize].ptr);
-        // In the last layer only wanted rows are left: their tokens are found through the list of them.
+        // In the last layer only output rows are left: their tokens are found through the list of them.
         let which = (logits.rows != io.batch.rows.len()).then_some(io.lists.output_rows);
         let gate = match r.gate {
             Gate::Softmax => launch::RouterGate::Softmax,
@@ -191,6 +191,9 @@ impl Op for RouteOp {
 impl Builder<'_> {
     /// From router logits (T, n_expert) to `(ids, weights)`, both (T, k). `bias` names a vector added for the choice
     /// alone; `table` an integer table (n_vocab, k) that makes the choice instead.
+    ///
+    /// # Errors
+    /// If more experts are chosen than there are, or their groups do not fit; the message names the key.
     pub fn route(
         &self,
         logits: Slot,

@@ -9,10 +9,10 @@ use anyhow::Result;
 use super::{Cache, Footprint, Needs, Place, Plan, Rules, Shape, experts_of, ring_part_bytes, split};
 use crate::tape::{ExpertShare, Role, Step, Tape};
 
-/// How much GPU memory experts may take that come and go.
+/// How much GPU memory the expert cache may take.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub enum CacheSize {
-    /// What is left.
+    /// All memory that is left.
     #[default]
     Auto,
     /// None; whole layers of experts are put there instead.
@@ -72,7 +72,7 @@ fn layer_of(step: &Step, layers: usize) -> Option<usize> {
 }
 
 /// A model that is to be placed.
-struct Model<'a> {
+struct Placing<'a> {
     ask: &'a Ask,
     shape: Shape,
     /// Bytes that may be taken.
@@ -80,7 +80,7 @@ struct Model<'a> {
     layers: usize,
 }
 
-impl Model<'_> {
+impl Placing<'_> {
     fn on_gpu(&self, gpu_layers: usize, layer: Option<usize>) -> bool {
         layer.is_some_and(|l| l + gpu_layers > self.layers)
     }
@@ -112,7 +112,7 @@ impl Model<'_> {
     }
 }
 
-/// Room in the ring for about so many bytes, so that a copy is long enough to be quick.
+/// Bytes that the ring has for the experts of a copy, about: long enough to reach the bus's full rate.
 const RING: usize = 256 << 20;
 
 /// Places a tape in `budget` bytes of GPU memory; None is a machine without a GPU.
@@ -130,7 +130,7 @@ pub fn fit(tape: Tape, ask: &Ask, budget: Option<usize>, shape: Shape) -> Result
         return Ok(Fit { tape, plan, footprint, gpu_layers: 0, cpu_moe: layers, layers, refused, less: None });
     };
     let needs = Needs::of(&tape, shape)?;
-    let m = Model { ask, shape, budget, layers };
+    let m = Placing { ask, shape, budget, layers };
     let most = ask.gpu_layers.map_or(layers + 1, |n| n.min(layers + 1));
     let asked_moe = ask.cpu_moe.map(|n| n.min(layers));
 
@@ -159,7 +159,7 @@ pub fn fit(tape: Tape, ask: &Ask, budget: Option<usize>, shape: Shape) -> Result
     let at = (gpu_layers, cpu_moe);
     let refused = refused(&tape, &needs, |i| m.on_gpu(gpu_layers, layer_of(&tape.steps[i], layers)));
 
-    // What is left holds experts that come and go.
+    // The memory that is left becomes the expert cache.
     let plan = m.plan(&tape, &needs, at);
     let footprint = Footprint::of(&tape, &plan, &needs, shape);
     let halved = |i: usize| {
@@ -194,7 +194,7 @@ fn last_that(most: usize, f: impl Fn(usize) -> bool) -> usize {
 }
 
 /// How many experts of each layer find room in what a plan leaves.
-fn cache(tape: &Tape, plan: &Plan, needs: &Needs, m: &Model<'_>) -> Cache {
+fn cache(tape: &Tape, plan: &Plan, needs: &Needs, m: &Placing<'_>) -> Cache {
     let left = m.budget.saturating_sub(Footprint::of(tape, plan, needs, m.shape).total());
     let halves: Vec<&Step> = tape.steps.iter().filter(|s| s.share == ExpertShare::OnGpu).collect();
     let ring_bytes = |n: usize| 2 * halves.iter().map(|s| ring_part_bytes(tape, s, n)).max().unwrap_or(0);
@@ -242,7 +242,7 @@ impl Fit {
         text + &format!("; {:.2} GB of GPU memory", self.footprint.total() as f64 / 1e9)
     }
 
-    /// The flags that ask for this placement in so many words.
+    /// The flags that ask for exactly this placement.
     pub fn flags(&self, ask: &Ask) -> String {
         let rules = &ask.rules;
         let mut text = format!("-ngl {}", self.gpu_layers);

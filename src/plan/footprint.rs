@@ -1,4 +1,4 @@
-//! What a plan takes of a GPU's memory, worked out from the tape without a device.
+//! How much of a GPU's memory a plan takes, worked out from the tape without a device.
 
 use anyhow::{Context, Result};
 
@@ -18,20 +18,20 @@ pub struct Shape {
     pub n_ctx: usize,
     /// Tokens of a batch.
     pub n_batch: usize,
-    /// Those of them whose logits are wanted, at most.
+    /// Tokens of a batch that have output rows, at most.
     pub n_output_rows: usize,
 }
 
 /// The step of addresses that everything in device memory begins at.
 pub const ALIGN: usize = Arena::ALIGN;
 
-/// Lists of int32 that begin the header of a batch: tokens, sequences, positions, wanted rows.
+/// Lists of int32 that begin the header of a batch: tokens, sequences, positions, output rows.
 pub const LISTS: usize = 4;
 
 /// Bytes that a plan takes on a device, by what for.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub struct Footprint {
-    /// Weights that lie there for good.
+    /// Weights that stay there.
     pub weights: usize,
     /// What the sequences remember.
     pub states: usize,
@@ -41,32 +41,32 @@ pub struct Footprint {
     pub scratch: usize,
     /// The batch and its tables.
     pub header: usize,
-    /// Experts that come and go.
+    /// The cache of the most used experts.
     pub cache: usize,
-    /// Experts on their way through while a prompt is read.
+    /// The ring through which experts stream while a prompt is read.
     pub ring: usize,
 }
 
 impl Footprint {
-    /// All together.
+    /// Returns the sum, in bytes.
     pub fn total(&self) -> usize {
         self.weights + self.states + self.values + self.scratch + self.header + self.cache + self.ring
     }
 
-    /// What it is for.
+    /// Describes it for reports: the parts with their megabytes.
     pub fn describe(&self) -> String {
         let parts = [
             (self.weights, "weights"),
             (self.states, "context"),
             (self.values + self.scratch + self.header, "working memory"),
             (self.cache, "cached experts"),
-            (self.ring, "experts that pass through"),
+            (self.ring, "streamed experts"),
         ];
         let part = |(bytes, name): &(usize, &str)| format!("{name} {:.1}", *bytes as f64 / 1e6);
         parts.iter().filter(|p| p.0 > 0).map(part).collect::<Vec<_>>().join(", ")
     }
 
-    /// What a plan will take.
+    /// Returns what a plan takes on the GPU when it is opened.
     pub fn of(tape: &Tape, plan: &Plan, needs: &Needs, shape: Shape) -> Footprint {
         let Shape { n_seq, n_ctx, n_batch, .. } = shape;
         let mut sum = Footprint::default();
@@ -118,6 +118,9 @@ pub struct Needs {
 
 impl Needs {
     /// Asks every step's GPU body, which starts nothing where no device is.
+    ///
+    /// # Errors
+    /// If a GPU body cannot run a step of this shape.
     pub fn of(tape: &Tape, shape: Shape) -> Result<Needs> {
         let mut scratch = vec![0; tape.steps.len()];
         let own: Vec<Option<String>> = tape.steps.iter().map(|s| refuses(tape, s)).collect();
@@ -215,7 +218,7 @@ pub fn expert_bytes(tape: &Tape, step: &Step) -> usize {
     stacks(tape, step).map(|(_, bytes)| bytes).sum()
 }
 
-/// One of the two halves of the ring: where each expert lies (int32), then so many experts, stack after stack.
+/// Bytes of one of the ring's two parts: the place of each expert (int32), then `experts` experts, stack after stack.
 pub fn ring_part_bytes(tape: &Tape, step: &Step, experts: usize) -> usize {
     if experts == 0 {
         return 0;

@@ -1,6 +1,6 @@
 //! Which buffer of a place holds each value: values that are never alive together share one.
 
-use super::{Place, Shape, Stage};
+use super::{Place, PlanStage, Shape};
 use crate::tape::{RowSet, Slot, Tape};
 
 /// The buffers of one place.
@@ -8,21 +8,21 @@ use crate::tape::{RowSet, Slot, Tape};
 pub struct Layout {
     /// Buffer of each slot of the tape; None where the value never is at this place.
     pub buffer: Vec<Option<u32>>,
-    /// Columns that each buffer must hold, of values with a row for every token and of values with one for every wanted one.
+    /// Columns of each buffer: of values with a row for every token, and of values with a row for every output row.
     pub widths: Vec<[usize; 2]>,
 }
 
 impl Layout {
     /// Walks the stages once for the last use of each value and once to hand out buffers. A step's outputs never share
     /// a buffer with its inputs.
-    pub fn new(tape: &Tape, stages: &[Stage], place: Place) -> Layout {
+    pub fn new(tape: &Tape, stages: &[PlanStage], place: Place) -> Layout {
         // Every moment at which this place reads or writes: (reads, writes).
         let mut moments: Vec<(Vec<Slot>, Vec<Slot>)> = Vec::new();
         for stage in stages {
             match stage {
-                Stage::Copy(x, from, _) if *from == place => moments.push((vec![*x], vec![])),
-                Stage::Copy(x, _, to) if *to == place => moments.push((vec![], vec![*x])),
-                Stage::Run(p, range) if *p == place => {
+                PlanStage::Copy(x, from, _) if *from == place => moments.push((vec![*x], vec![])),
+                PlanStage::Copy(x, _, to) if *to == place => moments.push((vec![], vec![*x])),
+                PlanStage::Run(p, range) if *p == place => {
                     moments.extend(tape.steps[range.clone()].iter().map(|s| (s.ins.clone(), s.outs.clone())))
                 }
                 _ => {}

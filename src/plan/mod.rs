@@ -18,10 +18,10 @@ use std::ops::Range;
 
 use crate::tape::{ExpertShare, Slot, Step, Tape};
 
-/// A stretch of a plan.
+/// A segment of a plan.
 #[derive(Clone, Debug, PartialEq)]
-pub enum Stage {
-    /// Steps of the tape that run at one place.
+pub enum PlanStage {
+    /// A range of the tape's steps that run at one place.
     Run(Place, Range<usize>),
     /// A value carried from one place's memory to another's.
     Copy(Slot, Place, Place),
@@ -34,27 +34,27 @@ pub struct Plan {
     pub places: Vec<Place>,
     /// Place of each state.
     pub state_places: Vec<Place>,
-    /// What is done, in order.
-    pub stages: Vec<Stage>,
+    /// The runs and copies, in order.
+    pub stages: Vec<PlanStage>,
     /// Buffers of each place, in the order of [`Place::ALL`].
     pub layouts: Vec<Layout>,
-    /// The experts that a GPU has room for.
+    /// The capacity of the expert cache.
     pub cache: Cache,
 }
 
-/// Room for experts in a GPU's memory, the same in every layer whose experts run at both places.
+/// The expert cache in a GPU's memory: its capacity, the same in every layer whose experts run at both places.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub struct Cache {
     /// Experts of a layer that stay.
     pub slots: usize,
-    /// Experts of a layer in each half of the ring through which others pass while a prompt is read; 0 for none.
+    /// Experts of a layer in each part of the ring through which others stream while a prompt is read; 0 for none.
     pub ring: usize,
 }
 
 impl Plan {
     /// Places every step by `rule`, which is given its number. Steps that share a state, directly or through others, run
-    /// where the first of them runs, since a state lives in one memory; of the halves of a step one runs on the GPU and
-    /// one on the CPU.
+    /// where the first of them runs, since a state lives in one memory; of a step that is split by expert, one share runs
+    /// on the GPU and one on the CPU.
     pub fn new(tape: &Tape, rule: &dyn Fn(usize, &Step) -> Place) -> Plan {
         let mut state_places: Vec<Option<Place>> = vec![None; tape.states.len()];
         let mut places: Vec<Place> = Vec::with_capacity(tape.steps.len());
@@ -64,7 +64,7 @@ impl Plan {
             let place = match step.share {
                 ExpertShare::OnGpu => Place::Gpu(0),
                 ExpertShare::OnCpu => Place::Cpu,
-                // The likeliest token is found where the logits are.
+                // The argmax is found where the logits are.
                 ExpertShare::All if step.outs.first() == tape.argmax.as_ref() => {
                     let head = tape.steps.iter().position(|s| s.outs.first() == tape.logits.as_ref());
                     places[head.expect("a finished tape has logits")]
@@ -122,14 +122,14 @@ pub(crate) fn shared_states(tape: &Tape) -> Vec<Option<usize>> {
 /// before the host begins. A host step waits until something on the GPU needs it, and GPU steps overtake it meanwhile:
 /// of an expert layer that gives norm, router, copies down, shared expert on the GPU, then the experts on the host,
 /// then the copy up and the sum.
-fn order(tape: &Tape, places: &[Place]) -> Vec<Stage> {
+fn order(tape: &Tape, places: &[Place]) -> Vec<PlanStage> {
     let mut home: Vec<Vec<Place>> = vec![Vec::new(); tape.slots.len()]; // places that hold the value by now
-    let mut stages: Vec<Stage> = Vec::new();
-    let mut late: Vec<Stage> = Vec::new(); // what the host has still to do
+    let mut stages: Vec<PlanStage> = Vec::new();
+    let mut late: Vec<PlanStage> = Vec::new(); // what the host has still to do
     let mut owed = vec![false; tape.slots.len()]; // values that it owes
-    let run = |stages: &mut Vec<Stage>, place: Place, i: usize| match stages.last_mut() {
-        Some(Stage::Run(p, range)) if *p == place && range.end == i => range.end = i + 1,
-        _ => stages.push(Stage::Run(place, i..i + 1)),
+    let run = |stages: &mut Vec<PlanStage>, place: Place, i: usize| match stages.last_mut() {
+        Some(PlanStage::Run(p, range)) if *p == place && range.end == i => range.end = i + 1,
+        _ => stages.push(PlanStage::Run(place, i..i + 1)),
     };
     for (i, (step, &place)) in tape.steps.iter().zip(places).enumerate() {
         if place.is_gpu() && step.ins.iter().any(|x| owed[x.0 as usize]) {
@@ -139,7 +139,7 @@ fn order(tape: &Tape, places: &[Place]) -> Vec<Stage> {
         for x in &step.ins {
             let at = &mut home[x.0 as usize];
             if !at.contains(&place) {
-                let copy = Stage::Copy(*x, at[0], place);
+                let copy = PlanStage::Copy(*x, at[0], place);
                 // What the GPU sends is sent at once; what passes between the host's own memories waits its turn.
                 if at[0].is_gpu() || place.is_gpu() {
                     stages.push(copy)
@@ -160,7 +160,7 @@ fn order(tape: &Tape, places: &[Place]) -> Vec<Stage> {
     for slot in tape.results() {
         let at = &home[slot.0 as usize];
         if !at.contains(&Place::Cpu) {
-            stages.push(Stage::Copy(slot, at[0], Place::Cpu));
+            stages.push(PlanStage::Copy(slot, at[0], Place::Cpu));
         }
     }
     stages

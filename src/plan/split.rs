@@ -13,7 +13,7 @@ use std::sync::Arc;
 use crate::ops::Add;
 use crate::tape::{ExpertShare, Slot, Step, Tape};
 
-/// The tape with those expert steps in halves that `which` picks by their number.
+/// Returns the tape with those expert steps split in two that `which` picks by their number.
 pub fn split(tape: &Tape, which: &dyn Fn(usize) -> bool) -> Tape {
     let mut halves = tape.clone();
     halves.steps.clear();
@@ -29,7 +29,7 @@ pub fn split(tape: &Tape, which: &dyn Fn(usize) -> bool) -> Tape {
             halves.steps.push(Step { label: format!("{}.{name}", step.label), share, outs: vec![out], ..step.clone() });
             out
         };
-        // The CPU's first: what it waits for is sent before the GPU begins its own half.
+        // The CPU's first: what it waits for is sent before the GPU begins its own share.
         let rest = part(ExpertShare::OnCpu, "rest");
         let ins = vec![part(ExpertShare::OnGpu, "cached"), rest];
         halves.steps.push(Step { op: Arc::new(Add), ins, weights: Vec::new(), states: Vec::new(), ..step.clone() });

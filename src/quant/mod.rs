@@ -29,4 +29,4 @@ mod types;
 pub use activations::{Act, ActRow, Acts};
 pub use formats::{TYPES, by_id, by_name, cache_types, retired};
 pub use rng::Rng;
-pub use types::{Decode, DotRows, Kernel, Kv, QuantType};
+pub use types::{CacheFormat, Decode, DotRows, Kernel, QuantType};

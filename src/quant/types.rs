@@ -28,7 +28,7 @@ pub struct QuantType {
     /// Fills one block with random weights of about unit RMS: for tests and for synthetic models.
     pub random: fn(&mut Rng, &mut [u8]),
     /// What a KV cache needs; `None` if the format cannot be a cache type.
-    pub kv: Option<Kv>,
+    pub kv: Option<CacheFormat>,
 }
 
 /// Rows of weights times one row of activations: `out[r] = sum_i w[r][i] * x[i]`.
@@ -51,7 +51,7 @@ pub type Decode = unsafe fn(&[u8], &mut [f32]);
 
 /// What a format needs to serve as a KV cache type.
 #[derive(Debug)]
-pub struct Kv {
+pub struct CacheFormat {
     /// Encodes `x` (a multiple of the block) into blocks.
     pub encode: fn(&[f32], &mut [u8]),
     /// Vector versions of `dequant`, the best instruction set first, the scalar one last.

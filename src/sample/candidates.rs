@@ -224,7 +224,7 @@ impl Candidates {
     pub(super) fn cut(&mut self, by: impl Fn(&Candidate, &Candidate) -> Ordering, enough: impl Fn(f64, usize) -> bool) {
         let list = self.list();
         let sum = |part: &[Candidate]| part.iter().map(|c| f64::from(c.p)).sum::<f64>();
-        // What stands before `kept` stays, what stands behind `open` goes.
+        // Entries before `kept` stay, entries from `open` on go.
         let (mut kept, mut open, mut reached) = (0, list.len(), 0.0);
         while open - kept > 256 {
             let half = (open - kept) / 2;
@@ -252,7 +252,7 @@ impl Candidates {
         self.cut(likelier, enough);
     }
 
-    /// The place in the list that `unit`, of 0 to 1, falls on when the probabilities stand side by side.
+    /// The place in the list that `unit`, of 0 to 1, falls on when the probabilities are laid end to end.
     pub(super) fn draw(&mut self, unit: f64) -> usize {
         let list = self.list();
         let mut left = unit * list.iter().map(|c| f64::from(c.p)).sum::<f64>();

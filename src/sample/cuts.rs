@@ -1,4 +1,4 @@
-//! The stages that leave fewer candidates, beside top-k, which is [`Candidates::top`].
+//! The stages that leave fewer candidates, besides top-k, which is [`Candidates::top`].
 //!
 //! Sources: top-p <https://arxiv.org/abs/1904.09751>, typical <https://arxiv.org/abs/2202.00666>, top-n-sigma
 //! <https://arxiv.org/abs/2411.07641>, min-p <https://github.com/ggml-org/llama.cpp/pull/3841>, XTC

@@ -2,7 +2,7 @@
 //! with what was said before costs multiplier x base ^ (n - allowed length), where n tokens before it are those that stood
 //! before it then.
 //!
-//! Repetitions are counted from the text's end back to the last breaker (a line's end, a quote): behind one, everything is
+//! Repetitions are counted from the text's end back to the last breaker (a line's end, a quote): after one, everything is
 //! new. All n are found in one pass, as the Z array of the last tokens read backwards: z[k] is how far the text's end
 //! equals the text's end k tokens ago.
 
@@ -55,7 +55,7 @@ impl Dry {
         });
     }
 
-    /// How many tokens stand behind the last breaker; all of them if there is none.
+    /// How many tokens follow the last breaker; all of them if there is none.
     fn since_breaker(&self, text: &[u32]) -> usize {
         let longest_at = |at: usize| {
             let rest = &text[at + 1..];

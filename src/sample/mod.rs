@@ -45,7 +45,7 @@ pub struct Sampler {
 }
 
 impl Sampler {
-    /// A sampler whose draws follow from `seed`. `breakers` are the token sequences behind which DRY begins anew
+    /// A sampler whose draws follow from `seed`. `breakers` are the token sequences after which DRY starts over
     /// (the tokenizer finds them); without DRY there need be none.
     pub fn new(mut params: Params, seed: u64, breakers: Vec<Vec<u32>>) -> Sampler {
         if params.mirostat > 0 {

@@ -9,7 +9,7 @@ pub enum Stage {
     Penalties,
     /// Tokens that would go on with a repetition become less likely.
     Dry,
-    /// Logits within so many standard deviations of the largest stay.
+    /// Logits within this many standard deviations of the largest stay.
     TopNSigma,
     /// The k likeliest stay.
     TopK,
@@ -23,7 +23,7 @@ pub enum Stage {
     Xtc,
     /// Logits are divided by the temperature.
     Temperature,
-    /// Draws near a wanted probability; wherever it stands, it comes last.
+    /// Draws near a target probability; it always runs last, wherever it is listed.
     AdaptiveP,
 }
 
@@ -63,6 +63,9 @@ impl Stage {
     }
 
     /// An order as `--samplers` has it: names between semicolons, with `_`, `-` or nothing between their words.
+    ///
+    /// # Errors
+    /// If a name is none of a stage.
     pub fn from_names(text: &str) -> Result<Vec<Stage>> {
         let plain = |name: &str| name.trim().to_ascii_lowercase().replace(['_', '-'], "");
         let names = text.split(';').filter(|name| !name.trim().is_empty());
@@ -78,6 +81,9 @@ impl Stage {
     }
 
     /// An order as `--sampler-seq` has it: a letter for each stage.
+    ///
+    /// # Errors
+    /// If a letter is none of a stage.
     pub fn from_letters(text: &str) -> Result<Vec<Stage>> {
         let stage = |letter: char| match ALL.iter().find(|(.., known)| *known == letter) {
             Some((stage, ..)) => Ok(*stage),

@@ -154,6 +154,9 @@ impl Params {
 
     /// Sets the number of this name, in any of llama.cpp's spellings. False if there is no such number; an error, which
     /// is what was expected instead, if the value cannot be.
+    ///
+    /// # Errors
+    /// If the value is not of the parameter's kind, or out of its range.
     pub fn set(&mut self, name: &str, value: f64) -> Result<bool, String> {
         match number(name) {
             None => return Ok(false),

@@ -1,4 +1,4 @@
-//! Penalties on the tokens of the text so far: for each of them by how often it stands in the last tokens.
+//! Penalties on the tokens of the text so far: for each of them by how often it occurs in the last tokens.
 //!
 //! logit / repeat (logit x repeat if it is negative), then - count x frequency - presence.
 
@@ -7,7 +7,7 @@ use std::collections::HashMap;
 use super::candidates::Candidates;
 use super::params::{Params, window};
 
-/// How often each token stands in the last tokens.
+/// How often each token occurs in the last tokens.
 #[derive(Clone, Debug, Default)]
 pub(super) struct Penalties {
     counts: HashMap<u32, u32>,

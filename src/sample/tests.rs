@@ -377,7 +377,7 @@ fn temperature_zero_takes_the_likeliest_that_the_stages_before_it_left() {
     assert_eq!(Sampler::new(greedy.clone(), 6, Vec::new()).pick(&tied, None), Some(1), "the lower number on a tie");
     let xtc = Params { xtc_probability: 1.0, xtc_threshold: 0.05, ..greedy.clone() };
     assert_eq!(Sampler::new(xtc, 6, Vec::new()).pick(&logs(&EIGHTS), None), Some(3), "XTC took the others");
-    // A cut may stand before penalties: then it decides who is penalized.
+    // A cut may come before penalties: then it decides who is penalized.
     for order in ["penalties;top_k;top_p;temperature", "top_k;penalties;top_p;temperature", "temperature;top_k"] {
         let q = Params { repeat_penalty: 3.0, presence_penalty: 1.0, top_k: 5, ..greedy.clone() };
         let q = Params { order: Stage::from_names(order).unwrap(), ..q };

@@ -39,10 +39,10 @@ pub enum Want {
     Argmax,
 }
 
-/// What a call returns for a sequence.
+/// The result of a call for one sequence.
 #[derive(Clone, Debug, PartialEq)]
 pub enum Output {
-    /// The logits that were wanted: (output rows, n_vocab), row-major. Empty where none were.
+    /// The logits that were asked for: (output rows, n_vocab), row-major. Empty where none were.
     Logits(Vec<f32>),
     /// The largest logit after the last token, for [`Want::Argmax`].
     Argmax {
@@ -71,7 +71,7 @@ impl Output {
     }
 }
 
-/// How far a prompt has been read.
+/// The progress of reading a prompt.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Progress {
     /// Tokens to be read.

@@ -11,7 +11,7 @@ use super::turns::{self, Turns};
 use crate::sample::{Sampler, logprob_of, logprobs};
 use crate::session::{Output, Session, Want};
 use crate::text::grammar::{DeadEnd, Grammar};
-use crate::text::{Part, Reader, Stream, Tokenizer};
+use crate::text::{Part, Reader, TokenStream, Tokenizer};
 
 /// Parameters of a generation.
 #[derive(Clone, Debug, Default)]
@@ -110,7 +110,7 @@ pub struct Writer<'t> {
     /// Holds for the answer, not for what is thought before it.
     grammar: Option<Grammar>,
     reader: Reader,
-    stream: Stream<'t>,
+    stream: TokenStream<'t>,
     /// With a grammar, what may come while nothing of the answer does: all that does not end the text before there is one.
     unruled: Vec<u32>,
     /// The token that opens reasoning, which a grammar does not know.

@@ -1,5 +1,5 @@
 //! Records a tape: finds each weight in the file's directory, checks its shape, and pushes a step. The ops' own
-//! builder methods (`b.norm`, `b.attend`, ...) stand in the ops' files.
+//! builder methods (`b.norm`, `b.attend`, ...) are in the ops' files.
 
 use std::cell::RefCell;
 use std::collections::{HashMap, HashSet};
@@ -21,7 +21,7 @@ fn flattens(have: &[usize], want: &[usize]) -> bool {
     matches!((have, want), (&[n, cols], &[groups, rows, c]) if cols == c && groups.checked_mul(rows) == Some(n))
 }
 
-/// What the user chose that shapes a tape.
+/// The user's settings that shape a tape.
 #[derive(Clone, Debug)]
 pub struct Settings {
     /// Tokens a sequence may have.
@@ -32,7 +32,7 @@ pub struct Settings {
     pub type_v: &'static QuantType,
 }
 
-/// What all parts of a model's function write to.
+/// The state that all scopes of one builder share.
 #[derive(Debug)]
 pub(super) struct Recorder<'a> {
     pub(super) gguf: &'a Gguf,
@@ -97,7 +97,7 @@ impl<'a> Builder<'a> {
         Builder { layer: None, ..self.clone() }
     }
 
-    /// What the user chose.
+    /// Returns the user's settings.
     pub fn settings(&self) -> &Settings {
         &self.rec.settings
     }
@@ -387,7 +387,7 @@ impl<'a> Builder<'a> {
         outs
     }
 
-    /// Keeps every row of a value, whether its logits are wanted or not.
+    /// Keeps all rows of a value, also those that are no output rows.
     pub fn keep(&self, x: Slot) {
         self.rec.tape.borrow_mut().kept.push(x);
     }
@@ -417,13 +417,13 @@ impl<'a> Builder<'a> {
                 ty.block
             );
         }
-        Ok(self.state(StateSpec { label, width, ty, kind: StateKind::Rows { every, window, behind: false } }))
+        Ok(self.state(StateSpec { label, width, ty, kind: StateKind::Rows { every, window, before_batch: false } }))
     }
 
-    /// The newest `n` rows of f32 from before the batch at hand.
+    /// The newest `n` rows of f32 from before the current batch.
     pub fn last_rows(&self, name: &str, width: usize, n: usize) -> StateId {
         let label = self.full(name);
-        let kind = StateKind::Rows { every: 1, window: Some(n), behind: true };
+        let kind = StateKind::Rows { every: 1, window: Some(n), before_batch: true };
         self.state(StateSpec { label, width, ty: crate::quant::TYPES[0], kind })
     }
 

@@ -1,7 +1,7 @@
 //! What a GPU body may touch, and the product of matrices that most of them are made of.
 //!
 //! Bodies run twice: once without a device, to learn how much scratch memory they need for a number of rows, and then for
-//! real. They start kernels and never wait; everything that differs from token to token lies in device memory (`Lists`,
+//! real. They start kernels and never wait; everything that differs from token to token is in device memory (`Lists`,
 //! `Table`), so that what a body starts for one row can be recorded once and started again as a graph.
 
 use std::cell::Cell;
@@ -22,7 +22,7 @@ const MANY: usize = 16;
 pub struct GpuValue {
     /// The first row.
     pub ptr: Ptr,
-    /// Rows of the batch at hand.
+    /// Rows of the current batch.
     pub rows: usize,
     /// Columns.
     pub width: usize,
@@ -37,7 +37,7 @@ pub struct GpuWeight {
     pub shape: [usize; 3],
     /// The format of a matrix.
     pub ty: Option<&'static QuantType>,
-    /// Where each matrix of the stack lies in a cache, -1 for none (int32); null where the stack is whole.
+    /// Where each matrix of the stack is in a cache, -1 for none (int32); null where the stack is whole.
     pub slots: Ptr,
 }
 
@@ -62,7 +62,7 @@ impl GpuWeight {
 /// A state in device memory.
 #[derive(Clone, Copy, Debug)]
 pub struct GpuState {
-    /// Rows by position, as attention sees them; the fixed block's sequences lie `seq_bytes` apart.
+    /// Rows by position, as attention sees them; the fixed blocks of sequences are `seq_bytes` apart.
     pub cache: CacheArg,
     /// Values in a row or block.
     pub width: usize,
@@ -96,13 +96,13 @@ pub struct Lists {
     pub seqs: Ptr,
     /// Positions.
     pub positions: Ptr,
-    /// Rows whose logits are wanted.
+    /// The output rows: indices of the rows whose logits are computed.
     pub output_rows: Ptr,
 }
 
 /// Which matrix meets which rows.
 #[derive(Clone, Copy, Debug)]
-pub enum Pairs {
+pub enum MatrixRows {
     /// The one matrix and every row.
     All,
     /// Matrix h and part h of every row.
@@ -125,7 +125,7 @@ pub struct GpuIo<'a> {
     pub gpu: Option<&'a Gpu>,
     /// The batch.
     pub batch: &'a Batch,
-    /// The same in device memory.
+    /// The batch in device memory.
     pub lists: Lists,
     /// Tables that the op asked for, in its order.
     pub tables: &'a [Ptr],
@@ -218,6 +218,9 @@ impl GpuIo<'_> {
     }
 
     /// Stores rows of `x` in a cache, at the places that `at` (int32) gives for them.
+    ///
+    /// # Errors
+    /// If the driver reports an error.
     pub fn store(&self, to: &GpuState, x: GpuValue, at: Ptr) -> Result<()> {
         let c = to.cache;
         launch::store_rows(
@@ -236,21 +239,24 @@ impl GpuIo<'_> {
     }
 
     /// Products of a stack of matrices with rows of `x`: output rows of the matrices' rows, pair after pair.
-    pub fn product(&self, w: &GpuWeight, x: GpuValue, pairs: Pairs, out: Ptr) -> Result<()> {
+    ///
+    /// # Errors
+    /// If the driver reports an error, or has no kernel for the format.
+    pub fn product(&self, w: &GpuWeight, x: GpuValue, pairs: MatrixRows, out: Ptr) -> Result<()> {
         let [n_matrices, n_out, n_in] = w.shape;
         let (ty, name) = (w.format(), w.kernels());
         let (count, share, heads, ids) = match pairs {
-            Pairs::All => (x.rows, 1, 1, Ptr::default()),
-            Pairs::Heads(h) => (x.rows * h, 1, h, Ptr::default()),
-            Pairs::Chosen { ids, k, own: false } => (x.rows * k, k, 1, ids),
-            Pairs::Chosen { ids, own: true, .. } => (x.rows, 1, 1, ids),
+            MatrixRows::All => (x.rows, 1, 1, Ptr::default()),
+            MatrixRows::Heads(h) => (x.rows * h, 1, h, Ptr::default()),
+            MatrixRows::Chosen { ids, k, own: false } => (x.rows * k, k, 1, ids),
+            MatrixRows::Chosen { ids, own: true, .. } => (x.rows, 1, 1, ids),
         };
         let floats = ty.act.block() == 1;
         let each = count / n_matrices.max(1);
         let many = match pairs {
-            Pairs::Chosen { .. } => each >= 4,
+            MatrixRows::Chosen { .. } => each >= 4,
             // A router or a mix: a tile of its rows is all there is, and few blocks would do all the work.
-            Pairs::All if floats && n_out <= TILE_ROWS => false,
+            MatrixRows::All if floats && n_out <= TILE_ROWS => false,
             _ => x.rows >= MANY,
         };
         let acts = if floats { None } else { Some(self.quantized(x)?) };
@@ -269,7 +275,7 @@ impl GpuIo<'_> {
             };
         }
         // Rows that share a matrix go by fours.
-        let four = matches!(pairs, Pairs::All) && count > 1;
+        let four = matches!(pairs, MatrixRows::All) && count > 1;
         let fours = if four { count.div_ceil(4) } else { count };
         let (slots, rows) = (w.slots, if floats { n_out } else { n_out.div_ceil(4) });
         // Of floats a block has a row, and a thread at least eight of its weights.
@@ -303,10 +309,10 @@ impl GpuIo<'_> {
     }
 
     /// Pairs in the order of their matrices, cut into tiles.
-    fn tiles(&self, w: &GpuWeight, pairs: Pairs, count: usize) -> Result<Tiles> {
+    fn tiles(&self, w: &GpuWeight, pairs: MatrixRows, count: usize) -> Result<Tiles> {
         let n = w.shape[0];
         match pairs {
-            Pairs::Chosen { ids, .. } => {
+            MatrixRows::Chosen { ids, .. } => {
                 let of = (ids, w.slots, count);
                 if let Some((_, made)) = self.scratch.tiles.get().filter(|(known, _)| *known == of) {
                     return Ok(made);
@@ -320,8 +326,8 @@ impl GpuIo<'_> {
                 self.scratch.tiles.set(Some((of, (order, tiles, n_tiles))));
                 Ok((order, tiles, n_tiles))
             }
-            Pairs::All | Pairs::Heads(_) => {
-                let heads = if let Pairs::Heads(h) = pairs { h } else { 1 };
+            MatrixRows::All | MatrixRows::Heads(_) => {
+                let heads = if let MatrixRows::Heads(h) = pairs { h } else { 1 };
                 let n_tiles = heads * (count / heads).div_ceil(TILE_PAIRS);
                 let (order, tiles) = (self.scratch.take(count * 4), self.scratch.take(n_tiles * 16));
                 let grid = Grid::new([n_tiles, 1, 1], TILE_PAIRS);

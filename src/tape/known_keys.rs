@@ -70,13 +70,13 @@ enum Neutral {
 }
 
 #[derive(Clone, Copy, Debug)]
-enum Rule {
+enum KeyRule {
     Idle(&'static str),
     Means(&'static str, Neutral),
 }
 
+use KeyRule::{Idle, Means};
 use Neutral::{At, Context, Windowed, Without, WithoutYarn};
-use Rule::{Idle, Means};
 
 /// A factor: 1 changes nothing, and 0 means that there is none.
 const SCALE: Neutral = At(&[1.0, 0.0]);
@@ -95,7 +95,7 @@ const DRAFT: &str = "it describes a draft model";
 
 /// Every key with the architecture's prefix that llama.cpp knows.
 #[rustfmt::skip]
-const KEYS: &[(&str, Rule)] = &[
+const KEYS: &[(&str, KeyRule)] = &[
     // Names, sizes and training.
     ("vocab_size", Idle(SIZE)),
     ("context_length", Idle("the training context")),

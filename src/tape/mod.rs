@@ -14,9 +14,9 @@ use std::fmt::Debug;
 use std::sync::Arc;
 
 pub use builder::{Builder, Layer, Settings};
-pub use gpu::{GpuIo, GpuState, GpuValue, GpuWeight, Lists, Pairs, Scratch};
+pub use gpu::{GpuIo, GpuState, GpuValue, GpuWeight, Lists, MatrixRows, Scratch};
 pub use known_keys::{Class, UnusedKey, classify};
-pub use state::{Part, State, StateKind, StateSpec};
+pub use state::{SeqRows, State, StateKind, StateSpec};
 
 use anyhow::Result;
 
@@ -34,13 +34,13 @@ pub struct Slot(pub u32);
 pub enum RowSet {
     /// One per token.
     All,
-    /// One per token whose logits are wanted.
+    /// One per output row: a token whose logits are computed.
     Output,
-    /// One per token of which only the likeliest successor is wanted: as many as [`RowSet::Output`], or none.
+    /// One per output row of which only the argmax is asked for: as many as [`RowSet::Output`], or none.
     Argmax,
 }
 
-/// What is known of a value before anything runs.
+/// The shape of a value, as far as it is known before anything runs.
 #[derive(Clone, Copy, Debug)]
 pub struct SlotInfo {
     /// Columns.
@@ -64,7 +64,7 @@ pub enum WeightKind {
     Matrix,
     /// A small tensor, decoded to f32 when the model is opened (norms, biases, sinks, convolution taps).
     Vector,
-    /// Integers, decoded when the model is opened and checked to lie in `0..below` (a table of expert numbers).
+    /// Integers, decoded when the model is opened and checked to be in `0..below` (a table of expert numbers).
     Ints {
         /// The bound.
         below: usize,
@@ -84,7 +84,7 @@ pub struct Weight {
     pub ty: Option<&'static QuantType>,
     /// Bytes in the file.
     pub bytes: usize,
-    /// How it is read.
+    /// How the steps read it.
     pub kind: WeightKind,
 }
 
@@ -105,13 +105,13 @@ impl Weight {
     }
 }
 
-/// Which of a step's matrices it multiplies by: an expert layer that runs at two places at once stands twice in a tape,
-/// and the sum of both after it.
+/// Which of its experts a step multiplies by. An expert layer that runs at two places at once is two steps of the
+/// tape, followed by the sum of both.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum ExpertShare {
     /// All.
     All,
-    /// Those that lie in the GPU's memory by the time it runs.
+    /// Those that are in the GPU's memory by the time it runs.
     OnGpu,
     /// The others.
     OnCpu,
@@ -175,9 +175,9 @@ pub struct Step {
     pub layer: Option<usize>,
     /// The part of the model that it computes.
     pub role: Role,
-    /// What is done.
+    /// The operation.
     pub op: Arc<dyn Op>,
-    /// All of it, or the part of it that one of two places does.
+    /// Which of its experts it multiplies by; [`ExpertShare::All`] for ops without experts.
     pub share: ExpertShare,
     /// Values read.
     pub ins: Vec<Slot>,
@@ -196,17 +196,17 @@ pub struct Tape {
     pub slots: Vec<SlotInfo>,
     /// Every tensor in use.
     pub weights: Vec<Weight>,
-    /// What a sequence remembers.
+    /// The states of a sequence: caches and recurrent blocks.
     pub states: Vec<StateSpec>,
     /// The steps, in the order in which they run.
     pub steps: Vec<Step>,
-    /// The value that holds the logits: (wanted rows, n_vocab).
+    /// The value that holds the logits: (output rows, n_vocab).
     pub logits: Option<Slot>,
-    /// The value that holds the likeliest tokens and their logits: (greedy rows, 2).
+    /// The value that holds the argmax of each output row and its logit: (argmax rows, 2).
     pub argmax: Option<Slot>,
     /// Tensors that the family leaves alone, and why (in words).
     pub ignored: Vec<(String, &'static str)>,
-    /// Values of which every row is kept, whether its logits are wanted or not: what a draft head reads.
+    /// Values of which every row is kept, output row or not: what a draft head reads.
     pub kept: Vec<Slot>,
     /// Metadata keys of the architecture that the tape does not depend on, and why.
     pub unused_keys: Vec<UnusedKey>,
@@ -223,8 +223,8 @@ impl Tape {
         self.steps.iter().map(|s| self.step_bytes(s)).sum()
     }
 
-    /// Bytes of weights that one decoded token reads in a step. Of a step in halves the CPU's counts, as if nothing were
-    /// cached.
+    /// Bytes of weights that one decoded token reads in a step. Of a step that is split by expert the CPU's share
+    /// counts, as if nothing were cached.
     pub fn step_bytes(&self, step: &Step) -> usize {
         if step.share == ExpertShare::OnGpu {
             return 0;
@@ -233,7 +233,7 @@ impl Tape {
         step.op.bytes_per_token(&weights)
     }
 
-    /// The values that a walk gives: the logits, and the likeliest tokens.
+    /// The values that a walk returns: the logits, and the argmax of each row.
     ///
     /// # Panics
     /// If the tape is not finished.
@@ -263,21 +263,21 @@ pub struct Row {
     pub pos: u32,
 }
 
-/// The rows that one walk of the plan computes. Rows of one sequence stand together, in rising position.
+/// The rows that one walk of the plan computes. Rows of one sequence are adjacent, in rising position.
 #[derive(Clone, Debug, Default)]
 pub struct Batch {
     /// The rows.
     pub rows: Vec<Row>,
-    /// Indices of the rows whose logits are wanted, rising.
+    /// The output rows: indices of the rows whose logits are computed, rising.
     pub output_rows: Vec<u32>,
-    /// Only the likeliest token of each wanted row is asked for; its logits stay where they are.
+    /// Only the argmax of each output row is asked for; the logits stay where they are.
     pub argmax_only: bool,
     /// Every row is to come out, bit for bit, as if it were alone: on the CPU by row kernels only.
     pub deterministic_rows: bool,
 }
 
 impl Batch {
-    /// Row `t` of a value that has `rows` of them: of all rows, or of the wanted ones.
+    /// Row `t` of a value that has `rows` of them: of all rows, or of the output rows.
     pub fn row(&self, rows: usize, t: usize) -> Row {
         self.rows[if rows == self.rows.len() { t } else { self.output_rows[t] as usize }]
     }
@@ -305,7 +305,7 @@ pub struct WeightView<'a> {
     pub shape: [usize; 3],
     /// The format, for a matrix.
     pub ty: Option<&'static QuantType>,
-    /// Where each matrix of a stack lies in the GPU's memory, -1 for not there: those that are there are left out. Empty
+    /// Where each matrix of a stack is in the GPU's memory, -1 for not there: those that are there are left out. Empty
     /// where the whole stack is multiplied by.
     pub slots: &'a [i32],
 }
@@ -331,7 +331,7 @@ impl<'a> WeightView<'a> {
 /// Memory that steps share within a walk and keep between walks.
 #[derive(Debug, Default)]
 pub struct Work {
-    /// Quantized activations of the step at hand.
+    /// Quantized activations of the current step.
     pub acts: Acts,
     /// Free use; contents mean nothing between steps.
     pub buffers: [Vec<f32>; 4],
@@ -360,7 +360,7 @@ pub struct CpuIo<'a> {
     pub pool: &'a Pool,
 }
 
-/// What a GPU body reads beside values: worked out on the CPU for every batch and brought over with it.
+/// A table that a GPU body reads besides values: computed on the CPU for every batch and brought over with it.
 pub struct Table {
     /// Two tables of one key are the same.
     pub key: String,

@@ -26,9 +26,9 @@ pub enum StateKind {
         every: usize,
         /// Rows that are ever looked at again, counted back from the newest; None is all.
         window: Option<usize>,
-        /// Whether only rows from before the batch at hand are looked at: then there is room for the window alone, and
+        /// Whether only rows from before the current batch are looked at: then there is room for the window alone, and
         /// neither for a batch nor for going back.
-        behind: bool,
+        before_batch: bool,
     },
     /// One f32 block, rewritten by every token.
     Fixed,
@@ -52,9 +52,9 @@ impl StateSpec {
     pub fn capacity(&self, n_ctx: usize, n_batch: usize) -> usize {
         match self.kind {
             StateKind::Fixed => 1,
-            StateKind::Rows { every, window, behind } => {
+            StateKind::Rows { every, window, before_batch } => {
                 let all = n_ctx.div_ceil(every).max(1);
-                if let (Some(w), true) = (window, behind) {
+                if let (Some(w), true) = (window, before_batch) {
                     return all.min(w);
                 }
                 let ring = |w: usize| w.saturating_add(n_batch.div_ceil(every)).saturating_add(SLACK);
@@ -80,14 +80,14 @@ pub struct State {
     spec: StateSpec,
     row_bytes: usize,
     capacity: usize,
-    seqs: Vec<Part>,
+    seqs: Vec<SeqRows>,
 }
 
 /// What one sequence has in a state.
 #[derive(Debug, Default)]
-pub struct Part {
+pub struct SeqRows {
     /// The stored rows, each at its place in the ring, or the block of a fixed state.
-    pub bytes: Memory,
+    pub bytes: ZeroedBytes,
     /// The first row that is still there: those before it were overwritten, or were not part of what was loaded.
     low: usize,
     /// Tokens that a fixed block has absorbed.
@@ -96,31 +96,31 @@ pub struct Part {
 
 /// Zeroed memory, which the system commits as it fills.
 #[derive(Debug, Default)]
-pub struct Memory(Option<MmapMut>);
+pub struct ZeroedBytes(Option<MmapMut>);
 
 /// From here on memory is asked for in pages of 2 MB: attention reads short pieces far apart, and each small page would
 /// have its address looked up again. Smaller states would mostly fill such pages with nothing.
 const HUGE: usize = 4 << 20;
 
-impl Memory {
-    fn new(n: usize) -> io::Result<Memory> {
+impl ZeroedBytes {
+    fn new(n: usize) -> io::Result<ZeroedBytes> {
         let map = MmapMut::map_anon(n.max(1))?;
         #[cfg(target_os = "linux")]
         if n >= HUGE {
             let _ = map.advise(memmap2::Advice::HugePage); // a system without them does well enough
         }
-        Ok(Memory(Some(map)))
+        Ok(ZeroedBytes(Some(map)))
     }
 }
 
-impl Deref for Memory {
+impl Deref for ZeroedBytes {
     type Target = [u8];
     fn deref(&self) -> &[u8] {
         self.0.as_deref().unwrap_or_default()
     }
 }
 
-impl DerefMut for Memory {
+impl DerefMut for ZeroedBytes {
     fn deref_mut(&mut self) -> &mut [u8] {
         self.0.as_deref_mut().unwrap_or_default()
     }
@@ -146,28 +146,28 @@ impl State {
         state
     }
 
-    /// A state whose contents lie on a GPU; what is known of them is kept here.
+    /// A state whose contents are on a GPU; what is known of them is kept here.
     pub fn elsewhere(spec: &StateSpec, n_seq: usize, n_ctx: usize, n_batch: usize) -> State {
         let capacity = spec.capacity(n_ctx, n_batch);
-        let seqs = (0..n_seq).map(|_| Part::default()).collect();
+        let seqs = (0..n_seq).map(|_| SeqRows::default()).collect();
         State { spec: spec.clone(), row_bytes: spec.ty.row_bytes(spec.width), capacity, seqs }
     }
 
-    /// An empty part for one sequence, beside those that there are.
+    /// An empty part for one more sequence.
     ///
     /// # Errors
     /// If the system does not give the memory.
-    pub fn part(&self) -> io::Result<Part> {
-        Ok(Part { bytes: Memory::new(self.capacity * self.row_bytes)?, ..Part::default() })
+    pub fn part(&self) -> io::Result<SeqRows> {
+        Ok(SeqRows { bytes: ZeroedBytes::new(self.capacity * self.row_bytes)?, ..SeqRows::default() })
     }
 
-    /// The part of a sequence; its memory is empty where it lies on a GPU.
-    pub fn of(&self, seq: u32) -> &Part {
+    /// The part of a sequence; its memory is empty where the state is on a GPU.
+    pub fn of(&self, seq: u32) -> &SeqRows {
         &self.seqs[seq as usize]
     }
 
     /// The same, to be changed; [`State::replaced`] is then told.
-    pub fn of_mut(&mut self, seq: u32) -> &mut Part {
+    pub fn of_mut(&mut self, seq: u32) -> &mut SeqRows {
         &mut self.seqs[seq as usize]
     }
 
@@ -182,18 +182,18 @@ impl State {
         }
     }
 
-    /// Takes note that what [`State::saved_ranges`] lists was put into a sequence's part.
+    /// Records that the ranges of [`State::saved_ranges`] were written into a sequence's rows.
     pub fn replaced(&mut self, seq: u32, tokens: usize, whole: bool) {
         let low = self.saved(tokens, whole).0;
         let part = &mut self.seqs[seq as usize];
         part.high = tokens;
         if self.spec.is_overwritten() {
-            part.low = low; // older rows may have been there, but later ones may lie over them by now
+            part.low = low; // older rows may have been there, but later ones may have overwritten them by now
         }
     }
 
-    /// Where in a sequence's part what cannot be found again once it has grown beyond `tokens` lies (`whole`: everything
-    /// it remembers), in order: `(first byte, bytes)`. What is listed does not depend on the room that the ring has.
+    /// The byte ranges of a sequence's rows that are lost once it grows beyond `tokens` (`whole`: everything that it
+    /// remembers), in order: `(first byte, bytes)`. The list does not depend on the capacity of the ring.
     pub fn saved_ranges(&self, tokens: usize, whole: bool) -> Vec<(usize, usize)> {
         if self.spec.kind == StateKind::Fixed {
             return vec![(0, self.row_bytes)];
@@ -302,7 +302,7 @@ mod tests {
     use crate::quant::Rng;
 
     fn rows(window: Option<usize>, every: usize) -> StateSpec {
-        let kind = StateKind::Rows { every, window, behind: false };
+        let kind = StateKind::Rows { every, window, before_batch: false };
         StateSpec { label: "test".into(), width: 1, ty: quant::TYPES[0], kind }
     }
 

@@ -33,7 +33,7 @@ use Part::{Answer, Reasoning};
 struct Tags {
     open: &'static str,
     close: &'static str,
-    /// They count wherever they stand, not only at the beginning.
+    /// They count wherever they occur, not only at the beginning.
     anywhere: bool,
 }
 
@@ -56,7 +56,7 @@ const ENDS: &[&str] = &["<|end|>", "<|return|>", "<|call|>", START, CHANNEL];
 
 /// Where a reader is.
 #[derive(Debug, Clone, Copy, PartialEq)]
-enum State {
+enum ReaderState {
     /// At the beginning, where reasoning may open.
     Begin,
     /// In reasoning between tags; the bool: line breaks are dropped, since nothing came yet.
@@ -68,14 +68,14 @@ enum State {
     /// In the text of a message.
     Body(Part),
 }
-use State::{After, Begin, Body, Head, Inside};
+use ReaderState::{After, Begin, Body, Head, Inside};
 
 /// Splits what a model writes.
 #[derive(Debug)]
 pub struct Reader {
     /// None in harmony.
     tags: Option<&'static Tags>,
-    state: State,
+    state: ReaderState,
     /// What came and is not decided.
     held: String,
     out: Vec<(Part, String)>,
@@ -230,7 +230,7 @@ impl Reader {
         }
     }
 
-    /// Gives what comes before the first of the markers, and then goes on behind it, or stops before what may become
+    /// Gives what comes before the first of the markers, and then goes on after it, or stops before what may become
     /// one. Line breaks before a marker go with it.
     fn until(&mut self, markers: &[&'static str], part: Part, then: impl Fn(&mut Reader, &'static str)) -> bool {
         let found = markers.iter().filter_map(|m| Some((self.held.find(m)?, *m))).min();

@@ -2,7 +2,7 @@
 //!
 //! ```text
 //! byte letters   a vocabulary of bytes is written in 256 printable letters: 0x21..=0x7e, 0xa1..=0xac and 0xae..=0xff
-//!                stand for themselves, the other 68 bytes in ascending order for U+0100, U+0101, ..
+//!                mean themselves, the other 68 bytes in ascending order for U+0100, U+0101, ..
 //! raw            a vocabulary of text has ▁ for the space, and <0x41> tokens for the bytes of letters it lacks
 //! ```
 
@@ -13,7 +13,7 @@ use anyhow::{Result, anyhow, bail};
 use tokenizers::Model;
 use tokenizers::models::bpe::{BPE, BpeBuilder, Merges, Vocab as Ids};
 
-use super::pre::Pre;
+use super::pre::PreTokenizer;
 use super::split::Splitter;
 use super::vocab::{BYTE, NORMAL, Vocab};
 use crate::gguf::Meta;
@@ -51,7 +51,7 @@ pub(super) struct Bpe {
 
 impl Bpe {
     /// Builds it from the merges; takes the map of texts, which is the larger part of it.
-    pub(super) fn new(meta: &Meta, vocab: &Vocab, mut ids: Ids, pre: &Pre) -> Result<Bpe> {
+    pub(super) fn new(meta: &Meta, vocab: &Vocab, mut ids: Ids, pre: &PreTokenizer) -> Result<Bpe> {
         let file = meta.file().display();
         let merges = match meta.opt_strs(MERGES)? {
             Some(lines) => parse(lines, &ids, vocab).map_err(|e| anyhow!("{file}: metadata key {MERGES:?}: {e}"))?,

@@ -34,7 +34,7 @@ const LONGEST: usize = 1000;
 const COMMON: [&str; 2] = [r#"[^"\\\x00-\x1F\x7F]{1,30}"#, r#"[^"\\\x00-\x1F\x7F]+"#];
 /// Compiled forms that are kept.
 const KEPT: usize = 64;
-/// States of a lexer, at most; with half of them a form is compiled anew for the next text.
+/// States of a lexer, at most; with half of them a form is compiled again for the next text.
 const STATES: usize = 250_000;
 /// Compiling goes as deep as a form's rules lead to each other; this suffices for the limits below and in the modules.
 /// Only what is used of it becomes memory.
@@ -61,7 +61,7 @@ impl Kind {
         if text.contains("::=") { Kind::Gbnf(text) } else { Kind::Lark(text) }
     }
 
-    /// Whether it may ask for a token by its number, beside asking for text.
+    /// Whether it may ask for a token by its number, besides asking for text.
     fn names_tokens(&self) -> bool {
         matches!(self, Kind::Gbnf(text) | Kind::Lark(text) if text.contains('<'))
     }
@@ -97,6 +97,9 @@ impl fmt::Debug for Grammars<'_> {
 
 impl<'t> Grammars<'t> {
     /// Lays out the tokens' bytes.
+    ///
+    /// # Errors
+    /// If the vocabulary cannot be made into llguidance's token tree.
     pub fn new(tokenizer: &'t Tokenizer) -> Result<Grammars<'t>> {
         catch_unwind(AssertUnwindSafe(|| Grammars::build(tokenizer)))
             .context("cannot use this vocabulary with grammars")
@@ -206,7 +209,7 @@ impl<'t> Grammars<'t> {
     }
 }
 
-/// A token's bytes as the tree has them: structure behind a byte that no text has, nothing for what is never allowed.
+/// A token's bytes as the tree has them: structure after a byte that no text has, nothing for what is never allowed.
 fn word(tokenizer: &Tokenizer, id: u32) -> Vec<u8> {
     const MARK: u8 = TokTrie::SPECIAL_TOKEN_MARKER;
     let word = if tokenizer.is_control(id) || tokenizer.is_eog(id) {

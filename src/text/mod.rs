@@ -20,4 +20,4 @@ mod vocab;
 pub use answer::{Part, Reader};
 pub use clock::Clock;
 pub use template::Template;
-pub use tokenizer::{Stream, Tokenizer};
+pub use tokenizer::{TokenStream, Tokenizer};

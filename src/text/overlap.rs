@@ -1,20 +1,23 @@
 //! Which tokens a text can come about in: what DRY's breakers are found by.
 //!
-//! A text stands whole inside a token, or begins at a token's end and goes on in others. For the second kind, one way to
-//! go on is known: how the tokenizer cuts what is missing. This, and both limits, are llama.cpp's (src/llama-sampler.cpp,
+//! A text is either whole inside a token, or begins at a token's end and goes on in others. For the second kind, one
+//! way to go on is known: how the tokenizer cuts what is missing. This, and both limits, are llama.cpp's (src/llama-sampler.cpp,
 //! `get_overlapping_token_sequences`).
 
 use anyhow::Result;
 
 use super::Tokenizer;
 
-/// Bytes of a text that count, and tokens behind the first.
+/// Bytes of a text that count, and tokens after the first.
 const MOST_BYTES: usize = 40;
 const MOST_TOKENS: usize = 20;
 
 impl Tokenizer {
     /// The token sequences that each bring one of `texts` about, the first token its beginning. Where a token ends inside
     /// a character of the text, nothing is known to go on with.
+    ///
+    /// # Errors
+    /// If a text cannot be encoded.
     pub fn sequences_with(&self, texts: &[String]) -> Result<Vec<Vec<u32>>> {
         let mut last = self.sequences.lock().unwrap_or_else(|e| e.into_inner());
         match &*last {
@@ -28,7 +31,7 @@ impl Tokenizer {
     }
 
     fn look_for(&self, texts: &[String]) -> Result<Vec<Vec<u32>>> {
-        // Each text with the tokens that go on behind each of its beginnings.
+        // Each text with the tokens that continue each of its beginnings.
         let mut known = Vec::new();
         for text in texts.iter().filter(|t| !t.is_empty()) {
             let text = &text[..text.floor_char_boundary(MOST_BYTES)];

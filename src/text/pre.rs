@@ -1,11 +1,11 @@
 //! How text is cut into words, one list of rules per name that files give in `tokenizer.ggml.pre`.
 //!
 //! The expressions are those of the models' own tokenizers. Where llama.cpp has to say something weaker, for want of
-//! categories such as \p{Lu} and \p{Han} (gpt-4o, tekken, kimi-k2, youtu, tiny_aya), the model's own stands here.
+//! categories such as \p{Lu} and \p{Han} (gpt-4o, tekken, kimi-k2, youtu, tiny_aya), the model's own is used here.
 
 /// One step of cutting.
 #[derive(Debug, Clone, Copy, PartialEq)]
-pub(super) enum Rule {
+pub(super) enum SplitRule {
     /// Matches of this are pieces.
     Each(&'static str),
     /// As `Each`, with `|\s+(?!\S)|\s+` at the end.
@@ -17,18 +17,18 @@ pub(super) enum Rule {
     /// Runs of newlines, and runs of anything else.
     Lines,
 }
-use Rule::{Digits, Doubling, Each, Lines, Words};
+use SplitRule::{Digits, Doubling, Each, Lines, Words};
 
-/// What a pre-tokenizer's name stands for.
+/// What a pre-tokenizer's name means.
 #[derive(Debug)]
-pub(super) struct Pre {
+pub(super) struct PreTokenizer {
     names: &'static [&'static str],
-    pub(super) rules: &'static [Rule],
+    pub(super) rules: &'static [SplitRule],
     /// A word that is a token is that token, whatever the merges would make of it.
     pub(super) ignore_merges: bool,
     /// Texts start with the begin token where the file does not say.
     pub(super) add_bos: bool,
-    /// The vocabulary is in UTF-8 with ▁ for spaces, not in the 256 letters that stand for bytes.
+    /// The vocabulary is in UTF-8 with ▁ for spaces, not in the 256 letters that encode bytes.
     pub(super) raw: bool,
     /// Newlines that together are a token are that token, whatever the merges would make of them.
     pub(super) whole_newlines: bool,
@@ -37,7 +37,7 @@ pub(super) struct Pre {
 }
 
 /// Most of them: merges rule, no begin token, letters for bytes.
-const PLAIN: Pre = Pre {
+const PLAIN: PreTokenizer = PreTokenizer {
     names: &[],
     rules: &[],
     ignore_merges: false,
@@ -47,33 +47,33 @@ const PLAIN: Pre = Pre {
     ordered: false,
 };
 
-const GPT2: Rule = Words(r"'s|'t|'re|'ve|'m|'ll|'d| ?\p{L}+| ?\p{N}+| ?[^\s\p{L}\p{N}]+");
-const LLAMA3: Rule = Words(concat!(
+const GPT2: SplitRule = Words(r"'s|'t|'re|'ve|'m|'ll|'d| ?\p{L}+| ?\p{N}+| ?[^\s\p{L}\p{N}]+");
+const LLAMA3: SplitRule = Words(concat!(
     r"(?:'[sS]|'[tT]|'[rR][eE]|'[vV][eE]|'[mM]|'[lL][lL]|'[dD])|[^\r\n\p{L}\p{N}]?\p{L}+|\p{N}{1,3}|",
     r" ?[^\s\p{L}\p{N}]+[\r\n]*|\s*[\r\n]+"
 ));
-const QWEN2: Rule = Words(concat!(
+const QWEN2: SplitRule = Words(concat!(
     r"(?:'[sS]|'[tT]|'[rR][eE]|'[vV][eE]|'[mM]|'[lL][lL]|'[dD])|[^\r\n\p{L}\p{N}]?\p{L}+|\p{N}|",
     r" ?[^\s\p{L}\p{N}]+[\r\n]*|\s*[\r\n]+"
 ));
-const QWEN35: Rule = Words(concat!(
+const QWEN35: SplitRule = Words(concat!(
     r"(?:'[sS]|'[tT]|'[rR][eE]|'[vV][eE]|'[mM]|'[lL][lL]|'[dD])|[^\r\n\p{L}\p{N}]?[\p{L}\p{M}]+|\p{N}|",
     r" ?[^\s\p{L}\p{M}\p{N}]+[\r\n]*|\s*[\r\n]+"
 ));
 /// Words change where small letters turn to capitals; a contraction stays with its word.
-const GPT4O: Rule = Words(concat!(
+const GPT4O: SplitRule = Words(concat!(
     r"[^\r\n\p{L}\p{N}]?[\p{Lu}\p{Lt}\p{Lm}\p{Lo}\p{M}]*[\p{Ll}\p{Lm}\p{Lo}\p{M}]+",
     r"(?:'[sS]|'[tT]|'[rR][eE]|'[vV][eE]|'[mM]|'[lL][lL]|'[dD])?|",
     r"[^\r\n\p{L}\p{N}]?[\p{Lu}\p{Lt}\p{Lm}\p{Lo}\p{M}]+[\p{Ll}\p{Lm}\p{Lo}\p{M}]*",
     r"(?:'[sS]|'[tT]|'[rR][eE]|'[vV][eE]|'[mM]|'[lL][lL]|'[dD])?|",
     r"\p{N}{1,3}| ?[^\s\p{L}\p{N}]+[\r\n/]*|\s*[\r\n]+"
 ));
-const TEKKEN: Rule = Words(concat!(
+const TEKKEN: SplitRule = Words(concat!(
     r"[^\r\n\p{L}\p{N}]?[\p{Lu}\p{Lt}\p{Lm}\p{Lo}\p{M}]*[\p{Ll}\p{Lm}\p{Lo}\p{M}]+|",
     r"[^\r\n\p{L}\p{N}]?[\p{Lu}\p{Lt}\p{Lm}\p{Lo}\p{M}]+[\p{Ll}\p{Lm}\p{Lo}\p{M}]*|",
     r"\p{N}| ?[^\s\p{L}\p{N}]+[\r\n/]*|\s*[\r\n]+"
 ));
-const YOUTU: Rule = Words(concat!(
+const YOUTU: SplitRule = Words(concat!(
     r"[^\r\n\p{L}\p{N}]?[\p{Lu}\p{Lt}\p{Lm}\p{Lo}\p{M}]*[\p{Ll}\p{Lm}\p{Lo}\p{M}]+",
     r"(?:'[sS]|'[tT]|'[rR][eE]|'[vV][eE]|'[mM]|'[lL][lL]|'[dD])?|",
     r"[^\r\n\p{L}\p{N}]?[\p{Lu}\p{Lt}\p{Lm}\p{Lo}\p{M}]+[\p{Ll}\p{Lm}\p{Lo}\p{M}]*",
@@ -81,7 +81,7 @@ const YOUTU: Rule = Words(concat!(
     r"\p{N}| ?[^\s\p{L}\p{N}]+[\r\n/]*|\s*[\r\n]+"
 ));
 /// As GPT4O with runs of Han apart, and no slash after punctuation.
-const KIMI: Rule = Words(concat!(
+const KIMI: SplitRule = Words(concat!(
     r"\p{Han}+|",
     r"[^\r\n\p{L}\p{N}]?[\p{Lu}\p{Lt}\p{Lm}\p{Lo}\p{M}&&[^\p{Han}]]*[\p{Ll}\p{Lm}\p{Lo}\p{M}&&[^\p{Han}]]+",
     r"(?:'[sS]|'[tT]|'[rR][eE]|'[vV][eE]|'[mM]|'[lL][lL]|'[dD])?|",
@@ -90,23 +90,23 @@ const KIMI: Rule = Words(concat!(
     r"\p{N}{1,3}| ?[^\s\p{L}\p{N}]+[\r\n]*|\s*[\r\n]+"
 ));
 /// DeepSeek's last step from V3 on: an ASCII sign takes the ASCII letters after it.
-const SIGN_AND_WORD: Rule = Words(concat!(
+const SIGN_AND_WORD: SplitRule = Words(concat!(
     r##"[!"#$%&'()*+,\-./:;<=>?@\[\\\]^_`{|}~][A-Za-z]+|[^\r\n\p{L}\p{P}\p{S}]?[\p{L}\p{M}]+|"##,
     r" ?[\p{P}\p{S}]+[\r\n]*|\s*[\r\n]+"
 ));
-const HAN_AND_KANA: Rule = Each("[一-龥\u{3040}-ゟ゠-ヿ]+");
+const HAN_AND_KANA: SplitRule = Each("[一-龥\u{3040}-ゟ゠-ヿ]+");
 /// The range before Han has white space in it, which stays with white space.
-const HAN_AND_HANGUL: Rule = Each(r"[[\x{800}-龥가-\x{d7ff}]&&\S]+");
+const HAN_AND_HANGUL: SplitRule = Each(r"[[\x{800}-龥가-\x{d7ff}]&&\S]+");
 /// The cased letters of a fixed list of alphabets.
-const CASED: Rule = Each(concat!(
+const CASED: SplitRule = Each(concat!(
     r"\s?[A-Za-zµÀ-ÖØ-öø-ƺƼ-ƿǄ-ʓʕ-ʯͰ-ͳͶͷͻ-ͽͿΆΈ-ΊΌΎ-ΡΣ-ϵϷ-ҁҊ-ԯԱ-ՖႠ-ჅᎠ-Ᏽᏸ-ᏽᲐ-ᲺᲽ-Ჿᴀ-ᴫᵫ-ᵷᵹ-ᶚḀ-ἕἘ-Ἕἠ-ὅὈ-Ὅὐ-ὗὙὛὝ",
     r"Ὗ-\x{1f7d}ᾀ-ᾴᾶ-ᾼ\x{1fbe}ῂ-ῄῆ-ῌῐ-\x{1fd3}ῖ-\x{1fdb}ῠ-Ῥῲ-ῴῶ-ῼℂℇℊ-ℓℕℙ-ℝℤ\x{2126}ℨ\x{212a}-ℭℯ-ℴℹℼ-ℿⅅ-ⅉⅎↃↄⰀ-ⱻ",
     r"Ȿ-ⳤⳫ-ⳮⳲⳳꙀ-ꙭꚀ-ꚛꜢ-ꝯꝱ-ꞇꞋ-ꞎꭰ-ꮿﬀ-ﬆﬓ-ﬗＡ-Ｚａ-ｚ𐐀-𐑏𐒰-𐓓𐓘-𐓻𐲀-𐲲𐳀-𐳲𑢠-𑣟𞤀-𞥃]+"
 ));
 
 /// Every name. Order is that of kinship.
-const PRES: &[Pre] = &[
-    Pre {
+const PRES: &[PreTokenizer] = &[
+    PreTokenizer {
         names: &[
             "gpt-2",
             "phi-2",
@@ -131,18 +131,18 @@ const PRES: &[Pre] = &[
         rules: &[GPT2],
         ..PLAIN
     },
-    Pre {
+    PreTokenizer {
         names: &["starcoder", "refact", "command-r", "smollm", "codeshell", "exaone", "minerva-7b", "mellum2"],
         rules: &[Each(r"\p{N}"), GPT2],
         ..PLAIN
     },
-    Pre {
+    PreTokenizer {
         names: &["default"],
         rules: &[Each(r"[\p{P}$+<=>^~|]+"), GPT2, Each(r"\p{N}+"), Each("[0-9][0-9][0-9]")],
         ..PLAIN
     },
-    Pre { names: &["falcon"], rules: &[Each(r"[\p{P}$+<=>^~|`]+"), GPT2, Each("[0-9][0-9][0-9]")], ..PLAIN },
-    Pre {
+    PreTokenizer { names: &["falcon"], rules: &[Each(r"[\p{P}$+<=>^~|`]+"), GPT2, Each("[0-9][0-9][0-9]")], ..PLAIN },
+    PreTokenizer {
         names: &[
             "llama3",
             "llama-v3",
@@ -159,9 +159,9 @@ const PRES: &[Pre] = &[
         add_bos: true,
         ..PLAIN
     },
-    Pre { names: &["glm4", "glm5"], rules: &[LLAMA3], ignore_merges: true, ..PLAIN },
-    Pre { names: &["chatglm-bpe", "dbrx", "smaug-bpe"], rules: &[LLAMA3], ..PLAIN },
-    Pre {
+    PreTokenizer { names: &["glm4", "glm5"], rules: &[LLAMA3], ignore_merges: true, ..PLAIN },
+    PreTokenizer { names: &["chatglm-bpe", "dbrx", "smaug-bpe"], rules: &[LLAMA3], ..PLAIN },
+    PreTokenizer {
         names: &["jais-2"],
         rules: &[Doubling(concat!(
             r"(?:'[sS]|'[tT]|'[rR][eE]|'[vV][eE]|'[mM]|'[lL][lL]|'[dD])|[^\r\n\p{L}\p{N}]?\p{L}+|\p{N}{1,3}|",
@@ -169,7 +169,7 @@ const PRES: &[Pre] = &[
         ))],
         ..PLAIN
     },
-    Pre {
+    PreTokenizer {
         names: &["minicpm5"],
         rules: &[
             Each(r"\p{N}{1,3}"),
@@ -181,7 +181,7 @@ const PRES: &[Pre] = &[
         ignore_merges: true,
         ..PLAIN
     },
-    Pre {
+    PreTokenizer {
         names: &[
             "qwen2",
             "deepseek-r1-qwen",
@@ -196,14 +196,14 @@ const PRES: &[Pre] = &[
         rules: &[QWEN2],
         ..PLAIN
     },
-    Pre { names: &["qwen35"], rules: &[QWEN35], ..PLAIN },
-    Pre { names: &["laguna"], rules: &[Lines, QWEN2], ..PLAIN },
-    Pre {
+    PreTokenizer { names: &["qwen35"], rules: &[QWEN35], ..PLAIN },
+    PreTokenizer { names: &["laguna"], rules: &[Lines, QWEN2], ..PLAIN },
+    PreTokenizer {
         names: &["ufakzeka"],
         rules: &[Words(r"[^\r\n\p{L}\p{N}]?\p{L}+|\p{N}| ?[^\s\p{L}\p{N}]+[\r\n]*|\s*[\r\n]+")],
         ..PLAIN
     },
-    Pre {
+    PreTokenizer {
         names: &["seed-coder"],
         rules: &[Words(concat!(
             r"(?:'[sS]|'[tT]|'[rR][eE]|'[vV][eE]|'[mM]|'[lL][lL]|'[dD])|[^\r\n\p{L}\p{N}]?\p{L}+|\p{N}|",
@@ -211,7 +211,7 @@ const PRES: &[Pre] = &[
         ))],
         ..PLAIN
     },
-    Pre {
+    PreTokenizer {
         names: &["bailingmoe", "bailingmoe2", "llada-moe"],
         rules: &[Words(concat!(
             r"'(?:[sSdDmMtT]|[lL][lL]|[vV][eE]|[rR][eE])|[^\r\n\p{L}\p{N}]?\p{L}+|\p{N}|",
@@ -219,7 +219,7 @@ const PRES: &[Pre] = &[
         ))],
         ..PLAIN
     },
-    Pre {
+    PreTokenizer {
         names: &["exaone-moe"],
         rules: &[Words(concat!(
             r"(?:'[sS]|'[tT]|'[rR][eE]|'[vV][eE]|'[mM]|'[lL][lL]|'[dD])|",
@@ -227,12 +227,12 @@ const PRES: &[Pre] = &[
         ))],
         ..PLAIN
     },
-    Pre { names: &["gpt-4o", "llama4", "kanana2", "talkie", "minimax-m2"], rules: &[GPT4O], ..PLAIN },
-    Pre { names: &["granite-embed-multi-97m"], rules: &[GPT4O], ignore_merges: true, ..PLAIN },
-    Pre { names: &["tiny_aya", "cohere2moe"], rules: &[Digits, GPT4O], ..PLAIN },
-    Pre { names: &["tekken"], rules: &[TEKKEN], ignore_merges: true, add_bos: true, ..PLAIN },
-    Pre { names: &["kimi-k2"], rules: &[KIMI], ordered: true, ..PLAIN },
-    Pre {
+    PreTokenizer { names: &["gpt-4o", "llama4", "kanana2", "talkie", "minimax-m2"], rules: &[GPT4O], ..PLAIN },
+    PreTokenizer { names: &["granite-embed-multi-97m"], rules: &[GPT4O], ignore_merges: true, ..PLAIN },
+    PreTokenizer { names: &["tiny_aya", "cohere2moe"], rules: &[Digits, GPT4O], ..PLAIN },
+    PreTokenizer { names: &["tekken"], rules: &[TEKKEN], ignore_merges: true, add_bos: true, ..PLAIN },
+    PreTokenizer { names: &["kimi-k2"], rules: &[KIMI], ordered: true, ..PLAIN },
+    PreTokenizer {
         names: &["youtu"],
         rules: &[
             Each(concat!("[가-힣ㄱ-ㆎ]+|[！…“”‘’—：；，、-〿︰-﹏]+|[ㄅ-ㄯ]+|", "[一-龥\u{3040}-ゟ゠-ヿ]+")),
@@ -241,7 +241,7 @@ const PRES: &[Pre] = &[
         ignore_merges: true,
         ..PLAIN
     },
-    Pre {
+    PreTokenizer {
         names: &["deepseek-llm"],
         rules: &[
             Each(r"[\r\n]"),
@@ -254,17 +254,17 @@ const PRES: &[Pre] = &[
         ],
         ..PLAIN
     },
-    Pre {
+    PreTokenizer {
         names: &["deepseek-coder"],
         rules: &[Each(r"[\r\n]"), Each(r"\s?\p{L}+"), Each(r"\s?\p{P}+"), HAN_AND_HANGUL, Each(r"\p{N}")],
         ..PLAIN
     },
-    Pre {
+    PreTokenizer {
         names: &["deepseek-v3", "hunyuan-dense", "joyai-llm", "hy_v4"],
         rules: &[Each(r"\p{N}{1,3}"), HAN_AND_KANA, SIGN_AND_WORD],
         ..PLAIN
     },
-    Pre {
+    PreTokenizer {
         names: &["spark2_5"],
         rules: &[
             Each(r"\p{N}{1,3}"),
@@ -277,7 +277,7 @@ const PRES: &[Pre] = &[
         ],
         ..PLAIN
     },
-    Pre {
+    PreTokenizer {
         names: &["afmoe"],
         rules: &[
             Digits,
@@ -290,11 +290,13 @@ const PRES: &[Pre] = &[
         ],
         ..PLAIN
     },
-    Pre {
-        names: &["bloom", "poro-chat", "gpt3-finnish"], rules: &[Each(r" ?[^(\s|.,!?…。，、।۔،)]+")], ..PLAIN
+    PreTokenizer {
+        names: &["bloom", "poro-chat", "gpt3-finnish"],
+        rules: &[Each(r" ?[^(\s|.,!?…。，、।۔،)]+")],
+        ..PLAIN
     },
-    Pre { names: &["viking"], rules: &[Each(r" ?[^(\s|.,!?…。，、।۔،)]+"), Each(r"\p{N}")], ..PLAIN },
-    Pre {
+    PreTokenizer { names: &["viking"], rules: &[Each(r" ?[^(\s|.,!?…。，、।۔،)]+"), Each(r"\p{N}")], ..PLAIN },
+    PreTokenizer {
         names: &["chameleon"],
         rules: &[
             Each("<sentinel:[0-9]+>"),
@@ -307,7 +309,7 @@ const PRES: &[Pre] = &[
         add_bos: true,
         ..PLAIN
     },
-    Pre {
+    PreTokenizer {
         names: &["gemma4", "granite-embed-multi-311m"],
         rules: &[Lines],
         add_bos: true,
@@ -315,11 +317,11 @@ const PRES: &[Pre] = &[
         whole_newlines: true,
         ..PLAIN
     },
-    Pre { names: &["sarvam-moe"], rules: &[Lines], raw: true, ..PLAIN },
+    PreTokenizer { names: &["sarvam-moe"], rules: &[Lines], raw: true, ..PLAIN },
 ];
 
 /// What the pre-tokenizer of this name is.
-pub(super) fn pre(name: &str) -> Option<&'static Pre> {
+pub(super) fn pre(name: &str) -> Option<&'static PreTokenizer> {
     PRES.iter().find(|p| p.names.contains(&name))
 }
 

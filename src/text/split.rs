@@ -1,22 +1,22 @@
 //! Cuts text into words, before a byte-pair vocabulary joins the bytes of each.
 //!
-//! A rule cuts every piece that the rules before it left, into its matches and what lies between them. Nearly all
+//! A rule cuts every piece that the rules before it left, into its matches and what is between them. Nearly all
 //! lists end in `|\s+(?!\S)|\s+`: a run of white space without its last character where a word follows, since that
-//! character belongs to the word. That look-ahead is done by hand ([`Rule::Words`]), so that the rest is a regular
+//! character belongs to the word. That look-ahead is done by hand ([`SplitRule::Words`]), so that the rest is a regular
 //! expression in the strict sense and takes linear time on any text.
 
 use anyhow::{Result, bail};
 use regex::{Regex, RegexBuilder};
 
-use super::pre::Rule::{self, Digits, Doubling, Each, Lines, Words};
+use super::pre::SplitRule::{self, Digits, Doubling, Each, Lines, Words};
 
 /// Room for the states of an expression. The default, 2 MB, is too little for text in all the scripts there are.
 const DFA_BYTES: usize = 16 << 20;
 
 /// A rule, ready to use.
 #[derive(Debug)]
-struct Step {
-    rule: Rule,
+struct SplitStep {
+    rule: SplitRule,
     /// The rule's expression with `|\s+` where white space is handled by hand.
     regex: Regex,
     /// Whether white space that ends in a newline was matched by the expression proper.
@@ -25,12 +25,12 @@ struct Step {
 
 /// Cuts text as a list of rules says.
 #[derive(Debug)]
-pub(super) struct Splitter(Vec<Step>);
+pub(super) struct Splitter(Vec<SplitStep>);
 
 impl Splitter {
     /// Makes the rules ready.
-    pub(super) fn new(rules: &[Rule]) -> Result<Splitter> {
-        let step = |&rule: &Rule| {
+    pub(super) fn new(rules: &[SplitRule]) -> Result<Splitter> {
+        let step = |&rule: &SplitRule| {
             let (expression, newlines) = match rule {
                 Each(e) => (e.to_owned(), false),
                 Words(e) | Doubling(e) => (format!(r"{e}|\s+"), e.contains(r"\s*[\r\n]")),
@@ -38,7 +38,7 @@ impl Splitter {
                 Lines => (r"\n+".to_owned(), false),
             };
             match RegexBuilder::new(&expression).dfa_size_limit(DFA_BYTES).build() {
-                Ok(regex) => Ok(Step { rule, regex, newlines }),
+                Ok(regex) => Ok(SplitStep { rule, regex, newlines }),
                 Err(e) => bail!("the pre-tokenizer expression {expression:?} cannot be used: {e}"),
             }
         };
@@ -60,7 +60,7 @@ impl Splitter {
     }
 }
 
-impl Step {
+impl SplitStep {
     /// Cuts one piece.
     fn cut<'t>(&self, text: &'t str, out: &mut Vec<&'t str>) {
         let mut done = 0; // everything before it has been cut

@@ -1,6 +1,6 @@
 //! SentencePiece vocabularies: the pair of neighbours with the best score is joined first, over the whole text.
 //!
-//! Spaces are written ▁, one stands before the text, and a letter without a token becomes its bytes, <0xE4> and so on.
+//! Spaces are written ▁, one is put before the text, and a letter without a token becomes its bytes, <0xE4> and so on.
 
 use std::cmp::Ordering;
 use std::collections::{BinaryHeap, HashMap};
@@ -25,33 +25,33 @@ pub(super) struct Spm {
 
 /// Two neighbours that would make a token.
 #[derive(Debug)]
-struct Pair {
+struct Bigram {
     score: f32,
     left: usize,
     right: usize,
     bytes: usize,
 }
 
-impl Ord for Pair {
+impl Ord for Bigram {
     fn cmp(&self, other: &Self) -> Ordering {
         self.score.total_cmp(&other.score).then(other.left.cmp(&self.left))
     }
 }
-impl PartialOrd for Pair {
+impl PartialOrd for Bigram {
     fn partial_cmp(&self, other: &Self) -> Option<Ordering> {
         Some(self.cmp(other))
     }
 }
-impl PartialEq for Pair {
+impl PartialEq for Bigram {
     fn eq(&self, other: &Self) -> bool {
         self.cmp(other).is_eq()
     }
 }
-impl Eq for Pair {}
+impl Eq for Bigram {}
 
 /// A part of the text, and its neighbours; empty once it was joined to the one before it.
 #[derive(Debug)]
-struct Part {
+struct Symbol {
     start: usize,
     end: usize,
     before: Option<usize>,
@@ -91,18 +91,18 @@ impl Spm {
             text.insert(0, '▁');
         }
         let n = text.chars().count();
-        let mut parts: Vec<Part> = Vec::with_capacity(n);
+        let mut parts: Vec<Symbol> = Vec::with_capacity(n);
         for (i, (start, c)) in text.char_indices().enumerate() {
             let after = (i + 1 < n).then_some(i + 1);
-            parts.push(Part { start, end: start + c.len_utf8(), before: i.checked_sub(1), after });
+            parts.push(Symbol { start, end: start + c.len_utf8(), before: i.checked_sub(1), after });
         }
-        let pair = |parts: &[Part], left: Option<usize>, right: Option<usize>| {
+        let pair = |parts: &[Symbol], left: Option<usize>, right: Option<usize>| {
             let (left, right) = (left?, right?);
             let both = &text[parts[left].start..parts[right].end];
-            self.tokens.get(both).map(|&(_, score)| Pair { score, left, right, bytes: both.len() })
+            self.tokens.get(both).map(|&(_, score)| Bigram { score, left, right, bytes: both.len() })
         };
-        let mut queue: BinaryHeap<Pair> = (1..n).filter_map(|i| pair(&parts, Some(i - 1), Some(i))).collect();
-        while let Some(Pair { left, right, bytes, .. }) = queue.pop() {
+        let mut queue: BinaryHeap<Bigram> = (1..n).filter_map(|i| pair(&parts, Some(i - 1), Some(i))).collect();
+        while let Some(Bigram { left, right, bytes, .. }) = queue.pop() {
             let whole = parts[left].start..parts[right].end;
             let stale = parts[left].start == parts[left].end || parts[right].start == parts[right].end;
             if stale || parts[left].after != Some(right) || whole.len() != bytes {

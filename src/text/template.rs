@@ -39,6 +39,9 @@ pub struct Template {
 
 impl Template {
     /// Parses a template; `name` is what errors call it.
+    ///
+    /// # Errors
+    /// If the template does not parse; the message gives the line.
     pub fn new(source: &str, name: &str) -> Result<Template> {
         let mut env = Environment::new();
         let syntax = SyntaxConfig::builder().trim_blocks(true).lstrip_blocks(true).build();
@@ -55,6 +58,9 @@ impl Template {
 
     /// The template that a model's file has: the one of this name, or without a name the model's usual one, which may
     /// be another where there are tools (`tool_use`, as transformers has it).
+    ///
+    /// # Errors
+    /// If the model has no such template (the message lists those it has), or it does not parse.
     pub fn of(meta: &Meta, named: Option<&str>, tools: bool) -> Result<Template> {
         let file = meta.file().display();
         let keyed = |name: &str| match name {
@@ -88,6 +94,9 @@ impl Template {
     }
 
     /// The prompt. `variables` is an object: `messages` and whatever else the template asks for.
+    ///
+    /// # Errors
+    /// If the template raises an error or runs into one; the message gives its words and line.
     pub fn render(&self, variables: &serde_json::Value, clock: Clock) -> Result<String> {
         let Some(given) = variables.as_object() else {
             bail!("{}: the variables of a template are a JSON object, but these are {variables}", self.name);

@@ -14,7 +14,7 @@ use super::vocab::{BYTE, CONTROL, NORMAL, SHOWN, UNKNOWN, USER, Vocab};
 use crate::gguf::{Gguf, Meta};
 
 /// How text is cut into tokens.
-enum Model {
+enum Scheme {
     Bpe(Box<Bpe>),
     Spm(Spm),
 }
@@ -23,7 +23,7 @@ enum Model {
 pub struct Tokenizer {
     file: String,
     pub(super) vocab: Vocab,
-    model: Model,
+    model: Scheme,
     /// Tokens that are found in any text.
     user: Finder,
     /// Those and the control tokens.
@@ -45,6 +45,9 @@ impl fmt::Debug for Tokenizer {
 
 impl Tokenizer {
     /// Builds the tokenizer that the file's metadata describe.
+    ///
+    /// # Errors
+    /// If the file has no tokenizer, or one that is not supported; the message names the metadata key.
     pub fn new(gguf: &Gguf) -> Result<Tokenizer> {
         Tokenizer::of(&gguf.meta)
     }
@@ -70,12 +73,12 @@ impl Tokenizer {
                     vocab.add_bos = true;
                 }
                 let bpe = Bpe::new(meta, &vocab, ids, pre)?;
-                (vocab, Model::Bpe(Box::new(bpe)))
+                (vocab, Scheme::Bpe(Box::new(bpe)))
             }
             "llama" => {
                 let (vocab, _) = Vocab::new(meta, true)?;
                 let spm = Spm::new(meta, &vocab)?;
-                (vocab, Model::Spm(spm))
+                (vocab, Scheme::Spm(spm))
             }
             other => bail!(
                 "{file}: metadata key \"tokenizer.ggml.model\" is {other:?}, expected one this version can use: gpt2 \
@@ -103,6 +106,9 @@ impl Tokenizer {
 
     /// The tokens of a text. `add_special`: with the begin and end tokens that the file asks for. `parse_special`:
     /// the texts of control tokens become these tokens; without it, no text ever does.
+    ///
+    /// # Errors
+    /// If the text cannot be encoded.
     pub fn encode(&self, text: &str, add_special: bool, parse_special: bool) -> Result<Vec<u32>> {
         let mut out = Vec::with_capacity(text.len() / 3 + 2);
         out.extend(self.vocab.bos.filter(|_| add_special && self.vocab.add_bos));
@@ -118,6 +124,9 @@ impl Tokenizer {
 
     /// The tokens of a text that is to be continued: with the begin token that the file asks for, and without the end
     /// token, which would end it.
+    ///
+    /// # Errors
+    /// If the text cannot be encoded.
     pub fn encode_beginning(&self, text: &str) -> Result<Vec<u32>> {
         let mut ids = self.encode(text, true, true)?;
         ids.pop_if(|id| self.vocab.add_eos && Some(*id) == self.vocab.eos);
@@ -135,8 +144,8 @@ impl Tokenizer {
             }
             if !between.is_empty() {
                 match &self.model {
-                    Model::Bpe(bpe) => bpe.encode(between, out),
-                    Model::Spm(spm) => spm.encode(between, first, out),
+                    Scheme::Bpe(bpe) => bpe.encode(between, out),
+                    Scheme::Spm(spm) => spm.encode(between, first, out),
                 }
                 .with_context(|| self.file.clone())?;
                 first = false;
@@ -168,8 +177,8 @@ impl Tokenizer {
             byte_of(piece).map_or_else(|| piece.as_bytes().to_vec(), |b| vec![b])
         } else if kind & NORMAL != 0 {
             match &self.model {
-                Model::Bpe(bpe) => bpe.bytes(piece),
-                Model::Spm(_) => piece.replace('▁', " ").into_bytes(),
+                Scheme::Bpe(bpe) => bpe.bytes(piece),
+                Scheme::Spm(_) => piece.replace('▁', " ").into_bytes(),
             }
         } else {
             Vec::new()
@@ -183,8 +192,8 @@ impl Tokenizer {
     }
 
     /// Text from tokens that come one by one, without control tokens.
-    pub fn stream(&self) -> Stream<'_> {
-        Stream { tokenizer: self, tail: Vec::new() }
+    pub fn stream(&self) -> TokenStream<'_> {
+        TokenStream { tokenizer: self, tail: Vec::new() }
     }
 
     /// The token that begins a text.
@@ -280,7 +289,7 @@ impl Finder {
         self.tokens.iter().filter_map(|(text, &id)| Some((std::str::from_utf8(text).ok()?, id)))
     }
 
-    /// Everywhere that a token's text stands, across each other and within each other.
+    /// Everywhere that a token's text occurs, overlapping and nested occurrences included.
     pub(super) fn candidates<'a>(&'a self, text: &'a str) -> impl Iterator<Item = (Range<usize>, u32)> + 'a {
         let text = text.as_bytes();
         text.iter().enumerate().flat_map(move |(at, &b)| {
@@ -310,13 +319,13 @@ impl Finder {
 
 /// Puts the text of tokens together as they come, whole characters at a time.
 #[derive(Debug)]
-pub struct Stream<'t> {
+pub struct TokenStream<'t> {
     tokenizer: &'t Tokenizer,
     /// The bytes of a character whose end has not come yet.
     tail: Vec<u8>,
 }
 
-impl Stream<'_> {
+impl TokenStream<'_> {
     /// The text that is complete with this token; empty while a character is not.
     pub fn push(&mut self, id: u32) -> String {
         self.push_as(id, false)

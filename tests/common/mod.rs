@@ -28,7 +28,7 @@ pub fn local() -> PathBuf {
     Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/data")
 }
 
-/// The whole reference data, where it lies beside the checkout.
+/// The whole reference data, where it is next to the checkout.
 pub fn whole() -> Option<PathBuf> {
     let dir = Path::new(env!("CARGO_MANIFEST_DIR")).parent()?.join("shared/oracle");
     dir.is_dir().then_some(dir)
@@ -138,7 +138,7 @@ pub fn references() -> Vec<Reference> {
     assert!(!have.is_empty(), "the repository carries some reference models");
     if !not.is_empty() {
         assert!(whole().is_none(), "the reference folder is there but lacks {not:?}");
-        say!("not checked, because the reference folder is not beside this checkout: {}", not.join(", "));
+        say!("not checked, because the reference folder is not next to this checkout: {}", not.join(", "));
     }
     have
 }

@@ -1,4 +1,4 @@
-//! The reader against files that another implementation wrote, where they are at hand.
+//! The reader against files that another implementation wrote, where those files exist.
 
 use serde_json::Value as Json;
 use std::fs;

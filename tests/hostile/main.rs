@@ -110,7 +110,7 @@ fn names_the_culprit(v: &Variant, said: &str) -> bool {
     })
 }
 
-/// Every single change, and some pairs and more. Of tensors that differ only in their layer, the first stands for all.
+/// Every single change, and some pairs and more. Of tensors that differ only in their layer, the first represents all.
 fn variants(source: &Source) -> Vec<Variant<'_>> {
     let kind = |name: &str| match name.strip_prefix("blk.").and_then(|n| n.split_once('.')) {
         Some((_, rest)) => rest.to_owned(),

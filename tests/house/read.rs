@@ -71,7 +71,7 @@ pub(crate) struct File {
     pub(crate) path: String,
     /// Its text without comments and without what only tests compile.
     pub(crate) plain: String,
-    /// The same without what strings hold.
+    /// That text without what strings hold.
     pub(crate) code: String,
 }
 

@@ -158,7 +158,7 @@ fn walk(
         let shown = String::from_utf8_lossy(&text).into_owned();
         let done = g.is_done();
         assert_eq!(g.may_end(), whole, "{what}: {shown:?} may end");
-        let mask = g.mask().unwrap_or_else(|e| panic!("{what}: behind {shown:?}: {e:#}")).to_vec();
+        let mask = g.mask().unwrap_or_else(|e| panic!("{what}: after {shown:?}: {e:#}")).to_vec();
         masks += 1;
         let mut allowed = Vec::new();
         for id in 0..t.n_vocab() as u32 {
@@ -168,7 +168,7 @@ fn walk(
                 (_, true) => false,
                 _ => viable(&[&text[..], &bytes].concat()).0,
             };
-            assert_eq!(has(&mask, id), want, "{what}: {:?} behind {shown:?}", t.piece(id));
+            assert_eq!(has(&mask, id), want, "{what}: {:?} after {shown:?}", t.piece(id));
             if want && !t.is_eog(id) {
                 allowed.push(id);
             }

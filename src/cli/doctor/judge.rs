@@ -344,7 +344,7 @@ fn gpu(h: &Host, t: &Tested, say: Say<'_>) {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::cpu::{Cpu, Governor, Limits, Link, Memory, Node, Topology};
+    use crate::cpu::{Cpu, Governor, Limits, Link, Memory, NumaNode, Topology};
 
     /// A machine without a remark: 4 cores, 2 sticks in 2 channels.
     fn good() -> (Host, Tested) {
@@ -419,7 +419,7 @@ mod tests {
     #[test]
     fn everything_else_that_costs_speed_is_named_too() {
         let governor = |name: &str| Governor { driver: "acpi".into(), name: name.into(), preference: None, cpus: 4 };
-        let node = |id| Node { id, cpus: 2, total: 16 << 30, free: 1 << 30 };
+        let node = |id| NumaNode { id, cpus: 2, total: 16 << 30, free: 1 << 30 };
         for (change, words) in [
             (
                 &(|h: &mut Host, _: &mut Tested| h.limits = Limits { cpus: Some(1.5), memory: None })

@@ -5,7 +5,7 @@ use std::collections::{BTreeMap, HashSet};
 use anyhow::Result;
 
 use crate::gguf::Gguf;
-use crate::plan::{self, Fit, Place, Refused, Shape, Stage};
+use crate::plan::{self, Fit, Place, PlanStage, Refused, Shape};
 use crate::session::{self, Options};
 use crate::tape::{ExpertShare, Role, RowSet, StateKind, Step, Tape, UnusedKey, Weight, WeightKind};
 
@@ -281,11 +281,11 @@ pub(super) fn steps(m: &PlacedModel<'_>) -> Vec<StepFacts> {
     let mut list = Vec::new();
     for stage in &m.placed.plan.stages {
         match stage {
-            Stage::Copy(slot, from, to) => {
+            PlanStage::Copy(slot, from, to) => {
                 let maker = tape.steps.iter().find(|s| s.outs.contains(slot)).expect("every value is made by a step");
                 list.push(StepFacts::Copy { label: maker.label.clone(), from: from.name(), to: to.name() });
             }
-            Stage::Run(place, range) => list.extend(tape.steps[range.clone()].iter().map(|s| {
+            PlanStage::Run(place, range) => list.extend(tape.steps[range.clone()].iter().map(|s| {
                 let shape = |x: &crate::tape::Slot| {
                     let info = tape.slots[x.0 as usize];
                     let rows = if info.rows == RowSet::All { "T" } else { "W" };

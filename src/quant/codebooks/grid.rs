@@ -6,7 +6,7 @@
 #[derive(Debug)]
 #[repr(align(64))]
 #[cfg_attr(not(target_arch = "x86_64"), allow(dead_code))]
-pub(crate) struct Grid<E, const N: usize> {
+pub(crate) struct CodebookGrid<E, const N: usize> {
     /// The entries.
     pub entries: [E; N],
     /// Eights: values 0..4 and values 4..8, a field of 2 bits each. Fours: values 0..2 and values
@@ -29,8 +29,8 @@ const fn values<const V: usize>(values: [u8; V]) -> [u8; 64] {
 }
 
 /// Makes a codebook of 8 values per entry from codes of 2 bits per value.
-pub(crate) const fn eights<const N: usize>(codes: &[u16; N], of: [u8; 3]) -> Grid<u64, N> {
-    let mut grid = Grid { entries: [0; N], fields: [[0; N]; 2], values: values(of) };
+pub(crate) const fn eights<const N: usize>(codes: &[u16; N], of: [u8; 3]) -> CodebookGrid<u64, N> {
+    let mut grid = CodebookGrid { entries: [0; N], fields: [[0; N]; 2], values: values(of) };
     let mut i = 0;
     while i < N {
         let mut l = 0;
@@ -46,8 +46,8 @@ pub(crate) const fn eights<const N: usize>(codes: &[u16; N], of: [u8; 3]) -> Gri
 }
 
 /// Makes a codebook of 4 values per entry from codes of 3 bits per value.
-pub(crate) const fn fours<const N: usize>(codes: &[u16; N], of: [u8; 8]) -> Grid<u32, N> {
-    let mut grid = Grid { entries: [0; N], fields: [[0; N]; 2], values: values(of) };
+pub(crate) const fn fours<const N: usize>(codes: &[u16; N], of: [u8; 8]) -> CodebookGrid<u32, N> {
+    let mut grid = CodebookGrid { entries: [0; N], fields: [[0; N]; 2], values: values(of) };
     let mut i = 0;
     while i < N {
         let mut l = 0;

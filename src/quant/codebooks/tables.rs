@@ -7,23 +7,23 @@
 //! IQ3_XXS, IQ3_S           4, each one of 8        3 bits: an octal digit has one value
 //! ```
 //! The first value of an entry is in the lowest bits. The compiler spreads the codes below into the
-//! tables of [`Grid`].
+//! tables of [`CodebookGrid`].
 
-use super::grid::{Grid, eights, fours};
+use super::grid::{CodebookGrid, eights, fours};
 
 /// IQ2_XXS: ggml's `iq2xxs_grid`.
-pub(crate) static IQ2XXS: Grid<u64, 256> = eights(&IQ2XXS_CODES, [8, 25, 43]);
+pub(crate) static IQ2XXS: CodebookGrid<u64, 256> = eights(&IQ2XXS_CODES, [8, 25, 43]);
 /// IQ2_XS: ggml's `iq2xs_grid`.
-pub(crate) static IQ2XS: Grid<u64, 512> = eights(&IQ2XS_CODES, [8, 25, 43]);
+pub(crate) static IQ2XS: CodebookGrid<u64, 512> = eights(&IQ2XS_CODES, [8, 25, 43]);
 /// IQ2_S: ggml's `iq2s_grid`.
-pub(crate) static IQ2S: Grid<u64, 1024> = eights(&IQ2S_CODES, [8, 25, 43]);
+pub(crate) static IQ2S: CodebookGrid<u64, 1024> = eights(&IQ2S_CODES, [8, 25, 43]);
 /// IQ1_S and IQ1_M: ggml's `iq1s_grid`, every value as `8 * (value + 1)`: an unsigned byte, as the
 /// kernels want it, with room below for a delta.
-pub(crate) static IQ1S: Grid<u64, 2048> = eights(&IQ1S_CODES, [0, 8, 16]);
+pub(crate) static IQ1S: CodebookGrid<u64, 2048> = eights(&IQ1S_CODES, [0, 8, 16]);
 /// IQ3_XXS: ggml's `iq3xxs_grid`.
-pub(crate) static IQ3XXS: Grid<u32, 256> = fours(&IQ3XXS_CODES, [4, 12, 20, 28, 36, 44, 52, 62]);
+pub(crate) static IQ3XXS: CodebookGrid<u32, 256> = fours(&IQ3XXS_CODES, [4, 12, 20, 28, 36, 44, 52, 62]);
 /// IQ3_S: ggml's `iq3s_grid`.
-pub(crate) static IQ3S: Grid<u32, 512> = fours(&IQ3S_CODES, [1, 3, 5, 7, 9, 11, 13, 15]);
+pub(crate) static IQ3S: CodebookGrid<u32, 512> = fours(&IQ3S_CODES, [1, 3, 5, 7, 9, 11, 13, 15]);
 
 const IQ2XXS_CODES: [u16; 256] = [
     0x0000, 0x0002, 0x0005, 0x0008, 0x000a, 0x0011, 0x0014, 0x0020, 0x0022, 0x0028, 0x002a, 0x0041, 0x0044, 0x0050,

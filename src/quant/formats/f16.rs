@@ -7,7 +7,7 @@
 use crate::quant::activations::{Act, ActRow};
 use crate::quant::rng::Rng;
 use crate::quant::rows::blocks::{f16_at, put_f16, rows};
-use crate::quant::types::{Kernel, Kv, QuantType};
+use crate::quant::types::{Kernel, CacheFormat, QuantType};
 use crate::simd::Isa;
 
 const BYTES: usize = 2;
@@ -30,7 +30,7 @@ pub static TYPE: QuantType = QuantType {
         Kernel { isa: Isa::Scalar, dot },
     ],
     random,
-    kv: Some(Kv {
+    kv: Some(CacheFormat {
         encode,
         decode: &[
             #[cfg(target_arch = "x86_64")]

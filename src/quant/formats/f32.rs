@@ -6,7 +6,7 @@
 use crate::quant::activations::{Act, ActRow};
 use crate::quant::rng::Rng;
 use crate::quant::rows::blocks::rows;
-use crate::quant::types::{Kernel, Kv, QuantType};
+use crate::quant::types::{Kernel, CacheFormat, QuantType};
 use crate::simd::Isa;
 
 /// The format's table entry.
@@ -26,7 +26,7 @@ pub static TYPE: QuantType = QuantType {
         Kernel { isa: Isa::Scalar, dot },
     ],
     random,
-    kv: Some(Kv { encode, decode: &[(Isa::Scalar, dequant)], is_f16: false }),
+    kv: Some(CacheFormat { encode, decode: &[(Isa::Scalar, dequant)], is_f16: false }),
 };
 
 fn value(b: &[u8; 4]) -> f32 {

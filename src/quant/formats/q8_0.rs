@@ -13,7 +13,7 @@ use crate::quant::rng::Rng;
 #[cfg(target_arch = "x86_64")]
 use crate::quant::rows::blocks::{blocks, by_four};
 use crate::quant::rows::blocks::{f16_at, put_f16, rows};
-use crate::quant::types::{Kernel, Kv, QuantType};
+use crate::quant::types::{Kernel, CacheFormat, QuantType};
 use crate::simd::Isa;
 
 const BLOCK: usize = 32;
@@ -37,7 +37,7 @@ pub static TYPE: QuantType = QuantType {
         Kernel { isa: Isa::Scalar, dot },
     ],
     random,
-    kv: Some(Kv {
+    kv: Some(CacheFormat {
         encode,
         decode: &[
             #[cfg(target_arch = "x86_64")]

@@ -12,7 +12,7 @@
 //!
 //! Rejected: decoding a row at a time and transposing the codes (2.5 times the cost for Q4_K).
 
-use crate::quant::codebooks::grid::Grid;
+use crate::quant::codebooks::grid::CodebookGrid;
 
 /// A vector of 16 lanes of 32 bits. Where a method's name ends in 8 it works on each byte alone.
 pub(crate) trait Lanes: Copy {
@@ -90,10 +90,10 @@ pub(crate) trait Lanes: Copy {
     /// Looks up four entries of 8 values, which are two steps each. The bytes of `self` are the low
     /// bits of the indices, the bytes of `high` the bits above; bits beyond the table's size are
     /// ignored.
-    fn eights<const N: usize>(self, high: Self, grid: &Grid<u64, N>) -> [[Self; 2]; 4];
+    fn eights<const N: usize>(self, high: Self, grid: &CodebookGrid<u64, N>) -> [[Self; 2]; 4];
     /// Looks up four entries of 4 values, which are one step each; indices as for
     /// [`Lanes::eights`].
-    fn fours<const N: usize>(self, high: Self, grid: &Grid<u32, N>) -> [Self; 4];
+    fn fours<const N: usize>(self, high: Self, grid: &CodebookGrid<u32, N>) -> [Self; 4];
 }
 
 /// Sixteen words in plain Rust: the scalar version. Compiled for AVX2, the compiler vectorises it.
@@ -216,7 +216,7 @@ impl Lanes for Plain {
         })
     }
     #[inline(always)]
-    fn eights<const N: usize>(self, high: Self, grid: &Grid<u64, N>) -> [[Self; 2]; 4] {
+    fn eights<const N: usize>(self, high: Self, grid: &CodebookGrid<u64, N>) -> [[Self; 2]; 4] {
         let mut out = [[self; 2]; 4];
         for (l, out) in out.iter_mut().enumerate() {
             for r in 0..16 {
@@ -227,7 +227,7 @@ impl Lanes for Plain {
         out
     }
     #[inline(always)]
-    fn fours<const N: usize>(self, high: Self, grid: &Grid<u32, N>) -> [Self; 4] {
+    fn fours<const N: usize>(self, high: Self, grid: &CodebookGrid<u32, N>) -> [Self; 4] {
         let mut out = [self; 4];
         for (l, out) in out.iter_mut().enumerate() {
             for r in 0..16 {

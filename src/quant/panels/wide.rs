@@ -6,7 +6,7 @@
 use std::arch::x86_64::*;
 
 use super::lanes::Lanes;
-use crate::quant::codebooks::grid::Grid;
+use crate::quant::codebooks::grid::CodebookGrid;
 use crate::quant::codebooks::grid::x86::look_up;
 use crate::simd::x86::{load_u8x64, turn_words_16};
 
@@ -144,7 +144,7 @@ impl Lanes for Wide {
         })
     }
     #[inline(always)]
-    fn eights<const N: usize>(self, high: Self, grid: &Grid<u64, N>) -> [[Self; 2]; 4] {
+    fn eights<const N: usize>(self, high: Self, grid: &CodebookGrid<u64, N>) -> [[Self; 2]; 4] {
         // SAFETY: as for `op`.
         unsafe {
             let bit = |b: u32| _mm512_test_epi8_mask(high.0, _mm512_set1_epi8(1 << b));
@@ -159,7 +159,7 @@ impl Lanes for Wide {
         }
     }
     #[inline(always)]
-    fn fours<const N: usize>(self, high: Self, grid: &Grid<u32, N>) -> [Self; 4] {
+    fn fours<const N: usize>(self, high: Self, grid: &CodebookGrid<u32, N>) -> [Self; 4] {
         // SAFETY: as for `op`.
         unsafe {
             let bit = |b: u32| _mm512_test_epi8_mask(high.0, _mm512_set1_epi8(1 << b));

@@ -30,7 +30,7 @@ use std::arch::x86_64::*;
 use super::blocks::rows;
 use super::super_block::{N as BLOCK, acts};
 use crate::quant::activations::ActRow;
-use crate::quant::codebooks::grid::Grid;
+use crate::quant::codebooks::grid::CodebookGrid;
 use crate::simd::x86::*;
 
 /// A super-block's activations in the order of a [`GridOrder`].
@@ -212,7 +212,7 @@ fn turn(order: &GridOrder, q: &[i8; BLOCK], to: &mut Turned) {
 /// second.
 #[inline]
 #[target_feature(enable = "avx512f,avx512bw,avx512dq,avx512vl,avx512vbmi,avx512vnni,avx512bitalg,avx2,fma,f16c")]
-pub(crate) fn eights<const N: usize>(grid: &Grid<u64, N>, [low, high]: [__m512i; 2]) -> [[__m512i; 4]; 2] {
+pub(crate) fn eights<const N: usize>(grid: &CodebookGrid<u64, N>, [low, high]: [__m512i; 2]) -> [[__m512i; 4]; 2] {
     let values = load_u8x64(&grid.values);
     [_mm512_unpacklo_epi8(low, high), _mm512_unpackhi_epi8(low, high)].map(|fields| {
         std::array::from_fn(|v| {
@@ -226,7 +226,7 @@ pub(crate) fn eights<const N: usize>(grid: &Grid<u64, N>, [low, high]: [__m512i;
 /// Turns the fields of a block into the grid bytes of entries of 4 values.
 #[inline]
 #[target_feature(enable = "avx512f,avx512bw,avx512dq,avx512vl,avx512vbmi,avx512vnni,avx512bitalg,avx2,fma,f16c")]
-pub(crate) fn fours<const N: usize>(grid: &Grid<u32, N>, fields: [__m512i; 2]) -> [__m512i; 4] {
+pub(crate) fn fours<const N: usize>(grid: &CodebookGrid<u32, N>, fields: [__m512i; 2]) -> [__m512i; 4] {
     let values = load_u8x64(&grid.values);
     std::array::from_fn(|v| {
         let first = _mm512_set1_epi64(0x1c18_1410_0c08_0400);

@@ -1,7 +1,7 @@
 //! llama.cpp's grammar notation (GBNF), read into rules.
 //!
 //! ```text
-//! rule   = name "::=" alt       ends with its line, but for lines inside ( ) and behind a |
+//! rule   = name "::=" alt       ends with its line, but for lines inside ( ) and after a |
 //! alt    = seq ("|" seq)*
 //! seq    = (item repeat*)*
 //! item   = "text" | [a-z] | [^a-z] | . | name | ( alt ) | <token> | <[12]> | !<token> | !<[12]>
@@ -146,7 +146,7 @@ impl<'a> Parser<'a> {
         bail!("line {line}, column {column}: {what}")
     }
 
-    /// What stands here, in the words of an error.
+    /// Describes the input at this place for an error.
     fn here(&self) -> String {
         self.peek().map_or("the end".into(), |c| format!("{c:?}"))
     }
@@ -434,7 +434,7 @@ mod tests {
         for (text, says) in [
             ("root ::= \"a\n", "line 1, column 10: the text that begins here does not end"),
             ("root ::= a\nb ::= \"b\"", "line 1, column 10: there is no rule a"),
-            ("# x\nroot = \"a\"", "line 2, column 6: \"::=\" expected behind root, found '='"),
+            ("# x\nroot = \"a\"", "line 2, column 6: \"::=\" expected after root, found '='"),
             ("rot ::= \"a\"", "there is no rule root"),
             ("root ::= \"a\"\nroot ::= \"b\"", "line 2, column 1: the rule root is defined a second time"),
             ("root ::= [b-a]", "line 1, column 10: a range ends (U+0061) before it begins (U+0062)"),
@@ -461,7 +461,7 @@ mod tests {
     #[test]
     fn groups_as_deep_as_a_stack_are_an_error_and_not_a_crash() {
         let e = no_tokens(&format!("root ::= {}", "(".repeat(1_000_000))).unwrap_err().to_string();
-        assert!(e.contains("more than 100 groups"), "{e}");
+        assert!(e.contains("more than 100 nested groups"), "{e}");
     }
 
     #[test]

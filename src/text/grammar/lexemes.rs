@@ -1,7 +1,7 @@
 //! A GBNF grammar in the notation of llguidance: which of its parts are read as one lexeme each.
 //!
 //! GBNF is a grammar over characters. llguidance has a lexer before its parser, which takes the longest lexeme that may
-//! stand at a place, and never thinks better of it. Were each character a lexeme of its own, the language would be right
+//! occur at a place, and never goes back on it. Were each character a lexeme of its own, the language would be right
 //! and every mask a long walk; were every part that a regular expression can say one lexeme, masks would be quick and
 //! some grammars wrong: of `"return" ws | name`, the name `return(` would be lost to the first.
 //!
@@ -13,7 +13,7 @@
 //! (R1 F1 | R2 F2 | ...) .* & S     R: words of at least one byte, F: the first bytes of what follows R
 //! ```
 //!
-//! is empty, which the engine of derivatives under llguidance answers. Which lexemes may stand at the same place is not
+//! is empty, which the engine of derivatives under llguidance answers. Which lexemes may occur at the same place is not
 //! asked: all of them, for the sake of certainty. A single character is never taken apart, nor has to be.
 
 use std::collections::{BTreeMap, BTreeSet};
@@ -52,7 +52,7 @@ pub(super) fn lark(grammar: &Gbnf) -> Result<String> {
     }
 }
 
-/// A regular part: where it stands, and the characters that may follow it.
+/// A regular part: where it occurs, and the characters that may follow it.
 struct Lexeme {
     nodes: Vec<usize>,
     follow: Set,
@@ -160,12 +160,12 @@ impl<'g> Facts<'g> {
         self.regular[id] = Some(Regular { text, size, depth });
     }
 
-    /// The characters that may come behind each node: grown until nothing is new.
+    /// The characters that may follow each node: grown until nothing is new.
     fn find_follow(&mut self) {
         let nodes = &self.grammar.nodes;
         let mut empty = vec![false; nodes.len()]; // matches the empty text
         let mut first = vec![Set::default(); nodes.len()];
-        // What a rule says may stand before or behind it.
+        // What a rule says may come before or after it.
         let there_and_back = || (0..nodes.len()).chain((0..nodes.len()).rev());
         let mut grows = true;
         while grows {
@@ -197,27 +197,27 @@ impl<'g> Facts<'g> {
             grows = false;
             for id in there_and_back() {
                 let node = &nodes[id];
-                let mut behind = self.follow[id].clone();
+                let mut after = self.follow[id].clone();
                 if let Node::Repeat(c, _, most) = node
                     && most.is_none_or(|m| m > 1)
                 {
-                    behind.add(&first[*c]);
+                    after.add(&first[*c]);
                 }
                 let in_turn = matches!(node, Node::Seq(_));
                 for &c in self.grammar.children(id).iter().rev() {
-                    grows |= self.follow[c].add(&behind);
+                    grows |= self.follow[c].add(&after);
                     if in_turn {
                         if !empty[c] {
-                            behind = Set::default();
+                            after = Set::default();
                         }
-                        behind.add(&first[c]);
+                        after.add(&first[c]);
                     }
                 }
             }
         }
     }
 
-    /// The node that a rule's name stands for. Names in a circle stand for nothing, and end at one of them.
+    /// The node that a rule's name refers to. Names in a circle have none, and end at one of them.
     fn resolve(&self, mut id: usize) -> usize {
         for _ in 0..=self.grammar.bodies.len() {
             match self.grammar.nodes[id] {

@@ -155,7 +155,7 @@ mod tests {
             (json!({"maximum": 1e30}), "at #/maximum: a whole number beyond 2^53"),
             (json!({"items": [{}, {"maxlength": 3}]}), "at #/items/1: \"maxlength\" is not supported"),
             (json!({"anyOf": [{"not": {}}]}), "at #/anyOf/0: \"not\" is not supported; use anyOf over the cases"),
-            (json!({"type": "string", "nullable": true}), "at #: \"nullable\" is not supported; \"type\": [...,"),
+            (json!({"type": "string", "nullable": true}), "at #: \"nullable\" is not supported; use \"type\": [...,"),
             (
                 json!({"$ref": "#/$defs/a", "$defs": {"a": {"contains": {}}}}),
                 "at #/$defs/a: \"contains\" is not supported",
