@@ -2,7 +2,7 @@
 //! never in a panic, a wait without end or a demand for memory. The same targets run without bounds from fuzz/.
 //!
 //! What is known to break a template (endless loops, repeated growth, widths of thousands) and a schema (`multipleOf`
-//! beside others, long `allOf`) is not generated here.
+//! with others, long `allOf`) is not generated here.
 
 #![allow(missing_docs)]
 
