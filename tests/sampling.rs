@@ -98,12 +98,12 @@ fn every_flag_of_llama_cpp_under_each_of_its_names_sets_what_the_api_calls_so() 
 #[test]
 fn a_flag_out_of_its_range_is_named_with_what_was_expected() {
     for (args, says) in [
-        (["--temp", "-1"], "--temp -1: a number from 0 up"),
-        (["--top-p", "1.1"], "--top-p 1.1: a number from 0 to 1"),
-        (["--repeat-penalty", "0"], "--repeat-penalty 0: a number above 0"),
-        (["--mirostat", "3"], "--mirostat 3: a whole number from 0 to 2"),
-        (["--top-k", "2.5"], "--top-k 2.5: a whole number"),
-        (["--dry-base", "NaN"], "--dry-base NaN: a number from 1 up"),
+        (["--temp", "-1"], "--temp -1: expected a number from 0 up"),
+        (["--top-p", "1.1"], "--top-p 1.1: expected a number from 0 to 1"),
+        (["--repeat-penalty", "0"], "--repeat-penalty 0: expected a number above 0"),
+        (["--mirostat", "3"], "--mirostat 3: expected a whole number from 0 to 2"),
+        (["--top-k", "2.5"], "--top-k 2.5: expected a whole number"),
+        (["--dry-base", "NaN"], "--dry-base NaN: expected a number from 1 up"),
         (["--samplers", "top_q"], "\"top_q\""),
         (["--sampler-seq", "kq"], "'q'"),
         (["--logit-bias", "15043"], "--logit-bias 15043: "),
