@@ -7,7 +7,7 @@
 //! - [`text`], [`tape`], [`eval`]: tokenizer, chat templates and grammars; a model as a list of steps; perplexity.
 //! - [`ops`], [`models`], [`plan`]: one file per operation, one per model family, and what runs where.
 //! - [`exec`], [`session`]: the walk through a plan, and sequences that take tokens and give logits.
-//! - [`store`], [`talk`], [`cli`]: sequences as files, conversations, the program's commands.
+//! - [`store`], [`talk`], [`schedule`], [`cli`]: sequences as files, conversations, many requests, the commands.
 //!
 //! # Example
 //! Opens the built-in model, reads a prompt, and samples 16 tokens after it.
@@ -26,7 +26,7 @@
 //! let mut tokens = tokenizer.encode_beginning("ROMEO:")?;
 //! let (mut stream, mut text) = (tokenizer.stream(), String::new());
 //! for _ in 0..16 {
-//!     let logits = session.feed(0, &tokens, Want::Last)?; // one per token of the vocabulary
+//!     let logits = session.feed(0, &tokens, Want::Last)?.into_logits(); // one per token of the vocabulary
 //!     tokens = vec![sampler.pick(&logits, None).expect("no grammar forbids any token")];
 //!     sampler.accept(tokens[0]);
 //!     text += &stream.push(tokens[0]);
