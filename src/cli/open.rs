@@ -15,7 +15,7 @@ use crate::exec::Device;
 use crate::gguf::{Gguf, Load};
 use crate::plan::{Ask, CacheSize, Fit, Place, Rules};
 use crate::quant;
-use crate::session::{self, MAX_CONTEXT, Options, Session};
+use crate::session::{MAX_CONTEXT, Options, Session};
 
 /// The built-in model: 16 experts trained on Shakespeare's plays by demo/train.py.
 static DEMO: &[u8] = include_bytes!("../../demo/demo.gguf");
@@ -106,7 +106,6 @@ pub(super) fn options(a: &args::ModelArgs) -> Result<Options> {
 
 /// Opens a model whose header is read, with the GPU if there is one.
 pub(super) fn session(gguf: Gguf, a: &args::ModelArgs, o: &Options) -> Result<Session> {
-    super::unknown::unknown_keys(&gguf, &session::tape(&gguf, o).context(Failure::Model)?)?;
     if let Some(memory) = Memory::of_this_machine().filter(|m| gguf.bytes() > m.total as u64) {
         let gb = |n: f64| n / 1e9;
         tracing::warn!(
@@ -128,10 +127,15 @@ pub(super) fn session(gguf: Gguf, a: &args::ModelArgs, o: &Options) -> Result<Se
     if o.threads > cores {
         tracing::warn!("-t {}: more threads than the {cores} physical cores; expect it to be slower", o.threads);
     }
-    let Some(gpu) = gpu(a, o)? else { return Session::new(gguf, o).context(Failure::Model) };
-    let (name, free) = (format!("{gpu:?}"), gpu.memory()?.0);
-    let session =
-        Session::hybrid(gguf, o, gpu, |fit, lack| placed(&name, free, fit, lack, a)).context(Failure::Model)?;
+    let session = match gpu(a, o)? {
+        None => Session::new(gguf, o),
+        Some(gpu) => {
+            let (name, free) = (format!("{gpu:?}"), gpu.memory()?.0);
+            Session::hybrid(gguf, o, gpu, |fit, lack| placed(&name, free, fit, lack, a))
+        }
+    }
+    .context(Failure::Model)?;
+    super::unknown::unknown_keys(session.engine().gguf(), &session.engine().tape)?;
     if let Some(words) = session.engine().devices().first().and_then(Device::expert_memory) {
         tracing::info!("{words}");
     }

@@ -33,7 +33,7 @@ pub(super) fn build(b: &Builder) -> Result<Slot> {
 
         let (h, back) = b.hyper_pre("hc_ffn", s, hyper)?;
         let h = b.norm(h, "ffn_norm", eps)?;
-        s = b.hyper_post(mixture(b, h, l.i)?, s, back, hyper);
+        s = b.hyper_post(mixture(b, h)?, s, back, hyper);
     }
     let x = b.hyper_head("output_hc", s, hyper)?; // (output rows, n_embd)
     b.head(b.norm(x, "output_norm", eps)?) // (output rows, n_vocab)
@@ -107,7 +107,7 @@ fn attention(b: &Builder, h: Slot, eps: f32) -> Result<Slot> {
     b.linear(a, "attn_output_b", n_embd)
 }
 
-fn mixture(b: &Builder, h: Slot, layer: usize) -> Result<Slot> {
+fn mixture(b: &Builder, h: Slot) -> Result<Slot> {
     let (n, k) = (b.count("expert_count")?, b.count("expert_used_count")?);
     let glu = |limit: f32| if limit > 1e-6 { Glu::SiluClamp(limit) } else { Glu::Silu };
     if !b.has_key("swiglu_clamp_exp") {
@@ -127,7 +127,7 @@ fn mixture(b: &Builder, h: Slot, layer: usize) -> Result<Slot> {
         groups: b.expert_groups()?,
     };
     b.ignore("exp_probs_b_vl.bias", "vision routing bias; text-only here");
-    let (bias, table) = if layer < b.count_or_zero("hash_layer_count")? {
+    let (bias, table) = if b.layer() < b.count_or_zero("hash_layer_count")? {
         (None, Some(b.expert_table("ffn_gate_tid2eid.weight", k, n)?))
     } else {
         (Some(b.vector("exp_probs_b.bias", &[n])?), None)

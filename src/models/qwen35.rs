@@ -69,8 +69,7 @@ fn delta_net(b: &Builder, h: Slot, eps: f32) -> Result<Slot> {
 }
 
 fn mixture(b: &Builder, h: Slot) -> Result<Slot> {
-    let mut experts = Mixture::new(b, Gate::Softmax, true, b.count("expert_feed_forward_length")?)?;
-    experts.route.scale = 1.0;
+    let experts = Mixture::new(b, Gate::Softmax, true, b.count("expert_feed_forward_length")?)?;
     let y = experts.build(b, h)?; // (T, n_embd)
     if !b.has("ffn_up_shexp.weight") {
         return Ok(y);
