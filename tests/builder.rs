@@ -8,7 +8,7 @@ use common::{exact, reference, references};
 use tandem::gguf::Gguf;
 use tandem::models;
 use tandem::ops::{Attend, Kv, Pairs};
-use tandem::plan::{Place, Plan};
+use tandem::plan::{self, Ask, Place, Plan};
 use tandem::session::{self, Session, Want};
 use tandem::tape::{Builder, Role, Settings, Slot, Tape};
 
@@ -94,4 +94,16 @@ fn a_layer_reads_another_layers_cache_wherever_its_steps_are_put() {
     assert_eq!(logits(one.clone(), &later), want);
     let first = |layer: Option<usize>| if layer == Some(0) { Place::Twin } else { Place::Cpu };
     assert_eq!(logits(one, &first), want);
+}
+
+#[test]
+fn a_rule_for_a_weight_of_attention_moves_its_cache_with_it() {
+    let r = reference("gpt-oss").unwrap();
+    let gguf = Gguf::open(&r.gguf).unwrap();
+    let mut ask = Ask::default();
+    ask.rules.add("blk.1.attn_sinks=TWIN").unwrap();
+    let (tape, shape) = (session::tape(&gguf, &exact()).unwrap(), session::shape(&gguf, &exact()).unwrap());
+    let fit = plan::fit(tape, &ask, None, shape).unwrap();
+    let moved = fit.tape.steps.iter().zip(&fit.plan.places).filter(|(_, place)| **place == Place::Twin);
+    assert_eq!(moved.map(|(s, _)| s.label.as_str()).collect::<Vec<_>>(), ["blk.1.attn_cache", "blk.1.attn"]);
 }

@@ -89,8 +89,9 @@ impl Placing<'_> {
         // A head that shares the embedding's matrix brings it along.
         let head = tape.steps.iter().rfind(|s| s.outs.first() == tape.logits.as_ref());
         let tied = |s: &Step| head.is_some_and(|h| s.weights.first().is_some_and(|w| h.weights.first() == Some(w)));
+        let ruled = self.ask.rules.places(tape);
         Plan::new(tape, &|i, step| {
-            if let Some(place) = self.ask.rules.place(tape, step) {
+            if let Some(place) = ruled[i] {
                 return if place.is_gpu() && needs.refuses[i].is_some() { Place::Cpu } else { place };
             }
             let layer = layer_of(step, self.layers);
@@ -122,7 +123,8 @@ const RING: usize = 256 << 20;
 pub fn fit(tape: Tape, ask: &Ask, budget: Option<usize>, shape: Shape) -> Result<Fit> {
     let layers = tape.n_layers();
     let Some(budget) = budget else {
-        let plan = Plan::new(&tape, &|_, step| match ask.rules.place(&tape, step) {
+        let ruled = ask.rules.places(&tape);
+        let plan = Plan::new(&tape, &|i, _| match ruled[i] {
             Some(Place::Twin) => Place::Twin,
             _ => Place::Cpu,
         });
@@ -162,11 +164,12 @@ pub fn fit(tape: Tape, ask: &Ask, budget: Option<usize>, shape: Shape) -> Result
     // The memory that is left becomes the expert cache.
     let plan = m.plan(&tape, &needs, at);
     let footprint = Footprint::of(&tape, &plan, &needs, shape);
+    let ruled = ask.rules.places(&tape);
     let halved = |i: usize| {
         tape.steps[i].op.splits_by_expert()
             && plan.places[i] == Place::Cpu
             && needs.refuses[i].is_none()
-            && ask.rules.place(&tape, &tape.steps[i]).is_none()
+            && ruled[i].is_none()
             && m.on_gpu(gpu_layers, layer_of(&tape.steps[i], layers))
     };
     let which: Vec<bool> = (0..tape.steps.len()).map(halved).collect();

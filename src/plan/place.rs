@@ -3,6 +3,7 @@
 use anyhow::{Context, Result, bail};
 use regex::Regex;
 
+use super::shared_states;
 use crate::tape::{Step, Tape};
 
 /// Where a step runs and its values live.
@@ -73,10 +74,18 @@ impl Rules {
     }
 
     /// Where the rules put a step, if one of them matches.
-    pub fn place(&self, tape: &Tape, step: &Step) -> Option<Place> {
+    fn place(&self, tape: &Tape, step: &Step) -> Option<Place> {
         let names = || step.weights.iter().map(|w| tape.weights[w.0 as usize].name.as_str());
         let hit = self.list.iter().find(|(r, _)| names().any(|n| r.is_match(n)));
         hit.map(|(_, p)| *p)
+    }
+
+    /// Where the rules put each step, if one of them matches it or a step that it shares a state with.
+    pub fn places(&self, tape: &Tape) -> Vec<Option<Place>> {
+        let own: Vec<Option<Place>> = tape.steps.iter().map(|s| self.place(tape, s)).collect();
+        let groups = shared_states(tape);
+        let of_group = |group: usize| (0..own.len()).filter(|&i| groups[i] == Some(group)).find_map(|i| own[i]);
+        (0..own.len()).map(|i| own[i].or_else(|| groups[i].and_then(of_group))).collect()
     }
 
     /// Whether any rule names the place.
