@@ -295,6 +295,17 @@ fn groups_of_experts_limit_the_choice_in_every_family() {
 }
 
 #[test]
+fn the_scale_of_the_experts_weights_counts_or_is_refused() {
+    each(&["qwen3moe", "qwen35moe", "deepseek2-v3", "deepseek4"], |s| {
+        let (mut one, mut more) = (s.clone(), s.clone());
+        differ(one.set("expert_weights_scale", 1f32), more.set("expert_weights_scale", 2.5f32), "a scale");
+    });
+    each(&["gpt-oss"], |s| {
+        assert!(refusal(s.clone().set("expert_weights_scale", 2.5f32)).contains("expert_weights_scale"));
+    });
+}
+
+#[test]
 fn a_bias_that_a_family_cannot_do_without_is_missed_by_name() {
     each(&["gpt-oss"], |s| {
         for part in ["attn_output", "ffn_gate_inp", "ffn_gate_exps", "ffn_up_exps", "ffn_down_exps"] {
