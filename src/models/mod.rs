@@ -19,16 +19,16 @@ macro_rules! families {
 }
 
 families! {
-    llama: "llama",
-    qwen2: "qwen2",
-    qwen3: "qwen3",
-    qwen3moe: "qwen3moe",
+    deepseek2: "deepseek2",
+    deepseek4: "deepseek4",
     gemma3: "gemma3",
     glm4moe: "glm4moe",
     gpt_oss: "gpt-oss",
+    llama: "llama",
+    qwen2: "qwen2",
     qwen35: "qwen35moe" "qwen35",
-    deepseek2: "deepseek2",
-    deepseek4: "deepseek4",
+    qwen3: "qwen3",
+    qwen3moe: "qwen3moe",
 }
 
 /// The architectures that this version runs.
