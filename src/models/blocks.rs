@@ -102,8 +102,13 @@ impl Mixture {
 
     /// From a layer's normed rows to the weighted sum of the chosen experts: `ffn_gate_inp`, `ffn_*_exps`.
     pub(super) fn build(&self, b: &Builder, h: Slot) -> Result<Slot> {
+        self.build_apart(b, h, h)
+    }
+
+    /// As [`Mixture::build`], with a router that reads other rows than the experts do.
+    pub(super) fn build_apart(&self, b: &Builder, of_router: Slot, h: Slot) -> Result<Slot> {
         let n = self.experts.n;
-        let logits = b.role(Role::Router).linear(h, "ffn_gate_inp", n)?; // (T, n)
+        let logits = b.role(Role::Router).linear(of_router, "ffn_gate_inp", n)?; // (T, n)
         let bias = if self.bias { b.opt_vector("exp_probs_b.bias", &[n])? } else { None };
         let chosen = b.route(logits, self.route, bias, None)?; // (T, k) each
         b.experts("ffn", h, chosen, self.experts)

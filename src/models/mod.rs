@@ -22,6 +22,7 @@ families! {
     deepseek2: "deepseek2",
     deepseek4: "deepseek4",
     gemma3: "gemma3",
+    gemma4: "gemma4",
     glm4moe: "glm4moe",
     gpt_oss: "gpt-oss",
     llama: "llama",

@@ -1,9 +1,9 @@
-//! embed: the embedding row of each token.
+//! embed: each token's row of a table: its embedding.
 
 use anyhow::Result;
 
 use crate::cuda::{Grid, int, launch};
-use crate::tape::{Builder, CpuIo, GpuIo, Op, Slot, Weight};
+use crate::tape::{Builder, CpuIo, GpuIo, Op, Role, Slot, Weight};
 
 #[derive(Debug)]
 struct Embed;
@@ -43,8 +43,16 @@ impl Builder<'_> {
     /// # Errors
     /// If the file does not have it in this shape.
     pub fn embed(&self) -> Result<Slot> {
-        let (name, n_embd) = ("token_embd", self.count("embedding_length")?);
-        let w = self.matrix(&format!("{name}.weight"), &[self.n_vocab()?, n_embd])?;
-        Ok(self.push_named(name, Embed, &[], &[n_embd], &[w], &[])[0])
+        self.look_up("token_embd", self.count("embedding_length")?)
+    }
+
+    /// Each token's row of a table `NAME.weight` (n_vocab, width): (T, width).
+    ///
+    /// # Errors
+    /// If the file does not have it in this shape.
+    pub fn look_up(&self, name: &str, width: usize) -> Result<Slot> {
+        let b = self.role(Role::Embedding);
+        let w = b.matrix(&format!("{name}.weight"), &[b.n_vocab()?, width])?;
+        Ok(b.push_named(name, Embed, &[], &[width], &[w], &[])[0])
     }
 }

@@ -87,6 +87,11 @@ pub struct Rope {
 }
 
 impl Rope {
+    /// The rotation of a head's first `n_rot` values, nothing stretched.
+    pub fn plain(n_rot: usize, pairs: Pairs, base: f32) -> Rope {
+        Rope { n_rot, offset: 0, pairs, base, scaling: Scaling::None, factors: Arc::default(), inverse: false }
+    }
+
     /// A number that two ropes share when their angles are the same.
     fn key(&self) -> u64 {
         let mut h = DefaultHasher::new();
