@@ -93,6 +93,8 @@ extern "C" __global__ void glu(const float *g, const float *u, float *out, GluKi
     case GLU_GELU_ERF: out[i] = .5f * a * (1.f + erff(.70710678f * a)) * b; break;
     case GLU_RELU_SQ: b = fmaxf(b, 0.f), out[i] = b * b; break;
     case GLU_RELU: out[i] = fmaxf(a, 0.f) * b; break;
+    case GLU_SILU_CAP: out[i] = fminf(a * sigmoid(a), limit) * fminf(fmaxf(b, -limit), limit); break;
+    case GLU_SOFTPLUS: out[i] = (a > 20.f ? a : log1pf(expf(a))) * b; break;
     }
 }
 

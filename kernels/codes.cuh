@@ -11,6 +11,8 @@ enum GluKind : int {
     GLU_GELU_ERF,   /// gelu(g) * u, with gelu(g) = 0.5 g (1 + erf(g / sqrt(2))).
     GLU_RELU_SQ,    /// max(u, 0)^2: there is no gate, and g is not read.
     GLU_RELU,       /// max(g, 0) * u.
+    GLU_SILU_CAP,   /// silu(g) * u, with silu(g) at most `limit` and u within -`limit`..`limit`.
+    GLU_SOFTPLUS,   /// log(1 + e^g) * u.
 };
 
 /// How the router's logits become scores.

@@ -23,6 +23,10 @@ pub enum GluKind {
     ReluSq = 6,
     /// max(g, 0) * u.
     Relu = 7,
+    /// silu(g) * u, with silu(g) at most `limit` and u within -`limit`..`limit`.
+    SiluCap = 8,
+    /// log(1 + e^g) * u.
+    Softplus = 9,
 }
 
 /// How the router's logits become scores.

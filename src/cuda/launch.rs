@@ -1,7 +1,7 @@
 //! One function for every kernel, with the arguments of its prototype.
 //!
 //! kernels/ptx.sh makes this file (kernels/launch.py alone does without the CUDA compiler) from the kernels' sources,
-//! whose hash is 5d52f5040d1af6e570e91d8744395566222632998ce9fa7dfc266e0c686d3aee.
+//! whose hash is 2d91ba329ff5aa8340d09d994fe01e01b6e734eec9a57697e0c1cf0c818ee665.
 
 #![allow(clippy::too_many_arguments)] // the kernels' arguments, in their order
 

@@ -5,8 +5,8 @@
 
 use anyhow::Result;
 
-use super::blocks::{self, Attention, windowed};
-use crate::ops::{Glu, Pairs, Rope, Scaling};
+use super::blocks::{self, Attention, Full, QkNorm, windowed};
+use crate::ops::{Glu, Pairs, Rope};
 use crate::tape::{Builder, Slot};
 
 /// Layers of the 27B model, whose scores are scaled by the width of a query's share of the embedding.
@@ -17,18 +17,18 @@ pub(super) fn build(b: &Builder) -> Result<Slot> {
     let eps = b.eps()?;
     let layers = b.layers()?;
     let window = b.optional_tokens("attention.sliding_window")?;
-    let windowed = windowed(b, &layers, 6)?;
-    let base = b.positive_or("rope.freq_base_swa", 10_000.0)?;
+    let windowed = windowed(b, &layers, 6, Full::Last)?;
 
     let mut x = b.scale(b.embed()?, (n_embd as f32).sqrt()); // (T, n_embd)
     for l in &layers {
         let b = &l.scope(b);
-        let mut attention = Attention { qk_norm: true, ..Attention::new(b, Pairs::Halves)? };
+        let mut attention = Attention { qk_norm: QkNorm::Heads, ..Attention::new(b, Pairs::Halves)? };
         if layers.len() == LAYERS_27B {
             attention.scale = Some(1.0 / ((n_embd / attention.heads.0) as f32).sqrt());
         }
         if let Some(window) = window.filter(|_| windowed[l.i]) {
-            let rope = attention.rope.map(|rope| Rope { base, scaling: Scaling::None, ..rope });
+            let base = b.positive_or("rope.freq_base_swa", 10_000.0)?;
+            let rope = attention.rope.map(|rope| Rope::plain(rope.n_rot, rope.pairs, base));
             attention = Attention { rope, window: Some(window), ..attention };
         }
         let h = b.norm(x, "attn_norm", eps)?; // (T, n_embd)

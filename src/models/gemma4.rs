@@ -6,7 +6,7 @@
 
 use anyhow::Result;
 
-use super::blocks::{self, Mixture, windowed};
+use super::blocks::{self, Full, Mixture, windowed};
 use crate::ops::{Attend, Gate, Glu, Kv, Pairs, Rope};
 use crate::tape::{Builder, Role, Slot};
 
@@ -16,7 +16,7 @@ pub(super) fn build(b: &Builder) -> Result<Slot> {
     let layers = b.layers()?;
     let own_caches = layers.len().saturating_sub(b.count_or_zero("attention.shared_kv_layers")?);
     let layer_width = b.count_or_zero("embedding_length_per_layer_input")?;
-    let windowed = windowed(b, &layers, 6)?;
+    let windowed = windowed(b, &layers, 6, Full::Last)?;
 
     let mut x = b.scale(b.embed()?, (n_embd as f32).sqrt()); // (T, n_embd)
     let of_layers = match layer_width {

@@ -3,7 +3,7 @@
 
 use anyhow::Result;
 
-use super::blocks::{Attention, Mixture, windowed};
+use super::blocks::{Attention, Full, Mixture, windowed};
 use crate::ops::{Experts, Gate, Glu, Pairs, Rope, Route};
 use crate::tape::{Builder, Slot};
 
@@ -13,11 +13,11 @@ pub(super) fn build(b: &Builder) -> Result<Slot> {
     let (k, groups) = (b.count("expert_used_count")?, b.expert_groups()?);
     let route = Route { k, gate: Gate::SoftmaxOfChosen, norm: false, scale: 1.0, groups };
     let (n, n_ff) = (b.count("expert_count")?, b.count("expert_feed_forward_length")?);
-    let mixture = Mixture { route, experts: Experts { n, n_ff, glu: Glu::Oai }, bias: false };
+    let mixture = Mixture { route, experts: Experts { n, n_ff, glu: Glu::Oai }, bias: false, shared: Glu::Oai };
 
     let mut x = b.embed()?; // (T, n_embd)
     let layers = b.layers()?;
-    let windowed = windowed(b, &layers, 2)?;
+    let windowed = windowed(b, &layers, 2, Full::Last)?;
     for l in layers {
         let b = &l.scope(b);
         // Linear layers use a bias where there is one; here there must be.

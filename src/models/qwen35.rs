@@ -74,7 +74,5 @@ fn mixture(b: &Builder, h: Slot) -> Result<Slot> {
     if !b.has("ffn_up_shexp.weight") {
         return Ok(y);
     }
-    let shared = blocks::mlp(b, h, "_shexp", b.count("expert_shared_feed_forward_length")?, Glu::Silu)?;
-    let gate = b.role(Role::Shared).linear(h, "ffn_gate_inp_shexp", 1)?; // (T, 1)
-    Ok(b.add(y, b.glu(Glu::Sigmoid, gate, shared)))
+    Ok(b.add(y, blocks::gated_shared(b, h, b.count("expert_shared_feed_forward_length")?)?))
 }

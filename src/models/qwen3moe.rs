@@ -2,7 +2,7 @@
 
 use anyhow::Result;
 
-use super::blocks::{Attention, Mixture};
+use super::blocks::{Attention, Mixture, QkNorm};
 use crate::ops::{Gate, Pairs};
 use crate::tape::{Builder, Slot};
 
@@ -11,7 +11,7 @@ pub(super) fn build(b: &Builder) -> Result<Slot> {
     let mut x = b.embed()?; // (T, n_embd)
     for l in b.layers()? {
         let b = &l.scope(b);
-        let attention = Attention { qk_norm: true, ..Attention::new(b, Pairs::Halves)? };
+        let attention = Attention { qk_norm: QkNorm::Heads, ..Attention::new(b, Pairs::Halves)? };
         let h = b.norm(x, "attn_norm", eps)?; // (T, n_embd)
         x = b.add(x, attention.build(b, h)?);
 

@@ -7,11 +7,15 @@
 //! Oai            h = min(g, 7); h * sigmoid(1.702 h) * (clamp(u, -7, 7) + 1)           (gpt-oss)
 //! Sigmoid        sigmoid(g) * u; a narrower g gates equal runs of u
 //! Gelu           g * sigmoid(2 sqrt(2 / pi) (g + 0.044715 g^3)) * u, GELU by its tanh approximation         (Gemma)
+//! SiluCap(L)     min(silu(g), L) * clamp(u, -L, L)                                        (Step 3.5)
+//! Relu           max(g, 0) * u                                                            (SmallThinker)
+//! Softplus       log(1 + e^g) * u; a narrower g gates equal runs of u                     (Laguna)
 //! ReluSquared    max(u, 0)^2, which has no gate                                                         (Nemotron)
 //! ```
 
 use anyhow::Result;
 
+use super::route::softplus;
 use crate::cpu::dense;
 use crate::cuda::launch::GluKind;
 use crate::cuda::{Grid, Ptr, int, launch};
@@ -33,6 +37,12 @@ pub enum Glu {
     Sigmoid,
     /// GEGLU, with the tanh approximation of GELU.
     Gelu,
+    /// SwiGLU with the gate clamped after its activation.
+    SiluCap(f32),
+    /// The positive part as a gate.
+    Relu,
+    /// A softplus gate.
+    Softplus,
     /// The square of the positive part, without a gate.
     ReluSquared,
 }
@@ -57,24 +67,36 @@ impl Glu {
 
     /// `out = glu(g, u)`, element by element; without a gate `g` is not looked at.
     pub(super) fn apply(self, g: &[f32], u: &[f32], out: &mut [f32]) {
+        let all = || g.iter().zip(u);
+        match self {
+            Glu::ReluSquared => out.iter_mut().zip(u).for_each(|(o, u)| *o = u.max(0.0) * u.max(0.0)),
+            Glu::Relu => out.iter_mut().zip(all()).for_each(|(o, (g, u))| *o = g.max(0.0) * u),
+            Glu::Softplus => out.iter_mut().zip(all()).for_each(|(o, (&g, u))| *o = softplus(g) * u),
+            _ => self.apply_sigmoid(g, u, out),
+        }
+    }
+
+    /// The kinds that go through a sigmoid, which is worked out for all values at once.
+    fn apply_sigmoid(self, g: &[f32], u: &[f32], out: &mut [f32]) {
         let limit = match self {
-            Glu::SiluClamp(limit) => limit,
+            Glu::SiluClamp(limit) | Glu::SiluCap(limit) => limit,
             Glu::Oai => 7.0,
             _ => f32::INFINITY,
         };
         match self {
-            Glu::ReluSquared => return out.iter_mut().zip(u).for_each(|(o, u)| *o = u.max(0.0) * u.max(0.0)),
             Glu::Gelu => out.iter_mut().zip(g).for_each(|(o, &g)| *o = GELU * (g + 0.044_715 * g * g * g)),
+            Glu::SiluCap(_) => out.copy_from_slice(g),
             _ => out.iter_mut().zip(g).for_each(|(o, &g)| *o = g.min(limit)),
         }
         dense::sigmoids(out, if self == Glu::Oai { 1.702 } else { 1.0 });
         for ((o, &g), &u) in out.iter_mut().zip(g).zip(u) {
-            *o *= match self {
-                Glu::Silu | Glu::Gelu => g * u,
-                Glu::SiluClamp(_) => g.min(limit) * u.clamp(-limit, limit),
-                Glu::Oai => g.min(limit) * (u.clamp(-limit, limit) + 1.0),
-                Glu::Sigmoid | Glu::ReluSquared => u,
-            };
+            match self {
+                Glu::Silu | Glu::Gelu => *o *= g * u,
+                Glu::SiluClamp(_) => *o *= g.min(limit) * u.clamp(-limit, limit),
+                Glu::SiluCap(_) => *o = (*o * g).min(limit) * u.clamp(-limit, limit),
+                Glu::Oai => *o *= g.min(limit) * (u.clamp(-limit, limit) + 1.0),
+                _ => *o *= u,
+            }
         }
     }
 }
@@ -96,6 +118,9 @@ impl Glu {
             Glu::Sigmoid => (GluKind::Sigmoid, 0.0),
             Glu::Gelu => (GluKind::Gelu, 0.0),
             Glu::ReluSquared => (GluKind::ReluSq, 0.0),
+            Glu::SiluCap(limit) => (GluKind::SiluCap, limit),
+            Glu::Relu => (GluKind::Relu, 0.0),
+            Glu::Softplus => (GluKind::Softplus, 0.0),
         };
         let total = rows * n;
         launch::glu(

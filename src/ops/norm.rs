@@ -6,6 +6,7 @@
 
 use anyhow::Result;
 
+use super::linear::scale_bias;
 use crate::cuda::{Grid, Ptr, int, launch};
 use crate::tape::{Builder, CpuIo, GpuIo, GpuValue, Op, Slot, WeightId};
 
@@ -48,15 +49,21 @@ impl Op for Norm {
 
     fn cpu(&self, io: &mut CpuIo<'_>) {
         let weight = io.weights.first().map(|w| w.values);
+        let bias = io.weights.get(1).map(|w| w.values);
         let x = io.ins[0];
         io.pool.pieces(&mut io.outs[0], self.head, x.len() * 8, |i, out| {
-            rms(&x[i * self.head..(i + 1) * self.head], weight, self.eps, self.scale, out)
+            rms(&x[i * self.head..(i + 1) * self.head], weight, self.eps, self.scale, out);
+            if let Some(bias) = bias {
+                out.iter_mut().zip(bias).for_each(|(o, b)| *o += b);
+            }
         });
     }
 
     fn gpu(&self, io: &GpuIo<'_>) -> Result<()> {
         let weight = io.weights.first().map(|w| w.ptr);
-        norm(io, io.ins[0], weight, self.head, (self.eps, self.scale), io.outs[0].ptr)
+        norm(io, io.ins[0], weight, self.head, (self.eps, self.scale), io.outs[0].ptr)?;
+        // A bias is as wide as the row: the builder gives none to heads.
+        scale_bias(io, io.outs[0], None, io.weights.get(1).map(|w| w.ptr), None)
     }
 }
 
@@ -107,12 +114,16 @@ impl Builder<'_> {
         Ok(self.push_named(name, LayerNorm { eps }, &[x], &[n[0]], &weights, &[])[0])
     }
 
-    /// RMS norm of the whole row with `NAME.weight`.
+    /// RMS norm of the whole row with `NAME.weight`, and `NAME.bias` where the file has it.
     ///
     /// # Errors
-    /// If the file does not have it in this shape.
+    /// If the file does not have them in this shape.
     pub fn norm(&self, x: Slot, name: &str, eps: f32) -> Result<Slot> {
-        self.head_norm(x, name, self.width(x), eps)
+        let n = self.width(x);
+        let weight = self.vector(&format!("{name}.weight"), &[n])?;
+        let bias = self.opt_vector(&format!("{name}.bias"), &[n])?;
+        let weights: Vec<WeightId> = [Some(weight), bias].into_iter().flatten().collect();
+        Ok(self.push_named(name, Norm { head: n, eps, scale: 1.0 }, &[x], &[n], &weights, &[])[0])
     }
 
     /// RMS norm of every `head` values with `NAME.weight` (head).

@@ -271,6 +271,8 @@ impl Builder<'_> {
                 return Err(self.bad_key("rope.scaling.type", "longrope", want));
             }
             Some("longrope") => Scaling::Long(magnitude),
+            // Converters of some families name no type.
+            None if !factors.is_empty() && factor == 1.0 => Scaling::Long(magnitude),
             _ if magnitude != 1.0 => return Err(self.bad_key(ATTN_FACTOR, magnitude, "1, except with yarn scaling")),
             Some("none") => Scaling::None,
             None | Some("linear") if factor == 1.0 => Scaling::None,

@@ -1,0 +1,24 @@
+//! Ling 2 and Ring 2 (Bailing-MoE 2): grouped attention in one fused matrix, rotated in part, with per-head norms on q and
+//! k; leading dense layers, then a sigmoid router over groups of experts, and a shared expert.
+
+use anyhow::Result;
+
+use super::blocks::{self, Attention, QkNorm};
+use crate::ops::{Gate, Pairs};
+use crate::tape::{Builder, Slot};
+
+
+pub(super) fn build(b: &Builder) -> Result<Slot> {
+    let eps = b.eps()?;
+    let mut x = b.embed()?; // (T, n_embd)
+    for l in b.layers()? {
+        let b = &l.scope(b);
+        let attention = Attention { qk_norm: QkNorm::Heads, ..Attention::new(b, Pairs::Halves)? };
+        let h = b.norm(x, "attn_norm", eps)?; // (T, n_embd)
+        x = b.add(x, attention.build(b, h)?);
+
+        let h = b.norm(x, "ffn_norm", eps)?;
+        x = b.add(x, blocks::feed_forward(b, h, Gate::Sigmoid)?);
+    }
+    b.head(b.norm(x, "output_norm", eps)?) // (output rows, n_vocab)
+}

@@ -1,0 +1,22 @@
+//! Seed-OSS: grouped attention with biases; the norm before the feed-forward layer is called `post_attention_norm`.
+
+use anyhow::Result;
+
+use super::blocks::{self, Attention};
+use crate::ops::{Glu, Pairs};
+use crate::tape::{Builder, Slot};
+
+
+pub(super) fn build(b: &Builder) -> Result<Slot> {
+    let eps = b.eps()?;
+    let mut x = b.embed()?; // (T, n_embd)
+    for l in b.layers()? {
+        let b = &l.scope(b);
+        let h = b.norm(x, "attn_norm", eps)?; // (T, n_embd)
+        x = b.add(x, Attention::new(b, Pairs::Halves)?.build(b, h)?);
+
+        let h = b.norm(x, "post_attention_norm", eps)?;
+        x = b.add(x, blocks::dense(b, h, Glu::Silu)?);
+    }
+    b.head(b.norm(x, "output_norm", eps)?) // (output rows, n_vocab)
+}
