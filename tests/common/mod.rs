@@ -110,7 +110,11 @@ pub fn reference(name: &str) -> Option<Reference> {
 /// repository's part; of these, where `TANDEM_TEST_MODEL` is set, those whose names begin as one of its words (commas
 /// between). Prints which of the set this version does not run.
 pub fn references() -> Vec<Reference> {
-    let dir = whole().unwrap_or_else(local).join("models");
+    let dir = whole().unwrap_or_else(|| {
+        say!("the repository's reference models alone: the reference folder is not next to this checkout");
+        local()
+    });
+    let dir = dir.join("models");
     let mut names: Vec<String> = std::fs::read_dir(&dir)
         .unwrap_or_else(|e| panic!("{}: {e}", dir.display()))
         .filter_map(|f| Some(f.unwrap().file_name().to_str()?.strip_suffix(".gguf")?.to_string()))
