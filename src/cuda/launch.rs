@@ -1,7 +1,7 @@
 //! One function for every kernel, with the arguments of its prototype.
 //!
 //! kernels/ptx.sh makes this file (kernels/launch.py alone does without the CUDA compiler) from the kernels' sources,
-//! whose hash is 5d52f5040d1af6e570e91d8744395566222632998ce9fa7dfc266e0c686d3aee.
+//! whose hash is a570c858f9317f72aba60404bbb72f5d134290ade2397c5f2af171dbe2a326f6.
 
 #![allow(clippy::too_many_arguments)] // the kernels' arguments, in their order
 
@@ -223,6 +223,17 @@ pub fn scale(gpu: Option<&Gpu>, grid: Grid, x: Ptr, out: Ptr, by: f32, total: u6
 pub fn scale_by(gpu: Option<&Gpu>, grid: Grid, x: Ptr, v: Ptr, out: Ptr, n: i32, total: u64) -> Result<()> {
     let args = [Arg::Ptr(x), Arg::Ptr(v), Arg::Ptr(out), Arg::Int(n), Arg::Long(total)];
     start(gpu, ("basic", "scale_by"), grid, &args)
+}
+
+/// Starts `scale_rows` of kernels/basic.cu:
+/// ```text
+/// x[r][i] * by[r], in rows of `n`.
+/// ```
+/// # Errors
+/// If the driver does not take the kernel or its arguments.
+pub fn scale_rows(gpu: Option<&Gpu>, grid: Grid, x: Ptr, by: Ptr, out: Ptr, n: i32, total: u64) -> Result<()> {
+    let args = [Arg::Ptr(x), Arg::Ptr(by), Arg::Ptr(out), Arg::Int(n), Arg::Long(total)];
+    start(gpu, ("basic", "scale_rows"), grid, &args)
 }
 
 /// Starts `soft_cap` of kernels/basic.cu:

@@ -2,7 +2,7 @@
 
 use anyhow::Result;
 
-use crate::ops::{Attend, Experts, Gate, Glu, Pairs, Rope, Route};
+use crate::ops::{Attend, Experts, Gate, Glu, Pairs, Rope, Route, Temperature};
 use crate::tape::{Builder, Layer, Role, Slot, WeightId};
 
 /// Grouped attention.
@@ -24,6 +24,8 @@ pub(super) struct Attention {
     pub scale: Option<f32>,
     /// A score for each head that no value belongs to.
     pub sinks: Option<WeightId>,
+    /// What queries are multiplied by as positions grow.
+    pub temperature: Option<Temperature>,
 }
 
 impl Attention {
@@ -32,7 +34,9 @@ impl Attention {
         let heads = b.heads()?;
         let dim = b.head_dim(heads.0, b.count("embedding_length")?)?;
         let rope = Some(b.rope_from_keys(dim, pairs)?);
-        Ok(Attention { heads, dim, rope, qk_norm: false, eps: b.eps()?, window: None, scale: None, sinks: None })
+        let (qk_norm, eps) = (false, b.eps()?);
+        let (window, scale, sinks, temperature) = (None, None, None, None);
+        Ok(Attention { heads, dim, rope, qk_norm, eps, window, scale, sinks, temperature })
     }
 
     /// From a layer's normed rows to what is added to the residual: `attn_q`, `attn_k`, `attn_v` (or `attn_qkv`),
@@ -46,12 +50,24 @@ impl Attention {
             self.rope.as_ref().map_or(Ok(x), |rope| b.rope(x, dim, rope))
         };
         let (q, k) = (turn(q, "attn_q_norm")?, turn(k, "attn_k_norm")?);
+        let q = self.temperature.map_or(q, |t| b.temperature(q, t));
         let kv = b.cache(k, v, kv_heads, self.window)?;
         let mut attend = Attend::causal(heads);
         attend = self.scale.map_or(attend, |scale| attend.scale(scale));
         attend = self.sinks.map_or(attend, |sinks| attend.sinks(sinks));
         b.linear(b.attend(q, &kv, attend)?, "attn_output", n_embd)
     }
+}
+
+/// The temperature of attention that `attention.temperature_scale` asks for, one step for every `every` tokens.
+pub(super) fn temperature(b: &Builder, every: usize) -> Result<Option<Temperature>> {
+    let scale = b.number_or("attention.temperature_scale", 0.0)?;
+    Ok((scale != 0.0).then_some(Temperature { scale, every, offset: 0 }))
+}
+
+/// What YaRN multiplies by beyond the trained context, as transformers' `get_mscale`: 1 + 0.1 * log * ln(factor).
+pub(super) fn mscale(factor: f32, log: f32) -> f32 {
+    1.0 + 0.1 * log * factor.ln().max(0.0)
 }
 
 /// A feed-forward layer `NAME_gate`, `NAME_up`, `NAME_down` with the suffix after it: `down(glu(gate(h), up(h)))`.

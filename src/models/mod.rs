@@ -25,6 +25,7 @@ families! {
     glm4moe: "glm4moe",
     gpt_oss: "gpt-oss",
     llama: "llama",
+    mistral3: "mistral3",
     qwen2: "qwen2",
     qwen35: "qwen35moe" "qwen35",
     qwen3: "qwen3",

@@ -33,3 +33,4 @@ pub(crate) use output_rows::cut_rows;
 pub use pack::Piece;
 pub use rope::{Pairs, Rope, Scaling};
 pub use route::{Gate, Route};
+pub use scale::Temperature;
