@@ -1,5 +1,5 @@
-//! Mistral 3, dense and MoE (Ministral, Mistral Large 3's kin without latent attention): Llama with YaRN whose numbers the file
-//! gives, and queries that grow with the logarithm of their position.
+//! Mistral 3, dense and MoE: Llama with YaRN whose numbers the file gives, and queries that grow with the logarithm of
+//! their position.
 
 use anyhow::Result;
 

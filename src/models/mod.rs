@@ -1,7 +1,8 @@
 //! The model families: one file each, one function in it, found by `general.architecture`. What several of them are made
-//! of is in `blocks`.
+//! of is in `blocks` and `latent`.
 
 mod blocks;
+mod latent;
 
 use anyhow::{Result, bail};
 
@@ -20,12 +21,15 @@ macro_rules! families {
 
 families! {
     deepseek2: "deepseek2",
+    deepseek32: "deepseek32",
     deepseek4: "deepseek4",
     gemma3: "gemma3",
     glm4moe: "glm4moe",
+    glm_dsa: "glm-dsa",
     gpt_oss: "gpt-oss",
     llama: "llama",
     mistral3: "mistral3",
+    mistral4: "mistral4",
     qwen2: "qwen2",
     qwen35: "qwen35moe" "qwen35",
     qwen3: "qwen3",

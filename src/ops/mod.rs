@@ -21,7 +21,7 @@ mod route;
 mod scale;
 
 pub(crate) use add::Add;
-pub use attend::{Attend, Extra};
+pub use attend::{Attend, Extra, Selected};
 pub use cache::Kv;
 pub use compress::Compress;
 pub use delta::Delta;
