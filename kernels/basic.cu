@@ -63,6 +63,12 @@ extern "C" __global__ void scale_by(const float *x, const float *v, float *out, 
     if (i < total) out[i] = x[i] * v[i % n];
 }
 
+/// x[r][i] * by[r], in rows of `n`.
+extern "C" __global__ void scale_rows(const float *x, const float *by, float *out, int n, u64 total) {
+    u64 i = (u64)blockIdx.x * blockDim.x + threadIdx.x;
+    if (i < total) out[i] = x[i] * by[i / n];
+}
+
 /// cap * tanh(x / cap).
 extern "C" __global__ void soft_cap(const float *x, float *out, float cap, u64 total) {
     u64 i = (u64)blockIdx.x * blockDim.x + threadIdx.x;

@@ -1,7 +1,7 @@
 //! One function for every kernel, with the arguments of its prototype.
 //!
 //! kernels/ptx.sh makes this file (kernels/launch.py alone does without the CUDA compiler) from the kernels' sources,
-//! whose hash is 2d91ba329ff5aa8340d09d994fe01e01b6e734eec9a57697e0c1cf0c818ee665.
+//! whose hash is ffae5682399a99921da3cbd6051f49de59c47865b7dced43c8f8770c2645205d.
 
 #![allow(clippy::too_many_arguments)] // the kernels' arguments, in their order
 
@@ -223,6 +223,17 @@ pub fn scale(gpu: Option<&Gpu>, grid: Grid, x: Ptr, out: Ptr, by: f32, total: u6
 pub fn scale_by(gpu: Option<&Gpu>, grid: Grid, x: Ptr, v: Ptr, out: Ptr, n: i32, total: u64) -> Result<()> {
     let args = [Arg::Ptr(x), Arg::Ptr(v), Arg::Ptr(out), Arg::Int(n), Arg::Long(total)];
     start(gpu, ("basic", "scale_by"), grid, &args)
+}
+
+/// Starts `scale_rows` of kernels/basic.cu:
+/// ```text
+/// x[r][i] * by[r], in rows of `n`.
+/// ```
+/// # Errors
+/// If the driver does not take the kernel or its arguments.
+pub fn scale_rows(gpu: Option<&Gpu>, grid: Grid, x: Ptr, by: Ptr, out: Ptr, n: i32, total: u64) -> Result<()> {
+    let args = [Arg::Ptr(x), Arg::Ptr(by), Arg::Ptr(out), Arg::Int(n), Arg::Long(total)];
+    start(gpu, ("basic", "scale_rows"), grid, &args)
 }
 
 /// Starts `soft_cap` of kernels/basic.cu:

@@ -2,7 +2,7 @@
 
 use anyhow::Result;
 
-use crate::ops::{Attend, Experts, Gate, Glu, Pairs, Rope, Route};
+use crate::ops::{Attend, Experts, Gate, Glu, Pairs, Rope, Route, Temperature};
 use crate::tape::{Builder, Layer, Role, Slot, WeightId};
 
 /// Which values of q and k are normed together, if any, with `attn_q_norm` and `attn_k_norm`.
@@ -38,6 +38,8 @@ pub(super) struct Attention {
     pub sinks: Option<WeightId>,
     /// How `attn_gate` of the layer's rows, a column for each head or for each of its columns, gates the result.
     pub gate: Option<Glu>,
+    /// What queries are multiplied by as positions grow.
+    pub temperature: Option<Temperature>,
 }
 
 impl Attention {
@@ -48,7 +50,8 @@ impl Attention {
         let v_dim = b.count_or("attention.value_length", dim)?;
         let rope = Some(b.rope_from_keys(dim, pairs)?);
         let qk_norm = QkNorm::None;
-        Ok(Attention { heads, dim, v_dim, rope, qk_norm, window: None, scale: None, sinks: None, gate: None })
+        let (window, scale, sinks, gate, temperature) = (None, None, None, None, None);
+        Ok(Attention { heads, dim, v_dim, rope, qk_norm, window, scale, sinks, gate, temperature })
     }
 
     /// The same attention to a window, rotated with nothing stretched by a base of its own (`rope.freq_base_swa`).
@@ -68,6 +71,7 @@ impl Attention {
         let (n_embd, (heads, kv_heads), dim) = (b.width(h), self.heads, self.dim);
         let [q, k, v] = b.qkv(h, [heads * dim, kv_heads * dim, kv_heads * self.v_dim])?; // (T, heads * dim) ...
         let (q, k) = (self.turn(b, q, "attn_q_norm")?, self.turn(b, k, "attn_k_norm")?);
+        let q = self.temperature.map_or(q, |t| b.temperature(q, t));
         let kv = b.cache(k, v, kv_heads, self.window)?;
         let mut attend = Attend::causal(heads);
         attend = self.scale.map_or(attend, |scale| attend.scale(scale));
@@ -90,6 +94,17 @@ impl Attention {
         let x = self.rope.as_ref().map_or(Ok(x), |rope| b.rope(x, self.dim, rope))?;
         if self.qk_norm == QkNorm::RotatedHeads { b.head_norm(x, norm, self.dim, b.eps()?) } else { Ok(x) }
     }
+}
+
+/// The temperature of attention that `attention.temperature_scale` asks for, one step for every `every` tokens.
+pub(super) fn temperature(b: &Builder, every: usize) -> Result<Option<Temperature>> {
+    let scale = b.number_or("attention.temperature_scale", 0.0)?;
+    Ok((scale != 0.0).then_some(Temperature { scale, every, offset: 0 }))
+}
+
+/// What YaRN multiplies by beyond the trained context, as transformers' `get_mscale`: 1 + 0.1 * log * ln(factor).
+pub(super) fn mscale(factor: f32, log: f32) -> f32 {
+    1.0 + 0.1 * log * factor.ln().max(0.0)
 }
 
 /// A feed-forward layer `NAME_gate`, `NAME_up`, `NAME_down` with the suffix after it: `down(glu(gate(h), up(h)))`.

@@ -1,7 +1,8 @@
 //! The model families: one file each, one function in it, found by `general.architecture`. What several of them are made
-//! of is in `blocks`.
+//! of is in `blocks` and `latent`.
 
 mod blocks;
+mod latent;
 
 use anyhow::{Result, bail};
 
@@ -23,6 +24,7 @@ families! {
     bailingmoe2: "bailingmoe2",
     cohere2moe: "cohere2moe",
     deepseek2: "deepseek2",
+    deepseek32: "deepseek32",
     deepseek4: "deepseek4",
     dots1: "dots1",
     ernie4_5_moe: "ernie4_5-moe",
@@ -31,6 +33,7 @@ families! {
     gemma4: "gemma4",
     glm4: "glm4",
     glm4moe: "glm4moe",
+    glm_dsa: "glm-dsa",
     gpt_oss: "gpt-oss",
     granitemoe: "granite" "granitemoe",
     hunyuan_moe: "hunyuan-moe",
@@ -41,6 +44,8 @@ families! {
     mellum: "mellum",
     mimo2: "mimo2",
     minimax_m2: "minimax-m2",
+    mistral3: "mistral3",
+    mistral4: "mistral4",
     muse_glimmer: "muse-glimmer",
     olmo2: "olmo2",
     olmoe: "olmoe",

@@ -6,7 +6,9 @@
 //! ```
 //! Grouped heads share keys and values (`heads / kv_heads` each). `v_dim` columns of the key serve as the value where
 //! the two are one (latent attention, DeepSeek-V4). `extra` adds the rows of a second, compressed cache: all complete
-//! ones, or those that an index step selected. The batch's own rows are in the cache already (`ops/cache.rs`).
+//! ones, or those that an index step selected. `selected` leaves of the first cache only the blocks of adjacent rows that
+//! an index step selected, for all key heads alike or for each its own. The batch's own rows are in the cache already
+//! (`ops/cache.rs`).
 
 use std::cell::RefCell;
 
@@ -27,12 +29,13 @@ pub struct Attend {
     soft_cap: Option<f32>,
     sinks: Option<WeightId>,
     extra: Option<Extra>,
+    selected: Option<Selected>,
 }
 
 impl Attend {
     /// Attention of `heads` query heads to every position that the cache's window leaves in sight.
     pub fn causal(heads: usize) -> Attend {
-        Attend { heads, scale: None, soft_cap: None, sinks: None, extra: None }
+        Attend { heads, scale: None, soft_cap: None, sinks: None, extra: None, selected: None }
     }
 
     /// Multiplies q . k by `scale` instead of 1 / sqrt(columns of a key head).
@@ -54,6 +57,22 @@ impl Attend {
     pub fn extra(self, extra: Option<Extra>) -> Attend {
         Attend { extra, ..self }
     }
+
+    /// Attends to selected rows of the cache only; None is all. The cache has no window.
+    pub fn selected(self, selected: Option<Selected>) -> Attend {
+        Attend { selected, ..self }
+    }
+}
+
+/// The rows of a cache that each token attends to, as an index step selects them.
+#[derive(Clone, Copy, Debug)]
+pub struct Selected {
+    /// Numbers of blocks, rising, -1 after the last: (T, lists * blocks that there may be).
+    pub blocks: Slot,
+    /// Adjacent rows of a block; those after the token's own are not seen.
+    pub size: usize,
+    /// A list for all key heads, or one for each.
+    pub lists: usize,
 }
 
 /// The shape of an attention step.
@@ -94,7 +113,9 @@ struct AttendOp {
     sinks: bool,
     /// `(every, selected)`.
     extra: Option<(usize, bool)>,
-    /// Rows that may be selected for a token.
+    /// `(rows of a block, lists)`, where rows of the first cache are selected.
+    blocks: Option<(usize, usize)>,
+    /// Entries of a token's list of selected rows or blocks.
     selected: usize,
 }
 
@@ -143,6 +164,16 @@ struct AttendCall<'a> {
     extra: Option<(&'a State, usize)>,
     /// Rows of the second cache for each token, -1 for none.
     select: Option<&'a [f32]>,
+    /// Blocks of the first cache for each token.
+    blocks: Option<BlockLists<'a>>,
+}
+
+/// See [`Selected`].
+#[derive(Clone, Copy)]
+struct BlockLists<'a> {
+    list: &'a [f32],
+    size: usize,
+    lists: usize,
 }
 
 /// A thread's memory.
@@ -199,10 +230,33 @@ impl AttendCall<'_> {
         self.a.heads / self.a.kv_heads
     }
 
-    /// The positions that a token sees.
-    fn visible(&self, token: usize) -> (usize, usize) {
+    /// The positions that a token's heads of a key head see; of selected rows their places in the list.
+    fn visible(&self, token: usize, kv_head: usize) -> (usize, usize) {
         let end = self.rows[token].pos as usize + 1;
-        (self.a.window.map_or(0, |w| end.saturating_sub(w)), end)
+        match self.blocks {
+            Some(b) => {
+                let chosen = self.chosen(b, token, kv_head);
+                // Only the last block can reach beyond the token.
+                let beyond = chosen.last().map_or(0, |&last| ((last as usize + 1) * b.size).saturating_sub(end));
+                (0, chosen.len() * b.size - beyond)
+            }
+            None => (self.a.window.map_or(0, |w| end.saturating_sub(w)), end),
+        }
+    }
+
+    /// The positions that some of a token's heads see.
+    fn visible_to_any(&self, token: usize) -> (usize, usize) {
+        let heads = if self.blocks.is_some_and(|b| b.lists > 1) { self.a.kv_heads } else { 1 };
+        let all = (0..heads).map(|h| self.visible(token, h));
+        all.reduce(|x, y| (x.0.min(y.0), x.1.max(y.1))).expect("there is a head")
+    }
+
+    /// The blocks that are selected for a token's heads of a key head.
+    fn chosen<'b>(&self, b: BlockLists<'b>, token: usize, kv_head: usize) -> &'b [f32] {
+        let most = b.list.len() / (self.rows.len() * b.lists);
+        let list = if b.lists == 1 { token } else { token * b.lists + kv_head };
+        let list = &b.list[list * most..(list + 1) * most];
+        &list[..list.partition_point(|&block| block >= 0.0)]
     }
 
     /// Rows of the second cache that a token sees: complete ones, or how many were selected for it.
@@ -219,10 +273,11 @@ impl AttendCall<'_> {
 
     /// The batch as tiles.
     fn tiles(&self) -> Vec<Tile> {
-        let most = if self.select.is_some() { 1 } else { (TILE / self.per_kv()).max(1) };
+        let alone = self.select.is_some() || self.blocks.is_some();
+        let most = if alone { 1 } else { (TILE / self.per_kv()).max(1) };
         let mut tiles: Vec<Tile> = Vec::new();
         for (t, row) in self.rows.iter().enumerate() {
-            let (start, end) = self.visible(t);
+            let (start, end) = self.visible_to_any(t);
             let own = (start / CHUNK, end.div_ceil(CHUNK));
             let extra = self.visible_extra(t).div_ceil(CHUNK);
             match tiles.last_mut() {
@@ -255,7 +310,7 @@ impl AttendCall<'_> {
             let (first, own) = if c < n_own { (tile.own.0 + c, true) } else { (c - n_own, false) };
             let most = match own {
                 true => (tile.from..tile.from + tile.n)
-                    .map(|t| self.visible(t))
+                    .map(|t| self.visible(t, part.kv_head))
                     .fold((usize::MAX, 0), |m, v| (m.0.min(v.0), m.1.max(v.1))),
                 false => (0, (tile.from..tile.from + tile.n).map(|t| self.visible_extra(t)).max().unwrap_or(0)),
             };
@@ -295,7 +350,7 @@ impl AttendCall<'_> {
         dense::scores(&s.q, k, &mut s.scores);
         for i in 0..tile.n {
             let (start, end) = match own {
-                true => self.visible(tile.from + i),
+                true => self.visible(tile.from + i, part.kv_head),
                 false => (0, self.visible_extra(tile.from + i)),
             };
             let (low, high) = (start.clamp(from, to) - from, end.clamp(from, to) - from);
@@ -325,6 +380,15 @@ impl AttendCall<'_> {
         let bytes = at..at + cache.ty().row_bytes(dim);
         let seq = self.rows[part.tile.from].seq;
         let mut rows: [&[u8]; BLOCK] = [&[]; BLOCK];
+        if let (true, Some(b)) = (own, self.blocks) {
+            let (chosen, end) =
+                (self.chosen(b, part.tile.from, part.kv_head), self.visible(part.tile.from, part.kv_head).1);
+            for (to, at) in rows.iter_mut().zip(from..end) {
+                let row = chosen[at / b.size] as usize * b.size + at % b.size;
+                *to = &cache.row(seq, row)[bytes.clone()];
+            }
+            return rows;
+        }
         match self.select.filter(|_| !own) {
             Some(select) => {
                 let k = select.len() / self.rows.len();
@@ -387,6 +451,7 @@ impl Op for AttendOp {
                 Some((_, true)) => Some(io.ins[1]),
                 _ => None,
             },
+            blocks: self.blocks.map(|(size, lists)| BlockLists { list: io.ins[1], size, lists }),
         };
         let mut tiles = work.tiles();
         // Chunks by themselves only where there is too little else to share out: each needs room for its results.
@@ -406,8 +471,8 @@ impl Op for AttendOp {
         let size = rows * (width + 2);
         let mut buffer = std::mem::take(&mut io.work.buffers[0]);
         buffer.resize(parts.len() * size, 0.0);
-        let keys_seen: usize =
-            (0..io.rows).map(|t| work.visible(t).1 - work.visible(t).0 + work.visible_extra(t)).sum();
+        let seen = |t: usize| work.visible_to_any(t).1 - work.visible_to_any(t).0 + work.visible_extra(t);
+        let keys_seen: usize = (0..io.rows).map(seen).sum();
         io.pool.pieces(&mut buffer, size, keys_seen * a.heads * (a.k_dim + a.v_dim), |i, buffer| {
             let part = &parts[i];
             let mut soft = Soft::new(part.tile.n * per_kv, width, buffer);
@@ -507,6 +572,9 @@ impl Op for AttendOp {
             self.shared_bytes(mt, nv)
         };
         let bytes = bytes(1).max(bytes(64));
+        if self.blocks.is_some() {
+            return Some("rows that are selected".into());
+        }
         if v > 512 {
             return Some(format!("values of {v} columns; the kernel takes 512"));
         }
@@ -601,6 +669,12 @@ impl Builder<'_> {
             states.push(e.state);
             ins.extend(e.select);
         }
+        let list = a.selected.map(|s| s.blocks).or(a.extra.and_then(|e| e.select));
+        if let Some(s) = a.selected {
+            debug_assert!(kv.window.is_none() && ins.len() == 1, "one selection, of a whole cache");
+            debug_assert!(s.lists == 1 || s.lists == kv.heads, "a list for all key heads or for each");
+            ins.push(s.blocks);
+        }
         let op = AttendOp {
             a: Heads {
                 heads: a.heads,
@@ -614,7 +688,8 @@ impl Builder<'_> {
             shared: kv.v.is_none(),
             sinks: a.sinks.is_some(),
             extra: a.extra.map(|e| (e.every, e.select.is_some())),
-            selected: a.extra.and_then(|e| e.select).map_or(0, |s| self.width(s)),
+            blocks: a.selected.map(|s| (s.size, s.lists)),
+            selected: list.map_or(0, |x| self.width(x) / a.selected.map_or(1, |s| s.lists)),
         };
         let weights: Vec<WeightId> = a.sinks.into_iter().collect();
         Ok(self.role(Role::Attention).push_named("attn", op, &ins, &[a.heads * kv.v_dim], &weights, &states)[0])

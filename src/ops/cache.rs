@@ -75,6 +75,16 @@ impl Builder<'_> {
         Ok(Kv { k: state, v: None, heads: 1, k_dim, v_dim, window })
     }
 
+    /// Caches `x` (T, width) in the keys' format, a row for each token, for steps that look at it in their own way.
+    ///
+    /// # Errors
+    /// If the cache's format cannot hold such rows.
+    pub fn cache_rows(&self, name: &str, x: Slot) -> Result<StateId> {
+        let state = self.rows_state(name, self.width(x), self.settings().type_k, 1, None)?;
+        self.role(Role::Attention).push_named(&format!("{name}_cache"), Store, &[x], &[], &[], &[state]);
+        Ok(state)
+    }
+
     fn head_rows(
         &self,
         name: &str,

@@ -21,7 +21,7 @@ mod route;
 mod scale;
 
 pub(crate) use add::Add;
-pub use attend::{Attend, Extra};
+pub use attend::{Attend, Extra, Selected};
 pub use cache::Kv;
 pub use compress::Compress;
 pub use delta::Delta;
@@ -33,3 +33,4 @@ pub(crate) use output_rows::cut_rows;
 pub use pack::Piece;
 pub use rope::{Pairs, Rope, Scaling};
 pub use route::{Gate, Route};
+pub use scale::Temperature;

@@ -5,11 +5,18 @@
 //! Columns      out[t][i] = w[i] * x[t][i]
 //! SoftCap(c)   out[t][i] = c * tanh(x[t][i] / c)
 //! ```
+//!
+//! And each row times a factor that grows with its token's position p, which sharpens attention far beyond the trained
+//! context (Llama 4, Mistral 3; as in llama.cpp's `llm_graph_input_attn_temp`):
+//!
+//! ```text
+//! Temperature  out[t][i] = (1 + scale * ln(floor((p + offset) / every) + 1)) * x[t][i]
+//! ```
 
 use anyhow::Result;
 
 use crate::cuda::{Grid, int, launch};
-use crate::tape::{Builder, CpuIo, GpuIo, Op, Slot};
+use crate::tape::{Batch, Builder, CpuIo, GpuIo, Op, Slot, Table};
 
 #[derive(Clone, Copy, Debug)]
 enum Scale {
@@ -55,7 +62,70 @@ impl Op for Scale {
     }
 }
 
+/// The factor of a row by the position of its token.
+#[derive(Clone, Copy, Debug)]
+pub struct Temperature {
+    /// How fast it grows.
+    pub scale: f32,
+    /// Tokens after which it grows again.
+    pub every: usize,
+    /// What is added to the position, in tokens.
+    pub offset: usize,
+}
+
+impl Temperature {
+    /// The factor at a position.
+    fn at(self, pos: u32) -> f32 {
+        let steps = (pos as usize + self.offset) / self.every;
+        (1.0 + self.scale as f64 * (steps as f64 + 1.0).ln()) as f32
+    }
+}
+
+#[derive(Debug)]
+struct TemperatureOp(Temperature);
+
+impl Op for TemperatureOp {
+    fn name(&self) -> &'static str {
+        "temperature"
+    }
+
+    fn cpu(&self, io: &mut CpuIo<'_>) {
+        let (x, rows) = (io.ins[0], &io.batch.rows);
+        let width = x.len() / io.rows;
+        io.pool.pieces(&mut io.outs[0], width, x.len() * 8, |t, out| {
+            let factor = self.0.at(rows[t].pos);
+            out.iter_mut().zip(&x[t * width..]).for_each(|(o, x)| *o = factor * x);
+        });
+    }
+
+    fn gpu(&self, io: &GpuIo<'_>) -> Result<()> {
+        let (x, total) = (io.ins[0], io.ins[0].rows * io.ins[0].width);
+        let (grid, factors) = (Grid::each(total), io.tables[0]);
+        launch::scale_rows(io.gpu, grid, x.ptr, factors, io.outs[0].ptr, int(x.width), total as u64)
+    }
+
+    fn by_row(&self) -> bool {
+        false
+    }
+
+    fn tables(&self) -> Vec<Table> {
+        let t = self.0;
+        let fill = move |batch: &Batch, to: &mut [u8]| {
+            for (row, to) in batch.rows.iter().zip(to.as_chunks_mut::<4>().0) {
+                *to = t.at(row.pos).to_ne_bytes();
+            }
+        };
+        vec![Table { key: format!("{t:?}"), row_bytes: 4, fill: Box::new(fill) }]
+    }
+}
+
 impl Builder<'_> {
+    /// Each row of `x` times the factor of its token's position.
+    pub fn temperature(&self, x: Slot, t: Temperature) -> Slot {
+        debug_assert!(t.every > 0, "the number of tokens was read as a count");
+        self.push(TemperatureOp(t), &[x], &[self.width(x)], &[])[0]
+    }
+
     /// `c * x`; `x` itself where `c` is 1.
     pub fn scale(&self, x: Slot, c: f32) -> Slot {
         if c == 1.0 { x } else { self.push(Scale::By(c), &[x], &[self.width(x)], &[])[0] }
@@ -73,5 +143,18 @@ impl Builder<'_> {
     /// `cap * tanh(x / cap)`; `x` itself where `cap` is 0.
     pub fn soft_cap(&self, x: Slot, cap: f32) -> Slot {
         if cap == 0.0 { x } else { self.push(Scale::SoftCap(cap), &[x], &[self.width(x)], &[])[0] }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::Temperature;
+
+    #[test]
+    fn the_factor_is_one_up_to_the_first_step_and_grows_with_its_logarithm() {
+        let t = Temperature { scale: 0.5, every: 8192, offset: 1 };
+        assert_eq!([0, 8190].map(|pos| t.at(pos)), [1.0; 2]);
+        assert_eq!(t.at(8191), 1.0 + 0.5 * 2f32.ln());
+        assert_eq!(t.at(7 * 8192 - 1), 1.0 + 0.5 * 8f32.ln());
     }
 }
