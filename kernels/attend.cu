@@ -166,7 +166,10 @@ __device__ __forceinline__ void attend_body(const float *q, Cache keys, Cache va
         for (int r = warp; r < ROWS; r += 4) {
             int token = span.first + (row0 + min(r, rows - 1)) / per_kv, at = key0 + lane, end = pos[token] + 1;
             bool seen = lane < n && r < rows;
-            if (own) seen = seen && at < end && (window <= 0 || at >= end - window);
+            if (own) {
+                int first = window > 0 ? end - window : window < 0 ? (end - 1) / -window * -window : 0;
+                seen = seen && at < end && at >= first;
+            }
             else if (!select) seen = seen && at < end / every;
             float s = ss[r * (KEYS + 1) + lane];
             if (cap > 0.f) s = cap * tanhf(s / cap);

@@ -168,8 +168,8 @@ extern "C" __global__ void __launch_bounds__(256) sort_pairs(const float *ids, c
     }
 }
 
-/// out[t] = sum over the token's k pairs of weight times row, leaving out pairs whose slot is negative; added to what is
-/// there if `add`.
+/// out[t] = sum over the token's k pairs of weight (null: 1) times row, leaving out pairs whose slot is negative; added to
+/// what is there if `add`.
 extern "C" __global__ void mix_pairs(const float *rows, const float *ids, const float *weights, const int *slots,
                                      float *out, int width, int k, int add, u64 total) {
     u64 i = (u64)blockIdx.x * blockDim.x + threadIdx.x;
@@ -180,7 +180,7 @@ extern "C" __global__ void mix_pairs(const float *rows, const float *ids, const 
     for (int j = 0; j < k; j++) {
         u64 p = t * k + j;
         if (slots && slots[(int)ids[p]] < 0) continue;
-        sum += weights[p] * rows[p * width + c];
+        sum += (weights ? weights[p] : 1.f) * rows[p * width + c];
     }
     out[i] = sum;
 }

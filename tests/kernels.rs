@@ -312,6 +312,8 @@ fn every_glu_is_its_formula_and_one_without_a_gate_reads_none() {
         GluKind::GeluErf => 0.5 * g * (1.0 + erf(g / 2f64.sqrt())) * u,
         GluKind::ReluSq => u.max(0.0).powi(2),
         GluKind::Relu => g.max(0.0) * u,
+        GluKind::SiluCap => (g * sigmoid(g)).min(2.0) * clamped(g, u).1,
+        GluKind::Softplus => g.exp().ln_1p() * u,
     };
     let kinds = [
         GluKind::Silu,
@@ -322,6 +324,8 @@ fn every_glu_is_its_formula_and_one_without_a_gate_reads_none() {
         GluKind::GeluErf,
         GluKind::ReluSq,
         GluKind::Relu,
+        GluKind::SiluCap,
+        GluKind::Softplus,
     ];
     // Rows, values of u, and how many of those share a gate; gates and the rest side by side, as fused products give them.
     for (rows, n, run) in [(1, 1, 1), (3, 100, 1), (2, 96, 8)] {

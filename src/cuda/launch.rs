@@ -1,7 +1,7 @@
 //! One function for every kernel, with the arguments of its prototype.
 //!
 //! kernels/ptx.sh makes this file (kernels/launch.py alone does without the CUDA compiler) from the kernels' sources,
-//! whose hash is ffae5682399a99921da3cbd6051f49de59c47865b7dced43c8f8770c2645205d.
+//! whose hash is e83534b7f2d751efe88624bc5ee5b95642772e3fa1e69b260ebeae492684d8e4.
 
 #![allow(clippy::too_many_arguments)] // the kernels' arguments, in their order
 
@@ -424,8 +424,8 @@ pub fn sort_pairs(gpu: Option<&Gpu>, grid: Grid, ids: Ptr, first: Ptr, order: Pt
 
 /// Starts `mix_pairs` of kernels/route.cu:
 /// ```text
-/// out[t] = sum over the token's k pairs of weight times row, leaving out pairs whose slot is
-/// negative; added to what is there if `add`.
+/// out[t] = sum over the token's k pairs of weight (null: 1) times row, leaving out pairs whose
+/// slot is negative; added to what is there if `add`.
 /// ```
 /// # Errors
 /// If the driver does not take the kernel or its arguments.

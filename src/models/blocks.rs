@@ -13,6 +13,8 @@ pub(super) enum QkNorm {
     Heads,
     /// Each head, after the rotation.
     RotatedHeads,
+    /// Each head, after the rotation, without a weight.
+    BareRotatedHeads,
     /// The whole row, before the rotation.
     Rows,
 }
@@ -32,6 +34,8 @@ pub(super) struct Attention {
     pub qk_norm: QkNorm,
     /// Positions that a token sees, itself included; None is all.
     pub window: Option<usize>,
+    /// Whether the window cuts positions into chunks, of which a token sees its own.
+    pub chunks: bool,
     /// Multiplies q . k; None is 1 / sqrt(dim).
     pub scale: Option<f32>,
     /// A score for each head that no value belongs to.
@@ -51,7 +55,8 @@ impl Attention {
         let rope = Some(b.rope_from_keys(dim, pairs)?);
         let qk_norm = QkNorm::None;
         let (window, scale, sinks, gate, temperature) = (None, None, None, None, None);
-        Ok(Attention { heads, dim, v_dim, rope, qk_norm, window, scale, sinks, gate, temperature })
+        let chunks = false;
+        Ok(Attention { heads, dim, v_dim, rope, qk_norm, window, chunks, scale, sinks, gate, temperature })
     }
 
     /// The same attention to a window, rotated with nothing stretched by a base of its own (`rope.freq_base_swa`).
@@ -76,6 +81,7 @@ impl Attention {
         let mut attend = Attend::causal(heads);
         attend = self.scale.map_or(attend, |scale| attend.scale(scale));
         attend = self.sinks.map_or(attend, |sinks| attend.sinks(sinks));
+        attend = if self.chunks { attend.in_chunks() } else { attend };
         let mut y = b.attend(q, &kv, attend)?; // (T, heads * v_dim)
         if let Some(gate) = self.gate {
             let each = b.shape("attn_gate.weight").is_some_and(|s| s[0] == heads);
@@ -89,10 +95,14 @@ impl Attention {
         let x = match self.qk_norm {
             QkNorm::Heads => b.head_norm(x, norm, self.dim, b.eps()?)?,
             QkNorm::Rows => b.norm(x, norm, b.eps()?)?,
-            QkNorm::None | QkNorm::RotatedHeads => x,
+            QkNorm::None | QkNorm::RotatedHeads | QkNorm::BareRotatedHeads => x,
         };
         let x = self.rope.as_ref().map_or(Ok(x), |rope| b.rope(x, self.dim, rope))?;
-        if self.qk_norm == QkNorm::RotatedHeads { b.head_norm(x, norm, self.dim, b.eps()?) } else { Ok(x) }
+        match self.qk_norm {
+            QkNorm::RotatedHeads => b.head_norm(x, norm, self.dim, b.eps()?),
+            QkNorm::BareRotatedHeads => Ok(b.bare_norm(x, self.dim, b.eps()?)),
+            _ => Ok(x),
+        }
     }
 }
 
@@ -167,7 +177,7 @@ impl Mixture {
     pub(super) fn new(b: &Builder, gate: Gate, norm: bool, n_ff: usize) -> Result<Mixture> {
         let (k, groups) = (b.count("expert_used_count")?, b.expert_groups()?);
         let route = Route { k, gate, norm, scale: b.expert_scale()?, groups };
-        let experts = Experts { n: b.count("expert_count")?, n_ff, glu: Glu::Silu };
+        let experts = Experts { n: b.count("expert_count")?, n_ff, glu: Glu::Silu, weight_first: false };
         Ok(Mixture { route, experts, bias: false, shared: Glu::Silu })
     }
 

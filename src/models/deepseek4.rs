@@ -135,7 +135,7 @@ fn mixture(b: &Builder, h: Slot) -> Result<Slot> {
     let n_ff = b.count("expert_feed_forward_length")?;
     let logits = b.role(Role::Router).linear(h, "ffn_gate_inp", n)?; // (T, n)
     let chosen = b.route(logits, route, bias, table)?; // (T, k) each
-    let y = b.experts("ffn", h, chosen, Experts { n, n_ff, glu: glu(clamp) })?;
+    let y = b.experts("ffn", h, chosen, Experts { n, n_ff, glu: glu(clamp), weight_first: false })?;
     let n_shared = n_ff * b.count("expert_shared_count")?;
     Ok(b.add(y, blocks::mlp(b, h, "_shexp", n_shared, glu(shared_clamp))?))
 }

@@ -13,7 +13,7 @@ pub(super) fn build(b: &Builder) -> Result<Slot> {
     let (k, groups) = (b.count("expert_used_count")?, b.expert_groups()?);
     let route = Route { k, gate: Gate::SoftmaxOfChosen, norm: false, scale: 1.0, groups };
     let (n, n_ff) = (b.count("expert_count")?, b.count("expert_feed_forward_length")?);
-    let mixture = Mixture { route, experts: Experts { n, n_ff, glu: Glu::Oai }, bias: false, shared: Glu::Oai };
+    let mixture = Mixture { route, experts: Experts { n, n_ff, glu: Glu::Oai, weight_first: false }, bias: false, shared: Glu::Oai };
 
     let mut x = b.embed()?; // (T, n_embd)
     let layers = b.layers()?;

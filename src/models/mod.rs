@@ -40,6 +40,7 @@ families! {
     hy_v3: "hy_v3",
     laguna: "laguna",
     llama: "llama",
+    llama4: "llama4",
     maple: "maple",
     mellum: "mellum",
     mimo2: "mimo2",

@@ -30,12 +30,13 @@ pub struct Attend {
     sinks: Option<WeightId>,
     extra: Option<Extra>,
     selected: Option<Selected>,
+    chunks: bool,
 }
 
 impl Attend {
     /// Attention of `heads` query heads to every position that the cache's window leaves in sight.
     pub fn causal(heads: usize) -> Attend {
-        Attend { heads, scale: None, soft_cap: None, sinks: None, extra: None, selected: None }
+        Attend { heads, scale: None, soft_cap: None, sinks: None, extra: None, selected: None, chunks: false }
     }
 
     /// Multiplies q . k by `scale` instead of 1 / sqrt(columns of a key head).
@@ -56,6 +57,11 @@ impl Attend {
     /// Attends to the rows of a second cache too.
     pub fn extra(self, extra: Option<Extra>) -> Attend {
         Attend { extra, ..self }
+    }
+
+    /// Takes the cache's window as a cut of all positions into chunks of that size: a token sees those of its own.
+    pub fn in_chunks(self) -> Attend {
+        Attend { chunks: true, ..self }
     }
 
     /// Attends to selected rows of the cache only; None is all. The cache has no window.
@@ -90,8 +96,21 @@ struct Heads {
     scale: f32,
     /// Positions that a token sees, itself included.
     window: Option<usize>,
+    /// Whether positions are cut into chunks of `window` instead, of which a token sees its own.
+    chunks: bool,
     /// Squashes scores to (-cap, cap) by tanh.
     soft_cap: Option<f32>,
+}
+
+impl Heads {
+    /// The first position that the token before `end` sees.
+    fn first(&self, end: usize) -> usize {
+        match self.window {
+            None => 0,
+            Some(window) if self.chunks => (end - 1) / window * window,
+            Some(window) => end.saturating_sub(window),
+        }
+    }
 }
 
 /// A second cache to attend to.
@@ -240,7 +259,7 @@ impl AttendCall<'_> {
                 let beyond = chosen.last().map_or(0, |&last| ((last as usize + 1) * b.size).saturating_sub(end));
                 (0, chosen.len() * b.size - beyond)
             }
-            None => (self.a.window.map_or(0, |w| end.saturating_sub(w)), end),
+            None => (self.a.first(end), end),
         }
     }
 
@@ -552,7 +571,7 @@ impl Op for AttendOp {
             int(a.k_dim),
             v_dim,
             a.scale,
-            int(a.window.unwrap_or(0)),
+            if a.chunks { -int(a.window.unwrap_or(0)) } else { int(a.window.unwrap_or(0)) },
             a.soft_cap.unwrap_or(0.0),
             int(every),
             int(select.map_or(0, |s| s.width)),
@@ -584,7 +603,7 @@ impl Op for AttendOp {
 
     fn tables(&self) -> Vec<Table> {
         let op = AttendOp { ..*self };
-        let key = format!("spans {:?} {:?} {}", self.a.window, self.extra, self.span());
+        let key = format!("spans {:?} {} {:?} {}", self.a.window, self.a.chunks, self.extra, self.span());
         let fill = move |batch: &Batch, to: &mut [u8]| {
             for (span, to) in op.spans(batch).iter().zip(to.chunks_exact_mut(size_of::<Span>())) {
                 to.copy_from_slice(bytemuck::bytes_of(span));
@@ -615,7 +634,7 @@ impl AttendOp {
         let mut spans: Vec<Span> = Vec::new();
         for (i, row) in batch.rows.iter().enumerate() {
             let end = row.pos as usize + 1;
-            let from = self.a.window.map_or(0, |w| end.saturating_sub(w)) as i32;
+            let from = self.a.first(end) as i32;
             let extra = match self.extra {
                 Some((every, false)) => end / every,
                 // All that can be selected for a token of this position are there.
@@ -683,6 +702,7 @@ impl Builder<'_> {
                 v_dim: kv.v_dim,
                 scale: a.scale.unwrap_or(1.0 / (kv.k_dim as f32).sqrt()),
                 window: kv.window,
+                chunks: a.chunks,
                 soft_cap: a.soft_cap,
             },
             shared: kv.v.is_none(),

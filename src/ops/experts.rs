@@ -3,6 +3,7 @@
 //! ```text
 //! out[t] = sum_j weight[t][j] * (down_e (glu(gate_e x[t] + bg_e, up_e x[t] + bu_e)) + bd_e),   e = id[t][j]
 //! ```
+//! Llama 4 weighs what an expert reads: there gate and up are multiplied, and the sum is plain.
 //! Some models have no gate: there `glu` is an activation of the upper half alone.
 //!
 //! Tokens are grouped by expert, so that a weight is read once for all tokens that share it. The sum over `j` runs in
@@ -13,7 +14,7 @@ use anyhow::{Result, bail};
 use super::Glu;
 use super::linear::scale_bias;
 use crate::cpu::{Group, dense, grouped};
-use crate::cuda::{Grid, int, launch};
+use crate::cuda::{Grid, Ptr, int, launch};
 use crate::tape::{Builder, CpuIo, GpuIo, GpuValue, MatrixRows, Op, Role, Slot, Weight, WeightId};
 
 /// The shape of an expert layer.
@@ -25,6 +26,8 @@ pub struct Experts {
     pub n_ff: usize,
     /// What joins gate and up.
     pub glu: Glu,
+    /// Whether the router's weight multiplies what an expert reads instead of what it gives.
+    pub weight_first: bool,
 }
 
 /// The matrices before the activation.
@@ -125,6 +128,16 @@ impl Op for ExpertsOp {
             product(1, &by_token, x, up);
             Self::finish(io, &mut at, &ids, self.extras[1], up);
         }
+        let weight_first = self.e.weight_first;
+        if weight_first {
+            // The same as weighing what the products read, up to rounding.
+            for (p, row) in gate.chunks_exact_mut(n_gate.max(1)).enumerate() {
+                row.iter_mut().for_each(|v| *v *= weights[places[p] as usize]);
+            }
+            for (p, row) in up.chunks_exact_mut(n_up.max(1)).enumerate() {
+                row.iter_mut().for_each(|v| *v *= weights[places[p] as usize]);
+            }
+        }
         let glu = self.e.glu;
         io.pool.pieces(hidden, n_ff, ids.len() * n_ff * 32, |p, row| {
             let g = &gate[p * n_gate..];
@@ -142,7 +155,8 @@ impl Op for ExpertsOp {
         io.pool.pieces(&mut io.outs[0], n_embd, ids.len() * n_embd * 4, |t, out| {
             out.fill(0.0);
             for p in first(t)..first(t + 1) {
-                dense::add_times(out, weights[places[p] as usize], &down[p * n_embd..(p + 1) * n_embd]);
+                let weight = if weight_first { 1.0 } else { weights[places[p] as usize] };
+                dense::add_times(out, weight, &down[p * n_embd..(p + 1) * n_embd]);
             }
         });
         io.work.buffers = buffers;
@@ -178,6 +192,13 @@ impl Op for ExpertsOp {
                 (up.ptr, n_ff)
             }
         };
+        if self.e.weight_first {
+            let inner = [Some(gate), (self.inner == Inner::Apart).then_some(GpuValue { ptr: up, ..gate })];
+            for x in inner.into_iter().flatten() {
+                let total = x.rows * x.width;
+                launch::scale_rows(io.gpu, Grid::each(total), x.ptr, weights.ptr, x.ptr, int(x.width), total as u64)?;
+            }
+        }
         let hidden = value(n_ff);
         self.e.glu.start(io, (gate.ptr, gate.width), (up, up_stride), hidden.ptr, (pairs, n_ff, 1))?;
         let down = value(x.width);
@@ -189,7 +210,7 @@ impl Op for ExpertsOp {
             Grid::each(total),
             down.ptr,
             ids.ptr,
-            weights.ptr,
+            if self.e.weight_first { Ptr::default() } else { weights.ptr },
             io.weights[0].slots,
             io.outs[0].ptr,
             int(x.width),
