@@ -11,6 +11,9 @@ enum GluKind : int {
     GLU_GELU_ERF,   /// gelu(g) * u, with gelu(g) = 0.5 g (1 + erf(g / sqrt(2))).
     GLU_RELU_SQ,    /// max(u, 0)^2: there is no gate, and g is not read.
     GLU_RELU,       /// max(g, 0) * u.
+    GLU_MULTIPLY,   /// g * u.
+    GLU_SILU_CAP,   /// silu(g) * u, with silu(g) at most `limit` and u within -`limit`..`limit`.
+    GLU_SITU,       /// limit tanh(g / limit) sigmoid(g) * limit_u tanh(u / limit_u), or u itself where `limit_u` is 0.
 };
 
 /// How the router's logits become scores.
@@ -41,5 +44,6 @@ enum {
     MOST_CHOSEN = 64,    /// Experts that `route` can choose for a token.
     MOST_GROUPS = 32,    /// Groups of experts that `route` can choose among.
     MOST_STREAMS = 8,    /// Streams of hyper-connections.
+    MOST_SOURCES = 64,   /// Sources that `mix_sources` can mix.
     ARGMAX_PARTS = 32,   /// Parts of a row that are searched by blocks of their own, then joined by one warp.
 };

@@ -23,6 +23,13 @@ pub enum GluKind {
     ReluSq = 6,
     /// max(g, 0) * u.
     Relu = 7,
+    /// g * u.
+    Multiply = 8,
+    /// silu(g) * u, with silu(g) at most `limit` and u within -`limit`..`limit`.
+    SiluCap = 9,
+    /// limit tanh(g / limit) sigmoid(g) * limit_u tanh(u / limit_u), or u itself where `limit_u` is
+    /// 0.
+    Situ = 10,
 }
 
 /// How the router's logits become scores.
@@ -81,6 +88,9 @@ pub const MOST_GROUPS: usize = 32;
 
 /// Streams of hyper-connections.
 pub const MOST_STREAMS: usize = 8;
+
+/// Sources that `mix_sources` can mix.
+pub const MOST_SOURCES: usize = 64;
 
 /// Parts of a row that are searched by blocks of their own, then joined by one warp.
 pub const ARGMAX_PARTS: usize = 32;

@@ -81,6 +81,15 @@ pub(super) fn windowed(b: &Builder, layers: &[Layer], every: usize) -> Result<Ve
     Ok(layers.iter().map(|l| l.i % every < every - 1).collect())
 }
 
+/// The router's function, as `expert_gating_func` numbers it.
+pub(super) fn gating(b: &Builder) -> Result<Gate> {
+    match b.count("expert_gating_func")? {
+        1 => Ok(Gate::Softmax),
+        2 => Ok(Gate::Sigmoid),
+        other => Err(b.bad_key("expert_gating_func", other, "1 (softmax) or 2 (sigmoid)")),
+    }
+}
+
 /// Routed experts.
 #[derive(Clone, Copy, Debug)]
 pub(super) struct Mixture {
@@ -102,10 +111,15 @@ impl Mixture {
 
     /// From a layer's normed rows to the weighted sum of the chosen experts: `ffn_gate_inp`, `ffn_*_exps`.
     pub(super) fn build(&self, b: &Builder, h: Slot) -> Result<Slot> {
+        self.build_on(b, h, h)
+    }
+
+    /// The same with experts that read `x` in place of `h`, which is then the router's alone: as wide as `x`.
+    pub(super) fn build_on(&self, b: &Builder, h: Slot, x: Slot) -> Result<Slot> {
         let n = self.experts.n;
         let logits = b.role(Role::Router).linear(h, "ffn_gate_inp", n)?; // (T, n)
         let bias = if self.bias { b.opt_vector("exp_probs_b.bias", &[n])? } else { None };
         let chosen = b.route(logits, self.route, bias, None)?; // (T, k) each
-        b.experts("ffn", h, chosen, self.experts)
+        b.experts("ffn", x, chosen, self.experts)
     }
 }

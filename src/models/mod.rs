@@ -1,7 +1,8 @@
 //! The model families: one file each, one function in it, found by `general.architecture`. What several of them are made
-//! of is in `blocks`.
+//! of is in `blocks` and `mixers`.
 
 mod blocks;
+mod mixers;
 
 use anyhow::{Result, bail};
 
@@ -19,14 +20,16 @@ macro_rules! families {
 }
 
 families! {
+    bailingmoe3: "bailingmoe3",
     deepseek2: "deepseek2",
     deepseek4: "deepseek4",
     gemma3: "gemma3",
     glm4moe: "glm4moe",
     gpt_oss: "gpt-oss",
+    kimi_linear: "kimi-linear",
     llama: "llama",
     qwen2: "qwen2",
-    qwen35: "qwen35moe" "qwen35",
+    qwen35: "qwen35moe" "qwen35" "qwen3next",
     qwen3: "qwen3",
     qwen3moe: "qwen3moe",
 }

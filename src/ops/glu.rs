@@ -7,6 +7,9 @@
 //! Oai            h = min(g, 7); h * sigmoid(1.702 h) * (clamp(u, -7, 7) + 1)           (gpt-oss)
 //! Sigmoid        sigmoid(g) * u; a narrower g gates equal runs of u
 //! Gelu           g * sigmoid(2 sqrt(2 / pi) (g + 0.044715 g^3)) * u, GELU by its tanh approximation         (Gemma)
+//! Multiply       g * u                                                             (short convolutions of LFM2)
+//! SiluCap(L)     min(silu(g), L) * clamp(u, -L, L)                                                     (Ling 3)
+//! Situ(a, b)     a tanh(g / a) sigmoid(g) * b tanh(u / b); b = 0 leaves u alone                       (Kimi K3)
 //! ReluSquared    max(u, 0)^2, which has no gate                                                         (Nemotron)
 //! ```
 
@@ -33,6 +36,12 @@ pub enum Glu {
     Sigmoid,
     /// GEGLU, with the tanh approximation of GELU.
     Gelu,
+    /// The gate itself.
+    Multiply,
+    /// SwiGLU with the gate's SiLU at most this, and the other half within it.
+    SiluCap(f32),
+    /// A sigmoid gate times the gate, both halves squashed by tanh to within these; the second may be 0 for not at all.
+    Situ(f32, f32),
     /// The square of the positive part, without a gate.
     ReluSquared,
 }
@@ -47,6 +56,11 @@ pub(super) fn sigmoid(x: f32) -> f32 {
 #[inline]
 pub(super) fn silu(x: f32) -> f32 {
     x / (1.0 + (-x).exp())
+}
+
+/// `cap * tanh(x / cap)`, or `x` where the cap is 0.
+fn soft_cap(x: f32, cap: f32) -> f32 {
+    if cap == 0.0 { x } else { cap * (x / cap).tanh() }
 }
 
 impl Glu {
@@ -64,6 +78,7 @@ impl Glu {
         };
         match self {
             Glu::ReluSquared => return out.iter_mut().zip(u).for_each(|(o, u)| *o = u.max(0.0) * u.max(0.0)),
+            Glu::Multiply => return out.iter_mut().zip(g).zip(u).for_each(|((o, g), u)| *o = g * u),
             Glu::Gelu => out.iter_mut().zip(g).for_each(|(o, &g)| *o = GELU * (g + 0.044_715 * g * g * g)),
             _ => out.iter_mut().zip(g).for_each(|(o, &g)| *o = g.min(limit)),
         }
@@ -73,7 +88,12 @@ impl Glu {
                 Glu::Silu | Glu::Gelu => g * u,
                 Glu::SiluClamp(_) => g.min(limit) * u.clamp(-limit, limit),
                 Glu::Oai => g.min(limit) * (u.clamp(-limit, limit) + 1.0),
-                Glu::Sigmoid | Glu::ReluSquared => u,
+                Glu::SiluCap(limit) => {
+                    *o = (*o * g).min(limit);
+                    u.clamp(-limit, limit)
+                }
+                Glu::Situ(a, b) => soft_cap(g, a) * soft_cap(u, b),
+                Glu::Sigmoid | Glu::Multiply | Glu::ReluSquared => u,
             };
         }
     }
@@ -89,13 +109,16 @@ impl Glu {
         out: Ptr,
         (rows, n, run): (usize, usize, usize),
     ) -> Result<()> {
-        let (kind, limit) = match self {
-            Glu::Silu => (GluKind::Silu, 0.0),
-            Glu::SiluClamp(limit) => (GluKind::SiluClamp, limit),
-            Glu::Oai => (GluKind::Oai, 7.0),
-            Glu::Sigmoid => (GluKind::Sigmoid, 0.0),
-            Glu::Gelu => (GluKind::Gelu, 0.0),
-            Glu::ReluSquared => (GluKind::ReluSq, 0.0),
+        let (kind, limit, limit_u) = match self {
+            Glu::Silu => (GluKind::Silu, 0.0, 0.0),
+            Glu::SiluClamp(limit) => (GluKind::SiluClamp, limit, limit),
+            Glu::SiluCap(limit) => (GluKind::SiluCap, limit, limit),
+            Glu::Oai => (GluKind::Oai, 7.0, 7.0),
+            Glu::Sigmoid => (GluKind::Sigmoid, 0.0, 0.0),
+            Glu::Gelu => (GluKind::Gelu, 0.0, 0.0),
+            Glu::Multiply => (GluKind::Multiply, 0.0, 0.0),
+            Glu::Situ(a, b) => (GluKind::Situ, a, b),
+            Glu::ReluSquared => (GluKind::ReluSq, 0.0, 0.0),
         };
         let total = rows * n;
         launch::glu(
@@ -106,6 +129,7 @@ impl Glu {
             out,
             kind,
             limit,
+            limit_u,
             int(n),
             int(run),
             g_stride as u64,

@@ -4,15 +4,17 @@
 //! The sum of squares is kept in f64: it costs nothing next to the memory traffic and makes the result independent of
 //! the order of summation.
 
-use anyhow::Result;
+use anyhow::{Result, bail};
 
 use crate::cuda::{Grid, Ptr, int, launch};
 use crate::tape::{Builder, CpuIo, GpuIo, GpuValue, Op, Slot, WeightId};
 
 #[derive(Debug)]
 struct Norm {
-    /// Values normalised together; the weight, if any, is as long and shared by all heads of the row.
+    /// Values normalised together; the weight, if any, is as long and shared by all heads of the row, or
     head: usize,
+    /// as many times as long, and those parts are for heads that follow each other.
+    groups: usize,
     eps: f32,
     /// Multiplies the result: 1, or 1/sqrt(head) to make it an L2 norm.
     scale: f32,
@@ -32,13 +34,13 @@ pub(super) fn rms(x: &[f32], weight: Option<&[f32]>, eps: f32, scale: f32, out: 
 pub(super) fn norm(
     io: &GpuIo<'_>,
     x: GpuValue,
-    weight: Option<Ptr>,
+    (weight, groups): (Option<Ptr>, usize),
     head: usize,
     (eps, scale): (f32, f32),
     out: Ptr,
 ) -> Result<()> {
     let grid = Grid::new([x.rows * x.width / head, 1, 1], head.next_multiple_of(32).min(1024));
-    launch::rms_norm(io.gpu, grid, x.ptr, weight.unwrap_or_default(), out, int(head), eps, scale)
+    launch::rms_norm(io.gpu, grid, x.ptr, weight.unwrap_or_default(), out, int(head), int(groups), eps, scale)
 }
 
 impl Op for Norm {
@@ -50,13 +52,14 @@ impl Op for Norm {
         let weight = io.weights.first().map(|w| w.values);
         let x = io.ins[0];
         io.pool.pieces(&mut io.outs[0], self.head, x.len() * 8, |i, out| {
+            let weight = weight.map(|w| &w[i % self.groups * self.head..][..self.head]);
             rms(&x[i * self.head..(i + 1) * self.head], weight, self.eps, self.scale, out)
         });
     }
 
     fn gpu(&self, io: &GpuIo<'_>) -> Result<()> {
         let weight = io.weights.first().map(|w| w.ptr);
-        norm(io, io.ins[0], weight, self.head, (self.eps, self.scale), io.outs[0].ptr)
+        norm(io, io.ins[0], (weight, self.groups), self.head, (self.eps, self.scale), io.outs[0].ptr)
     }
 }
 
@@ -121,19 +124,33 @@ impl Builder<'_> {
     /// If the file does not have it in this shape.
     pub fn head_norm(&self, x: Slot, name: &str, head: usize, eps: f32) -> Result<Slot> {
         let w = self.vector(&format!("{name}.weight"), &[head])?;
-        let op = Norm { head, eps, scale: 1.0 };
+        let op = Norm { head, groups: 1, eps, scale: 1.0 };
         Ok(self.push_named(name, op, &[x], &[self.width(x)], &[w], &[])[0])
+    }
+
+    /// RMS norm of each of `groups` equal parts of the row, with `NAME.weight` as wide as the row.
+    ///
+    /// # Errors
+    /// If the file does not have it in this shape, or the row does not divide into so many parts.
+    pub fn group_norm(&self, x: Slot, name: &str, groups: usize, eps: f32) -> Result<Slot> {
+        let n = self.width(x);
+        if !n.is_multiple_of(groups) {
+            bail!("{}: tensor {name}.weight: {n} columns cannot be shared by {groups} groups", self.file());
+        }
+        let w = self.vector(&format!("{name}.weight"), &[groups, n / groups])?;
+        let op = Norm { head: n / groups, groups, eps, scale: 1.0 };
+        Ok(self.push_named(name, op, &[x], &[n], &[w], &[])[0])
     }
 
     /// RMS norm of every `head` values, without a weight.
     pub fn bare_norm(&self, x: Slot, head: usize, eps: f32) -> Slot {
-        self.push(Norm { head, eps, scale: 1.0 }, &[x], &[self.width(x)], &[])[0]
+        self.push(Norm { head, groups: 1, eps, scale: 1.0 }, &[x], &[self.width(x)], &[])[0]
     }
 
     /// L2 norm of every `head` values: `x / sqrt(sum(x^2) + eps)`.
     pub fn l2_norm(&self, x: Slot, head: usize, eps: f32) -> Slot {
         let n = head as f32;
-        let op = Norm { head, eps: eps / n, scale: 1.0 / n.sqrt() };
+        let op = Norm { head, groups: 1, eps: eps / n, scale: 1.0 / n.sqrt() };
         self.push(op, &[x], &[self.width(x)], &[])[0]
     }
 }
