@@ -27,6 +27,7 @@ families! {
     glm4moe: "glm4moe",
     gpt_oss: "gpt-oss",
     kimi_linear: "kimi-linear",
+    lfm2: "lfm2" "lfm2moe",
     llama: "llama",
     qwen2: "qwen2",
     qwen35: "qwen35moe" "qwen35" "qwen3next",
