@@ -1,9 +1,9 @@
-//! What layers of several families have in the place of grouped attention: latent attention, Kimi Delta Attention. Plain
+//! What layers of several families have in the place of grouped attention: latent attention, Kimi Delta Attention, Mamba-2. Plain
 //! functions, as in `blocks`; none of them knows a family.
 
 use anyhow::Result;
 
-use crate::ops::{Attend, Decay, Delta, Glu, Piece, Rope};
+use crate::ops::{Attend, Decay, Delta, Glu, Piece, Rope, Scan};
 use crate::tape::{Builder, Role, Slot};
 
 /// Latent attention to all positions, from a layer's normed rows to the heads' outputs: (T, heads * value length). The last
@@ -80,4 +80,30 @@ pub(super) fn decay_bound(b: &Builder) -> Result<Option<f32>> {
     }
     let bound = b.number(BOUND)?;
     if bound < 0.0 { Ok(Some(bound)) } else { Err(b.bad_key(BOUND, bound, "a number below 0")) }
+}
+
+/// A Mamba-2 layer, from its normed rows to what is added to the residual: a convolution over x, b and c, a scan, a gate of
+/// SiLU, a norm per group where the file has one.
+pub(super) fn mamba2(b: &Builder, h: Slot) -> Result<Slot> {
+    let b = &b.role(Role::Attention);
+    let (inner, heads) = (b.count("ssm.inner_size")?, b.count("ssm.time_step_rank")?);
+    let (groups, columns) = (b.count("ssm.group_count")?, b.count("ssm.state_size")?);
+    if !inner.is_multiple_of(heads) {
+        return Err(b.bad_key(
+            "ssm.inner_size",
+            inner,
+            format!("a multiple of the {heads} heads (ssm.time_step_rank)"),
+        ));
+    }
+    let shared = groups * columns;
+    let all = b.linear(h, "ssm_in", 2 * (inner + shared) + heads)?; // (T, z | x | b | c | dt)
+    let z = b.columns(all, 0, inner)?;
+    let xbc = b.conv(b.columns(all, inner, inner + 2 * shared)?, "ssm_conv1d", b.count("ssm.conv_kernel")?)?;
+    let dt = b.columns(all, 2 * (inner + shared), heads)?;
+    let part = |offset, len| b.columns(xbc, offset, len);
+    let inputs = [part(0, inner)?, part(inner, shared)?, part(inner + shared, shared)?, dt];
+    let y = b.mamba2(Scan { heads, dim: inner / heads, groups, columns }, inputs)?; // (T, inner)
+    let y = b.glu(Glu::Silu, z, y);
+    let y = if b.has("ssm_norm.weight") { b.group_norm(y, "ssm_norm", groups, b.eps()?)? } else { y };
+    b.linear(y, "ssm_out", b.width(h))
 }

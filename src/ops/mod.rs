@@ -20,6 +20,7 @@ mod recurrence;
 mod rope;
 mod route;
 mod scale;
+mod scan;
 
 pub(crate) use add::Add;
 pub use attend::{Attend, Extra};
@@ -34,3 +35,4 @@ pub(crate) use output_rows::cut_rows;
 pub use pack::Piece;
 pub use rope::{Pairs, Rope, Scaling};
 pub use route::{Gate, Route};
+pub use scan::Scan;
