@@ -28,6 +28,7 @@ families! {
     gpt_oss: "gpt-oss",
     granitehybrid: "granitehybrid",
     jamba: "jamba",
+    kimi_k3: "kimi-k3",
     kimi_linear: "kimi-linear",
     lfm2: "lfm2" "lfm2moe",
     llama: "llama",

@@ -21,6 +21,7 @@ mod rope;
 mod route;
 mod scale;
 mod scan;
+mod sources;
 
 pub(crate) use add::Add;
 pub use attend::{Attend, Extra};
