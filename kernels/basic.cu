@@ -2,10 +2,12 @@
 // codes, argmax.
 #include "matrix.cuh"
 
-/// x / sqrt(mean(x^2) + eps) * scale * weight over runs of `n` values. A block per run.
+/// x / sqrt(mean(x^2) + eps) * scale * weight over runs of `n` values; the weights of `groups` runs follow each other, and
+/// begin again. A block per run.
 extern "C" __global__ void __launch_bounds__(1024)
-    rms_norm(const float *x, const float *weight, float *out, int n, float eps, float scale) {
+    rms_norm(const float *x, const float *weight, float *out, int n, int groups, float eps, float scale) {
     __shared__ float scratch[32];
+    if (weight) weight += (u64)(blockIdx.x % groups) * n;
     x += (u64)blockIdx.x * n;
     out += (u64)blockIdx.x * n;
     float sum = 0.f;
@@ -79,8 +81,8 @@ __device__ __forceinline__ float sigmoid(float x) { return 1.f / (1.f + __expf(-
 
 /// A gate times the other half, as `kind` has it. Row r takes its gates from `g + r * g_stride`, its other half from
 /// `u + r * u_stride`; `run` values of u share a gate.
-extern "C" __global__ void glu(const float *g, const float *u, float *out, GluKind kind, float limit, int n,
-                               int run, u64 g_stride, u64 u_stride, u64 total) {
+extern "C" __global__ void glu(const float *g, const float *u, float *out, GluKind kind, float limit, float limit_u,
+                               int n, int run, u64 g_stride, u64 u_stride, u64 total) {
     u64 i = (u64)blockIdx.x * blockDim.x + threadIdx.x;
     if (i >= total) return;
     u64 r = i / n;
@@ -101,6 +103,11 @@ extern "C" __global__ void glu(const float *g, const float *u, float *out, GluKi
     case GLU_RELU: out[i] = fmaxf(a, 0.f) * b; break;
     case GLU_SILU_CAP: out[i] = fminf(a * sigmoid(a), limit) * fminf(fmaxf(b, -limit), limit); break;
     case GLU_SOFTPLUS: out[i] = (a > 20.f ? a : log1pf(expf(a))) * b; break;
+    case GLU_MULTIPLY: out[i] = a * b; break;
+    case GLU_SITU:
+        if (limit_u != 0.f) b = limit_u * tanhf(b / limit_u);
+        out[i] = limit * tanhf(a / limit) * sigmoid(a) * b;
+        break;
     }
 }
 

@@ -13,6 +13,8 @@ enum GluKind : int {
     GLU_RELU,       /// max(g, 0) * u.
     GLU_SILU_CAP,   /// silu(g) * u, with silu(g) at most `limit` and u within -`limit`..`limit`.
     GLU_SOFTPLUS,   /// log(1 + e^g) * u.
+    GLU_MULTIPLY,   /// g * u.
+    GLU_SITU,       /// limit tanh(g / limit) sigmoid(g) * limit_u tanh(u / limit_u), or u itself where `limit_u` is 0.
 };
 
 /// How the router's logits become scores.
@@ -43,5 +45,6 @@ enum {
     MOST_CHOSEN = 64,    /// Experts that `route` can choose for a token.
     MOST_GROUPS = 32,    /// Groups of experts that `route` can choose among.
     MOST_STREAMS = 8,    /// Streams of hyper-connections.
+    MOST_SOURCES = 64,   /// Sources that `mix_sources` can mix.
     ARGMAX_PARTS = 32,   /// Parts of a row that are searched by blocks of their own, then joined by one warp.
 };

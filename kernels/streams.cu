@@ -1,4 +1,4 @@
-// DeepSeek-V4's own: hyper-connections, compressed rows, and the choice among them.
+// Parallel residual streams: hyper-connections, attention to earlier residuals; compressed rows, and the choice among them.
 #include "compat.cuh"
 
 __device__ __forceinline__ float sigmoid(float x) { return 1.f / (1.f + expf(-x)); }
@@ -232,5 +232,36 @@ extern "C" __global__ void __launch_bounds__(256)
                 written += all;
             }
         }
+    }
+}
+
+/// Attention of a row's sources to one another: out = sum_i softmax_i(weight . rms_norm(x_i)) x_i, where the sources x_i are the
+/// `parts` rows of `n` values that `stack` has for the row, and then `last`. A block per row.
+extern "C" __global__ void __launch_bounds__(256)
+    mix_sources(const float *stack, const float *last, const float *weight, float *out, int parts, int n, float eps) {
+    __shared__ float scratch[32], scores[MOST_SOURCES];
+    u64 t = blockIdx.x;
+    const float *own = last + t * n;
+    stack += t * parts * n;
+    float most = -__uint_as_float(0x7f800000), total = 0.f;
+    for (int j = 0; j <= parts; j++) {
+        const float *x = j < parts ? stack + (u64)j * n : own;
+        float squares = 0.f, dot = 0.f;
+        for (int i = threadIdx.x; i < n; i += blockDim.x) squares += x[i] * x[i], dot += x[i] * weight[i];
+        squares = block_sum(squares, scratch);
+        dot = block_sum(dot, scratch);
+        float score = dot / sqrtf(squares / (float)n + eps);
+        if (threadIdx.x == 0) scores[j] = score;
+        most = fmaxf(most, score);
+    }
+    __syncthreads();
+    for (int j = 0; j <= parts; j++) total += expf(scores[j] - most);
+    for (int i = threadIdx.x; i < n; i += blockDim.x) {
+        float sum = 0.f;
+        for (int j = 0; j <= parts; j++) {
+            float x = j < parts ? stack[(u64)j * n + i] : own[i];
+            sum += expf(scores[j] - most) / total * x;
+        }
+        out[t * n + i] = sum;
     }
 }

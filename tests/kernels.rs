@@ -314,6 +314,8 @@ fn every_glu_is_its_formula_and_one_without_a_gate_reads_none() {
         GluKind::Relu => g.max(0.0) * u,
         GluKind::SiluCap => (g * sigmoid(g)).min(2.0) * clamped(g, u).1,
         GluKind::Softplus => g.exp().ln_1p() * u,
+        GluKind::Multiply => g * u,
+        GluKind::Situ => 2.0 * (g / 2.0).tanh() * sigmoid(g) * 3.0 * (u / 3.0).tanh(),
     };
     let kinds = [
         GluKind::Silu,
@@ -326,6 +328,8 @@ fn every_glu_is_its_formula_and_one_without_a_gate_reads_none() {
         GluKind::Relu,
         GluKind::SiluCap,
         GluKind::Softplus,
+        GluKind::Multiply,
+        GluKind::Situ,
     ];
     // Rows, values of u, and how many of those share a gate; gates and the rest side by side, as fused products give them.
     for (rows, n, run) in [(1, 1, 1), (3, 100, 1), (2, 96, 8)] {
@@ -336,7 +340,7 @@ fn every_glu_is_its_formula_and_one_without_a_gate_reads_none() {
             let g = if kind == GluKind::ReluSq { Ptr::default() } else { from.ptr() };
             let (u, total, wide) = (from.ptr().at(n / run * 4), rows * n, stride as u64);
             let (gpu, grid, out) = (Some(&gpu), Grid::each(total), out.ptr());
-            launch::glu(gpu, grid, g, u, out, kind, 2.0, int(n), int(run), wide, wide, total as u64).unwrap();
+            launch::glu(gpu, grid, g, u, out, kind, 2.0, 3.0, int(n), int(run), wide, wide, total as u64).unwrap();
             let want: Vec<f64> = (0..total)
                 .map(|i| {
                     let row = &x[i / n * stride..][..stride];

@@ -381,6 +381,37 @@ for_each_isa! {
 }
 
 for_each_isa! {
+    /// `out[j] = s[j] . x`, for rows of `s` as long as `x`, as many as `out` has values.
+    pub fn row_dots(s: &[f32], x: &[f32], out: &mut [f32]) {
+        for (s, out) in s.chunks_exact(x.len()).zip(out) {
+            let mut sums = [0f32; 16];
+            for (s, x) in s.chunks(16).zip(x.chunks(16)) {
+                sums.iter_mut().zip(s).zip(x).for_each(|((sum, s), x)| *sum += s * x);
+            }
+            *out = sums.iter().sum();
+        }
+    }
+}
+
+for_each_isa! {
+    /// A step of a recurrent state, for rows of `s` as long as `decay`, `b` and `c`, as many as `x` and `out` have values:
+    /// `s[j] = s[j] * decay + x[j] * b`, column by column, then `out[j] = s[j] . c`.
+    pub fn recur(s: &mut [f32], decay: &[f32], x: &[f32], b: &[f32], c: &[f32], out: &mut [f32]) {
+        for ((s, x), out) in s.chunks_exact_mut(decay.len()).zip(x).zip(out) {
+            let mut sums = [0f32; 16];
+            let columns = s.chunks_mut(16).zip(decay.chunks(16)).zip(b.chunks(16)).zip(c.chunks(16));
+            for (((s, decay), b), c) in columns {
+                for ((((sum, s), decay), b), c) in sums.iter_mut().zip(s).zip(decay).zip(b).zip(c) {
+                    *s = *s * decay + x * b;
+                    *sum += *s * c;
+                }
+            }
+            *out = sums.iter().sum();
+        }
+    }
+}
+
+for_each_isa! {
     /// The wrapping sum.
     pub fn sum(v: &[u64]) -> u64 {
         // Eight vectors of sums, so that the loop waits for memory and not for its own additions.

@@ -27,6 +27,11 @@ pub enum GluKind {
     SiluCap = 8,
     /// log(1 + e^g) * u.
     Softplus = 9,
+    /// g * u.
+    Multiply = 10,
+    /// limit tanh(g / limit) sigmoid(g) * limit_u tanh(u / limit_u), or u itself where `limit_u` is
+    /// 0.
+    Situ = 11,
 }
 
 /// How the router's logits become scores.
@@ -85,6 +90,9 @@ pub const MOST_GROUPS: usize = 32;
 
 /// Streams of hyper-connections.
 pub const MOST_STREAMS: usize = 8;
+
+/// Sources that `mix_sources` can mix.
+pub const MOST_SOURCES: usize = 64;
 
 /// Parts of a row that are searched by blocks of their own, then joined by one warp.
 pub const ARGMAX_PARTS: usize = 32;

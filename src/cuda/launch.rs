@@ -1,7 +1,7 @@
 //! One function for every kernel, with the arguments of its prototype.
 //!
 //! kernels/ptx.sh makes this file (kernels/launch.py alone does without the CUDA compiler) from the kernels' sources,
-//! whose hash is e83534b7f2d751efe88624bc5ee5b95642772e3fa1e69b260ebeae492684d8e4.
+//! whose hash is a27c69e2486ceb3b4c31e18c83f967d69a6e3eaf4ebeba7726ba3f177e40e8b5.
 
 #![allow(clippy::too_many_arguments)] // the kernels' arguments, in their order
 
@@ -158,13 +158,15 @@ pub fn store_rows(gpu: Option<&Gpu>, grid: Grid, x: Ptr, rows: Ptr, seq: Ptr, po
 
 /// Starts `rms_norm` of kernels/basic.cu:
 /// ```text
-/// x / sqrt(mean(x^2) + eps) * scale * weight over runs of `n` values. A block per run.
+/// x / sqrt(mean(x^2) + eps) * scale * weight over runs of `n` values; the weights of `groups` runs
+/// follow each other, and begin again. A block per run.
 /// ```
 /// # Errors
 /// If the driver does not take the kernel or its arguments.
-pub fn rms_norm(gpu: Option<&Gpu>, grid: Grid, x: Ptr, weight: Ptr, out: Ptr, n: i32, eps: f32,
+pub fn rms_norm(gpu: Option<&Gpu>, grid: Grid, x: Ptr, weight: Ptr, out: Ptr, n: i32, groups: i32, eps: f32,
         scale: f32) -> Result<()> {
-    let args = [Arg::Ptr(x), Arg::Ptr(weight), Arg::Ptr(out), Arg::Int(n), Arg::Float(eps), Arg::Float(scale)];
+    let args = [Arg::Ptr(x), Arg::Ptr(weight), Arg::Ptr(out), Arg::Int(n), Arg::Int(groups), Arg::Float(eps),
+        Arg::Float(scale)];
     start(gpu, ("basic", "rms_norm"), grid, &args)
 }
 
@@ -254,10 +256,10 @@ pub fn soft_cap(gpu: Option<&Gpu>, grid: Grid, x: Ptr, out: Ptr, cap: f32, total
 /// ```
 /// # Errors
 /// If the driver does not take the kernel or its arguments.
-pub fn glu(gpu: Option<&Gpu>, grid: Grid, g: Ptr, u: Ptr, out: Ptr, kind: GluKind, limit: f32, n: i32, run: i32,
-        g_stride: u64, u_stride: u64, total: u64) -> Result<()> {
-    let args = [Arg::Ptr(g), Arg::Ptr(u), Arg::Ptr(out), Arg::Int(kind as i32), Arg::Float(limit), Arg::Int(n),
-        Arg::Int(run), Arg::Long(g_stride), Arg::Long(u_stride), Arg::Long(total)];
+pub fn glu(gpu: Option<&Gpu>, grid: Grid, g: Ptr, u: Ptr, out: Ptr, kind: GluKind, limit: f32, limit_u: f32, n: i32,
+        run: i32, g_stride: u64, u_stride: u64, total: u64) -> Result<()> {
+    let args = [Arg::Ptr(g), Arg::Ptr(u), Arg::Ptr(out), Arg::Int(kind as i32), Arg::Float(limit), Arg::Float(limit_u),
+        Arg::Int(n), Arg::Int(run), Arg::Long(g_stride), Arg::Long(u_stride), Arg::Long(total)];
     start(gpu, ("basic", "glu"), grid, &args)
 }
 
@@ -348,15 +350,16 @@ pub fn argmax(gpu: Option<&Gpu>, grid: Grid, parts: Ptr, out: Ptr) -> Result<()>
 
 /// Starts `conv` of kernels/recurrent.cu:
 /// ```text
-/// out[t][c] = silu(sum_j w[c][j] x[pos - taps + 1 + j][c]), from the batch's rows and, before
-/// them, rows of f32 by position. Grid: (columns / 128, rows).
+/// out[t][c] = silu(sum_j w[c][j] x[pos - taps + 1 + j][c] + bias[c]), from the batch's rows and,
+/// before them, rows of f32 by position; `bias` may be null, and `silu` 0 for none. Grid: (columns
+/// / 128, rows).
 /// ```
 /// # Errors
 /// If the driver does not take the kernel or its arguments.
-pub fn conv(gpu: Option<&Gpu>, grid: Grid, x: Ptr, past: Ptr, w: Ptr, seq: Ptr, pos: Ptr, out: Ptr, n: i32, taps: i32,
-        capacity: i32, row_bytes: u64, seq_bytes: u64) -> Result<()> {
-    let args = [Arg::Ptr(x), Arg::Ptr(past), Arg::Ptr(w), Arg::Ptr(seq), Arg::Ptr(pos), Arg::Ptr(out), Arg::Int(n),
-        Arg::Int(taps), Arg::Int(capacity), Arg::Long(row_bytes), Arg::Long(seq_bytes)];
+pub fn conv(gpu: Option<&Gpu>, grid: Grid, x: Ptr, past: Ptr, w: Ptr, bias: Ptr, seq: Ptr, pos: Ptr, out: Ptr,
+        silu: i32, n: i32, taps: i32, capacity: i32, row_bytes: u64, seq_bytes: u64) -> Result<()> {
+    let args = [Arg::Ptr(x), Arg::Ptr(past), Arg::Ptr(w), Arg::Ptr(bias), Arg::Ptr(seq), Arg::Ptr(pos), Arg::Ptr(out),
+        Arg::Int(silu), Arg::Int(n), Arg::Int(taps), Arg::Int(capacity), Arg::Long(row_bytes), Arg::Long(seq_bytes)];
     start(gpu, ("recurrent", "conv"), grid, &args)
 }
 
@@ -367,16 +370,78 @@ pub const DELTA: [usize; 5] = [16, 32, 64, 128, 256];
 /// ```text
 /// The gated delta rule; see src/ops/delta.rs. Four threads hold a row of a head's state (N x N) in
 /// registers, four columns of every sixteen each. Rows do not meet, so that a head is shared out
-/// among blocks. Grid: (value heads, runs of tokens of one sequence, parts of a head).
+/// among blocks. `bound` is 0 where the decay has none. Grid: (value heads, runs of tokens of one
+/// sequence, parts of a head).
 /// ```
 /// # Errors
 /// If the driver does not take the kernel or its arguments.
 pub fn delta(gpu: Option<&Gpu>, n: usize, grid: Grid, q: Ptr, k: Ptr, v: Ptr, beta: Ptr, alpha: Ptr, dt: Ptr, a: Ptr,
-        state: Ptr, out: Ptr, first: Ptr, count: Ptr, seq: Ptr, k_heads: i32, v_heads: i32) -> Result<()> {
+        state: Ptr, out: Ptr, first: Ptr, count: Ptr, seq: Ptr, k_heads: i32, v_heads: i32, run: i32, bound: f32,
+        sign: f32) -> Result<()> {
     let args = [Arg::Ptr(q), Arg::Ptr(k), Arg::Ptr(v), Arg::Ptr(beta), Arg::Ptr(alpha), Arg::Ptr(dt), Arg::Ptr(a),
         Arg::Ptr(state), Arg::Ptr(out), Arg::Ptr(first), Arg::Ptr(count), Arg::Ptr(seq), Arg::Int(k_heads),
-        Arg::Int(v_heads)];
+        Arg::Int(v_heads), Arg::Int(run), Arg::Float(bound), Arg::Float(sign)];
     start(gpu, ("recurrent", &format!("delta_{n}")), grid, &args)
+}
+
+/// The sizes that [`delta_channels`] has kernels for: `n`.
+pub const DELTA_CHANNELS: [usize; 5] = [16, 32, 64, 128, 256];
+
+/// Starts `delta_channels_N` of kernels/recurrent.cu:
+/// ```text
+/// The gated delta rule; see src/ops/delta.rs. Four threads hold a row of a head's state (N x N) in
+/// registers, four columns of every sixteen each. Rows do not meet, so that a head is shared out
+/// among blocks. `bound` is 0 where the decay has none. Grid: (value heads, runs of tokens of one
+/// sequence, parts of a head).
+/// ```
+/// # Errors
+/// If the driver does not take the kernel or its arguments.
+pub fn delta_channels(gpu: Option<&Gpu>, n: usize, grid: Grid, q: Ptr, k: Ptr, v: Ptr, beta: Ptr, alpha: Ptr, dt: Ptr,
+        a: Ptr, state: Ptr, out: Ptr, first: Ptr, count: Ptr, seq: Ptr, k_heads: i32, v_heads: i32, run: i32,
+        bound: f32, sign: f32) -> Result<()> {
+    let args = [Arg::Ptr(q), Arg::Ptr(k), Arg::Ptr(v), Arg::Ptr(beta), Arg::Ptr(alpha), Arg::Ptr(dt), Arg::Ptr(a),
+        Arg::Ptr(state), Arg::Ptr(out), Arg::Ptr(first), Arg::Ptr(count), Arg::Ptr(seq), Arg::Int(k_heads),
+        Arg::Int(v_heads), Arg::Int(run), Arg::Float(bound), Arg::Float(sign)];
+    start(gpu, ("recurrent", &format!("delta_channels_{n}")), grid, &args)
+}
+
+/// The sizes that [`scan`] has kernels for: `n`.
+pub const SCAN: [usize; 5] = [16, 32, 64, 128, 256];
+
+/// Starts `scan_N` of kernels/recurrent.cu:
+/// ```text
+/// A scan whose state decays as a whole in each head (Mamba-2; without `dt` lightning attention,
+/// where head h forgets at the rate scale base^(h + 1)); see src/ops/scan.rs. Four threads hold a
+/// row of a head's state (dim x N) in registers, four columns of every sixteen each. `d` may be
+/// null. Grid: (heads, runs of tokens of one sequence, parts of a head).
+/// ```
+/// # Errors
+/// If the driver does not take the kernel or its arguments.
+pub fn scan(gpu: Option<&Gpu>, n: usize, grid: Grid, x: Ptr, b: Ptr, c: Ptr, dt: Ptr, bias: Ptr, a: Ptr, d: Ptr,
+        state: Ptr, out: Ptr, first: Ptr, count: Ptr, seq: Ptr, heads: i32, dim: i32, groups: i32, base: f32,
+        scale: f32) -> Result<()> {
+    let args = [Arg::Ptr(x), Arg::Ptr(b), Arg::Ptr(c), Arg::Ptr(dt), Arg::Ptr(bias), Arg::Ptr(a), Arg::Ptr(d),
+        Arg::Ptr(state), Arg::Ptr(out), Arg::Ptr(first), Arg::Ptr(count), Arg::Ptr(seq), Arg::Int(heads), Arg::Int(dim),
+        Arg::Int(groups), Arg::Float(base), Arg::Float(scale)];
+    start(gpu, ("recurrent", &format!("scan_{n}")), grid, &args)
+}
+
+/// The sizes that [`channel_scan`] has kernels for: `n`.
+pub const CHANNEL_SCAN: [usize; 2] = [16, 32];
+
+/// Starts `channel_scan_N` of kernels/recurrent.cu:
+/// ```text
+/// A scan in which every channel has a step, and every value of its state (N) a rate, of its own
+/// (Mamba); see src/ops/scan.rs. A thread holds a channel's state in registers. Grid: (channels /
+/// 128, runs of tokens of one sequence).
+/// ```
+/// # Errors
+/// If the driver does not take the kernel or its arguments.
+pub fn channel_scan(gpu: Option<&Gpu>, n: usize, grid: Grid, x: Ptr, b: Ptr, c: Ptr, dt: Ptr, a: Ptr, d: Ptr,
+        state: Ptr, out: Ptr, first: Ptr, count: Ptr, seq: Ptr, channels: i32) -> Result<()> {
+    let args = [Arg::Ptr(x), Arg::Ptr(b), Arg::Ptr(c), Arg::Ptr(dt), Arg::Ptr(a), Arg::Ptr(d), Arg::Ptr(state),
+        Arg::Ptr(out), Arg::Ptr(first), Arg::Ptr(count), Arg::Ptr(seq), Arg::Int(channels)];
+    start(gpu, ("recurrent", &format!("channel_scan_{n}")), grid, &args)
 }
 
 /// Starts `route` of kernels/route.cu:
@@ -535,4 +600,19 @@ pub fn index_top(gpu: Option<&Gpu>, grid: Grid, scores: Ptr, pos: Ptr, out: Ptr,
         most: i32) -> Result<()> {
     let args = [Arg::Ptr(scores), Arg::Ptr(pos), Arg::Ptr(out), Arg::Int(k), Arg::Int(every), Arg::Int(most)];
     start(gpu, ("streams", "index_top"), grid, &args)
+}
+
+/// Starts `mix_sources` of kernels/streams.cu:
+/// ```text
+/// Attention of a row's sources to one another: out = sum_i softmax_i(weight . rms_norm(x_i)) x_i,
+/// where the sources x_i are the `parts` rows of `n` values that `stack` has for the row, and then
+/// `last`. A block per row.
+/// ```
+/// # Errors
+/// If the driver does not take the kernel or its arguments.
+pub fn mix_sources(gpu: Option<&Gpu>, grid: Grid, stack: Ptr, last: Ptr, weight: Ptr, out: Ptr, parts: i32, n: i32,
+        eps: f32) -> Result<()> {
+    let args = [Arg::Ptr(stack), Arg::Ptr(last), Arg::Ptr(weight), Arg::Ptr(out), Arg::Int(parts), Arg::Int(n),
+        Arg::Float(eps)];
+    start(gpu, ("streams", "mix_sources"), grid, &args)
 }

@@ -159,6 +159,19 @@ pub(super) fn windowed(b: &Builder, layers: &[Layer], every: usize, full: Full) 
     Ok(layers.iter().map(|l| l.i % every != full).collect())
 }
 
+/// The router's function, as `expert_gating_func` numbers it, or `default` where the file does not say.
+pub(super) fn gating(b: &Builder, default: Gate) -> Result<Gate> {
+    const FUNCTION: &str = "expert_gating_func";
+    match b.count_or_zero(FUNCTION)? {
+        0 => Ok(default),
+        1 => Ok(Gate::Softmax),
+        2 => Ok(Gate::Sigmoid),
+        3 => Ok(Gate::SoftmaxOfChosen),
+        4 => Ok(Gate::SqrtSoftplus),
+        other => Err(b.bad_key(FUNCTION, other, "1 to 4 (softmax, sigmoid, softmax of the chosen, root of softplus)")),
+    }
+}
+
 /// Routed experts.
 #[derive(Clone, Copy, Debug)]
 pub(super) struct Mixture {
@@ -184,15 +197,7 @@ impl Mixture {
     /// The layer's experts as the metadata describes the router too: its function, `gate` where the file does not say,
     /// and whether the weights are made to sum to 1.
     pub(super) fn from_keys(b: &Builder, gate: Gate) -> Result<Mixture> {
-        const FUNCTION: &str = "expert_gating_func";
-        let gate = match b.count_or_zero(FUNCTION)? {
-            0 => gate,
-            1 => Gate::Softmax,
-            2 => Gate::Sigmoid,
-            3 => Gate::SoftmaxOfChosen,
-            4 => Gate::SqrtSoftplus,
-            other => return Err(b.bad_key(FUNCTION, other, "1 to 4 (softmax, sigmoid, of the chosen, softplus)")),
-        };
+        let gate = gating(b, gate)?;
         let norm = b.flag_or("expert_weights_norm", false)?;
         Ok(Mixture { bias: true, ..Mixture::new(b, gate, norm, b.count("expert_feed_forward_length")?)? })
     }
@@ -202,7 +207,7 @@ impl Mixture {
         self.build_apart(b, h, h)
     }
 
-    /// As [`Mixture::build`], with a router that reads other rows than the experts do.
+    /// As [`Mixture::build`], with a router that reads `of_router` in place of `h`.
     pub(super) fn build_apart(&self, b: &Builder, of_router: Slot, h: Slot) -> Result<Slot> {
         let n = self.experts.n;
         let logits = b.role(Role::Router).linear(of_router, "ffn_gate_inp", n)?; // (T, n)

@@ -1,8 +1,9 @@
 //! The model families: one file each, one function in it, found by `general.architecture`. What several of them are made
-//! of is in `blocks` and `latent`.
+//! of is in `blocks`, `latent` and `mixers`.
 
 mod blocks;
 mod latent;
+mod mixers;
 
 use anyhow::{Result, bail};
 
@@ -22,6 +23,7 @@ macro_rules! families {
 families! {
     afmoe: "afmoe",
     bailingmoe2: "bailingmoe2",
+    bailingmoe3: "bailingmoe3",
     cohere2moe: "cohere2moe",
     deepseek2: "deepseek2",
     deepseek32: "deepseek32",
@@ -35,26 +37,33 @@ families! {
     glm4moe: "glm4moe",
     glm_dsa: "glm-dsa",
     gpt_oss: "gpt-oss",
+    granitehybrid: "granitehybrid",
     granitemoe: "granite" "granitemoe",
     hunyuan_moe: "hunyuan-moe",
     hy_v3: "hy_v3",
+    jamba: "jamba",
+    kimi_k3: "kimi-k3",
+    kimi_linear: "kimi-linear",
     laguna: "laguna",
+    lfm2: "lfm2" "lfm2moe",
     llama: "llama",
     llama4: "llama4",
     maple: "maple",
     mellum: "mellum",
     mimo2: "mimo2",
+    minimax_01: "minimax-01",
     minimax_m2: "minimax-m2",
     mistral3: "mistral3",
     mistral4: "mistral4",
     muse_glimmer: "muse-glimmer",
+    nemotron_h: "nemotron_h" "nemotron_h_moe",
     olmo2: "olmo2",
     olmoe: "olmoe",
     phimoe: "phimoe",
     qwen2: "qwen2",
     qwen2moe: "qwen2moe",
     qwen3: "qwen3",
-    qwen35: "qwen35moe" "qwen35",
+    qwen35: "qwen35moe" "qwen35" "qwen3next",
     qwen3moe: "qwen3moe",
     seed_oss: "seed_oss",
     smallthinker: "smallthinker",

@@ -1,9 +1,10 @@
-//! Qwen3.5, dense and MoE: three gated-delta-net layers to one of gated attention; a shared expert with a sigmoid gate.
+//! Qwen3-Next, and Qwen3.5, dense and MoE: three gated-delta-net layers to one of gated attention; a shared expert with a
+//! sigmoid gate.
 
 use anyhow::Result;
 
 use super::blocks::{self, Mixture};
-use crate::ops::{Attend, Delta, Gate, Glu, Pairs, Piece};
+use crate::ops::{Attend, Decay, Delta, Gate, Glu, Pairs, Piece};
 use crate::tape::{Builder, Role, Slot};
 
 pub(super) fn build(b: &Builder) -> Result<Slot> {
@@ -55,17 +56,39 @@ fn delta_net(b: &Builder, h: Slot, eps: f32) -> Result<Slot> {
         return Err(b.bad_key("ssm.inner_size", inner, format!("{v_heads} heads of {dim}, as wide as those of the keys")));
     }
     let (n_k, n_v) = (k_heads * dim, v_heads * dim);
-    let qkv = b.linear(h, "attn_qkv", 2 * n_k + n_v)?; // (T, q | k | v)
-    let z = b.linear(h, "attn_gate", n_v)?; // (T, n_v)
-    let beta = b.linear(h, "ssm_beta", v_heads)?; // (T, v_heads)
-    let alpha = b.linear(h, "ssm_alpha", v_heads)?; // (T, v_heads)
+    let by_key_head = b.has("ssm_ba.weight");
+    let run = if by_key_head { v_heads / k_heads } else { 1 };
+    let delta = Delta { k_heads, v_heads, dim, run, decay: Decay::Softplus };
+    let (qkv, z) = match b.has("ssm_in.weight") {
+        true => qkvz(b, h, &delta)?,
+        false => (b.linear(h, "attn_qkv", 2 * n_k + n_v)?, b.linear(h, "attn_gate", n_v)?),
+    }; // (T, q | k | v) and (T, n_v)
+    let (beta, alpha) = match by_key_head {
+        true => {
+            let x = b.linear(h, "ssm_ba", 2 * v_heads)?; // (T, k_heads * (beta | alpha))
+            let part = |offset| b.pack(k_heads, &[Piece { x, stride: 2 * run, offset, len: run }]);
+            (part(0)?, part(run)?)
+        }
+        false => (b.linear(h, "ssm_beta", v_heads)?, b.linear(h, "ssm_alpha", v_heads)?),
+    }; // (T, v_heads) each
     let qkv = b.conv(qkv, "ssm_conv1d", b.count("ssm.conv_kernel")?)?;
     let q = b.l2_norm(b.columns(qkv, 0, n_k)?, dim, eps); // (T, n_k)
     let k = b.l2_norm(b.columns(qkv, n_k, n_k)?, dim, eps); // (T, n_k)
     let v = b.columns(qkv, 2 * n_k, n_v)?; // (T, n_v)
-    let y = b.delta(Delta { k_heads, v_heads, dim }, [q, k, v, beta, alpha], "ssm_dt.bias", "ssm_a")?; // (T, n_v)
+    let y = b.delta(delta, [q, k, v, beta, alpha], "ssm_dt.bias", "ssm_a")?; // (T, n_v)
     let y = b.head_norm(y, "ssm_norm", dim, eps)?;
     b.linear(b.glu(Glu::Silu, z, y), "ssm_out", n_embd)
+}
+
+/// Queries, keys and values, and the gate, from the one matrix of older Qwen3-Next files, whose rows go by key head.
+fn qkvz(b: &Builder, h: Slot, d: &Delta) -> Result<(Slot, Slot)> {
+    let (dim, n_v) = (d.dim, d.run * d.dim);
+    let stride = 2 * dim + 2 * n_v;
+    let x = b.linear(h, "ssm_in", d.k_heads * stride)?; // (T, k_heads * (q | k | v | z))
+    let part = |offset, len| b.pack(d.k_heads, &[Piece { x, stride, offset, len }]);
+    let all = |x, len| Piece { x, stride: 0, offset: 0, len: d.k_heads * len };
+    let qkv = b.pack(1, &[all(part(0, dim)?, dim), all(part(dim, dim)?, dim), all(part(2 * dim, n_v)?, n_v)])?;
+    Ok((qkv, part(2 * dim + n_v, n_v)?))
 }
 
 fn mixture(b: &Builder, h: Slot) -> Result<Slot> {

@@ -1,17 +1,20 @@
-//! conv: a short causal convolution along the sequence, a few taps per channel, then SiLU.
+//! conv: a short causal convolution along the sequence, a few taps per channel, with a bias where the file has one; then
+//! SiLU, or nothing.
 //!
-//! `out[t][c] = silu(sum_j w[c][j] * x[t - taps + 1 + j][c])`; before the sequence's start x is 0. The state holds the rows
-//! before the batch: the batch's own are in the input, and a ring for all of them would be gigabytes in a large model.
+//! `out[t][c] = silu(sum_j w[c][j] * x[t - taps + 1 + j][c] + bias[c])`; before the sequence's start x is 0. The state holds
+//! the rows before the batch: the batch's own are in the input, and a ring for all of them would be gigabytes in a large
+//! model.
 
 use anyhow::Result;
 
 use super::glu::silu;
 use crate::cuda::{Grid, Ptr, int, launch};
-use crate::tape::{Batch, Builder, CpuIo, GpuIo, Op, Role, Slot, Table};
+use crate::tape::{Batch, Builder, CpuIo, GpuIo, Op, Role, Slot, Table, WeightId};
 
 #[derive(Debug)]
 struct Conv {
     taps: usize,
+    silu: bool,
 }
 
 impl Op for Conv {
@@ -22,7 +25,7 @@ impl Op for Conv {
     fn cpu(&self, io: &mut CpuIo<'_>) {
         let x = io.ins[0];
         let n = x.len() / io.rows;
-        let (past, w) = (&io.states[0], io.weights[0].values);
+        let (past, w, bias) = (&io.states[0], io.weights[0].values, io.weights.get(1).map(|b| b.values));
         io.pool.pieces(&mut io.outs[0], n, x.len() * self.taps * 8, |t, out| {
             let row = io.batch.rows[t];
             out.fill(0.0);
@@ -38,7 +41,12 @@ impl Op for Conv {
                     *o += w[c * self.taps + j] * f32::from_ne_bytes(*v);
                 }
             }
-            out.iter_mut().for_each(|o| *o = silu(*o));
+            if let Some(bias) = bias {
+                out.iter_mut().zip(bias).for_each(|(o, b)| *o += b);
+            }
+            if self.silu {
+                out.iter_mut().for_each(|o| *o = silu(*o));
+            }
         });
         for (t, row) in io.batch.rows.iter().enumerate().filter(|(t, _)| is_last(io.batch, *t, self.taps)) {
             io.states[0].write(row.seq, row.pos as usize, &x[t * n..(t + 1) * n]);
@@ -54,9 +62,11 @@ impl Op for Conv {
             x.ptr,
             Ptr(c.rows),
             io.weights[0].ptr,
+            io.weights.get(1).map(|b| b.ptr).unwrap_or_default(),
             io.lists.seqs,
             io.lists.positions,
             io.outs[0].ptr,
+            i32::from(self.silu),
             int(x.width),
             int(self.taps),
             c.capacity,
@@ -84,14 +94,28 @@ fn is_last(batch: &Batch, t: usize, n: usize) -> bool {
 }
 
 impl Builder<'_> {
-    /// Convolution of every column of `x` with `NAME.weight` (columns, taps), then SiLU.
+    /// Convolution of every column of `x` with `NAME.weight` (columns, taps), plus `NAME.bias` if there is one, then SiLU.
     ///
     /// # Errors
     /// If the weight is missing or has another shape.
     pub fn conv(&self, x: Slot, name: &str, taps: usize) -> Result<Slot> {
+        self.convolution(x, name, Conv { taps, silu: true })
+    }
+
+    /// [`Builder::conv`] without SiLU.
+    ///
+    /// # Errors
+    /// If the weight is missing or has another shape.
+    pub fn linear_conv(&self, x: Slot, name: &str, taps: usize) -> Result<Slot> {
+        self.convolution(x, name, Conv { taps, silu: false })
+    }
+
+    fn convolution(&self, x: Slot, name: &str, op: Conv) -> Result<Slot> {
         let n = self.width(x);
-        let w = self.vector(&format!("{name}.weight"), &[n, taps])?;
-        let state = self.last_rows(&format!("{name}.past"), n, taps);
-        Ok(self.role(Role::Attention).push_named(name, Conv { taps }, &[x], &[n], &[w], &[state])[0])
+        let w = self.vector(&format!("{name}.weight"), &[n, op.taps])?;
+        let bias = self.opt_vector(&format!("{name}.bias"), &[n])?;
+        let weights: Vec<WeightId> = [Some(w), bias].into_iter().flatten().collect();
+        let state = self.last_rows(&format!("{name}.past"), n, op.taps);
+        Ok(self.role(Role::Attention).push_named(name, op, &[x], &[n], &weights, &[state])[0])
     }
 }

@@ -1,20 +1,25 @@
-//! delta: the gated delta rule, a recurrent attention with a (dim x dim) state per head (Qwen3-Next, Qwen3.5).
+//! delta: the gated delta rule, a recurrent attention with a (dim x dim) state per head (Qwen3-Next, Qwen3.5); and the
+//! same with a decay for each channel of the keys (Kimi Delta Attention).
 //!
 //! ```text
-//! decay = exp(a * softplus(alpha + dt)),  beta = sigmoid(beta logit)          per head and token
+//! decay = exp(a * softplus(alpha + dt))                                       per head and token, or per key channel too
+//!         exp(bound * sigmoid(sign * a * (alpha + dt)))                       the bounded form
+//! beta  = sigmoid(beta logit)                                                 per head and token
 //! S    := decay * S
 //! S    += beta * (v - S^T k) k^T
 //! out   = S^T q / sqrt(dim)
 //! ```
-//! q and k come normalised; value head `h` uses key head `h mod key heads`. The state is f32: in bf16 it collapses
-//! within a few tokens. It is stored with the key index fastest, so that both products run along memory.
+//! q and k come normalised. The state is f32: in bf16 it collapses within a few tokens. It is stored with the key index
+//! fastest, so that both products run along memory.
 
 use anyhow::Result;
 
 use super::glu::sigmoid;
+use super::recurrence::{self, each_head, runs};
 use super::route::softplus;
+use crate::cpu::dense;
 use crate::cuda::{Grid, Ptr, int, launch};
-use crate::tape::{Batch, Builder, CpuIo, GpuIo, Op, Role, Slot, Table};
+use crate::tape::{Builder, CpuIo, GpuIo, Op, Role, Slot, Table};
 
 /// A gated delta net's shape.
 #[derive(Clone, Copy, Debug)]
@@ -25,10 +30,79 @@ pub struct Delta {
     pub v_heads: usize,
     /// Columns of a head of q, k or v.
     pub dim: usize,
+    /// Neighbouring value heads that share a key head: value head `h` uses key head `(h / run) mod k_heads`. 1 where the
+    /// key heads follow each other.
+    pub run: usize,
+    /// What the state decays by.
+    pub decay: Decay,
+}
+
+/// From `alpha` to the factor that the state is multiplied by.
+#[derive(Clone, Copy, Debug)]
+pub enum Decay {
+    /// `exp(a * softplus(alpha + dt))`.
+    Softplus,
+    /// `exp(bound * sigmoid(sign * a * (alpha + dt)))`.
+    Bounded {
+        /// The least exponent, below 0.
+        bound: f32,
+        /// 1, or -1 where the file holds `a` negated, as [`Decay::Softplus`] reads it.
+        sign: f32,
+    },
+}
+
+impl Decay {
+    fn of(self, alpha: f32, dt: f32, a: f32) -> f32 {
+        match self {
+            Decay::Softplus => (a * softplus(alpha + dt)).exp(),
+            Decay::Bounded { bound, sign } => (bound * sigmoid(sign * a * (alpha + dt))).exp(),
+        }
+    }
 }
 
 #[derive(Debug)]
-struct DeltaOp(Delta);
+struct DeltaOp {
+    d: Delta,
+    /// Decays of a head: 1, or one for each key channel.
+    channels: usize,
+}
+
+impl DeltaOp {
+    /// The key head of value head `h`.
+    fn key_head(&self, h: usize) -> usize {
+        h / self.d.run % self.d.k_heads
+    }
+}
+
+/// One token of one head whose state decays as a whole.
+fn step(s: &mut [f32], decay: f32, beta: f32, [q, k, v]: [&[f32]; 3], delta: &mut [f32], out: &mut [f32]) {
+    let n = k.len();
+    for (j, s) in s.chunks_exact_mut(n).enumerate() {
+        let mut sum = 0f32;
+        for (s, k) in s.iter_mut().zip(k) {
+            *s *= decay;
+            sum += *s * k;
+        }
+        delta[j] = (v[j] - sum) * beta;
+    }
+    for ((s, &delta), out) in s.chunks_exact_mut(n).zip(&*delta).zip(out) {
+        let mut sum = 0f32;
+        for ((s, k), q) in s.iter_mut().zip(k).zip(q) {
+            *s += k * delta;
+            sum += *s * q;
+        }
+        *out = sum;
+    }
+}
+
+/// One token of one head whose key channels decay each by its own factor. `work`: 2 n values.
+fn step_by_channel(s: &mut [f32], decay: &[f32], beta: f32, [q, k, v]: [&[f32]; 3], work: &mut [f32], out: &mut [f32]) {
+    let (delta, seen) = work.split_at_mut(k.len());
+    seen.iter_mut().zip(decay).zip(k).for_each(|((s, d), k)| *s = d * k);
+    dense::row_dots(s, seen, delta);
+    delta.iter_mut().zip(v).for_each(|(d, v)| *d = (v - *d) * beta);
+    dense::recur(s, decay, delta, k, q, out);
+}
 
 impl Op for DeltaOp {
     fn name(&self) -> &'static str {
@@ -36,58 +110,36 @@ impl Op for DeltaOp {
     }
 
     fn cpu(&self, io: &mut CpuIo<'_>) {
-        let d = &self.0;
+        let (d, channels) = (&self.d, self.channels);
         let [q, k, v, beta, alpha] = io.ins else { unreachable!("the builder gives five inputs") };
         let (dt, a) = (io.weights[0].values, io.weights[1].values);
         let (n, scale) = (d.dim, 1.0 / (d.dim as f32).sqrt());
-        for (from, count, seq) in runs(io.batch) {
-            let to = from + count;
-            let [by_head, ..] = &mut io.work.buffers; // (heads, tokens, dim)
-            by_head.resize(d.v_heads * count * n, 0.0);
-            let state = io.states[0].fixed(seq, io.batch.rows[to - 1].pos as usize + 1);
-            let bytes = count * state.len() * 12;
-            io.pool.pieces2((state, n * n), (by_head, count * n), bytes, |h, s, out| {
-                let mut delta = vec![0f32; n];
-                for (t, out) in (from..to).zip(out.chunks_exact_mut(n)) {
-                    let key = (t * d.k_heads + h % d.k_heads) * n;
-                    let (q, k) = (&q[key..key + n], &k[key..key + n]);
-                    let v = &v[(t * d.v_heads + h) * n..][..n];
-                    let decay = (a[h] * softplus(alpha[t * d.v_heads + h] + dt[h])).exp();
-                    let beta = sigmoid(beta[t * d.v_heads + h]);
-                    for (j, s) in s.chunks_exact_mut(n).enumerate() {
-                        let mut sum = 0f32;
-                        for (s, k) in s.iter_mut().zip(k) {
-                            *s *= decay;
-                            sum += *s * k;
-                        }
-                        delta[j] = (v[j] - sum) * beta;
-                    }
-                    for ((s, &delta), out) in s.chunks_exact_mut(n).zip(&delta).zip(out) {
-                        let mut sum = 0f32;
-                        for ((s, k), q) in s.iter_mut().zip(k).zip(q) {
-                            *s += k * delta;
-                            sum += *s * q;
-                        }
-                        *out = sum * scale;
-                    }
+        each_head(io, (d.v_heads, n, n * n), |h, tokens, s, out| {
+            let (mut work, mut decay) = (vec![0f32; 2 * n], vec![0f32; channels]);
+            for (t, out) in tokens.zip(out.chunks_exact_mut(n)) {
+                let (key, head) = (t * d.k_heads + self.key_head(h), t * d.v_heads + h);
+                let qkv = [&q[key * n..][..n], &k[key * n..][..n], &v[head * n..][..n]];
+                let inputs = alpha[head * channels..].iter().zip(&dt[h * channels..]);
+                decay.iter_mut().zip(inputs).for_each(|(to, (alpha, dt))| *to = d.decay.of(*alpha, *dt, a[h]));
+                let beta = sigmoid(beta[head]);
+                match channels {
+                    1 => step(s, decay[0], beta, qkv, &mut work, out),
+                    _ => step_by_channel(s, &decay, beta, qkv, &mut work, out),
                 }
-            });
-            for t in from..to {
-                for h in 0..d.v_heads {
-                    let at = (h * count + t - from) * n;
-                    io.outs[0][(t * d.v_heads + h) * n..][..n].copy_from_slice(&by_head[at..at + n]);
-                }
+                out.iter_mut().for_each(|o| *o *= scale);
             }
-        }
+        });
     }
 
     fn gpu(&self, io: &GpuIo<'_>) -> Result<()> {
-        let d = &self.0;
+        let d = &self.d;
         let n = runs(io.batch).len();
         let list = |i: usize| io.tables[0].at(i * io.batch.rows.len() * 4);
         let [q, k, v, beta, alpha] = io.ins else { unreachable!("the builder gives five inputs") };
         let threads = (4 * d.dim).min(128);
-        launch::delta(
+        let (bound, sign) = if let Decay::Bounded { bound, sign } = d.decay { (bound, sign) } else { (0.0, 0.0) };
+        let start = if self.channels == 1 { launch::delta } else { launch::delta_channels };
+        start(
             io.gpu,
             d.dim,
             Grid::new([d.v_heads, n, 4 * d.dim / threads], threads),
@@ -105,45 +157,27 @@ impl Op for DeltaOp {
             list(2),
             int(d.k_heads),
             int(d.v_heads),
+            int(d.run),
+            bound,
+            sign,
         )
     }
 
     fn gpu_refuses(&self) -> Option<String> {
-        let n = self.0.dim;
+        let n = self.d.dim;
         let fits = launch::DELTA.contains(&n);
         (!fits).then(|| format!("heads of {n} columns; the kernel takes {:?}", launch::DELTA))
     }
 
     fn tables(&self) -> Vec<Table> {
-        // The first row, the number of rows and the sequence of every run: three lists, each as long as the batch.
-        let fill = |batch: &Batch, to: &mut [u8]| {
-            let n = batch.rows.len();
-            let to: &mut [[u8; 4]] = to.as_chunks_mut().0;
-            for (i, (first, count, seq)) in runs(batch).into_iter().enumerate() {
-                to[i] = (first as i32).to_ne_bytes();
-                to[n + i] = (count as i32).to_ne_bytes();
-                to[2 * n + i] = (seq as i32).to_ne_bytes();
-            }
-        };
-        vec![Table { key: "runs".into(), row_bytes: 12, fill: Box::new(fill) }]
+        vec![recurrence::table()]
     }
-}
-
-/// The batch's sequences: (first row, rows, sequence).
-fn runs(batch: &Batch) -> Vec<(usize, usize, u32)> {
-    let mut runs: Vec<(usize, usize, u32)> = Vec::new();
-    for (i, row) in batch.rows.iter().enumerate() {
-        match runs.last_mut() {
-            Some(run) if run.2 == row.seq => run.1 += 1,
-            _ => runs.push((i, 1, row.seq)),
-        }
-    }
-    runs
 }
 
 impl Builder<'_> {
-    /// The gated delta rule over `q`, `k` (T, k_heads * dim), `v` (T, v_heads * dim), and the logits `beta` and `alpha`
-    /// (T, v_heads); `dt` and `a` are names of vectors (v_heads). (T, v_heads * dim).
+    /// The gated delta rule over `q`, `k` (T, k_heads * dim), `v` (T, v_heads * dim), and the logits `beta` (T, v_heads) and
+    /// `alpha`: (T, v_heads), or (T, v_heads * dim) for a decay of each key channel. `dt` and `a` are names of vectors, `dt` as
+    /// wide as `alpha`, `a` (v_heads). (T, v_heads * dim).
     ///
     /// # Errors
     /// If the values do not have these widths, or the file not these vectors.
@@ -155,10 +189,19 @@ impl Builder<'_> {
             let want = format!("a divisor of the {} value heads (ssm.time_step_rank)", d.v_heads);
             return Err(self.bad_key("ssm.group_count", d.k_heads, want));
         }
-        let weights = [self.vector(dt, &[d.v_heads])?, self.vector(a, &[d.v_heads])?];
+        let channels = if self.width(alpha) == d.v_heads { 1 } else { d.dim };
+        self.expect_width("delta", beta, d.v_heads)?;
+        self.expect_width("delta", alpha, d.v_heads * channels)?;
+        let weights = [self.vector(dt, &[d.v_heads * channels])?, self.vector(a, &[d.v_heads])?];
         let state = self.fixed_state("delta.state", d.v_heads * d.dim * d.dim);
         let ins = [q, k, v, beta, alpha];
-        Ok(self.role(Role::Attention).push_named("delta", DeltaOp(d), &ins, &[d.v_heads * d.dim], &weights, &[state])
-            [0])
+        Ok(self.role(Role::Attention).push_named(
+            "delta",
+            DeltaOp { d, channels },
+            &ins,
+            &[d.v_heads * d.dim],
+            &weights,
+            &[state],
+        )[0])
     }
 }

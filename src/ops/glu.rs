@@ -7,9 +7,11 @@
 //! Oai            h = min(g, 7); h * sigmoid(1.702 h) * (clamp(u, -7, 7) + 1)           (gpt-oss)
 //! Sigmoid        sigmoid(g) * u; a narrower g gates equal runs of u
 //! Gelu           g * sigmoid(2 sqrt(2 / pi) (g + 0.044715 g^3)) * u, GELU by its tanh approximation         (Gemma)
-//! SiluCap(L)     min(silu(g), L) * clamp(u, -L, L)                                        (Step 3.5)
-//! Relu           max(g, 0) * u                                                            (SmallThinker)
-//! Softplus       log(1 + e^g) * u; a narrower g gates equal runs of u                     (Laguna)
+//! SiluCap(L)     min(silu(g), L) * clamp(u, -L, L)                                              (Step 3.5, Ling 3)
+//! Relu           max(g, 0) * u                                                                      (SmallThinker)
+//! Softplus       log(1 + e^g) * u; a narrower g gates equal runs of u                                     (Laguna)
+//! Multiply       g * u                                                              (short convolutions of LFM2)
+//! Situ(a, b)     a tanh(g / a) sigmoid(g) * b tanh(u / b); b = 0 leaves u alone                         (Kimi K3)
 //! ReluSquared    max(u, 0)^2, which has no gate                                                         (Nemotron)
 //! ```
 
@@ -37,12 +39,16 @@ pub enum Glu {
     Sigmoid,
     /// GEGLU, with the tanh approximation of GELU.
     Gelu,
-    /// SwiGLU with the gate clamped after its activation.
+    /// SwiGLU with the gate's SiLU at most this, and the other half within it.
     SiluCap(f32),
     /// The positive part as a gate.
     Relu,
     /// A softplus gate.
     Softplus,
+    /// The gate itself.
+    Multiply,
+    /// A sigmoid gate times the gate, both halves squashed by tanh to within these; the second may be 0 for not at all.
+    Situ(f32, f32),
     /// The square of the positive part, without a gate.
     ReluSquared,
 }
@@ -59,6 +65,11 @@ pub(super) fn silu(x: f32) -> f32 {
     x / (1.0 + (-x).exp())
 }
 
+/// `cap * tanh(x / cap)`, or `x` where the cap is 0.
+fn soft_cap(x: f32, cap: f32) -> f32 {
+    if cap == 0.0 { x } else { cap * (x / cap).tanh() }
+}
+
 impl Glu {
     /// Whether one value gates another; without, there is only the other.
     pub fn has_gate(self) -> bool {
@@ -71,6 +82,7 @@ impl Glu {
         match self {
             Glu::ReluSquared => out.iter_mut().zip(u).for_each(|(o, u)| *o = u.max(0.0) * u.max(0.0)),
             Glu::Relu => out.iter_mut().zip(all()).for_each(|(o, (g, u))| *o = g.max(0.0) * u),
+            Glu::Multiply => out.iter_mut().zip(all()).for_each(|(o, (g, u))| *o = g * u),
             Glu::Softplus => out.iter_mut().zip(all()).for_each(|(o, (&g, u))| *o = softplus(g) * u),
             _ => self.apply_sigmoid(g, u, out),
         }
@@ -95,6 +107,7 @@ impl Glu {
                 Glu::SiluClamp(_) => *o *= g.min(limit) * u.clamp(-limit, limit),
                 Glu::SiluCap(_) => *o = (*o * g).min(limit) * u.clamp(-limit, limit),
                 Glu::Oai => *o *= g.min(limit) * (u.clamp(-limit, limit) + 1.0),
+                Glu::Situ(a, b) => *o *= soft_cap(g, a) * soft_cap(u, b),
                 _ => *o *= u,
             }
         }
@@ -111,16 +124,18 @@ impl Glu {
         out: Ptr,
         (rows, n, run): (usize, usize, usize),
     ) -> Result<()> {
-        let (kind, limit) = match self {
-            Glu::Silu => (GluKind::Silu, 0.0),
-            Glu::SiluClamp(limit) => (GluKind::SiluClamp, limit),
-            Glu::Oai => (GluKind::Oai, 7.0),
-            Glu::Sigmoid => (GluKind::Sigmoid, 0.0),
-            Glu::Gelu => (GluKind::Gelu, 0.0),
-            Glu::ReluSquared => (GluKind::ReluSq, 0.0),
-            Glu::SiluCap(limit) => (GluKind::SiluCap, limit),
-            Glu::Relu => (GluKind::Relu, 0.0),
-            Glu::Softplus => (GluKind::Softplus, 0.0),
+        let (kind, limit, limit_u) = match self {
+            Glu::Silu => (GluKind::Silu, 0.0, 0.0),
+            Glu::SiluClamp(limit) => (GluKind::SiluClamp, limit, limit),
+            Glu::SiluCap(limit) => (GluKind::SiluCap, limit, limit),
+            Glu::Oai => (GluKind::Oai, 7.0, 7.0),
+            Glu::Sigmoid => (GluKind::Sigmoid, 0.0, 0.0),
+            Glu::Gelu => (GluKind::Gelu, 0.0, 0.0),
+            Glu::Relu => (GluKind::Relu, 0.0, 0.0),
+            Glu::Softplus => (GluKind::Softplus, 0.0, 0.0),
+            Glu::Multiply => (GluKind::Multiply, 0.0, 0.0),
+            Glu::Situ(a, b) => (GluKind::Situ, a, b),
+            Glu::ReluSquared => (GluKind::ReluSq, 0.0, 0.0),
         };
         let total = rows * n;
         launch::glu(
@@ -131,6 +146,7 @@ impl Glu {
             out,
             kind,
             limit,
+            limit_u,
             int(n),
             int(run),
             g_stride as u64,

@@ -107,7 +107,7 @@ impl Op for HyperPre {
     fn gpu(&self, io: &GpuIo<'_>) -> Result<()> {
         let (h, x, w) = (&self.h, io.ins[0], &io.weights[0]);
         let normed = GpuValue { ptr: io.scratch.take(x.rows * x.width * 4), ..x };
-        norm(io, x, None, x.width, (h.norm_eps, 1.0), normed.ptr)?;
+        norm(io, x, (None, 1), x.width, (h.norm_eps, 1.0), normed.ptr)?;
         let mixes = io.scratch.take(x.rows * w.shape[1] * 4);
         io.product(w, normed, MatrixRows::All, mixes)?;
         let back = (!self.head).then(|| io.outs[1].ptr);

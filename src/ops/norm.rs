@@ -4,7 +4,7 @@
 //! The sum of squares is kept in f64: it costs nothing next to the memory traffic and makes the result independent of
 //! the order of summation.
 
-use anyhow::Result;
+use anyhow::{Result, bail};
 
 use super::linear::scale_bias;
 use crate::cuda::{Grid, Ptr, int, launch};
@@ -12,8 +12,10 @@ use crate::tape::{Builder, CpuIo, GpuIo, GpuValue, Op, Slot, WeightId};
 
 #[derive(Debug)]
 struct Norm {
-    /// Values normalised together; the weight, if any, is as long and shared by all heads of the row.
+    /// Values normalised together; the weight, if any, is as long and shared by all heads of the row, or
     head: usize,
+    /// as many times as long, and those parts are for heads that follow each other.
+    groups: usize,
     eps: f32,
     /// Multiplies the result: 1, or 1/sqrt(head) to make it an L2 norm.
     scale: f32,
@@ -33,13 +35,13 @@ pub(super) fn rms(x: &[f32], weight: Option<&[f32]>, eps: f32, scale: f32, out: 
 pub(super) fn norm(
     io: &GpuIo<'_>,
     x: GpuValue,
-    weight: Option<Ptr>,
+    (weight, groups): (Option<Ptr>, usize),
     head: usize,
     (eps, scale): (f32, f32),
     out: Ptr,
 ) -> Result<()> {
     let grid = Grid::new([x.rows * x.width / head, 1, 1], head.next_multiple_of(32).min(1024));
-    launch::rms_norm(io.gpu, grid, x.ptr, weight.unwrap_or_default(), out, int(head), eps, scale)
+    launch::rms_norm(io.gpu, grid, x.ptr, weight.unwrap_or_default(), out, int(head), int(groups), eps, scale)
 }
 
 impl Op for Norm {
@@ -52,6 +54,7 @@ impl Op for Norm {
         let bias = io.weights.get(1).map(|w| w.values);
         let x = io.ins[0];
         io.pool.pieces(&mut io.outs[0], self.head, x.len() * 8, |i, out| {
+            let weight = weight.map(|w| &w[i % self.groups * self.head..][..self.head]);
             rms(&x[i * self.head..(i + 1) * self.head], weight, self.eps, self.scale, out);
             if let Some(bias) = bias {
                 out.iter_mut().zip(bias).for_each(|(o, b)| *o += b);
@@ -61,7 +64,7 @@ impl Op for Norm {
 
     fn gpu(&self, io: &GpuIo<'_>) -> Result<()> {
         let weight = io.weights.first().map(|w| w.ptr);
-        norm(io, io.ins[0], weight, self.head, (self.eps, self.scale), io.outs[0].ptr)?;
+        norm(io, io.ins[0], (weight, self.groups), self.head, (self.eps, self.scale), io.outs[0].ptr)?;
         // A bias is as wide as the row: the builder gives none to heads.
         scale_bias(io, io.outs[0], None, io.weights.get(1).map(|w| w.ptr), None)
     }
@@ -123,7 +126,7 @@ impl Builder<'_> {
         let weight = self.vector(&format!("{name}.weight"), &[n])?;
         let bias = self.opt_vector(&format!("{name}.bias"), &[n])?;
         let weights: Vec<WeightId> = [Some(weight), bias].into_iter().flatten().collect();
-        Ok(self.push_named(name, Norm { head: n, eps, scale: 1.0 }, &[x], &[n], &weights, &[])[0])
+        Ok(self.push_named(name, Norm { head: n, groups: 1, eps, scale: 1.0 }, &[x], &[n], &weights, &[])[0])
     }
 
     /// RMS norm of every `head` values with `NAME.weight` (head).
@@ -132,19 +135,33 @@ impl Builder<'_> {
     /// If the file does not have it in this shape.
     pub fn head_norm(&self, x: Slot, name: &str, head: usize, eps: f32) -> Result<Slot> {
         let w = self.vector(&format!("{name}.weight"), &[head])?;
-        let op = Norm { head, eps, scale: 1.0 };
+        let op = Norm { head, groups: 1, eps, scale: 1.0 };
         Ok(self.push_named(name, op, &[x], &[self.width(x)], &[w], &[])[0])
+    }
+
+    /// RMS norm of each of `groups` equal parts of the row, with `NAME.weight` as wide as the row.
+    ///
+    /// # Errors
+    /// If the file does not have it in this shape, or the row does not divide into so many parts.
+    pub fn group_norm(&self, x: Slot, name: &str, groups: usize, eps: f32) -> Result<Slot> {
+        let n = self.width(x);
+        if !n.is_multiple_of(groups) {
+            bail!("{}: tensor {name}.weight: {n} columns cannot be shared by {groups} groups", self.file());
+        }
+        let w = self.vector(&format!("{name}.weight"), &[groups, n / groups])?;
+        let op = Norm { head: n / groups, groups, eps, scale: 1.0 };
+        Ok(self.push_named(name, op, &[x], &[n], &[w], &[])[0])
     }
 
     /// RMS norm of every `head` values, without a weight.
     pub fn bare_norm(&self, x: Slot, head: usize, eps: f32) -> Slot {
-        self.push(Norm { head, eps, scale: 1.0 }, &[x], &[self.width(x)], &[])[0]
+        self.push(Norm { head, groups: 1, eps, scale: 1.0 }, &[x], &[self.width(x)], &[])[0]
     }
 
     /// L2 norm of every `head` values: `x / sqrt(sum(x^2) + eps)`.
     pub fn l2_norm(&self, x: Slot, head: usize, eps: f32) -> Slot {
         let n = head as f32;
-        let op = Norm { head, eps: eps / n, scale: 1.0 / n.sqrt() };
+        let op = Norm { head, groups: 1, eps: eps / n, scale: 1.0 / n.sqrt() };
         self.push(op, &[x], &[self.width(x)], &[])[0]
     }
 }
