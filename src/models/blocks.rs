@@ -2,7 +2,7 @@
 
 use anyhow::Result;
 
-use crate::ops::{Attend, Experts, Gate, Glu, Pairs, Rope, Route, Temperature};
+use crate::ops::{Attend, Experts, Gate, Glu, Pairs, Rope, Route, Selected, Temperature};
 use crate::tape::{Builder, Layer, Role, Slot, WeightId};
 
 /// Grouped attention.
@@ -26,6 +26,8 @@ pub(super) struct Attention {
     pub sinks: Option<WeightId>,
     /// What queries are multiplied by as positions grow.
     pub temperature: Option<Temperature>,
+    /// The rows to attend to; None is all.
+    pub selected: Option<Selected>,
 }
 
 impl Attention {
@@ -35,8 +37,8 @@ impl Attention {
         let dim = b.head_dim(heads.0, b.count("embedding_length")?)?;
         let rope = Some(b.rope_from_keys(dim, pairs)?);
         let (qk_norm, eps) = (false, b.eps()?);
-        let (window, scale, sinks, temperature) = (None, None, None, None);
-        Ok(Attention { heads, dim, rope, qk_norm, eps, window, scale, sinks, temperature })
+        let (window, scale, sinks) = (None, None, None);
+        Ok(Attention { heads, dim, rope, qk_norm, eps, window, scale, sinks, temperature: None, selected: None })
     }
 
     /// From a layer's normed rows to what is added to the residual: `attn_q`, `attn_k`, `attn_v` (or `attn_qkv`),
@@ -52,17 +54,23 @@ impl Attention {
         let (q, k) = (turn(q, "attn_q_norm")?, turn(k, "attn_k_norm")?);
         let q = self.temperature.map_or(q, |t| b.temperature(q, t));
         let kv = b.cache(k, v, kv_heads, self.window)?;
-        let mut attend = Attend::causal(heads);
+        let mut attend = Attend::causal(heads).selected(self.selected);
         attend = self.scale.map_or(attend, |scale| attend.scale(scale));
         attend = self.sinks.map_or(attend, |sinks| attend.sinks(sinks));
         b.linear(b.attend(q, &kv, attend)?, "attn_output", n_embd)
     }
 }
 
-/// The temperature of attention that `attention.temperature_scale` asks for, one step for every `every` tokens.
-pub(super) fn temperature(b: &Builder, every: usize) -> Result<Option<Temperature>> {
+/// The temperature of attention that `attention.temperature_scale` asks for. It grows every `attention.temperature_length`
+/// tokens, and where the file does not say that, every context of the original training.
+pub(super) fn temperature(b: &Builder) -> Result<Option<Temperature>> {
+    const EVERY: [&str; 3] = ["attention.temperature_length", "rope.scaling.original_context_length", "context_length"];
     let scale = b.number_or("attention.temperature_scale", 0.0)?;
-    Ok((scale != 0.0).then_some(Temperature { scale, every, offset: 0 }))
+    if scale == 0.0 {
+        return Ok(None);
+    }
+    let every = EVERY.into_iter().find(|key| b.has_key(key)).unwrap_or(EVERY[0]);
+    Ok(Some(Temperature { scale, every: b.tokens(every)?, offset: 0 }))
 }
 
 /// What YaRN multiplies by beyond the trained context, as transformers' `get_mscale`: 1 + 0.1 * log * ln(factor).
