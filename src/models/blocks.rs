@@ -2,7 +2,7 @@
 
 use anyhow::Result;
 
-use crate::ops::{Attend, Experts, Gate, Glu, Pairs, Rope, Route, Temperature};
+use crate::ops::{Attend, Experts, Gate, Glu, Pairs, Rope, Route, Selected, Temperature};
 use crate::tape::{Builder, Layer, Role, Slot, WeightId};
 
 /// Which values of q and k are normed together, if any, with `attn_q_norm` and `attn_k_norm`.
@@ -44,6 +44,8 @@ pub(super) struct Attention {
     pub gate: Option<Glu>,
     /// What queries are multiplied by as positions grow.
     pub temperature: Option<Temperature>,
+    /// The rows to attend to; None is all.
+    pub selected: Option<Selected>,
 }
 
 impl Attention {
@@ -53,10 +55,20 @@ impl Attention {
         let dim = b.head_dim(heads.0, b.count("embedding_length")?)?;
         let v_dim = b.count_or("attention.value_length", dim)?;
         let rope = Some(b.rope_from_keys(dim, pairs)?);
-        let qk_norm = QkNorm::None;
-        let (window, scale, sinks, gate, temperature) = (None, None, None, None, None);
-        let chunks = false;
-        Ok(Attention { heads, dim, v_dim, rope, qk_norm, window, chunks, scale, sinks, gate, temperature })
+        Ok(Attention {
+            heads,
+            dim,
+            v_dim,
+            rope,
+            qk_norm: QkNorm::None,
+            window: None,
+            chunks: false,
+            scale: None,
+            sinks: None,
+            gate: None,
+            temperature: None,
+            selected: None,
+        })
     }
 
     /// The same attention to a window, rotated with nothing stretched by a base of its own (`rope.freq_base_swa`).
@@ -78,7 +90,7 @@ impl Attention {
         let (q, k) = (self.turn(b, q, "attn_q_norm")?, self.turn(b, k, "attn_k_norm")?);
         let q = self.temperature.map_or(q, |t| b.temperature(q, t));
         let kv = b.cache(k, v, kv_heads, self.window)?;
-        let mut attend = Attend::causal(heads);
+        let mut attend = Attend::causal(heads).selected(self.selected);
         attend = self.scale.map_or(attend, |scale| attend.scale(scale));
         attend = self.sinks.map_or(attend, |sinks| attend.sinks(sinks));
         attend = if self.chunks { attend.in_chunks() } else { attend };
@@ -106,10 +118,16 @@ impl Attention {
     }
 }
 
-/// The temperature of attention that `attention.temperature_scale` asks for, one step for every `every` tokens.
-pub(super) fn temperature(b: &Builder, every: usize) -> Result<Option<Temperature>> {
+/// The temperature of attention that `attention.temperature_scale` asks for. It grows every `attention.temperature_length`
+/// tokens, and where the file does not say that, every context of the original training.
+pub(super) fn temperature(b: &Builder) -> Result<Option<Temperature>> {
+    const EVERY: [&str; 3] = ["attention.temperature_length", "rope.scaling.original_context_length", "context_length"];
     let scale = b.number_or("attention.temperature_scale", 0.0)?;
-    Ok((scale != 0.0).then_some(Temperature { scale, every, offset: 0 }))
+    if scale == 0.0 {
+        return Ok(None);
+    }
+    let every = EVERY.into_iter().find(|key| b.has_key(key)).unwrap_or(EVERY[0]);
+    Ok(Some(Temperature { scale, every: b.tokens(every)?, offset: 0 }))
 }
 
 /// What YaRN multiplies by beyond the trained context, as transformers' `get_mscale`: 1 + 0.1 * log * ln(factor).

@@ -12,7 +12,7 @@ pub(super) fn build(b: &Builder) -> Result<Slot> {
     // Files from before the key existed: V2 and its kin, except GLM-4.7-Flash, told by its vocabulary.
     let flash = matches!(b.count("block_count")?, 47 | 48) && b.n_vocab()? == 154_880;
     let unstated = if flash { Gate::Sigmoid } else { Gate::Softmax };
-    trunk(b, &Latent::rotated(b, true)?, unstated, |_, _, _| Ok(None))
+    trunk(b, &Latent::scaled(b, true)?, unstated, |_, _, _| Ok(None))
 }
 
 /// The layers and the head around latent attention. `unstated` is the router's function in files that name none; `select`

@@ -12,7 +12,7 @@ use crate::tape::{Builder, Slot};
 const EPS: f32 = 1e-6;
 
 pub(super) fn build(b: &Builder) -> Result<Slot> {
-    let latent = Latent::rotated(b, false)?;
+    let latent = Latent::scaled(b, false)?;
     let mut rope = latent.rope.clone().expect("heads are rotated in part");
     rope.pairs = Pairs::Halves;
     let indexer = Indexer::new(b, rope, EPS)?;

@@ -18,7 +18,8 @@ pub(super) fn build(b: &Builder) -> Result<Slot> {
     let hyper = Hyper {
         n: b.count("hyper_connection.count")?,
         width: n_embd,
-        rounds: b.count_up_to("hyper_connection.sinkhorn_iterations", 1000)?,
+        rounds: Some(b.count_up_to("hyper_connection.sinkhorn_iterations", 1000)?),
+        magnitude: 2.0,
         eps: b.number("hyper_connection.epsilon")?,
         norm_eps: eps,
     };
@@ -29,11 +30,11 @@ pub(super) fn build(b: &Builder) -> Result<Slot> {
         let (h, back) = b.hyper_pre("hc_attn", s, hyper)?; // (T, n_embd)
         let h = b.norm(h, "attn_norm", eps)?;
         let a = attention(&b.role(Role::Attention), h, eps)?;
-        s = b.hyper_post(a, s, back, hyper);
+        s = b.hyper_post(a, s, back);
 
         let (h, back) = b.hyper_pre("hc_ffn", s, hyper)?;
         let h = b.norm(h, "ffn_norm", eps)?;
-        s = b.hyper_post(mixture(b, h)?, s, back, hyper);
+        s = b.hyper_post(mixture(b, h)?, s, back);
     }
     let x = b.hyper_head("output_hc", s, hyper)?; // (output rows, n_embd)
     b.head(b.norm(x, "output_norm", eps)?) // (output rows, n_vocab)
@@ -92,8 +93,8 @@ fn attention(b: &Builder, h: Slot, eps: f32) -> Result<Slot> {
             let q = b.linear(q_low, "indexer.attn_q_b", n * dim)?; // (T, n * dim)
             let q = b.rope(q, dim, &rope(b, dim, true)?)?;
             let weights = b.linear(h, "indexer.proj", n)?; // (T, n)
-            let x = Index { heads: n, dim, k: b.count("attention.indexer.top_k")?, every: ratio };
-            let select = Some(b.index(x, q, weights, keys)?); // (T, top_k)
+            let x = Index { heads: n, dim, k: b.count("attention.indexer.top_k")?, every: ratio, open: false };
+            let select = Some(b.index(x, q, Some(weights), keys)?); // (T, top_k)
             Some(Extra { state, every: ratio, select })
         }
         other => return Err(b.bad_key(RATIOS, other, format!("0, 4 or 128 in layer {}", b.layer()))),

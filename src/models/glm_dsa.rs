@@ -5,24 +5,19 @@ use anyhow::Result;
 
 use super::deepseek2::trunk;
 use super::latent::{Indexer, Latent};
-use crate::ops::{Gate, Selected};
+use crate::ops::Gate;
 use crate::tape::{Builder, Slot};
 
 /// Files of GLM-5.2 from before `attention.indexer.types` existed are known by their training context.
 const LONG: usize = 1 << 20;
 
 pub(super) fn build(b: &Builder) -> Result<Slot> {
-    let latent = Latent::rotated(b, false)?;
+    let latent = Latent::scaled(b, false)?;
     let indexer = Indexer::new(b, latent.rope.clone().expect("heads are rotated in part"), 0.0)?;
     let long = b.tokens("context_length")? >= LONG;
-    let mut last: Option<Selected> = None;
+    let mut last = None;
     trunk(b, &latent, Gate::Sigmoid, |b, h, low| {
-        let unstated = !long || b.layer() < 2 || b.layer() % 4 == 2;
-        if b.flag_or("attention.indexer.types", unstated)? {
-            last = Some(indexer.build(b, h, low)?);
-        } else if last.is_none() {
-            return Err(b.bad_key("attention.indexer.types", false, "true for the first layer"));
-        }
-        Ok(last)
+        let full = !long || b.layer() < 2 || b.layer() % 4 == 2;
+        indexer.build_or_last(b, (h, low), full, &mut last)
     })
 }

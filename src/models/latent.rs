@@ -40,8 +40,9 @@ pub(super) struct Latent {
 }
 
 impl Latent {
-    /// The shape that the metadata gives, without a rotation.
+    /// The shape that the metadata gives, with the last `rope.dimension_count` columns of a head rotated.
     pub(super) fn new(b: &Builder) -> Result<Latent> {
+        const N_ROT: &str = "rope.dimension_count";
         let (k_key, v_key) = if b.has_key("attention.key_length_mla") {
             ("attention.key_length_mla", "attention.value_length_mla")
         } else {
@@ -49,28 +50,28 @@ impl Latent {
         };
         let (k_dim, v_dim) = (b.count(k_key)?, b.count(v_key)?);
         let (heads, latent) = (b.count("attention.head_count")?, b.count("attention.kv_lora_rank")?);
+        let n_rot = b.count_or_zero(N_ROT)?;
+        if n_rot >= k_dim {
+            return Err(b.bad_key(N_ROT, n_rot, format!("fewer than the {k_dim} columns of a head")));
+        }
+        let rope = if n_rot == 0 { None } else { Some(b.rope_from_keys(n_rot, Pairs::Adjacent)?) };
         let scale = 1.0 / (k_dim as f32).sqrt();
-        Ok(Latent { heads, latent, k_dim, v_dim, rope: None, scale, temperature: None, sinks: None, eps: b.eps()? })
+        Ok(Latent { heads, latent, k_dim, v_dim, rope, scale, temperature: None, sinks: None, eps: b.eps()? })
     }
 
-    /// With the last columns of heads rotated as the keys say, and the scores scaled as YaRN and the temperature want it.
-    /// When a file gives `yarn_log_multiplier` (0.1 * mscale_all_dim), the scores grow by mscale(mscale_all_dim) squared,
-    /// and cos and sin by mscale(1) / mscale(mscale_all_dim), or with `cancel` not at all: there the original has both
-    /// corrections alike.
-    pub(super) fn rotated(b: &Builder, cancel: bool) -> Result<Latent> {
-        let latent = Latent::new(b)?;
-        let n_rot = b.count("rope.dimension_count")?;
-        if n_rot >= latent.k_dim {
-            let want = format!("fewer than the {} columns of a head", latent.k_dim);
-            return Err(b.bad_key("rope.dimension_count", n_rot, want));
-        }
-        let mut rope = b.rope_from_keys(n_rot, Pairs::Adjacent)?;
-        let by = match &mut rope.scaling {
-            Scaling::None => 1.0,
-            Scaling::Linear(_) | Scaling::Long(_) => {
+    /// With the scores scaled as YaRN and the temperature want it. When a file gives `yarn_log_multiplier`
+    /// (0.1 * mscale_all_dim), the scores grow by mscale(mscale_all_dim) squared, and cos and sin by
+    /// mscale(1) / mscale(mscale_all_dim), or with `cancel` not at all: there the original has both corrections alike.
+    pub(super) fn scaled(b: &Builder, cancel: bool) -> Result<Latent> {
+        let mut latent = Latent::new(b)?;
+        latent.temperature = temperature(b)?;
+        let by = match latent.rope.as_mut().map(|rope| &mut rope.scaling) {
+            None => return Err(b.bad_key("rope.dimension_count", 0, "some columns of a head")),
+            Some(Scaling::None) => 1.0,
+            Some(Scaling::Linear(_) | Scaling::Long(_)) => {
                 return Err(b.bad_key("rope.scaling.type", "another", "none or yarn in a model of this kind"));
             }
-            Scaling::Yarn { factor, magnitude, .. } => {
+            Some(Scaling::Yarn { factor, magnitude, .. }) => {
                 let log = b.number_or("rope.scaling.yarn_log_multiplier", 0.0)? / 0.1;
                 if log != 0.0 {
                     let usual = if cancel { 1.0 } else { mscale(*factor, 1.0) / mscale(*factor, log) };
@@ -79,11 +80,8 @@ impl Latent {
                 *magnitude * mscale(*factor, log)
             }
         };
-        let temperature = match b.optional_tokens("attention.temperature_length")? {
-            Some(every) => temperature(b, every)?,
-            None => None,
-        };
-        Ok(Latent { rope: Some(rope), scale: by * by / (latent.k_dim as f32).sqrt(), temperature, ..latent })
+        latent.scale = by * by / (latent.k_dim as f32).sqrt();
+        Ok(latent)
     }
 
     fn n_rot(&self) -> usize {
@@ -172,7 +170,7 @@ impl Indexer {
     pub(super) fn new(b: &Builder, rope: Rope, eps: f32) -> Result<Indexer> {
         let (heads, dim) = (b.count("attention.indexer.head_count")?, b.count("attention.indexer.key_length")?);
         let k = b.count("attention.indexer.top_k")?;
-        Ok(Indexer { index: Index { heads, dim, k, every: 1 }, rope, eps })
+        Ok(Indexer { index: Index { heads, dim, k, every: 1, open: false }, rope, eps })
     }
 
     /// The rows that each token attends to, from a layer's normed rows and the low-rank queries: `indexer.attn_q_b`,
@@ -187,7 +185,26 @@ impl Indexer {
         let k = b.layer_norm(b.linear(h, "indexer.attn_k", dim)?, "indexer.k_norm", self.eps)?; // (T, dim)
         let keys = b.cache_rows("indexer.k", b.rope(k, dim, rope)?)?;
         let weights = b.linear(h, "indexer.proj", heads)?; // (T, heads)
-        let blocks = b.index(self.index, q, weights, keys)?; // (T, k)
+        let blocks = b.index(self.index, q, Some(weights), keys)?; // (T, k)
         Ok(Selected { blocks, size: 1, lists: 1 })
+    }
+
+    /// The rows of a layer that `attention.indexer.types` gives an indexer of its own, which it does to those that are
+    /// `full` where the file does not say; for the others those that the last such layer chose.
+    pub(super) fn build_or_last(
+        &self,
+        b: &Builder,
+        (h, low): (Slot, Option<Slot>),
+        full: bool,
+        last: &mut Option<Selected>,
+    ) -> Result<Option<Selected>> {
+        const TYPES: &str = "attention.indexer.types";
+        if b.flag_or(TYPES, full)? {
+            *last = Some(self.build(b, h, low)?);
+        }
+        if last.is_none() {
+            return Err(b.bad_key(TYPES, false, "true for the first layer with such attention"));
+        }
+        Ok(*last)
     }
 }

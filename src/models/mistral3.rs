@@ -9,11 +9,7 @@ use crate::tape::{Builder, Slot};
 
 pub(super) fn build(b: &Builder) -> Result<Slot> {
     let eps = b.eps()?;
-    let n_orig = match b.has_key("rope.scaling.original_context_length") {
-        true => b.tokens("rope.scaling.original_context_length")?,
-        false => b.tokens("context_length")?,
-    };
-    let temperature = blocks::temperature(b, n_orig)?;
+    let temperature = blocks::temperature(b)?;
     let mut x = b.embed()?; // (T, n_embd)
     for l in b.layers()? {
         let b = &l.scope(b);

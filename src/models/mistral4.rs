@@ -8,5 +8,5 @@ use crate::ops::Gate;
 use crate::tape::{Builder, Slot};
 
 pub(super) fn build(b: &Builder) -> Result<Slot> {
-    trunk(b, &Latent::rotated(b, false)?, Gate::Softmax, |_, _, _| Ok(None))
+    trunk(b, &Latent::scaled(b, false)?, Gate::Softmax, |_, _, _| Ok(None))
 }

@@ -3,10 +3,11 @@
 //! ```text
 //! mixes = fn . rmsnorm(all streams)                                        (2 n + n^2), or (n) at the head
 //! pre   = sigmoid(scale[0] * mixes[0..n] + base[0..n]) + eps               input  = sum_i pre[i] * stream[i]
-//! post  = 2 sigmoid(scale[1] * mixes[n..2n] + base[n..2n])
+//! post  = magnitude * sigmoid(scale[1] * mixes[n..2n] + base[n..2n])
 //! comb  = sinkhorn(scale[2] * mixes[2n..] + base[2n..])                    (from, to)
 //! after the block:  stream[to] = post[to] * output + sum_from comb[from][to] * stream[from]
 //! ```
+//! Without the mixing matrix (Hy4) `comb` is the identity, and post = magnitude * sigmoid(..) + eps.
 //! Sinkhorn: softmax over `to`, plus eps; columns divided by their sum + eps; then rows and columns in turn.
 
 use anyhow::Result;
@@ -25,12 +26,26 @@ pub struct Hyper {
     pub n: usize,
     /// Columns of one stream.
     pub width: usize,
-    /// Rounds of normalisation.
-    pub rounds: usize,
+    /// Rounds of normalisation of the mixing matrix; None for streams that are not mixed.
+    pub rounds: Option<usize>,
+    /// Multiplies what is written back; 2 in DeepSeek-V4.
+    pub magnitude: f32,
     /// Keeps sums from vanishing.
     pub eps: f32,
     /// Of the norm before `fn`.
     pub norm_eps: f32,
+}
+
+impl Hyper {
+    /// Entries of the mixing matrix.
+    fn n_comb(&self) -> usize {
+        self.rounds.map_or(0, |_| self.n * self.n)
+    }
+
+    /// What is added to the weights of writing back.
+    fn post_eps(&self) -> f32 {
+        if self.rounds.is_some() { 0.0 } else { self.eps }
+    }
 }
 
 #[derive(Debug)]
@@ -93,14 +108,17 @@ impl Op for HyperPre {
             if self.head {
                 continue;
             }
-            let back = &mut io.outs[1][t * (n + n * n)..(t + 1) * (n + n * n)];
+            let n_back = n + h.n_comb();
+            let back = &mut io.outs[1][t * n_back..(t + 1) * n_back];
             for i in 0..n {
-                back[i] = 2.0 * sigmoid(mix[n + i] * scale[1] + base[n + i]);
+                back[i] = h.magnitude * sigmoid(mix[n + i] * scale[1] + base[n + i]) + h.post_eps();
             }
-            for i in 0..n * n {
-                back[n + i] = mix[2 * n + i] * scale[2] + base[2 * n + i];
+            if let Some(rounds) = h.rounds {
+                for i in 0..n * n {
+                    back[n + i] = mix[2 * n + i] * scale[2] + base[2 * n + i];
+                }
+                sinkhorn(&mut back[n..], n, rounds, h.eps);
             }
-            sinkhorn(&mut back[n..], n, h.rounds, h.eps);
         }
     }
 
@@ -122,18 +140,26 @@ impl Op for HyperPre {
             back.unwrap_or_default(),
             int(h.n),
             int(h.width),
-            int(h.rounds),
+            int(h.rounds.unwrap_or(0)),
             h.eps,
         )
     }
 
     fn gpu_refuses(&self) -> Option<String> {
+        if self.h.rounds.is_none() {
+            return Some("streams that are not mixed".into());
+        }
         (self.h.n > MOST_STREAMS).then(|| format!("{} streams; the kernel takes {MOST_STREAMS}", self.h.n))
     }
 }
 
 #[derive(Debug)]
-struct Post(Hyper);
+struct Post {
+    n: usize,
+    width: usize,
+    /// Whether the streams are mixed too.
+    mixed: bool,
+}
 
 impl Op for Post {
     fn name(&self) -> &'static str {
@@ -141,13 +167,16 @@ impl Op for Post {
     }
 
     fn cpu(&self, io: &mut CpuIo<'_>) {
-        let (n, width) = (self.0.n, self.0.width);
+        let (n, width, n_back) = (self.n, self.width, self.n + if self.mixed { self.n * self.n } else { 0 });
         let [x, streams, back] = io.ins else { unreachable!("the builder gives three inputs") };
         io.pool.pieces(&mut io.outs[0], width, streams.len() * 16, |i, out| {
             let (t, to) = (i / n, i % n);
-            let back = &back[t * (n + n * n)..(t + 1) * (n + n * n)];
+            let back = &back[t * n_back..(t + 1) * n_back];
             for (o, x) in out.iter_mut().zip(&x[t * width..]) {
                 *o = x * back[to];
+            }
+            if !self.mixed {
+                return out.iter_mut().zip(&streams[i * width..]).for_each(|(o, s)| *o += s);
             }
             for from in 0..n {
                 let c = back[n + from * n + to];
@@ -157,36 +186,44 @@ impl Op for Post {
         });
     }
 
+    fn gpu_refuses(&self) -> Option<String> {
+        (!self.mixed).then(|| "streams that are not mixed".into())
+    }
+
     fn gpu(&self, io: &GpuIo<'_>) -> Result<()> {
         let [x, streams, back] = io.ins else { unreachable!("the builder gives three inputs") };
-        let (n, width, total) = (int(self.0.n), int(self.0.width), streams.rows * streams.width);
+        let (n, width, total) = (int(self.n), int(self.width), streams.rows * streams.width);
         let (grid, out) = (Grid::each(total), io.outs[0].ptr);
         launch::hyper_post(io.gpu, grid, x.ptr, streams.ptr, back.ptr, out, n, width, total as u64)
     }
 }
 
 impl Builder<'_> {
-    /// What a block reads from the streams, and how it writes back: (T, width) and (T, n + n^2), with `NAME_fn`,
-    /// `NAME_scale` and `NAME_base`.
+    /// What a block reads from the streams, and how it writes back: (T, width) and (T, n + n^2), or (T, n) where streams
+    /// are not mixed; with `NAME_fn`, `NAME_scale` and `NAME_base`.
     ///
     /// # Errors
     /// If a weight is missing or has another shape.
     pub fn hyper_pre(&self, name: &str, streams: Slot, h: Hyper) -> Result<(Slot, Slot)> {
-        let n_mix = 2 * h.n + h.n * h.n;
+        let n_mix = 2 * h.n + h.n_comb();
         let weights = [
             self.matrix(&format!("{name}_fn.weight"), &[n_mix, h.n * h.width])?,
-            self.vector(&format!("{name}_scale.weight"), &[3])?,
+            self.vector(&format!("{name}_scale.weight"), &[2 + h.rounds.is_some() as usize])?,
             self.vector(&format!("{name}_base.weight"), &[n_mix])?,
         ];
-        let outs = [h.width, h.n + h.n * h.n];
+        let outs = [h.width, h.n + h.n_comb()];
         let outs =
             self.push_named(&format!("{name}_pre"), HyperPre { h, head: false }, &[streams], &outs, &weights, &[]);
         Ok((outs[0], outs[1]))
     }
 
-    /// The streams after a block that read them with [`Builder::hyper_pre`] and gave `x`: (T, n * width).
-    pub fn hyper_post(&self, x: Slot, streams: Slot, back: Slot, h: Hyper) -> Slot {
-        self.push(Post(h), &[x, streams, back], &[h.n * h.width], &[])[0]
+    /// The streams after a block that read them with [`Builder::hyper_pre`] and gave `x`: (T, n * width). `back` has a
+    /// weight for each stream, and then, where streams are mixed, the matrix.
+    pub fn hyper_post(&self, x: Slot, streams: Slot, back: Slot) -> Slot {
+        let (width, all, n_back) = (self.width(x), self.width(streams), self.width(back));
+        let n = all / width;
+        debug_assert!(n_back == n || n_back == n + n * n, "a weight for each stream, and a matrix");
+        self.push(Post { n, width, mixed: n_back > n }, &[x, streams, back], &[all], &[])[0]
     }
 
     /// The streams joined for the output head: (T, width).

@@ -31,7 +31,7 @@ pub use delta::{Decay, Delta};
 pub use experts::Experts;
 pub use glu::Glu;
 pub use hyper::Hyper;
-pub use index::Index;
+pub use index::{BlockIndex, Index};
 pub(crate) use output_rows::cut_rows;
 pub use pack::Piece;
 pub use rope::{Pairs, Rope, Scaling};
