@@ -3,13 +3,14 @@
 
 __device__ __forceinline__ float sigmoid(float x) { return 1.f / (1.f + expf(-x)); }
 
-/// out[t][c] = silu(sum_j w[c][j] x[pos - taps + 1 + j][c]), from the batch's rows and, before them, rows of f32 by
-/// position. Grid: (columns / 128, rows).
-extern "C" __global__ void conv(const float *x, const u8 *past, const float *w, const int *seq, const int *pos, float *out, int n,
-                                int taps, int capacity, u64 row_bytes, u64 seq_bytes) {
+/// out[t][c] = bias[c] + sum_j w[c][j] x[pos - taps + 1 + j][c], through SiLU where `silu` asks for it, from the batch's rows
+/// and, before them, rows of f32 by position; `bias` may be null. Grid: (columns / 128, rows).
+extern "C" __global__ void conv(const float *x, const u8 *past, const float *w, const float *bias, const int *seq,
+                                const int *pos, float *out, int n, int taps, int silu, int capacity, u64 row_bytes,
+                                u64 seq_bytes) {
     int c = blockIdx.x * blockDim.x + threadIdx.x, t = blockIdx.y;
     if (c >= n) return;
-    float sum = 0.f;
+    float sum = bias ? bias[c] : 0.f;
     for (int j = 0; j < taps; j++) {
         int back = taps - 1 - j, p = pos[t] - back;
         if (p < 0) continue;
@@ -17,7 +18,21 @@ extern "C" __global__ void conv(const float *x, const u8 *past, const float *w, 
         const u8 *row = past + seq[t] * seq_bytes + (u64)(p % capacity) * row_bytes;
         sum += w[c * taps + j] * (own ? x[(u64)(t - back) * n + c] : ((const float *)row)[c]);
     }
-    out[(u64)t * n + c] = sum * sigmoid(sum);
+    out[(u64)t * n + c] = silu ? sum * sigmoid(sum) : sum;
+}
+
+/// out[t][c] = x[pos - back][c], from the batch's rows and, before them, rows of f32 by position; before the sequence's
+/// start `before[c]`, or 0 where that is null. Grid: (columns / 128, rows).
+extern "C" __global__ void shift(const float *x, const u8 *past, const float *before, const int *seq, const int *pos,
+                                 float *out, int n, int back, int capacity, u64 row_bytes, u64 seq_bytes) {
+    int c = blockIdx.x * blockDim.x + threadIdx.x, t = blockIdx.y;
+    if (c >= n) return;
+    int p = pos[t] - back;
+    float v;
+    if (p < 0) v = before ? before[c] : 0.f;
+    else if (back <= t && seq[t - back] == seq[t]) v = x[(u64)(t - back) * n + c];
+    else v = ((const float *)(past + seq[t] * seq_bytes + (u64)(p % capacity) * row_bytes))[c];
+    out[(u64)t * n + c] = v;
 }
 
 /// The gated delta rule; see src/ops/delta.rs. Four threads hold a row of a head's state (N x N) in registers, four columns

@@ -29,6 +29,7 @@ families! {
     qwen35: "qwen35moe" "qwen35",
     qwen3: "qwen3",
     qwen3moe: "qwen3moe",
+    zaya: "zaya",
 }
 
 /// The architectures that this version runs.

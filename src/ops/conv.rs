@@ -1,17 +1,20 @@
-//! conv: a short causal convolution along the sequence, a few taps per channel, then SiLU.
+//! conv: a short causal convolution along the sequence, a few taps per channel, in some models then
+//! SiLU.
 //!
-//! `out[t][c] = silu(sum_j w[c][j] * x[t - taps + 1 + j][c])`; before the sequence's start x is 0. The state holds the rows
-//! before the batch: the batch's own are in the input, and a ring for all of them would be gigabytes in a large model.
+//! `out[t][c] = silu(bias[c] + sum_j w[c][j] * x[t - taps + 1 + j][c])`; before the sequence's
+//! start x is 0. The state holds the rows before the batch: the batch's own are in the input, and a
+//! ring for all of them would be gigabytes in a large model.
 
 use anyhow::Result;
 
 use super::glu::silu;
 use crate::cuda::{Grid, Ptr, int, launch};
-use crate::tape::{Batch, Builder, CpuIo, GpuIo, Op, Role, Slot, Table};
+use crate::tape::{Batch, Builder, CpuIo, GpuIo, Op, Role, Slot, State, Table, WeightId};
 
 #[derive(Debug)]
 struct Conv {
     taps: usize,
+    silu: bool,
 }
 
 impl Op for Conv {
@@ -22,23 +25,21 @@ impl Op for Conv {
     fn cpu(&self, io: &mut CpuIo<'_>) {
         let x = io.ins[0];
         let n = x.len() / io.rows;
-        let (past, w) = (&io.states[0], io.weights[0].values);
+        let (past, w, bias) = (&io.states[0], io.weights[0].values, io.weights.get(1).map(|b| b.values));
         io.pool.pieces(&mut io.outs[0], n, x.len() * self.taps * 8, |t, out| {
-            let row = io.batch.rows[t];
-            out.fill(0.0);
+            match bias {
+                Some(bias) => out.copy_from_slice(bias),
+                None => out.fill(0.0),
+            }
             for j in 0..self.taps {
-                let back = self.taps - 1 - j;
-                let Some(p) = (row.pos as usize).checked_sub(back) else { continue };
-                let own = t.checked_sub(back).filter(|&from| io.batch.rows[from].seq == row.seq);
-                let from = match own {
-                    Some(from) => bytemuck::cast_slice(&x[from * n..(from + 1) * n]),
-                    None => past.row(row.seq, p),
-                };
+                let Some(from) = row_before(io.batch, x, past, t, self.taps - 1 - j) else { continue };
                 for (c, (o, v)) in out.iter_mut().zip(from.as_chunks::<4>().0).enumerate() {
                     *o += w[c * self.taps + j] * f32::from_ne_bytes(*v);
                 }
             }
-            out.iter_mut().for_each(|o| *o = silu(*o));
+            if self.silu {
+                out.iter_mut().for_each(|o| *o = silu(*o));
+            }
         });
         for (t, row) in io.batch.rows.iter().enumerate().filter(|(t, _)| is_last(io.batch, *t, self.taps)) {
             io.states[0].write(row.seq, row.pos as usize, &x[t * n..(t + 1) * n]);
@@ -54,11 +55,13 @@ impl Op for Conv {
             x.ptr,
             Ptr(c.rows),
             io.weights[0].ptr,
+            io.weights.get(1).map_or(Ptr::default(), |b| b.ptr),
             io.lists.seqs,
             io.lists.positions,
             io.outs[0].ptr,
             int(x.width),
             int(self.taps),
+            i32::from(self.silu),
             c.capacity,
             c.row_bytes,
             c.seq_bytes,
@@ -67,31 +70,61 @@ impl Op for Conv {
     }
 
     fn tables(&self) -> Vec<Table> {
-        // Positions of the rows that stay, -1 for the others.
-        let taps = self.taps;
-        let fill = move |batch: &Batch, to: &mut [u8]| {
-            for (t, (row, to)) in batch.rows.iter().zip(to.as_chunks_mut::<4>().0).enumerate() {
-                *to = if is_last(batch, t, taps) { row.pos as i32 } else { -1 }.to_ne_bytes();
-            }
-        };
-        vec![Table { key: format!("last {taps}"), row_bytes: 4, fill: Box::new(fill) }]
+        vec![last_positions(self.taps)]
     }
 }
 
+/// The f32 values of row `t - back` of `x`'s sequence: in the batch, or in the state of those
+/// before it. None before the sequence's start.
+pub(super) fn row_before<'a>(batch: &Batch, x: &'a [f32], past: &'a State, t: usize, back: usize) -> Option<&'a [u8]> {
+    let (row, n) = (batch.rows[t], x.len() / batch.rows.len());
+    let pos = (row.pos as usize).checked_sub(back)?;
+    Some(match t.checked_sub(back).filter(|&from| batch.rows[from].seq == row.seq) {
+        Some(from) => bytemuck::cast_slice(&x[from * n..(from + 1) * n]),
+        None => past.row(row.seq, pos),
+    })
+}
+
+/// Positions of the rows that a state of the last `n` keeps, -1 for the others.
+pub(super) fn last_positions(n: usize) -> Table {
+    let fill = move |batch: &Batch, to: &mut [u8]| {
+        for (t, (row, to)) in batch.rows.iter().zip(to.as_chunks_mut::<4>().0).enumerate() {
+            *to = if is_last(batch, t, n) { row.pos as i32 } else { -1 }.to_ne_bytes();
+        }
+    };
+    Table { key: format!("last {n}"), row_bytes: 4, fill: Box::new(fill) }
+}
+
 /// Whether row `t` is among the last `n` of its sequence in the batch.
-fn is_last(batch: &Batch, t: usize, n: usize) -> bool {
+pub(super) fn is_last(batch: &Batch, t: usize, n: usize) -> bool {
     batch.rows.get(t + n).is_none_or(|later| later.seq != batch.rows[t].seq)
 }
 
 impl Builder<'_> {
-    /// Convolution of every column of `x` with `NAME.weight` (columns, taps), then SiLU.
+    /// Convolution of every column of `x` with `NAME.weight` (columns, taps) and `NAME.bias` where
+    /// the file has it, then SiLU.
     ///
     /// # Errors
     /// If the weight is missing or has another shape.
     pub fn conv(&self, x: Slot, name: &str, taps: usize) -> Result<Slot> {
+        self.taps(x, name, Conv { taps, silu: true })
+    }
+
+    /// Convolution of every column of `x` with `NAME.weight` (columns, taps) and `NAME.bias` where
+    /// the file has it, without an activation.
+    ///
+    /// # Errors
+    /// If the weight is missing or has another shape.
+    pub fn plain_conv(&self, x: Slot, name: &str, taps: usize) -> Result<Slot> {
+        self.taps(x, name, Conv { taps, silu: false })
+    }
+
+    fn taps(&self, x: Slot, name: &str, op: Conv) -> Result<Slot> {
         let n = self.width(x);
-        let w = self.vector(&format!("{name}.weight"), &[n, taps])?;
-        let state = self.last_rows(&format!("{name}.past"), n, taps);
-        Ok(self.role(Role::Attention).push_named(name, Conv { taps }, &[x], &[n], &[w], &[state])[0])
+        let w = self.vector(&format!("{name}.weight"), &[n, op.taps])?;
+        let bias = self.opt_vector(&format!("{name}.bias"), &[n])?;
+        let weights: Vec<WeightId> = [Some(w), bias].into_iter().flatten().collect();
+        let state = self.last_rows(&format!("{name}.past"), n, op.taps);
+        Ok(self.role(Role::Attention).push_named(name, op, &[x], &[n], &weights, &[state])[0])
     }
 }

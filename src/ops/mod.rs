@@ -10,6 +10,7 @@ mod delta;
 mod embed;
 mod experts;
 mod glu;
+mod heads_mean;
 mod hyper;
 mod index;
 mod linear;
@@ -19,6 +20,7 @@ mod pack;
 mod rope;
 mod route;
 mod scale;
+mod shift;
 
 pub(crate) use add::Add;
 pub use attend::{Attend, Extra};
