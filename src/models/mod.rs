@@ -2,6 +2,7 @@
 //! of is in `blocks`.
 
 mod blocks;
+pub mod checkpoint;
 
 use anyhow::{Result, bail};
 
