@@ -2,18 +2,18 @@
 // codes, argmax.
 #include "matrix.cuh"
 
-/// x / sqrt(mean(x^2) + eps) * scale * weight over runs of `n` values; the weights of `groups` runs follow each other, and
-/// begin again. A block per run.
+/// x / sqrt(mean(x^2) + eps) * scale * weight over runs of `n` values, with mean + eps counted as `least` at least; the
+/// weights of `groups` runs follow each other, and begin again. A block per run.
 extern "C" __global__ void __launch_bounds__(1024)
-    rms_norm(const float *x, const float *weight, float *out, int n, int groups, float eps, float scale) {
+    rms_norm(const float *x, const float *weight, float *out, int n, int groups, float eps, float least, float scale) {
     __shared__ float scratch[32];
     if (weight) weight += (u64)(blockIdx.x % groups) * n;
     x += (u64)blockIdx.x * n;
     out += (u64)blockIdx.x * n;
     float sum = 0.f;
     for (int i = threadIdx.x; i < n; i += blockDim.x) sum += x[i] * x[i];
-    sum = block_sum(sum, scratch);
-    float by = scale / sqrtf(sum / (float)n + eps);
+    float mean = block_sum(sum, scratch) / (float)n + eps;
+    float by = scale / sqrtf(mean < least ? least : mean); // a maximum would hide a NaN
     for (int i = threadIdx.x; i < n; i += blockDim.x) out[i] = x[i] * by * (weight ? weight[i] : 1.f);
 }
 
@@ -59,10 +59,32 @@ extern "C" __global__ void scale(const float *x, float *out, float by, u64 total
     if (i < total) out[i] = x[i] * by;
 }
 
-/// x[r][i] * v[i % n]: `v` has `n` values, and a row of x a multiple of that.
-extern "C" __global__ void scale_by(const float *x, const float *v, float *out, int n, u64 total) {
+/// x[r][i] * v[i % n / run]: `run` of `n` columns share a value of `v`, and a row of x is a multiple of `n`.
+extern "C" __global__ void scale_by(const float *x, const float *v, float *out, int n, int run, u64 total) {
     u64 i = (u64)blockIdx.x * blockDim.x + threadIdx.x;
-    if (i < total) out[i] = x[i] * v[i % n];
+    if (i < total) out[i] = x[i] * v[i % n / run];
+}
+
+/// (x[r][i] + bias[i]) * by[i] of rows of `n` values.
+extern "C" __global__ void affine(const float *x, const float *by, const float *bias, float *out, int n, u64 total) {
+    u64 i = (u64)blockIdx.x * blockDim.x + threadIdx.x;
+    if (i < total) out[i] = (x[i] + bias[i % n]) * by[i % n];
+}
+
+/// Queries and keys averaged with each other; see src/ops/heads_mean.rs. `group` heads of q share a head of k. A thread per
+/// value of k.
+extern "C" __global__ void heads_mean(const float *q, const float *k, float *to_q, float *to_k, int dim, int group,
+                                      u64 total) {
+    u64 i = (u64)blockIdx.x * blockDim.x + threadIdx.x;
+    if (i >= total) return;
+    u64 first = i / dim * group * dim + i % dim;
+    float sum = 0.f;
+    for (int j = 0; j < group; j++) {
+        float mean = (q[first + j * dim] + k[i]) * .5f;
+        to_q[first + j * dim] = mean;
+        sum += mean;
+    }
+    to_k[i] = sum / (float)group;
 }
 
 /// x[r][i] * by[r], in rows of `n`.
@@ -80,14 +102,14 @@ extern "C" __global__ void soft_cap(const float *x, float *out, float cap, u64 t
 __device__ __forceinline__ float sigmoid(float x) { return 1.f / (1.f + __expf(-x)); }
 
 /// A gate times the other half, as `kind` has it. Row r takes its gates from `g + r * g_stride`, its other half from
-/// `u + r * u_stride`; `run` values of u share a gate.
+/// `u + r * u_stride`, or 1 where there is no u; `run` values of u share a gate.
 extern "C" __global__ void glu(const float *g, const float *u, float *out, GluKind kind, float limit, float limit_u,
                                int n, int run, u64 g_stride, u64 u_stride, u64 total) {
     u64 i = (u64)blockIdx.x * blockDim.x + threadIdx.x;
     if (i >= total) return;
     u64 r = i / n;
     int c = (int)(i % n);
-    float a = kind == GLU_RELU_SQ ? 0.f : g[r * g_stride + c / run], b = u[r * u_stride + c];
+    float a = kind == GLU_RELU_SQ ? 0.f : g[r * g_stride + c / run], b = u ? u[r * u_stride + c] : 1.f;
     if (kind == GLU_SILU_CLAMP || kind == GLU_OAI) {
         a = fminf(a, limit);
         b = fminf(fmaxf(b, -limit), limit);
@@ -149,11 +171,13 @@ extern "C" __global__ void take_rows(const float *x, const int *which, float *ou
     if (i < total) out[i] = x[(u64)which[i / width] * width + i % width];
 }
 
-/// out = out * scale[m] + bias[m][c] of the row's matrix m: its expert, or 0. Either may be absent.
+/// out = out * scale[m] + bias[m][c] of the row's matrix m: its expert, or 0. Either may be absent; a row without an expert
+/// stays as it is.
 extern "C" __global__ void scale_bias(float *out, const float *scale, const float *bias, const float *ids, int width,
                                       u64 total) {
     u64 i = (u64)blockIdx.x * blockDim.x + threadIdx.x;
     if (i >= total) return;
+    if (ids && ids[i / width] < 0.f) return;
     u64 m = ids ? (u64)ids[i / width] : 0;
     float v = out[i];
     if (scale) v *= scale[m];

@@ -13,10 +13,10 @@ struct __align__(16) ActScale {
     float d, low, high, unused;
 };
 
-/// The matrix of a pair; negative for none.
+/// The matrix of a pair; negative for none: an id of -1 is no expert.
 __device__ __forceinline__ int matrix_of(int p, const float *ids, const int *slots, int heads) {
     int m = ids ? (int)ids[p] : p % heads;
-    return slots ? slots[m] : m;
+    return slots && m >= 0 ? slots[m] : m;
 }
 
 /// out[i] = weight i of a group of 32.

@@ -22,6 +22,20 @@ extern "C" __global__ void conv(const float *x, const u8 *past, const float *w, 
     out[(u64)t * n + c] = silu ? sum * sigmoid(sum) : sum;
 }
 
+/// out[t][c] = x[pos - back][c], from the batch's rows and, before them, rows of f32 by position; before the sequence's
+/// start `before[c]`, or 0 where that is null. Grid: (columns / 128, rows).
+extern "C" __global__ void shift(const float *x, const u8 *past, const float *before, const int *seq, const int *pos,
+                                 float *out, int n, int back, int capacity, u64 row_bytes, u64 seq_bytes) {
+    int c = blockIdx.x * blockDim.x + threadIdx.x, t = blockIdx.y;
+    if (c >= n) return;
+    int p = pos[t] - back;
+    float v;
+    if (p < 0) v = before ? before[c] : 0.f;
+    else if (back <= t && seq[t - back] == seq[t]) v = x[(u64)(t - back) * n + c];
+    else v = ((const float *)(past + seq[t] * seq_bytes + (u64)(p % capacity) * row_bytes))[c];
+    out[(u64)t * n + c] = v;
+}
+
 /// What a state is multiplied by: exp(a softplus(x)), or with a bound below 0 exp(bound sigmoid(sign a x)).
 __device__ __forceinline__ float decay_of(float x, float a, float bound, float sign) {
     if (bound < 0.f) return expf(bound * sigmoid(sign * a * x));

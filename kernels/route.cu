@@ -19,10 +19,11 @@ __device__ __forceinline__ int best_of(const float *v, int n, int lane) {
 }
 
 /// A warp per row: (ids, weights), k each, best first. See src/ops/route.rs. `table`: rows of k experts by token; `which`:
-/// the number of each row's token, null where every token has a row.
+/// the number of each row's token, null where every token has a row. The last `no_expert` of the n classes have the id -1.
 extern "C" __global__ void __launch_bounds__(32)
     route(const float *logits, const float *bias, const int *table, const int *tokens, const int *which, float *ids,
-          float *weights, int n, int k, RouterGate gate, int norm, float scale, int n_groups, int groups_used) {
+          float *weights, int n, int k, RouterGate gate, int norm, float scale, int n_groups, int groups_used,
+          int no_expert) {
     __shared__ float score[MOST_EXPERTS], biased[MOST_EXPERTS], group[MOST_GROUPS];
     __shared__ int chosen[MOST_CHOSEN];
     const float lowest = -__int_as_float(0x7f800000);
@@ -104,7 +105,7 @@ extern "C" __global__ void __launch_bounds__(32)
     for (int j = 0; j < 2; j++) {
         int i = lane + 32 * j;
         if (i < k) {
-            ids[(u64)t * k + i] = (float)chosen[i];
+            ids[(u64)t * k + i] = chosen[i] < n - no_expert ? (float)chosen[i] : -1.f;
             weights[(u64)t * k + i] = w[j] * scale;
         }
     }
@@ -118,7 +119,8 @@ extern "C" __global__ void __launch_bounds__(1024)
     int id = threadIdx.x;
     for (int e = id; e < n; e += blockDim.x) count[e] = 0;
     __syncthreads();
-    for (int p = id; p < pairs; p += blockDim.x) atomicAdd(&count[(int)ids[p]], 1);
+    for (int p = id; p < pairs; p += blockDim.x)
+        if (ids[p] >= 0.f) atomicAdd(&count[(int)ids[p]], 1);
     __syncthreads();
     if (id == 0) {
         int sum = 0, tile = 0;
@@ -168,8 +170,8 @@ extern "C" __global__ void __launch_bounds__(256) sort_pairs(const float *ids, c
     }
 }
 
-/// out[t] = sum over the token's k pairs of weight (null: 1) times row, leaving out pairs whose slot is negative; added to
-/// what is there if `add`.
+/// out[t] = sum over the token's k pairs of weight (null: 1) times row, leaving out pairs without an expert and those whose
+/// slot is negative; added to what is there if `add`.
 extern "C" __global__ void mix_pairs(const float *rows, const float *ids, const float *weights, const int *slots,
                                      float *out, int width, int k, int add, u64 total) {
     u64 i = (u64)blockIdx.x * blockDim.x + threadIdx.x;
@@ -179,7 +181,7 @@ extern "C" __global__ void mix_pairs(const float *rows, const float *ids, const 
     float sum = add ? out[i] : 0.f;
     for (int j = 0; j < k; j++) {
         u64 p = t * k + j;
-        if (slots && slots[(int)ids[p]] < 0) continue;
+        if (ids[p] < 0.f || (slots && slots[(int)ids[p]] < 0)) continue;
         sum += (weights ? weights[p] : 1.f) * rows[p * width + c];
     }
     out[i] = sum;

@@ -6,6 +6,7 @@
 //! - [`gguf`], [`cpu`], [`cuda`]: model files, threads and matrix products, the GPU's driver.
 //! - [`text`], [`tape`], [`eval`]: tokenizer, chat templates and grammars; a model as a list of steps; perplexity.
 //! - [`ops`], [`models`], [`plan`]: one file per operation, one per model family, and what runs where.
+//! - [`convert`]: published checkpoints to model files.
 //! - [`exec`], [`session`]: the walk through a plan, and sequences that take tokens and give logits.
 //! - [`store`], [`talk`], [`schedule`], [`cli`]: sequences as files, conversations, many requests, the commands.
 //!
@@ -47,6 +48,7 @@ macro_rules! say {
 }
 
 pub mod cli;
+pub mod convert;
 pub mod cpu;
 pub mod cuda;
 pub mod eval;

@@ -28,6 +28,7 @@ fn floors() -> BTreeMap<&'static str, u32> {
         ("ops", 3),
         ("models", 4),
         ("plan", 4),
+        ("convert", 5),
         ("exec", 5),
         ("session", 6),
         ("store", 7),

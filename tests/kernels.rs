@@ -254,8 +254,12 @@ fn scales_and_soft_caps_reach_every_value_and_no_other() {
         let (gpu, grid, long) = (Some(&gpu), Grid::each(total), total as u64);
         launch::scale(gpu, grid, from.ptr(), out.ptr(), 0.3, long).unwrap();
         check("scale", &|i| x[i] as f64 * 0.3f32 as f64);
-        launch::scale_by(gpu, grid, from.ptr(), by.ptr(), out.ptr(), int(n), long).unwrap();
+        launch::scale_by(gpu, grid, from.ptr(), by.ptr(), out.ptr(), int(n), 1, long).unwrap();
         check("scale_by", &|i| x[i] as f64 * v[i % width % n] as f64);
+        launch::scale_by(gpu, grid, from.ptr(), by.ptr(), out.ptr(), int(width), int(width / n), long).unwrap();
+        check("scale_by, in runs", &|i| x[i] as f64 * v[i % width / (width / n)] as f64);
+        launch::affine(gpu, grid, from.ptr(), by.ptr(), by.ptr(), out.ptr(), int(n), long).unwrap();
+        check("affine", &|i| (x[i] as f64 + v[i % n] as f64) * v[i % n] as f64);
         launch::soft_cap(gpu, grid, from.ptr(), out.ptr(), 30.0, long).unwrap();
         check("soft_cap", &|i| 30.0 * (x[i] as f64 / 30.0).tanh());
     }

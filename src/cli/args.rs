@@ -45,6 +45,8 @@ pub enum Verb {
     Run(RunArgs),
     /// Answer requests from JSON lines with JSON lines, several at a time
     Batch(BatchArgs),
+    /// Convert a published checkpoint (safetensors) to a GGUF file
+    Convert(ConvertArgs),
     /// Write the logits of a token list as raw little-endian f32 rows
     Logits(LogitsArgs),
     /// Perplexity and KL divergence over a text, as llama-perplexity computes them (-c defaults to
@@ -67,6 +69,27 @@ pub enum Verb {
     Completions(CompletionsArgs),
     /// Print a manual page
     Man(ManArgs),
+}
+
+/// `tandem convert`.
+#[derive(Debug, Args)]
+pub struct ConvertArgs {
+    /// Folder with config.json, model.safetensors (or an index of several) and tokenizer.json
+    #[arg(value_name = "DIR")]
+    pub dir: PathBuf,
+    /// GGUF file to write
+    #[arg(short, long, value_name = "FILE")]
+    pub output: PathBuf,
+    /// Type of the matrices: f32, f16, bf16 or q8_0; routers, norms and vectors are always f32
+    /// [default: the type of the checkpoint]
+    #[arg(long = "type", value_name = "TYPE")]
+    pub ty: Option<String>,
+    /// Replace FILE if it exists
+    #[arg(long)]
+    pub overwrite: bool,
+    /// Write nothing; print the equivalent command with the type written out
+    #[arg(long)]
+    pub dry_run: bool,
 }
 
 /// `tandem logits`.

@@ -46,6 +46,9 @@ pub(super) fn run(verb: &Verb, given: &ArgMatches) -> Result<bool> {
 
 /// The command that asks for what `verb` would do; None without `--dry-run`.
 fn command(verb: &Verb, given: &ArgMatches) -> Result<Option<String>> {
+    if let Verb::Convert(a) = verb {
+        return conversion(a, given);
+    }
     let (model, sampling, n_seq) = match verb {
         Verb::Chat(a) => (&a.model, Some(&a.sampling), 1),
         Verb::Run(a) => (&a.model, Some(&a.sampling), 1),
@@ -72,14 +75,23 @@ fn command(verb: &Verb, given: &ArgMatches) -> Result<Option<String>> {
         }
         resolved.extend(sampled(&settings, &usual));
     }
-    Ok(Some(
-        ["tandem", name]
-            .map(String::from)
-            .into_iter()
-            .chain(words(name, given, &resolved))
-            .collect::<Vec<_>>()
-            .join(" "),
-    ))
+    Ok(Some(line(name, given, &resolved)))
+}
+
+/// The command of a conversion, with the type of the file; what would be written is a notice.
+fn conversion(a: &args::ConvertArgs, given: &ArgMatches) -> Result<Option<String>> {
+    let Some((name, given)) = given.subcommand().filter(|_| a.dry_run) else { return Ok(None) };
+    let c = super::convert::settled(a)?;
+    c.notes.iter().for_each(|note| tracing::warn!("{note}"));
+    tracing::info!("{}: {} tensors, {}", c.arch, c.n_tensors(), super::human::size(c.bytes() as usize));
+    let ty = vec![format!("--type {}", c.ty.name.to_lowercase())];
+    Ok(Some(line(name, given, &Resolved::from([("ty".into(), ty)]))))
+}
+
+/// The words of a command, joined.
+fn line(name: &str, given: &ArgMatches, resolved: &Resolved) -> String {
+    let first = ["tandem", name].map(String::from);
+    first.into_iter().chain(words(name, given, resolved)).collect::<Vec<_>>().join(" ")
 }
 
 /// The arguments of the model that are resolved by its header, this machine and the GPU's free

@@ -20,6 +20,7 @@ mod batch;
 mod bench;
 mod chat;
 mod completions;
+mod convert;
 mod doctor;
 mod dry_run;
 mod errors;

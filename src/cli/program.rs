@@ -11,8 +11,8 @@ use clap::{ArgMatches, CommandFactory, FromArgMatches};
 use super::args::{Cli, Verb};
 use super::terminal::colour;
 use super::{
-    argv, batch, bench, chat, completions, doctor, dry_run, errors, explain, logits, perplexity, run, template,
-    tokenize, verify,
+    argv, batch, bench, chat, completions, convert, doctor, dry_run, errors, explain, logits, perplexity, run,
+    template, tokenize, verify,
 };
 use crate::session::Interrupted;
 
@@ -78,6 +78,7 @@ fn run_verb(verb: &Verb, given: &ArgMatches) -> Result<()> {
         Verb::Run(a) => run::run(a),
         Verb::Batch(a) => batch::run(a),
         Verb::Logits(a) => logits::run(a),
+        Verb::Convert(a) => convert::run(a),
         Verb::Bench(a) => bench::run(a),
         Verb::Explain(a) => explain::run(a),
         Verb::Doctor(a) => doctor::run(a),

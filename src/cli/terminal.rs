@@ -1,4 +1,4 @@
-//! What only a terminal is shown: colours, and how far a prompt has been read.
+//! What only a terminal is shown: colours, and how far a prompt has been read or a file written.
 
 use indicatif::{ProgressBar, ProgressState, ProgressStyle};
 
@@ -49,10 +49,45 @@ fn bar(total: usize) -> ProgressBar {
         let _ = write!(out, "{:.0}", s.per_sec());
     };
     bar.set_style(style.with_key("rate", rate));
-    if !tracing::enabled!(tracing::Level::INFO) {
-        bar.set_draw_target(indicatif::ProgressDrawTarget::hidden()); // -q
-    }
+    hide_if_quiet(&bar);
     bar
+}
+
+/// Takes the bar from the screen under `-q`.
+fn hide_if_quiet(bar: &ProgressBar) {
+    if !tracing::enabled!(tracing::Level::INFO) {
+        bar.set_draw_target(indicatif::ProgressDrawTarget::hidden());
+    }
+}
+
+/// Shows on stderr how much of a file has been written, and only where that is a terminal.
+pub(super) struct WriteBar(ProgressBar);
+
+impl WriteBar {
+    /// A bar for a file of so many bytes.
+    pub(super) fn new(bytes: u64) -> WriteBar {
+        let bar = ProgressBar::new(bytes);
+        let form = "writing {bar:30} {bytes}/{total_bytes}, {bytes_per_sec}, {eta} left";
+        bar.set_style(ProgressStyle::with_template(form).expect("a template that is right"));
+        hide_if_quiet(&bar);
+        WriteBar(bar)
+    }
+
+    pub(super) fn progress(&self, bytes: u64) {
+        self.0.set_position(bytes);
+    }
+
+    /// Takes the bar away.
+    pub(super) fn finish(&self) {
+        self.0.finish_and_clear();
+    }
+}
+
+impl Drop for WriteBar {
+    /// An error leaves no bar on the screen.
+    fn drop(&mut self) {
+        self.finish();
+    }
 }
 
 impl Drop for PromptBar {

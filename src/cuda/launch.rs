@@ -1,7 +1,7 @@
 //! One function for every kernel, with the arguments of its prototype.
 //!
 //! kernels/ptx.sh makes this file (kernels/launch.py alone does without the CUDA compiler) from the kernels' sources,
-//! whose hash is a27c69e2486ceb3b4c31e18c83f967d69a6e3eaf4ebeba7726ba3f177e40e8b5.
+//! whose hash is 29b5e5d5c596551d73bae292d6eca643017c449802718c40f9ff3669e3fecdf7.
 
 #![allow(clippy::too_many_arguments)] // the kernels' arguments, in their order
 
@@ -158,15 +158,16 @@ pub fn store_rows(gpu: Option<&Gpu>, grid: Grid, x: Ptr, rows: Ptr, seq: Ptr, po
 
 /// Starts `rms_norm` of kernels/basic.cu:
 /// ```text
-/// x / sqrt(mean(x^2) + eps) * scale * weight over runs of `n` values; the weights of `groups` runs
-/// follow each other, and begin again. A block per run.
+/// x / sqrt(mean(x^2) + eps) * scale * weight over runs of `n` values, with mean + eps counted as
+/// `least` at least; the weights of `groups` runs follow each other, and begin again. A block per
+/// run.
 /// ```
 /// # Errors
 /// If the driver does not take the kernel or its arguments.
-pub fn rms_norm(gpu: Option<&Gpu>, grid: Grid, x: Ptr, weight: Ptr, out: Ptr, n: i32, groups: i32, eps: f32,
+pub fn rms_norm(gpu: Option<&Gpu>, grid: Grid, x: Ptr, weight: Ptr, out: Ptr, n: i32, groups: i32, eps: f32, least: f32,
         scale: f32) -> Result<()> {
     let args = [Arg::Ptr(x), Arg::Ptr(weight), Arg::Ptr(out), Arg::Int(n), Arg::Int(groups), Arg::Float(eps),
-        Arg::Float(scale)];
+        Arg::Float(least), Arg::Float(scale)];
     start(gpu, ("basic", "rms_norm"), grid, &args)
 }
 
@@ -218,13 +219,39 @@ pub fn scale(gpu: Option<&Gpu>, grid: Grid, x: Ptr, out: Ptr, by: f32, total: u6
 
 /// Starts `scale_by` of kernels/basic.cu:
 /// ```text
-/// x[r][i] * v[i % n]: `v` has `n` values, and a row of x a multiple of that.
+/// x[r][i] * v[i % n / run]: `run` of `n` columns share a value of `v`, and a row of x is a
+/// multiple of `n`.
 /// ```
 /// # Errors
 /// If the driver does not take the kernel or its arguments.
-pub fn scale_by(gpu: Option<&Gpu>, grid: Grid, x: Ptr, v: Ptr, out: Ptr, n: i32, total: u64) -> Result<()> {
-    let args = [Arg::Ptr(x), Arg::Ptr(v), Arg::Ptr(out), Arg::Int(n), Arg::Long(total)];
+pub fn scale_by(gpu: Option<&Gpu>, grid: Grid, x: Ptr, v: Ptr, out: Ptr, n: i32, run: i32, total: u64) -> Result<()> {
+    let args = [Arg::Ptr(x), Arg::Ptr(v), Arg::Ptr(out), Arg::Int(n), Arg::Int(run), Arg::Long(total)];
     start(gpu, ("basic", "scale_by"), grid, &args)
+}
+
+/// Starts `affine` of kernels/basic.cu:
+/// ```text
+/// (x[r][i] + bias[i]) * by[i] of rows of `n` values.
+/// ```
+/// # Errors
+/// If the driver does not take the kernel or its arguments.
+pub fn affine(gpu: Option<&Gpu>, grid: Grid, x: Ptr, by: Ptr, bias: Ptr, out: Ptr, n: i32, total: u64) -> Result<()> {
+    let args = [Arg::Ptr(x), Arg::Ptr(by), Arg::Ptr(bias), Arg::Ptr(out), Arg::Int(n), Arg::Long(total)];
+    start(gpu, ("basic", "affine"), grid, &args)
+}
+
+/// Starts `heads_mean` of kernels/basic.cu:
+/// ```text
+/// Queries and keys averaged with each other; see src/ops/heads_mean.rs. `group` heads of q share a
+/// head of k. A thread per value of k.
+/// ```
+/// # Errors
+/// If the driver does not take the kernel or its arguments.
+pub fn heads_mean(gpu: Option<&Gpu>, grid: Grid, q: Ptr, k: Ptr, to_q: Ptr, to_k: Ptr, dim: i32, group: i32,
+        total: u64) -> Result<()> {
+    let args = [Arg::Ptr(q), Arg::Ptr(k), Arg::Ptr(to_q), Arg::Ptr(to_k), Arg::Int(dim), Arg::Int(group),
+        Arg::Long(total)];
+    start(gpu, ("basic", "heads_mean"), grid, &args)
 }
 
 /// Starts `scale_rows` of kernels/basic.cu:
@@ -252,7 +279,8 @@ pub fn soft_cap(gpu: Option<&Gpu>, grid: Grid, x: Ptr, out: Ptr, cap: f32, total
 /// Starts `glu` of kernels/basic.cu:
 /// ```text
 /// A gate times the other half, as `kind` has it. Row r takes its gates from `g + r * g_stride`,
-/// its other half from `u + r * u_stride`; `run` values of u share a gate.
+/// its other half from `u + r * u_stride`, or 1 where there is no u; `run` values of u share a
+/// gate.
 /// ```
 /// # Errors
 /// If the driver does not take the kernel or its arguments.
@@ -304,7 +332,8 @@ pub fn take_rows(gpu: Option<&Gpu>, grid: Grid, x: Ptr, which: Ptr, out: Ptr, wi
 
 /// Starts `scale_bias` of kernels/basic.cu:
 /// ```text
-/// out = out * scale[m] + bias[m][c] of the row's matrix m: its expert, or 0. Either may be absent.
+/// out = out * scale[m] + bias[m][c] of the row's matrix m: its expert, or 0. Either may be absent;
+/// a row without an expert stays as it is.
 /// ```
 /// # Errors
 /// If the driver does not take the kernel or its arguments.
@@ -361,6 +390,20 @@ pub fn conv(gpu: Option<&Gpu>, grid: Grid, x: Ptr, past: Ptr, w: Ptr, bias: Ptr,
     let args = [Arg::Ptr(x), Arg::Ptr(past), Arg::Ptr(w), Arg::Ptr(bias), Arg::Ptr(seq), Arg::Ptr(pos), Arg::Ptr(out),
         Arg::Int(silu), Arg::Int(n), Arg::Int(taps), Arg::Int(capacity), Arg::Long(row_bytes), Arg::Long(seq_bytes)];
     start(gpu, ("recurrent", "conv"), grid, &args)
+}
+
+/// Starts `shift` of kernels/recurrent.cu:
+/// ```text
+/// out[t][c] = x[pos - back][c], from the batch's rows and, before them, rows of f32 by position;
+/// before the sequence's start `before[c]`, or 0 where that is null. Grid: (columns / 128, rows).
+/// ```
+/// # Errors
+/// If the driver does not take the kernel or its arguments.
+pub fn shift(gpu: Option<&Gpu>, grid: Grid, x: Ptr, past: Ptr, before: Ptr, seq: Ptr, pos: Ptr, out: Ptr, n: i32,
+        back: i32, capacity: i32, row_bytes: u64, seq_bytes: u64) -> Result<()> {
+    let args = [Arg::Ptr(x), Arg::Ptr(past), Arg::Ptr(before), Arg::Ptr(seq), Arg::Ptr(pos), Arg::Ptr(out), Arg::Int(n),
+        Arg::Int(back), Arg::Int(capacity), Arg::Long(row_bytes), Arg::Long(seq_bytes)];
+    start(gpu, ("recurrent", "shift"), grid, &args)
 }
 
 /// The sizes that [`delta`] has kernels for: `n`.
@@ -447,16 +490,17 @@ pub fn channel_scan(gpu: Option<&Gpu>, n: usize, grid: Grid, x: Ptr, b: Ptr, c: 
 /// Starts `route` of kernels/route.cu:
 /// ```text
 /// A warp per row: (ids, weights), k each, best first. See src/ops/route.rs. `table`: rows of k
-/// experts by token; `which`: the number of each row's token, null where every token has a row.
+/// experts by token; `which`: the number of each row's token, null where every token has a row. The
+/// last `no_expert` of the n classes have the id -1.
 /// ```
 /// # Errors
 /// If the driver does not take the kernel or its arguments.
 pub fn route(gpu: Option<&Gpu>, grid: Grid, logits: Ptr, bias: Ptr, table: Ptr, tokens: Ptr, which: Ptr, ids: Ptr,
-        weights: Ptr, n: i32, k: i32, gate: RouterGate, norm: i32, scale: f32, n_groups: i32,
-        groups_used: i32) -> Result<()> {
+        weights: Ptr, n: i32, k: i32, gate: RouterGate, norm: i32, scale: f32, n_groups: i32, groups_used: i32,
+        no_expert: i32) -> Result<()> {
     let args = [Arg::Ptr(logits), Arg::Ptr(bias), Arg::Ptr(table), Arg::Ptr(tokens), Arg::Ptr(which), Arg::Ptr(ids),
         Arg::Ptr(weights), Arg::Int(n), Arg::Int(k), Arg::Int(gate as i32), Arg::Int(norm), Arg::Float(scale),
-        Arg::Int(n_groups), Arg::Int(groups_used)];
+        Arg::Int(n_groups), Arg::Int(groups_used), Arg::Int(no_expert)];
     start(gpu, ("route", "route"), grid, &args)
 }
 
@@ -489,8 +533,8 @@ pub fn sort_pairs(gpu: Option<&Gpu>, grid: Grid, ids: Ptr, first: Ptr, order: Pt
 
 /// Starts `mix_pairs` of kernels/route.cu:
 /// ```text
-/// out[t] = sum over the token's k pairs of weight (null: 1) times row, leaving out pairs whose
-/// slot is negative; added to what is there if `add`.
+/// out[t] = sum over the token's k pairs of weight (null: 1) times row, leaving out pairs without
+/// an expert and those whose slot is negative; added to what is there if `add`.
 /// ```
 /// # Errors
 /// If the driver does not take the kernel or its arguments.

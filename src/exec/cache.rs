@@ -398,7 +398,8 @@ impl ExpertCache {
         let layer = &mut self.layers[self.of_step[&step]];
         let n = layer.score.len();
         let (mut products, mut touched) = (0usize, vec![false; n]);
-        for &id in ids {
+        let none = ids.iter().filter(|id| **id < 0.0).count();
+        for &id in ids.iter().filter(|id| **id >= 0.0) {
             let e = id as usize;
             layer.score[e] += 1.0;
             if layer.on_gpu[e] < 0 {
@@ -407,8 +408,8 @@ impl ExpertCache {
             }
         }
         if self.single {
-            self.stats.chosen += ids.len();
-            self.stats.hits += ids.len() - products;
+            self.stats.chosen += ids.len() - none;
+            self.stats.hits += ids.len() - none - products;
         }
         let touched = touched.iter().filter(|t| **t).count();
         let bytes = layer.expert_bytes() as f64;

@@ -31,6 +31,14 @@ const READ: usize = 32 << 20;
 /// A file's bytes, which stay where they are for as long as anyone holds them.
 pub type SharedBytes = Arc<dyn AsRef<[u8]> + Send + Sync>;
 
+/// Maps a file that is read once, from its beginning to its end.
+///
+/// # Errors
+/// If there is no such file, or it cannot be mapped.
+pub fn map_file(path: &Path) -> Result<SharedBytes> {
+    Ok(FileBytes::open(path, &Load::default())?.share())
+}
+
 /// The bytes of one file.
 #[derive(Debug)]
 pub(super) struct FileBytes {

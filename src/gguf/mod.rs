@@ -19,7 +19,7 @@ mod parse;
 mod split;
 mod write;
 
-pub use map::{Load, SharedBytes};
+pub use map::{Load, SharedBytes, map_file};
 pub use meta::{Array, FromValue, Meta, Scalar, Value};
 pub use parse::{Header, parse};
 pub use split::{shard_name, shard_of};

@@ -2,6 +2,7 @@
 //! of is in `blocks`, `latent` and `mixers`.
 
 mod blocks;
+pub mod checkpoint;
 mod latent;
 mod mixers;
 
@@ -71,6 +72,7 @@ families! {
     smallthinker: "smallthinker",
     smollm3: "smollm3",
     step35: "step35",
+    zaya: "zaya",
 }
 
 /// The architectures that this version runs.

@@ -9,7 +9,7 @@ use anyhow::Result;
 
 use super::glu::silu;
 use crate::cuda::{Grid, Ptr, int, launch};
-use crate::tape::{Batch, Builder, CpuIo, GpuIo, Op, Role, Slot, Table, WeightId};
+use crate::tape::{Batch, Builder, CpuIo, GpuIo, Op, Role, Slot, State, Table, WeightId};
 
 #[derive(Debug)]
 struct Conv {
@@ -27,16 +27,12 @@ impl Op for Conv {
         let n = x.len() / io.rows;
         let (past, w, bias) = (&io.states[0], io.weights[0].values, io.weights.get(1).map(|b| b.values));
         io.pool.pieces(&mut io.outs[0], n, x.len() * self.taps * 8, |t, out| {
-            let row = io.batch.rows[t];
-            out.fill(0.0);
+            match bias {
+                Some(bias) => out.copy_from_slice(bias),
+                None => out.fill(0.0),
+            }
             for j in 0..self.taps {
-                let back = self.taps - 1 - j;
-                let Some(p) = (row.pos as usize).checked_sub(back) else { continue };
-                let own = t.checked_sub(back).filter(|&from| io.batch.rows[from].seq == row.seq);
-                let from = match own {
-                    Some(from) => bytemuck::cast_slice(&x[from * n..(from + 1) * n]),
-                    None => past.row(row.seq, p),
-                };
+                let Some(from) = row_before(io.batch, x, past, t, self.taps - 1 - j) else { continue };
                 for (c, (o, v)) in out.iter_mut().zip(from.as_chunks::<4>().0).enumerate() {
                     *o += w[c * self.taps + j] * f32::from_ne_bytes(*v);
                 }
@@ -77,19 +73,33 @@ impl Op for Conv {
     }
 
     fn tables(&self) -> Vec<Table> {
-        // Positions of the rows that stay, -1 for the others.
-        let taps = self.taps;
-        let fill = move |batch: &Batch, to: &mut [u8]| {
-            for (t, (row, to)) in batch.rows.iter().zip(to.as_chunks_mut::<4>().0).enumerate() {
-                *to = if is_last(batch, t, taps) { row.pos as i32 } else { -1 }.to_ne_bytes();
-            }
-        };
-        vec![Table { key: format!("last {taps}"), row_bytes: 4, fill: Box::new(fill) }]
+        vec![last_positions(self.taps)]
     }
 }
 
+/// The f32 values of row `t - back` of `x`'s sequence: in the batch, or in the state of those
+/// before it. None before the sequence's start.
+pub(super) fn row_before<'a>(batch: &Batch, x: &'a [f32], past: &'a State, t: usize, back: usize) -> Option<&'a [u8]> {
+    let (row, n) = (batch.rows[t], x.len() / batch.rows.len());
+    let pos = (row.pos as usize).checked_sub(back)?;
+    Some(match t.checked_sub(back).filter(|&from| batch.rows[from].seq == row.seq) {
+        Some(from) => bytemuck::cast_slice(&x[from * n..(from + 1) * n]),
+        None => past.row(row.seq, pos),
+    })
+}
+
+/// Positions of the rows that a state of the last `n` keeps, -1 for the others.
+pub(super) fn last_positions(n: usize) -> Table {
+    let fill = move |batch: &Batch, to: &mut [u8]| {
+        for (t, (row, to)) in batch.rows.iter().zip(to.as_chunks_mut::<4>().0).enumerate() {
+            *to = if is_last(batch, t, n) { row.pos as i32 } else { -1 }.to_ne_bytes();
+        }
+    };
+    Table { key: format!("last {n}"), row_bytes: 4, fill: Box::new(fill) }
+}
+
 /// Whether row `t` is among the last `n` of its sequence in the batch.
-fn is_last(batch: &Batch, t: usize, n: usize) -> bool {
+pub(super) fn is_last(batch: &Batch, t: usize, n: usize) -> bool {
     batch.rows.get(t + n).is_none_or(|later| later.seq != batch.rows[t].seq)
 }
 

@@ -3,8 +3,8 @@
 //! ```text
 //! out[t] = sum_j weight[t][j] * (down_e (glu(gate_e x[t] + bg_e, up_e x[t] + bu_e)) + bd_e),   e = id[t][j]
 //! ```
-//! Llama 4 weighs what an expert reads: there gate and up are multiplied, and the sum is plain.
-//! Some models have no gate: there `glu` is an activation of the upper half alone.
+//! Llama 4 weighs what an expert reads: there gate and up are multiplied, and the sum is plain. Some models have no gate:
+//! there `glu` is an activation of the upper half alone. An id of -1 is no expert: it adds nothing.
 //!
 //! Tokens are grouped by expert, so that a weight is read once for all tokens that share it. The sum over `j` runs in
 //! the router's order whatever the grouping, so the result does not depend on the batch.
@@ -83,8 +83,11 @@ impl Op for ExpertsOp {
         let n_ff = self.e.n_ff;
         // What the GPU has is its part; a product's number is its place among the others.
         let slots = io.weights[0].slots;
-        let chosen: Vec<u32> = ids.iter().map(|&e| e as u32).collect(); // (T * k)
-        let here = |&p: &u32| slots.get(chosen[p as usize] as usize).is_none_or(|&s| s < 0);
+        let chosen: Vec<u32> = ids.iter().map(|&e| if e < 0.0 { u32::MAX } else { e as u32 }).collect(); // (T * k)
+        let here = |&p: &u32| {
+            let e = chosen[p as usize];
+            e != u32::MAX && slots.get(e as usize).is_none_or(|&s| s < 0)
+        };
         let places: Vec<u32> = (0..chosen.len() as u32).filter(here).collect(); // product -> place in (T * k), rising
         let ids: Vec<u32> = places.iter().map(|&p| chosen[p as usize]).collect();
 

@@ -1,4 +1,5 @@
-//! linear: `x W^T`, times an optional scale, plus an optional bias; and the same per head.
+//! linear: `x W^T`, times an optional scale, plus an optional bias; and the same per head, also as
+//! a causal convolution along the sequence, whose taps are a matrix per head each.
 //!
 //! `NAME.bias` and `NAME.scale` are used wherever the file has them: a checkpoint that has them means them. A scale as wide as the input multiplies the input (Gemma 4's router), a single number the output.
 
@@ -6,12 +7,14 @@ use anyhow::{Result, bail};
 
 use crate::cpu::{Group, grouped};
 use crate::cuda::{Grid, Ptr, int, launch};
-use crate::tape::{Builder, CpuIo, GpuIo, GpuValue, MatrixRows, Op, Role, Slot, WeightId};
+use crate::tape::{Builder, CpuIo, GpuIo, GpuValue, GpuWeight, MatrixRows, Op, Role, Slot, Weight, WeightId};
 
 #[derive(Debug)]
 struct Linear {
-    /// Matrices in the stack: 1, or one per head, each multiplying its own part of the row.
+    /// Matrices: 1, or one per head, each multiplying its own part of the row.
     heads: usize,
+    /// The first of them in the stack.
+    first: usize,
     bias: bool,
     scale: bool,
 }
@@ -27,7 +30,8 @@ impl Op for Linear {
         let pairs: Vec<Vec<(u32, u32)>> = (0..self.heads)
             .map(|h| (0..io.rows).map(|t| (t * self.heads + h) as u32).map(|r| (r, r)).collect())
             .collect();
-        let groups: Vec<Group> = pairs.iter().enumerate().map(|(h, pairs)| Group { w: w.matrix(h), pairs }).collect();
+        let groups: Vec<Group> =
+            pairs.iter().enumerate().map(|(h, pairs)| Group { w: w.matrix(self.first + h), pairs }).collect();
         let out = &mut io.outs[0];
         grouped(io.pool, w.format(), (n_out, w.shape[2]), &groups, &mut io.work.acts, io.ins[0], out);
         let mut rest = io.weights[1..].iter();
@@ -45,12 +49,19 @@ impl Op for Linear {
 
     fn gpu(&self, io: &GpuIo<'_>) -> Result<()> {
         let (w, out) = (&io.weights[0], io.outs[0]);
+        let before = (self.first * w.shape[1]) as u64 * w.row_bytes();
+        let w = &GpuWeight { ptr: w.ptr.at(before as usize), shape: [self.heads, w.shape[1], w.shape[2]], ..*w };
         let pairs = if self.heads == 1 { MatrixRows::All } else { MatrixRows::Heads(self.heads) };
         io.product(w, io.ins[0], pairs, out.ptr)?;
         let mut rest = io.weights[1..].iter();
         let scale = self.scale.then(|| rest.next().expect("a scale").ptr);
         let bias = self.bias.then(|| rest.next().expect("a bias").ptr);
         scale_bias(io, out, scale, bias, None)
+    }
+
+    fn bytes_per_token(&self, weights: &[&Weight]) -> usize {
+        let matrices = weights[0].bytes / weights[0].shape[0] * self.heads;
+        matrices + weights[1..].iter().map(|w| w.bytes).sum::<usize>()
     }
 }
 
@@ -115,6 +126,33 @@ impl Builder<'_> {
         self.stack(x, name, name, heads, n_out)
     }
 
+    /// A convolution along the sequence of each head of `x`, the oldest tap first: `NAME.weight`
+    /// (taps, heads, n_out, width of a head), and `NAME.bias` where the file has it: (T, heads *
+    /// n_out). Before the sequence's start x is `start`, or 0.
+    ///
+    /// # Errors
+    /// If the file does not have them in these shapes.
+    pub fn head_conv(
+        &self,
+        x: Slot,
+        name: &str,
+        (taps, heads): (usize, usize),
+        n_out: usize,
+        start: Option<WeightId>,
+    ) -> Result<Slot> {
+        let w = self.matrix(&format!("{name}.weight"), &[taps * heads, n_out, self.width(x) / heads])?;
+        let bias = self.opt_vector(&format!("{name}.bias"), &[heads * n_out])?;
+        let tap = |i: usize, bias: Option<WeightId>| {
+            let back = taps - 1 - i;
+            let row = if back == 0 { x } else { self.shift(x, name, back, start) };
+            let op = Linear { heads, first: i * heads, bias: bias.is_some(), scale: false };
+            let weights: Vec<WeightId> = [Some(w), bias].into_iter().flatten().collect();
+            self.push_named(name, op, &[row], &[heads * n_out], &weights, &[])[0]
+        };
+        let first = tap(0, bias);
+        Ok((1..taps).fold(first, |sum, i| self.add(sum, tap(i, None))))
+    }
+
     fn stack(&self, x: Slot, name: &str, label: &str, heads: usize, n_out: usize) -> Result<Slot> {
         let n_in = self.width(x);
         let w = self.matrix(&format!("{name}.weight"), &[heads, n_out, n_in / heads])?;
@@ -126,7 +164,7 @@ impl Builder<'_> {
             false => (x, self.opt_vector(&scale_name, &[1])?),
         };
         let bias = self.opt_vector(&format!("{name}.bias"), &[heads * n_out])?;
-        let op = Linear { heads, bias: bias.is_some(), scale: scale.is_some() };
+        let op = Linear { heads, first: 0, bias: bias.is_some(), scale: scale.is_some() };
         let weights: Vec<WeightId> = [Some(w), scale, bias].into_iter().flatten().collect();
         Ok(self.push_named(label, op, &[x], &[heads * n_out], &weights, &[])[0])
     }

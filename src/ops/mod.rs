@@ -10,6 +10,7 @@ mod delta;
 mod embed;
 mod experts;
 mod glu;
+mod heads_mean;
 mod hyper;
 mod index;
 mod linear;
@@ -21,6 +22,7 @@ mod rope;
 mod route;
 mod scale;
 mod scan;
+mod shift;
 mod sources;
 
 pub(crate) use add::Add;

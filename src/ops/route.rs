@@ -7,7 +7,9 @@
 //! weight = scores of the chosen (never the biased ones), softmax over them if the gate says so,
 //!          divided by their sum if `norm`, times `scale`
 //! ```
-//! The sum is kept above 6.1e-5, as the reference does. Ties go to the lower number.
+//! The sum is kept above 6.1e-5, as the reference does. Ties go to the lower number. A router may
+//! have classes beyond the experts: a token that takes one of them goes through no expert, its id
+//! is -1.
 
 use anyhow::Result;
 
@@ -47,8 +49,10 @@ pub struct Route {
 #[derive(Debug)]
 struct RouteOp {
     r: Route,
-    /// Experts.
+    /// Experts, and classes without one.
     n: usize,
+    /// Classes at the end that have no expert.
+    no_expert: usize,
     bias: bool,
     table: bool,
 }
@@ -129,7 +133,7 @@ impl Op for RouteOp {
             let [ids, weights] = &mut *io.outs else { unreachable!("the builder gives two outputs") };
             let weights = &mut weights[t * r.k..(t + 1) * r.k];
             for ((w, id), &e) in weights.iter_mut().zip(&mut ids[t * r.k..]).zip(&chosen) {
-                *id = e as f32;
+                *id = if (e as usize) < n - self.no_expert { e as f32 } else { -1.0 };
                 *w = scores[e as usize];
             }
             if r.gate == Gate::SoftmaxOfChosen {
@@ -179,6 +183,7 @@ impl Op for RouteOp {
             r.scale,
             int(r.groups.0),
             int(r.groups.1),
+            int(self.no_expert),
         )
     }
 
@@ -201,6 +206,26 @@ impl Builder<'_> {
         bias: Option<WeightId>,
         table: Option<WeightId>,
     ) -> Result<(Slot, Slot)> {
+        self.route_classes(logits, r, 0, bias, table)
+    }
+
+    /// [`Builder::route`] where the last of the classes (T, n_expert + 1) has no expert.
+    ///
+    /// # Errors
+    /// If more experts are chosen than there are, or their groups do not fit; the message names the
+    /// key.
+    pub fn route_or_none(&self, logits: Slot, r: Route, bias: Option<WeightId>) -> Result<(Slot, Slot)> {
+        self.route_classes(logits, r, 1, bias, None)
+    }
+
+    fn route_classes(
+        &self,
+        logits: Slot,
+        r: Route,
+        no_expert: usize,
+        bias: Option<WeightId>,
+        table: Option<WeightId>,
+    ) -> Result<(Slot, Slot)> {
         let n = self.width(logits);
         let (groups, used) = r.groups;
         if r.k > n {
@@ -213,7 +238,7 @@ impl Builder<'_> {
             let want = format!("enough groups of {} experts for the {} to choose", n / groups, r.k);
             return Err(self.bad_key("expert_group_used_count", used, want));
         }
-        let op = RouteOp { r, n, bias: bias.is_some(), table: table.is_some() };
+        let op = RouteOp { r, n, no_expert, bias: bias.is_some(), table: table.is_some() };
         let weights: Vec<WeightId> = bias.into_iter().chain(table).collect();
         let outs = self.role(Role::Router).push_named("ffn_moe_topk", op, &[logits], &[r.k, r.k], &weights, &[]);
         Ok((outs[0], outs[1]))

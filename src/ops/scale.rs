@@ -1,8 +1,10 @@
-//! scale: a value times a number, or times a vector column by column; or squashed into a range by tanh.
+//! scale: a value times a number, or times a vector column by column or head by head; or squashed
+//! into a range by tanh.
 //!
 //! ```text
 //! By(c)        out[t][i] = c * x[t][i]
-//! Columns      out[t][i] = w[i] * x[t][i]
+//! Columns      out[t][i] = w[i / run] * x[t][i]               run: columns that share a factor
+//! Affine       out[t][i] = w[i] * (x[t][i] + b[i])            the bias first
 //! SoftCap(c)   out[t][i] = c * tanh(x[t][i] / c)
 //! ```
 //!
@@ -21,7 +23,8 @@ use crate::tape::{Batch, Builder, CpuIo, GpuIo, Op, Slot, Table};
 #[derive(Clone, Copy, Debug)]
 enum Scale {
     By(f32),
-    Columns,
+    Columns { run: usize },
+    Affine,
     SoftCap(f32),
 }
 
@@ -33,19 +36,36 @@ impl Op for Scale {
     fn cpu(&self, io: &mut CpuIo<'_>) {
         const PIECE: usize = 1 << 14;
         let x = io.ins[0];
-        if let Scale::Columns = self {
-            let w = io.weights[0].values;
-            for (out, x) in io.outs[0].chunks_exact_mut(w.len()).zip(x.chunks_exact(w.len())) {
-                out.iter_mut().zip(x).zip(w).for_each(|((o, x), w)| *o = x * w);
+        let w = io.weights.first().map_or(&[][..], |w| w.values);
+        match *self {
+            Scale::Columns { run: 1 } => {
+                for (out, x) in io.outs[0].chunks_exact_mut(w.len()).zip(x.chunks_exact(w.len())) {
+                    out.iter_mut().zip(x).zip(w).for_each(|((o, x), w)| *o = x * w);
+                }
+                return;
             }
-            return;
+            Scale::Columns { run } => {
+                let heads = io.outs[0].chunks_exact_mut(run).zip(x.chunks_exact(run));
+                for ((out, x), w) in heads.zip(w.iter().cycle()) {
+                    out.iter_mut().zip(x).for_each(|(o, x)| *o = x * w);
+                }
+                return;
+            }
+            Scale::Affine => {
+                let bias = io.weights[1].values;
+                for (out, x) in io.outs[0].chunks_exact_mut(w.len()).zip(x.chunks_exact(w.len())) {
+                    out.iter_mut().zip(x).zip(w).zip(bias).for_each(|(((o, x), w), b)| *o = (x + b) * w);
+                }
+                return;
+            }
+            Scale::By(_) | Scale::SoftCap(_) => {}
         }
         io.pool.pieces(&mut io.outs[0], PIECE, x.len() * 8, |i, out| {
             let x = &x[i * PIECE..][..out.len()];
             match *self {
                 Scale::SoftCap(c) => out.iter_mut().zip(x).for_each(|(o, x)| *o = c * (x / c).tanh()),
                 Scale::By(c) => out.iter_mut().zip(x).for_each(|(o, x)| *o = c * x),
-                Scale::Columns => {}
+                Scale::Columns { .. } | Scale::Affine => {}
             }
         });
     }
@@ -56,7 +76,13 @@ impl Op for Scale {
         let (grid, n) = (Grid::each(total), total as u64);
         match *self {
             Scale::By(c) => launch::scale(io.gpu, grid, x.ptr, out, c, n),
-            Scale::Columns => launch::scale_by(io.gpu, grid, x.ptr, io.weights[0].ptr, out, int(x.width), n),
+            Scale::Columns { run } => {
+                launch::scale_by(io.gpu, grid, x.ptr, io.weights[0].ptr, out, int(x.width), int(run), n)
+            }
+            Scale::Affine => {
+                let [w, bias] = [0, 1].map(|i| io.weights[i].ptr);
+                launch::affine(io.gpu, grid, x.ptr, w, bias, out, int(x.width), n)
+            }
             Scale::SoftCap(c) => launch::soft_cap(io.gpu, grid, x.ptr, out, c, n),
         }
     }
@@ -136,8 +162,28 @@ impl Builder<'_> {
     /// # Errors
     /// If the file does not have it in this shape.
     pub fn scale_by(&self, x: Slot, name: &str) -> Result<Slot> {
-        let w = self.vector(name, &[self.width(x)])?;
-        Ok(self.push(Scale::Columns, &[x], &[self.width(x)], &[w])[0])
+        self.scale_heads(x, name, self.width(x))
+    }
+
+    /// Each of the `heads` heads of `x` times its number of a vector.
+    ///
+    /// # Errors
+    /// If the file does not have it in this shape.
+    pub fn scale_heads(&self, x: Slot, name: &str, heads: usize) -> Result<Slot> {
+        debug_assert!(self.width(x).is_multiple_of(heads));
+        let w = self.vector(name, &[heads])?;
+        let op = Scale::Columns { run: self.width(x) / heads };
+        Ok(self.push(op, &[x], &[self.width(x)], &[w])[0])
+    }
+
+    /// `(x + NAME.bias) * NAME.weight`, column by column: the bias is added before the product.
+    ///
+    /// # Errors
+    /// If the file does not have both in this shape.
+    pub fn affine(&self, x: Slot, name: &str) -> Result<Slot> {
+        let n = [self.width(x)];
+        let weights = [self.vector(&format!("{name}.weight"), &n)?, self.vector(&format!("{name}.bias"), &n)?];
+        Ok(self.push_named(name, Scale::Affine, &[x], &n, &weights, &[])[0])
     }
 
     /// `cap * tanh(x / cap)`; `x` itself where `cap` is 0.

@@ -27,6 +27,6 @@ mod rows;
 mod types;
 
 pub use activations::{Act, ActRow, Acts};
-pub use formats::{TYPES, by_id, by_name, cache_types, retired};
+pub use formats::{TYPES, by_id, by_name, cache_types, encoder, retired, written_types};
 pub use rng::Rng;
-pub use types::{CacheFormat, Decode, DotRows, Kernel, QuantType};
+pub use types::{CacheFormat, Decode, DotRows, Encode, Kernel, QuantType};

@@ -49,11 +49,14 @@ pub struct Kernel {
 /// Decodes whole blocks: `(blocks, out)`. The CPU must have the instruction set that goes with it.
 pub type Decode = unsafe fn(&[u8], &mut [f32]);
 
+/// Encodes whole blocks: `(values, out)`, bit-equal to what the Python package gguf writes.
+pub type Encode = fn(&[f32], &mut [u8]);
+
 /// What a format needs to serve as a KV cache type.
 #[derive(Debug)]
 pub struct CacheFormat {
     /// Encodes `x` (a multiple of the block) into blocks.
-    pub encode: fn(&[f32], &mut [u8]),
+    pub encode: Encode,
     /// Vector versions of `dequant`, the best instruction set first, the scalar one last.
     pub decode: &'static [(Isa, Decode)],
     /// Whether the blocks are f16 values, which attention multiplies without decoding.

@@ -16,9 +16,15 @@ use super::{
 use crate::gguf::{Gguf, TensorType};
 use crate::quant::QuantType;
 
-/// Some converters flatten a stack of matrices: (groups * rows, columns) for (groups, rows, columns).
+/// Some converters flatten a stack of matrices: (groups * rows, columns) for (groups, rows,
+/// columns). And a file may have stacks of stacks, which are one stack here: (taps, heads, rows,
+/// columns) for (taps * heads, rows, columns).
 fn flattens(have: &[usize], want: &[usize]) -> bool {
-    matches!((have, want), (&[n, cols], &[groups, rows, c]) if cols == c && groups.checked_mul(rows) == Some(n))
+    match (have, want) {
+        (&[n, cols], &[groups, rows, c]) => cols == c && groups.checked_mul(rows) == Some(n),
+        (&[taps, heads, r, c], &[n, rows, cols]) => (r, c) == (rows, cols) && taps.checked_mul(heads) == Some(n),
+        _ => false,
+    }
 }
 
 /// The user's settings that shape a tape.

@@ -15,9 +15,11 @@ mod split;
 mod spm;
 mod template;
 mod tokenizer;
+mod tokenizer_json;
 mod vocab;
 
 pub use answer::{Part, Reader};
 pub use clock::Clock;
 pub use template::Template;
-pub use tokenizer::{TokenStream, Tokenizer};
+pub use tokenizer::{NO_VOCABULARY, TokenStream, Tokenizer};
+pub use tokenizer_json::HubTokenizer;

@@ -22,7 +22,7 @@ use SplitRule::{Digits, Doubling, Each, Lines, Words};
 /// What a pre-tokenizer's name means.
 #[derive(Debug)]
 pub(super) struct PreTokenizer {
-    names: &'static [&'static str],
+    pub(super) names: &'static [&'static str],
     pub(super) rules: &'static [SplitRule],
     /// A word that is a token is that token, whatever the merges would make of it.
     pub(super) ignore_merges: bool,
@@ -319,6 +319,11 @@ const PRES: &[PreTokenizer] = &[
     },
     PreTokenizer { names: &["sarvam-moe"], rules: &[Lines], raw: true, ..PLAIN },
 ];
+
+/// Every pre-tokenizer.
+pub(super) fn all() -> impl Iterator<Item = &'static PreTokenizer> {
+    PRES.iter()
+}
 
 /// What the pre-tokenizer of this name is.
 pub(super) fn pre(name: &str) -> Option<&'static PreTokenizer> {

@@ -13,6 +13,9 @@ use super::spm::Spm;
 use super::vocab::{BYTE, CONTROL, NORMAL, SHOWN, UNKNOWN, USER, Vocab};
 use crate::gguf::{Gguf, Meta};
 
+/// What a file without a vocabulary has as its tokenizer's model.
+pub const NO_VOCABULARY: &str = "none";
+
 /// How text is cut into tokens.
 enum Scheme {
     Bpe(Box<Bpe>),
@@ -80,6 +83,11 @@ impl Tokenizer {
                 let spm = Spm::new(meta, &vocab)?;
                 (vocab, Scheme::Spm(spm))
             }
+            NO_VOCABULARY | "no_vocab" => bail!(
+                "{file}: metadata key \"tokenizer.ggml.model\" is {kind:?}: the file has no vocabulary, so that text \
+                 cannot be read or written; `tandem logits --tokens` takes token IDs. Convert the model again with its \
+                 tokenizer.json in the folder"
+            ),
             other => bail!(
                 "{file}: metadata key \"tokenizer.ggml.model\" is {other:?}, expected one this version can use: gpt2 \
                  (byte pairs), gemma4 or llama (SentencePiece)"

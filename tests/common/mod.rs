@@ -8,6 +8,7 @@ pub mod source;
 use std::io::Write;
 use std::path::{Path, PathBuf};
 use std::process::{Command, Output, Stdio};
+use std::sync::OnceLock;
 
 /// Prints a figure past the test harness, which keeps the output of passing tests to itself.
 #[macro_export]
@@ -18,7 +19,8 @@ macro_rules! say {
     }};
 }
 
-use serde_json::Value;
+use serde_json::{Value, json};
+use tandem::convert::Conversion;
 use tandem::gguf::Load;
 use tandem::models;
 use tandem::quant;
@@ -131,10 +133,57 @@ pub fn references() -> Vec<Reference> {
         let arch = gguf.meta.str("general.architecture").unwrap();
         if models::known().any(|known| known == arch) { have.push(r) } else { not.push(name) }
     }
+    have.extend(converted().into_iter().filter(|r| only.split(',').any(|o| r.name.starts_with(o))));
     if !not.is_empty() {
         say!("of families that this version does not run: {}", not.join(", "));
     }
     have
+}
+
+/// Published checkpoints and their reference: the small one of the repository, and the larger one
+/// where it is next to the checkout.
+pub fn checkpoints() -> Vec<(&'static str, PathBuf)> {
+    let large = Path::new(env!("CARGO_MANIFEST_DIR")).parent().map(|p| p.join("shared/zaya")).filter(|d| d.is_dir());
+    if large.is_none() {
+        say!("skipped: the larger checkpoint, which is not next to the checkout (../shared/zaya)");
+    }
+    [("zaya-small", Some(local().join("zaya"))), ("zaya", large)]
+        .into_iter()
+        .filter_map(|(n, d)| Some((n, d?)))
+        .collect()
+}
+
+/// The checkpoints, converted to F32.
+fn converted() -> Vec<Reference> {
+    static MADE: OnceLock<Vec<(&str, PathBuf, PathBuf)>> = OnceLock::new();
+    let make = || {
+        let to = Path::new(env!("CARGO_TARGET_TMPDIR")).join("converted");
+        std::fs::create_dir_all(&to).unwrap();
+        let convert = |(name, dir): (&'static str, PathBuf)| {
+            // Other test programs make the same file at this moment.
+            let (own, gguf) = (to.join(format!("{name}.{}", std::process::id())), to.join(format!("{name}.gguf")));
+            Conversion::new(&dir, quant::by_name("f32")).unwrap().write(&own, &mut |_| ()).unwrap();
+            std::fs::rename(own, &gguf).unwrap();
+            (name, dir, gguf)
+        };
+        checkpoints().into_iter().map(convert).collect()
+    };
+    let reference = |(name, dir, gguf): &(&str, PathBuf, PathBuf)| {
+        let tokens = json(&dir.join("tokens.json"));
+        let positions = ids(&tokens["positions"]);
+        // What the same model in F32 by transformers is off from one in F64.
+        let noise = json!({"batch_vs_token_by_token": {"nmse": 1.5e-12}});
+        Reference {
+            name: (*name).into(),
+            gguf: gguf.clone(),
+            prompt: ids(&tokens["prompt_ids"]),
+            greedy: ids(&tokens["greedy_ids"]),
+            info: json!({"logits": {"positions": &positions}, "noise_floor": noise}),
+            positions,
+            logits: floats(&dir.join("logits.f32")),
+        }
+    };
+    MADE.get_or_init(make).iter().map(reference).collect()
 }
 
 /// The file of the built-in model.

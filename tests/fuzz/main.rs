@@ -353,3 +353,35 @@ fn a_line_of_a_batch_is_a_request_or_says_what_is_wrong() {
     let taken = holds(targets::batch, rounds, 16 << 20, |rng| mutated(rng, &seeds, &words));
     assert_varied(taken, rounds);
 }
+
+#[test]
+fn the_configuration_of_a_checkpoint_is_a_recipe_or_is_refused() {
+    let seeds = [std::fs::read("tests/data/zaya/config.json").unwrap()];
+    let words =
+        ["null", "0", "-1", "1e400", "1048576", "18446744073709551615", "[]", "{}", "true", "\"x\"", "0.3", ", "];
+    let rounds = 5000 * times();
+    let taken = holds(targets::config, rounds, 64 << 20, |rng| mutated(rng, &seeds, &words));
+    assert_varied(taken, rounds);
+}
+
+#[test]
+fn a_tokenizer_of_a_checkpoint_is_carried_over_or_refused() {
+    let bytes: serde_json::Map<String, Value> = (0..256).map(|b| (format!("<0x{b:02X}>"), b.into())).collect();
+    let mut vocab = bytes;
+    vocab.extend([("<unk>", 256), ("a", 257), ("b", 258), ("ab", 259)].map(|(t, id)| (t.to_owned(), id.into())));
+    let token = json!({"id": 260, "content": "<end>", "special": true, "single_word": false, "lstrip": false,
+        "rstrip": false, "normalized": false});
+    let seed = json!({
+        "version": "1.0", "truncation": null, "padding": null, "added_tokens": [token], "pre_tokenizer": null,
+        "normalizer": {"type": "Replace", "pattern": {"String": " "}, "content": "▁"},
+        "post_processor": null, "decoder": null,
+        "model": {"type": "BPE", "dropout": null, "unk_token": "<unk>", "continuing_subword_prefix": null,
+            "end_of_word_suffix": null, "fuse_unk": true, "byte_fallback": true, "vocab": vocab, "merges": ["a b"]},
+    });
+    let seeds = [seed.to_string().into_bytes()];
+    let words =
+        ["null", "0", "-1", "300", "18446744073709551615", "[]", "{}", "true", "\"a\"", "\"BPE\"", "\"\"", ", "];
+    let rounds = 300 * times();
+    let taken = holds(targets::tokenizer_json, rounds, 64 << 20, |rng| mutated(rng, &seeds, &words));
+    assert_varied(taken, rounds);
+}

@@ -8,10 +8,11 @@ use std::path::{Path, PathBuf};
 use std::sync::{LazyLock, Mutex, PoisonError};
 
 use tandem::gguf::{Gguf, Writer};
+use tandem::models::checkpoint::{self, Config};
 use tandem::session::{self, Options, Session, Want};
 use tandem::store;
 use tandem::text::grammar::{Grammars, Kind};
-use tandem::text::{Clock, Template, Tokenizer};
+use tandem::text::{Clock, HubTokenizer, Template, Tokenizer};
 use xxhash_rust::xxh3::xxh3_128;
 
 /// What errors call the input.
@@ -200,6 +201,20 @@ pub(crate) fn batch(data: &[u8]) -> bool {
             false
         }
     }
+}
+
+/// A checkpoint's config.json, and what a family makes of it.
+pub(crate) fn config(data: &[u8]) -> bool {
+    let Some(text) = text(data) else { return false };
+    let recipe = Config::parse(Path::new(NAME), text).and_then(|config| checkpoint::recipe(&config));
+    recipe.inspect_err(|e| check(e, NAME)).is_ok()
+}
+
+/// A checkpoint's tokenizer.json, for a model of 300 tokens.
+pub(crate) fn tokenizer_json(data: &[u8]) -> bool {
+    let Some(text) = text(data) else { return false };
+    let keys = HubTokenizer::new(Path::new(NAME), text).and_then(|t| t.keys(300, Vec::new()));
+    keys.inspect_err(|e| check(e, NAME)).is_ok()
 }
 
 /// A model file that is all header, for a start: small enough for a fuzzer to change all of it.

@@ -51,6 +51,13 @@ fn dequant(blocks: &[u8], out: &mut [f32]) {
     }
 }
 
+/// Rounds to the nearest, of two equally near to the even one; a NaN stays one.
+pub(super) fn encode(x: &[f32], out: &mut [u8]) {
+    for (b, &x) in out.as_chunks_mut::<BYTES>().0.iter_mut().zip(x) {
+        *b = half::bf16::from_f32(x).to_le_bytes();
+    }
+}
+
 fn dot(w: &[u8], stride: usize, x: ActRow<'_>, out: &mut [f32]) {
     for (o, row) in out.iter_mut().zip(rows(w, stride, x.n * BYTES)) {
         *o = values(row).zip(x.f).map(|(w, &x)| w as f64 * x as f64).sum::<f64>() as f32;

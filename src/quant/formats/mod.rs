@@ -7,7 +7,7 @@
 mod check;
 pub mod retired;
 
-use super::types::QuantType;
+use super::types::{Encode, QuantType};
 
 macro_rules! formats {
     ($($file:ident),* $(,)?) => {
@@ -61,5 +61,19 @@ pub fn by_name(name: &str) -> Option<&'static QuantType> {
 /// Returns the names of the formats that a KV cache can have, for messages: `f32, f16, ...`.
 pub fn cache_types() -> String {
     let names: Vec<String> = TYPES.iter().filter(|t| t.kv.is_some()).map(|t| t.name.to_lowercase()).collect();
+    names.join(", ")
+}
+
+/// Returns how weights become this format; None for a format that this version only reads.
+pub fn encoder(ty: &QuantType) -> Option<Encode> {
+    if *ty == bf16::TYPE {
+        return Some(bf16::encode);
+    }
+    ty.kv.as_ref().map(|kv| kv.encode)
+}
+
+/// Returns the names of the formats that weights can be written in, for messages: `f32, f16, ...`.
+pub fn written_types() -> String {
+    let names: Vec<String> = TYPES.iter().filter(|t| encoder(t).is_some()).map(|t| t.name.to_lowercase()).collect();
     names.join(", ")
 }
