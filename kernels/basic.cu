@@ -2,8 +2,8 @@
 // codes, argmax.
 #include "matrix.cuh"
 
-/// x / sqrt(mean(x^2) + eps) * scale * weight over runs of `n` values; the weights of `groups` runs follow each other, and
-/// begin again. A block per run.
+/// x / sqrt(mean(x^2) + eps) * scale * weight over runs of `n` values; the weights of `groups` runs
+/// follow each other, and begin again. A block per run.
 extern "C" __global__ void __launch_bounds__(1024)
     rms_norm(const float *x, const float *weight, float *out, int n, int groups, float eps, float scale) {
     __shared__ float scratch[32];

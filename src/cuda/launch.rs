@@ -1,7 +1,7 @@
 //! One function for every kernel, with the arguments of its prototype.
 //!
 //! kernels/ptx.sh makes this file (kernels/launch.py alone does without the CUDA compiler) from the kernels' sources,
-//! whose hash is 06a24480bd9a209dcfd78bfebe045ca476d188f1d9abcd2b19d4658d879af69d.
+//! whose hash is d03ae31de9950741f9de05a20e6e676528d4b4ff18bfeb4ff1d6050c290fecc3.
 
 #![allow(clippy::too_many_arguments)] // the kernels' arguments, in their order
 

@@ -114,7 +114,8 @@ impl Mixture {
         self.build_on(b, h, h)
     }
 
-    /// The same with experts that read `x` in place of `h`, which is then the router's alone: as wide as `x`.
+    /// The same with experts that read `x` in place of `h`, which is then the router's alone: as
+    /// wide as `x`.
     pub(super) fn build_on(&self, b: &Builder, h: Slot, x: Slot) -> Result<Slot> {
         let n = self.experts.n;
         let logits = b.role(Role::Router).linear(h, "ffn_gate_inp", n)?; // (T, n)

@@ -40,7 +40,8 @@ pub enum Glu {
     Multiply,
     /// SwiGLU with the gate's SiLU at most this, and the other half within it.
     SiluCap(f32),
-    /// A sigmoid gate times the gate, both halves squashed by tanh to within these; the second may be 0 for not at all.
+    /// A sigmoid gate times the gate, both halves squashed by tanh to within these; the second may
+    /// be 0 for not at all.
     Situ(f32, f32),
     /// The square of the positive part, without a gate.
     ReluSquared,

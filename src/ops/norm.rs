@@ -11,9 +11,9 @@ use crate::tape::{Builder, CpuIo, GpuIo, GpuValue, Op, Slot, WeightId};
 
 #[derive(Debug)]
 struct Norm {
-    /// Values normalised together; the weight, if any, is as long and shared by all heads of the row, or
+    /// Values normalised together.
     head: usize,
-    /// as many times as long, and those parts are for heads that follow each other.
+    /// Heads after which the weight, if any, begins again.
     groups: usize,
     eps: f32,
     /// Multiplies the result: 1, or 1/sqrt(head) to make it an L2 norm.
