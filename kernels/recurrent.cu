@@ -1,10 +1,12 @@
-// Layers that remember: a short convolution, the gated delta rule with a decay for each head or for each key channel, and scans.
+// Layers that remember: a short convolution, the gated delta rule with a decay for each head or for
+// each key channel, and scans.
 #include "compat.cuh"
 
 __device__ __forceinline__ float sigmoid(float x) { return 1.f / (1.f + expf(-x)); }
 
-/// out[t][c] = silu(sum_j w[c][j] x[pos - taps + 1 + j][c] + bias[c]), from the batch's rows and, before them, rows of f32 by
-/// position; `bias` may be null, and `silu` 0 for none. Grid: (columns / 128, rows).
+/// out[t][c] = silu(sum_j w[c][j] x[pos - taps + 1 + j][c] + bias[c]), from the batch's rows and,
+/// before them, rows of f32 by position; `bias` may be null, and `silu` 0 for none. Grid: (columns
+/// / 128, rows).
 extern "C" __global__ void conv(const float *x, const u8 *past, const float *w, const float *bias, const int *seq,
                                 const int *pos, float *out, int silu, int n, int taps, int capacity, u64 row_bytes,
                                 u64 seq_bytes) {
@@ -42,9 +44,10 @@ __device__ __forceinline__ float decay_of(float x, float a, float bound, float s
     return expf(a * (x > 20.f ? x : log1pf(expf(x))));
 }
 
-/// The gated delta rule; see src/ops/delta.rs. Four threads hold a row of a head's state (N x N) in registers, four columns
-/// of every sixteen each. Rows do not meet, so that a head is shared out among blocks. `bound` is 0 where the decay has none.
-/// Grid: (value heads, runs of tokens of one sequence, parts of a head).
+/// The gated delta rule; see src/ops/delta.rs. Four threads hold a row of a head's state (N x N) in
+/// registers, four columns of every sixteen each. Rows do not meet, so that a head is shared out
+/// among blocks. `bound` is 0 where the decay has none. Grid: (value heads, runs of tokens of one
+/// sequence, parts of a head).
 template <int N, bool CHANNELS>
 __device__ __forceinline__ void delta_body(const float *q, const float *k, const float *v, const float *beta,
                                            const float *alpha, const float *dt, const float *a, float *state,
@@ -125,14 +128,15 @@ DELTA_CHANNELS(256)
 
 __device__ __forceinline__ float softplus(float x) { return x > 20.f ? x : log1pf(expf(x)); }
 
-/// A scan whose state decays as a whole in each head (Mamba-2; without `dt` lightning attention, where head h forgets at the
-/// rate scale base^(h + 1)); see src/ops/scan.rs. Four threads hold a row of a head's state (dim x N) in registers, four
-/// columns of every sixteen each. `d` may be null. Grid: (heads, runs of tokens of one sequence, parts of a head).
+/// A scan whose state decays as a whole in each head (Mamba-2; without `dt` lightning attention,
+/// where head h forgets at the rate scale base^(h + 1)); see src/ops/scan.rs. Four threads hold a
+/// row of a head's state (dim x N) in registers, four columns of every sixteen each. `d` may be
+/// null. Grid: (heads, runs of tokens of one sequence, parts of a head).
 template <int N>
-__device__ __forceinline__ void scan_body(const float *x, const float *b, const float *c, const float *dt, const float *bias,
-                                          const float *a, const float *d, float *state, float *out, const int *first,
-                                          const int *count, const int *seq, int heads, int dim, int groups, float base,
-                                          float scale) {
+__device__ __forceinline__ void scan_body(const float *x, const float *b, const float *c, const float *dt,
+                                          const float *bias, const float *a, const float *d, float *state, float *out,
+                                          const int *first, const int *count, const int *seq, int heads, int dim,
+                                          int groups, float base, float scale) {
     const int PER = N / 4;
     __shared__ __align__(16) float sb[N], sc[N];
     int h = blockIdx.x, row = blockIdx.z * (blockDim.x >> 2) + (threadIdx.x >> 2), part = threadIdx.x & 3;
@@ -172,9 +176,9 @@ __device__ __forceinline__ void scan_body(const float *x, const float *b, const 
 #define SCAN(N)                                                                                                        \
     extern "C" __global__ void __launch_bounds__(128)                                                                  \
         scan_##N(const float *x, const float *b, const float *c, const float *dt, const float *bias, const float *a,   \
-                 const float *d, float *state, float *out, const int *first, const int *count, const int *seq, int heads,\
-                 int dim, int groups, float base, float scale) {                                                      \
-        scan_body<N>(x, b, c, dt, bias, a, d, state, out, first, count, seq, heads, dim, groups, base, scale);        \
+                 const float *d, float *state, float *out, const int *first, const int *count, const int *seq,         \
+                 int heads, int dim, int groups, float base, float scale) {                                            \
+        scan_body<N>(x, b, c, dt, bias, a, d, state, out, first, count, seq, heads, dim, groups, base, scale);         \
     }
 SCAN(16)
 SCAN(32)
@@ -182,12 +186,13 @@ SCAN(64)
 SCAN(128)
 SCAN(256)
 
-/// A scan in which every channel has a step, and every value of its state (N) a rate, of its own (Mamba); see
-/// src/ops/scan.rs. A thread holds a channel's state in registers. Grid: (channels / 128, runs of tokens of one sequence).
+/// A scan in which every channel has a step, and every value of its state (N) a rate, of its own
+/// (Mamba); see src/ops/scan.rs. A thread holds a channel's state in registers. Grid: (channels /
+/// 128, runs of tokens of one sequence).
 template <int N>
 __device__ __forceinline__ void channel_scan_body(const float *x, const float *b, const float *c, const float *dt,
-                                                  const float *a, const float *d, float *state, float *out, const int *first,
-                                                  const int *count, const int *seq, int channels) {
+                                                  const float *a, const float *d, float *state, float *out,
+                                                  const int *first, const int *count, const int *seq, int channels) {
     int channel = blockIdx.x * blockDim.x + threadIdx.x;
     if (channel >= channels) return;
     float *own = state + ((u64)seq[blockIdx.y] * channels + channel) * N;

@@ -1,4 +1,5 @@
-// Parallel residual streams: hyper-connections, attention to earlier residuals; compressed rows, and the choice among them.
+// Parallel residual streams: hyper-connections, attention to earlier residuals; compressed rows,
+// and the choice among them.
 #include "compat.cuh"
 
 __device__ __forceinline__ float sigmoid(float x) { return 1.f / (1.f + expf(-x)); }
@@ -235,8 +236,9 @@ extern "C" __global__ void __launch_bounds__(256)
     }
 }
 
-/// Attention of a row's sources to one another: out = sum_i softmax_i(weight . rms_norm(x_i)) x_i, where the sources x_i are the
-/// `parts` rows of `n` values that `stack` has for the row, and then `last`. A block per row.
+/// Attention of a row's sources to one another: out = sum_i softmax_i(weight . rms_norm(x_i)) x_i,
+/// where the sources x_i are the `parts` rows of `n` values that `stack` has for the row, and then
+/// `last`. A block per row.
 extern "C" __global__ void __launch_bounds__(256)
     mix_sources(const float *stack, const float *last, const float *weight, float *out, int parts, int n, float eps) {
     __shared__ float scratch[32], scores[MOST_SOURCES];

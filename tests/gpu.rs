@@ -105,6 +105,17 @@ fn logits_are_the_cpus_for_every_family_and_placement() {
     assert!(failed.is_empty(), "off: {failed:?}");
 }
 
+/// What its kernels refuse, a GPU leaves to the CPU without a word in the answer, and slowly.
+#[test]
+fn no_step_of_any_reference_model_has_to_stay_on_the_cpu() {
+    for r in references() {
+        let tape = session::tape(&Gguf::open(&r.gguf).unwrap(), &exact()).unwrap();
+        for step in &tape.steps {
+            assert_eq!(step.op.gpu_refuses(), None, "{}: {}", r.name, step.label);
+        }
+    }
+}
+
 /// The staging memory is what is left where nothing of the model's own can be pinned.
 #[test]
 fn experts_that_cannot_be_pinned_come_and_go_as_well() {

@@ -358,6 +358,127 @@ fn every_glu_is_its_formula_and_one_without_a_gate_reads_none() {
     }
 }
 
+/// Two sequences: the second has more tokens. First rows, rows, sequences.
+const RUNS: [[i32; 2]; 3] = [[0, 2], [2, 3], [1, 0]];
+const TOKENS: usize = 5;
+
+/// Random inputs of a recurrent kernel: in device memory, and as they are.
+fn drawn(gpu: &Gpu, rng: &mut Rng, n: usize) -> (Buffer, Vec<f64>) {
+    let x: Vec<f32> = (0..n).map(|_| rng.normal()).collect();
+    (put(gpu, &x), x.iter().map(|&v| v as f64).collect())
+}
+
+/// A head's rows that no block is as long as, and that no block's threads divide: those of the last
+/// block have no row.
+#[test]
+fn a_scan_that_is_shared_out_among_blocks_is_its_recurrence() {
+    if !emu::load() {
+        return;
+    }
+    let gpu = Gpu::open().unwrap();
+    let mut rng = Rng(21);
+    let (heads, dim, groups) = (4, 40, 2);
+    for (n, lightning) in launch::SCAN.into_iter().flat_map(|n| [(n, false), (n, true)]) {
+        let mut draw = |n| drawn(&gpu, &mut rng, n);
+        let ((x, xs), (b, bs), (c, cs)) =
+            (draw(TOKENS * heads * dim), draw(TOKENS * groups * n), draw(TOKENS * groups * n));
+        let ((dt, dts), (bias, biases), (d, ds)) = (draw(TOKENS * heads), draw(heads), draw(heads));
+        let ((state, mut states), rates) = (draw(2 * heads * dim * n), [-0.1f64, -0.5, -1.0, -2.0]);
+        let a = put(&gpu, &rates.map(|a| a as f32));
+        let (lists, out) = (RUNS.map(|l| put(&gpu, &l)), gpu.alloc(TOKENS * heads * dim * 4, "a test").unwrap());
+        let own = |p: &Buffer| if lightning { Ptr::default() } else { p.ptr() };
+        let [first, count, seq] = lists.each_ref().map(Buffer::ptr);
+        let (grid, state) = (Grid::new([heads, 2, 2], 128), state.ptr());
+        let (h, m, g) = (int(heads), int(dim), int(groups));
+        let inputs = [x.ptr(), b.ptr(), c.ptr(), own(&dt), own(&bias), own(&a), own(&d)];
+        let [x, b, c, dt, bias, a, d] = inputs;
+        let (to, on) = (out.ptr(), Some(&gpu));
+        launch::scan(on, n, grid, x, b, c, dt, bias, a, d, state, to, first, count, seq, h, m, g, 0.5, 0.9).unwrap();
+        let mut want = vec![0f64; TOKENS * heads * dim];
+        for (t, s) in [(0, 1), (1, 1), (2, 0), (3, 0), (4, 0)] {
+            for r in 0..heads * dim {
+                let h = r / dim;
+                let step = (1.0 + (dts[t * heads + h] + biases[h]).exp()).ln();
+                let (step, decay, skip) = match lightning {
+                    true => (1.0, (-0.9 * 0.5f64.powi(h as i32 + 1)).exp(), 0.0),
+                    false => (step, (step * rates[h]).exp(), ds[h]),
+                };
+                let value = xs[t * heads * dim + r];
+                let at = (t * groups + h / (heads / groups)) * n;
+                let row = &mut states[(s * heads * dim + r) * n..][..n];
+                row.iter_mut().zip(&bs[at..]).for_each(|(s, b)| *s = *s * decay + step * value * b);
+                let seen: f64 = row.iter().zip(&cs[at..]).map(|(s, c)| s * c).sum();
+                want[t * heads * dim + r] = seen + skip * value;
+            }
+        }
+        // Sums of `n` terms in f32, of a state that grows to tens.
+        let errors = [off(&get(&gpu, to, want.len()), &want), off(&get(&gpu, state, states.len()), &states)];
+        assert!(errors.iter().all(|&e| e < 1e-3), "{n} columns, lightning: {lightning}: {errors:?}");
+    }
+}
+
+/// Every size of the kernel, both forms of the gate, and value heads that share key heads in either
+/// way.
+#[test]
+fn the_delta_rule_with_a_decay_for_each_channel_is_its_recurrence() {
+    if !emu::load() {
+        return;
+    }
+    let gpu = Gpu::open().unwrap();
+    let mut rng = Rng(22);
+    let (k_heads, v_heads) = (2usize, 4usize);
+    for (n, run, bound) in launch::DELTA_CHANNELS.into_iter().flat_map(|n| [(n, 1, 0f32), (n, 2, -5.0)]) {
+        let mut draw = |n| drawn(&gpu, &mut rng, n);
+        let ((k, mut ks), (q, qs)) = (draw(TOKENS * k_heads * n), draw(TOKENS * k_heads * n));
+        // Keys come normalised: others would make the state grow beyond what f32 holds.
+        ks.chunks_mut(n).for_each(|k| {
+            let by = k.iter().map(|v| v * v).sum::<f64>().sqrt();
+            k.iter_mut().for_each(|v| *v = (*v / by) as f32 as f64);
+        });
+        gpu.upload(&gpu.work, k.ptr(), &ks.iter().map(|&v| v as f32).collect::<Vec<f32>>()).unwrap();
+        let ((v, vs), (beta, betas)) = (draw(TOKENS * v_heads * n), draw(TOKENS * v_heads));
+        let ((alpha, alphas), (dt, dts)) = (draw(TOKENS * v_heads * n), draw(v_heads * n));
+        let ((state, mut states), rates) = (draw(2 * v_heads * n * n), [-0.1f64, -0.5, -1.0, -2.0]);
+        let a = put(&gpu, &rates.map(|a| a as f32));
+        let (lists, out) = (RUNS.map(|l| put(&gpu, &l)), gpu.alloc(TOKENS * v_heads * n * 4, "a test").unwrap());
+        let [first, count, seq] = lists.each_ref().map(Buffer::ptr);
+        let threads = (4 * n).min(128);
+        let (grid, on) = (Grid::new([v_heads, 2, 4 * n / threads], threads), Some(&gpu));
+        let [q, k, v, beta, alpha, dt, a, state, out] =
+            [&q, &k, &v, &beta, &alpha, &dt, &a, &state, &out].map(|b| b.ptr());
+        let (kh, vh, of) = (int(k_heads), int(v_heads), int(run));
+        launch::delta_channels(
+            on, n, grid, q, k, v, beta, alpha, dt, a, state, out, first, count, seq, kh, vh, of, bound, -1.0,
+        )
+        .unwrap();
+        let sigmoid = |x: f64| 1.0 / (1.0 + (-x).exp());
+        let mut want = vec![0f64; TOKENS * v_heads * n];
+        for (t, s) in [(0, 1), (1, 1), (2, 0), (3, 0), (4, 0)] {
+            for h in 0..v_heads {
+                let (key, head) = ((t * k_heads + h / run % k_heads) * n, t * v_heads + h);
+                let decay = |i: usize| {
+                    let x = alphas[head * n + i] + dts[h * n + i];
+                    let bounded = bound as f64 * sigmoid(-rates[h] * x);
+                    if bound < 0.0 { bounded.exp() } else { (rates[h] * (1.0 + x.exp()).ln()).exp() }
+                };
+                let decays: Vec<f64> = (0..n).map(decay).collect();
+                for j in 0..n {
+                    let row = &mut states[((s * v_heads + h) * n + j) * n..][..n];
+                    row.iter_mut().zip(&decays).for_each(|(s, d)| *s *= d);
+                    let seen: f64 = row.iter().zip(&ks[key..]).map(|(s, k)| s * k).sum();
+                    let change = sigmoid(betas[head]) * (vs[head * n + j] - seen);
+                    row.iter_mut().zip(&ks[key..]).for_each(|(s, k)| *s += change * k);
+                    let got: f64 = row.iter().zip(&qs[key..]).map(|(s, q)| s * q).sum();
+                    want[head * n + j] = got / (n as f64).sqrt();
+                }
+            }
+        }
+        // Sums of `n` products in f32, each of values of a few.
+        let errors = [off(&get(&gpu, out, want.len()), &want), off(&get(&gpu, state, states.len()), &states)];
+        assert!(errors.iter().all(|&e| e < 1e-4), "{n} columns, bound {bound}: {errors:?}");
+    }
+}
+
 #[test]
 fn the_likeliest_is_the_first_of_the_largest_and_a_nan_before_all() {
     if !emu::load() {

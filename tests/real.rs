@@ -79,12 +79,12 @@ fn gate_and_up_experts_in_one_tensor_are_the_same_model() {
 
 #[test]
 fn q_k_and_v_in_one_tensor_are_the_same_model() {
-    each(&["qwen3moe", "qwen35moe", "qwen35", "gpt-oss"], |s| {
+    each(&["qwen3moe", "qwen35moe", "qwen35", "gpt-oss", "kimi-linear", "lfm2", "jamba"], |s| {
         let mut fused = s.clone();
         for l in 0..layers(s) {
             for suffix in ["weight", "bias"] {
                 let name = |part: &str| format!("blk.{l}.attn_{part}.{suffix}");
-                if !s.has(&name("q")) {
+                if !s.has(&name("q")) || !s.has(&name("k")) {
                     continue;
                 }
                 let parts = ["q", "k", "v"].map(|p| fused.take(&name(p)));
@@ -185,6 +185,57 @@ fn tensors_that_say_the_same_twice_or_serve_images_change_nothing() {
     });
 }
 
+/// Older Qwen3-Next files: the rows of q, k, v and the gate by key head, in one tensor.
+#[test]
+fn delta_net_inputs_in_one_tensor_by_key_head_are_the_same_model() {
+    each(&["qwen3next"], |s| {
+        let mut old = s.clone();
+        let (k_heads, run, dim, cols) = (2, 2, 16, 64); // the reference model's shape
+        for l in 0..layers(s) {
+            let name = |part: &str| format!("blk.{l}.{part}.weight");
+            if !s.has(&name("attn_gate")) {
+                continue;
+            }
+            let (qkv, z) = (old.take(&name("attn_qkv")).floats(), old.take(&name("attn_gate")).floats());
+            let rows = |of: &[f32], from: usize, n: usize| of[from * cols..(from + n) * cols].to_vec();
+            let by_head = (0..k_heads).flat_map(|h| {
+                let (n_k, n_v) = (k_heads * dim, run * dim);
+                let q_and_k = [rows(&qkv, h * dim, dim), rows(&qkv, n_k + h * dim, dim)];
+                let v_and_z = [rows(&qkv, 2 * n_k + h * n_v, n_v), rows(&z, h * n_v, n_v)];
+                [q_and_k.concat(), v_and_z.concat()].concat()
+            });
+            old.add(&name("ssm_in"), &[k_heads * (2 + 2 * run) * dim, cols], &by_head.collect::<Vec<f32>>());
+        }
+        same(s, &old, "q, k, v and the gate in ssm_in");
+    });
+}
+
+/// Older files expand keys and values instead of working in the latent space: the same but for
+/// rounding.
+#[test]
+fn latent_attention_with_its_halves_in_one_tensor_is_the_same_model() {
+    each(&["kimi-linear", "kimi-k3", "bailingmoe3-mtp"], |s| {
+        let mut old = s.clone();
+        for l in 0..layers(s) {
+            let name = |part: &str| format!("blk.{l}.{part}.weight");
+            if !s.has(&name("attn_k_b")) {
+                continue;
+            }
+            let (k, v) = (old.take(&name("attn_k_b")), old.take(&name("attn_v_b")));
+            let [heads, latent, plain] = k.shape[..] else { panic!("a stack") };
+            let (v_dim, k, v) = (v.shape[1], k.floats(), v.floats());
+            let head = |h: usize| {
+                let turned = (0..plain * latent).map(|i| k[h * plain * latent + i % latent * plain + i / latent]);
+                turned.chain(v[h * v_dim * latent..(h + 1) * v_dim * latent].to_vec()).collect::<Vec<f32>>()
+            };
+            let values: Vec<f32> = (0..heads).flat_map(head).collect();
+            old.add(&name("attn_kv_b"), &[heads * (plain + v_dim), latent], &values);
+        }
+        let error = common::nmse(&logits(s), &logits(&old));
+        assert!(error < 1e-10, "{}: {error:.1e}", s.name); // two roundings of f32
+    });
+}
+
 #[test]
 fn a_stack_of_matrices_may_be_flat_but_not_turned() {
     each(&["deepseek2-v3", "deepseek4"], |s| {
@@ -224,7 +275,7 @@ fn tensors_of_unknown_purpose_are_refused_by_name() {
         "blk.1.attn_q_norm.bias",
         "v.blk.0.attn_q.weight",
     ];
-    each(&["qwen3moe", "gpt-oss", "qwen35moe", "deepseek2-v3", "deepseek4"], |s| {
+    each(&["qwen3moe", "gpt-oss", "qwen35moe", "deepseek2-v3", "deepseek4", "kimi-linear", "nemotron_h_moe"], |s| {
         for name in names {
             let mut more = s.clone();
             more.add(name, &[4], &[1.0; 4]);
@@ -296,7 +347,9 @@ fn groups_of_experts_limit_the_choice_in_every_family() {
 
 #[test]
 fn the_scale_of_the_experts_weights_counts_or_is_refused() {
-    each(&["qwen3moe", "qwen35moe", "deepseek2-v3", "deepseek4"], |s| {
+    let others =
+        ["lfm2moe", "kimi-linear", "bailingmoe3-mtp", "granitehybrid", "jamba", "nemotron_h_moe", "minimax-01"];
+    each(&[&["qwen3moe", "qwen35moe", "deepseek2-v3", "deepseek4"][..], &others].concat(), |s| {
         let (mut one, mut more) = (s.clone(), s.clone());
         differ(one.set("expert_weights_scale", 1f32), more.set("expert_weights_scale", 2.5f32), "a scale");
     });
@@ -314,11 +367,18 @@ fn a_bias_that_a_family_cannot_do_without_is_missed_by_name() {
             assert!(refusal(&less).contains(&name), "{name}");
         }
     });
+    each(&["jamba"], |s| {
+        for name in ["blk.0.ssm_conv1d.bias", "blk.0.ssm_dt.bias"] {
+            let mut less = s.clone();
+            less.take(name);
+            assert!(refusal(&less).contains(name), "{name}");
+        }
+    });
 }
 
 #[test]
 fn keys_that_ask_for_what_is_not_computed_are_refused_by_name() {
-    let cases: [(&str, &str, Value); 8] = [
+    let cases: [(&str, &str, Value); 12] = [
         ("qwen3moe", "attention.causal", false.into()),
         ("qwen35moe", "rope.dimension_sections", vec![2i32, 2, 2, 2].into()),
         ("qwen35", "ssm.inner_size", 96u32.into()),
@@ -327,6 +387,10 @@ fn keys_that_ask_for_what_is_not_computed_are_refused_by_name() {
         ("deepseek2-v3", "expert_gating_func", 3u32.into()),
         ("deepseek4", "attention.compress_ratios", vec![0i32, 8, 128, 4].into()),
         ("deepseek4", "expert_gating_func", 2u32.into()),
+        ("bailingmoe3-mtp", "kda.safe_gate", false.into()),
+        ("bailingmoe3-mtp", "kda.gate_lower_bound", 0f32.into()),
+        ("kimi-k3", "activation.situ_beta", 0f32.into()),
+        ("granitehybrid", "ssm.inner_size", 126u32.into()),
     ];
     for (name, key, value) in cases {
         let Some(mut s) = source(name) else { continue };
@@ -358,7 +422,19 @@ const NOT_COMPUTED: [(&str, f32, f32); 8] = [
     ("attention.value_scale", 0.7, 1.0),
     ("attention.clamp_kqv", 8.0, 0.0),
 ];
-const FAMILIES: [&str; 6] = ["qwen3moe", "gpt-oss", "qwen35", "qwen35moe", "deepseek2-v3", "deepseek4"];
+const FAMILIES: [&str; 11] = [
+    "qwen3moe",
+    "gpt-oss",
+    "qwen35",
+    "qwen35moe",
+    "deepseek2-v3",
+    "deepseek4",
+    "bailingmoe3-mtp",
+    "jamba",
+    "kimi-k3",
+    "kimi-linear",
+    "lfm2moe",
+];
 
 #[test]
 fn a_scale_or_cap_that_a_family_does_not_read_is_refused_by_name() {

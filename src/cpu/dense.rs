@@ -394,8 +394,9 @@ for_each_isa! {
 }
 
 for_each_isa! {
-    /// A step of a recurrent state, for rows of `s` as long as `decay`, `b` and `c`, as many as `x` and `out` have values:
-    /// `s[j] = s[j] * decay + x[j] * b`, column by column, then `out[j] = s[j] . c`.
+    /// A step of a recurrent state, for rows of `s` as long as `decay`, `b` and `c`, as many as `x`
+    /// and `out` have values: `s[j] = s[j] * decay + x[j] * b`, column by column, then `out[j] =
+    /// s[j] . c`.
     pub fn recur(s: &mut [f32], decay: &[f32], x: &[f32], b: &[f32], c: &[f32], out: &mut [f32]) {
         for ((s, x), out) in s.chunks_exact_mut(decay.len()).zip(x).zip(out) {
             let mut sums = [0f32; 16];

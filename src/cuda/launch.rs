@@ -1,7 +1,7 @@
 //! One function for every kernel, with the arguments of its prototype.
 //!
 //! kernels/ptx.sh makes this file (kernels/launch.py alone does without the CUDA compiler) from the kernels' sources,
-//! whose hash is 29b5e5d5c596551d73bae292d6eca643017c449802718c40f9ff3669e3fecdf7.
+//! whose hash is c38fc577be9fe4a9b4ecf6781116b65493e64deb5af36f6485a783bcdce6d3f7.
 
 #![allow(clippy::too_many_arguments)] // the kernels' arguments, in their order
 

@@ -1,5 +1,6 @@
-//! Ling 3.0: layers of Kimi Delta Attention with a bounded decay, and every few of them one of latent attention with a gate per
-//! head; leading dense layers, then experts in groups and a shared one.
+//! Ling 3.0: layers of Kimi Delta Attention with a bounded decay, and every few of them one of
+//! latent attention with a gate per head; leading dense layers, then experts in groups and a shared
+//! one.
 
 use anyhow::Result;
 

@@ -1,5 +1,6 @@
-//! Jamba: Mamba layers with norms on step, b and c, and every few of them one of grouped attention without a rotation; experts of a
-//! softmax router in some layers, in the others a dense feed-forward layer.
+//! Jamba: Mamba layers with norms on step, b and c, and every few of them one of grouped attention
+//! without a rotation; experts of a softmax router in some layers, in the others a dense
+//! feed-forward layer.
 
 use anyhow::Result;
 

@@ -1,5 +1,6 @@
-//! Kimi K3: as Kimi Linear, with a bounded decay and a gate on latent attention; the residual stream attends to what it was at the
-//! beginning of every block of layers; SiTU activations; experts in a narrower space.
+//! Kimi K3: as Kimi Linear, with a bounded decay and a gate on latent attention; the residual
+//! stream attends to what it was at the beginning of every block of layers; SiTU activations;
+//! experts in a narrower space.
 
 use anyhow::Result;
 

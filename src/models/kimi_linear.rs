@@ -1,5 +1,5 @@
-//! Kimi Linear: three layers of Kimi Delta Attention to one of latent attention without a rotation; leading dense layers, then
-//! experts and a shared one.
+//! Kimi Linear: three layers of Kimi Delta Attention to one of latent attention without a rotation;
+//! leading dense layers, then experts and a shared one.
 
 use anyhow::Result;
 

@@ -1,5 +1,6 @@
-//! LFM2 and LFM2.5, dense and MoE: gated short convolutions, and every few layers grouped attention with norms on q and k; in the MoE
-//! ones leading dense layers, then experts of a sigmoid router with a bias for the choice.
+//! LFM2 and LFM2.5, dense and MoE: gated short convolutions, and every few layers grouped attention
+//! with norms on q and k; in the MoE ones leading dense layers, then experts of a sigmoid router
+//! with a bias for the choice.
 
 use anyhow::Result;
 

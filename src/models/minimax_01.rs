@@ -1,5 +1,5 @@
-//! MiniMax-Text-01 and M1: seven layers of lightning attention to one of grouped attention; the normed rows are added back, scaled, in
-//! place of the residual; experts of a softmax router.
+//! MiniMax-Text-01 and M1: seven layers of lightning attention to one of grouped attention; the
+//! normed rows are added back, scaled, in place of the residual; experts of a softmax router.
 
 use anyhow::Result;
 

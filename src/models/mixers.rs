@@ -1,14 +1,15 @@
-//! What layers of several families have in the place of grouped attention: latent attention, Kimi Delta Attention, Mamba-2. Plain
-//! functions, as in `blocks`; none of them knows a family.
+//! What layers of several families have in the place of grouped attention: latent attention, Kimi
+//! Delta Attention, Mamba-2. Plain functions, as in `blocks`; none of them knows a family.
 
 use anyhow::Result;
 
 use crate::ops::{Attend, Decay, Delta, Glu, Piece, Rope, Scan};
 use crate::tape::{Builder, Role, Slot};
 
-/// Latent attention to all positions, from a layer's normed rows to the heads' outputs: (T, heads * value length). The last
-/// `rope.dimension_count` columns of each query and of the shared key are rotated, if there is a rotation. Keys and values are
-/// cached as one latent row per token; files of the older layout have `attn_kv_b`, and a full cache.
+/// Latent attention to all positions, from a layer's normed rows to the heads' outputs: (T, heads *
+/// value length). The last `rope.dimension_count` columns of each query and of the shared key are
+/// rotated, if there is a rotation. Keys and values are cached as one latent row per token; files
+/// of the older layout have `attn_kv_b`, and a full cache.
 pub(super) fn latent_attention(b: &Builder, h: Slot, rope: Option<&Rope>) -> Result<Slot> {
     let b = &b.role(Role::Attention);
     let (heads, eps) = (b.count("attention.head_count")?, b.eps()?);
@@ -49,8 +50,8 @@ pub(super) fn latent_attention(b: &Builder, h: Slot, rope: Option<&Rope>) -> Res
     b.head_linear(a, "attn_v_b", heads, v_dim)
 }
 
-/// Kimi Delta Attention, from a layer's normed rows to what is added to the residual: convolutions over q, k and v, the
-/// delta rule with a decay for each key channel, a norm gated by a sigmoid.
+/// Kimi Delta Attention, from a layer's normed rows to what is added to the residual: convolutions
+/// over q, k and v, the delta rule with a decay for each key channel, a norm gated by a sigmoid.
 pub(super) fn kimi_delta(b: &Builder, h: Slot, decay: Decay) -> Result<Slot> {
     let b = &b.role(Role::Attention);
     let (heads, dim, eps) = (b.count("attention.head_count")?, b.count("kda.head_dim")?, b.eps()?);
@@ -82,8 +83,8 @@ pub(super) fn decay_bound(b: &Builder) -> Result<Option<f32>> {
     if bound < 0.0 { Ok(Some(bound)) } else { Err(b.bad_key(BOUND, bound, "a number below 0")) }
 }
 
-/// A Mamba-2 layer, from its normed rows to what is added to the residual: a convolution over x, b and c, a scan, a gate of
-/// SiLU, a norm per group where the file has one.
+/// A Mamba-2 layer, from its normed rows to what is added to the residual: a convolution over x, b
+/// and c, a scan, a gate of SiLU, a norm per group where the file has one.
 pub(super) fn mamba2(b: &Builder, h: Slot) -> Result<Slot> {
     let b = &b.role(Role::Attention);
     let (inner, heads) = (b.count("ssm.inner_size")?, b.count("ssm.time_step_rank")?);

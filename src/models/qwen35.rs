@@ -1,5 +1,5 @@
-//! Qwen3-Next, and Qwen3.5, dense and MoE: three gated-delta-net layers to one of gated attention; a shared expert with a
-//! sigmoid gate.
+//! Qwen3-Next, and Qwen3.5, dense and MoE: three gated-delta-net layers to one of gated attention;
+//! a shared expert with a sigmoid gate.
 
 use anyhow::Result;
 
@@ -80,7 +80,8 @@ fn delta_net(b: &Builder, h: Slot, eps: f32) -> Result<Slot> {
     b.linear(b.glu(Glu::Silu, z, y), "ssm_out", n_embd)
 }
 
-/// Queries, keys and values, and the gate, from the one matrix of older Qwen3-Next files, whose rows go by key head.
+/// Queries, keys and values, and the gate, from the one matrix of older Qwen3-Next files, whose
+/// rows go by key head.
 fn qkvz(b: &Builder, h: Slot, d: &Delta) -> Result<(Slot, Slot)> {
     let (dim, n_v) = (d.dim, d.run * d.dim);
     let stride = 2 * dim + 2 * n_v;

@@ -1,9 +1,9 @@
-//! conv: a short causal convolution along the sequence, a few taps per channel, with a bias where the file has one; then
-//! SiLU, or nothing.
+//! conv: a short causal convolution along the sequence, a few taps per channel, with a bias where
+//! the file has one; then SiLU, or nothing.
 //!
-//! `out[t][c] = silu(sum_j w[c][j] * x[t - taps + 1 + j][c] + bias[c])`; before the sequence's start x is 0. The state holds
-//! the rows before the batch: the batch's own are in the input, and a ring for all of them would be gigabytes in a large
-//! model.
+//! `out[t][c] = silu(sum_j w[c][j] * x[t - taps + 1 + j][c] + bias[c])`; before the sequence's
+//! start x is 0. The state holds the rows before the batch: the batch's own are in the input, and a
+//! ring for all of them would be gigabytes in a large model.
 
 use anyhow::Result;
 
@@ -104,7 +104,8 @@ pub(super) fn is_last(batch: &Batch, t: usize, n: usize) -> bool {
 }
 
 impl Builder<'_> {
-    /// Convolution of every column of `x` with `NAME.weight` (columns, taps), plus `NAME.bias` if there is one, then SiLU.
+    /// Convolution of every column of `x` with `NAME.weight` (columns, taps), plus `NAME.bias` if
+    /// there is one, then SiLU.
     ///
     /// # Errors
     /// If the weight is missing or has another shape.

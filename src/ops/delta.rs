@@ -1,16 +1,17 @@
-//! delta: the gated delta rule, a recurrent attention with a (dim x dim) state per head (Qwen3-Next, Qwen3.5); and the
-//! same with a decay for each channel of the keys (Kimi Delta Attention).
+//! delta: the gated delta rule, a recurrent attention with a (dim x dim) state per head
+//! (Qwen3-Next, Qwen3.5); and the same with a decay for each channel of the keys (Kimi Delta
+//! Attention).
 //!
 //! ```text
-//! decay = exp(a * softplus(alpha + dt))                                       per head and token, or per key channel too
-//!         exp(bound * sigmoid(sign * a * (alpha + dt)))                       the bounded form
-//! beta  = sigmoid(beta logit)                                                 per head and token
+//! decay = exp(a * softplus(alpha + dt))                    per head and token, or per key channel too
+//!         exp(bound * sigmoid(sign * a * (alpha + dt)))    the bounded form
+//! beta  = sigmoid(beta logit)                              per head and token
 //! S    := decay * S
 //! S    += beta * (v - S^T k) k^T
 //! out   = S^T q / sqrt(dim)
 //! ```
-//! q and k come normalised. The state is f32: in bf16 it collapses within a few tokens. It is stored with the key index
-//! fastest, so that both products run along memory.
+//! q and k come normalised. The state is f32: in bf16 it collapses within a few tokens. It is
+//! stored with the key index fastest, so that both products run along memory.
 
 use anyhow::Result;
 
@@ -30,8 +31,8 @@ pub struct Delta {
     pub v_heads: usize,
     /// Columns of a head of q, k or v.
     pub dim: usize,
-    /// Neighbouring value heads that share a key head: value head `h` uses key head `(h / run) mod k_heads`. 1 where the
-    /// key heads follow each other.
+    /// Neighbouring value heads that share a key head: value head `h` uses key head `(h / run) mod
+    /// k_heads`. 1 where the key heads follow each other.
     pub run: usize,
     /// What the state decays by.
     pub decay: Decay,
@@ -175,9 +176,10 @@ impl Op for DeltaOp {
 }
 
 impl Builder<'_> {
-    /// The gated delta rule over `q`, `k` (T, k_heads * dim), `v` (T, v_heads * dim), and the logits `beta` (T, v_heads) and
-    /// `alpha`: (T, v_heads), or (T, v_heads * dim) for a decay of each key channel. `dt` and `a` are names of vectors, `dt` as
-    /// wide as `alpha`, `a` (v_heads). (T, v_heads * dim).
+    /// The gated delta rule over `q`, `k` (T, k_heads * dim), `v` (T, v_heads * dim), and the
+    /// logits `beta` (T, v_heads) and `alpha`: (T, v_heads), or (T, v_heads * dim) for a decay of
+    /// each key channel. `dt` and `a` are names of vectors, `dt` as wide as `alpha`, `a` (v_heads).
+    /// (T, v_heads * dim).
     ///
     /// # Errors
     /// If the values do not have these widths, or the file not these vectors.

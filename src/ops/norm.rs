@@ -16,7 +16,7 @@ use crate::tape::{Builder, CpuIo, GpuIo, GpuValue, Op, Slot, WeightId};
 struct Norm {
     /// Values normalised together.
     head: usize,
-    /// How many times as long the weight is, whose parts are for heads that follow each other.
+    /// Heads after which the weight, if any, begins again.
     groups: usize,
     eps: f32,
     /// The least that the mean of squares counts as.

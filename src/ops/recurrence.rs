@@ -16,8 +16,8 @@ pub(super) fn runs(batch: &Batch) -> Vec<(usize, usize, u32)> {
     runs
 }
 
-/// The runs for a GPU: the first row, the number of rows and the sequence of every run, in three lists, each as long as the
-/// batch.
+/// The runs for a GPU: the first row, the number of rows and the sequence of every run, in three
+/// lists, each as long as the batch.
 pub(super) fn table() -> Table {
     let fill = |batch: &Batch, to: &mut [u8]| {
         let n = batch.rows.len();
@@ -31,9 +31,9 @@ pub(super) fn table() -> Table {
     Table { key: "runs".into(), row_bytes: 12, fill: Box::new(fill) }
 }
 
-/// Calls `f(head, rows, state, out)` for every head and every run of rows of one sequence: with the head's part of the op's
-/// first state, `size` values, and an output of `dim` columns for each of the rows. The first output, (rows, heads * dim), is
-/// put together of those.
+/// Calls `f(head, rows, state, out)` for every head and every run of rows of one sequence: with the
+/// head's part of the op's first state, `size` values, and an output of `dim` columns for each of
+/// the rows. The first output, (rows, heads * dim), is put together of those.
 pub(super) fn each_head(
     io: &mut CpuIo<'_>,
     (heads, dim, size): (usize, usize, usize),

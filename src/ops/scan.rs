@@ -1,5 +1,5 @@
-//! scan: recurrent layers whose state decays and takes in a product of each token, without the delta rule's correction
-//! (Mamba-2, Mamba, lightning attention).
+//! scan: recurrent layers whose state decays and takes in a product of each token, without the
+//! delta rule's correction (Mamba-2, Mamba, lightning attention).
 //!
 //! ```text
 //! S[p][i] := decay * S[p][i] + step * x[p] * b[i]           per head: S (dim, columns), x (dim), b and c (columns)
@@ -189,8 +189,9 @@ impl Op for ScanOp {
 }
 
 impl Builder<'_> {
-    /// A Mamba-2 layer's recurrence over `x` (T, heads * dim), `b` and `c` (T, groups * columns) and the logits `dt` (T, heads),
-    /// with the vectors `ssm_dt.bias`, `ssm_a` and `ssm_d` (heads). (T, heads * dim).
+    /// A Mamba-2 layer's recurrence over `x` (T, heads * dim), `b` and `c` (T, groups * columns)
+    /// and the logits `dt` (T, heads), with the vectors `ssm_dt.bias`, `ssm_a` and `ssm_d` (heads).
+    /// (T, heads * dim).
     ///
     /// # Errors
     /// If the values do not have these widths, or the file not these vectors.
@@ -203,8 +204,9 @@ impl Builder<'_> {
         self.scan(s, Kind::Mamba2, &[x, b, c, dt], &["ssm_a", "ssm_d", "ssm_dt.bias"], s.heads)
     }
 
-    /// A Mamba layer's recurrence over `x` and the logits `dt` (T, channels), `b` and `c` (T, columns), with the vectors
-    /// `ssm_d` (channels) and `ssm_a` (channels, columns). (T, channels).
+    /// A Mamba layer's recurrence over `x` and the logits `dt` (T, channels), `b` and `c` (T,
+    /// columns), with the vectors `ssm_d` (channels) and `ssm_a` (channels, columns). (T,
+    /// channels).
     ///
     /// # Errors
     /// If the values do not have these widths, or the file not these vectors.
@@ -217,8 +219,9 @@ impl Builder<'_> {
         self.scan(s, Kind::Mamba, &[x, b, c, dt], &["ssm_a", "ssm_d"], channels)
     }
 
-    /// Lightning attention of `heads` heads over `q`, `k` and `v` (T, heads * dim) in layer `layer` of `n_layers`: a state
-    /// that forgets at a rate of its own in each head, and slower in later layers. (T, heads * dim).
+    /// Lightning attention of `heads` heads over `q`, `k` and `v` (T, heads * dim) in layer `layer`
+    /// of `n_layers`: a state that forgets at a rate of its own in each head, and slower in later
+    /// layers. (T, heads * dim).
     ///
     /// # Errors
     /// If the values do not have these widths.

@@ -1,4 +1,5 @@
-//! sources: a residual stream that attends to what it was at earlier layers (attention residuals of Kimi K3).
+//! sources: a residual stream that attends to what it was at earlier layers (attention residuals of
+//! Kimi K3).
 //!
 //! ```text
 //! score_i = weight . (x_i / sqrt(mean(x_i^2) + eps))          x_i: the kept values of the row, then the current one
@@ -62,8 +63,8 @@ impl Op for MixSources {
 }
 
 impl Builder<'_> {
-    /// `x` (T, n) mixed with the values that `stack` (T, parts * n) keeps of it, by attention with the vector `NAME.weight`
-    /// (n): (T, n).
+    /// `x` (T, n) mixed with the values that `stack` (T, parts * n) keeps of it, by attention with
+    /// the vector `NAME.weight` (n): (T, n).
     ///
     /// # Errors
     /// If the file does not have the vector, or the stack has too many parts.

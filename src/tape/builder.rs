@@ -204,7 +204,8 @@ impl<'a> Builder<'a> {
         let name = &self.full(name);
         let index = self.rec.gguf.index(name).ok_or_else(|| anyhow!(self.missing(name)))?;
         let t = &self.rec.gguf.tensors[index];
-        // Leading ones carry no information: (1, n) and (n) are the same tensor. Nor do others in a small tensor.
+        // Leading ones carry no information: (1, n) and (n) are the same tensor. Nor do others in a
+        // small tensor.
         let trim = |s: &[usize]| match kind {
             WeightKind::Vector => s.iter().copied().filter(|&d| d != 1).collect::<Vec<_>>(),
             _ => s.iter().copied().skip_while(|&d| d == 1).collect(),
