@@ -76,7 +76,7 @@ template <int MT, int NV>
 __device__ __forceinline__ void attend_body(const float *q, Cache keys, Cache values, Cache extra, const float *select,
                                             const Span *spans, const int *pos, float *parts, int heads, int kv_heads,
                                             int k_dim, int v_dim, float scale, int window, float cap, int every, int n_select,
-                                            int shared_kv, int row_tiles, int splits) {
+                                            int block_size, int lists, int shared_kv, int row_tiles, int splits) {
     const int ROWS = 16 * MT;
     const float lowest = -1e30f;
     int wide_k = (k_dim + 15) / 16 * 16, wide_v = 32 * NV, stride_k = wide_k + 8, stride_v = wide_v + 8;
@@ -119,6 +119,17 @@ __device__ __forceinline__ void attend_body(const float *q, Cache keys, Cache va
 #pragma unroll
             for (int i = 0; i < 4; i++) out[m][v][i] = 0.f;
 
+    // Rows that are selected: of the second cache, or blocks of `block_size` of the first, for all key heads or for each. A
+    // span is then one token.
+    bool own_select = block_size > 0;
+    const float *list = select + ((u64)span.first * lists + (lists > 1 ? head : 0)) * n_select;
+    int own_end = pos[span.first] + 1;
+    auto own_row = [&](int at) {
+        if (!own_select) return at;
+        int block = (int)list[at / block_size], row = block * block_size + at % block_size;
+        return block < 0 || row >= own_end ? -1 : row;
+    };
+
     // Blocks of keys: first the sequence's own positions, then rows of the second cache.
     int own_from = span.from / KEYS, own_blocks = (span.to + KEYS - 1) / KEYS - own_from;
     int blocks = own_blocks + (span.extra + KEYS - 1) / KEYS, each = (blocks + splits - 1) / splits;
@@ -129,8 +140,8 @@ __device__ __forceinline__ void attend_body(const float *q, Cache keys, Cache va
         int n = min((int)KEYS, (own ? span.to : span.extra) - key0);
         Cache k = own ? keys : extra, v = own ? values : extra;
         auto row_of = [&](const Cache &c, int r) {
-            int at = key0 + r;
-            if (!own && select) at = (int)select[(u64)span.first * n_select + at];
+            int at = own ? own_row(key0 + r) : select ? (int)list[key0 + r] : key0 + r;
+            if (at < 0) return (const u8 *)nullptr;
             return c.rows + span.seq * c.seq_bytes + (u64)(at % c.capacity) * c.row_bytes;
         };
         __syncthreads();
@@ -166,7 +177,8 @@ __device__ __forceinline__ void attend_body(const float *q, Cache keys, Cache va
         for (int r = warp; r < ROWS; r += 4) {
             int token = span.first + (row0 + min(r, rows - 1)) / per_kv, at = key0 + lane, end = pos[token] + 1;
             bool seen = lane < n && r < rows;
-            if (own) {
+            if (own && own_select) seen = seen && own_row(at) >= 0;
+            else if (own) {
                 int first = window > 0 ? end - window : window < 0 ? (end - 1) / -window * -window : 0;
                 seen = seen && at < end && at >= first;
             }
@@ -233,9 +245,9 @@ __device__ __forceinline__ void attend_body(const float *q, Cache keys, Cache va
     extern "C" __global__ void __launch_bounds__(128, 1) attend_##MT##_##NV(                                              \
         const float *q, Cache keys, Cache values, Cache extra, const float *select, const Span *spans, const int *pos, \
         float *parts, int heads, int kv_heads, int k_dim, int v_dim, float scale, int window, float cap, int every,    \
-        int n_select, int shared_kv, int row_tiles, int splits) {                                                      \
+        int n_select, int block_size, int lists, int shared_kv, int row_tiles, int splits) {                            \
         attend_body<MT, NV>(q, keys, values, extra, select, spans, pos, parts, heads, kv_heads, k_dim, v_dim, scale,   \
-                            window, cap, every, n_select, shared_kv, row_tiles, splits);                               \
+                            window, cap, every, n_select, block_size, lists, shared_kv, row_tiles, splits);            \
     }
 ATTEND(1, 2)
 ATTEND(1, 4)

@@ -4,17 +4,16 @@
 
 __device__ __forceinline__ float sigmoid(float x) { return 1.f / (1.f + expf(-x)); }
 
-/// out[t][c] = silu(sum_j w[c][j] x[pos - taps + 1 + j][c] + bias[c]), from the batch's rows and,
-/// before them, rows of f32 by position; `bias` may be null, and `silu` 0 for none. Grid: (columns
-/// / 128, rows).
+/// out[t][c] = silu(sum_j w[c][j] x[pos - (taps - 1 - j) step][c] + bias[c]), from the batch's rows and, before them, rows of
+/// f32 by position; `bias` may be null, and `silu` 0 for none. Grid: (columns / 128, rows).
 extern "C" __global__ void conv(const float *x, const u8 *past, const float *w, const float *bias, const int *seq,
-                                const int *pos, float *out, int silu, int n, int taps, int capacity, u64 row_bytes,
-                                u64 seq_bytes) {
+                                const int *pos, float *out, int silu, int n, int taps, int step, int capacity,
+                                u64 row_bytes, u64 seq_bytes) {
     int c = blockIdx.x * blockDim.x + threadIdx.x, t = blockIdx.y;
     if (c >= n) return;
     float sum = 0.f;
     for (int j = 0; j < taps; j++) {
-        int back = taps - 1 - j, p = pos[t] - back;
+        int back = (taps - 1 - j) * step, p = pos[t] - back;
         if (p < 0) continue;
         bool own = back <= t && seq[t - back] == seq[t];
         const u8 *row = past + seq[t] * seq_bytes + (u64)(p % capacity) * row_bytes;

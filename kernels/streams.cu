@@ -5,23 +5,24 @@
 __device__ __forceinline__ float sigmoid(float x) { return 1.f / (1.f + expf(-x)); }
 
 /// What a block reads from the streams, and how it writes back; see src/ops/hyper.rs. A block per token; `back` is null at
-/// the head of the model.
+/// the head of the model. Without `mixed` it is a weight for each stream and no matrix.
 extern "C" __global__ void hyper_pre(const float *streams, const float *mixes, const float *scale, const float *base,
-                                     float *out, float *back, int n, int width, int rounds, float eps) {
+                                     float *out, float *back, int n, int width, int mixed, int rounds, float magnitude,
+                                     float eps, float post_eps) {
     __shared__ float pre[MOST_STREAMS], m[MOST_STREAMS * MOST_STREAMS];
-    int t = blockIdx.x, n_mix = back ? 2 * n + n * n : n;
+    int t = blockIdx.x, nn = mixed ? n * n : 0, n_mix = back ? 2 * n + nn : n;
     mixes += (u64)t * n_mix;
     streams += (u64)t * n * width;
     if (threadIdx.x < 32) { // a warp: a lane for every two entries of the largest matrix
-        int lane = threadIdx.x, nn = n * n;
+        int lane = threadIdx.x;
         for (int i = lane; i < n; i += 32) pre[i] = sigmoid(mixes[i] * scale[0] + base[i]) + eps;
         if (back) {
             float *to = back + (u64)t * (n + nn), v[2];
-            for (int i = lane; i < n; i += 32) to[i] = 2.f * sigmoid(mixes[n + i] * scale[1] + base[n + i]);
+            for (int i = lane; i < n; i += 32) to[i] = magnitude * sigmoid(mixes[n + i] * scale[1] + base[n + i]) + post_eps;
             for (int i = lane; i < nn; i += 32) m[i] = mixes[2 * n + i] * scale[2] + base[2 * n + i];
             __syncwarp();
             // Every pass reads the whole row or column of an entry, and then all are replaced.
-            for (int pass = 0; pass < 2 * max(rounds, 1); pass++) {
+            for (int pass = 0; mixed && pass < 2 * max(rounds, 1); pass++) {
                 for (int j = 0; j < 2; j++) {
                     int i = lane + 32 * j;
                     if (i >= nn) break;
@@ -54,17 +55,67 @@ extern "C" __global__ void hyper_pre(const float *streams, const float *mixes, c
     }
 }
 
-/// The streams after a block gave `x`. A thread per value.
+/// The streams after a block gave `x`; without `mixed` each keeps what it has. A thread per value.
 extern "C" __global__ void hyper_post(const float *x, const float *streams, const float *back, float *out, int n,
-                                      int width, u64 total) {
+                                      int width, int mixed, u64 total) {
     u64 i = (u64)blockIdx.x * blockDim.x + threadIdx.x;
     if (i >= total) return;
     u64 t = i / ((u64)n * width);
     int to = (int)(i / width % n), c = (int)(i % width);
-    back += t * (n + n * n);
+    back += t * (n + (mixed ? n * n : 0));
     float v = x[t * width + c] * back[to];
-    for (int from = 0; from < n; from++) v += back[n + from * n + to] * streams[(t * n + from) * width + c];
+    if (!mixed) v += streams[i];
+    for (int from = 0; mixed && from < n; from++) v += back[n + from * n + to] * streams[(t * n + from) * width + c];
     out[i] = v;
+}
+
+/// silu(by * x).
+extern "C" __global__ void silu_of(const float *x, float *out, float by, u64 total) {
+    u64 i = (u64)blockIdx.x * blockDim.x + threadIdx.x;
+    if (i < total) out[i] = by * x[i] * sigmoid(by * x[i]);
+}
+
+/// 2 sigmoid(by * x).
+extern "C" __global__ void twice_sigmoid(const float *x, float *out, float by, u64 total) {
+    u64 i = (u64)blockIdx.x * blockDim.x + threadIdx.x;
+    if (i < total) out[i] = 2.f * sigmoid(by * x[i]);
+}
+
+/// The mean over a row's `n` streams of values times the sigmoids of their gates. A thread per value of the result.
+extern "C" __global__ void gated_mean(const float *x, const float *gate, float *out, int n, int width, u64 total) {
+    u64 i = (u64)blockIdx.x * blockDim.x + threadIdx.x;
+    if (i >= total) return;
+    u64 at = i / width * n * width + i % width;
+    float sum = 0.f;
+    for (int s = 0; s < n; s++, at += width) sum += x[at] * sigmoid(gate[at]);
+    out[i] = sum / (float)n;
+}
+
+/// A value times a gate for each stream, made of a key and the stream, and that normed; see src/ops/ngram.rs. A block per
+/// row and stream.
+extern "C" __global__ void __launch_bounds__(256)
+    stream_gate(const float *key, const float *value, const float *streams, const float *norm_key,
+                const float *norm_query, const float *norm_out, float *gated, float *normed, int n, int width, float eps) {
+    __shared__ float scratch[32];
+    u64 at = (u64)blockIdx.x * width;
+    int w = blockIdx.x % n * width;
+    key += at, streams += at, gated += at, normed += at;
+    norm_key += w, norm_query += w, norm_out += w;
+    value += (u64)(blockIdx.x / n) * width;
+    float keys = 0.f, queries = 0.f, dot = 0.f, values = 0.f;
+    for (int c = threadIdx.x; c < width; c += blockDim.x) {
+        float k = key[c], q = streams[c];
+        keys += k * k, queries += q * q, dot += k * norm_key[c] * (q * norm_query[c]), values += value[c] * value[c];
+    }
+    keys = block_sum(keys, scratch), queries = block_sum(queries, scratch);
+    dot = block_sum(dot, scratch), values = block_sum(values, scratch);
+    float s = dot / sqrtf(keys / (float)width + eps) / sqrtf(queries / (float)width + eps) / sqrtf((float)width);
+    float root = sqrtf(fmaxf(fabsf(s), 1e-6f)), gate = sigmoid(s > 0.f ? root : s < 0.f ? -root : 0.f);
+    float by = 1.f / sqrtf(gate * gate * values / (float)width + eps);
+    for (int c = threadIdx.x; c < width; c += blockDim.x) {
+        gated[c] = gate * value[c];
+        normed[c] = gate * value[c] * by * norm_out[c];
+    }
 }
 
 /// Scores with their place's offset: `out[t] = score[t] + ape[pos[t] mod ratio]`.
@@ -75,7 +126,8 @@ extern "C" __global__ void add_place(const float *score, const float *ape, const
 }
 
 /// The row of every token that completes a block of `ratio`; others are left. See src/ops/compress.rs: a softmax over the
-/// block's tokens (and with `overlap` the block's before) in each column, norm, rotation; stored as f32 in `rows`, from
+/// block's tokens (and with `overlap` the block's before) in each column, or without `scores` the mean; a norm where there
+/// is a weight of one, rotation; stored as f32 in `rows`, from
 /// where `store_rows` takes them. A block of threads per token.
 extern "C" __global__ void compress(const u8 *kvs, const u8 *scores, const float *norm, const float *angles,
                                     const int *seq, const int *pos, float *rows, int dim, int ratio, int overlap,
@@ -86,7 +138,7 @@ extern "C" __global__ void compress(const u8 *kvs, const u8 *scores, const float
     int t = blockIdx.x, p = pos[t];
     if ((p + 1) % ratio) return;
     kvs += seq[t] * seq_bytes;
-    scores += seq[t] * seq_bytes;
+    if (scores) scores += seq[t] * seq_bytes;
     int block = p / ratio, first = max((block + 1) * ratio - ratio * (1 + overlap), 0);
     float squares = 0.f;
     for (int c = threadIdx.x; c < dim; c += blockDim.x) {
@@ -94,7 +146,7 @@ extern "C" __global__ void compress(const u8 *kvs, const u8 *scores, const float
         for (int pass = 0; pass < 2; pass++)
             for (int i = first; i <= p; i++) {
                 int column = c + (overlap && i >= block * ratio ? dim : 0);
-                float s = ((const float *)(scores + (u64)(i % capacity) * row_bytes))[column];
+                float s = scores ? ((const float *)(scores + (u64)(i % capacity) * row_bytes))[column] : 0.f;
                 if (pass == 0) {
                     most = fmaxf(most, s);
                 } else {
@@ -108,7 +160,7 @@ extern "C" __global__ void compress(const u8 *kvs, const u8 *scores, const float
     }
     squares = block_sum(squares, scratch);
     float by = 1.f / sqrtf(squares / (float)dim + eps);
-    for (int c = threadIdx.x; c < dim; c += blockDim.x) row[c] *= by * norm[c];
+    for (int c = threadIdx.x; norm && c < dim; c += blockDim.x) row[c] *= by * norm[c];
     __syncthreads();
     rows += (u64)t * dim;
     for (int c = threadIdx.x; c < dim; c += blockDim.x) {
@@ -127,8 +179,36 @@ extern "C" __global__ void compress(const u8 *kvs, const u8 *scores, const float
     }
 }
 
-/// score[t][r] = sum over heads of weight times max(q . key r, 0), for the rows that token t sees. A warp per row. Grid:
-/// (most rows / 4, tokens).
+/// Value `i` of a cached row.
+__device__ __forceinline__ float cached(const u8 *row, CacheType type, int i) {
+    if (type == CACHE_F16) return h2f(((const u16 *)row)[i]);
+    if (type == CACHE_F32) return ((const float *)row)[i];
+    return h2f(*(const u16 *)(row + i / 32 * 34)) * (float)(i8)row[i / 32 * 34 + 2 + i % 32];
+}
+
+/// score[t][h][b] = the largest q . key over the rows of block b that token t sees, for each head; the newest `local` blocks
+/// come before all. A warp per block of rows. Grid: (most blocks / 4, tokens, heads).
+extern "C" __global__ void __launch_bounds__(128)
+    block_scores(const float *q, const u8 *keys, const int *seq, const int *pos, float *scores, int dim, int size,
+                 int local, CacheType cache_type, int most, int capacity, u64 row_bytes, u64 seq_bytes) {
+    int t = blockIdx.y, h = blockIdx.z, heads = gridDim.z, lane = threadIdx.x & 31;
+    int b = blockIdx.x * 4 + (threadIdx.x >> 5), last = pos[t] / size;
+    if (b > last) return;
+    q += ((u64)t * heads + h) * dim;
+    keys += seq[t] * seq_bytes;
+    float best = -__int_as_float(0x7f800000);
+    for (int r = b * size; r < min((b + 1) * size, pos[t] + 1); r++) {
+        const u8 *row = keys + (u64)(r % capacity) * row_bytes;
+        float sum = 0.f;
+        for (int i = lane; i < dim; i += 32) sum += q[i] * cached(row, cache_type, i);
+        best = fmaxf(best, warp_sum(sum));
+    }
+    if (b > last - local) best = __int_as_float(0x7f800000);
+    if (lane == 0) scores[((u64)t * heads + h) * most + b] = best;
+}
+
+/// score[t][r] = sum over heads of weight times max(q . key r, 0), for the rows that token t sees; without weights all are 1.
+/// A warp per row. Grid: (most rows / 4, tokens).
 extern "C" __global__ void __launch_bounds__(128)
     index_scores(const float *q, const float *weights, const u8 *keys, const int *seq, const int *pos, float *scores,
                  int heads, int dim, int every, CacheType cache_type, int most, int capacity, u64 row_bytes,
@@ -136,11 +216,7 @@ extern "C" __global__ void __launch_bounds__(128)
     int t = blockIdx.y, r = blockIdx.x * 4 + (threadIdx.x >> 5), lane = threadIdx.x & 31;
     if (r >= (pos[t] + 1) / every) return;
     const u8 *row = keys + seq[t] * seq_bytes + (u64)(r % capacity) * row_bytes;
-    auto key = [&](int i) {
-        if (cache_type == CACHE_F16) return h2f(((const u16 *)row)[i]);
-        if (cache_type == CACHE_F32) return ((const float *)row)[i];
-        return h2f(*(const u16 *)(row + i / 32 * 34)) * (float)(i8)row[i / 32 * 34 + 2 + i % 32];
-    };
+    auto key = [&](int i) { return cached(row, cache_type, i); };
     float k[4]; // the first 128 columns, which all heads meet
 #pragma unroll
     for (int j = 0; j < 4; j++) k[j] = lane + 32 * j < dim ? key(lane + 32 * j) : 0.f;
@@ -152,7 +228,7 @@ extern "C" __global__ void __launch_bounds__(128)
         for (int j = 0; j < 4; j++)
             if (lane + 32 * j < dim) sum += qh[lane + 32 * j] * k[j];
         for (int i = lane + 128; i < dim; i += 32) sum += qh[i] * key(i);
-        score += weights[(u64)t * heads + h] * fmaxf(warp_sum(sum), 0.f);
+        score += (weights ? weights[(u64)t * heads + h] : 1.f) * fmaxf(warp_sum(sum), 0.f);
     }
     if (lane == 0) scores[(u64)t * most + r] = score;
 }
@@ -163,18 +239,23 @@ __device__ __forceinline__ u32 ordered(float f) {
     return u & 0x80000000u ? ~u : u | 0x80000000u;
 }
 
-/// The `k` best rows of each token, rising, then -1; the lower of equals. A block of 256 per token: the k-th largest is
-/// found eight bits at a time.
+/// The `k` best rows of each of a token's `lists`, rising, then -1; the lower of equals. Of rows of `every` tokens those
+/// count that are complete, or with `begun` those that are begun; `open` adds the one that is not complete. A block of 256 per
+/// list: the k-th largest is found eight bits at a time.
 extern "C" __global__ void __launch_bounds__(256)
-    index_top(const float *scores, const int *pos, float *out, int k, int every, int most) {
+    index_top(const float *scores, const int *pos, float *out, int k, int every, int most, int lists, int begun,
+              int open) {
     __shared__ int count[256], sums[8], chosen, left;
-    int t = blockIdx.x, id = threadIdx.x, n = (pos[t] + 1) / every, lane = id & 31, warp = id >> 5;
-    scores += (u64)t * most;
-    out += (u64)t * k;
+    int t = blockIdx.x / lists, id = threadIdx.x, lane = id & 31, warp = id >> 5;
+    int n = (pos[t] + (begun ? every : 1)) / every;
+    float last = (pos[t] + 1) % every ? (float)n : -1.f; // the open one
+    scores += (u64)blockIdx.x * most;
+    out += (u64)blockIdx.x * (k + open);
     if (n <= k) {
-        for (int i = id; i < k; i += 256) out[i] = i < n ? (float)i : -1.f;
+        for (int i = id; i < k + open; i += 256) out[i] = i < n ? (float)i : open && i == n ? last : -1.f;
         return;
     }
+    if (open && id == 0) out[k] = last;
     u32 high = 0, mask = 0; // the bits of the k-th largest that are known
     if (id == 0) left = k;
     __syncthreads();

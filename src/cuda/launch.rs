@@ -1,7 +1,7 @@
 //! One function for every kernel, with the arguments of its prototype.
 //!
 //! kernels/ptx.sh makes this file (kernels/launch.py alone does without the CUDA compiler) from the kernels' sources,
-//! whose hash is c38fc577be9fe4a9b4ecf6781116b65493e64deb5af36f6485a783bcdce6d3f7.
+//! whose hash is 919ca7c1c6552c865c83c933b26274b5a127a76f0c9c11eab445c11532488266.
 
 #![allow(clippy::too_many_arguments)] // the kernels' arguments, in their order
 
@@ -121,12 +121,12 @@ pub const ATTEND: [(usize, usize); 7] = [(1, 2), (1, 4), (1, 8), (1, 16), (2, 8)
 /// If the driver does not take the kernel or its arguments.
 pub fn attend(gpu: Option<&Gpu>, mt: usize, nv: usize, grid: Grid, q: Ptr, keys: CacheArg, values: CacheArg,
         extra: CacheArg, select: Ptr, spans: Ptr, pos: Ptr, parts: Ptr, heads: i32, kv_heads: i32, k_dim: i32,
-        v_dim: i32, scale: f32, window: i32, cap: f32, every: i32, n_select: i32, shared_kv: i32, row_tiles: i32,
-        splits: i32) -> Result<()> {
+        v_dim: i32, scale: f32, window: i32, cap: f32, every: i32, n_select: i32, block_size: i32, lists: i32,
+        shared_kv: i32, row_tiles: i32, splits: i32) -> Result<()> {
     let args = [Arg::Ptr(q), Arg::Cache(keys), Arg::Cache(values), Arg::Cache(extra), Arg::Ptr(select), Arg::Ptr(spans),
         Arg::Ptr(pos), Arg::Ptr(parts), Arg::Int(heads), Arg::Int(kv_heads), Arg::Int(k_dim), Arg::Int(v_dim),
-        Arg::Float(scale), Arg::Int(window), Arg::Float(cap), Arg::Int(every), Arg::Int(n_select), Arg::Int(shared_kv),
-        Arg::Int(row_tiles), Arg::Int(splits)];
+        Arg::Float(scale), Arg::Int(window), Arg::Float(cap), Arg::Int(every), Arg::Int(n_select), Arg::Int(block_size),
+        Arg::Int(lists), Arg::Int(shared_kv), Arg::Int(row_tiles), Arg::Int(splits)];
     start(gpu, ("attend", &format!("attend_{mt}_{nv}")), grid, &args)
 }
 
@@ -379,16 +379,17 @@ pub fn argmax(gpu: Option<&Gpu>, grid: Grid, parts: Ptr, out: Ptr) -> Result<()>
 
 /// Starts `conv` of kernels/recurrent.cu:
 /// ```text
-/// out[t][c] = silu(sum_j w[c][j] x[pos - taps + 1 + j][c] + bias[c]), from the batch's rows and,
-/// before them, rows of f32 by position; `bias` may be null, and `silu` 0 for none. Grid: (columns
-/// / 128, rows).
+/// out[t][c] = silu(sum_j w[c][j] x[pos - (taps - 1 - j) step][c] + bias[c]), from the batch's rows
+/// and, before them, rows of f32 by position; `bias` may be null, and `silu` 0 for none. Grid:
+/// (columns / 128, rows).
 /// ```
 /// # Errors
 /// If the driver does not take the kernel or its arguments.
 pub fn conv(gpu: Option<&Gpu>, grid: Grid, x: Ptr, past: Ptr, w: Ptr, bias: Ptr, seq: Ptr, pos: Ptr, out: Ptr,
-        silu: i32, n: i32, taps: i32, capacity: i32, row_bytes: u64, seq_bytes: u64) -> Result<()> {
+        silu: i32, n: i32, taps: i32, step: i32, capacity: i32, row_bytes: u64, seq_bytes: u64) -> Result<()> {
     let args = [Arg::Ptr(x), Arg::Ptr(past), Arg::Ptr(w), Arg::Ptr(bias), Arg::Ptr(seq), Arg::Ptr(pos), Arg::Ptr(out),
-        Arg::Int(silu), Arg::Int(n), Arg::Int(taps), Arg::Int(capacity), Arg::Long(row_bytes), Arg::Long(seq_bytes)];
+        Arg::Int(silu), Arg::Int(n), Arg::Int(taps), Arg::Int(step), Arg::Int(capacity), Arg::Long(row_bytes),
+        Arg::Long(seq_bytes)];
     start(gpu, ("recurrent", "conv"), grid, &args)
 }
 
@@ -561,28 +562,79 @@ pub fn even_pairs(gpu: Option<&Gpu>, grid: Grid, order: Ptr, tiles: Ptr, pairs: 
 /// Starts `hyper_pre` of kernels/streams.cu:
 /// ```text
 /// What a block reads from the streams, and how it writes back; see src/ops/hyper.rs. A block per
-/// token; `back` is null at the head of the model.
+/// token; `back` is null at the head of the model. Without `mixed` it is a weight for each stream
+/// and no matrix.
 /// ```
 /// # Errors
 /// If the driver does not take the kernel or its arguments.
 pub fn hyper_pre(gpu: Option<&Gpu>, grid: Grid, streams: Ptr, mixes: Ptr, scale: Ptr, base: Ptr, out: Ptr, back: Ptr,
-        n: i32, width: i32, rounds: i32, eps: f32) -> Result<()> {
+        n: i32, width: i32, mixed: i32, rounds: i32, magnitude: f32, eps: f32, post_eps: f32) -> Result<()> {
     let args = [Arg::Ptr(streams), Arg::Ptr(mixes), Arg::Ptr(scale), Arg::Ptr(base), Arg::Ptr(out), Arg::Ptr(back),
-        Arg::Int(n), Arg::Int(width), Arg::Int(rounds), Arg::Float(eps)];
+        Arg::Int(n), Arg::Int(width), Arg::Int(mixed), Arg::Int(rounds), Arg::Float(magnitude), Arg::Float(eps),
+        Arg::Float(post_eps)];
     start(gpu, ("streams", "hyper_pre"), grid, &args)
 }
 
 /// Starts `hyper_post` of kernels/streams.cu:
 /// ```text
-/// The streams after a block gave `x`. A thread per value.
+/// The streams after a block gave `x`; without `mixed` each keeps what it has. A thread per value.
 /// ```
 /// # Errors
 /// If the driver does not take the kernel or its arguments.
 pub fn hyper_post(gpu: Option<&Gpu>, grid: Grid, x: Ptr, streams: Ptr, back: Ptr, out: Ptr, n: i32, width: i32,
-        total: u64) -> Result<()> {
+        mixed: i32, total: u64) -> Result<()> {
     let args = [Arg::Ptr(x), Arg::Ptr(streams), Arg::Ptr(back), Arg::Ptr(out), Arg::Int(n), Arg::Int(width),
-        Arg::Long(total)];
+        Arg::Int(mixed), Arg::Long(total)];
     start(gpu, ("streams", "hyper_post"), grid, &args)
+}
+
+/// Starts `silu_of` of kernels/streams.cu:
+/// ```text
+/// silu(by * x).
+/// ```
+/// # Errors
+/// If the driver does not take the kernel or its arguments.
+pub fn silu_of(gpu: Option<&Gpu>, grid: Grid, x: Ptr, out: Ptr, by: f32, total: u64) -> Result<()> {
+    let args = [Arg::Ptr(x), Arg::Ptr(out), Arg::Float(by), Arg::Long(total)];
+    start(gpu, ("streams", "silu_of"), grid, &args)
+}
+
+/// Starts `twice_sigmoid` of kernels/streams.cu:
+/// ```text
+/// 2 sigmoid(by * x).
+/// ```
+/// # Errors
+/// If the driver does not take the kernel or its arguments.
+pub fn twice_sigmoid(gpu: Option<&Gpu>, grid: Grid, x: Ptr, out: Ptr, by: f32, total: u64) -> Result<()> {
+    let args = [Arg::Ptr(x), Arg::Ptr(out), Arg::Float(by), Arg::Long(total)];
+    start(gpu, ("streams", "twice_sigmoid"), grid, &args)
+}
+
+/// Starts `gated_mean` of kernels/streams.cu:
+/// ```text
+/// The mean over a row's `n` streams of values times the sigmoids of their gates. A thread per
+/// value of the result.
+/// ```
+/// # Errors
+/// If the driver does not take the kernel or its arguments.
+pub fn gated_mean(gpu: Option<&Gpu>, grid: Grid, x: Ptr, gate: Ptr, out: Ptr, n: i32, width: i32,
+        total: u64) -> Result<()> {
+    let args = [Arg::Ptr(x), Arg::Ptr(gate), Arg::Ptr(out), Arg::Int(n), Arg::Int(width), Arg::Long(total)];
+    start(gpu, ("streams", "gated_mean"), grid, &args)
+}
+
+/// Starts `stream_gate` of kernels/streams.cu:
+/// ```text
+/// A value times a gate for each stream, made of a key and the stream, and that normed; see
+/// src/ops/ngram.rs. A block per row and stream.
+/// ```
+/// # Errors
+/// If the driver does not take the kernel or its arguments.
+pub fn stream_gate(gpu: Option<&Gpu>, grid: Grid, key: Ptr, value: Ptr, streams: Ptr, norm_key: Ptr, norm_query: Ptr,
+        norm_out: Ptr, gated: Ptr, normed: Ptr, n: i32, width: i32, eps: f32) -> Result<()> {
+    let args = [Arg::Ptr(key), Arg::Ptr(value), Arg::Ptr(streams), Arg::Ptr(norm_key), Arg::Ptr(norm_query),
+        Arg::Ptr(norm_out), Arg::Ptr(gated), Arg::Ptr(normed), Arg::Int(n), Arg::Int(width), Arg::Float(eps)];
+    start(gpu, ("streams", "stream_gate"), grid, &args)
 }
 
 /// Starts `add_place` of kernels/streams.cu:
@@ -602,8 +654,8 @@ pub fn add_place(gpu: Option<&Gpu>, grid: Grid, score: Ptr, ape: Ptr, pos: Ptr, 
 /// ```text
 /// The row of every token that completes a block of `ratio`; others are left. See
 /// src/ops/compress.rs: a softmax over the block's tokens (and with `overlap` the block's before)
-/// in each column, norm, rotation; stored as f32 in `rows`, from where `store_rows` takes them. A
-/// block of threads per token.
+/// in each column, or without `scores` the mean; a norm where there is a weight of one, rotation;
+/// stored as f32 in `rows`, from where `store_rows` takes them. A block of threads per token.
 /// ```
 /// # Errors
 /// If the driver does not take the kernel or its arguments.
@@ -617,10 +669,27 @@ pub fn compress(gpu: Option<&Gpu>, grid: Grid, kvs: Ptr, scores: Ptr, norm: Ptr,
     start(gpu, ("streams", "compress"), grid, &args)
 }
 
+/// Starts `block_scores` of kernels/streams.cu:
+/// ```text
+/// score[t][h][b] = the largest q . key over the rows of block b that token t sees, for each head;
+/// the newest `local` blocks come before all. A warp per block of rows. Grid: (most blocks / 4,
+/// tokens, heads).
+/// ```
+/// # Errors
+/// If the driver does not take the kernel or its arguments.
+pub fn block_scores(gpu: Option<&Gpu>, grid: Grid, q: Ptr, keys: Ptr, seq: Ptr, pos: Ptr, scores: Ptr, dim: i32,
+        size: i32, local: i32, cache_type: CacheType, most: i32, capacity: i32, row_bytes: u64,
+        seq_bytes: u64) -> Result<()> {
+    let args = [Arg::Ptr(q), Arg::Ptr(keys), Arg::Ptr(seq), Arg::Ptr(pos), Arg::Ptr(scores), Arg::Int(dim),
+        Arg::Int(size), Arg::Int(local), Arg::Int(cache_type as i32), Arg::Int(most), Arg::Int(capacity),
+        Arg::Long(row_bytes), Arg::Long(seq_bytes)];
+    start(gpu, ("streams", "block_scores"), grid, &args)
+}
+
 /// Starts `index_scores` of kernels/streams.cu:
 /// ```text
-/// score[t][r] = sum over heads of weight times max(q . key r, 0), for the rows that token t sees.
-/// A warp per row. Grid: (most rows / 4, tokens).
+/// score[t][r] = sum over heads of weight times max(q . key r, 0), for the rows that token t sees;
+/// without weights all are 1. A warp per row. Grid: (most rows / 4, tokens).
 /// ```
 /// # Errors
 /// If the driver does not take the kernel or its arguments.
@@ -635,14 +704,17 @@ pub fn index_scores(gpu: Option<&Gpu>, grid: Grid, q: Ptr, weights: Ptr, keys: P
 
 /// Starts `index_top` of kernels/streams.cu:
 /// ```text
-/// The `k` best rows of each token, rising, then -1; the lower of equals. A block of 256 per token:
-/// the k-th largest is found eight bits at a time.
+/// The `k` best rows of each of a token's `lists`, rising, then -1; the lower of equals. Of rows of
+/// `every` tokens those count that are complete, or with `begun` those that are begun; `open` adds
+/// the one that is not complete. A block of 256 per list: the k-th largest is found eight bits at a
+/// time.
 /// ```
 /// # Errors
 /// If the driver does not take the kernel or its arguments.
-pub fn index_top(gpu: Option<&Gpu>, grid: Grid, scores: Ptr, pos: Ptr, out: Ptr, k: i32, every: i32,
-        most: i32) -> Result<()> {
-    let args = [Arg::Ptr(scores), Arg::Ptr(pos), Arg::Ptr(out), Arg::Int(k), Arg::Int(every), Arg::Int(most)];
+pub fn index_top(gpu: Option<&Gpu>, grid: Grid, scores: Ptr, pos: Ptr, out: Ptr, k: i32, every: i32, most: i32,
+        lists: i32, begun: i32, open: i32) -> Result<()> {
+    let args = [Arg::Ptr(scores), Arg::Ptr(pos), Arg::Ptr(out), Arg::Int(k), Arg::Int(every), Arg::Int(most),
+        Arg::Int(lists), Arg::Int(begun), Arg::Int(open)];
     start(gpu, ("streams", "index_top"), grid, &args)
 }
 

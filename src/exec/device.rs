@@ -125,6 +125,7 @@ impl Device {
             if !plan::streams_through(tape, step, w) {
                 ptr = memory.take(plan::weight_bytes(tape, w));
                 match weight.kind {
+                    WeightKind::Mapped => {} // its steps run on the CPU
                     WeightKind::Matrix => gpu.upload(&gpu.work, ptr, gguf.data(&gguf.tensors[weight.tensor]))?,
                     WeightKind::Vector | WeightKind::Ints { .. } => {
                         small.push(loaded.bytes(w));

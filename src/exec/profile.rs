@@ -136,7 +136,9 @@ impl SyntheticRun<'_> {
                 };
                 *wants.entry(w.format()).or_default() += aligned(w.format(), bytes);
             }
-            let walked = !place.is_gpu() && step.share != ExpertShare::OnGpu && wants.values().all(|n| *n <= largest);
+            let mapped = step.weights.iter().any(|id| weight(id).kind == WeightKind::Mapped);
+            let here = !place.is_gpu() && step.share != ExpertShare::OnGpu && !mapped;
+            let walked = here && wants.values().all(|n| *n <= largest);
             steps.push(walked);
             for id in matrices(step).filter(|_| walked) {
                 let (w, wanted) = (weight(id), &mut wanted[id.0 as usize]);
@@ -161,7 +163,7 @@ impl SyntheticRun<'_> {
             Some((name, RandomBuffer::new(quant::by_name(name)?, bytes, bytes == total)))
         });
         let small = tape.weights.iter().map(|w| match w.kind {
-            WeightKind::Matrix => Default::default(),
+            WeightKind::Matrix | WeightKind::Mapped => Default::default(),
             // Small, so that sums over a row stay near one.
             WeightKind::Vector => (vec![1.0 / 32.0; w.count()], Vec::new()),
             WeightKind::Ints { below } => (Vec::new(), (0..w.count()).map(|i| (i % below.max(1)) as i32).collect()),

@@ -32,7 +32,7 @@ impl Weights {
             let data = gguf.data(t);
             let mut loaded = Loaded::default();
             match w.kind {
-                WeightKind::Matrix => {}
+                WeightKind::Matrix | WeightKind::Mapped => {}
                 WeightKind::Vector => {
                     let ty = t.ty.quant().expect("the builder checked the type");
                     loaded.values.resize(w.count(), 0.0);
@@ -74,10 +74,10 @@ impl Weights {
         let t = &gguf.tensors[w.tensor];
         let data = match (w.kind, place) {
             (WeightKind::Matrix, Place::Twin) => &loaded.twin[..],
-            (WeightKind::Matrix, Place::Cpu) => gguf.data(t),
+            (WeightKind::Matrix, Place::Cpu) | (WeightKind::Mapped, _) => gguf.data(t),
             _ => &[],
         };
-        let ty = t.ty.quant().filter(|_| w.kind == WeightKind::Matrix);
+        let ty = t.ty.quant().filter(|_| matches!(w.kind, WeightKind::Matrix | WeightKind::Mapped));
         WeightView { data, values: &loaded.values, ints: &loaded.ints, shape: w.shape, ty, slots: &[] }
     }
 }

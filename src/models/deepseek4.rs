@@ -77,11 +77,12 @@ fn attention(b: &Builder, h: Slot, eps: f32) -> Result<Slot> {
 
     let compress = |name: &str, dim: usize| {
         let overlap = ratio == 4;
-        let c = Compress { ratio, dim, overlap, eps, rope: rope(b, dim, true)? };
+        let norm = Some((b.vector(&format!("{name}_norm.weight"), &[dim])?, eps));
+        let c = Compress { ratio, dim, overlap, norm, rope: Some(rope(b, dim, true)?) };
         let wide = dim * (1 + overlap as usize);
         let rows = b.linear(h, &format!("{name}_kv"), wide)?;
         let scores = b.linear(h, &format!("{name}_gate"), wide)?;
-        b.compress(name, c, rows, scores)
+        b.compress(name, c, rows, Some(scores))
     };
     let extra = match ratio {
         0 => None,

@@ -68,6 +68,7 @@ families! {
     qwen3: "qwen3",
     qwen35: "qwen35moe" "qwen35" "qwen3next",
     qwen3moe: "qwen3moe",
+    qwen4exp: "qwen4exp",
     seed_oss: "seed_oss",
     smallthinker: "smallthinker",
     smollm3: "smollm3",

@@ -4,7 +4,7 @@
 use anyhow::Result;
 
 use super::blocks::{self, Mixture};
-use crate::ops::{Attend, Decay, Delta, Gate, Glu, Pairs, Piece};
+use crate::ops::{Attend, Decay, Delta, Gate, Glu, Pairs, Piece, Selected};
 use crate::tape::{Builder, Role, Slot};
 
 pub(super) fn build(b: &Builder) -> Result<Slot> {
@@ -17,7 +17,10 @@ pub(super) fn build(b: &Builder) -> Result<Slot> {
         let h = b.norm(x, "attn_norm", eps)?;
         let recurrent = b.flag_or("attention.recurrent_layers", !(l.i + 1).is_multiple_of(every))?;
         let mixer = &b.role(Role::Attention);
-        let a = if recurrent { delta_net(mixer, h, eps)? } else { attention(mixer, h, eps)? }; // (T, n_embd)
+        let a = match recurrent {
+            true => delta_net(mixer, h, eps, Glu::Silu)?,
+            false => attention(mixer, h, eps, None)?,
+        }; // (T, n_embd)
         x = b.add(x, a);
 
         let h = b.norm(x, "post_attention_norm", eps)?;
@@ -29,7 +32,7 @@ pub(super) fn build(b: &Builder) -> Result<Slot> {
 }
 
 /// Attention whose output is gated by a sigmoid; `attn_q` holds query and gate of each head next to each other.
-fn attention(b: &Builder, h: Slot, eps: f32) -> Result<Slot> {
+pub(super) fn attention(b: &Builder, h: Slot, eps: f32, selected: Option<Selected>) -> Result<Slot> {
     let n_embd = b.count("embedding_length")?;
     let (heads, kv_heads) = b.heads()?;
     let dim = b.head_dim(heads, n_embd)?;
@@ -42,12 +45,12 @@ fn attention(b: &Builder, h: Slot, eps: f32) -> Result<Slot> {
     let q = b.rope(b.head_norm(q, "attn_q_norm", dim, eps)?, dim, &rope)?;
     let k = b.rope(b.head_norm(k, "attn_k_norm", dim, eps)?, dim, &rope)?;
     let kv = b.cache(k, v, kv_heads, None)?;
-    let a = b.attend(q, &kv, Attend::causal(heads))?; // (T, heads * dim)
+    let a = b.attend(q, &kv, Attend::causal(heads).selected(selected))?; // (T, heads * dim)
     b.linear(b.glu(Glu::Sigmoid, gate, a), "attn_output", n_embd)
 }
 
-/// Gated delta net: convolution over q, k and v, the delta rule, a norm gated by SiLU.
-fn delta_net(b: &Builder, h: Slot, eps: f32) -> Result<Slot> {
+/// Gated delta net: convolution over q, k and v, the delta rule, a norm that is gated.
+pub(super) fn delta_net(b: &Builder, h: Slot, eps: f32, gate: Glu) -> Result<Slot> {
     let n_embd = b.count("embedding_length")?;
     let (k_heads, v_heads) = (b.count("ssm.group_count")?, b.count("ssm.time_step_rank")?);
     let dim = b.count("ssm.state_size")?;
@@ -77,11 +80,10 @@ fn delta_net(b: &Builder, h: Slot, eps: f32) -> Result<Slot> {
     let v = b.columns(qkv, 2 * n_k, n_v)?; // (T, n_v)
     let y = b.delta(delta, [q, k, v, beta, alpha], "ssm_dt.bias", "ssm_a")?; // (T, n_v)
     let y = b.head_norm(y, "ssm_norm", dim, eps)?;
-    b.linear(b.glu(Glu::Silu, z, y), "ssm_out", n_embd)
+    b.linear(b.glu(gate, z, y), "ssm_out", n_embd)
 }
 
-/// Queries, keys and values, and the gate, from the one matrix of older Qwen3-Next files, whose
-/// rows go by key head.
+/// Queries, keys and values, and the gate, from the one matrix of older Qwen3-Next files, whose rows go by key head.
 fn qkvz(b: &Builder, h: Slot, d: &Delta) -> Result<(Slot, Slot)> {
     let (dim, n_v) = (d.dim, d.run * d.dim);
     let stride = 2 * dim + 2 * n_v;
@@ -92,7 +94,7 @@ fn qkvz(b: &Builder, h: Slot, d: &Delta) -> Result<(Slot, Slot)> {
     Ok((qkv, part(2 * dim + n_v, n_v)?))
 }
 
-fn mixture(b: &Builder, h: Slot) -> Result<Slot> {
+pub(super) fn mixture(b: &Builder, h: Slot) -> Result<Slot> {
     let experts = Mixture::new(b, Gate::Softmax, true, b.count("expert_feed_forward_length")?)?;
     let y = experts.build(b, h)?; // (T, n_embd)
     if !b.has("ffn_up_shexp.weight") {

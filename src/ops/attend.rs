@@ -540,7 +540,7 @@ impl Op for AttendOp {
         let values = if self.shared { keys } else { &io.states[1] };
         let extra = self.extra.map_or(CacheArg::default(), |_| io.states[at_extra].cache);
         let (every, selected) = self.extra.unwrap_or((1, false));
-        let select = selected.then(|| io.ins[1]);
+        let select = (selected || self.blocks.is_some()).then(|| io.ins[1]);
 
         let spans = self.spans(io.batch);
         let per_kv = a.heads / a.kv_heads;
@@ -574,7 +574,9 @@ impl Op for AttendOp {
             if a.chunks { -int(a.window.unwrap_or(0)) } else { int(a.window.unwrap_or(0)) },
             a.soft_cap.unwrap_or(0.0),
             int(every),
-            int(select.map_or(0, |s| s.width)),
+            int(self.selected),
+            int(self.blocks.map_or(0, |(size, _)| size)),
+            int(self.blocks.map_or(1, |(_, lists)| lists)),
             i32::from(self.shared),
             int(row_tiles),
             splits,
@@ -591,9 +593,6 @@ impl Op for AttendOp {
             self.shared_bytes(mt, nv)
         };
         let bytes = bytes(1).max(bytes(64));
-        if self.blocks.is_some() {
-            return Some("rows that are selected".into());
-        }
         if v > 512 {
             return Some(format!("values of {v} columns; the kernel takes 512"));
         }
@@ -603,7 +602,8 @@ impl Op for AttendOp {
 
     fn tables(&self) -> Vec<Table> {
         let op = AttendOp { ..*self };
-        let key = format!("spans {:?} {} {:?} {}", self.a.window, self.a.chunks, self.extra, self.span());
+        let select = (self.blocks, self.selected);
+        let key = format!("spans {:?} {} {:?} {select:?} {}", self.a.window, self.a.chunks, self.extra, self.span());
         let fill = move |batch: &Batch, to: &mut [u8]| {
             for (span, to) in op.spans(batch).iter().zip(to.chunks_exact_mut(size_of::<Span>())) {
                 to.copy_from_slice(bytemuck::bytes_of(span));
@@ -622,8 +622,8 @@ type Span = [i32; 8];
 impl AttendOp {
     /// Tokens that a block may take together.
     fn span(&self) -> usize {
-        match self.extra {
-            Some((_, true)) => 1,
+        match (self.extra, self.blocks) {
+            (Some((_, true)), _) | (_, Some(_)) => 1,
             _ => (64 / (self.a.heads / self.a.kv_heads)).max(1),
         }
     }
@@ -635,6 +635,8 @@ impl AttendOp {
         for (i, row) in batch.rows.iter().enumerate() {
             let end = row.pos as usize + 1;
             let from = self.a.first(end) as i32;
+            // Of selected rows as many as there can be.
+            let to = self.blocks.map_or(end, |(size, _)| end.min(self.selected * size));
             let extra = match self.extra {
                 Some((every, false)) => end / every,
                 // All that can be selected for a token of this position are there.
@@ -644,9 +646,9 @@ impl AttendOp {
             match spans.last_mut() {
                 Some(s) if s[2] == row.seq as i32 && (s[1] as usize) < most => {
                     s[1] += 1;
-                    (s[3], s[4], s[5]) = (s[3].min(from), s[4].max(end as i32), s[5].max(extra));
+                    (s[3], s[4], s[5]) = (s[3].min(from), s[4].max(to as i32), s[5].max(extra));
                 }
-                _ => spans.push([i as i32, 1, row.seq as i32, from, end as i32, extra, 0, 0]),
+                _ => spans.push([i as i32, 1, row.seq as i32, from, to as i32, extra, 0, 0]),
             }
         }
         spans

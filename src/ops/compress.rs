@@ -1,4 +1,4 @@
-//! compress: turns every `ratio` tokens into one cached row (DeepSeek-V4's compressed attention).
+//! compress: turns every `ratio` tokens into one cached row (DeepSeek-V4's compressed attention, pooled keys of indexers).
 //!
 //! ```text
 //! score[p] += ape[p mod ratio]
@@ -7,15 +7,15 @@
 //!   block's with the second halves; the first block has no predecessor
 //! row = rope(norm(row) * weight, at the block's first position)
 //! ```
-//! The row appears with the block's last token. What the open block has seen is kept as f32 rows by position, so the
+//! Without scores a row is the mean of its block; the norm and the rotation may be missing. The row appears with the block's last token. What the open block has seen is kept as f32 rows by position, so the
 //! step can stop and go on at any token.
 
 use anyhow::Result;
 
 use super::norm::rms;
-use super::rope::Rope;
+use super::rope::{Pairs, Rope};
 use crate::cuda::{Grid, Ptr, int, launch};
-use crate::tape::{Batch, Builder, CpuIo, GpuIo, GpuValue, Op, Role, Slot, StateId, Table};
+use crate::tape::{Batch, Builder, CpuIo, GpuIo, GpuValue, Op, Role, Slot, StateId, Table, WeightId};
 
 /// A compressor.
 #[derive(Clone, Debug)]
@@ -26,14 +26,23 @@ pub struct Compress {
     pub dim: usize,
     /// Whether blocks overlap.
     pub overlap: bool,
-    /// Of the norm.
-    pub eps: f32,
-    /// How rows are rotated.
-    pub rope: Rope,
+    /// The weight of the norm, and what keeps it from dividing by zero; None for no norm.
+    pub norm: Option<(WeightId, f32)>,
+    /// How rows are rotated; None for not at all.
+    pub rope: Option<Rope>,
 }
 
 #[derive(Debug)]
-struct CompressOp(Compress);
+struct CompressOp {
+    c: Compress,
+}
+
+impl CompressOp {
+    /// Blocks of tokens that a row is made of.
+    fn blocks(&self) -> usize {
+        1 + self.c.overlap as usize
+    }
+}
 
 impl Op for CompressOp {
     fn name(&self) -> &'static str {
@@ -41,20 +50,23 @@ impl Op for CompressOp {
     }
 
     fn cpu(&self, io: &mut CpuIo<'_>) {
-        let c = &self.0;
+        let c = &self.c;
         let wide = io.ins[0].len() / io.rows;
-        let (ape, norm) = (io.weights[0].values, io.weights[1].values);
-        let [kvs, scores, rows] = io.states else { unreachable!("the builder gives three states") };
+        let norm = c.norm.map(|(_, eps)| (io.weights[0].values, eps));
+        let ape = io.weights.last().map(|w| w.values);
+        let [kvs, rows, scores @ ..] = io.states else { unreachable!("the builder gives two states or three") };
         let mut score = vec![0f32; wide];
-        let n = c.ratio * (1 + c.overlap as usize);
+        let n = c.ratio * self.blocks();
         let (mut kv_rows, mut score_rows) = (vec![0f32; n * wide], vec![0f32; n * wide]);
         let (mut row, mut out) = (vec![0f32; c.dim], vec![0f32; c.dim]);
         for (t, at) in io.batch.rows.iter().enumerate() {
             let pos = at.pos as usize;
-            score.copy_from_slice(&io.ins[1][t * wide..(t + 1) * wide]);
-            score.iter_mut().zip(&ape[pos % c.ratio * wide..]).for_each(|(s, a)| *s += a);
             kvs.write(at.seq, pos, &io.ins[0][t * wide..(t + 1) * wide]);
-            scores.write(at.seq, pos, &score);
+            if let (Some(scores), Some(ape)) = (scores.first_mut(), ape) {
+                score.copy_from_slice(&io.ins[1][t * wide..(t + 1) * wide]);
+                score.iter_mut().zip(&ape[pos % c.ratio * wide..]).for_each(|(s, a)| *s += a);
+                scores.write(at.seq, pos, &score);
+            }
             if !(pos + 1).is_multiple_of(c.ratio) {
                 continue;
             }
@@ -64,7 +76,9 @@ impl Op for CompressOp {
             let count = pos + 1 - first;
             for (i, p) in (first..=pos).enumerate() {
                 (kvs.ty().dequant)(kvs.row(at.seq, p), &mut kv_rows[i * wide..(i + 1) * wide]);
-                (scores.ty().dequant)(scores.row(at.seq, p), &mut score_rows[i * wide..(i + 1) * wide]);
+                if let Some(scores) = scores.first() {
+                    (scores.ty().dequant)(scores.row(at.seq, p), &mut score_rows[i * wide..(i + 1) * wide]);
+                }
             }
             for (ch, out) in row.iter_mut().enumerate() {
                 let column = |i: usize| {
@@ -80,54 +94,61 @@ impl Op for CompressOp {
                 }
                 *out = sum / total;
             }
-            rms(&row, Some(norm), c.eps, 1.0, &mut out);
-            c.rope.rotate(&c.rope.angles_at((block * c.ratio) as u32), &mut out);
+            match norm {
+                Some((norm, eps)) => rms(&row, Some(norm), eps, 1.0, &mut out),
+                None => out.copy_from_slice(&row),
+            }
+            if let Some(rope) = &c.rope {
+                rope.rotate(&rope.angles_at((block * c.ratio) as u32), &mut out);
+            }
             rows.write(at.seq, block, &out);
         }
     }
 
     fn gpu(&self, io: &GpuIo<'_>) -> Result<()> {
-        let (c, kv, score) = (&self.0, io.ins[0], io.ins[1]);
-        let [kvs, scores, rows] = io.states else { unreachable!("the builder gives three states") };
-        let placed = GpuValue { ptr: io.scratch.take(score.rows * score.width * 4), ..score };
-        let positions = io.lists.positions;
-        let (ape, norm) = (io.weights[0].ptr, io.weights[1].ptr);
-        let total = score.rows * score.width;
-        let (width, ratio) = (int(score.width), int(c.ratio));
-        let grid = Grid::each(total);
-        launch::add_place(io.gpu, grid, score.ptr, ape, positions, placed.ptr, width, ratio, total as u64)?;
+        let (c, kv) = (&self.c, io.ins[0]);
+        let [kvs, rows, scores @ ..] = io.states else { unreachable!("the builder gives two states or three") };
+        let (positions, ratio) = (io.lists.positions, int(c.ratio));
         io.store(kvs, kv, positions)?;
-        io.store(scores, placed, positions)?;
+        if let Some(scores) = scores.first() {
+            let score = io.ins[1];
+            let placed = GpuValue { ptr: io.scratch.take(score.rows * score.width * 4), ..score };
+            let (ape, total) = (io.weights[io.weights.len() - 1].ptr, score.rows * score.width);
+            let (grid, width) = (Grid::each(total), int(score.width));
+            launch::add_place(io.gpu, grid, score.ptr, ape, positions, placed.ptr, width, ratio, total as u64)?;
+            io.store(scores, placed, positions)?;
+        }
         let made = GpuValue { ptr: io.scratch.take(kv.rows * c.dim * 4), rows: kv.rows, width: c.dim };
-        let (open, rope) = (kvs.cache, &c.rope);
+        let (open, rope) = (kvs.cache, c.rope.as_ref());
+        let (norm, eps) = c.norm.map_or((Ptr::default(), 0.0), |(_, eps)| (io.weights[0].ptr, eps));
         launch::compress(
             io.gpu,
             Grid::new([kv.rows, 1, 1], 128).with_shared(c.dim * 4),
             Ptr(open.rows),
-            Ptr(scores.cache.rows),
+            scores.first().map_or(Ptr::default(), |s| Ptr(s.cache.rows)),
             norm,
-            io.tables[0],
+            rope.map_or(Ptr::default(), |_| io.tables[1]),
             io.lists.seqs,
             positions,
             made.ptr,
             int(c.dim),
             ratio,
             i32::from(c.overlap),
-            c.eps,
-            int(rope.n_rot),
-            int(rope.offset),
-            rope.pairs.code(),
-            i32::from(rope.inverse),
+            eps,
+            int(rope.map_or(0, |r| r.n_rot)),
+            int(rope.map_or(0, |r| r.offset)),
+            rope.map_or(Pairs::Adjacent, |r| r.pairs).code(),
+            i32::from(rope.is_some_and(|r| r.inverse)),
             open.capacity,
             open.row_bytes,
             open.seq_bytes,
         )?;
         // Rows that no token completed are marked -1 and not stored.
-        io.store(rows, made, io.tables[1])
+        io.store(rows, made, io.tables[0])
     }
 
     fn tables(&self) -> Vec<Table> {
-        let every = self.0.ratio;
+        let every = self.c.ratio;
         let fill = move |batch: &Batch, to: &mut [u8]| {
             for (row, to) in batch.rows.iter().zip(to.as_chunks_mut::<4>().0) {
                 let n = row.pos as usize + 1;
@@ -135,29 +156,33 @@ impl Op for CompressOp {
             }
         };
         let completed = Table { key: format!("completed {every}"), row_bytes: 4, fill: Box::new(fill) };
-        vec![self.0.rope.table(every), completed]
+        [Some(completed), self.c.rope.as_ref().map(|r| r.table(every))].into_iter().flatten().collect()
     }
 }
 
 impl Builder<'_> {
-    /// Compresses `kv` and `score` into a new state of rows, which it returns. `NAME_ape.weight` (ratio, width) and
-    /// `NAME_norm.weight` (dim) belong to it.
+    /// Compresses `kv` into a new state of rows, which it returns: by a softmax over `score`, to which
+    /// `NAME_ape.weight` (ratio, width) belongs, or as means.
     ///
     /// # Errors
     /// If a weight is missing or has another shape, or the width does not suit the cache type.
-    pub fn compress(&self, name: &str, c: Compress, kv: Slot, score: Slot) -> Result<StateId> {
-        let wide = c.dim * (1 + c.overlap as usize);
+    pub fn compress(&self, name: &str, c: Compress, kv: Slot, score: Option<Slot>) -> Result<StateId> {
+        let (ratio, dim) = (c.ratio, c.dim);
+        let op = CompressOp { c };
+        let (blocks, wide) = (op.blocks(), dim * op.blocks());
         self.expect_width(name, kv, wide)?;
-        self.expect_width(name, score, wide)?;
-        let ape = self.vector(&format!("{name}_ape.weight"), &[c.ratio, wide])?;
-        let norm = self.vector(&format!("{name}_norm.weight"), &[c.dim])?;
         let f32 = crate::quant::TYPES[0];
-        let window = Some(c.ratio * (1 + c.overlap as usize));
-        let kvs = self.rows_state(&format!("{name}.open_kv"), wide, f32, 1, window)?;
-        let scores = self.rows_state(&format!("{name}.open_score"), wide, f32, 1, window)?;
-        let rows = self.rows_state(&format!("{name}.rows"), c.dim, self.settings().type_k, c.ratio, None)?;
-        let states = [kvs, scores, rows];
-        self.role(Role::Attention).push_named(name, CompressOp(c), &[kv, score], &[], &[ape, norm], &states);
+        let open = |part: &str| self.rows_state(&format!("{name}.open_{part}"), wide, f32, 1, Some(ratio * blocks));
+        let rows = self.rows_state(&format!("{name}.rows"), dim, self.settings().type_k, ratio, None)?;
+        let (mut ins, mut states) = (vec![kv], vec![open("kv")?, rows]);
+        let mut weights: Vec<WeightId> = op.c.norm.iter().map(|n| n.0).collect();
+        if let Some(score) = score {
+            self.expect_width(name, score, wide)?;
+            weights.push(self.vector(&format!("{name}_ape.weight"), &[ratio, wide])?);
+            ins.push(score);
+            states.push(open("score")?);
+        }
+        self.role(Role::Attention).push_named(name, op, &ins, &[], &weights, &states);
         Ok(rows)
     }
 }

@@ -1,9 +1,9 @@
 //! conv: a short causal convolution along the sequence, a few taps per channel, with a bias where
 //! the file has one; then SiLU, or nothing.
 //!
-//! `out[t][c] = silu(sum_j w[c][j] * x[t - taps + 1 + j][c] + bias[c])`; before the sequence's
-//! start x is 0. The state holds the rows before the batch: the batch's own are in the input, and a
-//! ring for all of them would be gigabytes in a large model.
+//! `out[t][c] = silu(sum_j w[c][j] * x[t - (taps - 1 - j) * step][c] + bias[c])`; before the sequence's start x is 0. The
+//! state holds the rows before the batch: the batch's own are in the input, and a ring for all of them would be gigabytes in
+//! a large model.
 
 use anyhow::Result;
 
@@ -15,6 +15,8 @@ use crate::tape::{Batch, Builder, CpuIo, GpuIo, Op, Role, Slot, State, Table, We
 struct Conv {
     taps: usize,
     silu: bool,
+    /// Tokens from one tap to the next.
+    step: usize,
 }
 
 impl Op for Conv {
@@ -27,12 +29,10 @@ impl Op for Conv {
         let n = x.len() / io.rows;
         let (past, w, bias) = (&io.states[0], io.weights[0].values, io.weights.get(1).map(|b| b.values));
         io.pool.pieces(&mut io.outs[0], n, x.len() * self.taps * 8, |t, out| {
-            match bias {
-                Some(bias) => out.copy_from_slice(bias),
-                None => out.fill(0.0),
-            }
+            out.fill(0.0);
             for j in 0..self.taps {
-                let Some(from) = row_before(io.batch, x, past, t, self.taps - 1 - j) else { continue };
+                let back = (self.taps - 1 - j) * self.step;
+                let Some(from) = row_before(io.batch, x, past, t, back) else { continue };
                 for (c, (o, v)) in out.iter_mut().zip(from.as_chunks::<4>().0).enumerate() {
                     *o += w[c * self.taps + j] * f32::from_ne_bytes(*v);
                 }
@@ -44,7 +44,7 @@ impl Op for Conv {
                 out.iter_mut().for_each(|o| *o = silu(*o));
             }
         });
-        for (t, row) in io.batch.rows.iter().enumerate().filter(|(t, _)| is_last(io.batch, *t, self.taps)) {
+        for (t, row) in io.batch.rows.iter().enumerate().filter(|(t, _)| is_last(io.batch, *t, self.reach())) {
             io.states[0].write(row.seq, row.pos as usize, &x[t * n..(t + 1) * n]);
         }
     }
@@ -65,6 +65,7 @@ impl Op for Conv {
             i32::from(self.silu),
             int(x.width),
             int(self.taps),
+            int(self.step),
             c.capacity,
             c.row_bytes,
             c.seq_bytes,
@@ -73,12 +74,19 @@ impl Op for Conv {
     }
 
     fn tables(&self) -> Vec<Table> {
-        vec![last_positions(self.taps)]
+        vec![last_positions(self.reach())]
     }
 }
 
-/// The f32 values of row `t - back` of `x`'s sequence: in the batch, or in the state of those
-/// before it. None before the sequence's start.
+impl Conv {
+    /// Tokens from the first tap to the last, both included.
+    fn reach(&self) -> usize {
+        (self.taps - 1) * self.step + 1
+    }
+}
+
+/// The f32 values of row `t - back` of `x`'s sequence: in the batch, or in the state of those before it. None before the
+/// sequence's start.
 pub(super) fn row_before<'a>(batch: &Batch, x: &'a [f32], past: &'a State, t: usize, back: usize) -> Option<&'a [u8]> {
     let (row, n) = (batch.rows[t], x.len() / batch.rows.len());
     let pos = (row.pos as usize).checked_sub(back)?;
@@ -110,7 +118,7 @@ impl Builder<'_> {
     /// # Errors
     /// If the weight is missing or has another shape.
     pub fn conv(&self, x: Slot, name: &str, taps: usize) -> Result<Slot> {
-        self.convolution(x, name, Conv { taps, silu: true })
+        self.convolution(x, name, Conv { taps, silu: true, step: 1 })
     }
 
     /// [`Builder::conv`] without SiLU.
@@ -118,7 +126,15 @@ impl Builder<'_> {
     /// # Errors
     /// If the weight is missing or has another shape.
     pub fn linear_conv(&self, x: Slot, name: &str, taps: usize) -> Result<Slot> {
-        self.convolution(x, name, Conv { taps, silu: false })
+        self.convolution(x, name, Conv { taps, silu: false, step: 1 })
+    }
+
+    /// [`Builder::conv`] whose taps are `step` tokens apart.
+    ///
+    /// # Errors
+    /// If the weight is missing or has another shape.
+    pub fn wide_conv(&self, x: Slot, name: &str, taps: usize, step: usize) -> Result<Slot> {
+        self.convolution(x, name, Conv { taps, silu: true, step })
     }
 
     fn convolution(&self, x: Slot, name: &str, op: Conv) -> Result<Slot> {
@@ -126,7 +142,7 @@ impl Builder<'_> {
         let w = self.vector(&format!("{name}.weight"), &[n, op.taps])?;
         let bias = self.opt_vector(&format!("{name}.bias"), &[n])?;
         let weights: Vec<WeightId> = [Some(w), bias].into_iter().flatten().collect();
-        let state = self.last_rows(&format!("{name}.past"), n, op.taps);
+        let state = self.last_rows(&format!("{name}.past"), n, op.reach());
         Ok(self.role(Role::Attention).push_named(name, op, &[x], &[n], &weights, &[state])[0])
     }
 }

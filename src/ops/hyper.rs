@@ -140,15 +140,15 @@ impl Op for HyperPre {
             back.unwrap_or_default(),
             int(h.n),
             int(h.width),
+            i32::from(h.rounds.is_some()),
             int(h.rounds.unwrap_or(0)),
+            h.magnitude,
             h.eps,
+            h.post_eps(),
         )
     }
 
     fn gpu_refuses(&self) -> Option<String> {
-        if self.h.rounds.is_none() {
-            return Some("streams that are not mixed".into());
-        }
         (self.h.n > MOST_STREAMS).then(|| format!("{} streams; the kernel takes {MOST_STREAMS}", self.h.n))
     }
 }
@@ -186,15 +186,12 @@ impl Op for Post {
         });
     }
 
-    fn gpu_refuses(&self) -> Option<String> {
-        (!self.mixed).then(|| "streams that are not mixed".into())
-    }
-
     fn gpu(&self, io: &GpuIo<'_>) -> Result<()> {
         let [x, streams, back] = io.ins else { unreachable!("the builder gives three inputs") };
         let (n, width, total) = (int(self.n), int(self.width), streams.rows * streams.width);
         let (grid, out) = (Grid::each(total), io.outs[0].ptr);
-        launch::hyper_post(io.gpu, grid, x.ptr, streams.ptr, back.ptr, out, n, width, total as u64)
+        let mixed = i32::from(self.mixed);
+        launch::hyper_post(io.gpu, grid, x.ptr, streams.ptr, back.ptr, out, n, width, mixed, total as u64)
     }
 }
 

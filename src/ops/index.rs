@@ -105,7 +105,7 @@ impl Op for IndexOp {
 
     fn gpu(&self, io: &GpuIo<'_>) -> Result<()> {
         let (x, q, keys) = (&self.0, io.ins[0], io.states[0].cache);
-        let weights = io.ins[1];
+        let weights = io.ins.get(1).map_or(Ptr::default(), |w| w.ptr);
         let (seqs, positions) = (io.lists.seqs, io.lists.positions);
         // Room for every row that there may be, so that a recorded step fits each token.
         let most = keys.capacity as usize;
@@ -118,7 +118,7 @@ impl Op for IndexOp {
             io.gpu,
             Grid::new([rows.div_ceil(4), q.rows, 1], 128),
             q.ptr,
-            weights.ptr,
+            weights,
             Ptr(keys.rows),
             seqs,
             positions,
@@ -133,7 +133,8 @@ impl Op for IndexOp {
             keys.seq_bytes,
         )?;
         let grid = Grid::new([q.rows, 1, 1], 256);
-        launch::index_top(io.gpu, grid, scores, positions, io.outs[0].ptr, int(x.k), every, most)
+        let open = i32::from(x.open);
+        launch::index_top(io.gpu, grid, scores, positions, io.outs[0].ptr, int(x.k), every, most, 1, 0, open)
     }
 }
 
@@ -181,12 +182,33 @@ impl Op for BlockIndexOp {
         io.work.acts = acts;
     }
 
-    fn gpu(&self, _: &GpuIo<'_>) -> Result<()> {
-        unreachable!("it stays on the CPU")
-    }
-
-    fn gpu_refuses(&self) -> Option<String> {
-        Some("selection of blocks".into())
+    fn gpu(&self, io: &GpuIo<'_>) -> Result<()> {
+        let (x, q, keys) = (&self.0, io.ins[0], io.states[0].cache);
+        // As for single rows: a recorded step must do for every later token.
+        let most = (keys.capacity as usize).div_ceil(x.size);
+        let last = io.batch.rows.iter().map(|r| r.pos as usize / x.size + 1).max().unwrap_or(0);
+        let blocks = if q.rows == 1 { most } else { last.min(most) };
+        let scores = io.scratch.take(q.rows * x.heads * most * 4);
+        let (positions, size, most) = (io.lists.positions, int(x.size), int(most));
+        launch::block_scores(
+            io.gpu,
+            Grid::new([blocks.div_ceil(4), q.rows, x.heads], 128),
+            q.ptr,
+            Ptr(keys.rows),
+            io.lists.seqs,
+            positions,
+            scores,
+            int(x.dim),
+            size,
+            int(x.local),
+            keys.ty,
+            most,
+            keys.capacity,
+            keys.row_bytes,
+            keys.seq_bytes,
+        )?;
+        let grid = Grid::new([q.rows * x.heads, 1, 1], 256);
+        launch::index_top(io.gpu, grid, scores, positions, io.outs[0].ptr, int(x.k), size, most, int(x.heads), 1, 0)
     }
 }
 

@@ -197,6 +197,7 @@ pub fn streams_through(tape: &Tape, step: &Step, weight: usize) -> bool {
 pub fn weight_bytes(tape: &Tape, weight: usize) -> usize {
     let w = &tape.weights[weight];
     match w.kind {
+        WeightKind::Mapped => 0,
         WeightKind::Matrix => w.bytes,
         WeightKind::Vector | WeightKind::Ints { .. } => w.count() * 4,
     }

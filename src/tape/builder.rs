@@ -224,7 +224,7 @@ impl<'a> Builder<'a> {
             WeightKind::Ints { .. } if t.ty != TensorType::I32 => {
                 bail!("{}: tensor {name} is {}, I32 expected", self.file(), t.ty.name())
             }
-            WeightKind::Matrix | WeightKind::Vector if t.ty.quant().is_none() => {
+            WeightKind::Matrix | WeightKind::Mapped | WeightKind::Vector if t.ty.quant().is_none() => {
                 bail!("{}: tensor {name} is {}, a weight format expected", self.file(), t.ty.name())
             }
             _ => {}
@@ -259,6 +259,14 @@ impl<'a> Builder<'a> {
     /// If the file does not have it, or in another shape or kind.
     pub fn matrix(&self, name: &str, shape: &[usize]) -> Result<WeightId> {
         self.weight(name, WeightKind::Matrix, shape)
+    }
+
+    /// A matrix (rows, columns) that stays in the file.
+    ///
+    /// # Errors
+    /// If the file does not have it, or in another shape or kind.
+    pub fn mapped(&self, name: &str, shape: &[usize]) -> Result<WeightId> {
+        self.weight(name, WeightKind::Mapped, shape)
     }
 
     /// A small tensor of this shape, decoded to f32.

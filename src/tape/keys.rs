@@ -195,6 +195,14 @@ impl Builder<'_> {
         Ok(values)
     }
 
+    /// A list of whole numbers that are not multiplied with counts, if the key is there.
+    ///
+    /// # Errors
+    /// If the key is no list of whole numbers from 0 up.
+    pub fn whole_numbers(&self, name: &str) -> Result<Option<Vec<usize>>> {
+        self.rec.gguf.meta.opt_usizes(&self.key(name))
+    }
+
     // ---- what several families read alike ----
 
     /// Heads, and key heads that they share.

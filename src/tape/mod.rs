@@ -62,6 +62,8 @@ pub struct StateId(pub u32);
 pub enum WeightKind {
     /// Rows in the file's own blocks, multiplied by a format's kernels or decoded row by row.
     Matrix,
+    /// Rows in the file's own blocks, of which a token reads a few. They stay in the file's map, and count as no memory.
+    Mapped,
     /// A small tensor, decoded to f32 when the model is opened (norms, biases, sinks, convolution taps).
     Vector,
     /// Integers, decoded when the model is opened and checked to be in `0..below` (a table of expert numbers).

@@ -1,0 +1,215 @@
+//! ngram: rows of a big table that a hash of a token and those before it chooses, and the gate through which they reach the
+//! residual streams (Qwen4's per-layer embeddings).
+//!
+//! ```text
+//! c[0], c[1], ..  the token and those before it; from an end-of-text token on, or before the start, all are end of text
+//! mixed(m) = c[0] * f[0] xor .. xor c[m-1] * f[m-1]                in 64 bits, for m = 2 .. tokens of the longest n-gram
+//! row(h)   = offset[h] + mixed(m) mod size[h]                      heads h of m; the rows of all heads side by side
+//!
+//! gate[i]  = sigmoid(signed root of norm(key[i]) . norm(stream[i]) / sqrt(width))      for each of n streams
+//! gated[i] = gate[i] * value                                       and its norm, for a convolution
+//! ```
+//! The table can be larger than memory: a few rows of it are read per token, and it stays in the file.
+
+use anyhow::{Result, bail};
+
+use super::conv::is_last;
+use super::glu::sigmoid;
+use super::norm::rms;
+use crate::cuda::{Grid, int, launch};
+use crate::tape::{Builder, CpuIo, GpuIo, Op, Slot, Weight, WeightId};
+
+/// Token numbers below this are exact as f32.
+const EXACT: usize = 1 << 24;
+
+/// How a hash chooses rows.
+#[derive(Clone, Debug)]
+pub struct Ngram {
+    /// Factor of the token itself, of the one before it, and so on: as many as the longest n-gram has tokens.
+    pub factors: Vec<u64>,
+    /// Where each head's rows begin, and how many there are: heads of pairs first, then of triples, as many each.
+    pub heads: Vec<(usize, usize)>,
+    /// The token that ends a text.
+    pub end: u32,
+}
+
+#[derive(Debug)]
+struct NgramOp(Ngram);
+
+impl Ngram {
+    /// The rows that the tokens `c` choose: the newest first.
+    fn rows(&self, c: &[u32]) -> impl Iterator<Item = usize> {
+        let each = self.heads.len() / (self.factors.len() - 1);
+        let mut mixed = (c[0] as u64).wrapping_mul(self.factors[0]);
+        let per_size = self.heads.chunks(each).zip(&self.factors[1..]).zip(&c[1..]);
+        let rows = per_size.flat_map(move |((heads, factor), &token)| {
+            mixed ^= (token as u64).wrapping_mul(*factor);
+            heads.iter().map(move |&(offset, size)| offset + (mixed % size as u64) as usize)
+        });
+        rows.collect::<Vec<_>>().into_iter()
+    }
+}
+
+impl Op for NgramOp {
+    fn name(&self) -> &'static str {
+        "ngram"
+    }
+
+    fn cpu(&self, io: &mut CpuIo<'_>) {
+        let (x, table) = (&self.0, &io.weights[0]);
+        let (n, rows) = (x.factors.len(), &io.batch.rows);
+        let (bytes, dim) = (table.row_bytes(), table.shape[2]);
+        let mut c = vec![0u32; n];
+        for (t, out) in io.outs[0].chunks_exact_mut(x.heads.len() * dim).enumerate() {
+            let row = rows[t];
+            c[0] = row.token;
+            let mut ended = false;
+            for back in 1..n {
+                ended |= back > row.pos as usize;
+                if !ended {
+                    c[back] = match t.checked_sub(back).filter(|&from| rows[from].seq == row.seq) {
+                        Some(from) => rows[from].token,
+                        None => {
+                            let stored = io.states[0].row(row.seq, row.pos as usize - back);
+                            f32::from_ne_bytes(stored.try_into().expect("a row of one value")) as u32
+                        }
+                    };
+                }
+                ended |= c[back] == x.end;
+                if ended {
+                    c[back] = x.end;
+                }
+            }
+            for (row, out) in x.rows(&c).zip(out.chunks_exact_mut(dim)) {
+                (table.format().dequant)(&table.data[row * bytes..(row + 1) * bytes], out);
+            }
+        }
+        for (_, row) in rows.iter().enumerate().filter(|(t, _)| is_last(io.batch, *t, n)) {
+            io.states[0].write(row.seq, row.pos as usize, &[row.token as f32]);
+        }
+    }
+
+    fn gpu(&self, _: &GpuIo<'_>) -> Result<()> {
+        unreachable!("the table is not on a GPU")
+    }
+
+    fn gpu_refuses(&self) -> Option<String> {
+        Some("a table that stays in the file".into())
+    }
+
+    fn by_row(&self) -> bool {
+        false
+    }
+
+    fn bytes_per_token(&self, weights: &[&Weight]) -> usize {
+        weights[0].bytes / weights[0].shape[1] * self.0.heads.len()
+    }
+}
+
+/// The gate of streams; see the head of the file.
+#[derive(Debug)]
+struct StreamGate {
+    n: usize,
+    eps: f32,
+}
+
+impl Op for StreamGate {
+    fn name(&self) -> &'static str {
+        "stream_gate"
+    }
+
+    fn cpu(&self, io: &mut CpuIo<'_>) {
+        let [key, value, streams] = io.ins else { unreachable!("the builder gives three inputs") };
+        let [norm_key, norm_query, norm_out] = [0, 1, 2].map(|i| io.weights[i].values);
+        let (n, width) = (self.n, value.len() / io.rows);
+        let [gated, normed] = io.outs else { unreachable!("the builder takes two outputs") };
+        let bytes = key.len() * 24;
+        io.pool.pieces2((gated, width), (normed, width), bytes, |i, gated, normed| {
+            let (own, at) = (i * width..(i + 1) * width, i % n * width..(i % n + 1) * width);
+            rms(&key[own.clone()], Some(&norm_key[at.clone()]), self.eps, 1.0, gated);
+            rms(&streams[own], Some(&norm_query[at.clone()]), self.eps, 1.0, normed);
+            let dot: f64 = gated.iter().zip(&*normed).map(|(&a, &b)| a as f64 * b as f64).sum();
+            let s = dot as f32 / (width as f32).sqrt();
+            let gate = if s == 0.0 { 0.5 } else { sigmoid(s.signum() * s.abs().max(1e-6).sqrt()) };
+            gated.iter_mut().zip(&value[i / n * width..]).for_each(|(o, v)| *o = gate * v);
+            rms(gated, Some(&norm_out[at]), self.eps, 1.0, normed);
+        });
+    }
+
+    fn gpu(&self, io: &GpuIo<'_>) -> Result<()> {
+        let [key, value, streams] = io.ins else { unreachable!("the builder gives three inputs") };
+        let [norm_key, norm_query, norm_out] = [0, 1, 2].map(|i| io.weights[i].ptr);
+        launch::stream_gate(
+            io.gpu,
+            Grid::new([key.rows * self.n, 1, 1], 256),
+            key.ptr,
+            value.ptr,
+            streams.ptr,
+            norm_key,
+            norm_query,
+            norm_out,
+            io.outs[0].ptr,
+            io.outs[1].ptr,
+            int(self.n),
+            int(value.width),
+            self.eps,
+        )
+    }
+}
+
+impl Builder<'_> {
+    /// The rows of table `name` that each token and those before it choose: (T, heads * columns of the table).
+    ///
+    /// # Errors
+    /// If the table is missing, has other columns or too few rows, or tokens cannot be numbered.
+    pub fn ngram(&self, name: &str, x: Ngram, dim: usize) -> Result<Slot> {
+        let n = x.factors.len();
+        debug_assert!(n > 1 && x.heads.len().is_multiple_of(n - 1), "the numbers were read as they belong together");
+        let want = x.heads.iter().map(|(from, n)| from.saturating_add(*n)).max().unwrap_or(0);
+        self.need(name)?;
+        let rows = self.shape(name).and_then(|s| s.first().copied()).unwrap_or(0);
+        if rows < want {
+            bail!("{}: tensor {name} has {rows} rows, {want} or more expected from the metadata", self.file());
+        }
+        if self.n_vocab()? > EXACT {
+            bail!(
+                "{}: a vocabulary of {} tokens is more than the {EXACT} that can be hashed",
+                self.file(),
+                self.n_vocab()?
+            );
+        }
+        let table = self.mapped(name, &[rows, dim])?;
+        let state = self.last_rows("ngram.tokens", 1, n);
+        let width = x.heads.len() * dim;
+        Ok(self.push_named("ngram", NgramOp(x), &[], &[width], &[table], &[state])[0])
+    }
+
+    /// `value` (T, width) times a gate for each of the streams, made of `key` and the streams (T, n * width): (T, n * width),
+    /// and the same normed. The norms of keys, streams and what is returned have weights `norms` (n, width).
+    ///
+    /// # Errors
+    /// If a weight is missing or has another shape.
+    pub fn stream_gate(&self, [key, value, streams]: [Slot; 3], norms: [&str; 3], eps: f32) -> Result<[Slot; 2]> {
+        let (all, width) = (self.width(streams), self.width(value));
+        let n = all / width;
+        let weights: Vec<WeightId> =
+            norms.iter().map(|name| self.vector(&format!("{name}.weight"), &[n, width])).collect::<Result<_>>()?;
+        let outs = self.push(StreamGate { n, eps }, &[key, value, streams], &[all, all], &weights);
+        Ok([outs[0], outs[1]])
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::Ngram;
+
+    #[test]
+    fn heads_of_pairs_come_before_those_of_triples_and_products_wrap() {
+        let heads = vec![(0, 7), (7, 11), (18, 13), (31, 17)];
+        let x = Ngram { factors: vec![u64::MAX, 3, 5], heads, end: 0 };
+        let pair = 2u64.wrapping_mul(u64::MAX) ^ 9;
+        let triple = pair ^ 20;
+        let want = [pair % 7, 7 + pair % 11, 18 + triple % 13, 31 + triple % 17];
+        assert_eq!(x.rows(&[2, 3, 4]).map(|r| r as u64).collect::<Vec<_>>(), want);
+    }
+}
