@@ -36,6 +36,7 @@ families! {
     gemma4: "gemma4",
     glm4: "glm4",
     glm4moe: "glm4moe",
+    glm5_next: "glm5-next",
     glm_dsa: "glm-dsa",
     gpt_oss: "gpt-oss",
     granitehybrid: "granitehybrid",
