@@ -195,6 +195,23 @@ pub fn tape(gguf: &Gguf, o: &Options) -> Result<Tape> {
     models::build(gguf, settings)
 }
 
+/// Opens a model's files, mapped or read as `load` says. Tables of which a token reads a few rows stay mapped, whatever it
+/// says: they can be larger than memory.
+///
+/// # Errors
+/// If a file cannot be read or held in memory as `load` asks, is no valid GGUF, or a part of a split model is missing.
+pub fn open_files(path: &Path, load: &Load) -> Result<Gguf> {
+    let mut gguf = Gguf::open_mapped(path, load)?;
+    if *load != Load::default() {
+        let ty = quant::TYPES[0];
+        let tape = models::build(&gguf, Settings { n_ctx: 1, type_k: ty, type_v: ty });
+        // What is wrong with the model is said when it is opened with the user's settings.
+        let mapped: Vec<usize> = tape.iter().flat_map(|t| t.mapped().map(|w| w.tensor)).collect();
+        gguf.settle(load, &mapped)?;
+    }
+    Ok(gguf)
+}
+
 /// Returns how many sequences, tokens and output rows a session under these options holds.
 ///
 /// # Errors
@@ -222,7 +239,7 @@ impl Session {
     /// # Errors
     /// As [`Session::new`], and if the file cannot be read or is no GGUF file.
     pub fn open(path: &Path, o: &Options) -> Result<Session> {
-        Session::new(Gguf::open_with(path, &o.load)?, o)
+        Session::new(open_files(path, &o.load)?, o)
     }
 
     /// Opens a model whose header is read already, on the CPU; rules may put steps elsewhere on it.

@@ -15,7 +15,7 @@ use crate::exec::Device;
 use crate::gguf::{Gguf, Load};
 use crate::plan::{Ask, CacheSize, Fit, Place, Rules};
 use crate::quant;
-use crate::session::{MAX_CONTEXT, Options, Session};
+use crate::session::{self, MAX_CONTEXT, Options, Session};
 
 /// The built-in model: 16 experts trained on Shakespeare's plays by demo/train.py.
 static DEMO: &[u8] = include_bytes!("../../demo/demo.gguf");
@@ -27,7 +27,7 @@ const MOST_AT_ONCE: usize = 16384;
 /// The model's header: a file, or the built-in model.
 pub(super) fn header(model: Option<&Path>, load: &Load) -> Result<Gguf> {
     let gguf = match model {
-        Some(path) => Gguf::open_with(path, load).context(Failure::Model)?,
+        Some(path) => session::open_files(path, load).context(Failure::Model)?,
         None => {
             static SAID: Once = Once::new(); // a verb may open it more than once
             SAID.call_once(|| {
@@ -106,12 +106,13 @@ pub(super) fn options(a: &args::ModelArgs) -> Result<Options> {
 
 /// Opens a model whose header is read, with the GPU if there is one.
 pub(super) fn session(gguf: Gguf, a: &args::ModelArgs, o: &Options) -> Result<Session> {
-    if let Some(memory) = Memory::of_this_machine().filter(|m| gguf.bytes() > m.total as u64) {
+    let in_memory = gguf.bytes() - on_disk(&gguf, o);
+    if let Some(memory) = Memory::of_this_machine().filter(|m| in_memory > m.total as u64) {
         let gb = |n: f64| n / 1e9;
         tracing::warn!(
             "the model ({:.1} GB) is larger than this machine's memory ({:.1} GB): parts of it are read from disk for \
              every token, which is slow (tandem explain estimates how slow)",
-            gb(gguf.bytes() as f64),
+            gb(in_memory as f64),
             gb(memory.total as f64)
         );
     }
@@ -140,6 +141,12 @@ pub(super) fn session(gguf: Gguf, a: &args::ModelArgs, o: &Options) -> Result<Se
         tracing::info!("{words}");
     }
     Ok(session)
+}
+
+/// Bytes of the tables that stay on disk.
+fn on_disk(gguf: &Gguf, o: &Options) -> u64 {
+    let tape = session::tape(gguf, o);
+    tape.iter().flat_map(|t| t.mapped()).map(|w| w.bytes as u64).sum()
 }
 
 /// The GPU, or None with a notice of the reason.

@@ -7,6 +7,7 @@ use memmap2::{Mmap, MmapMut};
 use rayon::prelude::*;
 use std::fs::{self, File};
 use std::io;
+use std::ops::Range;
 use std::path::Path;
 use std::sync::Arc;
 
@@ -44,6 +45,8 @@ pub fn map_file(path: &Path) -> Result<SharedBytes> {
 pub(super) struct FileBytes {
     store: Arc<Backing>,
     file: Option<File>,
+    /// What was left in the file when the rest of it was read: the map, and the places in order.
+    mapped: Option<(Arc<Backing>, Vec<Range<usize>>)>,
 }
 
 #[derive(Debug)]
@@ -64,7 +67,7 @@ impl AsRef<[u8]> for Backing {
 
 impl From<Vec<u8>> for FileBytes {
     fn from(bytes: Vec<u8>) -> FileBytes {
-        FileBytes { store: Arc::new(Backing::Vec(bytes)), file: None }
+        FileBytes { store: Arc::new(Backing::Vec(bytes)), file: None, mapped: None }
     }
 }
 
@@ -90,18 +93,28 @@ impl FileBytes {
         let map = unsafe { Mmap::map(&file) };
         let store = match map {
             Ok(map) => Backing::Map(map),
-            Err(_) if !load.mmap => Backing::Read(read(path, &file, len)?),
+            Err(_) if !load.mmap => Backing::Read(read(path, &file, len, &[])?),
             Err(e) => return Err(e).context(format!("cannot map {shown} ({len} bytes): --no-mmap reads it instead")),
         };
-        Ok(FileBytes { store: Arc::new(store), file: Some(file) })
+        Ok(FileBytes { store: Arc::new(store), file: Some(file), mapped: None })
     }
 
-    /// Reads the weights if they are not to stay mapped.
-    pub(super) fn settle(&mut self, path: &Path, load: &Load) -> Result<()> {
+    /// Reads the weights if they are not to stay mapped, all but those at the places in `keep`, which are in order.
+    pub(super) fn settle(&mut self, path: &Path, load: &Load, keep: Vec<Range<usize>>) -> Result<()> {
         if let (false, Backing::Map(map), Some(file)) = (load.mmap, &*self.store, &self.file) {
-            self.store = Arc::new(Backing::Read(read(path, file, map.len() as u64)?));
+            let pages = Arc::new(Backing::Read(read(path, file, map.len() as u64, &keep)?));
+            let map = std::mem::replace(&mut self.store, pages);
+            self.mapped = Some((map, keep)).filter(|(_, keep)| !keep.is_empty());
         }
         Ok(())
+    }
+
+    /// The bytes at a place, from where they are.
+    pub(super) fn at(&self, range: Range<usize>) -> &[u8] {
+        match &self.mapped {
+            Some((map, kept)) if kept.contains(&range) => &(**map).as_ref()[range],
+            _ => &self.as_slice()[range],
+        }
     }
 
     /// The bytes.
@@ -139,12 +152,19 @@ impl FileBytes {
     }
 }
 
-/// Reads a whole file into fresh pages, several parts at once.
-fn read(path: &Path, file: &File, len: u64) -> Result<Mmap> {
+/// Reads a file into fresh pages, several parts at once; the places in `keep` stay untouched pages, which take no memory.
+fn read(path: &Path, file: &File, len: u64, keep: &[Range<usize>]) -> Result<Mmap> {
     let fill = || {
         let len = usize::try_from(len).map_err(|_| io::Error::from(io::ErrorKind::OutOfMemory))?;
         let mut pages = MmapMut::map_anon(len)?;
-        pages.par_chunks_mut(READ).enumerate().try_for_each(|(i, part)| read_at(file, part, (i * READ) as u64))?;
+        let (mut rest, mut at) = (&mut pages[..], 0);
+        for kept in keep.iter().cloned().chain([len..len]) {
+            let (part, after) = std::mem::take(&mut rest).split_at_mut(kept.start - at);
+            let parts = part.par_chunks_mut(READ).enumerate();
+            parts.try_for_each(|(i, part)| read_at(file, part, (at + i * READ) as u64))?;
+            rest = &mut after[kept.len()..];
+            at = kept.end;
+        }
         pages.make_read_only()
     };
     fill().with_context(|| format!("cannot read {} ({len} bytes) into memory", path.display()))
@@ -188,7 +208,7 @@ mod tests {
                 "{said}"
             );
             if !load.mmap {
-                let said = format!("{:#}", bytes.settle(&path, &load).unwrap_err());
+                let said = format!("{:#}", bytes.settle(&path, &load, Vec::new()).unwrap_err());
                 assert!(said.contains("cannot read") && said.contains("changing.gguf (5000 bytes)"), "{said}");
             }
         }
@@ -205,9 +225,15 @@ mod tests {
             (&file).seek(SeekFrom::Start(at as u64)).unwrap();
             (&file).write_all(&[byte]).unwrap();
         }
-        let pages = read(&path, &file, READ as u64 * 2 + 5).unwrap();
+        let pages = read(&path, &file, READ as u64 * 2 + 5, &[]).unwrap();
         assert_eq!([pages[0], pages[READ - 1], pages[READ], pages[READ * 2 + 4]], [1, 2, 3, 4]);
         assert_eq!(pages.iter().map(|&b| usize::from(b)).sum::<usize>(), 10);
+        // What is to stay in the file is not among what was read, and is found where it is.
+        let mut bytes = FileBytes::open(&path, &Load { mmap: false, mlock: false }).unwrap();
+        let (table, last) = (READ - 1..READ * 2, READ * 2..READ * 2 + 5);
+        bytes.settle(&path, &Load { mmap: false, mlock: false }, vec![table.clone()]).unwrap();
+        assert!(bytes.as_slice()[table.clone()].iter().all(|&b| b == 0));
+        assert_eq!((&bytes.at(table)[..2], bytes.at(last)[4], bytes.as_slice()[0]), (&[2, 3][..], 4, 1));
         fs::remove_file(path).unwrap();
     }
 }

@@ -206,7 +206,40 @@ impl Gguf {
     /// # Errors
     /// If a file cannot be read or held in memory as `load` asks, is no valid GGUF, or a part of a split model is missing.
     pub fn open_with(path: &Path, load: &Load) -> Result<Gguf> {
+        let mut model = Gguf::open_mapped(path, load)?;
+        model.settle(load, &[])?;
+        Ok(model)
+    }
+
+    /// Opens a model whose header is to be looked at before [`Gguf::settle`] does what `load` says.
+    ///
+    /// # Errors
+    /// If a file cannot be read, is no valid GGUF, or a part of a split model is missing.
+    pub fn open_mapped(path: &Path, load: &Load) -> Result<Gguf> {
         split::open(path, load)
+    }
+
+    /// Reads or locks the weights as `load` says; the tensors in `mapped` (places in [`Gguf::tensors`]) stay in the file.
+    ///
+    /// # Errors
+    /// If a file cannot be read or held in memory.
+    pub fn settle(&mut self, load: &Load, mapped: &[usize]) -> Result<()> {
+        for (shard, Shard { path, bytes }) in self.files.iter_mut().enumerate() {
+            let tensors = mapped.iter().map(|&i| &self.tensors[i]).filter(|t| t.shard == shard);
+            let mut keep: Vec<Range<usize>> = tensors.map(Tensor::range).collect();
+            keep.sort_by_key(|r| r.start);
+            let stays = !keep.is_empty();
+            bytes.settle(path, load, keep)?;
+            if load.mlock && stays {
+                let path = path.display();
+                self.unlocked.push(format!("{path} holds a table that stays on disk, and cannot be locked without it"));
+            } else if load.mlock
+                && let Err(e) = bytes.lock(path)
+            {
+                self.unlocked.push(e.to_string());
+            }
+        }
+        Ok(())
     }
 
     /// Opens one whole file from memory: for tests and tools. Errors call the file `name`.
@@ -257,7 +290,7 @@ impl Gguf {
 
     /// The bytes of one of this model's tensors.
     pub fn data(&self, t: &Tensor) -> &[u8] {
-        &self.files[t.shard].bytes.as_slice()[t.range()]
+        self.files[t.shard].bytes.at(t.range())
     }
 
     /// The bytes of a file, which stay where they are for as long as the result is held.

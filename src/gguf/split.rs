@@ -28,7 +28,7 @@ pub fn shard_of(name: &str) -> Option<(&str, usize, usize)> {
     (no < count && shard_name(stem, no, count) == name).then_some((stem, no, count))
 }
 
-/// Opens the file, and the other files if it is one of several.
+/// Opens the file, and the other files if it is one of several, and maps them.
 pub(super) fn open(path: &Path, load: &Load) -> Result<Gguf> {
     let given = open_one(path, load)?;
     let meta = &given.0.meta;
@@ -52,16 +52,8 @@ pub(super) fn open(path: &Path, load: &Load) -> Result<Gguf> {
         agree(&parts)?;
     }
 
-    let mut model = Gguf::assemble(path, parts)?;
-    for Shard { path, bytes } in &mut model.files {
-        bytes.recheck(path)?;
-        bytes.settle(path, load)?;
-        if load.mlock
-            && let Err(e) = bytes.lock(path)
-        {
-            model.unlocked.push(e.to_string());
-        }
-    }
+    let model = Gguf::assemble(path, parts)?;
+    model.files.iter().try_for_each(|Shard { path, bytes }| bytes.recheck(path))?;
     Ok(model)
 }
 

@@ -220,6 +220,11 @@ impl Tape {
         self.slots[slot.0 as usize].width
     }
 
+    /// The weights that stay in the file.
+    pub fn mapped(&self) -> impl Iterator<Item = &Weight> {
+        self.weights.iter().filter(|w| w.kind == WeightKind::Mapped)
+    }
+
     /// Bytes of weights that one decoded token reads.
     pub fn bytes_per_token(&self) -> usize {
         self.steps.iter().map(|s| self.step_bytes(s)).sum()

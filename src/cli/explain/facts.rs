@@ -37,6 +37,9 @@ pub(super) struct UnusedFacts {
     pub(super) bytes: usize,
 }
 
+/// What reports call the tables of which a token reads a few rows, and which stay in the file.
+pub(super) const ON_DISK: &str = "tables on disk";
+
 /// A part of the model.
 pub(super) struct PartFacts {
     pub(super) name: &'static str,
@@ -139,7 +142,9 @@ impl ModelFacts {
         let key = |name: &str| gguf.meta.opt_usize(&format!("{arch}.{name}"));
         let n_ctx = session::context(gguf, o.n_ctx)?;
 
-        let mut parts = Role::ALL.map(|role| PartFacts { name: role.name(), bytes: 0, bytes_per_token: 0 });
+        let part = |name| PartFacts { name, bytes: 0, bytes_per_token: 0 };
+        let mut parts = Role::ALL.map(|role| part(role.name()));
+        let mut on_disk = part(ON_DISK);
         let mut places: Vec<PlaceFacts> = Vec::new();
         let mut seen = HashSet::new(); // tensors; a tied head reads the embedding again
         let (mut active, mut experts, mut tied) = (0f64, None::<ExpertFacts>, false);
@@ -149,7 +154,8 @@ impl ModelFacts {
             let states = tape.states.iter().zip(&plan.state_places).filter(|(_, p)| **p == place);
             let room = m.placed.footprint;
             let gpu = place.is_gpu();
-            let weights = || ids.iter().map(|w| tape.weights[w.0 as usize].bytes).sum();
+            let held = |w: &&Weight| w.kind != WeightKind::Mapped;
+            let weights = || ids.iter().map(|w| &tape.weights[w.0 as usize]).filter(held).map(|w| w.bytes).sum();
             let states = || states.clone().map(|(s, _)| s.bytes(n_ctx, o.n_batch)).sum();
             let buffers = || plan.buffer_bytes(place, &m.shape);
             places.push(PlaceFacts {
@@ -163,8 +169,9 @@ impl ModelFacts {
         }
         places.retain(|p| p.steps > 0);
         for step in tape.steps.iter().filter(|s| s.share != ExpertShare::OnGpu) {
-            let part = &mut parts[step.role as usize];
             let list = weights(tape, step);
+            let mapped = list.iter().any(|w| w.kind == WeightKind::Mapped);
+            let part = if mapped { &mut on_disk } else { &mut parts[step.role as usize] };
             let (all, read) = (list.iter().map(|w| w.bytes).sum::<usize>(), tape.step_bytes(step));
             part.bytes_per_token += read;
             let share = read as f64 / all.max(1) as f64;
@@ -208,7 +215,7 @@ impl ModelFacts {
             unused: unused(gguf, tape),
             unused_keys: tape.unused_keys.clone(),
             bytes: gguf.tensors.iter().map(|t| t.bytes).sum(),
-            parts: parts.into_iter().filter(|p| p.bytes + p.bytes_per_token > 0).collect(),
+            parts: parts.into_iter().chain([on_disk]).filter(|p| p.bytes + p.bytes_per_token > 0).collect(),
             tied,
             bytes_per_token: tape.bytes_per_token(),
             state_bytes: bytes_of(false) + bytes_of(true),

@@ -1,6 +1,6 @@
 //! The report in words and aligned columns.
 
-use super::facts::{ModelFacts, PlacementFacts, StepFacts};
+use super::facts::{ModelFacts, ON_DISK, PlacementFacts, StepFacts};
 use super::speed::Speed;
 use super::verdict::{MemoryFit, Verdict};
 use crate::cli::human::{count, size, table, wrapped};
@@ -62,6 +62,7 @@ pub(super) fn report(f: &ModelFacts, fit: &MemoryFit, speed: &Speed) -> String {
             ("experts", Some(e)) => format!("{} of {}", e.used, e.count),
             ("head", _) if f.tied => "shared with the embedding".into(),
             ("embedding", _) => "one row".into(),
+            (ON_DISK, _) => "never loaded: a few rows are read".into(),
             _ => String::new(),
         };
         rows.push(row([&p.name, &size(p.bytes), &size(p.bytes_per_token), &note]));
