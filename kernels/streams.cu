@@ -81,13 +81,14 @@ extern "C" __global__ void twice_sigmoid(const float *x, float *out, float by, u
     if (i < total) out[i] = 2.f * sigmoid(by * x[i]);
 }
 
-/// The mean over a row's `n` streams of values times the sigmoids of their gates. A thread per value of the result.
+/// The mean over a row's `n` streams of values times the sigmoids of their gates, or without gates of the values. A thread
+/// per value of the result.
 extern "C" __global__ void gated_mean(const float *x, const float *gate, float *out, int n, int width, u64 total) {
     u64 i = (u64)blockIdx.x * blockDim.x + threadIdx.x;
     if (i >= total) return;
     u64 at = i / width * n * width + i % width;
     float sum = 0.f;
-    for (int s = 0; s < n; s++, at += width) sum += x[at] * sigmoid(gate[at]);
+    for (int s = 0; s < n; s++, at += width) sum += gate ? x[at] * sigmoid(gate[at]) : x[at];
     out[i] = sum / (float)n;
 }
 

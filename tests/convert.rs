@@ -411,7 +411,7 @@ fn a_vocabulary_of_characters_with_bytes_for_the_rest_gives_its_token_numbers_an
     std::fs::write(f.path("tokenizer_config.json"), r#"{"bos_token": "<bos>", "eos_token": "<end>"}"#).unwrap();
     speaks(&f, &t);
     let gguf = Gguf::open(&f.path("f32.gguf")).unwrap();
-    assert_eq!(gguf.meta.bool("tokenizer.ggml.add_bos_token").unwrap(), true);
+    assert!(gguf.meta.bool("tokenizer.ggml.add_bos_token").unwrap());
 }
 
 #[test]

@@ -19,18 +19,46 @@ fn named(step: &Step, part: &str) -> bool {
     step.label.contains(part)
 }
 
-/// The CPU's logits, and how far others may be off. All is f32 in these files but for queries and keys in attention, which the GPU multiplies as
-/// f16: so it is held to what the CPU's own logits are off with caches of f16, which depends on how sharp a model's attention
-/// is (4e-9 to 4e-3 in these). What is wrong by more than rounding shows as 1e-1.
-fn truth(r: &Reference, prompt: &[u32]) -> (Vec<f32>, f64) {
-    let cpu = |ty: &str| {
-        let ty = quant::by_name(ty).unwrap();
-        let o = Options { type_k: ty, type_v: ty, ..exact() };
-        Session::open(&r.gguf, &o).unwrap().feed(0, prompt, Want::All).unwrap().into_logits()
-    };
-    let want = cpu("f32");
-    let limit = 3.0 * nmse(&want, &cpu("f16"));
-    (want, limit)
+/// The CPU's logits with caches of f32, and with caches of f16. All is f32 in these files but for queries and keys in
+/// attention, which the GPU multiplies as f16: so it is held to what the CPU's own logits are off with caches of f16, which
+/// depends on how sharp a model's attention is (4e-9 to 4e-3 in these). What is wrong by more than rounding shows as 1e-1.
+struct Truth {
+    exact: Vec<f32>,
+    f16: Vec<f32>,
+    n_vocab: usize,
+    /// The reference's own error with caches of f16.
+    reference: f64,
+}
+
+impl Truth {
+    fn of(r: &Reference, prompt: &[u32]) -> Truth {
+        let cpu = |ty: &str| {
+            let ty = quant::by_name(ty).unwrap();
+            let o = Options { type_k: ty, type_v: ty, ..exact() };
+            Session::open(&r.gguf, &o).unwrap().feed(0, prompt, Want::All).unwrap().into_logits()
+        };
+        let (exact, f16) = (cpu("f32"), cpu("f16"));
+        let noise = &r.info["noise_floor"]["vs_llama.cpp_default_f16_kv_flash_attn"]["nmse"];
+        let n_vocab = exact.len() / prompt.len();
+        Truth { exact, f16, n_vocab, reference: noise.as_f64().unwrap_or(0.0) }
+    }
+
+    /// The error of `got`, and whether it is within three times that of f16 caches.
+    ///
+    /// Where roundings tip a choice of experts or of rows, one row and those that read it are off by 1e-2, and which do so
+    /// is chance. So the sum over all rows may also be three times what the reference's own f16 caches do to it, or 5e-2, if
+    /// half the rows are within three times what half of them are off on the CPU: what is wrong is wrong in most rows.
+    fn holds(&self, got: &[f32]) -> (f64, bool) {
+        let error = nmse(&self.exact, got);
+        let of_rows = |x: &[f32]| {
+            let rows = self.exact.chunks(self.n_vocab).zip(x.chunks(self.n_vocab));
+            let mut errors: Vec<f64> = rows.map(|(want, got)| nmse(want, got)).collect();
+            errors.sort_by(f64::total_cmp);
+            errors[errors.len() / 2]
+        };
+        let tipped = of_rows(got) <= 3.0 * of_rows(&self.f16) && error <= (3.0 * self.reference).max(5e-2);
+        (error, error <= 3.0 * nmse(&self.exact, &self.f16) || tipped)
+    }
 }
 
 /// Tokens of a prompt where not all of them are needed.
@@ -43,9 +71,14 @@ const PLACEMENTS: [(&str, Rule); 3] = [
     ("mixed", |i, _| if i % 3 == 0 { Place::Cpu } else { Place::Gpu(0) }),
 ];
 
+fn has_experts(r: &Reference) -> bool {
+    let tape = session::tape(&Gguf::open(&r.gguf).unwrap(), &exact()).unwrap();
+    tape.steps.iter().any(|s| s.op.splits_by_expert())
+}
+
 #[test]
 fn a_wait_that_is_missing_is_found() {
-    if !emu::load() || models().is_empty() {
+    if !emu::load() || models(KINDS).is_empty() {
         return;
     }
     let mut c = std::process::Command::new(std::env::current_exe().unwrap());
@@ -54,10 +87,53 @@ fn a_wait_that_is_missing_is_found() {
     assert!(!c.env("TANDEM_EMU_DEAF", "1").output().unwrap().status.success(), "without them it must not");
 }
 
-/// The reference models, with as many tokens as `TANDEM_TEST_TOKENS` says, for sanitizers, which take their time.
-fn models() -> Vec<Reference> {
+/// A model of every family whose steps all run on a GPU, as far as they have steps of their own.
+const FAMILIES: &[&str] = &[
+    "deepseek2-legacy-kvb",
+    "deepseek2-v3",
+    "deepseek32",
+    "deepseek4",
+    "deepseek4-hash",
+    "gemma3",
+    "gemma4-dense",
+    "gemma4-e2b",
+    "gemma4-moe",
+    "gemma4-moe-sharedkv",
+    "glm-dsa",
+    "glm4",
+    "glm4moe",
+    "glm5-next",
+    "gpt-oss",
+    "kimi-linear",
+    "llama",
+    "mimo2",
+    "minimax-m2",
+    "mistral3",
+    "muse-glimmer",
+    "nemotron_h_moe",
+    "olmo2",
+    "qwen2",
+    "qwen3",
+    "qwen35moe",
+    "qwen3moe",
+    "qwen3next",
+    "qwen4exp",
+    "seed_oss",
+    "smollm3",
+    "zaya-small",
+];
+
+/// Models with every kind of state and of experts, for what does not depend on the other steps.
+const KINDS: &[&str] =
+    &["deepseek4", "gemma4-moe", "glm-dsa", "glm5-next", "gpt-oss", "nemotron_h_moe", "qwen3moe", "zaya-small"];
+
+/// The reference models of these names, or all where `TANDEM_TEST_ALL` or `TANDEM_TEST_MODEL` is set; with as many tokens as
+/// `TANDEM_TEST_TOKENS` says, for sanitizers, which take their time.
+fn models(names: &[&str]) -> Vec<Reference> {
     let most = std::env::var("TANDEM_TEST_TOKENS").map_or(usize::MAX, |n| n.parse().unwrap());
     let mut list = references();
+    let set = |name: &str| std::env::var_os(name).is_some();
+    list.retain(|r| set("TANDEM_TEST_ALL") || set("TANDEM_TEST_MODEL") || names.contains(&&*r.name));
     list.iter_mut().for_each(|r| r.prompt.truncate(most));
     list
 }
@@ -68,13 +144,19 @@ fn logits_are_the_cpus_for_every_family_and_placement() {
         return;
     }
     let mut failed = Vec::new();
-    for r in models() {
+    let all = std::env::var_os("TANDEM_TEST_ALL").is_some();
+    for r in models(FAMILIES) {
         let o = exact();
         for (i, (name, rule)) in PLACEMENTS.into_iter().enumerate() {
+            let moe = has_experts(&r);
+            // The placements that matter most: the others differ in which steps copy to which.
+            if !all && i == if moe { 2 } else { 1 } {
+                continue;
+            }
             // Long enough to run past a window, once.
             let prompt = if i == 0 { &r.prompt[..] } else { &r.prompt[..r.prompt.len().min(SHORT)] };
-            let (want, limit) = truth(&r, prompt);
-            let run = || -> anyhow::Result<f64> {
+            let truth = Truth::of(&r, prompt);
+            let run = || -> anyhow::Result<(f64, bool)> {
                 let gguf = Gguf::open_with(&r.gguf, &o.load)?;
                 let tape = session::tape(&gguf, &o)?;
                 let plan = Plan::new(&tape, &rule);
@@ -86,12 +168,12 @@ fn logits_are_the_cpus_for_every_family_and_placement() {
                 for t in &prompt[n - 5..] {
                     got.extend(s.feed(0, &[*t], Want::Last)?.into_logits());
                 }
-                Ok(nmse(&want, &got))
+                Ok(truth.holds(&got))
             };
             match run() {
-                Ok(error) => {
+                Ok((error, holds)) => {
                     say!("{:24} {name:20} NMSE {error:.1e}", r.name);
-                    if error.is_nan() || error > limit {
+                    if !holds {
                         failed.push(format!("{} {name}", r.name));
                     }
                 }
@@ -119,7 +201,7 @@ fn no_step_of_any_reference_model_has_to_stay_on_the_cpu() {
 /// The staging memory is what is left where nothing of the model's own can be pinned.
 #[test]
 fn experts_that_cannot_be_pinned_come_and_go_as_well() {
-    if !emu::load() || models().is_empty() {
+    if !emu::load() || models(KINDS).is_empty() {
         return;
     }
     let mut c = std::process::Command::new(std::env::current_exe().unwrap());
@@ -136,9 +218,9 @@ fn experts_that_come_and_go_change_nothing_but_the_order_of_sums() {
     }
     let gpu = Arc::new(Gpu::open().unwrap());
     let (mut count, mut failed) = (0, Vec::new());
-    for r in models() {
+    for r in models(KINDS) {
         let prompt = &r.prompt[..r.prompt.len().min(SHORT)];
-        let (want, limit) = truth(&r, prompt);
+        let truth = Truth::of(&r, prompt);
         for (name, cache) in [("a small cache", CacheSize::Bytes(200 << 10)), ("room for all", CacheSize::Auto)] {
             let mut o = exact();
             o.ask.cpu_moe = Some(usize::MAX);
@@ -157,7 +239,7 @@ fn experts_that_come_and_go_change_nothing_but_the_order_of_sums() {
                 got.extend(s.feed(0, &prompt[from..to], Want::All).unwrap().into_logits());
                 from = to;
             }
-            let (error, stats) = (nmse(&want, &got), s.engine().devices()[0].cache_stats());
+            let ((error, holds), stats) = (truth.holds(&got), s.engine().devices()[0].cache_stats());
             count += 1;
             say!(
                 "{:24} {name:16} NMSE {error:.1e}; {} of {} choices were cached, {} brought, {} passed through",
@@ -167,12 +249,12 @@ fn experts_that_come_and_go_change_nothing_but_the_order_of_sums() {
                 stats.uploads,
                 stats.passed
             );
-            if error.is_nan() || error > limit || stats.hits == 0 || stats.uploads == 0 {
+            if !holds || stats.hits == 0 || stats.uploads == 0 {
                 failed.push(format!("{} {name}", r.name));
             }
         }
     }
-    assert!((count > 0 || models().is_empty()) && failed.is_empty(), "off: {failed:?}");
+    assert!((count > 0 || models(KINDS).is_empty()) && failed.is_empty(), "off: {failed:?}");
 }
 
 #[test]
@@ -182,12 +264,8 @@ fn the_same_tokens_give_the_same_bits_when_times_decide_nothing() {
     }
     let gpu = Arc::new(Gpu::open().unwrap());
     // Only experts come and go.
-    let models = models();
-    let has_experts = |r: &&Reference| {
-        let tape = session::tape(&Gguf::open(&r.gguf).unwrap(), &exact()).unwrap();
-        tape.steps.iter().any(|s| s.op.splits_by_expert())
-    };
-    let Some(r) = models.iter().find(has_experts) else { return };
+    let models = models(&["qwen3moe"]);
+    let Some(r) = models.iter().find(|r| has_experts(r)) else { return };
     let run = || {
         let mut o = exact();
         o.ask = Ask { cpu_moe: Some(usize::MAX), cache: CacheSize::Bytes(200 << 10), ..Ask::default() };
@@ -211,7 +289,7 @@ fn the_argmax_is_that_of_the_logits_wherever_they_are() {
         return;
     }
     let gpu = Arc::new(Gpu::open().unwrap());
-    for r in models() {
+    for r in models(KINDS) {
         let prompt = &r.prompt[..r.prompt.len().min(SHORT)];
         let o = exact();
         // The head on the GPU, and on the CPU after layers on the GPU.
@@ -248,7 +326,7 @@ fn a_gpu_takes_no_more_memory_than_the_plan_said() {
         return;
     }
     let gpu = Arc::new(Gpu::open().unwrap());
-    for r in models() {
+    for r in models(KINDS) {
         for ask in [Ask::default(), Ask { cpu_moe: Some(usize::MAX), ..Ask::default() }] {
             let o = Options { ask, ..exact() };
             let before = gpu.memory().unwrap().0;
@@ -272,7 +350,7 @@ fn what_a_sequence_remembers_on_a_gpu_can_be_saved_taken_back_and_gone_back_in()
         return;
     }
     let gpu = Arc::new(Gpu::open().unwrap());
-    for r in models() {
+    for r in models(KINDS) {
         let o = Options { ask: Ask { gpu_layers: Some(usize::MAX), ..Ask::default() }, ..exact() };
         let open =
             || Session::hybrid(Gguf::open_with(&r.gguf, &o.load).unwrap(), &o, gpu.clone(), |_, _| Ok(())).unwrap();

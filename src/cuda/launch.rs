@@ -1,7 +1,7 @@
 //! One function for every kernel, with the arguments of its prototype.
 //!
 //! kernels/ptx.sh makes this file (kernels/launch.py alone does without the CUDA compiler) from the kernels' sources,
-//! whose hash is 919ca7c1c6552c865c83c933b26274b5a127a76f0c9c11eab445c11532488266.
+//! whose hash is 725a98d5dd57de3ef3cd024b7109d69a95d29447ac17dfc8d353eaaeb4d33a32.
 
 #![allow(clippy::too_many_arguments)] // the kernels' arguments, in their order
 
@@ -612,8 +612,8 @@ pub fn twice_sigmoid(gpu: Option<&Gpu>, grid: Grid, x: Ptr, out: Ptr, by: f32, t
 
 /// Starts `gated_mean` of kernels/streams.cu:
 /// ```text
-/// The mean over a row's `n` streams of values times the sigmoids of their gates. A thread per
-/// value of the result.
+/// The mean over a row's `n` streams of values times the sigmoids of their gates, or without gates
+/// of the values. A thread per value of the result.
 /// ```
 /// # Errors
 /// If the driver does not take the kernel or its arguments.

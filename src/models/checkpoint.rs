@@ -14,8 +14,11 @@ use serde_json::{Map, Value as Json};
 
 use crate::gguf::Value;
 
-/// By `model_type` in config.json: what a model of that type becomes.
-static RECIPES: &[(&str, fn(&Config) -> Result<Recipe>)] = &[("zaya", zaya::recipe)];
+/// What a model of a type becomes.
+type MakeRecipe = fn(&Config) -> Result<Recipe>;
+
+/// The types by `model_type` in config.json.
+static RECIPES: &[(&str, MakeRecipe)] = &[("zaya", zaya::recipe)];
 
 /// The largest count, as for metadata: a product of three fits 64 bits.
 const MAX_COUNT: u64 = 1 << 20;

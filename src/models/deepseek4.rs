@@ -9,7 +9,7 @@
 use anyhow::Result;
 
 use super::blocks;
-use crate::ops::{Attend, Compress, Experts, Extra, Gate, Glu, Hyper, Index, Pairs, Piece, Rope, Route, Scaling};
+use crate::ops::{Attend, Compress, Experts, Extra, Gate, Hyper, Index, Pairs, Piece, Rope, Route, Scaling};
 use crate::tape::{Builder, Role, Slot};
 
 pub(super) fn build(b: &Builder) -> Result<Slot> {
@@ -111,7 +111,6 @@ fn attention(b: &Builder, h: Slot, eps: f32) -> Result<Slot> {
 
 fn mixture(b: &Builder, h: Slot) -> Result<Slot> {
     let (n, k) = (b.count("expert_count")?, b.count("expert_used_count")?);
-    let glu = |limit: f32| if limit > 1e-6 { Glu::SiluClamp(limit) } else { Glu::Silu };
     if !b.has_key("swiglu_clamp_exp") {
         return Err(b.bad_key("swiglu_clamp_exp", "missing", "a limit for each layer, 0 for none"));
     }
@@ -137,7 +136,7 @@ fn mixture(b: &Builder, h: Slot) -> Result<Slot> {
     let n_ff = b.count("expert_feed_forward_length")?;
     let logits = b.role(Role::Router).linear(h, "ffn_gate_inp", n)?; // (T, n)
     let chosen = b.route(logits, route, bias, table)?; // (T, k) each
-    let y = b.experts("ffn", h, chosen, Experts { n, n_ff, glu: glu(clamp), weight_first: false })?;
+    let y = b.experts("ffn", h, chosen, Experts { n, n_ff, glu: blocks::silu_clamped(clamp), weight_first: false })?;
     let n_shared = n_ff * b.count("expert_shared_count")?;
-    Ok(b.add(y, blocks::mlp(b, h, "_shexp", n_shared, glu(shared_clamp))?))
+    Ok(b.add(y, blocks::mlp(b, h, "_shexp", n_shared, blocks::silu_clamped(shared_clamp))?))
 }

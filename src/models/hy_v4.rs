@@ -5,7 +5,7 @@ use anyhow::Result;
 
 use super::blocks::{self, Mixture};
 use super::latent::{Indexer, Latent};
-use crate::ops::{Gate, Glu, Hyper, Piece, Rope};
+use crate::ops::{Gate, Glu, Hyper, Pairs, Piece, Rope};
 use crate::tape::{Builder, Role, Slot};
 
 pub(super) fn build(b: &Builder) -> Result<Slot> {
@@ -54,7 +54,7 @@ fn indexer(b: &Builder, latent: &Latent) -> Result<Option<Indexer>> {
     if b.count_or_zero("attention.indexer.top_k")? == 0 {
         return Ok(None);
     }
-    let rope = b.rope_from_keys(latent.k_dim, crate::ops::Pairs::Adjacent)?;
+    let rope = b.rope_from_keys(latent.k_dim, Pairs::Adjacent)?;
     let dim = b.count(DIM)?;
     let Some(offset) = dim.checked_sub(rope.n_rot) else {
         return Err(b.bad_key(DIM, dim, format!("no fewer than the {} columns that are rotated", rope.n_rot)));
@@ -64,14 +64,9 @@ fn indexer(b: &Builder, latent: &Latent) -> Result<Option<Indexer>> {
 
 fn mixture(b: &Builder, h: Slot) -> Result<Slot> {
     let n_ff = b.count("expert_feed_forward_length")?;
-    let gate = match b.count_or_zero("expert_gating_func")? {
-        0 | 1 => Gate::Softmax,
-        2 => Gate::Sigmoid,
-        other => return Err(b.bad_key("expert_gating_func", other, "1 (softmax) or 2 (sigmoid)")),
-    };
+    let gate = blocks::gating(b, Gate::Sigmoid)?;
     let mut mixture = Mixture::new(b, gate, b.flag_or("expert_weights_norm", false)?, n_ff)?;
-    let limit = b.number_or("swiglu_clamp_exp", 0.0)?;
-    mixture.experts.glu = if limit > 1e-6 { Glu::SiluClamp(limit) } else { Glu::Silu };
+    mixture.experts.glu = blocks::silu_clamped(b.number_or("swiglu_clamp_exp", 0.0)?);
     mixture.bias = true;
     let y = mixture.build(b, h)?; // (T, n_embd)
     let n_shared = n_ff * b.count("expert_shared_count")?;

@@ -23,11 +23,13 @@ pub(super) struct Latent {
     pub heads: usize,
     /// Columns of a latent row.
     pub latent: usize,
-    /// Columns of a query head, the last of which are rotated.
+    /// Columns of a query head.
     pub k_dim: usize,
     /// Columns of a value head.
     pub v_dim: usize,
-    /// The rotation of the last columns; None where there are none that are rotated.
+    /// Columns of a query head, its last, that meet the keys as they are, and not in the latent space.
+    pub n_rot: usize,
+    /// Their rotation; None for a model without one.
     pub rope: Option<Rope>,
     /// Multiplies q . k.
     pub scale: f32,
@@ -56,7 +58,8 @@ impl Latent {
         }
         let rope = if n_rot == 0 { None } else { Some(b.rope_from_keys(n_rot, Pairs::Adjacent)?) };
         let scale = 1.0 / (k_dim as f32).sqrt();
-        Ok(Latent { heads, latent, k_dim, v_dim, rope, scale, temperature: None, sinks: None, eps: b.eps()? })
+        let (temperature, sinks, eps) = (None, None, b.eps()?);
+        Ok(Latent { heads, latent, k_dim, v_dim, n_rot, rope, scale, temperature, sinks, eps })
     }
 
     /// With the scores scaled as YaRN and the temperature want it. When a file gives `yarn_log_multiplier`
@@ -84,10 +87,6 @@ impl Latent {
         Ok(latent)
     }
 
-    fn n_rot(&self) -> usize {
-        self.rope.as_ref().map_or(0, |rope| rope.n_rot)
-    }
-
     /// The normed low-rank row that queries are made of: `attn_q_a`, `attn_q_a_norm`; None where the file has none.
     pub(super) fn low_rank(&self, b: &Builder, h: Slot) -> Result<Option<Slot>> {
         if !b.has("attn_q_a.weight") {
@@ -100,7 +99,7 @@ impl Latent {
     /// From a layer's normed rows to its heads' values, (T, heads * v_dim), which `attn_output` multiplies. `low` is what
     /// [`Latent::low_rank`] gave; `selected` are the rows to attend to.
     pub(super) fn build(&self, b: &Builder, h: Slot, low: Option<Slot>, selected: Option<Selected>) -> Result<Slot> {
-        let (heads, latent, n_rot, k_dim) = (self.heads, self.latent, self.n_rot(), self.k_dim);
+        let (heads, latent, n_rot, k_dim) = (self.heads, self.latent, self.n_rot, self.k_dim);
         let plain = k_dim - n_rot;
         let split = b.has("attn_k_b.weight");
         if split {
@@ -116,18 +115,15 @@ impl Latent {
         let kv = b.linear(h, "attn_kv_a_mqa", latent + n_rot)?; // (T, latent | rotated)
         let c = if n_rot == 0 { kv } else { b.columns(kv, 0, latent)? };
         let c = b.norm(c, "attn_kv_a_norm", self.eps)?; // (T, latent)
-        let turned = match &self.rope {
-            Some(rope) => {
-                let k = b.rope(b.columns(kv, latent, n_rot)?, n_rot, rope)?; // (T, n_rot)
-                let q = b.pack(heads, &[Piece { x: q, stride: k_dim, offset: plain, len: n_rot }])?;
-                Some((b.rope(q, n_rot, rope)?, k)) // (T, heads * n_rot)
+        let turn = |x: Slot| self.rope.as_ref().map_or(Ok(x), |rope| b.rope(x, n_rot, rope));
+        let part = |offset, len| b.pack(heads, &[Piece { x: q, stride: k_dim, offset, len }]);
+        let (q, turned) = match n_rot {
+            0 => (q, None),
+            _ => {
+                let k = turn(b.columns(kv, latent, n_rot)?)?; // (T, n_rot)
+                (part(0, plain)?, Some((turn(part(plain, n_rot)?)?, k))) // (T, heads * plain), (T, heads * n_rot)
             }
-            None => None,
         };
-        let q = match turned {
-            Some(_) => b.pack(heads, &[Piece { x: q, stride: k_dim, offset: 0, len: plain }])?,
-            None => q,
-        }; // (T, heads * plain)
         // Heads of `len` columns of their own, then the rotated columns.
         let join = |x: Slot, len: usize, heads: usize, turned: Option<(Slot, usize)>| {
             let own = Piece { x, stride: len, offset: 0, len };

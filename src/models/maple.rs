@@ -3,8 +3,8 @@
 
 use anyhow::Result;
 
-use super::blocks::{Attention, Full, Mixture, QkNorm, windowed};
-use crate::ops::{Gate, Glu, Pairs};
+use super::blocks::{Attention, Full, Mixture, QkNorm, silu_clamped, windowed};
+use crate::ops::{Gate, Pairs};
 use crate::tape::{Builder, Slot};
 
 
@@ -24,8 +24,7 @@ pub(super) fn build(b: &Builder) -> Result<Slot> {
         x = b.add(x, attention.build(b, h)?);
 
         let mut m = Mixture::new(b, Gate::Softmax, true, b.count("expert_feed_forward_length")?)?;
-        let limit = b.cap("swiglu_clamp_exp")?;
-        m.experts.glu = if limit == 0.0 { Glu::Silu } else { Glu::SiluClamp(limit) };
+        m.experts.glu = silu_clamped(b.cap("swiglu_clamp_exp")?);
         let h = b.norm(x, "ffn_norm", eps)?;
         x = b.add(x, m.build(b, h)?);
     }

@@ -54,11 +54,7 @@ fn select(b: &Builder, h: Slot, attention: &Attention) -> Result<Selected> {
 
 fn mixture(b: &Builder, h: Slot) -> Result<Slot> {
     let n_ff = b.count("expert_feed_forward_length")?;
-    let gate = match b.count("expert_gating_func")? {
-        1 => Gate::Softmax,
-        2 => Gate::Sigmoid,
-        other => return Err(b.bad_key("expert_gating_func", other, "1 (softmax) or 2 (sigmoid)")),
-    };
+    let gate = blocks::gating(b, Gate::Sigmoid)?;
     let mut mixture = Mixture::new(b, gate, b.flag_or("expert_weights_norm", false)?, n_ff)?;
     (mixture.experts.glu, mixture.bias) = (Glu::Oai, true);
     let y = mixture.build(b, h)?; // (T, n_embd)

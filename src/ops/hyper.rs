@@ -16,7 +16,7 @@ use super::glu::sigmoid;
 use super::norm::{norm, rms};
 use crate::cpu::{Group, grouped};
 use crate::cuda::launch::MOST_STREAMS;
-use crate::cuda::{Grid, int, launch};
+use crate::cuda::{Grid, Ptr, int, launch};
 use crate::tape::{Builder, CpuIo, GpuIo, GpuValue, MatrixRows, Op, Slot};
 
 /// The settings of a model's hyper-connections.
@@ -195,6 +195,33 @@ impl Op for Post {
     }
 }
 
+/// The mean of so many streams.
+#[derive(Debug)]
+struct Mean(usize);
+
+impl Op for Mean {
+    fn name(&self) -> &'static str {
+        "hyper"
+    }
+
+    fn cpu(&self, io: &mut CpuIo<'_>) {
+        let width = io.outs[0].len() / io.rows;
+        for (out, streams) in io.outs[0].chunks_exact_mut(width).zip(io.ins[0].chunks_exact(width * self.0)) {
+            out.fill(0.0);
+            for stream in streams.chunks_exact(width) {
+                out.iter_mut().zip(stream).for_each(|(o, s)| *o += s);
+            }
+            out.iter_mut().for_each(|o| *o /= self.0 as f32);
+        }
+    }
+
+    fn gpu(&self, io: &GpuIo<'_>) -> Result<()> {
+        let (x, out) = (io.ins[0], io.outs[0]);
+        let (total, n, width) = (out.rows * out.width, int(self.0), int(out.width));
+        launch::gated_mean(io.gpu, Grid::each(total), x.ptr, Ptr::default(), out.ptr, n, width, total as u64)
+    }
+}
+
 impl Builder<'_> {
     /// What a block reads from the streams, and how it writes back: (T, width) and (T, n + n^2), or (T, n) where streams
     /// are not mixed; with `NAME_fn`, `NAME_scale` and `NAME_base`.
@@ -221,6 +248,11 @@ impl Builder<'_> {
         let n = all / width;
         debug_assert!(n_back == n || n_back == n + n * n, "a weight for each stream, and a matrix");
         self.push(Post { n, width, mixed: n_back > n }, &[x, streams, back], &[all], &[])[0]
+    }
+
+    /// The mean of `n` streams: (T, width).
+    pub fn hyper_mean(&self, streams: Slot, n: usize) -> Slot {
+        self.push(Mean(n), &[streams], &[self.width(streams) / n], &[])[0]
     }
 
     /// The streams joined for the output head: (T, width).

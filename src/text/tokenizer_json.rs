@@ -71,15 +71,19 @@ impl HubTokenizer {
         let (tokens, kinds) = self.tokens(n_vocab)?;
         let key = |name: &str| format!("tokenizer.ggml.{name}");
         let mut keys: Vec<(String, Value)> = Vec::new();
-        if letters {
-            let pre = self.pre_name(model["ignore_merges"].as_bool().unwrap_or(false))?;
-            keys.extend([(key("model"), "gpt2".into()), (key("pre"), pre.into())]);
-        } else {
-            keys.extend([(key("model"), "gemma4".into()), (key("add_space_prefix"), false.into())]);
-        }
+        let added = self.added_around()?;
+        let given = further.iter().find(|(name, _)| *name == key("add_bos_token")).map(|(_, v)| v);
+        let adds_bos = given.map_or(added.0, |v| *v == Value::Bool(true));
+        let (kind, pre) = match (letters, adds_bos) {
+            (true, _) => ("gpt2", Some(self.pre_name(model["ignore_merges"].as_bool().unwrap_or(false))?)),
+            // Text in UTF-8 with ▁ for spaces. The first of these always adds the token.
+            (false, true) => ("gemma4", None),
+            (false, false) => ("gpt2", Some("sarvam-moe")),
+        };
+        keys.push((key("model"), kind.into()));
+        keys.extend(pre.map(|pre| (key("pre"), pre.into())));
         keys.extend([(key("tokens"), tokens.into()), (key("token_type"), kinds.into())]);
         keys.push((key("merges"), self.merges()?.into()));
-        let added = self.added_around()?;
         for (name, value) in [("add_bos_token", added.0), ("add_eos_token", added.1)] {
             keys.push((key(name), value.into()));
         }
