@@ -49,7 +49,7 @@ pub struct Options {
     pub n_output_rows: Option<usize>,
     /// Sequences.
     pub n_seq: usize,
-    /// Threads; 0 is one per performance core.
+    /// Threads; 0 is what RAYON_NUM_THREADS says, else one per performance core.
     pub threads: usize,
     /// Threads for batches of more than one row; None is as `threads`.
     pub threads_batch: Option<usize>,
@@ -239,6 +239,7 @@ impl Session {
     /// # Errors
     /// As [`Session::new`], and if the file cannot be read or is no GGUF file.
     pub fn open(path: &Path, o: &Options) -> Result<Session> {
+        let _threads = Pool::new(o.threads)?; // as many read the file if it is not mapped
         Session::new(open_files(path, &o.load)?, o)
     }
 

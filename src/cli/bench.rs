@@ -48,7 +48,7 @@ pub(super) fn run(a: &args::BenchArgs) -> Result<()> {
         Some(_) => {}
         None => o.n_ctx = Some(need),
     }
-    let gguf = open::header(a.model.model.as_deref(), &o.load)?;
+    let gguf = open::header(a.model.model.as_deref(), &o.load, o.threads)?;
     let name = gguf.meta.opt_str("general.name")?.unwrap_or("unnamed").to_string();
     let tokenizer = Tokenizer::new(&gguf).context(Failure::Model)?;
     let mut s = open::session(gguf, &a.model, &o)?;

@@ -28,7 +28,7 @@ use serde_json::{Value, json};
 
 use super::args;
 use super::human::{size, table, wrapped};
-use crate::cpu::{Host, best_threads};
+use crate::cpu::{Host, default_threads};
 use judge::Remark;
 use measure::{GpuReport, Tested};
 
@@ -84,7 +84,7 @@ fn report(h: &Host, t: &Tested, remarks: &[Remark]) -> String {
     if top.cpus.is_empty() {
         kinds = vec!["cannot be read".into()];
     }
-    row("cores", format!("{}; {} threads by default", kinds.join(", "), best_threads()));
+    row("cores", format!("{}; {} threads by default", kinds.join(", "), default_threads()));
     if top.cache > 0 {
         row("last-level cache", size(top.cache));
     }
@@ -224,7 +224,7 @@ fn object(h: &Host, t: &Tested, remarks: &[Remark]) -> Value {
             "efficiency_cores": top.cores(|c| c.efficient),
             "logical": top.cpus.len(),
             "allowed": top.cpus.iter().filter(|c| c.allowed).count(),
-            "threads": best_threads(),
+            "threads": default_threads(),
             "cache_bytes": top.cache,
         },
         "limits": {

@@ -64,7 +64,7 @@ fn command(verb: &Verb, given: &ArgMatches) -> Result<Option<String>> {
         return usage("--parallel 0: at least 1 expected".into());
     }
     let o = Options { n_seq, n_output_rows: Some(n_seq), ..open::options(model)? };
-    let gguf = open::header(model.model.as_deref(), &Load { mmap: true, mlock: false })?; // no weight is read
+    let gguf = open::header(model.model.as_deref(), &Load { mmap: true, mlock: false }, 0)?; // no weight is read
     let mut resolved = placed(model, &o, &gguf)?;
     if let Some(flags) = sampling {
         let (mut settings, mut usual) = (Settings::new(flags)?, Settings::default());

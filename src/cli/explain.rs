@@ -67,7 +67,7 @@ pub(super) fn run(a: &args::ExplainArgs) -> Result<()> {
     check_rates(a)?;
     let options = open::options(&a.model)?;
     // The header is all that is read here, whatever the flags say about loading.
-    let gguf = open::header(path, &Load { mmap: true, mlock: false })?;
+    let gguf = open::header(path, &Load { mmap: true, mlock: false }, 0)?;
     let tape = session::tape(&gguf, &options).context(Failure::Model)?;
     super::unknown::unknown_keys(&gguf, &tape)?;
     let shape = session::shape(&gguf, &options).context(Failure::Model)?;

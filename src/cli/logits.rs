@@ -18,7 +18,7 @@ pub(super) fn run(a: &args::LogitsArgs) -> Result<()> {
     let positions = positions(&a.positions, tokens.len())?;
     apart("--out", &a.out, &[("the model", a.model.model.as_deref()), ("the tokens", Some(Path::new(&a.tokens)))])?;
     let o = Options { n_output_rows: None, ..open::options(&a.model)? };
-    let mut session = open::session(open::header(a.model.model.as_deref(), &o.load)?, &a.model, &o)?;
+    let mut session = open::session(open::header(a.model.model.as_deref(), &o.load, o.threads)?, &a.model, &o)?;
     let n_vocab = session.n_vocab();
     let file = std::fs::File::create(&a.out).with_context(|| format!("cannot write {}", a.out.display()))?;
     let mut out = BufWriter::new(file);

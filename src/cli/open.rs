@@ -24,8 +24,9 @@ static DEMO: &[u8] = include_bytes!("../../demo/demo.gguf");
 /// every 64 tokens.
 const MOST_AT_ONCE: usize = 16384;
 
-/// The model's header: a file, or the built-in model.
-pub(super) fn header(model: Option<&Path>, load: &Load) -> Result<Gguf> {
+/// The model's header: a file, or the built-in model. As many `threads` (0: the default) read a file that is not mapped.
+pub(super) fn header(model: Option<&Path>, load: &Load, threads: usize) -> Result<Gguf> {
+    let _threads = if load.mmap { None } else { Some(Pool::new(threads)?) };
     let gguf = match model {
         Some(path) => session::open_files(path, load).context(Failure::Model)?,
         None => {

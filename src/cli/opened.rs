@@ -56,7 +56,7 @@ impl Opened {
         }
         let further = further(talk)?; // usage errors come before a model is loaded
         let o = crate::session::Options { n_seq, n_output_rows: Some(n_seq), ..open::options(model)? };
-        let gguf = open::header(model.model.as_deref(), &o.load)?;
+        let gguf = open::header(model.model.as_deref(), &o.load, o.threads)?;
         let tokenizer = Tokenizer::new(&gguf).context(Failure::Model)?;
         settings.follow(&gguf.meta);
         if !requests {

@@ -40,7 +40,7 @@ fn measure(a: &args::PerplexityArgs, base: Option<&Path>, limit: usize) -> Resul
     };
     let text = read_text(file)?;
     let o = Options { n_output_rows: None, ..open::options(&a.model)? };
-    let gguf = open::header(a.model.model.as_deref(), &o.load)?;
+    let gguf = open::header(a.model.model.as_deref(), &o.load, o.threads)?;
     let n_ctx = context(&gguf, Some(a.model.ctx_size.unwrap_or(DEFAULT_CHUNK)))?;
     let tokenizer = Tokenizer::new(&gguf).context(Failure::Model)?;
     let mut tokens = encode(&tokenizer, &text)?;
@@ -82,7 +82,7 @@ fn measure(a: &args::PerplexityArgs, base: Option<&Path>, limit: usize) -> Resul
 fn compare(a: &args::PerplexityArgs, base: &Path, limit: usize) -> Result<()> {
     let mut base = BaseReader::open(base)?;
     let o = Options { n_output_rows: None, ..open::options(&a.model)? };
-    let gguf = open::header(a.model.model.as_deref(), &o.load)?;
+    let gguf = open::header(a.model.model.as_deref(), &o.load, o.threads)?;
     if let Some(n) = a.model.ctx_size {
         base.check_context(context(&gguf, Some(n))?)?;
     }
@@ -105,7 +105,7 @@ fn compare(a: &args::PerplexityArgs, base: &Path, limit: usize) -> Result<()> {
     let mut sum = Divergence::default();
     for i in 0..chunks.n {
         chunk_reader.chunk(i, |rows, next| {
-            eval::pairs(rows, &base.rows(rows.len())?, next).iter().for_each(|p| sum.add(p));
+            eval::pairs(rows, &base.rows(rows.len())?, next)?.iter().for_each(|p| sum.add(p));
             Ok(())
         })?;
         if i == 0 {

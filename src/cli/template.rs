@@ -28,7 +28,7 @@ pub(super) fn run(a: &args::TemplateArgs) -> Result<()> {
     let template = match &a.chat_template_file {
         Some(path) => Template::new(&read_text(path)?, &path.display().to_string())?,
         None => {
-            let gguf = open::header(a.model.as_deref(), &Load::default())?;
+            let gguf = open::header(a.model.as_deref(), &Load::default(), 0)?;
             Tokenizer::new(&gguf).context(Failure::Model)?.add_variables(object);
             let tools = object.get("tools").and_then(Value::as_array).is_some_and(|t| !t.is_empty());
             Template::of(&gguf.meta, a.chat_template.as_deref(), tools).context(Failure::Model)?

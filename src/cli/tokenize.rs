@@ -13,7 +13,7 @@ use crate::text::Tokenizer;
 /// Runs the verb.
 pub(super) fn run(a: &args::TokenizeArgs) -> Result<()> {
     let text = text(a)?;
-    let gguf = open::header(a.model.as_deref(), &Load::default())?;
+    let gguf = open::header(a.model.as_deref(), &Load::default(), 0)?;
     let tokenizer = Tokenizer::new(&gguf).context(Failure::Model)?;
     let ids = tokenizer.encode(&text, tokenizer.adds_bos() && !a.no_bos, !a.no_parse_special)?;
     let mut out = BufWriter::new(std::io::stdout().lock());

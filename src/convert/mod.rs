@@ -20,6 +20,7 @@ use std::path::Path;
 use anyhow::Result;
 use rayon::prelude::*;
 
+use crate::cpu::{Pool, in_parallel};
 use crate::gguf::{TensorType, Value, Writer};
 use crate::models::checkpoint::{self, Recipe, TensorRule};
 use crate::quant::{self, QuantType};
@@ -102,6 +103,7 @@ impl Conversion {
     /// # Errors
     /// If it cannot be written; then whatever was at `path` is still there.
     pub fn write(&self, path: &Path, progress: &mut dyn FnMut(u64)) -> Result<()> {
+        let _threads = Pool::new(0)?; // for all pieces, which would start their own
         let told = RefCell::new((0u64, progress));
         let mut writer = Writer::new();
         for (key, value) in &self.meta {
@@ -169,11 +171,12 @@ impl Item {
             }
             bytes.resize(piece.len() / from.bytes / ty.block * ty.bytes, 0);
             let parts = bytes.par_chunks_mut(PIECE / ty.block * ty.bytes).zip(piece.par_chunks(PIECE * from.bytes));
-            parts.for_each(|(to, part)| {
+            let each = |(to, part): (&mut [u8], &[u8])| {
                 let mut values = vec![0f32; part.len() / from.bytes];
                 (from.dequant)(part, &mut values);
                 encode(&values, to);
-            });
+            };
+            in_parallel(|| parts.for_each(each)).map_err(io::Error::other)?;
             out.write_all(&bytes)?;
             wrote(bytes.len());
         }

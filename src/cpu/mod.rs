@@ -16,5 +16,6 @@ pub use dmi::{Stick, sticks};
 pub use host::{Governor, Host, Link, NumaNode, Spent, major_faults};
 pub use matmul::{Group, decode, dot_rows, grouped};
 pub use memory::Memory;
-pub use pool::{Pool, best_threads};
+pub(crate) use pool::in_parallel;
+pub use pool::{Pool, best_threads, default_threads};
 pub use topology::{Cpu, Topology};

@@ -1,42 +1,68 @@
-//! The thread pool: parallel loops of a few microseconds, many per token.
+//! The process's threads, and parallel loops of a few microseconds on them, many per token.
 //!
-//! A loop is published as one number that changes (`epoch`); workers that see it join. Each thread has a run of indices
-//! of its own, which it takes from the front, so that it streams through memory in order; when that is empty it steals
-//! single indices from the back of the others' runs. The caller works too, then closes the loop and waits only for those
-//! who joined: a worker that is asleep, or off its core because the machine is busy, holds nobody up. Between loops
-//! workers spin for some tens of microseconds, which covers the small steps of a token, and then park.
+//! A loop is published as one number that changes (`epoch`); workers that see it join. Each thread
+//! has a run of indices of its own, which it takes from the front, so that it streams through
+//! memory in order; when that is empty it steals single indices from the back of the others' runs.
+//! The caller works too, then closes the loop and waits only for those who joined: a worker that is
+//! asleep, or off its core because the machine is busy, holds nobody up. Between loops workers spin
+//! for some tens of microseconds, which covers the small steps of a token, and then park.
 //!
-//! Tried and left: rayon's pool (its workers sleep between loops and are woken one by one: the demo model decodes half as
-//! fast). One shared counter instead of runs: threads then read alternate 48 KB pieces, which hardware prefetchers follow
+//! ```text
+//! AWAY     the thread is rayon's; a loop that wants it calls it with `spawn_broadcast`
+//! HERE     it is in `work`, where it spins or computes, or it has been called
+//! PARKED   it is in `work` and sleeps; a loop that wants it unparks it
+//! ```
+//! The workers are the threads of one rayon pool, as many as the largest [`Pool`] that lives. They
+//! stay in `work` until [`in_parallel`] wants them for rayon's own loops, which the token loop
+//! never does.
+//!
+//! Rejected: rayon's loops within a token (its workers sleep between loops and are woken one by
+//! one: the demo model decodes half as fast). Workers that leave for rayon instead of parking (a
+//! broadcast costs more than an unpark: the demo model decodes at 0.91x). One shared counter
+//! instead of runs: threads then read alternate 48 KB pieces, which hardware prefetchers follow
 //! badly (Q4_K experts from memory, two Zen 4 cores: 52 tokens/s, with runs 68).
 
 #![allow(unsafe_code)] // the loop's body is borrowed from the caller for as long as the loop is open
 
+use std::panic::{AssertUnwindSafe, catch_unwind, resume_unwind};
 use std::path::Path;
-use std::sync::atomic::{AtomicBool, AtomicPtr, AtomicU64, AtomicUsize, Ordering::SeqCst};
-use std::sync::{Arc, Mutex, TryLockError};
-use std::thread::{JoinHandle, Thread};
+use std::sync::atomic::{AtomicBool, AtomicPtr, AtomicU8, AtomicU64, AtomicUsize, Ordering::SeqCst};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError, TryLockError};
+use std::thread::Thread;
 use std::time::{Duration, Instant};
 
 use anyhow::{Context, Result, ensure};
+use rayon::{ThreadPool, ThreadPoolBuilder};
 
 use super::{Limits, Topology};
 
-/// Work below this many bytes touched is done by the calling thread: even a spinning worker takes a microsecond.
+/// Work below this many bytes touched is done by the calling thread: even a spinning worker takes a
+/// microsecond.
 const SMALL: usize = 32 * 1024;
 
 /// How long a worker spins for the next loop before it parks.
 const SPIN: Duration = Duration::from_micros(60);
-/// How long a worker spins where a GPU works between loops: a layer's attention takes it 100 microseconds and more, and
-/// waking all threads for every layer would cost as much.
+/// How long a worker spins where a GPU works between loops: a layer's attention takes it 100
+/// microseconds and more, and waking all threads for every layer would cost as much.
 const SPIN_WITH_GPU: Duration = Duration::from_micros(400);
 
-/// A loop's body. The pointer is only followed between `open` and the moment when nobody is inside any more.
+/// A loop's body. The pointer is only followed between `open` and the moment when nobody is inside
+/// any more.
 struct Body<'a> {
     f: &'a (dyn Fn(usize) + Sync),
 }
 
-#[derive(Debug, Default)]
+/// Whether a GPU works between loops, so that workers spin for longer; from then on for the whole
+/// process.
+static BESIDE_GPU: AtomicBool = AtomicBool::new(false);
+
+// Where a worker is (see the file's head).
+const AWAY: u8 = 0;
+const HERE: u8 = 1;
+const PARKED: u8 = 2;
+
+/// What the caller of a loop and the workers share.
+#[derive(Debug)]
 struct PoolState {
     /// Counts loops; a change wakes spinning workers.
     epoch: AtomicUsize,
@@ -44,15 +70,18 @@ struct PoolState {
     open: AtomicBool,
     /// Workers inside the loop.
     inside: AtomicUsize,
+    /// Threads that share the loop, the caller included. Workers above that number leave it alone.
+    threads: AtomicUsize,
     /// Each thread's run of indices; the caller's first.
     runs: Vec<Run>,
     /// The loop's `Body`, lifetimes erased.
     body: AtomicPtr<()>,
     /// Set by a worker whose body panicked; the caller panics in turn.
     panicked: AtomicBool,
-    quit: AtomicBool,
-    beside_gpu: AtomicBool,
-    parked: Vec<AtomicBool>,
+    /// Sends the workers back to rayon.
+    leave: AtomicBool,
+    /// Where each worker is: AWAY, HERE or PARKED.
+    presence: Vec<AtomicU8>,
 }
 
 /// The indices `from..to` that are left, as `from << 32 | to`; on a cache line of its own.
@@ -83,131 +112,138 @@ impl Run {
 }
 
 impl PoolState {
-    /// Takes indices until none are left: thread `me`'s own from the front, then the others' from the back.
-    fn take(&self, me: usize, body: &Body<'_>) {
+    fn new(threads: usize) -> PoolState {
+        PoolState {
+            epoch: AtomicUsize::new(0),
+            open: AtomicBool::new(false),
+            inside: AtomicUsize::new(0),
+            threads: AtomicUsize::new(threads),
+            runs: (0..threads).map(|_| Run::default()).collect(),
+            body: AtomicPtr::default(),
+            panicked: AtomicBool::new(false),
+            leave: AtomicBool::new(false),
+            presence: (1..threads).map(|_| AtomicU8::new(AWAY)).collect(),
+        }
+    }
+
+    /// Takes indices until none are left: thread `me`'s own from the front, then the others' from
+    /// the back.
+    fn take(&self, me: usize, threads: usize, body: &Body<'_>) {
         while let Some(i) = self.runs[me].take(true) {
             (body.f)(i);
         }
-        for other in (me + 1..self.runs.len()).chain(0..me) {
+        for other in (me + 1..threads).chain(0..me) {
             while let Some(i) = self.runs[other].take(false) {
                 (body.f)(i);
             }
         }
     }
 
-    /// A worker's life.
+    /// What a broadcast runs on the thread of worker `me`: loops, until the workers are sent back.
     fn work(&self, me: usize) {
-        let mut seen = 0;
-        loop {
-            let start = Instant::now();
-            let mut spins = 0u32;
-            while self.epoch.load(SeqCst) == seen {
-                if self.quit.load(SeqCst) {
-                    return;
-                }
-                std::hint::spin_loop();
-                spins += 1;
-                let most = if self.beside_gpu.load(SeqCst) { SPIN_WITH_GPU } else { SPIN };
-                // Reading the clock is itself some twenty nanoseconds.
-                if spins.is_multiple_of(64) && start.elapsed() > most {
-                    self.parked[me].store(true, SeqCst);
-                    if self.epoch.load(SeqCst) == seen && !self.quit.load(SeqCst) {
-                        std::thread::park();
-                    }
-                    self.parked[me].store(false, SeqCst);
-                }
-            }
+        if self.presence[me].load(SeqCst) != HERE {
+            return; // a call that was for others, or that it did not wait for
+        }
+        let mut seen = self.epoch.load(SeqCst).wrapping_sub(1); // the loop that it was called for may be open
+        let mut since = Instant::now();
+        while self.wait(me, seen, since) {
             seen = self.epoch.load(SeqCst);
-            self.inside.fetch_add(1, SeqCst);
-            if self.open.load(SeqCst) {
-                // SAFETY: `open` was true after `inside` was raised, and the caller, which owns the body, lowers `open`
-                // and then waits for `inside` to be zero before the body goes away (both sequentially consistent).
-                let body = unsafe { &*self.body.load(SeqCst).cast::<Body<'_>>() };
-                if std::panic::catch_unwind(std::panic::AssertUnwindSafe(|| self.take(me + 1, body))).is_err() {
-                    self.panicked.store(true, SeqCst);
-                    self.runs.iter().for_each(|r| r.set(0, 0));
-                }
+            if self.join(me) {
+                since = Instant::now();
             }
-            self.inside.fetch_sub(1, SeqCst);
         }
+    }
+
+    /// Waits until the epoch is not `seen`; parks when the last loop of this worker, at `since`, is
+    /// too long ago. False if the worker is to leave.
+    fn wait(&self, me: usize, seen: usize, since: Instant) -> bool {
+        let mut spins = 0u32;
+        while self.epoch.load(SeqCst) == seen {
+            if self.leave.load(SeqCst) {
+                self.presence[me].store(AWAY, SeqCst);
+                // Either the caller of the next loop sees that this worker is away, or this worker
+                // sees the loop.
+                if self.epoch.load(SeqCst) == seen {
+                    return false;
+                }
+                self.presence[me].store(HERE, SeqCst);
+                return true;
+            }
+            std::hint::spin_loop();
+            spins += 1;
+            // Reading the clock is itself some twenty nanoseconds.
+            if spins.is_multiple_of(64) && since.elapsed() > spin_time() {
+                self.presence[me].store(PARKED, SeqCst);
+                if self.epoch.load(SeqCst) == seen {
+                    std::thread::park(); // not for long if it is to leave: whoever dismisses unparks all
+                }
+                self.presence[me].store(HERE, SeqCst);
+            }
+        }
+        true
+    }
+
+    /// Takes part in the loop if it is still open. Says whether worker `me` is among those that
+    /// share it.
+    fn join(&self, me: usize) -> bool {
+        self.inside.fetch_add(1, SeqCst);
+        let open = self.open.load(SeqCst);
+        let threads = self.threads.load(SeqCst); // of this loop if it is open, else of the one before or after it
+        let shares = me + 1 < threads;
+        if open && shares {
+            // SAFETY: `open` was true after `inside` was raised, and the caller, which owns the
+            // body, lowers `open` and then waits for `inside` to be zero before the body goes away
+            // (both sequentially consistent).
+            let body = unsafe { &*self.body.load(SeqCst).cast::<Body<'_>>() };
+            if catch_unwind(AssertUnwindSafe(|| self.take(me + 1, threads, body))).is_err() {
+                self.panicked.store(true, SeqCst);
+                self.runs.iter().for_each(|r| r.set(0, 0));
+            }
+        }
+        self.inside.fetch_sub(1, SeqCst);
+        shares
     }
 }
 
-/// Threads for the CPU's share of a walk: the caller and `n - 1` workers.
+/// How long a worker spins for the next loop.
+fn spin_time() -> Duration {
+    if BESIDE_GPU.load(SeqCst) { SPIN_WITH_GPU } else { SPIN }
+}
+
+/// The threads of a rayon pool, of which all but one are workers: the caller of a loop works too.
 #[derive(Debug)]
-pub struct Pool {
-    shared: Arc<PoolState>,
-    workers: Vec<JoinHandle<()>>,
-    threads: Vec<Thread>,
-    n: usize,
-    /// One loop at a time; held by whoever runs one.
-    turn: Mutex<()>,
+struct Workers {
+    rayon: ThreadPool,
+    /// The rayon pool's threads, by number.
+    handles: Vec<Thread>,
+    state: Arc<PoolState>,
 }
 
-impl Pool {
-    /// The most threads of a pool: more than any one machine has cores.
-    pub const MOST: usize = 1024;
-
-    /// A pool of `n` threads; 0 means as many as compute best here.
-    ///
-    /// # Errors
-    /// If `n` is above [`Pool::MOST`], or the system starts no more threads.
-    pub fn new(n: usize) -> Result<Pool> {
-        let n = if n == 0 { best_threads() } else { n };
-        ensure!(n <= Self::MOST, "{n} threads (-t) are more than the {} that can be; one per core is best", Self::MOST);
-        let parked = (1..n).map(|_| AtomicBool::new(false)).collect();
-        let runs = (0..n).map(|_| Run::default()).collect();
-        let shared = Arc::new(PoolState { parked, runs, ..PoolState::default() });
-        // A pool from the start, so that threads that did start end again where one does not.
-        let mut pool = Pool { shared, workers: Vec::new(), threads: Vec::new(), n, turn: Mutex::new(()) };
-        for me in 0..n - 1 {
-            let shared = pool.shared.clone();
-            let worker = std::thread::Builder::new()
-                .name(format!("tandem-{}", me + 1))
-                .spawn(move || shared.work(me))
-                .with_context(|| format!("cannot start {n} threads"))?;
-            pool.threads.push(worker.thread().clone());
-            pool.workers.push(worker);
-        }
-        Ok(pool)
+impl Workers {
+    fn start(threads: usize) -> Result<Workers> {
+        let builder = ThreadPoolBuilder::new().num_threads(threads).thread_name(|i| format!("tandem-{}", i + 1));
+        let rayon = builder.build().with_context(|| format!("cannot start {threads} threads"))?;
+        let handles = rayon.broadcast(|_| std::thread::current());
+        Ok(Workers { rayon, handles, state: Arc::new(PoolState::new(threads)) })
     }
 
-    /// Has the threads wait longer for the next loop, because a GPU works between loops.
-    pub fn beside_gpu(&self) {
-        self.shared.beside_gpu.store(true, SeqCst);
-    }
-
-    /// Threads in the pool, the caller included.
-    pub fn threads(&self) -> usize {
-        self.n
-    }
-
-    /// Calls `f` for 0..n, in parallel when `bytes` (touched in all) is worth it.
-    pub fn each(&self, n: usize, bytes: usize, f: impl Fn(usize) + Sync + Send) {
-        if self.n == 1 || n <= 1 || bytes < SMALL {
-            return (0..n).for_each(f);
-        }
-        // A loop inside a loop, or from a second thread, runs on the thread that started it.
-        let _turn = match self.turn.try_lock() {
-            Ok(turn) => turn,
-            Err(TryLockError::Poisoned(turn)) => turn.into_inner(), // a body panicked; the loop was closed all the same
-            Err(TryLockError::WouldBlock) => return (0..n).for_each(f),
-        };
-        let s = &*self.shared;
-        let body = Body { f: &f };
+    /// Calls `f` for 0..n on `threads` threads.
+    fn share(&self, threads: usize, n: usize, f: &(dyn Fn(usize) + Sync)) {
+        let s = &*self.state;
+        let body = Body { f };
         assert!(n < 1 << 32, "indices have 32 bits; a longer loop would hand some out twice");
         s.panicked.store(false, SeqCst); // by a loop whose caller panicked too
-        for (me, run) in s.runs.iter().enumerate() {
-            run.set(n * me / self.n, n * (me + 1) / self.n);
+        // Workers spin on the memory around it: a store would take it from them.
+        if s.threads.load(SeqCst) != threads {
+            s.threads.store(threads, SeqCst);
+        }
+        for (me, run) in s.runs[..threads].iter().enumerate() {
+            run.set(n * me / threads, n * (me + 1) / threads);
         }
         s.body.store((&raw const body).cast_mut().cast(), SeqCst);
         s.open.store(true, SeqCst);
         s.epoch.fetch_add(1, SeqCst);
-        for (parked, thread) in s.parked.iter().zip(&self.threads) {
-            if parked.load(SeqCst) {
-                thread.unpark();
-            }
-        }
+        self.wake(threads - 1);
         // The loop must be closed, and empty, before `body` goes, also when `f` panics.
         struct Close<'a>(&'a PoolState);
         impl Drop for Close<'_> {
@@ -224,9 +260,139 @@ impl Pool {
             }
         }
         let close = Close(s);
-        s.take(0, &body);
+        s.take(0, threads, &body);
         drop(close);
         assert!(!s.panicked.swap(false, SeqCst), "a worker thread panicked");
+    }
+
+    /// Has the first `n` workers look at the epoch.
+    fn wake(&self, n: usize) {
+        let mut call = false;
+        for (presence, thread) in self.state.presence[..n].iter().zip(&self.handles) {
+            match presence.load(SeqCst) {
+                PARKED => thread.unpark(),
+                // It may be back by itself at this moment.
+                AWAY => call |= presence.compare_exchange(AWAY, HERE, SeqCst, SeqCst).is_ok(),
+                _ => {}
+            }
+        }
+        if call {
+            let state = self.state.clone();
+            self.rayon.spawn_broadcast(move |thread| {
+                if thread.index() < state.presence.len() {
+                    state.work(thread.index());
+                }
+            });
+        }
+    }
+
+    /// Sends all workers back to rayon.
+    fn dismiss(&self) {
+        self.state.leave.store(true, SeqCst);
+        self.handles.iter().for_each(Thread::unpark);
+    }
+
+    /// Runs `f`, whose rayon loops have the threads meanwhile.
+    fn lend<T: Send>(&self, f: impl FnOnce() -> T + Send) -> T {
+        self.dismiss();
+        let value = catch_unwind(AssertUnwindSafe(|| self.rayon.install(f)));
+        self.state.leave.store(false, SeqCst); // the next loop of a token calls them again
+        value.unwrap_or_else(|panic| resume_unwind(panic))
+    }
+}
+
+impl Drop for Workers {
+    fn drop(&mut self) {
+        self.dismiss(); // rayon ends the threads
+    }
+}
+
+/// The threads of this process. Whoever holds the lock may share out a loop.
+static THREADS: Mutex<Threads> = Mutex::new(Threads { workers: None, pools: 0 });
+
+#[derive(Debug)]
+struct Threads {
+    /// There are some while there are pools, as many as the largest has asked for.
+    workers: Option<Workers>,
+    /// The [`Pool`]s that live.
+    pools: usize,
+}
+
+impl Threads {
+    fn lock() -> MutexGuard<'static, Threads> {
+        THREADS.lock().unwrap_or_else(PoisonError::into_inner) // a loop is closed even if its body panics
+    }
+
+    /// None if a loop is running: one that this call is inside of, or another thread's.
+    fn try_lock() -> Option<MutexGuard<'static, Threads>> {
+        match THREADS.try_lock() {
+            Ok(threads) => Some(threads),
+            Err(TryLockError::Poisoned(threads)) => Some(threads.into_inner()),
+            Err(TryLockError::WouldBlock) => None,
+        }
+    }
+}
+
+/// Runs `f`, whose rayon loops take the process's threads: those of the pools that live, else as
+/// many as [`default_threads`] says. Must not be called from inside a loop of a [`Pool`].
+///
+/// # Errors
+/// If the system starts no more threads.
+pub(crate) fn in_parallel<T: Send>(f: impl FnOnce() -> T + Send) -> Result<T> {
+    if rayon::current_thread_index().is_some() {
+        return Ok(f()); // on a thread of rayon's already
+    }
+    match &Threads::lock().workers {
+        Some(workers) => Ok(workers.lend(f)),
+        None => Ok(Workers::start(default_threads())?.lend(f)),
+    }
+}
+
+/// A number of threads for the CPU's share of a walk: the caller and `n - 1` workers. All pools of
+/// a process share its threads; a loop that finds them taken by another one runs on its caller
+/// alone.
+#[derive(Debug)]
+pub struct Pool {
+    n: usize,
+}
+
+impl Pool {
+    /// The most threads of a pool: more than any one machine has cores.
+    pub const MOST: usize = 1024;
+
+    /// A pool of `n` threads; 0 means [`default_threads`].
+    ///
+    /// # Errors
+    /// If `n` is above [`Pool::MOST`], or the system starts no more threads.
+    pub fn new(n: usize) -> Result<Pool> {
+        let n = if n == 0 { default_threads() } else { n };
+        ensure!(n <= Self::MOST, "{n} threads (-t) are more than the {} that can be; one per core is best", Self::MOST);
+        let mut threads = Threads::lock();
+        if threads.workers.as_ref().is_none_or(|w| w.handles.len() < n) {
+            threads.workers = Some(Workers::start(n)?);
+        }
+        threads.pools += 1;
+        Ok(Pool { n })
+    }
+
+    /// Has the threads wait longer for the next loop, because a GPU works between loops.
+    pub fn beside_gpu(&self) {
+        BESIDE_GPU.store(true, SeqCst);
+    }
+
+    /// Threads in the pool, the caller included.
+    pub fn threads(&self) -> usize {
+        self.n
+    }
+
+    /// Calls `f` for 0..n, in parallel when `bytes` (touched in all) is worth it.
+    pub fn each(&self, n: usize, bytes: usize, f: impl Fn(usize) + Sync + Send) {
+        if self.n == 1 || n <= 1 || bytes < SMALL {
+            return (0..n).for_each(f);
+        }
+        // A loop inside a loop, or from a second thread, runs on the thread that started it.
+        let Some(threads) = Threads::try_lock() else { return (0..n).for_each(f) };
+        threads.workers.as_ref().expect("there are workers while a pool lives").share(self.n, n, &f);
     }
 
     /// Calls `f` with every item, in parallel when `bytes` is worth it.
@@ -242,7 +408,8 @@ impl Pool {
         });
     }
 
-    /// Calls `f` with every piece of `out` of `width` values and its number, in parallel when `bytes` is worth it.
+    /// Calls `f` with every piece of `out` of `width` values and its number, in parallel when
+    /// `bytes` is worth it.
     pub fn pieces(&self, out: &mut [f32], width: usize, bytes: usize, f: impl Fn(usize, &mut [f32]) + Sync + Send) {
         let len = out.len();
         let out = SharedOut(out.as_mut_ptr());
@@ -274,10 +441,10 @@ impl Pool {
 
 impl Drop for Pool {
     fn drop(&mut self) {
-        self.shared.quit.store(true, SeqCst);
-        self.threads.iter().for_each(Thread::unpark);
-        for w in self.workers.drain(..) {
-            let _ = w.join();
+        let mut threads = Threads::lock();
+        threads.pools -= 1;
+        if threads.pools == 0 {
+            threads.workers = None;
         }
     }
 }
@@ -297,6 +464,12 @@ impl SharedOut {
         // SAFETY: the caller's promise.
         unsafe { std::slice::from_raw_parts_mut(self.0.add(at), n) }
     }
+}
+
+/// Threads where no number is asked for: what RAYON_NUM_THREADS says, else [`best_threads`].
+pub fn default_threads() -> usize {
+    let limit = std::env::var("RAYON_NUM_THREADS").ok().and_then(|n| n.parse().ok());
+    limit.filter(|n| *n > 0).unwrap_or_else(best_threads)
 }
 
 /// Threads that compute best on this machine (see [`Topology::threads`]).
@@ -361,12 +534,81 @@ mod tests {
     fn a_panic_in_a_loop_reaches_the_caller_and_the_pool_goes_on() {
         let pool = Pool::new(3).unwrap();
         let run = || pool.each(100, SMALL, |i| assert_ne!(i, 41, "on purpose"));
-        assert!(std::panic::catch_unwind(std::panic::AssertUnwindSafe(run)).is_err());
+        assert!(catch_unwind(AssertUnwindSafe(run)).is_err());
         let count = AtomicU32::new(0);
         pool.each(100, SMALL, |_| {
             count.fetch_add(1, SeqCst);
         });
         assert_eq!(count.into_inner(), 100);
+    }
+
+    /// Whether workers take part in a loop, sooner or later: the loops of other tests may hold
+    /// them.
+    fn comes_to_be_shared(pool: &Pool) -> bool {
+        let (caller, start) = (std::thread::current().id(), Instant::now());
+        while start.elapsed() < Duration::from_secs(60) {
+            let others = AtomicU32::new(0);
+            pool.each(64, SMALL, |_| {
+                (0..100).for_each(|_| std::hint::spin_loop());
+                others.fetch_add((std::thread::current().id() != caller).into(), SeqCst);
+            });
+            if others.into_inner() > 0 {
+                return true;
+            }
+        }
+        false
+    }
+
+    #[test]
+    fn workers_come_again_after_rayon_had_their_threads() {
+        let pool = Pool::new(3).unwrap();
+        for round in 0..if cfg!(miri) { 3 } else { 50 } {
+            assert!(comes_to_be_shared(&pool), "round {round}");
+            if round % 2 == 0 {
+                std::thread::sleep(SPIN * 4); // long enough for the workers to park
+            }
+            let count = AtomicU32::new(0);
+            in_parallel(|| {
+                rayon::scope(|s| {
+                    for _ in 0..20 {
+                        s.spawn(|_| _ = count.fetch_add(1, SeqCst));
+                    }
+                })
+            })
+            .unwrap();
+            assert_eq!(count.into_inner(), 20);
+        }
+    }
+
+    #[test]
+    fn a_panic_in_rayon_s_loop_reaches_the_caller_and_workers_come_again() {
+        let pool = Pool::new(3).unwrap();
+        let run = || in_parallel(|| -> () { panic!("on purpose") });
+        assert!(catch_unwind(AssertUnwindSafe(run)).is_err());
+        assert!(comes_to_be_shared(&pool));
+    }
+
+    #[test]
+    fn a_pool_is_not_helped_by_the_threads_of_a_larger_one() {
+        let (large, small) = (Pool::new(5).unwrap(), Pool::new(2).unwrap());
+        for round in 0..if cfg!(miri) { 3 } else { 300 } {
+            let seen = Mutex::new(std::collections::HashSet::new());
+            let look = |_| {
+                (0..100).for_each(|_| std::hint::spin_loop());
+                seen.lock().unwrap().insert(std::thread::current().id());
+            };
+            large.each(20, SMALL, look);
+            assert!(std::mem::take(&mut *seen.lock().unwrap()).len() <= 5);
+            small.each(20, SMALL, look);
+            assert!(seen.lock().unwrap().len() <= 2, "round {round}");
+        }
+    }
+
+    #[test]
+    fn rayon_s_loops_take_as_many_threads_as_the_largest_pool() {
+        let _pool = Pool::new(6).unwrap();
+        // More only where another test's pool has more at this moment.
+        assert!(in_parallel(rayon::current_num_threads).unwrap() >= 6);
     }
 
     #[test]

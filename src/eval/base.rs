@@ -17,6 +17,7 @@ use std::path::{Path, PathBuf};
 use anyhow::{Context, Result, bail};
 
 use super::{Chunks, LogProbs};
+use crate::cpu::in_parallel;
 
 const MAGIC: &[u8; 8] = b"_logits_";
 const HEAD_BYTES: usize = 20;
@@ -123,7 +124,8 @@ impl<W: Write> BaseWriter<W> {
         assert!(rows.len() <= self.rows_left, "more rows than the head says");
         self.rows_left -= rows.len();
         let mut bytes = vec![0; rows.len() * self.row_bytes];
-        bytes.par_chunks_exact_mut(self.row_bytes).zip(rows).for_each(|(out, row)| row.encode(out));
+        let encoded = bytes.par_chunks_exact_mut(self.row_bytes).zip(rows);
+        in_parallel(|| encoded.for_each(|(out, row)| row.encode(out)))?;
         self.out.write_all(&bytes).with_context(|| format!("cannot write {}", self.path.display()))
     }
 

@@ -19,6 +19,8 @@ use rayon::prelude::*;
 
 use base::BaseRow;
 
+use crate::cpu::in_parallel;
+
 /// How a text is cut into chunks.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Chunks {
@@ -80,15 +82,18 @@ pub struct LogProbs<'a> {
 /// The rows of `logits` (rows, n_vocab), computed side by side.
 ///
 /// # Errors
-/// If the logits of a row have no softmax; the message names one that is not finite.
+/// If the logits of a row have no softmax; the message names one that is not finite. If the system starts no threads.
 pub fn log_probs(logits: &[f32], n_vocab: usize) -> Result<Vec<LogProbs<'_>>> {
-    logits.par_chunks_exact(n_vocab).map(LogProbs::new).collect()
+    in_parallel(|| logits.par_chunks_exact(n_vocab).map(LogProbs::new).collect())?
 }
 
 /// The model's rows against the base's, each judged by its token.
-pub fn pairs(rows: &[LogProbs<'_>], base: &[BaseRow<'_>], tokens: &[u32]) -> Vec<Pair> {
+///
+/// # Errors
+/// If the system starts no threads.
+pub fn pairs(rows: &[LogProbs<'_>], base: &[BaseRow<'_>], tokens: &[u32]) -> Result<Vec<Pair>> {
     let rows = rows.par_iter().zip_eq(base).zip_eq(tokens);
-    rows.map(|((row, base), &token)| row.against(base, token)).collect()
+    in_parallel(|| rows.map(|((row, base), &token)| row.against(base, token)).collect())
 }
 
 impl<'a> LogProbs<'a> {

@@ -20,7 +20,7 @@ use std::time::{Duration, Instant};
 use memmap2::MmapMut;
 use rayon::prelude::*;
 
-use crate::cpu::{Group, Pool, grouped};
+use crate::cpu::{Group, Pool, grouped, in_parallel};
 use crate::plan::Place;
 use crate::quant::Acts;
 use crate::quant::{self, QuantType, Rng};
@@ -340,7 +340,8 @@ impl RandomBuffer {
         let mut rng = Rng(7);
         let mut made = vec![0; (MADE / ty.bytes * ty.bytes).min(bytes.next_multiple_of(ty.bytes))];
         made.chunks_exact_mut(ty.bytes).for_each(|block| (ty.random)(&mut rng, block));
-        map.par_chunks_mut(made.len()).for_each(|to| to.copy_from_slice(&made[..to.len()]));
+        let parts = map.par_chunks_mut(made.len());
+        in_parallel(|| parts.for_each(|to| to.copy_from_slice(&made[..to.len()]))).expect("the run's pool has threads");
         RandomBuffer { ty, bytes: map, whole }
     }
 }

@@ -11,6 +11,8 @@ use std::ops::Range;
 use std::path::Path;
 use std::sync::Arc;
 
+use crate::cpu::in_parallel;
+
 /// How to bring a model's files into memory.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct Load {
@@ -154,18 +156,18 @@ impl FileBytes {
 
 /// Reads a file into fresh pages, several parts at once; the places in `keep` stay untouched pages, which take no memory.
 fn read(path: &Path, file: &File, len: u64, keep: &[Range<usize>]) -> Result<Mmap> {
-    let fill = || {
+    let fill = || -> Result<Mmap> {
         let len = usize::try_from(len).map_err(|_| io::Error::from(io::ErrorKind::OutOfMemory))?;
         let mut pages = MmapMut::map_anon(len)?;
         let (mut rest, mut at) = (&mut pages[..], 0);
         for kept in keep.iter().cloned().chain([len..len]) {
             let (part, after) = std::mem::take(&mut rest).split_at_mut(kept.start - at);
             let parts = part.par_chunks_mut(READ).enumerate();
-            parts.try_for_each(|(i, part)| read_at(file, part, (at + i * READ) as u64))?;
+            in_parallel(|| parts.try_for_each(|(i, part)| read_at(file, part, (at + i * READ) as u64)))??;
             rest = &mut after[kept.len()..];
             at = kept.end;
         }
-        pages.make_read_only()
+        Ok(pages.make_read_only()?)
     };
     fill().with_context(|| format!("cannot read {} ({len} bytes) into memory", path.display()))
 }

@@ -14,7 +14,7 @@ pub struct ModelArgs {
     /// 8192]
     #[arg(short, long, value_name = "N")]
     pub ctx_size: Option<usize>,
-    /// Threads for decoding; 0 is one per physical performance core
+    /// Threads for decoding; 0 is RAYON_NUM_THREADS, or one per physical performance core
     #[arg(short, long, value_name = "N", default_value_t = 0)]
     pub threads: usize,
     /// Threads for prompts [default: same as --threads] [also: -tb]
