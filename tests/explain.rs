@@ -150,7 +150,7 @@ fn steps_have_a_shape_and_a_place_and_copies_stand_between_places() {
 fn a_model_over_three_files_without_its_weights_is_explained() {
     let dir = Path::new(env!("CARGO_TARGET_TMPDIR")).join("explain");
     std::fs::create_dir_all(&dir).unwrap();
-    let synth = model::Synth { layers: None, mix: "Q4_K_M".parse().unwrap(), seed: 1, vocab: None, header_only: true };
+    let synth = model::Synth { layers: None, mix: "Q4_K_M".parse().unwrap(), seed: 1, vocab: None, holes: model::Holes::All };
     let shards = synth.write("qwen3-235b-a22b", Some(3), &dir.join("big.gguf")).unwrap();
     assert_eq!(shards.len(), 3);
     for (shard, _) in &shards {
@@ -175,7 +175,7 @@ fn of_a_table_of_experts_by_token_one_row_is_read() {
     let dir = Path::new(env!("CARGO_TARGET_TMPDIR")).join("explain");
     std::fs::create_dir_all(&dir).unwrap();
     let mix = "Q4_K_M".parse().unwrap();
-    let synth = model::Synth { layers: Some(1), mix, seed: 1, vocab: None, header_only: true };
+    let synth = model::Synth { layers: Some(1), mix, seed: 1, vocab: None, holes: model::Holes::All };
     let path = synth.write("deepseek-v4-flash", None, &dir.join("hash.gguf")).unwrap()[0].0.clone();
     let j = json(&path, &[]);
     let router = j["parts"].as_array().unwrap().iter().find(|p| p["part"] == "router").unwrap();
@@ -191,7 +191,7 @@ fn full_size_models_are_placed_on_a_gpu_that_is_not_here() {
     std::fs::create_dir_all(&dir).unwrap();
     for shape in ["qwen3-235b-a22b", "gpt-oss-120b", "qwen3.5-122b-a10b", "deepseek-v4-flash", "deepseek-v3"] {
         let synth =
-            model::Synth { layers: None, mix: "Q4_K_M".parse().unwrap(), seed: 1, vocab: None, header_only: true };
+            model::Synth { layers: None, mix: "Q4_K_M".parse().unwrap(), seed: 1, vocab: None, holes: model::Holes::All };
         let path = synth.write(shape, None, &dir.join("header.gguf")).unwrap()[0].0.clone();
         let mut before = 0;
         for (vram, bytes) in [("8G", 8u64 << 30), ("16G", 16 << 30), ("32G", 32 << 30)] {
