@@ -106,12 +106,14 @@ pub(super) fn options(a: &args::ModelArgs) -> Result<Options> {
 
 /// Opens a model whose header is read, with the GPU if there is one.
 pub(super) fn session(gguf: Gguf, a: &args::ModelArgs, o: &Options) -> Result<Session> {
-    if let Some(memory) = Memory::of_this_machine().filter(|m| gguf.bytes() > m.total as u64) {
+    // Lookup tables stay in the file: their rows are read there as tokens need them.
+    let resident: u64 = gguf.tensors.iter().filter(|t| !t.is_lookup_table()).map(|t| t.bytes as u64).sum();
+    if let Some(memory) = Memory::of_this_machine().filter(|m| resident > m.total as u64) {
         let gb = |n: f64| n / 1e9;
         tracing::warn!(
             "the model ({:.1} GB) is larger than this machine's memory ({:.1} GB): parts of it are read from disk for \
              every token, which is slow (tandem explain estimates how slow)",
-            gb(gguf.bytes() as f64),
+            gb(resident as f64),
             gb(memory.total as f64)
         );
     }
