@@ -9,6 +9,8 @@ use std::process::Command;
 
 use serde_json::Value;
 use tandem::gguf::{Gguf, Tensor};
+use tandem::session;
+use tandem::tape::{Weight, WeightKind};
 
 /// With a rate that is given, so that nothing need be measured.
 fn explain(args: &[&str]) -> String {
@@ -150,7 +152,8 @@ fn steps_have_a_shape_and_a_place_and_copies_stand_between_places() {
 fn a_model_over_three_files_without_its_weights_is_explained() {
     let dir = Path::new(env!("CARGO_TARGET_TMPDIR")).join("explain");
     std::fs::create_dir_all(&dir).unwrap();
-    let synth = model::Synth { layers: None, mix: "Q4_K_M".parse().unwrap(), seed: 1, vocab: None, header_only: true };
+    let synth =
+        model::Synth { layers: None, mix: "Q4_K_M".parse().unwrap(), seed: 1, vocab: None, holes: model::Holes::All };
     let shards = synth.write("qwen3-235b-a22b", Some(3), &dir.join("big.gguf")).unwrap();
     assert_eq!(shards.len(), 3);
     for (shard, _) in &shards {
@@ -175,7 +178,7 @@ fn of_a_table_of_experts_by_token_one_row_is_read() {
     let dir = Path::new(env!("CARGO_TARGET_TMPDIR")).join("explain");
     std::fs::create_dir_all(&dir).unwrap();
     let mix = "Q4_K_M".parse().unwrap();
-    let synth = model::Synth { layers: Some(1), mix, seed: 1, vocab: None, header_only: true };
+    let synth = model::Synth { layers: Some(1), mix, seed: 1, vocab: None, holes: model::Holes::All };
     let path = synth.write("deepseek-v4-flash", None, &dir.join("hash.gguf")).unwrap()[0].0.clone();
     let j = json(&path, &[]);
     let router = j["parts"].as_array().unwrap().iter().find(|p| p["part"] == "router").unwrap();
@@ -190,8 +193,13 @@ fn full_size_models_are_placed_on_a_gpu_that_is_not_here() {
     let dir = Path::new(env!("CARGO_TARGET_TMPDIR")).join("placed");
     std::fs::create_dir_all(&dir).unwrap();
     for shape in ["qwen3-235b-a22b", "gpt-oss-120b", "qwen3.5-122b-a10b", "deepseek-v4-flash", "deepseek-v3"] {
-        let synth =
-            model::Synth { layers: None, mix: "Q4_K_M".parse().unwrap(), seed: 1, vocab: None, header_only: true };
+        let synth = model::Synth {
+            layers: None,
+            mix: "Q4_K_M".parse().unwrap(),
+            seed: 1,
+            vocab: None,
+            holes: model::Holes::All,
+        };
         let path = synth.write(shape, None, &dir.join("header.gguf")).unwrap()[0].0.clone();
         let mut before = 0;
         for (vram, bytes) in [("8G", 8u64 << 30), ("16G", 16 << 30), ("32G", 32 << 30)] {
@@ -258,4 +266,213 @@ fn the_built_in_model_is_explained_and_two_models_are_one_too_many() {
     assert!(explain(&[]).contains("Shakespeare"));
     let o = Command::new(env!("CARGO_BIN_EXE_tandem")).args(["explain", "a.gguf", "-m", "b.gguf"]).output().unwrap();
     assert_eq!(o.status.code(), Some(2));
+}
+
+/// Parameters in billions: of all layers, of the blocks that predict further tokens, and of those
+/// that a token is multiplied with. Published figures where the sum over the tensors meets them
+/// within 1%, else (*) the sum that the released configuration gives: cards round to whole billions
+/// and differ on tables and drafts.
+const SIZES: &[(&str, f64, f64, f64)] = &[
+    ("qwen3-30b-a3b", 30.5, 0.0, 3.04),     // * active
+    ("qwen3-235b-a22b", 235.1, 0.0, 21.57), // * active
+    ("gpt-oss-20b", 20.9, 0.0, 3.6),
+    ("gpt-oss-120b", 116.8, 0.0, 5.13),
+    ("qwen3.5-35b-a3b", 34.66, 0.84, 2.95), // * active, and how the published 35.5 splits
+    ("qwen3.5-122b-a10b", 122.11, 2.52, 9.01), // * active, and how the published 124.6 splits
+    ("qwen3-next-80b-a3b", 79.67, 1.65, 3.56), // * active
+    ("qwen3.8-flash-next", 176.94, 2.61, 6.67), // * active
+    ("deepseek-v3", 671.0, 0.0, 36.63),     // * active
+    ("kimi-k2", 1026.4, 0.0, 32.0),
+    ("kimi-k2.6", 1026.4, 0.0, 32.0),
+    ("glm-5.1", 744.0, 9.94, 40.83), // * active
+    ("glm-5.2", 744.0, 9.94, 40.0),
+    ("deepseek-v4-flash", 284.3, 0.0, 13.27), // * active
+    ("deepseek-v4-pro", 1573.0, 0.0, 49.0),   // * layers: what predicts further tokens is not converted
+    ("gemma4-26b-a4b", 25.2, 0.0, 3.8),
+    ("gemma4-31b", 30.7, 0.0, 30.7),
+    ("gemma4-e4b", 7.46, 0.0, 4.64), // * both, without the keys and values that no layer reads
+    ("minimax-m2.7", 229.0, 0.0, 10.42),
+    ("minimax-m3", 428.0, 0.0, 24.73),        // * active
+    ("glm-4.5-air", 106.0, 2.38, 12.80),      // * active
+    ("glm-4.6", 352.8, 3.99, 32.86),          // * active
+    ("laguna-xs-2.1", 33.4, 0.0, 2.81),       // * active
+    ("laguna-s-2.1", 118.0, 0.0, 8.14),       // * active
+    ("step-3.7-flash", 196.0, 2.42, 11.46),   // * active
+    ("mimo-v2.5", 310.0, 0.99, 14.82),        // * active
+    ("nemotron-3-super", 120.0, 2.94, 12.23), // * active
+    ("nemotron-3-ultra", 550.0, 11.21, 55.0),
+    ("nemotron-3.5-lightning", 31.6, 1.33, 3.2),
+];
+
+#[test]
+fn published_parameter_counts_are_those_of_full_size_headers() {
+    let dir = Path::new(env!("CARGO_TARGET_TMPDIR")).join("sizes");
+    std::fs::create_dir_all(&dir).unwrap();
+    let mix = "Q4_K_M".parse().unwrap();
+    let synth = model::Synth { layers: None, mix, seed: 1, vocab: None, holes: model::Holes::All };
+    let mut off = Vec::new();
+    say!("{:24} {:>21} {:>19} {:>19}", "billions: is, want", "layers", "further tokens", "active");
+    for &(shape, layers, further, active) in SIZES {
+        let path = synth.write(shape, None, &dir.join("header.gguf")).unwrap()[0].0.clone();
+        let (_, text) = explain_any(&[path.to_str().unwrap(), "--json"]);
+        let j: Value = serde_json::from_str(&text).unwrap();
+        let is = |v: &Value| v.as_f64().unwrap_or(0.0) / 1e9;
+        let mtp = is(&j["mtp"]["parameters"]);
+        let found =
+            [(is(&j["parameters"]["total"]) - mtp, layers), (mtp, further), (is(&j["parameters"]["active"]), active)];
+        let cells = found.map(|(is, want)| format!("{is:9.2} {want:9.2}"));
+        say!("{shape:24} {}", cells.join(" "));
+        off.extend(found.iter().filter(|(is, want)| (is - want).abs() > want * 0.01).map(|f| (shape, f.0, f.1)));
+    }
+    assert!(off.is_empty(), "more than 1% off: {off:?}");
+}
+
+/// What is said of any file, with the exit status.
+fn explain_any(args: &[&str]) -> (Option<i32>, String) {
+    let o = common::program(&[&["explain", "--ram-gbps", "50"], args].concat(), b"");
+    (o.status.code(), String::from_utf8(o.stdout).unwrap())
+}
+
+/// A file of the model `qwen3moe` with changes.
+fn changed(name: &str, change: impl FnOnce(&mut common::source::Source)) -> PathBuf {
+    let mut source = common::source::Source::open("qwen3moe", &small("qwen3moe"));
+    change(&mut source);
+    let file = Path::new(env!("CARGO_TARGET_TMPDIR")).join(format!("explain_{name}.gguf"));
+    std::fs::write(&file, source.bytes()).unwrap();
+    file
+}
+
+#[test]
+fn a_file_of_an_unknown_architecture_is_explained_and_refused() {
+    let file = changed("unknown", |s| {
+        for (key, value) in &mut s.meta {
+            *key = key.replace("qwen3moe.", "glm9.");
+            if key == "general.architecture" {
+                *value = "glm9".into();
+            }
+        }
+        s.arch = "glm9".into();
+        s.set("block_count", 4u32).set("nextn_predict_layers", 1u32);
+        s.add("blk.3.nextn.eh_proj.weight", &[64, 128], &[0.0; 64 * 128]);
+        s.add("blk.3.ffn_up.weight", &[10, 64], &[0.0; 640]);
+    });
+    let known = json(&small("qwen3moe"), &[]);
+    let (code, text) = explain_any(&[file.to_str().unwrap(), "--json"]);
+    assert_eq!(code, Some(3), "the status of a model that cannot be used");
+    let j: Value = serde_json::from_str(&text).unwrap();
+    assert_eq!((&j["architecture"], &j["layers"], &j["vocabulary"]), (&"glm9".into(), &3.into(), &384.into()));
+    assert_eq!(j["mtp"], serde_json::json!({ "blocks": 1, "parameters": 8832, "bytes": 8832 * 4 }));
+    assert_eq!(j["parameters"]["total"], known["parameters"]["total"].as_u64().unwrap() + 8832);
+    for same in ["experts", "parameters/active", "context/trained", "weights/bits_per_weight"] {
+        let at = format!("/{same}");
+        assert_eq!(j.pointer(&at), known.pointer(&at), "{same}");
+    }
+    assert_eq!(j["memory"]["needed_bytes"], known["weights"]["bytes"], "without what predicts further tokens");
+    let missing = j["missing"].as_array().unwrap();
+    assert!(missing.len() == 1 && missing[0].as_str().unwrap().contains("\"glm9\""), "{missing:?}");
+    let o = common::program(&["explain", file.to_str().unwrap()], b"");
+    let text = String::from_utf8(o.stdout).unwrap();
+    for words in ["glm9", "8 experts, 3 of them", "are active per token", "8832 of them in 1 block for multi-token"] {
+        assert!(text.contains(words), "{words} is not in {text}");
+    }
+    for head in ["\nFormats\n", "\nMemory\n", "What is missing"] {
+        assert!(text.contains(head), "{head} is not in {text}");
+    }
+    let said = String::from_utf8(o.stderr).unwrap();
+    assert!(o.status.code() == Some(3) && said.contains("explain_unknown.gguf"), "{said}");
+}
+
+#[test]
+fn what_a_family_refuses_is_named_and_does_not_hide_the_facts() {
+    let file = changed("refused", |s| {
+        s.set("attention.scale", 0.5f32);
+        for i in 0..3 {
+            s.add(&format!("blk.{i}.attn_extra.weight"), &[64], &[1.0; 64]);
+        }
+    });
+    let (code, text) = explain_any(&[file.to_str().unwrap(), "--json"]);
+    let j: Value = serde_json::from_str(&text).unwrap();
+    let known = json(&small("qwen3moe"), &[]);
+    assert!(code == Some(3) && known["missing"].as_array().unwrap().is_empty());
+    assert_eq!(j["parameters"]["total"], known["parameters"]["total"].as_u64().unwrap() + 3 * 64);
+    let missing: Vec<&str> = j["missing"].as_array().unwrap().iter().map(|m| m.as_str().unwrap()).collect();
+    assert!(
+        matches!(missing[..], [a, b] if a.starts_with("3 tensors blk.*.attn_extra.weight")
+        && b.starts_with("metadata key qwen3moe.attention.scale is 0.5")),
+        "{missing:?}"
+    );
+}
+
+#[test]
+fn a_file_that_is_no_language_model_is_explained_too() {
+    let file = Path::new(env!("CARGO_TARGET_TMPDIR")).join("explain_words.gguf");
+    let mut w = tandem::gguf::Writer::new();
+    w.set("tokenizer.ggml.tokens", vec!["a".to_owned(), "b".to_owned()]);
+    std::fs::write(&file, w.to_bytes().unwrap()).unwrap();
+    let (code, text) = explain_any(&[file.to_str().unwrap(), "--json"]);
+    let j: Value = serde_json::from_str(&text).unwrap();
+    assert_eq!((code, &j["vocabulary"], &j["layers"]), (Some(3), &2.into(), &0.into()));
+    assert!(j["architecture"].is_null() && j["missing"][0].as_str().unwrap().contains("general.architecture"), "{j}");
+    assert!(explain_any(&[file.to_str().unwrap()]).1.contains("not given in the file"));
+}
+
+#[test]
+fn lookup_tables_are_shown_apart_and_are_not_needed_memory() {
+    let dir = Path::new(env!("CARGO_TARGET_TMPDIR")).join("tables");
+    std::fs::create_dir_all(&dir).unwrap();
+    let mix = "Q8_0".parse().unwrap();
+    let synth = model::Synth { layers: None, mix, seed: 1, vocab: None, holes: model::Holes::All };
+    let header = |shape: &str| synth.write(shape, None, &dir.join(format!("{shape}.gguf"))).unwrap()[0].0.clone();
+    let path = header("gemma4-e4b");
+    let j = json(&path, &[]);
+    let bytes = 262_144 * 42 * 256 / 32 * 34;
+    assert_eq!(
+        (&j["tables"][0]["tensor"], &j["tables"][0]["bytes"]),
+        (&"per_layer_token_embd.weight".into(), &bytes.into())
+    );
+    let place = &j["places"][0];
+    assert_eq!(place["mapped_bytes"], bytes);
+    let needed = ["weight_bytes", "state_bytes", "buffer_bytes"].map(|k| place[k].as_u64().unwrap());
+    assert_eq!(j["memory"]["needed_bytes"], needed.iter().sum::<u64>());
+    let all = j["weights"]["bytes"].as_u64().unwrap();
+    assert!(needed[0] + bytes <= all && needed[0] + bytes > all - (1 << 20), "{needed:?} and {bytes} of {all}");
+    let part = j["parts"].as_array().unwrap().iter().find(|p| p["part"] == "lookup tables").unwrap();
+    assert_eq!((&part["bytes"], &part["bytes_per_token"]), (&bytes.into(), &(42 * 256 / 32 * 34).into()));
+    let text = explain(&[path.to_str().unwrap()]);
+    for words in ["2.8 billion of them in the lookup table per_layer_token_embd", "stay in the file"] {
+        assert!(text.contains(words), "{words} is not in {text}");
+    }
+
+    // Whether a family runs it or not.
+    let path = header("qwen3.8-flash-next");
+    let (_, text) = explain_any(&[path.to_str().unwrap(), "--json"]);
+    let j: Value = serde_json::from_str(&text).unwrap();
+    let bytes = |at: &str| j.pointer(at).and_then(Value::as_u64).unwrap_or_else(|| panic!("{at}: {j}"));
+    assert!(bytes("/tables/0/bytes") > 50_000_000_000, "{j}");
+    let rest = bytes("/weights/bytes") - bytes("/tables/0/bytes") - bytes("/mtp/bytes");
+    assert!(bytes("/memory/needed_bytes") < rest + 5_000_000_000, "{j}");
+    for file in ["gemma4-e4b", "qwen3.8-flash-next"] {
+        std::fs::remove_file(dir.join(format!("{file}.gguf"))).unwrap();
+    }
+}
+
+#[test]
+fn the_file_alone_tells_what_the_tape_reads_of_the_parameters() {
+    for r in common::references() {
+        let gguf = Gguf::open(&r.gguf).unwrap();
+        let tape = session::tape(&gguf, &common::exact()).unwrap_or_else(|e| panic!("{}: {e:#}", r.name));
+        let active = tape.steps.iter().map(|step| {
+            let list = step.weights.iter().map(|w| &tape.weights[w.0 as usize]);
+            let all: usize = list.clone().map(|w| w.bytes).sum();
+            let count: usize = list.filter(|w| !matches!(w.kind, WeightKind::Ints { .. })).map(Weight::count).sum();
+            count as f64 * tape.step_bytes(step) as f64 / all.max(1) as f64
+        });
+        let (want, j) = (active.sum::<f64>(), json(&r.gguf, &[]));
+        let found = j["parameters"]["active"].as_f64().unwrap();
+        // Scales and divisors that are read when the tape is written are in no step.
+        assert!((found / want - 1.0).abs() < 1e-3, "{}: {found} of the file, {want} of the tape", r.name);
+        let experts = tape.steps.iter().filter(|s| s.op.name() == "experts").count();
+        assert_eq!(j["experts"]["layers"].as_u64().unwrap_or(0), experts as u64, "{}", r.name);
+        assert_eq!(j["layers"], tape.n_layers(), "{}", r.name);
+    }
 }

@@ -222,6 +222,10 @@ impl Fill {
                 let dt = 10f32.powf(-3.0 + 2.0 * rng.unit());
                 (dt.exp() - 1.0).ln()
             })),
+            (Kind::Turning(n), _) => {
+                let mut divisors = (0..count).map(move |i| if i < n { 1.0 } else { 1e30 });
+                floats(Box::new(move || divisors.next().expect("as many as there are elements")))
+            }
             (Kind::Experts(n), _) => {
                 let k = t.shape[t.shape.len() - 1];
                 Box::new(move |out| {

@@ -14,7 +14,7 @@ use std::path::PathBuf;
 use anyhow::Result;
 use clap::Parser;
 
-use model::{Mix, SHAPES, Synth};
+use model::{Holes, Mix, SHAPES, Synth};
 
 #[derive(Debug, Parser)]
 #[command(about = "Writes a GGUF file of random weights with a real model's shape", max_term_width = 100)]
@@ -48,7 +48,8 @@ struct Args {
 
 fn main() -> Result<()> {
     let a = Args::parse();
-    let synth = Synth { layers: a.layers, mix: a.quant, seed: a.seed, vocab: a.vocab, header_only: a.header_only };
+    let holes = if a.header_only { Holes::All } else { Holes::None };
+    let synth = Synth { layers: a.layers, mix: a.quant, seed: a.seed, vocab: a.vocab, holes };
     for (path, bytes) in synth.write(&a.shape, a.split, &a.out)? {
         println!("{} ({:.1} GB)", path.display(), bytes as f64 / 1e9);
     }

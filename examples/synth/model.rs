@@ -28,6 +28,9 @@ pub(crate) enum Kind {
     TimeStep,
     /// For every row, different expert numbers below this.
     Experts(usize),
+    /// Divisors of rotation frequencies: 1 for this many pairs, then so large that the rest does
+    /// not turn.
+    Turning(usize),
 }
 
 /// A tensor to write.
@@ -47,6 +50,28 @@ pub(crate) struct Model {
     pub(crate) tensors: Vec<Spec>,
 }
 
+/// What is not written: holes in the file, which take no space and read as zeros.
+#[derive(Clone, Copy, Debug, PartialEq)]
+#[allow(dead_code)] // each program that is made of this file writes some of them
+pub(crate) enum Holes {
+    None,
+    /// The matrices of experts, which are most of a model: they add nothing then, everything else
+    /// is as real.
+    Experts,
+    /// All weights.
+    All,
+}
+
+impl Holes {
+    fn has(self, kind: Kind) -> bool {
+        match self {
+            Holes::None => false,
+            Holes::Experts => matches!(kind, Kind::Weight(Part::Experts | Part::Down)),
+            Holes::All => true,
+        }
+    }
+}
+
 /// What was asked for beside the shape.
 #[derive(Clone, Debug)]
 pub(crate) struct Synth {
@@ -54,7 +79,7 @@ pub(crate) struct Synth {
     pub(crate) mix: Mix,
     pub(crate) seed: u64,
     pub(crate) vocab: Option<usize>,
-    pub(crate) header_only: bool,
+    pub(crate) holes: Holes,
 }
 
 impl Synth {
@@ -84,7 +109,7 @@ impl Synth {
                 Kind::Experts(_) => TensorType::I32,
                 _ => TensorType::Quant(quant::by_name("F32").expect("F32 is always known")),
             };
-            match self.header_only {
+            match self.holes.has(t.kind) {
                 true => w.add_hole(&t.name, &t.shape, ty)?,
                 false => w.add_tensor(&t.name, &t.shape, ty, fill.tensor(t, ty))?,
             };

@@ -107,13 +107,14 @@ pub(super) fn options(a: &args::ModelArgs) -> Result<Options> {
 
 /// Opens a model whose header is read, with the GPU if there is one.
 pub(super) fn session(gguf: Gguf, a: &args::ModelArgs, o: &Options) -> Result<Session> {
-    let in_memory = gguf.bytes() - on_disk(&gguf, o);
-    if let Some(memory) = Memory::of_this_machine().filter(|m| in_memory > m.total as u64) {
+    // Lookup tables stay in the file: their rows are read there as tokens need them.
+    let resident: u64 = gguf.tensors.iter().filter(|t| !t.is_lookup_table()).map(|t| t.bytes as u64).sum();
+    if let Some(memory) = Memory::of_this_machine().filter(|m| resident > m.total as u64) {
         let gb = |n: f64| n / 1e9;
         tracing::warn!(
             "the model ({:.1} GB) is larger than this machine's memory ({:.1} GB): parts of it are read from disk for \
              every token, which is slow (tandem explain estimates how slow)",
-            gb(in_memory as f64),
+            gb(resident as f64),
             gb(memory.total as f64)
         );
     }
@@ -142,12 +143,6 @@ pub(super) fn session(gguf: Gguf, a: &args::ModelArgs, o: &Options) -> Result<Se
         tracing::info!("{words}");
     }
     Ok(session)
-}
-
-/// Bytes of the tables that stay on disk.
-fn on_disk(gguf: &Gguf, o: &Options) -> u64 {
-    let tape = session::tape(gguf, o);
-    tape.iter().flat_map(|t| t.mapped()).map(|w| w.bytes as u64).sum()
 }
 
 /// The GPU, or None with a notice of the reason.

@@ -160,12 +160,13 @@ fn read(path: &Path, file: &File, len: u64, keep: &[Range<usize>]) -> Result<Mma
         let len = usize::try_from(len).map_err(|_| io::Error::from(io::ErrorKind::OutOfMemory))?;
         let mut pages = MmapMut::map_anon(len)?;
         let (mut rest, mut at) = (&mut pages[..], 0);
-        for kept in keep.iter().cloned().chain([len..len]) {
-            let (part, after) = std::mem::take(&mut rest).split_at_mut(kept.start - at);
+        let whole = (len, len); // where the last part ends
+        for (from, to) in keep.iter().map(|r| (r.start, r.end)).chain([whole]) {
+            let (part, after) = std::mem::take(&mut rest).split_at_mut(from - at);
             let parts = part.par_chunks_mut(READ).enumerate();
             in_parallel(|| parts.try_for_each(|(i, part)| read_at(file, part, (at + i * READ) as u64)))??;
-            rest = &mut after[kept.len()..];
-            at = kept.end;
+            rest = &mut after[to - from..];
+            at = to;
         }
         Ok(pages.make_read_only()?)
     };

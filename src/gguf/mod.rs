@@ -161,6 +161,13 @@ impl Tensor {
         self.shape.iter().product()
     }
 
+    /// Whether it is a lookup table of which a token reads a few rows: embeddings for each layer,
+    /// or rows by the hash of the last tokens. Such a table may be larger than the rest of the
+    /// model, and is best left in its file.
+    pub fn is_lookup_table(&self) -> bool {
+        self.name == "per_layer_token_embd.weight"
+    }
+
     /// Its bytes' place in its file.
     pub fn range(&self) -> Range<usize> {
         let start = self.offset as usize;

@@ -87,7 +87,6 @@ fn grams(b: &Builder, layers: &[usize]) -> Result<Slot> {
     let factors = list("ple.layer_multipliers", longest)?.into_iter().map(|f| f as u64).collect();
     let heads = list("ple.head_offsets", n_heads)?.into_iter().zip(sizes).collect();
     let end = b.count_or_zero("ple.eos_token_id")? as u32;
-    b.has_key("ple.image_token_id"); // it stands for images; text alone is computed
     let dim = b.count("embedding_length_per_layer_input")?;
     b.ngram("per_layer_token_embd.weight", Ngram { factors, heads, end }, dim)
 }

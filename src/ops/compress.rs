@@ -7,8 +7,9 @@
 //!   block's with the second halves; the first block has no predecessor
 //! row = rope(norm(row) * weight, at the block's first position)
 //! ```
-//! Without scores a row is the mean of its block; the norm and the rotation may be missing. The row appears with the block's last token. What the open block has seen is kept as f32 rows by position, so the
-//! step can stop and go on at any token.
+//! Without scores a row is the mean of its block; the norm and the rotation may be missing. The row appears with the
+//! block's last token. What the open block has seen is kept as f32 rows by position, so the step can stop and go on at any
+//! token.
 
 use anyhow::Result;
 

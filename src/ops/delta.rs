@@ -15,9 +15,8 @@
 
 use anyhow::Result;
 
-use super::glu::sigmoid;
+use super::glu::{sigmoid, softplus};
 use super::recurrence::{self, each_head, runs};
-use super::route::softplus;
 use crate::cpu::dense;
 use crate::cuda::{Grid, Ptr, int, launch};
 use crate::tape::{Builder, CpuIo, GpuIo, Op, Role, Slot, Table};

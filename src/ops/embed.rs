@@ -6,7 +6,10 @@ use crate::cuda::{Grid, int, launch};
 use crate::tape::{Builder, CpuIo, GpuIo, Op, Role, Slot, Weight};
 
 #[derive(Debug)]
-struct Embed;
+struct Embed {
+    /// Whether the table stays in the file.
+    mapped: bool,
+}
 
 impl Op for Embed {
     fn name(&self) -> &'static str {
@@ -28,6 +31,10 @@ impl Op for Embed {
         launch::rows(io.gpu, w.kernels(), grid, w.ptr, io.lists.tokens, out.ptr, int(out.width), w.row_bytes())
     }
 
+    fn gpu_refuses(&self) -> Option<String> {
+        self.mapped.then(|| "a table that stays in the file".into())
+    }
+
     fn by_row(&self) -> bool {
         false
     }
@@ -43,16 +50,18 @@ impl Builder<'_> {
     /// # Errors
     /// If the file does not have it in this shape.
     pub fn embed(&self) -> Result<Slot> {
-        self.look_up("token_embd", self.count("embedding_length")?)
+        let n_embd = self.count("embedding_length")?;
+        let w = self.matrix("token_embd.weight", &[self.n_vocab()?, n_embd])?;
+        Ok(self.push_named("token_embd", Embed { mapped: false }, &[], &[n_embd], &[w], &[])[0])
     }
 
-    /// Each token's row of a table `NAME.weight` (n_vocab, width): (T, width).
+    /// Each token's row of a further table `NAME.weight` (n_vocab, width), which stays in the file: (T, width).
     ///
     /// # Errors
     /// If the file does not have it in this shape.
     pub fn look_up(&self, name: &str, width: usize) -> Result<Slot> {
         let b = self.role(Role::Embedding);
-        let w = b.matrix(&format!("{name}.weight"), &[b.n_vocab()?, width])?;
-        Ok(b.push_named(name, Embed, &[], &[width], &[w], &[])[0])
+        let w = b.mapped(&format!("{name}.weight"), &[b.n_vocab()?, width])?;
+        Ok(b.push_named(name, Embed { mapped: true }, &[], &[width], &[w], &[])[0])
     }
 }

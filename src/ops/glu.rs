@@ -18,7 +18,6 @@
 
 use anyhow::Result;
 
-use super::route::softplus;
 use crate::cpu::dense;
 use crate::cuda::launch::GluKind;
 use crate::cuda::{Grid, Ptr, int, launch};
@@ -83,6 +82,11 @@ fn gelu_erf(x: f32) -> f32 {
     let erfc = t * (FIT.iter().rev().fold(0.0, |sum, c| sum * t + c) - z * z).exp(); // of |x / sqrt(2)|
     let phi = if x < 0.0 { 0.5 * erfc } else { 1.0 - 0.5 * erfc };
     (x as f64 * phi) as f32
+}
+
+/// ln(1 + e^x) without overflow.
+pub(super) fn softplus(x: f32) -> f32 {
+    if x > 20.0 { x } else { x.exp().ln_1p() }
 }
 
 /// x * sigmoid(x).

@@ -13,7 +13,7 @@
 
 use anyhow::Result;
 
-use super::glu::sigmoid;
+use super::glu::{sigmoid, softplus};
 use crate::cuda::launch::{MOST_CHOSEN, MOST_EXPERTS, MOST_GROUPS};
 use crate::cuda::{Grid, int, launch};
 use crate::tape::{Builder, CpuIo, GpuIo, Op, Role, Slot, Weight, WeightId, WeightKind};
@@ -79,11 +79,6 @@ fn softmax(x: &mut [f32]) {
     }
     let inv = (1.0 / sum) as f32;
     x.iter_mut().for_each(|v| *v *= inv);
-}
-
-/// ln(1 + e^x) without overflow.
-pub(super) fn softplus(x: f32) -> f32 {
-    if x > 20.0 { x } else { x.exp().ln_1p() }
 }
 
 impl Op for RouteOp {

@@ -13,8 +13,8 @@
 
 use anyhow::Result;
 
+use super::glu::softplus;
 use super::recurrence::{self, each_head, runs};
-use super::route::softplus;
 use crate::cpu::dense;
 use crate::cuda::{Grid, Ptr, int, launch};
 use crate::tape::{Builder, CpuIo, GpuIo, Op, Role, Slot, Table};

@@ -10,8 +10,8 @@ use anyhow::{Context, Result, anyhow, bail};
 
 use super::known_keys;
 use super::{
-    ExpertShare, Op, Role, RowSet, Slot, SlotInfo, StateId, StateKind, StateSpec, Step, Tape, Weight, WeightId,
-    WeightKind,
+    ExpertShare, Op, Refusal, Role, RowSet, Slot, SlotInfo, StateId, StateKind, StateSpec, Step, Tape, Weight,
+    WeightId, WeightKind,
 };
 use crate::gguf::{Gguf, TensorType};
 use crate::quant::QuantType;
@@ -25,6 +25,16 @@ fn flattens(have: &[usize], want: &[usize]) -> bool {
         (&[taps, heads, r, c], &[n, rows, cols]) => (r, c) == (rows, cols) && taps.checked_mul(heads) == Some(n),
         _ => false,
     }
+}
+
+/// Of `all` blocks of a file those that are layers, where it states that the last `extra` predict
+/// further tokens: `extra` is less than `all`. Such a block has `nextn` tensors. Some files state
+/// such blocks and come without them, with `all` less by as many: there the last blocks are layers
+/// like the others.
+pub fn trunk_blocks(gguf: &Gguf, all: usize, extra: usize) -> usize {
+    let any = |prefix: &str| gguf.tensors.iter().any(|t| t.name.starts_with(prefix));
+    let is_layer = |n: &usize| any(&format!("blk.{n}.")) && !any(&format!("blk.{n}.nextn."));
+    (all - extra..all).find(|n| !is_layer(n)).unwrap_or(all)
 }
 
 /// The user's settings that shape a tape.
@@ -143,15 +153,10 @@ impl<'a> Builder<'a> {
             return Err(self.bad_key("block_count", all, want));
         }
         let extra = self.count_or_zero("nextn_predict_layers")?;
-        let Some(mut n) = all.checked_sub(extra).filter(|&n| n > 0) else {
+        if extra >= all {
             return Err(self.bad_key("nextn_predict_layers", extra, format!("fewer than the {all} blocks")));
-        };
-        let any = |prefix: &str| gguf.tensors.iter().any(|t| t.name.starts_with(prefix));
-        // A block that predicts further tokens has tensors of that name. Some files state such blocks and come without
-        // them, with block_count less by as many: there the last blocks are layers like the others.
-        while n < all && any(&format!("blk.{n}.")) && !any(&format!("blk.{n}.nextn.")) {
-            n += 1;
         }
+        let n = trunk_blocks(gguf, all, extra);
         for i in n..all {
             self.ignore(&format!("blk.{i}."), "multi-token prediction is not used yet");
         }
@@ -461,9 +466,9 @@ impl<'a> Builder<'a> {
     /// The finished tape, in which every value has all rows.
     ///
     /// # Errors
-    /// If the file holds tensors that the family neither read nor ignored, or metadata keys that it did not read and
-    /// that change what is computed, naming them: a model with a part that is not understood is refused, never run
-    /// without it.
+    /// A [`Refusal`] if the file holds tensors that the family neither read nor ignored, or
+    /// metadata keys that it did not read and that change what is computed: a model with a part
+    /// that is not understood is refused, never run without it.
     pub fn finish(self, logits: Slot, argmax: Slot) -> Result<Tape> {
         let mut tape = self.rec.tape.take();
         (tape.logits, tape.argmax) = (Some(logits), Some(argmax));
@@ -474,24 +479,19 @@ impl<'a> Builder<'a> {
                 tape.ignored.push((t.name.clone(), "activations are not quantized to 4 bits"));
             }
         }
-        let left: Vec<&str> = gguf
+        let tensors: Vec<String> = gguf
             .tensors
             .iter()
-            .map(|t| t.name.as_str())
+            .map(|t| &t.name)
             .filter(|n| !known.contains_key(*n) && !tape.ignored.iter().any(|(p, _)| n.starts_with(p)))
+            .cloned()
             .collect();
-        if !left.is_empty() {
-            let more = if left.len() > 4 { ", ..." } else { "" };
-            bail!(
-                "{}: {} tensors are not part of the {} model that this version knows ({}{more}); it would be computed \
-                 wrongly without them, so it is refused",
-                gguf.path.display(),
-                left.len(),
-                self.rec.arch,
-                left[..left.len().min(4)].join(", ")
-            );
+        let keys;
+        (tape.unused_keys, keys) = known_keys::unused(gguf, &self.rec.arch, &read);
+        if !tensors.is_empty() || !keys.is_empty() {
+            let (file, arch) = (gguf.path.display().to_string(), self.rec.arch.clone());
+            return Err(Refusal { file, arch, tensors, keys }.into());
         }
-        tape.unused_keys = known_keys::unused(gguf, &self.rec.arch, &read)?;
         Ok(tape)
     }
 }

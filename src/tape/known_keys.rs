@@ -19,8 +19,6 @@
 
 use std::collections::HashSet;
 
-use anyhow::{Result, bail};
-
 use crate::gguf::{Array, Gguf, Value};
 
 /// A key of the file's architecture that the tape does not depend on.
@@ -378,11 +376,10 @@ fn text(value: &Value) -> String {
     }
 }
 
-/// The keys of the file's architecture that are not in `read` (their names without the prefix), in the file's order.
-///
-/// # Errors
-/// If one of them changes what is computed, naming every such key: the model is refused, never run without it.
-pub(super) fn unused(gguf: &Gguf, arch: &str, read: &HashSet<String>) -> Result<Vec<UnusedKey>> {
+/// The keys of the file's architecture that are not in `read` (their names without the prefix), in
+/// the file's order: those that nothing depends on, and those that change what is computed, in
+/// words.
+pub(super) fn unused(gguf: &Gguf, arch: &str, read: &HashSet<String>) -> (Vec<UnusedKey>, Vec<String>) {
     let prefix = format!("{arch}.");
     let other = |name: &str| gguf.meta.get(&format!("{prefix}{name}"));
     let (mut unused, mut refused) = (Vec::new(), Vec::new());
@@ -401,15 +398,7 @@ pub(super) fn unused(gguf: &Gguf, arch: &str, read: &HashSet<String>) -> Result<
         };
         unused.push(UnusedKey { key: key.to_owned(), value: text(value), why, known });
     }
-    if !refused.is_empty() {
-        bail!(
-            "{}: metadata keys ask for what is not part of the {arch} model that this version knows: {}; it would be \
-             computed wrongly without them, so it is refused",
-            gguf.path.display(),
-            refused.join("; ")
-        );
-    }
-    Ok(unused)
+    (unused, refused)
 }
 
 #[cfg(test)]

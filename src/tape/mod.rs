@@ -7,15 +7,17 @@ mod builder;
 mod gpu;
 mod keys;
 mod known_keys;
+mod refusal;
 mod state;
 
 use std::collections::HashMap;
 use std::fmt::Debug;
 use std::sync::Arc;
 
-pub use builder::{Builder, Layer, Settings};
+pub use builder::{Builder, Layer, Settings, trunk_blocks};
 pub use gpu::{GpuIo, GpuState, GpuValue, GpuWeight, Lists, MatrixRows, Scratch};
 pub use known_keys::{Class, UnusedKey, classify};
+pub use refusal::Refusal;
 pub use state::{SeqRows, State, StateKind, StateSpec};
 
 use anyhow::Result;

@@ -1,9 +1,11 @@
-//! The numbers: sums over the tensor directory, the tape and the plan.
+//! What a tape and a plan tell beyond the header: the parts of the model, what a token reads, what
+//! is where.
 
-use std::collections::{BTreeMap, HashSet};
+use std::collections::HashSet;
 
 use anyhow::Result;
 
+use super::file::FileFacts;
 use crate::gguf::Gguf;
 use crate::plan::{self, Fit, Place, PlanStage, Refused, Shape};
 use crate::session::{self, Options};
@@ -21,14 +23,6 @@ pub(super) struct PlacedModel<'a> {
     pub(super) shape: Shape,
 }
 
-/// The tensors of one format.
-pub(super) struct FormatFacts {
-    pub(super) name: &'static str,
-    pub(super) tensors: usize,
-    pub(super) weights: usize,
-    pub(super) bytes: usize,
-}
-
 /// Tensors that the family leaves alone.
 pub(super) struct UnusedFacts {
     pub(super) prefix: String,
@@ -37,9 +31,6 @@ pub(super) struct UnusedFacts {
     pub(super) bytes: usize,
 }
 
-/// What reports call the tables of which a token reads a few rows, and which stay in the file.
-pub(super) const ON_DISK: &str = "tables on disk";
-
 /// A part of the model.
 pub(super) struct PartFacts {
     pub(super) name: &'static str,
@@ -47,21 +38,14 @@ pub(super) struct PartFacts {
     pub(super) bytes_per_token: usize,
 }
 
-/// The expert layers.
-#[derive(Clone, Copy)]
-pub(super) struct ExpertFacts {
-    pub(super) layers: usize,
-    /// In a layer.
-    pub(super) count: usize,
-    /// Chosen for a token, in a layer.
-    pub(super) used: usize,
-}
-
 /// What is at one place.
 pub(super) struct PlaceFacts {
     pub(super) name: &'static str,
     pub(super) steps: usize,
+    /// Without `mapped_bytes`.
     pub(super) weight_bytes: usize,
+    /// Lookup tables that stay in the file: a token reads a few of their rows there.
+    pub(super) mapped_bytes: usize,
     pub(super) state_bytes: usize,
     pub(super) buffer_bytes: usize,
     /// The expert cache.
@@ -102,23 +86,13 @@ impl PlacementFacts {
     }
 }
 
-/// Everything that the header tells.
+/// Everything that is known of a model that can run.
 pub(super) struct ModelFacts {
-    pub(super) name: String,
-    pub(super) arch: String,
-    pub(super) files: Vec<(String, u64)>,
-    pub(super) layers: usize,
-    pub(super) n_vocab: usize,
-    pub(super) n_ctx_trained: Option<usize>,
+    pub(super) file: FileFacts,
     pub(super) n_ctx: usize,
     pub(super) n_batch: usize,
-    pub(super) params: usize,
-    pub(super) active: usize,
-    pub(super) experts: Option<ExpertFacts>,
-    pub(super) formats: Vec<FormatFacts>,
     pub(super) unused: Vec<UnusedFacts>,
     pub(super) unused_keys: Vec<UnusedKey>,
-    pub(super) bytes: usize,
     pub(super) parts: Vec<PartFacts>,
     pub(super) tied: bool,
     pub(super) bytes_per_token: usize,
@@ -131,66 +105,19 @@ pub(super) struct ModelFacts {
     pub(super) placement: PlacementFacts,
 }
 
+/// The part of lookup tables other than the token embedding.
+pub(super) const TABLES: &str = "lookup tables";
+
 fn weights<'a>(tape: &'a Tape, step: &Step) -> Vec<&'a Weight> {
     step.weights.iter().map(|w| &tape.weights[w.0 as usize]).collect()
 }
 
 impl ModelFacts {
     pub(super) fn new(m: &PlacedModel<'_>) -> Result<ModelFacts> {
-        let (gguf, tape, plan, o) = (m.gguf, &m.placed.tape, &m.placed.plan, m.options);
-        let arch = gguf.meta.str("general.architecture")?;
-        let key = |name: &str| gguf.meta.opt_usize(&format!("{arch}.{name}"));
+        let (gguf, tape, o) = (m.gguf, &m.placed.tape, m.options);
         let n_ctx = session::context(gguf, o.n_ctx)?;
-
-        let part = |name| PartFacts { name, bytes: 0, bytes_per_token: 0 };
-        let mut parts = Role::ALL.map(|role| part(role.name()));
-        let mut on_disk = part(ON_DISK);
-        let mut places: Vec<PlaceFacts> = Vec::new();
-        let mut seen = HashSet::new(); // tensors; a tied head reads the embedding again
-        let (mut active, mut experts, mut tied) = (0f64, None::<ExpertFacts>, false);
-        for place in Place::ALL {
-            let here = || tape.steps.iter().zip(&plan.places).filter(|(_, p)| **p == place).map(|(s, _)| s);
-            let ids: HashSet<_> = here().flat_map(|s| &s.weights).collect();
-            let states = tape.states.iter().zip(&plan.state_places).filter(|(_, p)| **p == place);
-            let room = m.placed.footprint;
-            let gpu = place.is_gpu();
-            let held = |w: &&Weight| w.kind != WeightKind::Mapped;
-            let weights = || ids.iter().map(|w| &tape.weights[w.0 as usize]).filter(held).map(|w| w.bytes).sum();
-            let states = || states.clone().map(|(s, _)| s.bytes(n_ctx, o.n_batch)).sum();
-            let buffers = || plan.buffer_bytes(place, &m.shape);
-            places.push(PlaceFacts {
-                name: place.name(),
-                steps: here().count(),
-                weight_bytes: if gpu { room.weights } else { weights() },
-                state_bytes: if gpu { room.states } else { states() },
-                buffer_bytes: if gpu { room.values + room.scratch + room.header } else { buffers() },
-                cache_bytes: if gpu { room.cache + room.ring } else { 0 },
-            });
-        }
-        places.retain(|p| p.steps > 0);
-        for step in tape.steps.iter().filter(|s| s.share != ExpertShare::OnGpu) {
-            let list = weights(tape, step);
-            let mapped = list.iter().any(|w| w.kind == WeightKind::Mapped);
-            let part = if mapped { &mut on_disk } else { &mut parts[step.role as usize] };
-            let (all, read) = (list.iter().map(|w| w.bytes).sum::<usize>(), tape.step_bytes(step));
-            part.bytes_per_token += read;
-            let share = read as f64 / all.max(1) as f64;
-            for w in list {
-                if seen.insert(w.tensor) {
-                    part.bytes += w.bytes;
-                } else {
-                    tied |= step.outs.first() == tape.logits.as_ref();
-                }
-                if !matches!(w.kind, WeightKind::Ints { .. }) {
-                    active += w.count() as f64 * share;
-                }
-            }
-            if step.op.name() == "experts" {
-                let (count, used) = (tape.weights[step.weights[0].0 as usize].shape[0], tape.width(step.ins[1]));
-                experts = Some(ExpertFacts { layers: 1 + experts.map_or(0, |e| e.layers), count, used });
-            }
-        }
-
+        let file = FileFacts::new(gguf, |t| tape.ignored.iter().any(|(prefix, _)| t.name.starts_with(prefix)));
+        let (parts, tied) = parts(tape);
         let per_token = tape.states.iter().map(|s| match s.kind {
             StateKind::Rows { every, window: None, .. } => s.ty.row_bytes(s.width) as f64 / every as f64,
             _ => 0.0,
@@ -200,39 +127,77 @@ impl ModelFacts {
             list.map(|s| s.bytes(n_ctx, o.n_batch)).sum::<usize>()
         };
         Ok(ModelFacts {
-            name: gguf.meta.opt_str("general.name")?.unwrap_or("unnamed model").to_owned(),
-            arch: arch.to_owned(),
-            files: gguf.shards().map(|p| (p.display().to_string(), file_bytes(gguf, p))).collect(),
-            layers: tape.n_layers(),
-            n_vocab: tape.n_vocab(),
-            n_ctx_trained: key("context_length")?,
+            file,
             n_ctx,
             n_batch: o.n_batch.min(n_ctx),
-            params: gguf.tensors.iter().filter(|t| t.ty.quant().is_some()).map(|t| t.elements()).sum(),
-            active: active.round() as usize,
-            experts,
-            formats: formats(gguf),
             unused: unused(gguf, tape),
             unused_keys: tape.unused_keys.clone(),
-            bytes: gguf.tensors.iter().map(|t| t.bytes).sum(),
-            parts: parts.into_iter().chain([on_disk]).filter(|p| p.bytes + p.bytes_per_token > 0).collect(),
+            parts,
             tied,
             bytes_per_token: tape.bytes_per_token(),
             state_bytes: bytes_of(false) + bytes_of(true),
             state_bytes_per_token: per_token.sum(),
             state_fixed_bytes: bytes_of(true),
             cache_types: (o.type_k.name, o.type_v.name),
-            places,
+            places: places(m, n_ctx),
             placement: PlacementFacts::new(m),
         })
     }
+}
 
-    /// Bits per weight over all weights of the file.
-    pub(super) fn bits(&self) -> f64 {
-        let bytes: usize = self.formats.iter().map(|f| f.bytes).sum();
-        let weights: usize = self.formats.iter().map(|f| f.weights).sum();
-        bytes as f64 * 8.0 / weights.max(1) as f64
+/// The parts of a model in the order of reports, and whether the head reads the embedding again.
+fn parts(tape: &Tape) -> (Vec<PartFacts>, bool) {
+    let part = |name| PartFacts { name, bytes: 0, bytes_per_token: 0 };
+    let mut parts = Role::ALL.map(|role| part(role.name()));
+    let mut tables = part(TABLES);
+    let (mut seen, mut tied) = (HashSet::new(), false);
+    for step in tape.steps.iter().filter(|s| s.share != ExpertShare::OnGpu) {
+        let list = weights(tape, step);
+        let in_file = list.iter().any(|w| w.kind == WeightKind::Mapped);
+        let part = if in_file { &mut tables } else { &mut parts[step.role as usize] };
+        part.bytes_per_token += tape.step_bytes(step);
+        for w in list {
+            if seen.insert(w.tensor) {
+                part.bytes += w.bytes;
+            } else {
+                tied |= step.role == Role::Head;
+            }
+        }
     }
+    let [embedding, others @ ..] = parts;
+    let all = [embedding, tables].into_iter().chain(others);
+    (all.filter(|p| p.bytes + p.bytes_per_token > 0).collect(), tied)
+}
+
+/// What is where, for a context of `n_ctx` tokens.
+fn places(m: &PlacedModel<'_>, n_ctx: usize) -> Vec<PlaceFacts> {
+    let (tape, plan, o) = (&m.placed.tape, &m.placed.plan, m.options);
+    let mut places = Vec::new();
+    for place in Place::ALL {
+        let here = || tape.steps.iter().zip(&plan.places).filter(|(_, p)| **p == place).map(|(s, _)| s);
+        let ids: HashSet<_> = here().flat_map(|s| &s.weights).collect();
+        let states = tape.states.iter().zip(&plan.state_places).filter(|(_, p)| **p == place);
+        let room = m.placed.footprint;
+        let gpu = place.is_gpu();
+        let (mut weight_bytes, mut mapped_bytes) = (0, 0);
+        for w in ids.iter().map(|w| &tape.weights[w.0 as usize]) {
+            let bytes = if w.kind == WeightKind::Mapped { &mut mapped_bytes } else { &mut weight_bytes };
+            *bytes += w.bytes;
+        }
+        let states = || states.clone().map(|(s, _)| s.bytes(n_ctx, o.n_batch)).sum();
+        let buffers = || plan.buffer_bytes(place, &m.shape);
+        places.push(PlaceFacts {
+            name: place.name(),
+            steps: here().count(),
+            weight_bytes: if gpu { room.weights } else { weight_bytes },
+            mapped_bytes,
+            state_bytes: if gpu { room.states } else { states() },
+            buffer_bytes: if gpu { room.values + room.scratch + room.header } else { buffers() },
+            cache_bytes: if gpu { room.cache + room.ring } else { 0 },
+        });
+    }
+    places.retain(|p| p.steps > 0);
+    places
 }
 
 /// The tensors that the family leaves alone, by prefix.
@@ -245,26 +210,6 @@ fn unused(gguf: &Gguf, tape: &Tape) -> Vec<UnusedFacts> {
         })
         .filter(|u| u.tensors > 0)
         .collect()
-}
-
-/// The file's tensors by format, the largest share first.
-fn formats(gguf: &Gguf) -> Vec<FormatFacts> {
-    let mut formats: BTreeMap<&str, FormatFacts> = BTreeMap::new();
-    for t in &gguf.tensors {
-        let name = t.ty.name();
-        let f = formats.entry(name).or_insert(FormatFacts { name, tensors: 0, weights: 0, bytes: 0 });
-        f.tensors += 1;
-        f.weights += t.elements();
-        f.bytes += t.bytes;
-    }
-    let mut formats: Vec<FormatFacts> = formats.into_values().collect();
-    formats.sort_by_key(|f| std::cmp::Reverse(f.bytes));
-    formats
-}
-
-/// Bytes of a file on disk; of a model that is no file, those of its tensors.
-fn file_bytes(gguf: &Gguf, path: &std::path::Path) -> u64 {
-    std::fs::metadata(path).map_or_else(|_| gguf.bytes(), |m| m.len())
 }
 
 /// A line of the table of steps.

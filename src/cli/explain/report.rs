@@ -1,35 +1,45 @@
 //! The report in words and aligned columns.
 
-use super::facts::{ModelFacts, ON_DISK, PlacementFacts, StepFacts};
+use super::facts::{ModelFacts, PlacementFacts, StepFacts, TABLES};
+use super::file::{ExpertFacts, FileFacts};
 use super::speed::Speed;
 use super::verdict::{MemoryFit, Verdict};
 use crate::cli::human::{count, size, table, wrapped};
 use crate::cli::predict::Limit;
 
-fn row<const N: usize>(cells: [&dyn std::fmt::Display; N]) -> Vec<String> {
+/// What is said of the size of lookup tables that stay in the file.
+pub(super) const MAPPED: &str = "stay in the file, so they are not counted below";
+
+pub(super) fn row<const N: usize>(cells: [&dyn std::fmt::Display; N]) -> Vec<String> {
     cells.iter().map(|c| c.to_string()).collect()
 }
 
-/// The whole report.
-pub(super) fn report(f: &ModelFacts, fit: &MemoryFit, speed: &Speed) -> String {
-    let mut out = format!("{}\n", f.name);
+/// What the model is: the head of every report. `n_ctx` is the context used here, where the model
+/// can run.
+pub(super) fn about(f: &FileFacts, n_ctx: Option<usize>) -> String {
     let trained = f.n_ctx_trained.map_or("not given in the file".into(), |n| format!("trained with {n} tokens"));
-    let layers = match f.experts {
-        Some(e) if e.layers == f.layers => {
-            format!("{}, each with {} experts, {} of them used per token", f.layers, e.count, e.used)
-        }
-        Some(e) => {
-            format!("{}, {} of them with {} experts, {} of those used per token", f.layers, e.layers, e.count, e.used)
-        }
-        None => f.layers.to_string(),
+    let used_here = n_ctx.map_or(String::new(), |n| format!("; {n} used here (-c)"));
+    let active = match f.active {
+        Some(n) => format!("of which {} are active per token", count(n)),
+        None => "of which the file does not say how many are active per token".into(),
     };
+    let arch = f.arch.as_ref().map_or("not given in the file".into(), |a| a.escape_debug().to_string());
     let mut about = vec![
-        row([&"architecture", &f.arch]),
-        row([&"layers", &layers]),
-        row([&"parameters", &format!("{}, of which {} are active per token", count(f.params), count(f.active))]),
-        row([&"vocabulary", &format!("{} tokens", f.n_vocab)]),
-        row([&"context", &format!("{trained}; {} used here (-c)", f.n_ctx)]),
+        row([&"architecture", &arch]),
+        row([&"layers", &layers(f)]),
+        row([&"parameters", &format!("{}, {active}", count(f.params))]),
     ];
+    for t in &f.tables {
+        let name = t.name.trim_end_matches(".weight");
+        about.push(row([&"", &format!("{} of them in the lookup table {name}, {}", count(t.params), size(t.bytes))]));
+    }
+    if let Some(m) = &f.mtp {
+        let blocks = if m.blocks == 1 { "1 block".into() } else { format!("{} blocks", m.blocks) };
+        let text = format!("{} of them in {blocks} for multi-token prediction, {}", count(m.params), size(m.bytes));
+        about.push(row([&"", &format!("{text}, not used yet")]));
+    }
+    about.push(row([&"vocabulary", &f.n_vocab.map_or("not in the file".into(), |n| format!("{n} tokens"))]));
+    about.push(row([&"context", &format!("{trained}{used_here}")]));
     for (i, (path, bytes)) in f.files.iter().enumerate() {
         let what = match (i, f.files.len()) {
             (0, 1) => "file".into(),
@@ -38,9 +48,21 @@ pub(super) fn report(f: &ModelFacts, fit: &MemoryFit, speed: &Speed) -> String {
         };
         about.push(row([&what, &format!("{path} ({})", size(*bytes as usize))]));
     }
-    out += &table(&about, &[false, false]);
+    format!("{}\n{}", f.name, table(&about, &[false, false]))
+}
 
-    out += "\nFormats\n";
+fn layers(f: &FileFacts) -> String {
+    let Some(e) = f.experts else { return f.layers.to_string() };
+    let used = e.used.map_or("an unknown number".into(), |n| n.to_string());
+    if e.layers == f.layers {
+        format!("{}, each with {} experts, {used} of them used per token", f.layers, e.count)
+    } else {
+        format!("{}, {} of them with {} experts, {used} of those used per token", f.layers, e.layers, e.count)
+    }
+}
+
+/// The weight formats of the file.
+pub(super) fn formats(f: &FileFacts) -> String {
     let mut rows = vec![row([&"", &"tensors", &"weights", &"size", &"share"])];
     for x in &f.formats {
         let share = format!("{:.1} %", x.bytes as f64 * 100.0 / f.bytes.max(1) as f64);
@@ -49,7 +71,12 @@ pub(super) fn report(f: &ModelFacts, fit: &MemoryFit, speed: &Speed) -> String {
     let tensors: usize = f.formats.iter().map(|x| x.tensors).sum();
     let bits = format!("{:.2} bits per weight", f.bits());
     rows.push(row([&"all", &tensors, &count(f.formats.iter().map(|x| x.weights).sum()), &size(f.bytes), &bits]));
-    out += &table(&rows, &[false, true, true, true, true]);
+    format!("\nFormats\n{}", table(&rows, &[false, true, true, true, true]))
+}
+
+/// The whole report of a model that can run.
+pub(super) fn report(f: &ModelFacts, fit: &MemoryFit, speed: &Speed) -> String {
+    let mut out = about(&f.file, Some(f.n_ctx)) + &formats(&f.file);
     for u in &f.unused {
         out += &wrapped(&format!("Not used: {} tensors {}*, {}: {}.", u.tensors, u.prefix, size(u.bytes), u.why));
     }
@@ -58,11 +85,11 @@ pub(super) fn report(f: &ModelFacts, fit: &MemoryFit, speed: &Speed) -> String {
     out += "\nWeights, and what one decoded token reads of them\n";
     let mut rows = vec![row([&"", &"size", &"read per token", &""])];
     for p in &f.parts {
-        let note = match (p.name, f.experts) {
-            ("experts", Some(e)) => format!("{} of {}", e.used, e.count),
+        let note = match (p.name, f.file.experts) {
+            ("experts", Some(ExpertFacts { count, used: Some(used), .. })) => format!("{used} of {count}"),
+            (TABLES, _) => "rows by token, read from the file".into(),
             ("head", _) if f.tied => "shared with the embedding".into(),
             ("embedding", _) => "one row".into(),
-            (ON_DISK, _) => "never loaded: a few rows are read".into(),
             _ => String::new(),
         };
         rows.push(row([&p.name, &size(p.bytes), &size(p.bytes_per_token), &note]));
@@ -87,6 +114,9 @@ fn memory(f: &ModelFacts, fit: &MemoryFit) -> String {
         let at = if several { format!(" on {}", p.name) } else { String::new() };
         let steps = if several { format!("{} of {all} steps", p.steps) } else { String::new() };
         rows.push(row([&format!("weights{at}"), &size(p.weight_bytes), &steps]));
+        if p.mapped_bytes > 0 {
+            rows.push(row([&TABLES, &size(p.mapped_bytes), &MAPPED]));
+        }
         rows.push(row([
             &format!("KV cache{at}"),
             &size(p.state_bytes),

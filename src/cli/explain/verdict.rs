@@ -1,6 +1,7 @@
 //! Whether a model fits into this machine's memory, and what to do where it does not.
 
 use super::facts::{ModelFacts, PlacedModel};
+use super::file::FileFacts;
 use crate::cli::human::size;
 use crate::cpu::Memory;
 use crate::plan::Place;
@@ -24,6 +25,16 @@ impl Verdict {
             Verdict::Unknown => "unknown",
         }
     }
+
+    fn of(needed: usize, at: Memory) -> Verdict {
+        if needed <= at.free {
+            Verdict::Yes
+        } else if needed <= (at.total as f64 * USABLE) as usize {
+            Verdict::Crowded
+        } else {
+            Verdict::No
+        }
+    }
 }
 
 /// What is needed, what is there, and the words for it.
@@ -43,24 +54,45 @@ impl MemoryFit {
         let weights: usize = here().map(|p| p.weight_bytes).sum();
         let rest: usize = here().map(|p| p.state_bytes + p.buffer_bytes).sum();
         let needed = weights + rest;
-        let Some(at) = memory else {
-            let words = vec!["The system does not report its memory.".into()];
-            return MemoryFit { memory, needed, verdict: Verdict::Unknown, words };
-        };
+        let Some(at) = memory else { return MemoryFit::unknown(needed) };
         let usable = (at.total as f64 * USABLE) as usize;
-        let (verdict, words) = if needed <= at.free {
-            (Verdict::Yes, vec![format!("It fits: it needs {} of {} free memory.", size(needed), size(at.free))])
-        } else if needed <= usable {
-            let gap = size(needed - at.free);
-            let text = format!(
-                "It fits into this machine, but not next to the running programs: close programs that use {gap}, or parts \
-                 of the model are read from disk for every token, which is slow."
-            );
-            (Verdict::Crowded, vec![text])
-        } else {
-            (Verdict::No, too_large(m, f, weights, rest, usable))
+        let verdict = Verdict::of(needed, at);
+        let words = match verdict {
+            Verdict::No => too_large(m, f, weights, rest, usable),
+            Verdict::Crowded => {
+                let gap = size(needed - at.free);
+                vec![format!(
+                    "It fits into this machine, but not next to the running programs: close programs that use {gap}, or \
+                     parts of the model are read from disk for every token, which is slow."
+                )]
+            }
+            _ => vec![format!("It fits: it needs {} of {} free memory.", size(needed), size(at.free))],
         };
         MemoryFit { memory, needed, verdict, words }
+    }
+
+    /// The judgement on the weights alone, of a file whose states nobody knows. Lookup tables stay
+    /// in the file, and what predicts further tokens is not read.
+    pub(super) fn of_weights(f: &FileFacts, memory: Option<Memory>) -> MemoryFit {
+        let aside = f.tables.iter().map(|t| t.bytes).chain(f.mtp.iter().map(|m| m.bytes)).sum::<usize>();
+        let needed = f.bytes - aside;
+        let Some(at) = memory else { return MemoryFit::unknown(needed) };
+        let verdict = Verdict::of(needed, at);
+        let (need, free) = (size(needed), size(at.free));
+        let text = match verdict {
+            Verdict::No => format!("The weights alone do not fit: they need {need} of {}.", size(at.total)),
+            Verdict::Crowded => {
+                format!("The weights alone, {need}, fit into this machine, but not next to the running programs.")
+            }
+            _ => format!("The weights alone fit: they need {need} of {free} free memory."),
+        };
+        MemoryFit { memory, needed, verdict, words: vec![text] }
+    }
+
+    /// The judgement where the system does not say how much memory there is.
+    fn unknown(needed: usize) -> MemoryFit {
+        let words = vec!["The system does not report its memory.".into()];
+        MemoryFit { memory: None, needed, verdict: Verdict::Unknown, words }
     }
 }
 
@@ -103,14 +135,16 @@ fn too_large(m: &PlacedModel<'_>, f: &ModelFacts, weights: usize, rest: usize, u
         let text = "What helps with the KV cache: a smaller -c, or -ctk q8_0 -ctv q8_0, which takes about half of f16.";
         words.push(text.into());
     }
-    let room = usable.saturating_sub(rest) as f64 * 8.0 / f.params as f64;
+    let in_file: usize = f.file.tables.iter().map(|t| t.params).sum();
+    let params = (f.file.params - in_file) as f64;
+    let room = usable.saturating_sub(rest) as f64 * 8.0 / params;
     words.push(if room >= 1.6 {
         format!(
             "What helps: a file with at most {room:.1} bits per weight (this one has {:.1}), or more memory.",
-            f.bits()
+            f.file.bits()
         )
     } else {
-        let least = (f.params as f64 * 2.0 / 8.0 + rest as f64) / USABLE;
+        let least = (params * 2.0 / 8.0 + rest as f64) / USABLE;
         format!("No format makes it small enough: even with 2 bits per weight it needs {:.0} GB.", least / 1e9)
     });
     words

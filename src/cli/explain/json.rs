@@ -1,0 +1,177 @@
+//! The report as one JSON object (`--json`). Bytes are whole numbers; everything else is named for
+//! what it counts. Of a file that this version cannot run there is what the header alone tells:
+//! everything that has no tape in it (no parts, state, places, placement, prediction, steps; the
+//! memory of the weights alone), and the exit status is that of a model that cannot be used.
+//! ```text
+//! name, architecture
+//! files             [{path, bytes}]                       all files of a split model, in order
+//! layers, vocabulary
+//! context           {trained, used}                       used: with the given -c
+//! parameters        {total, active}                       active: those that one token is multiplied with, or null
+//! experts           {layers, count, used} or null         count and used: in one layer; used may be null
+//! mtp               {blocks, parameters, bytes} or null   blocks that predict further tokens; part of the total, never
+//!                                                         active, not used yet
+//! tables            [{tensor, parameters, bytes}]         lookup tables other than the token embedding
+//! weights           {bytes, bits_per_weight, formats: [{format, tensors, weights, bytes}],
+//!                    unused: [{prefix, why, tensors, bytes}]}   unused: in the file but not computed with
+//! unused_metadata   [{key, value, why, known}]            metadata keys of the architecture that nothing depends on;
+//!                                                         value: as text; known: whether their meaning is known
+//! parts             [{part, bytes, bytes_per_token}]      the bytes of weights by what they are for
+//! bytes_per_token                                         weights that one generated token reads
+//! state             {bytes, bytes_per_token, fixed_bytes} what a sequence remembers: bytes at full context, of which
+//!                                                         fixed_bytes do not grow with it; bytes_per_token is an
+//!                                                         average and may have a fraction
+//! places            [{place, steps, weight_bytes, mapped_bytes, state_bytes, buffer_bytes, cache_bytes}]
+//!                                                         mapped_bytes: lookup tables that stay in the file, which are
+//!                                                         not needed memory; cache_bytes: the expert cache
+//! placement         {flags, words, gpu_free_bytes, gpu_needed_bytes, tokens_per_s, prompt_tokens_per_s}   flags: what asks
+//!                                                         for this placement; tokens_per_s: what is expected, or
+//!                                                         the ceiling; the prompt's is null where the CPU reads it
+//! prediction        {ceiling_tokens_per_s, expected_tokens_per_s, at_most, depth, limit, words, parts_ms, threads, isa,
+//!                    steps, formats: [{format, bytes_per_token, gbps}], ram_gbps, ram_bytes, vram_gbps, bus_gbps,
+//!                    gpu_measured, not_measured}          limit: memory, kernels, attention, steps, others, gpu or
+//!                                                         sampling; at_most: with a GPU only what it reads is counted;
+//!                                                         expected is null where nothing was measured, for which
+//!                                                         not_measured has the reason; ram_bytes: those that ram_gbps
+//!                                                         was measured on
+//! memory            {needed_bytes, total_bytes, free_bytes, fits, words}   fits: yes, crowded, no or unknown; total and
+//!                                                         free are null where the system does not say
+//! missing           [text]                                why this version cannot run the model; empty where it can
+//! steps             [{label, op, shape, formats, bytes, bytes_per_token, place}]   with --steps only
+//! ```
+
+use serde_json::{Value, json};
+
+use super::facts::{ModelFacts, StepFacts};
+use super::file::FileFacts;
+use super::speed::Speed;
+use super::verdict::MemoryFit;
+use crate::cli::predict::Limit;
+
+/// What the header alone tells, with the memory that is needed: the part that every object has.
+pub(super) fn of_file(f: &FileFacts, fit: &MemoryFit) -> Value {
+    let formats = f
+        .formats
+        .iter()
+        .map(|x| json!({ "format": x.name, "tensors": x.tensors, "weights": x.weights, "bytes": x.bytes }));
+    let tables = f.tables.iter().map(|t| json!({ "tensor": t.name, "parameters": t.params, "bytes": t.bytes }));
+    json!({
+        "name": f.name,
+        "architecture": f.arch,
+        "files": f.files.iter().map(|(path, bytes)| json!({ "path": path, "bytes": bytes })).collect::<Vec<_>>(),
+        "layers": f.layers,
+        "vocabulary": f.n_vocab,
+        "context": { "trained": f.n_ctx_trained, "used": null },
+        "parameters": { "total": f.params, "active": f.active },
+        "experts": f.experts.map(|e| json!({ "layers": e.layers, "count": e.count, "used": e.used })),
+        "mtp": f.mtp.as_ref().map(|m| json!({ "blocks": m.blocks, "parameters": m.params, "bytes": m.bytes })),
+        "tables": tables.collect::<Vec<_>>(),
+        "weights": {
+            "bytes": f.bytes,
+            "bits_per_weight": f.bits(),
+            "formats": formats.collect::<Vec<_>>(),
+            "unused": [],
+        },
+        "memory": {
+            "needed_bytes": fit.needed,
+            "total_bytes": fit.memory.map(|m| m.total),
+            "free_bytes": fit.memory.map(|m| m.free),
+            "fits": fit.verdict.word(),
+            "words": fit.words,
+        },
+        "missing": [],
+    })
+}
+
+/// The object of a model that can run.
+pub(super) fn object(f: &ModelFacts, fit: &MemoryFit, speed: &Speed) -> Value {
+    let unused =
+        f.unused.iter().map(|x| json!({ "prefix": x.prefix, "why": x.why, "tensors": x.tensors, "bytes": x.bytes }));
+    let parts =
+        f.parts.iter().map(|x| json!({ "part": x.name, "bytes": x.bytes, "bytes_per_token": x.bytes_per_token }));
+    let places = f.places.iter().map(|x| {
+        json!({
+            "place": x.name,
+            "steps": x.steps,
+            "weight_bytes": x.weight_bytes,
+            "mapped_bytes": x.mapped_bytes,
+            "state_bytes": x.state_bytes,
+            "buffer_bytes": x.buffer_bytes,
+            "cache_bytes": x.cache_bytes,
+        })
+    });
+    let keys = f.unused_keys.iter();
+    let keys = keys.map(|k| json!({ "key": k.key, "value": k.value, "why": k.why, "known": k.known }));
+    let mut object = of_file(&f.file, fit);
+    object["context"]["used"] = f.n_ctx.into();
+    object["weights"]["unused"] = unused.collect();
+    object["unused_metadata"] = keys.collect();
+    object["parts"] = parts.collect();
+    object["bytes_per_token"] = f.bytes_per_token.into();
+    object["state"] = json!({
+        "bytes": f.state_bytes,
+        "bytes_per_token": f.state_bytes_per_token,
+        "fixed_bytes": f.state_fixed_bytes,
+    });
+    object["places"] = places.collect();
+    object["placement"] = json!({
+        "flags": f.placement.flags,
+        "words": f.placement.words,
+        "gpu_free_bytes": f.placement.vram,
+        "gpu_needed_bytes": f.placement.needed,
+        "tokens_per_s": speed.prediction.expected.unwrap_or(speed.prediction.ceiling),
+        "prompt_tokens_per_s": f.placement.prompt,
+    });
+    object["prediction"] = prediction(speed);
+    object
+}
+
+fn prediction(s: &Speed) -> Value {
+    let (p, m) = (&s.prediction, s.measured.as_ref().ok());
+    let parts = p.parts.iter().map(|(limit, seconds)| {
+        let name = match limit {
+            Limit::Kernels(format) => format!("kernels {format}"),
+            other => other.word().into(),
+        };
+        (name, json!(seconds * 1e3))
+    });
+    let formats = p.formats.iter().map(|(name, bytes)| {
+        let gbps = m.and_then(|m| m.formats.get(name)).map(|r| r / 1e9);
+        json!({ "format": name, "bytes_per_token": bytes, "gbps": gbps })
+    });
+    json!({
+        "ceiling_tokens_per_s": p.ceiling,
+        "expected_tokens_per_s": p.expected,
+        "at_most": p.at_most,
+        "depth": s.depth,
+        "limit": p.limit().word(),
+        "words": p.limit_words(s.steps, m),
+        "parts_ms": parts.collect::<serde_json::Map<_, _>>(),
+        "threads": m.map(|m| m.threads),
+        "isa": s.isa,
+        "steps": s.steps,
+        "formats": formats.collect::<Vec<_>>(),
+        "ram_gbps": p.ram / 1e9,
+        "ram_bytes": m.map(|m| m.buffer),
+        "vram_gbps": s.rates.vram / 1e9,
+        "bus_gbps": s.rates.bus / 1e9,
+        "gpu_measured": s.gpu_measured,
+        "not_measured": s.measured.as_ref().err(),
+    })
+}
+
+/// A step as JSON; copies between places are no steps.
+pub(super) fn step(s: &StepFacts) -> Option<Value> {
+    match s {
+        StepFacts::Copy { .. } => None,
+        StepFacts::Step { label, op, shape, formats, bytes, bytes_per_token, place } => Some(json!({
+            "label": label,
+            "op": op,
+            "shape": shape,
+            "formats": formats,
+            "bytes": bytes,
+            "bytes_per_token": bytes_per_token,
+            "place": place,
+        })),
+    }
+}
