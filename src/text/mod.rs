@@ -9,15 +9,18 @@ mod guard;
 mod jinja;
 mod marks;
 mod overlap;
+mod own;
 mod pre;
 mod python;
 mod split;
 mod spm;
+mod strings;
 mod template;
 mod tokenizer;
 mod vocab;
 
 pub use answer::{Part, Reader};
 pub use clock::Clock;
+pub use guard::{Prompt, Prompter};
 pub use template::Template;
 pub use tokenizer::{TokenStream, Tokenizer};
