@@ -42,19 +42,35 @@ const MULTILINGUAL: &str = "I'll go; they'RE   here.\r\n\r\n\tTabs\tand  trailin
                             日本語のテキスト 한국어 العربية עברית Việt naïve e\u{301}a\u{300} ½ ³ 1234567890 ٣٤٥ 👩‍👩‍👧‍👦🏳️‍🌈 \u{a0}\u{2003}\u{3000}x \
                             <|im_start|>user</s>[INST] \u{0}\u{7f}\u{85} a_b-c/d\\e {\"k\": [1, 2.5e-3]} ''' \"\"\" ... !!! \u{fffd}";
 
+/// Compares the ids of a vocabulary's test texts with llama.cpp's.
+fn check_cases(path: &Path, t: &Tokenizer) {
+    let name = path.display();
+    let text = |ext: &str| std::fs::read_to_string(path.with_extension(format!("gguf.{ext}"))).unwrap();
+    let (input, output) = (text("inp"), text("out"));
+    let input = input.strip_suffix("\n__ggml_vocab_test__\n").unwrap_or(&input);
+    let cases: Vec<&str> = input.split("\n__ggml_vocab_test__\n").collect();
+    let want: Vec<Vec<u32>> =
+        output.lines().map(|l| l.split_whitespace().map(|n| n.parse().unwrap()).collect()).collect();
+    assert_eq!(cases.len(), want.len(), "{name}");
+    for (case, want) in cases.iter().zip(&want) {
+        assert_eq!(&t.encode(case, false, false).unwrap(), want, "{name}: {case:?}");
+    }
+}
+
 #[test]
 fn ids_equal_the_reference_on_every_case_of_every_vocabulary() {
     for (path, t) in vocabularies() {
-        let name = path.display();
-        let text = |ext: &str| std::fs::read_to_string(path.with_extension(format!("gguf.{ext}"))).unwrap();
-        let (input, output) = (text("inp"), text("out"));
-        let input = input.strip_suffix("\n__ggml_vocab_test__\n").unwrap_or(&input);
-        let cases: Vec<&str> = input.split("\n__ggml_vocab_test__\n").collect();
-        let want: Vec<Vec<u32>> =
-            output.lines().map(|l| l.split_whitespace().map(|n| n.parse().unwrap()).collect()).collect();
-        assert_eq!(cases.len(), want.len(), "{name}");
-        for (case, want) in cases.iter().zip(&want) {
-            assert_eq!(&t.encode(case, false, false).unwrap(), want, "{name}: {case:?}");
+        check_cases(path, t);
+    }
+    // llama.cpp's own folder `models` has more of them.
+    let Some(folder) = std::env::var_os("TANDEM_TEST_VOCAB") else { return };
+    for file in std::fs::read_dir(folder).unwrap() {
+        let path = file.unwrap().path();
+        if path.extension().is_some_and(|e| e == "gguf") && path.with_extension("gguf.inp").exists() {
+            match Tokenizer::new(&Gguf::open(&path).unwrap()) {
+                Ok(t) => check_cases(&path, &t),
+                Err(e) => assert!(format!("{e:#}").contains("\"tokenizer.ggml.model\" is \"bert\""), "{e:#}"),
+            }
         }
     }
 }
@@ -192,6 +208,152 @@ fn an_unknown_pre_tokenizer_is_named_and_never_guessed() {
     assert!(e.contains("tokenizer.ggml.pre") && e.contains("missing"), "{e}");
     let e = error("t5", &tokens, &[]);
     assert!(e.contains("tokenizer.ggml.model") && e.contains("t5") && e.contains("gpt2"), "{e}");
+}
+
+#[test]
+fn a_tokenizer_that_no_family_here_uses_is_refused_by_its_key() {
+    for model in ["bert", "t5", "rwkv", "plamo2", "hybriddna", "whitespace", "none", "no_vocab"] {
+        let e = error(model, &[("a", 1)], &[]);
+        assert!(e.contains("made.gguf") && e.contains(&format!("\"tokenizer.ggml.model\" is {model:?}")), "{e}");
+    }
+}
+
+/// Every name of llama.cpp b11434, with what `llama_vocab::impl::load` sets for it: whether merges are ignored where a
+/// word is a token, whether texts begin with the begin token, whether tokens are bytes.
+const NAMES: &[(&str, bool, bool, bool)] = &[
+    ("a.x-4.0", false, false, true),
+    ("afmoe", false, false, true),
+    ("bailingmoe", false, false, true),
+    ("bailingmoe2", false, false, true),
+    ("bloom", false, false, true),
+    ("chameleon", false, true, true),
+    ("chatglm-bpe", false, false, true),
+    ("codeshell", false, false, true),
+    ("cohere2moe", false, false, true),
+    ("command-r", false, false, true),
+    ("dbrx", false, false, true),
+    ("deepseek-coder", false, false, true),
+    ("deepseek-llm", false, false, true),
+    ("deepseek-r1-qwen", false, false, true),
+    ("deepseek-v3", false, false, true),
+    ("default", false, false, true),
+    ("exaone", false, false, true),
+    ("exaone-moe", false, false, true),
+    ("exaone4", false, false, true),
+    ("f2llmv2", false, false, true),
+    ("falcon", false, false, true),
+    ("falcon-h1", true, true, true),
+    ("falcon3", true, true, true),
+    ("gemma4", false, true, false),
+    ("gigachat", false, false, true),
+    ("glm4", true, false, true),
+    ("glm5", true, false, true),
+    ("gpt-2", false, false, true),
+    ("gpt-4o", false, false, true),
+    ("gpt3-finnish", false, false, true),
+    ("granite-docling", false, false, true),
+    ("granite-embed-multi-311m", false, true, false),
+    ("granite-embed-multi-97m", true, false, true),
+    ("grok-2", false, false, true),
+    ("hunyuan", false, false, true),
+    ("hunyuan-dense", false, false, true),
+    ("hy_v4", false, false, true),
+    ("jais", false, false, true),
+    ("jais-2", false, false, true),
+    ("jina-de", false, false, true),
+    ("jina-es", false, false, true),
+    ("jina-v1-en", false, false, true),
+    ("jina-v2-code", false, false, true),
+    ("jina-v2-de", false, false, true),
+    ("jina-v2-es", false, false, true),
+    ("jina-v5-nano", true, true, true),
+    ("joyai-llm", false, false, true),
+    ("kanana2", false, false, true),
+    ("kimi-k2", false, false, true),
+    ("kormo", false, false, true),
+    ("laguna", false, false, true),
+    ("lfm2", true, true, true),
+    ("llada-moe", false, false, true),
+    ("llama-bpe", true, true, true),
+    ("llama-v3", true, true, true),
+    ("llama3", true, true, true),
+    ("llama4", false, false, true),
+    ("megrez", false, false, true),
+    ("mellum", false, false, true),
+    ("mellum2", false, false, true),
+    ("midm-2.0", true, true, true),
+    ("minerva-7b", false, false, true),
+    ("minicpm5", true, false, true),
+    ("minimax-m2", false, false, true),
+    ("mmbert", false, false, false),
+    ("modern-bert", false, false, true),
+    ("mpt", false, false, true),
+    ("olmo", false, false, true),
+    ("phi-2", false, false, true),
+    ("pixtral", true, true, true),
+    ("poro-chat", false, false, true),
+    ("qwen2", false, false, true),
+    ("qwen35", false, false, true),
+    ("refact", false, false, true),
+    ("roberta-bpe", false, false, true),
+    ("sarvam-moe", false, false, false),
+    ("seed-coder", false, false, true),
+    ("smaug-bpe", false, false, true),
+    ("smollm", false, false, true),
+    ("solar-open", false, false, true),
+    ("spark2_5", false, false, true),
+    ("stablelm2", false, false, true),
+    ("starcoder", false, false, true),
+    ("superbpe", false, false, true),
+    ("talkie", false, false, true),
+    ("tekken", true, true, true),
+    ("tiny_aya", false, false, true),
+    ("trillion", false, false, true),
+    ("ufakzeka", false, false, true),
+    ("viking", false, false, true),
+    ("whitespace", false, false, false),
+    ("youtu", true, false, true),
+];
+
+#[test]
+fn every_name_of_llama_cpp_is_known_with_its_rules() {
+    let letters = ["a", "b", "ab", "▁", "Ġ", "▁a", "b▁"];
+    let mut tokens: Vec<(String, i32)> = letters.iter().map(|l| (l.to_string(), 1)).collect();
+    tokens.push(("<s>".into(), 3));
+    tokens.extend((0..=255).map(|b| (format!("<0x{b:02X}>"), 6)));
+    let tokens: Vec<(&str, i32)> = tokens.iter().map(|(t, k)| (t.as_str(), *k)).collect();
+    for &(name, ignore_merges, add_bos, bytes) in NAMES {
+        let more = [
+            ("tokenizer.ggml.pre", Value::from(name)),
+            ("tokenizer.ggml.merges", list(&[])),
+            ("tokenizer.ggml.bos_token_id", 7u32.into()),
+        ];
+        let t = made("gpt2", &tokens, &more).unwrap_or_else(|e| panic!("{name}: {e:#}"));
+        assert_eq!(t.adds_bos(), add_bos, "{name}");
+        if !matches!(name, "mmbert" | "kimi-k2") {
+            let joined: &[u32] = if ignore_merges { &[2] } else { &[0, 1] };
+            assert_eq!(t.encode("ab", false, false).unwrap(), joined, "{name}");
+        }
+        if name != "whitespace" && name != "mmbert" {
+            let space = if bytes { 4 } else { 3 };
+            assert!(t.encode("a b", false, false).unwrap().contains(&space), "{name}");
+        }
+        assert_eq!(t.decode(&[4], false), if bytes { " " } else { "Ġ" }, "{name}");
+    }
+}
+
+#[test]
+fn a_space_begins_each_word_or_none_has_any_where_the_model_has_it_so() {
+    let tokens = [("a", 1), ("b", 1), ("▁", 1), ("▁a", 1), ("ab", 1), ("\n", 1), ("\n\n", 1)];
+    let merges = |lines: &[&str]| ("tokenizer.ggml.merges", list(lines));
+    let ids = |name: &str, text: &str| {
+        let more = [("tokenizer.ggml.pre", Value::from(name)), merges(&["▁ a", "a b"])];
+        made("gpt2", &tokens, &more).unwrap().encode(text, false, false).unwrap()
+    };
+    assert_eq!(ids("mmbert", "ab a"), [3, 1, 3], "▁ab, ▁a");
+    assert_eq!(ids("mmbert", "  a\n\nb"), [2, 3, 6, 2, 1]);
+    assert_eq!(ids("whitespace", " ab  a\nb"), [4, 0, 1]);
+    assert_eq!(ids("sarvam-moe", "ab a"), [4, 3]);
 }
 
 #[test]
