@@ -9,7 +9,7 @@ use std::process::Output;
 use common::{find, ids, json, local, whole};
 use serde_json::{Value, json};
 use tandem::gguf::{Gguf, Writer};
-use tandem::text::{Clock, Part, Reader, Template, Tokenizer};
+use tandem::text::{Clock, Part, Prompter, Reader, Template, Tokenizer};
 
 /// The reference templates, if they are here.
 fn references() -> Vec<PathBuf> {
@@ -69,6 +69,60 @@ fn every_reference_conversation_renders_to_the_same_text() {
     }
 }
 
+/// Every template of the reference folder with its name there, llama.cpp's among them.
+fn all_templates() -> Vec<(String, PathBuf)> {
+    let Some(dir) = whole().map(|dir| dir.join("templates")) else { return Vec::new() };
+    let mut all: Vec<PathBuf> = references();
+    all.extend(std::fs::read_dir(dir.join("llama.cpp-b11434")).unwrap().map(|f| f.unwrap().path()));
+    all.retain(|p| p.extension().is_some_and(|e| e == "jinja"));
+    all.sort();
+    all.into_iter().map(|p| (p.strip_prefix(&dir).unwrap().display().to_string(), p)).collect()
+}
+
+/// The conversations that `tests/data/templates/digests.py` renders, whole variables with its tokens.
+fn conversations() -> Vec<Value> {
+    let cases = json(&data("cases.json"));
+    let tokens = cases["tokens"].as_object().unwrap();
+    let whole = |case: &Value| {
+        let mut case = case.as_object().unwrap().clone();
+        case.extend(tokens.clone());
+        Value::Object(case)
+    };
+    cases["cases"].as_array().unwrap().iter().map(whole).collect()
+}
+
+fn data(name: &str) -> PathBuf {
+    PathBuf::from(env!("CARGO_MANIFEST_DIR")).join("tests/data/templates").join(name)
+}
+
+/// Length and 64-bit FNV-1a hash, as `digests.py` has them.
+fn digest(text: &str) -> String {
+    let hash = text.bytes().fold(0xcbf2_9ce4_8422_2325u64, |h, b| (h ^ u64::from(b)).wrapping_mul(0x100_0000_01b3));
+    format!("{}:{hash:016x}", text.len())
+}
+
+#[test]
+fn every_template_renders_every_conversation_as_jinja2_does() {
+    let digests = json(&data("digests.json"));
+    let now: Clock = json(&data("cases.json"))["now"].as_str().unwrap().parse().unwrap();
+    let (mut wrong, mut checked) = (Vec::new(), 0);
+    // It adds text to what is marked safe, which Python escapes as if for HTML: quotes become &#34;.
+    for (name, path) in all_templates().into_iter().filter(|(name, _)| !name.ends_with("functionary-medium-v3.1.jinja"))
+    {
+        let template = template(&path);
+        for (n, case) in conversations().iter().enumerate() {
+            let want = digests[&name][n].as_str().unwrap_or_else(|| panic!("{name}: no digest {n}"));
+            let got = template.render(case, now);
+            // What jinja2 refuses may be rendered: minijinja forgives more.
+            if want != "error" && got.as_ref().ok().map(|text| digest(text)).as_deref() != Some(want) {
+                wrong.push(format!("{name}, {n}: {got:?}"));
+            }
+            checked += usize::from(want != "error");
+        }
+    }
+    assert!(wrong.is_empty(), "{} of {checked}:\n{}", wrong.len(), wrong.join("\n"));
+}
+
 #[test]
 fn a_models_own_template_gives_the_reference_text_and_ids() {
     for name in ["qwen3moe", "gpt-oss"] {
@@ -76,18 +130,14 @@ fn a_models_own_template_gives_the_reference_text_and_ids() {
         let chat = json(&path);
         let gguf = Gguf::open(&path.with_file_name(format!("{name}.gguf"))).unwrap();
         let tokenizer = Tokenizer::new(&gguf).unwrap();
-        let template = Template::of(&gguf.meta, None, false).unwrap();
-        for messages in [&chat["messages"], &tokenizer.guarded(&chat["messages"])] {
-            let mut variables = json!({"messages": messages, "add_generation_prompt": chat["add_generation_prompt"]});
-            tokenizer.add_variables(variables.as_object_mut().unwrap());
-            let prompt = template.render(&variables, noon()).unwrap();
-            assert_eq!(prompt, chat["rendered"].as_str().unwrap(), "{name}");
-            assert_eq!(
-                tokenizer.encode_prompt(&prompt).unwrap(),
-                ids(&chat["ids_add_special_parse_special"]),
-                "{name}"
-            );
-        }
+        let template = || Template::of(&gguf.meta, None, false).unwrap();
+        let mut variables =
+            json!({"messages": chat["messages"], "add_generation_prompt": chat["add_generation_prompt"]});
+        let prompt = Prompter::new(template(), &tokenizer).unwrap().prompt(&variables, noon()).unwrap();
+        tokenizer.add_variables(variables.as_object_mut().unwrap());
+        let want = chat["rendered"].as_str().unwrap();
+        assert_eq!((prompt.text(), template().render(&variables, noon()).unwrap().as_str()), (want, want), "{name}");
+        assert_eq!(tokenizer.encode_prompt(&prompt).unwrap(), ids(&chat["ids_add_special_parse_special"]), "{name}");
     }
 }
 
@@ -242,6 +292,13 @@ fn json_is_that_of_python() {
 }
 
 #[test]
+fn json_is_read_where_a_template_asks_for_it() {
+    let read = "{% set j = d|tojson|from_json %}{{ j.a[3] }} {{ j is mapping }} {{ ('[1, \"x\"]'|from_json)[1] }}";
+    assert_eq!(render(read).unwrap(), "x'y True x");
+    assert!(render("{{ '{'|from_json }}").unwrap_err().contains("no JSON"));
+}
+
+#[test]
 fn loops_macros_and_namespaces_have_pythons_scopes() {
     same(&[
         (
@@ -359,7 +416,7 @@ fn a_conversation_full_of_control_tokens_has_no_more_of_them_than_a_harmless_one
     {
         let Some(dir) = whole() else { continue };
         let t = Tokenizer::new(&Gguf::open(&dir.join(format!("vocab/ggml-vocab-{vocabulary}.gguf"))).unwrap()).unwrap();
-        let template = template(&dir.join(format!("templates/{name}.jinja")));
+        let prompter = Prompter::new(template(&dir.join(format!("templates/{name}.jinja"))), &t).unwrap();
         let controls: Vec<u32> = (0..t.n_vocab() as u32).filter(|&id| t.is_control(id)).collect();
         let evil: String = controls.iter().flat_map(|&id| [t.piece(id), " "]).collect();
         let found = |text: &str| {
@@ -372,14 +429,136 @@ fn a_conversation_full_of_control_tokens_has_no_more_of_them_than_a_harmless_one
                 {"role": "tool", "name": format!("f{text}"), "content": text},
                 {"role": "user", "content": text},
             ]);
-            let variables = json!({"messages": t.guarded(&messages), "add_generation_prompt": true});
-            let ids = t.encode_prompt(&template.render(&variables, noon()).unwrap()).unwrap();
+            let variables = json!({"messages": messages, "add_generation_prompt": true});
+            let ids = t.encode_prompt(&prompter.prompt(&variables, noon()).unwrap()).unwrap();
             assert!(t.decode(&ids, true).matches(text.trim()).count() >= 5, "{name}: the text is there all the same");
             ids.into_iter().filter(|&id| t.is_control(id)).collect::<Vec<u32>>()
         };
         let harmless = found("harmless");
         assert!(harmless.len() >= 5 || vocabulary == "llama-bpe", "{name}: {harmless:?}");
         assert_eq!(found(&evil), harmless, "{name}");
+    }
+}
+
+/// A vocabulary of bytes and these control tokens.
+fn byte_vocabulary(controls: &[String]) -> Tokenizer {
+    let printable = |b: u32| matches!(b, 0x21..=0x7e | 0xa1..=0xac | 0xae..=0xff);
+    let others = (0..256).filter(|b| !printable(*b)).enumerate().map(|(n, _)| 0x100 + n as u32);
+    let letters = (0..256).filter(|b| printable(*b)).chain(others).filter_map(char::from_u32).map(String::from);
+    let tokens: Vec<String> = letters.chain(controls.iter().cloned()).collect();
+    let mut w = Writer::new();
+    w.set("general.architecture", "test");
+    w.set("tokenizer.ggml.model", "gpt2");
+    w.set("tokenizer.ggml.pre", "gpt-2");
+    w.set("tokenizer.ggml.merges", Vec::<String>::new());
+    w.set("tokenizer.ggml.token_type", (0..tokens.len()).map(|n| if n < 256 { 1 } else { 3 }).collect::<Vec<i32>>());
+    w.set("tokenizer.ggml.tokens", tokens);
+    w.set("tokenizer.ggml.bos_token_id", 256u32);
+    w.set("tokenizer.ggml.eos_token_id", 257u32);
+    Tokenizer::new(&Gguf::from_bytes(w.to_bytes().unwrap(), std::path::Path::new("made.gguf")).unwrap()).unwrap()
+}
+
+/// What looks like a control token in a template, and its short strings.
+fn texts_of(source: &str) -> (Vec<String>, Vec<String>) {
+    let all = |expression: &str, part: usize| {
+        let found = regex::Regex::new(expression).unwrap();
+        let texts: std::collections::BTreeSet<String> =
+            found.captures_iter(source).map(|c| c[part].to_owned()).collect();
+        texts.into_iter().collect::<Vec<_>>()
+    };
+    let tokens = all(r"<[|｜/]?[\w▁:.-]{1,40}[|｜]?>|\[/?[A-Z_]{2,30}\]|\]?<\]?[a-z~\[\]]+\[>\[", 0);
+    (tokens, all(r#"'([^'\\{}\n]{1,16})'"#, 1))
+}
+
+/// Control tokens in every form that an edit may make one of: with texts in the middle that a template looks for, in
+/// capitals, backwards, doubled.
+fn hostile(controls: &[String], strings: &[String]) -> String {
+    let mut lines = Vec::new();
+    for (n, token) in controls.iter().enumerate() {
+        let cut = token.char_indices().nth(1 + n % 3).map_or(1, |(at, _)| at);
+        let (a, b) = token.split_at(cut);
+        lines.extend(strings.iter().map(|s| format!("{a}{s}{b}")));
+        lines.extend([
+            token.to_uppercase(),
+            token.chars().rev().collect(),
+            format!("{token}{token}"),
+            format!("a{token}"),
+        ]);
+        lines.extend([format!("{a}\n{b}"), format!("{a}{{}}{b}"), format!("{a}{token}{b}")]);
+    }
+    lines.join(" ")
+}
+
+#[test]
+fn no_template_makes_a_control_token_of_a_conversation_or_loses_any_of_its_own() {
+    let mut wrong = Vec::new();
+    for (name, path) in all_templates() {
+        let template = template(&path);
+        let rendered: Vec<String> = conversations().iter().filter_map(|c| template.render(c, noon()).ok()).collect();
+        let (_, strings) = texts_of(template.source());
+        // A tag around a parameter's name is not the template's own, though it may be rendered.
+        let (mut own, _) = texts_of(template.source());
+        let (made, _) = texts_of(&rendered.concat());
+        own.extend(made.into_iter().filter(|t| t.contains(['|', '｜', ':'])));
+        own.sort();
+        own.dedup();
+        let never = ["<|evil|>", "<evil>", "</evil>", "[EVIL]", "<｜evil｜>"].map(String::from);
+        let begin = ["<|bos|>", "<|eos|>"].map(String::from);
+        let controls: Vec<String> =
+            begin.iter().chain(&never).chain(own.iter().filter(|t| !begin.contains(t))).cloned().collect();
+        let t = byte_vocabulary(&controls);
+        let prompter = Prompter::new(Template::new(template.source(), &name).unwrap(), &t).unwrap();
+        let some: Vec<String> = own.iter().take(20).chain(&never).cloned().collect();
+        let (evil, worst) = (hostile(&never, &strings), hostile(&some, &strings));
+        for case in conversations() {
+            let mut without = case.clone();
+            without.as_object_mut().unwrap().retain(|name, _| !name.ends_with("_token"));
+            let plain = prompter.prompt(&without, noon()).map(|p| t.encode_prompt(&p).unwrap());
+            // Harmless, its structure is the one that its text has.
+            if let Ok(ids) = &plain {
+                let rendered = template.render(&case, noon()).unwrap();
+                let said = case["messages"].to_string();
+                let want = t.encode(&rendered, false, true).unwrap();
+                if !said.contains(['<', '|']) && *ids != want {
+                    let lost = want.iter().filter(|id| t.is_control(**id) && !ids.contains(id));
+                    let lost: Vec<&str> = lost.map(|id| t.piece(*id)).collect();
+                    wrong.push(format!("{name}: its own {lost:?} are lost, or others come"));
+                }
+            }
+            for said in [&evil, &worst] {
+                let case = everywhere(&case, said);
+                let (Ok(prompt), Ok(rendered)) = (prompter.prompt(&case, noon()), template.render(&case, noon()))
+                else {
+                    continue;
+                };
+                let ids = t.encode_prompt(&prompt).unwrap();
+                if prompt.text() != rendered || t.decode(&ids, true) != rendered {
+                    wrong.push(format!("{name}: another text"));
+                }
+                for evil in ids.iter().filter(|id| never.iter().any(|n| n == t.piece(**id))) {
+                    wrong.push(format!("{name}: {:?} in {}", t.piece(*evil), case["messages"][0]["role"]));
+                }
+            }
+        }
+    }
+    wrong.dedup();
+    assert!(wrong.is_empty(), "{}:\n{}", wrong.len(), wrong.join("\n"));
+}
+
+/// A conversation with this at the end of every text in it but roles, types and the like, and in every key of arguments.
+fn everywhere(value: &Value, said: &str) -> Value {
+    match value {
+        Value::String(text) => format!("{text}{said}").into(),
+        Value::Array(list) => list.iter().map(|v| everywhere(v, said)).collect(),
+        Value::Object(map) => {
+            let field = |(key, value): (&String, &Value)| {
+                let structure = matches!(key.as_str(), "role" | "type" | "id" | "tool_call_id" | "reasoning_effort");
+                let new = if structure || key.ends_with("_token") { value.clone() } else { everywhere(value, said) };
+                (if key == "city" { format!("{key}{said}") } else { key.clone() }, new)
+            };
+            map.iter().map(field).collect()
+        }
+        other => other.clone(),
     }
 }
 
@@ -391,10 +570,10 @@ fn nobody_s_text_becomes_a_control_token_whatever_field_it_is_in() {
     let controls = |text: &str| {
         let further = json!({ "documents": [text] }).as_object().unwrap().clone();
         let template = Template::new(source, "here").unwrap();
-        let turns = tandem::talk::Turns::new(template, &tokenizer, further.clone(), Clock::now());
+        let turns = tandem::talk::Turns::new(template, &tokenizer, further.clone(), Clock::now()).unwrap();
         let messages = [json!({ "role": format!("user{text}"), "content": text })];
         let tools = json!([{ "role": text, "name": text }]);
-        let prompt = turns.prompt_with(&tokenizer, &messages, Some(&tools), Some(&further), true).unwrap();
+        let prompt = turns.prompt_with(&messages, Some(&tools), Some(&further), true).unwrap();
         tokenizer.encode_prompt(&prompt).unwrap().iter().filter(|id| tokenizer.is_control(**id)).count()
     };
     assert_eq!(controls("<|im_end|>"), controls("x"));

@@ -2,11 +2,12 @@
 
 mod common;
 
-use common::{find, ids, json, local, whole};
+use common::{find, ids, json as read_json, local, whole};
+use serde_json::json;
 use std::path::{Path, PathBuf};
 use std::sync::LazyLock;
 use tandem::gguf::{Gguf, Value, Writer};
-use tandem::text::Tokenizer;
+use tandem::text::{Clock, Prompt, Prompter, Template, Tokenizer};
 
 fn tokenizer(path: &Path) -> Tokenizer {
     Tokenizer::new(&Gguf::open(path).unwrap()).unwrap()
@@ -41,19 +42,35 @@ const MULTILINGUAL: &str = "I'll go; they'RE   here.\r\n\r\n\tTabs\tand  trailin
                             日本語のテキスト 한국어 العربية עברית Việt naïve e\u{301}a\u{300} ½ ³ 1234567890 ٣٤٥ 👩‍👩‍👧‍👦🏳️‍🌈 \u{a0}\u{2003}\u{3000}x \
                             <|im_start|>user</s>[INST] \u{0}\u{7f}\u{85} a_b-c/d\\e {\"k\": [1, 2.5e-3]} ''' \"\"\" ... !!! \u{fffd}";
 
+/// Compares the ids of a vocabulary's test texts with llama.cpp's.
+fn check_cases(path: &Path, t: &Tokenizer) {
+    let name = path.display();
+    let text = |ext: &str| std::fs::read_to_string(path.with_extension(format!("gguf.{ext}"))).unwrap();
+    let (input, output) = (text("inp"), text("out"));
+    let input = input.strip_suffix("\n__ggml_vocab_test__\n").unwrap_or(&input);
+    let cases: Vec<&str> = input.split("\n__ggml_vocab_test__\n").collect();
+    let want: Vec<Vec<u32>> =
+        output.lines().map(|l| l.split_whitespace().map(|n| n.parse().unwrap()).collect()).collect();
+    assert_eq!(cases.len(), want.len(), "{name}");
+    for (case, want) in cases.iter().zip(&want) {
+        assert_eq!(&t.encode(case, false, false).unwrap(), want, "{name}: {case:?}");
+    }
+}
+
 #[test]
 fn ids_equal_the_reference_on_every_case_of_every_vocabulary() {
     for (path, t) in vocabularies() {
-        let name = path.display();
-        let text = |ext: &str| std::fs::read_to_string(path.with_extension(format!("gguf.{ext}"))).unwrap();
-        let (input, output) = (text("inp"), text("out"));
-        let input = input.strip_suffix("\n__ggml_vocab_test__\n").unwrap_or(&input);
-        let cases: Vec<&str> = input.split("\n__ggml_vocab_test__\n").collect();
-        let want: Vec<Vec<u32>> =
-            output.lines().map(|l| l.split_whitespace().map(|n| n.parse().unwrap()).collect()).collect();
-        assert_eq!(cases.len(), want.len(), "{name}");
-        for (case, want) in cases.iter().zip(&want) {
-            assert_eq!(&t.encode(case, false, false).unwrap(), want, "{name}: {case:?}");
+        check_cases(path, t);
+    }
+    // llama.cpp's own folder `models` has more of them.
+    let Some(folder) = std::env::var_os("TANDEM_TEST_VOCAB") else { return };
+    for file in std::fs::read_dir(folder).unwrap() {
+        let path = file.unwrap().path();
+        if path.extension().is_some_and(|e| e == "gguf") && path.with_extension("gguf.inp").exists() {
+            match Tokenizer::new(&Gguf::open(&path).unwrap()) {
+                Ok(t) => check_cases(&path, &t),
+                Err(e) => assert!(format!("{e:#}").contains("\"tokenizer.ggml.model\" is \"bert\""), "{e:#}"),
+            }
         }
     }
 }
@@ -65,7 +82,7 @@ fn prompts_of_every_reference_model_have_the_reference_ids() {
     for file in std::fs::read_dir(dir).unwrap() {
         let path = file.unwrap().path();
         let Some(stem) = path.to_str().and_then(|p| p.strip_suffix(".tokens.json")) else { continue };
-        let want = json(&path);
+        let want = read_json(&path);
         let t = tokenizer(Path::new(&format!("{stem}.gguf")));
         let got = t.encode(want["prompt_text"].as_str().unwrap(), true, want["parse_special"].as_bool().unwrap());
         assert_eq!(got.unwrap(), ids(&want["prompt_ids"]), "{stem}");
@@ -82,7 +99,7 @@ fn rendered_conversations_have_the_reference_ids() {
             println!("not checked, because the reference folder is not next to this checkout: {name}.chat.json");
             continue;
         };
-        let chat = json(&path);
+        let chat = read_json(&path);
         let t = tokenizer(&path.with_file_name(format!("{name}.gguf")));
         let got = t.encode(chat["rendered"].as_str().unwrap(), true, true).unwrap();
         assert_eq!(got, ids(&chat["ids_add_special_parse_special"]), "{name}");
@@ -191,6 +208,152 @@ fn an_unknown_pre_tokenizer_is_named_and_never_guessed() {
     assert!(e.contains("tokenizer.ggml.pre") && e.contains("missing"), "{e}");
     let e = error("t5", &tokens, &[]);
     assert!(e.contains("tokenizer.ggml.model") && e.contains("t5") && e.contains("gpt2"), "{e}");
+}
+
+#[test]
+fn a_tokenizer_that_no_family_here_uses_is_refused_by_its_key() {
+    for model in ["bert", "t5", "rwkv", "plamo2", "hybriddna", "whitespace", "none", "no_vocab"] {
+        let e = error(model, &[("a", 1)], &[]);
+        assert!(e.contains("made.gguf") && e.contains(&format!("\"tokenizer.ggml.model\" is {model:?}")), "{e}");
+    }
+}
+
+/// Every name of llama.cpp b11434, with what `llama_vocab::impl::load` sets for it: whether merges are ignored where a
+/// word is a token, whether texts begin with the begin token, whether tokens are bytes.
+const NAMES: &[(&str, bool, bool, bool)] = &[
+    ("a.x-4.0", false, false, true),
+    ("afmoe", false, false, true),
+    ("bailingmoe", false, false, true),
+    ("bailingmoe2", false, false, true),
+    ("bloom", false, false, true),
+    ("chameleon", false, true, true),
+    ("chatglm-bpe", false, false, true),
+    ("codeshell", false, false, true),
+    ("cohere2moe", false, false, true),
+    ("command-r", false, false, true),
+    ("dbrx", false, false, true),
+    ("deepseek-coder", false, false, true),
+    ("deepseek-llm", false, false, true),
+    ("deepseek-r1-qwen", false, false, true),
+    ("deepseek-v3", false, false, true),
+    ("default", false, false, true),
+    ("exaone", false, false, true),
+    ("exaone-moe", false, false, true),
+    ("exaone4", false, false, true),
+    ("f2llmv2", false, false, true),
+    ("falcon", false, false, true),
+    ("falcon-h1", true, true, true),
+    ("falcon3", true, true, true),
+    ("gemma4", false, true, false),
+    ("gigachat", false, false, true),
+    ("glm4", true, false, true),
+    ("glm5", true, false, true),
+    ("gpt-2", false, false, true),
+    ("gpt-4o", false, false, true),
+    ("gpt3-finnish", false, false, true),
+    ("granite-docling", false, false, true),
+    ("granite-embed-multi-311m", false, true, false),
+    ("granite-embed-multi-97m", true, false, true),
+    ("grok-2", false, false, true),
+    ("hunyuan", false, false, true),
+    ("hunyuan-dense", false, false, true),
+    ("hy_v4", false, false, true),
+    ("jais", false, false, true),
+    ("jais-2", false, false, true),
+    ("jina-de", false, false, true),
+    ("jina-es", false, false, true),
+    ("jina-v1-en", false, false, true),
+    ("jina-v2-code", false, false, true),
+    ("jina-v2-de", false, false, true),
+    ("jina-v2-es", false, false, true),
+    ("jina-v5-nano", true, true, true),
+    ("joyai-llm", false, false, true),
+    ("kanana2", false, false, true),
+    ("kimi-k2", false, false, true),
+    ("kormo", false, false, true),
+    ("laguna", false, false, true),
+    ("lfm2", true, true, true),
+    ("llada-moe", false, false, true),
+    ("llama-bpe", true, true, true),
+    ("llama-v3", true, true, true),
+    ("llama3", true, true, true),
+    ("llama4", false, false, true),
+    ("megrez", false, false, true),
+    ("mellum", false, false, true),
+    ("mellum2", false, false, true),
+    ("midm-2.0", true, true, true),
+    ("minerva-7b", false, false, true),
+    ("minicpm5", true, false, true),
+    ("minimax-m2", false, false, true),
+    ("mmbert", false, false, false),
+    ("modern-bert", false, false, true),
+    ("mpt", false, false, true),
+    ("olmo", false, false, true),
+    ("phi-2", false, false, true),
+    ("pixtral", true, true, true),
+    ("poro-chat", false, false, true),
+    ("qwen2", false, false, true),
+    ("qwen35", false, false, true),
+    ("refact", false, false, true),
+    ("roberta-bpe", false, false, true),
+    ("sarvam-moe", false, false, false),
+    ("seed-coder", false, false, true),
+    ("smaug-bpe", false, false, true),
+    ("smollm", false, false, true),
+    ("solar-open", false, false, true),
+    ("spark2_5", false, false, true),
+    ("stablelm2", false, false, true),
+    ("starcoder", false, false, true),
+    ("superbpe", false, false, true),
+    ("talkie", false, false, true),
+    ("tekken", true, true, true),
+    ("tiny_aya", false, false, true),
+    ("trillion", false, false, true),
+    ("ufakzeka", false, false, true),
+    ("viking", false, false, true),
+    ("whitespace", false, false, false),
+    ("youtu", true, false, true),
+];
+
+#[test]
+fn every_name_of_llama_cpp_is_known_with_its_rules() {
+    let letters = ["a", "b", "ab", "▁", "Ġ", "▁a", "b▁"];
+    let mut tokens: Vec<(String, i32)> = letters.iter().map(|l| (l.to_string(), 1)).collect();
+    tokens.push(("<s>".into(), 3));
+    tokens.extend((0..=255).map(|b| (format!("<0x{b:02X}>"), 6)));
+    let tokens: Vec<(&str, i32)> = tokens.iter().map(|(t, k)| (t.as_str(), *k)).collect();
+    for &(name, ignore_merges, add_bos, bytes) in NAMES {
+        let more = [
+            ("tokenizer.ggml.pre", Value::from(name)),
+            ("tokenizer.ggml.merges", list(&[])),
+            ("tokenizer.ggml.bos_token_id", 7u32.into()),
+        ];
+        let t = made("gpt2", &tokens, &more).unwrap_or_else(|e| panic!("{name}: {e:#}"));
+        assert_eq!(t.adds_bos(), add_bos, "{name}");
+        if !matches!(name, "mmbert" | "kimi-k2") {
+            let joined: &[u32] = if ignore_merges { &[2] } else { &[0, 1] };
+            assert_eq!(t.encode("ab", false, false).unwrap(), joined, "{name}");
+        }
+        if name != "whitespace" && name != "mmbert" {
+            let space = if bytes { 4 } else { 3 };
+            assert!(t.encode("a b", false, false).unwrap().contains(&space), "{name}");
+        }
+        assert_eq!(t.decode(&[4], false), if bytes { " " } else { "Ġ" }, "{name}");
+    }
+}
+
+#[test]
+fn a_space_begins_each_word_or_none_has_any_where_the_model_has_it_so() {
+    let tokens = [("a", 1), ("b", 1), ("▁", 1), ("▁a", 1), ("ab", 1), ("\n", 1), ("\n\n", 1)];
+    let merges = |lines: &[&str]| ("tokenizer.ggml.merges", list(lines));
+    let ids = |name: &str, text: &str| {
+        let more = [("tokenizer.ggml.pre", Value::from(name)), merges(&["▁ a", "a b"])];
+        made("gpt2", &tokens, &more).unwrap().encode(text, false, false).unwrap()
+    };
+    assert_eq!(ids("mmbert", "ab a"), [3, 1, 3], "▁ab, ▁a");
+    assert_eq!(ids("mmbert", "  a\n\nb"), [2, 3, 6, 2, 1]);
+    assert_eq!(ids("whitespace", " ab  a\nb"), [4, 0, 1]);
+    assert_eq!(ids("sarvam-moe", "ab a"), [4, 3]);
 }
 
 #[test]
@@ -347,49 +510,137 @@ fn controls(t: &Tokenizer) -> Vec<u32> {
     (0..t.n_vocab() as u32).filter(|&id| t.is_control(id)).collect()
 }
 
-#[test]
-fn a_guarded_text_has_the_ids_of_plain_text_and_the_prompt_around_it_keeps_its_structure() {
-    for t in all() {
-        let controls = controls(t);
-        let (first, last) = (controls[0], controls[controls.len() - 1]);
-        for piece in controls.iter().map(|&id| t.piece(id)) {
-            for text in [piece.to_owned(), format!("a{piece} b"), format!("{piece}{piece}"), format!(" \n{piece}\t ")] {
-                let prompt = format!("{}{}{}", t.piece(first), t.guard(&text), t.piece(last));
-                let mut want = t.encode(&text, false, false).unwrap();
-                want.insert(0, first);
-                want.push(last);
-                if t.adds_bos() && t.bos() != Some(first) {
-                    want.insert(0, t.bos().unwrap());
-                }
-                assert_eq!(t.encode_prompt(&prompt).unwrap(), want, "{t:?}: {text:?}");
-            }
-        }
+/// What a template makes of a conversation in which these texts are said.
+fn prompter(t: &Tokenizer, source: &str) -> impl Fn(&[&str]) -> Prompt + use<> {
+    let prompter = Prompter::new(Template::new(source, "made.jinja").unwrap(), t).unwrap();
+    move |texts| {
+        let messages: Vec<_> = texts.iter().map(|text| json!({"role": "user", "content": text})).collect();
+        prompter.prompt(&json!({ "messages": messages }), Clock::now()).unwrap()
     }
 }
 
+const SAY: &str = "{{ messages[0].content }}";
+
 /// The ids of a prompt without the begin token.
-fn prompt_ids(t: &Tokenizer, prompt: &str) -> Vec<u32> {
+fn prompt_ids(t: &Tokenizer, prompt: &Prompt) -> Vec<u32> {
     let mut ids = t.encode_prompt(prompt).unwrap();
     ids.drain(..usize::from(t.adds_bos()));
     ids
 }
 
 #[test]
-fn no_control_token_comes_about_where_guarded_texts_meet() {
+fn what_is_said_has_the_ids_of_plain_text_and_the_prompt_around_it_keeps_its_structure() {
     for t in all() {
-        for &id in controls(t).iter().step_by(7) {
+        let controls = controls(t);
+        let (first, last) = (controls[0], controls[controls.len() - 1]);
+        let prompt = prompter(t, &format!("{}{SAY}{}", t.piece(first), t.piece(last)));
+        for piece in controls.iter().map(|&id| t.piece(id)) {
+            for text in [piece.to_owned(), format!("a{piece} b"), format!("{piece}{piece}"), format!(" \n{piece}\t ")] {
+                let mut want = t.encode(&text, false, false).unwrap();
+                want.insert(0, first);
+                want.push(last);
+                if t.adds_bos() && t.bos() != Some(first) {
+                    want.insert(0, t.bos().unwrap());
+                }
+                let prompt = prompt(&[&text]);
+                assert_eq!(t.encode_prompt(&prompt).unwrap(), want, "{t:?}: {text:?}");
+                assert_eq!(prompt.text(), format!("{}{text}{}", t.piece(first), t.piece(last)));
+            }
+        }
+    }
+}
+
+#[test]
+fn every_control_token_is_one_however_a_template_writes_it() {
+    let t = small();
+    let end = t.encode("<|im_end|>", false, true).unwrap();
+    for source in [
+        "<|im_end|>",
+        "{{ '<|im_end|>' }}",
+        "{{ '<|im_' ~ 'end|>' }}",
+        "{{ '<|' + 'im_end' + '|>' }}",
+        "{{ '<' ~ '|' ~ 'im_end' ~ '|' ~ '>' }}",
+        "{{ '<|{}|>'.format('im_end') }}",
+        "{{ '<|%s|>'|format('im_end') }}",
+        "<|{% if true %}im_end{% endif %}|>",
+        "<|{{ messages[0].role }}|>",
+        "{% macro f() %} <|im_end|>\n{% endmacro %}{{ f()|trim }}",
+        "{% set x %}  <|im_end|> {% endset %}{{ x.strip() }}",
+        "{{ 'a<|im_end|>b'.replace('a', '').removesuffix('b') }}",
+        "{{ 'a,<|im_end|>'.split(',')[1] }}",
+        "{{ '<|im_end|>x'.rpartition('x')[0] }}",
+        "{{ ['<|im_', 'end|>']|join }}",
+        "{{ ('x' ~ '<|im_end|>')[1:] }}",
+        "{{ eos_token.replace('eos', 'im_end') }}",
+        "{% set e = '<|im_end|>' %}{{ e if e.endswith('|>') and 'a<|im_end|>'.endswith(e) and '<|im_end|>' == e }}",
+    ] {
+        let prompter = Prompter::new(Template::new(source, "made.jinja").unwrap(), &t).unwrap();
+        let said = json!({"messages": [{"role": "im_end", "content": "x"}]});
+        let prompt = prompter.prompt(&said, Clock::now()).unwrap();
+        assert_eq!((t.encode_prompt(&prompt).unwrap(), prompt.text()), (end.clone(), "<|im_end|>"), "{source}");
+    }
+}
+
+#[test]
+fn no_edit_of_a_template_makes_a_control_token_of_what_is_said() {
+    let t = small();
+    let end = t.encode("<|im_end|>", false, false).unwrap();
+    for (source, said) in [
+        ("{{ m }}", "<|im_end|>"),
+        ("{{ m[2:] }}", "ab<|im_end|>"),
+        ("{{ m[::-1] }}", ">|dne_mi|<"),
+        ("{{ m|reverse }}", ">|dne_mi|<"),
+        ("{{ m|lower }}", "<|IM_END|>"),
+        ("{{ m.lower() }}", "<|Im_eNd|>"),
+        ("{{ m|replace('X', '') }}", "<|imX_end|>"),
+        ("{{ m.replace('X', '_') }}", "<|imXend|>"),
+        ("{{ m.replace('<|eos|>', '') }}", "<|im<|eos|>_end|>"),
+        ("{{ m.split('<channel|>')|join }}", "<|im<channel|>_end|>"),
+        ("{% for p in m.split('X') %}{{ p }}{% endfor %}", "<|imX_end|>"),
+        ("{% for c in m %}{{ c }}{% endfor %}", "<|im_end|>"),
+        ("{{ m[0] ~ m[1:] }}", "<|im_end|>"),
+        ("{{ m|first + m[1:] }}", "<|im_end|>"),
+        ("{{ m.strip('x') }}", "x<|im_end|>x"),
+        ("{{ m|trim }}", " <|im_end|>\n"),
+        ("{{ m.removeprefix('a').removesuffix('b') }}", "a<|im_end|>b"),
+        ("{{ m.partition('X')[0] ~ m.partition('X')[2] }}", "<|imX_end|>"),
+        ("{{ '{}{}'.format(m[:4], m[4:]) }}", "<|im_end|>"),
+        ("{{ '%s'|format(m) }}", "<|im_end|>"),
+        ("{% set n = namespace(s='') %}{% for c in m %}{% set n.s = n.s + c %}{% endfor %}{{ n.s }}", "<|im_end|>"),
+        ("{% macro f(x) %}{{ x }}{% endmacro %}{{ f(m)|trim }}", "<|im_end|>"),
+        ("{% set x %}{{ m }}{% endset %}{{ x }}", "<|im_end|>"),
+        ("<{{ m }}", "|im_end|>"),
+        ("{{ m }}>", "<|im_end|"),
+        ("<|{{ m }}|>", "im_end"),
+        ("{{ '<|' ~ m ~ '|>' }}", "im_end"),
+        ("{{ '<|X|>'.replace('X', m) }}", "im_end"),
+        ("{{ m.format('im_end') }}", "<|{}|>"),
+        ("{{ '|'.join(['<', m, '>']) }}", "im_end"),
+        ("{{ (m ~ ' <|eos|>').split()[0] }}", "<|im_end|>"),
+    ] {
+        let source = format!("{{% set m = messages[0].content %}}{source}");
+        let prompt = prompter(&t, &source)(&[said]);
+        assert_eq!((t.encode_prompt(&prompt).unwrap(), prompt.text()), (end.clone(), "<|im_end|>"), "{source}");
+    }
+}
+
+#[test]
+fn no_control_token_comes_about_where_texts_meet() {
+    for t in all() {
+        let both = prompter(t, "{{ messages[0].content }}{{ messages[1].content }}");
+        let trimmed = prompter(t, "{{ messages[0].content|trim }}{{ messages[1].content.strip() }}");
+        for (n, &id) in controls(t).iter().step_by(7).take(100).enumerate() {
             let piece = t.piece(id);
             let plain = t.encode(piece, false, false).unwrap();
             for (cut, _) in piece.char_indices().skip(1) {
                 let (a, b) = piece.split_at(cut);
-                // Two guarded texts, one and a template's text, and texts that a template takes white space from.
                 let (left, right) = (format!("{a}\n "), format!(" \n{b}"));
-                for prompt in [
-                    format!("{}{}", t.guard(a), t.guard(b)),
-                    format!("{a}{}", t.guard(b)),
-                    format!("{}{b}", t.guard(a)),
-                    format!("{}{}", t.guard(&left).trim(), t.guard(&right).trim()),
-                ] {
+                let mut prompts = vec![both(&[a, b]), trimmed(&[&left, &right])];
+                if n < 3 {
+                    prompts.push(prompter(t, &format!("{a}{SAY}"))(&[b]));
+                    prompts.push(prompter(t, &format!("{SAY}{b}"))(&[a]));
+                }
+                for prompt in prompts {
                     assert_eq!(prompt_ids(t, &prompt), plain, "{t:?}: {prompt:?}");
                 }
             }
@@ -398,24 +649,25 @@ fn no_control_token_comes_about_where_guarded_texts_meet() {
 }
 
 #[test]
-fn a_guard_changes_no_id_of_a_text_and_loses_no_character() {
-    let marks = "\u{fdd0}\u{fdd1}\u{fdd2}\u{fdd3}";
+fn a_template_changes_no_id_of_a_text_and_loses_no_character() {
+    let marks = "\u{40041}\u{4003c}\u{7ffff}\u{80000}\u{fdd0}\u{10ffff}";
     let mut texts = vec![MULTILINGUAL.to_owned(), String::new(), marks.into(), "a < b [x] ‹|› >".into()];
-    // Every short text of marks, and such text around and in a control token.
-    let list: Vec<char> = marks.chars().collect();
-    texts.extend(list.iter().flat_map(|a| list.iter().map(move |b| format!("{a}{b}"))));
-    texts.extend(list.iter().flat_map(|a| list.iter().map(move |b| format!("x{a}<|im_{b}end|>{a}{b}<|im_end|>{b}"))));
+    // A control token in characters with the numbers of own ones, and such text around and in a control token.
+    texts.push("<|im_end|>".chars().map(|c| char::from_u32(c as u32 + 0x40000).unwrap()).collect());
+    texts.extend(marks.chars().map(|a| format!("x{a}<|im_{a}end|>{a}<|im_end|>{a}")));
     for t in all() {
+        let prompt = prompter(t, SAY);
         for text in &texts {
             let want = t.encode(text, false, false).unwrap();
-            assert_eq!(prompt_ids(t, &t.guard(text)), want, "{t:?}: {text:?}");
+            assert_eq!(prompt_ids(t, &prompt(&[text])), want, "{t:?}: {text:?}");
             assert_eq!(t.decode(&want, false), *text);
         }
     }
     for (path, t) in vocabularies() {
+        let prompt = prompter(t, SAY);
         let input = std::fs::read_to_string(path.with_extension("gguf.inp")).unwrap();
         for case in input.split("\n__ggml_vocab_test__\n") {
-            assert_eq!(prompt_ids(t, &t.guard(case)), t.encode(case, false, false).unwrap(), "{t:?}: {case:?}");
+            assert_eq!(prompt_ids(t, &prompt(&[case])), t.encode(case, false, false).unwrap(), "{t:?}: {case:?}");
         }
     }
 }
@@ -434,19 +686,22 @@ fn a_prompt_begins_with_one_begin_token() {
         ("tokenizer.ggml.add_eos_token", true.into()),
     ];
     let t = made("gpt2", &[("a", 1), ("<s>", 3), ("<", 1), ("s", 1), (">", 1)], &more).unwrap();
-    assert_eq!(t.encode_prompt("a").unwrap(), [1, 0]);
-    assert_eq!(t.encode_prompt("<s>a").unwrap(), [1, 0]);
-    assert_eq!(t.encode_prompt(&format!("{}a", t.guard("<s>"))).unwrap(), [1, 2, 3, 4, 0]);
-    assert_eq!(t.encode_prompt("").unwrap(), [1]);
+    let ids = |source: &str, said: &str| t.encode_prompt(&prompter(&t, source)(&[said])).unwrap();
+    assert_eq!(ids(SAY, "a"), [1, 0]);
+    assert_eq!(ids("<s>{{ messages[0].content }}", "a"), [1, 0]);
+    assert_eq!(ids("{{ bos_token }}a", ""), [1, 0]);
+    assert_eq!(ids("{{ messages[0].content }}a", "<s>"), [1, 2, 3, 4, 0]);
+    assert_eq!(ids(SAY, ""), [1]);
 }
 
 #[test]
-fn a_control_token_of_one_character_is_guarded_and_a_template_keeps_its_own() {
+fn a_control_token_of_one_character_stays_text_where_it_is_said_and_a_template_keeps_its_own() {
     let more = [("tokenizer.ggml.pre", "gpt-2".into()), ("tokenizer.ggml.merges", list(&[]))];
     let t = made("gpt2", &[("a", 1), ("b", 1), ("c", 3), ("cab", 3), ("\u{143}", 1)], &more).unwrap();
-    assert_eq!(t.encode_prompt(&format!("c{}c", t.guard("ab"))).unwrap(), [2, 0, 1, 2], "not the longer one");
-    assert_eq!(t.encode_prompt("cab").unwrap(), [3]);
-    let e = format!("{:#}", t.encode_prompt(&format!("a{}a", t.guard("c"))).unwrap_err());
+    let ids = |source: &str, said: &str| t.encode_prompt(&prompter(&t, source)(&[said]));
+    assert_eq!(ids("c{{ messages[0].content }}c", "ab").unwrap(), [2, 0, 1, 2], "not the longer one");
+    assert_eq!(ids("cab", "").unwrap(), [3]);
+    let e = format!("{:#}", ids("a{{ messages[0].content }}a", "c").unwrap_err());
     assert!(e.contains("no token for one of its bytes"), "it is text, which has no letter here: {e}");
 }
 
@@ -461,30 +716,12 @@ fn sentencepiece_prompts_keep_their_spaces_and_their_structure() {
         ("tokenizer.ggml.eos_token_id", 2u32.into()),
     ];
     let t = made("llama", &tokens, &keys).unwrap();
+    let prompt = prompter(&t, "{{ bos_token }}{{ messages[0].content }}</s>");
     for text in ["a", " a a", "<s>", "a</s>", "<unk>a<s></s>", "</", "s>"] {
         let plain = t.encode(text, false, false).unwrap();
         let want = [&[1], &plain[..], &[2]].concat();
-        assert_eq!(t.encode_prompt(&format!("<s>{}</s>", t.guard(text))).unwrap(), want, "{text:?}");
+        assert_eq!(t.encode_prompt(&prompt(&[text])).unwrap(), want, "{text:?}");
     }
-}
-
-#[test]
-fn every_text_of_a_message_is_guarded_but_roles_and_keys_that_are_plain_words() {
-    let t = small();
-    let (evil, safe) = ("<|im_end|>", t.guard("<|im_end|>"));
-    assert_ne!(evil, safe);
-    let message = |text: &str| {
-        serde_json::json!([
-            {"role": "user", "name": text, "content": text, "n": 1, "tool_call_id": text},
-            {"role": text, "content": [{"type": "text", "text": text}, text], "reasoning_content": text},
-            {"role": "assistant", "content": null, "tool_calls": [
-                {"id": text, "function": {"name": text, "arguments": {"city": [text], text: {"role": text}}}}
-            ]},
-            text,
-        ])
-    };
-    assert_eq!(t.guarded(&message(evil)), message(&safe));
-    assert_eq!(t.guarded(&message("x > y")), message("x > y").clone());
 }
 
 #[test]

@@ -274,11 +274,7 @@ impl<'t> Prompts<'t> {
     /// The request of a line, and the seed that it gets.
     fn request(&self, job: Job, number: usize) -> Result<(Request<'t>, u64)> {
         let Job { prompt, settings, mut params, kind, .. } = job;
-        let (text, reader) = self.prompt(&prompt, &mut params)?;
-        let ids = match &reader {
-            Some(_) => self.tokenizer.encode_prompt(&text)?,
-            None => self.tokenizer.encode_beginning(&text)?,
-        };
+        let (ids, reader) = self.prompt(&prompt, &mut params)?;
         let grammar = match &kind {
             None => None,
             Some(kind) => {
@@ -295,12 +291,12 @@ impl<'t> Prompts<'t> {
         Ok((Request { number, prompt: ids, writer }, seed))
     }
 
-    /// The text of a prompt, and what reads the answer where a template was put around it.
-    fn prompt(&self, prompt: &Prompt, params: &mut GenParams) -> Result<(String, Option<Reader>)> {
+    /// The tokens of a prompt, and what reads the answer where a template was put around it.
+    fn prompt(&self, prompt: &Prompt, params: &mut GenParams) -> Result<(Vec<u32>, Option<Reader>)> {
         let system = self.system.iter().map(|s| talk::message("system", s));
         let (messages, tools, variables) = match (prompt, self.turns) {
             (Prompt::Text { text, raw: true }, _) | (Prompt::Text { text, .. }, None) => {
-                return Ok((text.clone(), None));
+                return Ok((self.tokenizer.encode_beginning(text)?, None));
             }
             (Prompt::Text { text, .. }, Some(_)) => (system.chain([talk::message("user", text)]).collect(), None, None),
             (Prompt::Messages { messages, tools, variables }, _) => {
@@ -313,10 +309,9 @@ impl<'t> Prompts<'t> {
             "messages need a chat template, which this model has not; give one with \
              --chat-template-file, or send a prompt",
         )?;
-        let text = turns.prompt_with(self.tokenizer, &messages, tools, variables, true)?;
+        let prompt = turns.prompt_with(&messages, tools, variables, true)?;
         *params = std::mem::take(params).of(turns);
-        let reader = turns.reader(&text);
-        Ok((text, Some(reader)))
+        Ok((self.tokenizer.encode_prompt(&prompt)?, Some(turns.reader(&prompt))))
     }
 }
 

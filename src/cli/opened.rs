@@ -116,7 +116,7 @@ fn turns(
     for name in further.keys().filter(|name| !template.source().contains(name.as_str())) {
         off(&format!("--chat-template-kwargs {name}"), "the chat template does not use this variable")?;
     }
-    Ok(Turns::new(template, tokenizer, further, Clock::now()))
+    Turns::new(template, tokenizer, further, Clock::now())
 }
 
 /// Whether a prompt is another one with this variable than without it.

@@ -8,12 +8,12 @@ use anyhow::{Context, Result};
 use serde_json::{Map, Value, json};
 
 use crate::session::{ContextFull, Output, Progress, Session, Want};
-use crate::text::{Clock, Reader, Template, Tokenizer};
+use crate::text::{Clock, Prompt, Prompter, Reader, Template, Tokenizer};
 
 /// How conversations become prompts: a template and the variables that it is given with the messages.
 #[derive(Debug)]
 pub struct Turns {
-    template: Template,
+    prompter: Prompter,
     variables: Map<String, Value>,
     clock: Clock,
     /// What [`Turns::user_opens`] returns.
@@ -22,20 +22,22 @@ pub struct Turns {
 
 impl Turns {
     /// With the template's further variables (`enable_thinking`, `documents`, ...).
-    pub fn new(template: Template, tokenizer: &Tokenizer, further: Map<String, Value>, clock: Clock) -> Turns {
-        let mut variables = guarded(tokenizer, &further);
-        tokenizer.add_variables(&mut variables);
-        let mut turns = Turns { template, variables, clock, opens: None };
+    ///
+    /// # Errors
+    /// As [`Prompter::new`].
+    pub fn new(template: Template, tokenizer: &Tokenizer, further: Map<String, Value>, clock: Clock) -> Result<Turns> {
+        let prompter = Prompter::new(template, tokenizer)?;
+        let mut turns = Turns { prompter, variables: further, clock, opens: None };
         turns.opens = turns.find_opening(tokenizer);
-        turns
+        Ok(turns)
     }
 
     /// The prompt of a conversation, `open` for an answer.
     ///
     /// # Errors
     /// If the template fails, with its line.
-    pub fn prompt(&self, tokenizer: &Tokenizer, messages: &[Value], open: bool) -> Result<String> {
-        self.prompt_with(tokenizer, messages, None, None, open)
+    pub fn prompt(&self, messages: &[Value], open: bool) -> Result<Prompt> {
+        self.prompt_with(messages, None, None, open)
     }
 
     /// The prompt of a conversation with tools, and with variables of its own.
@@ -44,25 +46,24 @@ impl Turns {
     /// If the template fails, with its line.
     pub fn prompt_with(
         &self,
-        tokenizer: &Tokenizer,
         messages: &[Value],
         tools: Option<&Value>,
         further: Option<&Map<String, Value>>,
         open: bool,
-    ) -> Result<String> {
+    ) -> Result<Prompt> {
         let mut variables = self.variables.clone();
-        variables.extend(further.map(|f| guarded(tokenizer, f)).unwrap_or_default());
-        variables.insert("messages".into(), tokenizer.guarded(&Value::Array(messages.to_vec())));
+        variables.extend(further.cloned().unwrap_or_default());
+        variables.insert("messages".into(), messages.into());
         if let Some(tools) = tools {
-            variables.insert("tools".into(), tokenizer.guarded(tools));
+            variables.insert("tools".into(), tools.clone());
         }
         variables.insert("add_generation_prompt".into(), open.into());
-        self.template.render(&Value::Object(variables), self.clock)
+        self.prompter.prompt(&Value::Object(variables), self.clock)
     }
 
     /// What splits the answer to a prompt into its parts.
-    pub fn reader(&self, prompt: &str) -> Reader {
-        Reader::new(self.template.source(), prompt)
+    pub fn reader(&self, prompt: &Prompt) -> Reader {
+        Reader::new(self.prompter.source(), prompt.text())
     }
 
     /// The text with which the template opens a user's turn, where no control token does: a model of such a template
@@ -74,17 +75,14 @@ impl Turns {
     fn find_opening(&self, tokenizer: &Tokenizer) -> Option<String> {
         const MARK: &str = "\u{1}";
         let messages = [message("user", "a"), message("assistant", "b"), message("user", MARK)];
-        let before = self.prompt(tokenizer, &messages[..2], false).ok()?;
-        let whole = self.prompt(tokenizer, &messages, false).ok()?;
-        let opens = whole.strip_prefix(before.as_str())?.split(MARK).next()?;
-        let plain = !tokenizer.encode_prompt(opens).ok()?.iter().any(|id| tokenizer.is_control(*id));
+        let before = self.prompt(&messages[..2], false).ok()?;
+        let whole = self.prompt(&messages, false).ok()?;
+        let opens = whole.text().strip_prefix(before.text())?.split(MARK).next()?;
+        let start = before.text().len();
+        let ids = tokenizer.encode_prompt(&whole.part(start, start + opens.len())).ok()?;
+        let plain = !ids.iter().any(|id| tokenizer.is_control(*id));
         (plain && !opens.trim().is_empty()).then(|| opens.trim().to_owned())
     }
-}
-
-/// A template's variables; what is in them may be anybody's text.
-fn guarded(tokenizer: &Tokenizer, variables: &Map<String, Value>) -> Map<String, Value> {
-    variables.iter().map(|(name, value)| (name.clone(), tokenizer.guarded(value))).collect()
 }
 
 /// A message as templates read it.
@@ -201,7 +199,7 @@ pub fn read_ahead(
 ) -> Result<()> {
     let with = |text: &str| {
         let next = [messages, &[message("user", text)]].concat();
-        tokenizer.encode_prompt(&turns.prompt(tokenizer, &next, false)?)
+        tokenizer.encode_prompt(&turns.prompt(&next, false)?)
     };
     let (one, other) = (with("a")?, with("b")?);
     let (keep, rest) = rest(tokenizer, session.tokens(seq), &one[..shared(&one, &other)]);

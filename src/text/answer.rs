@@ -10,6 +10,9 @@
 //!             <|start|>assistant<|channel|>analysis<|message|> reasoning <|end|>
 //!             <|start|>assistant<|channel|>final<|message|> answer <|return|>
 //!             <|start|>assistant<|channel|>commentary to=functions.f <|constrain|>json<|message|> arguments <|call|>
+//! recipient Muse Glimmer: messages as harmony's, each with a head that names who gets it:
+//!             <|start|>assistant to=self<|message|> reasoning <|eom|>
+//!             <|start|>assistant to=user<|message|> answer <|eot|>
 //! plain     no template says anything: all is answer
 //! ```
 //!
@@ -35,16 +38,33 @@ struct Tags {
     close: &'static str,
     /// They count wherever they occur, not only at the beginning.
     anywhere: bool,
+    /// Markers in the answer that are left out too.
+    drops: &'static [&'static str],
+    /// A text of the template that tells it has these tags, where it makes them of their parts.
+    sign: &'static str,
 }
 
-/// As the templates of Qwen, DeepSeek, GLM, Kimi and MiniMax; Mistral; Seed-OSS; Command A; Apertus; Gemma 4 have them.
+/// Tags that only part reasoning from answer, at the beginning.
+const fn tags(open: &'static str, close: &'static str) -> Tags {
+    Tags { open, close, anywhere: false, drops: &[], sign: "" }
+}
+
+/// As the templates of Qwen, DeepSeek, GLM, Kimi and MiniMax; MiniMax M3; Mistral; Seed-OSS; Hy3; Command A; Apertus;
+/// Gemma 4; Kimi K3 have them.
 const TAGS: &[Tags] = &[
-    Tags { open: "<think>", close: "</think>", anywhere: false },
-    Tags { open: "[THINK]", close: "[/THINK]", anywhere: false },
-    Tags { open: "<seed:think>", close: "</seed:think>", anywhere: false },
-    Tags { open: "<|START_THINKING|>", close: "<|END_THINKING|>", anywhere: false },
-    Tags { open: "<|inner_prefix|>", close: "<|inner_suffix|>", anywhere: false },
-    Tags { open: "<|channel>thought", close: "<channel|>", anywhere: true },
+    tags("<think>", "</think>"),
+    tags("<mm:think>", "</mm:think>"),
+    tags("[THINK]", "[/THINK]"),
+    tags("<seed:think>", "</seed:think>"),
+    Tags { sign: "HYTK = ':opensource'", ..tags("<think:opensource>", "</think:opensource>") },
+    tags("<|START_THINKING|>", "<|END_THINKING|>"),
+    tags("<|inner_prefix|>", "<|inner_suffix|>"),
+    Tags { anywhere: true, ..tags("<|channel>thought", "<channel|>") },
+    Tags {
+        drops: &["<|open|>response<|sep|>", "<|close|>response<|sep|>", "<|close|>message<|sep|>"],
+        sign: "open_tag('think')",
+        ..tags("<|open|>think<|sep|>", "<|close|>think<|sep|>")
+    },
 ];
 
 const START: &str = "<|start|>";
@@ -52,7 +72,10 @@ const CHANNEL: &str = "<|channel|>";
 const MESSAGE: &str = "<|message|>";
 
 /// What ends the text of a message, besides the head of the next.
-const ENDS: &[&str] = &["<|end|>", "<|return|>", "<|call|>", START, CHANNEL];
+const ENDS: &[&str] = &["<|end|>", "<|return|>", "<|call|>", "<|eom|>", "<|eot|>", START, CHANNEL];
+
+/// What a template says whose messages have no channel but a recipient.
+const TO_SELF: &str = "<|start|>assistant to=self<|message|>";
 
 /// Where a reader is.
 #[derive(Debug, Clone, Copy, PartialEq)]
@@ -75,6 +98,8 @@ use ReaderState::{After, Begin, Body, Head, Inside};
 pub struct Reader {
     /// None in harmony.
     tags: Option<&'static Tags>,
+    /// Messages name who gets them, and have no channel.
+    recipients: bool,
     state: ReaderState,
     /// What came and is not decided.
     held: String,
@@ -85,8 +110,9 @@ impl Reader {
     /// A reader for the model with this chat template, after a prompt with this end.
     pub fn new(template_source: &str, prompt_tail: &str) -> Reader {
         let has = |text: &str| template_source.contains(text);
-        let mut reader = Reader { tags: None, state: Head, held: String::new(), out: Vec::new() };
-        if has(CHANNEL) && has(MESSAGE) {
+        let recipients = has(TO_SELF);
+        let mut reader = Reader { tags: None, recipients, state: Head, held: String::new(), out: Vec::new() };
+        if has(CHANNEL) && has(MESSAGE) || recipients {
             // The template has begun the message, perhaps more of it than who writes it.
             if let Some((_, head)) = prompt_tail.rsplit_once(START).filter(|(_, head)| *head != "assistant") {
                 reader.push(head);
@@ -94,7 +120,8 @@ impl Reader {
             return reader;
         }
         // Some only open it, some only take it out of what was said before.
-        reader.tags = TAGS.iter().find(|t| has(t.close) || has(t.open));
+        let has_tags = |t: &&Tags| has(t.close) || has(t.open) || !t.sign.is_empty() && has(t.sign);
+        reader.tags = TAGS.iter().find(has_tags);
         let open = reader.tags.is_some_and(|t| prompt_tail.trim_end().ends_with(t.open));
         reader.state = match reader.tags {
             Some(_) if open => Inside(true),
@@ -106,7 +133,7 @@ impl Reader {
 
     /// A reader of text that has no parts: all is answer.
     pub fn plain() -> Reader {
-        Reader { tags: None, state: After(false), held: String::new(), out: Vec::new() }
+        Reader { tags: None, recipients: false, state: After(false), held: String::new(), out: Vec::new() }
     }
 
     /// Whether reasoning can come.
@@ -137,7 +164,9 @@ impl Reader {
         let begins: &[&str] = if self.held.is_empty() { &["", START] } else { &["", "assistant", START] };
         let whole = begins.iter().flat_map(|begin| {
             let who = if *begin == START { "assistant" } else { "" };
-            ["analysis", "final"].map(|channel| format!("{begin}{who}{CHANNEL}{channel}{MESSAGE}"))
+            let heads =
+                if self.recipients { [" to=self", " to=user"] } else { ["<|channel|>analysis", "<|channel|>final"] };
+            heads.map(|head| format!("{begin}{who}{head}{MESSAGE}"))
         });
         let left: Vec<String> = whole.filter_map(|head| head.strip_prefix(&self.held).map(String::from)).collect();
         // A template may have begun another one.
@@ -147,7 +176,9 @@ impl Reader {
     /// In reasoning, the text that ends it and begins the answer.
     pub fn close(&self) -> Option<String> {
         match (self.part(), self.tags) {
+            (Some(Reasoning), Some(Tags { close, drops: [begin, ..], .. })) => Some(format!("{close}{begin}")),
             (Some(Reasoning), Some(tags)) => Some(format!("\n{}\n\n", tags.close)),
+            (Some(Reasoning), None) if self.recipients => Some(format!("<|eom|>{START}assistant to=user{MESSAGE}")),
             (Some(Reasoning), None) => Some(format!("<|end|>{START}assistant{CHANNEL}final{MESSAGE}")),
             _ => None,
         }
@@ -156,7 +187,7 @@ impl Reader {
     /// Whether a control token of this text means something here, and is not to be left out of what is read.
     pub fn knows(&self, piece: &str) -> bool {
         match self.tags {
-            Some(tags) => tags.open.contains(piece) || tags.close.contains(piece),
+            Some(tags) => [tags.open, tags.close].iter().chain(tags.drops).any(|text| text.contains(piece)),
             None if self.state == After(false) => false,
             None => ENDS.contains(&piece) || [MESSAGE, "<|constrain|>"].contains(&piece),
         }
@@ -225,6 +256,7 @@ impl Reader {
                 !self.held.is_empty()
             }
             Inside(false) => self.until(&[tags.close], Reasoning, |r, _| r.state = After(true)),
+            After(false) if !tags.drops.is_empty() => self.until(tags.drops, Answer, |_, _| {}),
             After(false) if tags.anywhere => self.until(&[tags.open], Answer, |r, _| r.state = Inside(true)),
             _ => self.give_all(Answer),
         }
@@ -281,9 +313,11 @@ impl Reader {
         // Who writes it is left out.
         let head = head.rsplit_once(START).map_or(&head[..], |(_, head)| head);
         let head = head.strip_prefix("assistant").unwrap_or(head);
-        let call = head.contains(" to=");
+        let to = head.split_once(" to=").map_or("user", |(_, to)| to);
+        let call = if self.recipients { !matches!(to, "self" | "user") } else { head.contains(" to=") };
         let channel = head.split_once(CHANNEL).map_or("", |(_, channel)| channel.trim_start());
-        let part = if channel.starts_with("analysis") && !call { Reasoning } else { Answer };
+        let thought = channel.starts_with("analysis") || self.recipients && to == "self";
+        let part = if thought && !call { Reasoning } else { Answer };
         if call {
             self.give(part, head);
             self.give(part, MESSAGE);
@@ -346,6 +380,7 @@ mod tests {
         let others = [
             ("[THINK]", "[/THINK]"),
             ("<seed:think>", "</seed:think>"),
+            ("<mm:think>", "</mm:think>"),
             ("<|START_THINKING|>", "<|END_THINKING|>"),
             ("<|inner_prefix|>", "<|inner_suffix|>"),
         ];
@@ -370,6 +405,32 @@ mod tests {
         assert_eq!(gemma("<|turn>model\n", "<|channel>thought\nhm\n<channel|>yes"), "[hm]yes");
         assert_eq!(gemma("<|turn>model\n<|channel>thought\n<channel|>", "yes"), "yes");
         assert_eq!(gemma("", "a\n<|channel>thought\nb\n<channel|>\nc<|chan"), "a[b]c<|chan");
+    }
+
+    #[test]
+    fn a_message_to_itself_is_reasoning_and_one_to_the_user_is_the_answer() {
+        let template = "'<|start|>assistant to=self<|message|>' + x";
+        let says = |text: &str| every_way(template, "<|eot|><|start|>assistant", text);
+        let yes = "<|start|>assistant to=user<|message|>yes<|eot|>";
+        assert_eq!(says(&format!(" to=self<|message|>hm\nso<|eom|>{yes}")), "[hm\nso]yes");
+        assert_eq!(says(" to=user<|message|>yes"), "yes");
+        assert_eq!(says(" to=f.g<|message|>{}<|eot|>"), " to=f.g<|message|>{}");
+        let mut reader = Reader::new(template, "<|start|>assistant");
+        assert_eq!(reader.heads().unwrap()[0], " to=self<|message|>");
+        reader.push(" to=self<|message|>hm");
+        assert_eq!(reader.close().unwrap(), "<|eom|><|start|>assistant to=user<|message|>");
+    }
+
+    #[test]
+    fn tags_that_a_template_makes_of_parts_are_known_and_the_answers_own_are_left_out() {
+        let kimi = |tail: &str, text: &str| every_way("{{- open_tag('think') -}}", tail, text);
+        let yes = "<|open|>response<|sep|>yes<|close|>response<|sep|>";
+        let thinks = "<|open|>think<|sep|>";
+        assert_eq!(kimi(thinks, &format!("hm<|close|>think<|sep|>{yes}<|close|>message<|sep|>")), "[hm]yes");
+        assert_eq!(kimi("<|open|>response<|sep|>", "yes<|close|>response<|sep|>"), "yes");
+        assert_eq!(kimi(thinks, "h<|close|>th<|close|>think<|sep|>a<|close|>b<|op"), "[h<|close|>th]a<|close|>b<|op");
+        let hunyuan = |text: &str| every_way("{%- set HYTK = ':opensource' %}", "", text);
+        assert_eq!(hunyuan("<think:opensource>hm</think:opensource>yes"), "[hm]yes");
     }
 
     #[test]

@@ -47,6 +47,7 @@ pub(super) struct Bpe {
     words: Splitter,
     raw: bool,
     whole_newlines: bool,
+    space_first: bool,
 }
 
 impl Bpe {
@@ -66,18 +67,18 @@ impl Bpe {
             .byte_fallback(pre.raw)
             .build()
             .map_err(|e| anyhow!("{file}: the vocabulary cannot be built: {e}"))?;
-        Ok(Bpe { model, words: Splitter::new(pre.rules)?, raw: pre.raw, whole_newlines: pre.whole_newlines })
+        let PreTokenizer { raw, whole_newlines, space_first, .. } = *pre;
+        Ok(Bpe { model, words: Splitter::new(pre.rules)?, raw, whole_newlines, space_first })
     }
 
     /// Appends the tokens of a text without control tokens.
     pub(super) fn encode(&self, text: &str, out: &mut Vec<u32>) -> Result<()> {
         if self.raw {
-            let text = text.replace(' ', "▁");
-            for word in self.words.pieces(&text) {
+            for word in self.words.pieces(text) {
                 let whole = self.whole_newlines && word.starts_with('\n');
                 match self.model.token_to_id(word) {
                     Some(id) if whole => out.push(id),
-                    _ => self.word(word, word, out)?,
+                    _ => self.line(&word.replace(' ', "▁"), out)?,
                 }
             }
             return Ok(());
@@ -89,6 +90,15 @@ impl Bpe {
             self.word(&letters, word, out)?;
         }
         Ok(())
+    }
+
+    /// Appends the tokens of a line in which ▁ stands for spaces.
+    fn line(&self, line: &str, out: &mut Vec<u32>) -> Result<()> {
+        if !self.space_first || line.starts_with('\n') {
+            return self.word(line, line, out);
+        }
+        let line = line.strip_prefix('▁').unwrap_or(line);
+        line.split('▁').try_for_each(|word| self.word(&format!("▁{word}"), word, out))
     }
 
     /// Appends the tokens of a word, which is `said` in an error.

@@ -1,157 +1,139 @@
 //! Text from outside that can never become a control token.
 //!
-//! A prompt is a rendered template, in which control tokens are meant, around what people and tools
-//! said, in which they are not. [`Tokenizer::guard`] puts a mark into every control token's text
-//! that a string holds, begins in the middle of or breaks off in; the template renders it;
-//! [`Tokenizer::encode_prompt`] takes the marks out again, and no control token is found across
-//! one. What is cut into tokens is the text as it was.
-//!
-//! ```text
-//! U+FDD0           a mark: what comes before it and what comes after it are not parts of one control token
-//! U+FDD1 U+FDD2    U+FDD0, as someone wrote it
-//! U+FDD1 U+FDD3    U+FDD1, as someone wrote it
-//! ```
-//!
-//! These are noncharacters, which Unicode keeps for uses like this one. A mark is never part of an
-//! escape, so nothing before it can take it away. Marks are within a string's text and not around
-//! it, so that a template may trim, split, compare and join what is guarded; none is where one of
-//! the template's own tokens could be cut by it.
-//!
-//! Two ways to a control token remain, both the template's own doing: it writes its beginning and
-//! its end around a guarded text (`'<|' + name + '|>'`), or makes other text of a guarded one
-//! (takes out its middle, turns capitals into small letters).
+//! A prompt is a rendered template, in which control tokens are meant, around what people and tools said, in which they
+//! are not. [`Prompter`] renders the template with its own text in own characters (`marks.rs`) wherever that can be part
+//! of a control token (`own.rs`); what was said goes in as it is, so that the template can search, compare and cut it.
+//! [`Tokenizer::encode_prompt`] finds a control token only where the template itself wrote it. Whatever a template makes
+//! of what was said, out of its middle, of its capitals or of two of its pieces: it stays text.
 
-use std::borrow::Cow;
+use std::collections::BTreeSet;
+use std::ops::Range;
 
 use anyhow::Result;
+use minijinja::Environment;
 use serde_json::Value;
 
-use super::marks::{ESCAPE, MARK, WAS_ESCAPE, WAS_MARK};
-use super::python::strip;
+use super::clock::Clock;
+use super::marks::{Moved, base, is_own, own};
+use super::own::{Literals, is_word};
+use super::template::Template;
 use super::tokenizer::Tokenizer;
 
+/// A template's text around a conversation, and which of it the template itself wrote.
+#[derive(Debug, Clone, Default, PartialEq, Eq)]
+pub struct Prompt {
+    text: String,
+    /// Where in the text own characters are, ascending, none next to another.
+    own: Vec<Range<usize>>,
+    /// Words that may be within a control token between own characters.
+    words: BTreeSet<String>,
+}
+
+impl Prompt {
+    /// The text, as transformers renders it.
+    pub fn text(&self) -> &str {
+        &self.text
+    }
+
+    /// The part of a prompt from byte `start` to byte `end`.
+    pub fn part(&self, start: usize, end: usize) -> Prompt {
+        let within = |r: &Range<usize>| r.start.max(start)..r.end.min(end);
+        let own = self.own.iter().map(within).filter(|r| r.start < r.end).map(|r| r.start - start..r.end - start);
+        Prompt { text: self.text[start..end].to_owned(), own: own.collect(), words: self.words.clone() }
+    }
+
+    /// Whether the template itself wrote a token here.
+    fn is_own(&self, span: Range<usize>) -> bool {
+        let mut at = span.start;
+        let mut ranges = self.own[self.own.partition_point(|r| r.end <= at)..].iter();
+        while at < span.end {
+            let Some(next) = ranges.next().filter(|r| r.start < span.end) else { return false };
+            let gap = &self.text[at.min(next.start)..next.start];
+            if !gap.is_empty() && (at == span.start || !self.words.contains(gap)) {
+                return false;
+            }
+            at = next.end;
+        }
+        true
+    }
+}
+
+/// A chat template that writes the prompts of one model.
+#[derive(Debug)]
+pub struct Prompter {
+    template: Template,
+    /// The template with own characters.
+    env: Environment<'static>,
+    /// Its words that may be within a control token.
+    words: BTreeSet<String>,
+    /// Variables that a template has from the vocabulary.
+    given: Vec<(&'static str, String)>,
+}
+
+impl Prompter {
+    /// For the model with this vocabulary.
+    ///
+    /// # Errors
+    /// If the template does not parse with its control tokens in own characters.
+    pub fn new(template: Template, tokenizer: &Tokenizer) -> Result<Prompter> {
+        let mut literals = Literals::new(tokenizer);
+        let env = template.with_own(&mut literals)?;
+        let words = literals.words;
+        let given = [("bos_token", tokenizer.bos()), ("eos_token", tokenizer.eos())];
+        let given =
+            given.into_iter().filter_map(|(name, id)| Some((name, tokenizer.piece(id?).chars().map(own).collect())));
+        Ok(Prompter { given: given.collect(), template, env, words })
+    }
+
+    /// What the template's file says.
+    pub fn source(&self) -> &str {
+        self.template.source()
+    }
+
+    /// The prompt. `variables` is an object: `messages` and whatever else the template asks for; `bos_token` and
+    /// `eos_token` are the vocabulary's unless they are given, as text.
+    ///
+    /// # Errors
+    /// As [`Template::render`].
+    pub fn prompt(&self, variables: &Value, clock: Clock) -> Result<Prompt> {
+        let mut variables = variables.clone();
+        let moved = Moved::out_of(&mut variables);
+        let roles = variables["messages"].as_array().into_iter().flatten().filter_map(|m| m["role"].as_str());
+        let words =
+            self.words.iter().map(String::as_str).chain(roles.filter(|r| is_word(r))).map(String::from).collect();
+        if let Some(variables) = variables.as_object_mut() {
+            for (name, text) in self.given.iter().filter(|(_, text)| !text.is_empty()) {
+                variables.entry(*name).or_insert_with(|| text.as_str().into());
+            }
+        }
+        let written = self.template.run(&self.env, variables, clock)?;
+        let mut prompt = Prompt { text: String::with_capacity(written.len()), own: Vec::new(), words };
+        for c in written.chars() {
+            let start = prompt.text.len();
+            prompt.text.push(moved.back(base(c)));
+            match prompt.own.last_mut() {
+                _ if !is_own(c) => {}
+                Some(last) if last.end == start => last.end = prompt.text.len(),
+                _ => prompt.own.push(start..prompt.text.len()),
+            }
+        }
+        Ok(prompt)
+    }
+}
+
 impl Tokenizer {
-    /// A text that stays text in a prompt, whatever it holds.
-    pub fn guard<'t>(&self, text: &'t str) -> Cow<'t, str> {
-        let mut marks = Vec::new();
-        for (span, _) in self.special.candidates(text).filter(|(_, id)| self.vocab.reserved(*id)) {
-            let first = text[span.start..].chars().next().map_or(1, char::len_utf8);
-            marks.push(span.start + first);
-            if first == span.len() {
-                marks.push(span.start); // a single character has a mark on both sides
-            }
-        }
-        // A template may take the white space off.
-        let left = text.len() - strip(text, None, true, false).len();
-        let right = strip(text, None, false, true).len();
-        for piece in self.special.texts().filter(|(_, id)| self.vocab.reserved(*id)).map(|(piece, _)| piece) {
-            let first = piece.chars().next().map_or(1, char::len_utf8);
-            let last = piece.chars().next_back().map_or(1, char::len_utf8);
-            for (cut, _) in piece.char_indices().skip(1) {
-                for end in [right, text.len()] {
-                    if text[..end].ends_with(&piece[..cut]) {
-                        marks.push(end - cut + first);
-                    }
-                }
-                for start in [left, 0] {
-                    if text[start..].starts_with(&piece[cut..]) {
-                        marks.push(start + piece.len() - cut - last);
-                    }
-                }
-            }
-        }
-        if marks.is_empty() && !text.contains([MARK, ESCAPE]) {
-            return Cow::Borrowed(text);
-        }
-        marks.sort_unstable();
-        marks.dedup();
-        let mut out = String::with_capacity(text.len() + 3 * marks.len());
-        let mut marks = marks.into_iter().peekable();
-        for (at, c) in text.char_indices() {
-            out.extend(marks.next_if_eq(&at).map(|_| MARK));
-            match c {
-                MARK => out.extend([ESCAPE, WAS_MARK]),
-                ESCAPE => out.extend([ESCAPE, WAS_ESCAPE]),
-                c => out.push(c),
-            }
-        }
-        out.extend(marks.next().map(|_| MARK));
-        Cow::Owned(out)
-    }
-
-    /// Messages, tools or other variables of a template in which every text is guarded: contents,
-    /// names, calls and their arguments. Roles and keys that are plain words stay as they are,
-    /// since a template looks for them.
-    pub fn guarded(&self, value: &Value) -> Value {
-        let field = |(key, value): (&String, &Value)| match value {
-            Value::String(text) if key == "role" => (key.clone(), self.guard_name(text).into()),
-            _ => (self.guard_name(key), self.guarded(value)),
-        };
-        match value {
-            Value::String(text) => self.guard(text).into(),
-            Value::Array(list) => list.iter().map(|v| self.guarded(v)).collect(),
-            Value::Object(map) => map.iter().map(field).collect(),
-            other => other.clone(),
-        }
-    }
-
-    fn guard_name(&self, name: &str) -> String {
-        let word = name.chars().all(|c| c.is_alphanumeric() || c == '_');
-        if word { name.to_owned() } else { self.guard(name).into_owned() }
-    }
-
-    /// The tokens of a prompt: a template's text with its control tokens, and guarded text, which
-    /// has none. The begin token comes first where the file asks for it and the template did not
-    /// write it.
+    /// The tokens of a prompt: control tokens where the template wrote them, and text. The begin token comes first where
+    /// the file asks for it and the template did not write it.
     ///
     /// # Errors
     /// If the text cannot be tokenized.
-    pub fn encode_prompt(&self, prompt: &str) -> Result<Vec<u32>> {
-        let (text, marks) = unguard(prompt);
-        let at = |p: usize| marks.binary_search(&p).is_ok();
-        let found = self.special.find(&text, |span, id| {
-            let inside = marks.get(marks.partition_point(|&m| m <= span.start)).is_some_and(|&m| m < span.end);
-            let one = text[span.clone()].chars().nth(1).is_none();
-            !self.vocab.reserved(id) || !(inside || one && at(span.start) && at(span.end))
-        });
+    pub fn encode_prompt(&self, prompt: &Prompt) -> Result<Vec<u32>> {
+        let text = prompt.text();
+        let found = self.special.find(text, |span, id| !self.vocab.reserved(id) || prompt.is_own(span.clone()));
         let begun = found.first().is_some_and(|(span, id)| span.start == 0 && self.bos() == Some(*id));
         let mut ids = Vec::with_capacity(text.len() / 3 + 2);
         ids.extend(self.bos().filter(|_| self.adds_bos() && !begun));
-        self.cut(&text, found, &mut ids)?;
+        self.cut(text, found, &mut ids)?;
         Ok(ids)
-    }
-}
-
-/// The text without what guards put in, and where its marks were, ascending.
-fn unguard(text: &str) -> (Cow<'_, str>, Vec<usize>) {
-    if !text.contains([MARK, ESCAPE]) {
-        return (Cow::Borrowed(text), Vec::new());
-    }
-    let (mut plain, mut marks) = (String::with_capacity(text.len()), Vec::new());
-    let mut rest = text.chars().peekable();
-    while let Some(c) = rest.next() {
-        match c {
-            MARK => marks.push(plain.len()),
-            ESCAPE if rest.next_if_eq(&WAS_MARK).is_some() => plain.push(MARK),
-            ESCAPE => {
-                rest.next_if_eq(&WAS_ESCAPE);
-                plain.push(ESCAPE);
-            }
-            c => plain.push(c),
-        }
-    }
-    (Cow::Owned(plain), marks)
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    #[test]
-    fn what_no_guard_wrote_is_taken_as_it_is() {
-        let plain = |text: &str| unguard(text).0.into_owned();
-        assert_eq!(plain("a\u{fdd2}b\u{fdd1}c\u{fdd1}"), "a\u{fdd2}b\u{fdd1}c\u{fdd1}", "escapes of nothing");
-        assert_eq!(plain("a\u{fdd0}b"), "ab");
-        assert_eq!(unguard("é\u{fdd0}b\u{fdd1}\u{fdd2}\u{fdd0}").1, [2, 6]);
     }
 }

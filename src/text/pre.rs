@@ -1,6 +1,7 @@
 //! How text is cut into words, one list of rules per name that files give in `tokenizer.ggml.pre`.
 //!
-//! The expressions are those of the models' own tokenizers. Where llama.cpp has to say something weaker, for want of
+//! The names, and what goes with each, are those of llama.cpp b11434 (`llama_vocab::impl::load` in src/llama-vocab.cpp;
+//! the expressions, in `llm_tokenizer_bpe`). The expressions are those of the models' own tokenizers. Where llama.cpp has to say something weaker, for want of
 //! categories such as \p{Lu} and \p{Han} (gpt-4o, tekken, kimi-k2, youtu, tiny_aya), the model's own is used here.
 
 /// One step of cutting.
@@ -16,8 +17,10 @@ pub(super) enum SplitRule {
     Digits,
     /// Runs of newlines, and runs of anything else.
     Lines,
+    /// Matches of this are pieces, and what is between them is dropped.
+    Only(&'static str),
 }
-use SplitRule::{Digits, Doubling, Each, Lines, Words};
+use SplitRule::{Digits, Doubling, Each, Lines, Only, Words};
 
 /// What a pre-tokenizer's name means.
 #[derive(Debug)]
@@ -32,6 +35,8 @@ pub(super) struct PreTokenizer {
     pub(super) raw: bool,
     /// Newlines that together are a token are that token, whatever the merges would make of them.
     pub(super) whole_newlines: bool,
+    /// A line has a space at its beginning, and each space begins a word.
+    pub(super) space_first: bool,
     /// The tokens are listed in the order in which they were joined, which replaces merges where there are none.
     pub(super) ordered: bool,
 }
@@ -44,6 +49,7 @@ const PLAIN: PreTokenizer = PreTokenizer {
     add_bos: false,
     raw: false,
     whole_newlines: false,
+    space_first: false,
     ordered: false,
 };
 
@@ -318,6 +324,10 @@ const PRES: &[PreTokenizer] = &[
         ..PLAIN
     },
     PreTokenizer { names: &["sarvam-moe"], rules: &[Lines], raw: true, ..PLAIN },
+    PreTokenizer { names: &["mmbert"], rules: &[Lines], raw: true, whole_newlines: true, space_first: true, ..PLAIN },
+    PreTokenizer { names: &["whitespace"], rules: &[Only(r"\S+")], raw: true, ..PLAIN },
+    // Tokens go across words: only numbers are cut, by threes from the right.
+    PreTokenizer { names: &["superbpe"], rules: &[Digits], ..PLAIN },
 ];
 
 /// Every pre-tokenizer.

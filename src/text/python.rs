@@ -5,12 +5,13 @@
 //! lists and with `~`; `"%d" % n`, a macro's `varargs` and rarer methods and filters, which are
 //! errors; and that Python refuses some of what minijinja allows (`for` over none, `'a' < 1`).
 
-use minijinja::value::{Kwargs, Rest, Tuple, ValueKind, from_args};
-use minijinja::{Environment, Error, ErrorKind, State, Value, filters};
+use minijinja::value::{Kwargs, Rest, Serde, StringInput, Tuple, ValueKind, from_args};
+use minijinja::{Environment, Error, State, Value, filters};
 use minijinja_contrib::globals::joiner;
 use minijinja_contrib::pycompat::unknown_method_callback;
 
-use super::marks::is_mark;
+use super::marks::{base, pieces, plain};
+use super::strings::{CASES, cased, invalid, places, replace, split, strip, unowned};
 
 /// Lists within lists that are written as JSON; no tool's description has that many.
 const MOST_DEPTH: usize = 200;
@@ -22,6 +23,7 @@ pub(super) fn install(env: &mut Environment<'static>) {
     env.add_function("joiner", joiner);
     env.remove_global("debug"); // jinja2 has none
     env.add_filter("tojson", tojson);
+    env.add_filter("from_json", from_json);
     env.add_filter("string", |value: &Value| text(value));
     env.add_filter("trim", |value: &Value, chars: Option<&str>| strip(&text(value), chars, true, true).to_owned());
     env.add_filter("default", default);
@@ -31,17 +33,19 @@ pub(super) fn install(env: &mut Environment<'static>) {
     env.add_filter("items", items);
     env.add_filter("int", int);
     env.add_filter("replace", |value: &Value, old: &Value, new: &Value, count: Option<usize>| {
-        text(value).replacen(&text(old), &text(new), count.unwrap_or(usize::MAX))
+        replace(&text(value), &text(old), &text(new), count)
     });
+    for name in CASES {
+        env.add_filter(*name, |state: &State, value: &Value| {
+            Ok::<_, Error>(cased(StringInput::new(state, value)?.as_str(), name))
+        });
+    }
+    env.add_filter("__plain__", unowned);
     env.add_test("sequence", |value: &Value| {
         // What has a length and can be indexed: a text and a mapping as well.
         value.is_undefined() || matches!(value.kind(), ValueKind::Seq | ValueKind::String | ValueKind::Map)
     });
     env.add_test("iterable", |value: &Value| !value.is_none() && value.try_iter().is_ok());
-}
-
-fn invalid(why: impl Into<String>) -> Error {
-    Error::new(ErrorKind::InvalidOperation, why.into())
 }
 
 /// `str(value)`.
@@ -89,52 +93,6 @@ fn int(state: &State, value: &Value, other: Option<Value>, base: Option<u32>, mo
     filters::int(state, value, Some(other), base, more)
 }
 
-/// What `str.strip` takes for white space, beyond what Unicode does: four separators of ASCII.
-fn is_space(c: char) -> bool {
-    c.is_whitespace() || matches!(c, '\x1c'..='\x1f')
-}
-
-/// `str.strip`, on the sides that are asked for.
-pub(super) fn strip<'t>(text: &'t str, chars: Option<&str>, left: bool, right: bool) -> &'t str {
-    let drop = |c: char| chars.map_or_else(|| is_space(c), |chars| chars.contains(c));
-    let text = if left { text.trim_start_matches(drop) } else { text };
-    if right { text.trim_end_matches(drop) } else { text }
-}
-
-/// `str.split` and, from the right, `str.rsplit`.
-fn split(text: &str, args: &[Value], from_right: bool) -> Result<Value, Error> {
-    let (sep, most, more): (Option<&str>, Option<i64>, Kwargs) = from_args(args)?;
-    let sep = sep.or(more.get("sep")?);
-    let most = most.or(more.get("maxsplit")?).and_then(|n| usize::try_from(n).ok()).unwrap_or(usize::MAX);
-    more.assert_all_used()?;
-    let n = most.saturating_add(1);
-    let mut parts: Vec<&str> = match sep {
-        Some("") => return Err(invalid("empty separator")),
-        Some(sep) if from_right => text.rsplitn(n, sep).collect(),
-        Some(sep) => text.splitn(n, sep).collect(),
-        None => {
-            // White space goes where it parts words; at the far end it stays if the last word is
-            // not parted.
-            let near = |text| strip(text, None, !from_right, from_right);
-            let (mut parts, mut rest) = (Vec::new(), near(text));
-            while !rest.is_empty() && parts.len() < most {
-                let Some(cut) = (if from_right { rest.rfind(is_space) } else { rest.find(is_space) }) else { break };
-                let after = cut + rest[cut..].chars().next().map_or(1, char::len_utf8);
-                let (word, left) =
-                    if from_right { (&rest[after..], &rest[..cut]) } else { (&rest[..cut], &rest[after..]) };
-                parts.push(word);
-                rest = near(left);
-            }
-            parts.extend(Some(rest).filter(|r| !r.is_empty()));
-            parts
-        }
-    };
-    if from_right {
-        parts.reverse();
-    }
-    Ok(parts.into_iter().map(Value::from).collect())
-}
-
 /// The methods of Python's values that pycompat lacks or has otherwise.
 fn method(state: &mut State, value: &Value, name: &str, args: &[Value]) -> Result<Value, Error> {
     if name == "__slice__" {
@@ -155,26 +113,42 @@ fn method(state: &mut State, value: &Value, name: &str, args: &[Value]) -> Resul
         "partition" | "rpartition" => {
             let (sep,): (&str,) = from_args(args)?;
             let last = name == "rpartition";
-            let parts = match if last { s.rsplit_once(sep) } else { s.split_once(sep) } {
-                Some((before, after)) => [before, sep, after],
-                None if last => ["", "", s],
-                None => [s, "", ""],
-            };
-            Ok(Tuple::from(parts.map(Value::from)).into())
+            let parts = pieces(s, |s| {
+                let sep = plain(sep);
+                let cut = if last { s.rfind(sep.as_ref()) } else { s.find(sep.as_ref()) };
+                let (at, after) = cut.map_or(if last { (0, 0) } else { (s.len(), s.len()) }, |at| (at, at + sep.len()));
+                Ok::<_, Error>(vec![0..at, at..after, after..s.len()])
+            })?;
+            Ok(Tuple::from(parts.into_iter().map(Value::from).collect::<Vec<_>>()).into())
         }
-        "removeprefix" => {
-            let (prefix,): (&str,) = from_args(args)?;
-            Ok(s.strip_prefix(prefix).unwrap_or(s).into())
+        "removeprefix" | "removesuffix" => {
+            let (part,): (&str,) = from_args(args)?;
+            let left = pieces(s, |s| {
+                let part = plain(part);
+                let rest = if name == "removeprefix" { s.strip_prefix(&*part) } else { s.strip_suffix(&*part) };
+                Ok::<_, Error>(places(s, [rest.unwrap_or(s)]))
+            })?;
+            Ok(left.concat().into())
         }
-        "removesuffix" => {
-            let (suffix,): (&str,) = from_args(args)?;
-            Ok(s.strip_suffix(suffix).unwrap_or(s).into())
+        "replace" => {
+            let (old, new, count): (&str, &str, Option<i64>) = from_args(args)?;
+            Ok(replace(s, old, new, count.and_then(|n| usize::try_from(n).ok())).into())
+        }
+        _ if CASES.contains(&name) => {
+            let () = from_args(args)?;
+            Ok(cased(s, name).into())
         }
         "index" | "rindex" => {
-            let found = unknown_method_callback(state, value, if name == "index" { "find" } else { "rfind" }, args)?;
+            let found = method(state, value, if name == "index" { "find" } else { "rfind" }, args)?;
             if found == Value::from(-1) { Err(invalid("substring not found")) } else { Ok(found) }
         }
-        _ => unknown_method_callback(state, value, name, args),
+        // These give texts whose characters are those of their input.
+        "join" | "format" | "splitlines" => unknown_method_callback(state, value, name, args),
+        // These look for something, or at something.
+        _ => {
+            let args: Vec<Value> = args.iter().map(unowned).collect();
+            unknown_method_callback(state, &plain(s).as_ref().into(), name, &args)
+        }
     }
 }
 
@@ -203,6 +177,13 @@ fn slice(value: &Value, start: Option<i64>, stop: Option<i64>, step: i64) -> Res
         Some(_) => taken.iter().map(Value::to_string).collect::<String>().into(),
         None => taken.into(),
     })
+}
+
+/// `json.loads`, a filter that llama.cpp's templates for DeepSeek use and jinja2 has not.
+fn from_json(text: &str) -> Result<Value, Error> {
+    let value: serde_json::Value =
+        serde_json::from_str(text).map_err(|e| invalid(format!("from_json: the text is no JSON: {e}")))?;
+    Ok(Value::from(Serde(value)))
 }
 
 /// `json.dumps` with transformers' defaults.
@@ -302,7 +283,8 @@ impl Json {
 
     fn string(&self, text: &str, out: &mut String) {
         out.push('"');
-        for c in text.chars() {
+        for written in text.chars() {
+            let c = base(written);
             match c {
                 '"' => *out += "\\\"",
                 '\\' => *out += "\\\\",
@@ -311,11 +293,10 @@ impl Json {
                 '\t' => *out += "\\t",
                 '\x08' => *out += "\\b",
                 '\x0c' => *out += "\\f",
-                // A guard's marks are no text: they stay what they are.
-                _ if c < ' ' || self.ascii && c >= '\x7f' && !is_mark(c) => {
+                _ if c < ' ' || self.ascii && c >= '\x7f' => {
                     out.extend(c.encode_utf16(&mut [0; 2]).iter().map(|u| format!("\\u{u:04x}")));
                 }
-                c => out.push(c),
+                _ => out.push(written),
             }
         }
         out.push('"');

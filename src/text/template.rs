@@ -23,6 +23,8 @@ use minijinja::{AutoEscape, Environment, ErrorKind, Value};
 use serde_json::{Map, json};
 
 use super::clock::Clock;
+use super::marks::{Moved, plain};
+use super::own::Literals;
 use super::tokenizer::Tokenizer;
 use super::{jinja, python};
 use crate::gguf::Meta;
@@ -43,17 +45,13 @@ impl Template {
     /// # Errors
     /// If the template does not parse; the message gives the line.
     pub fn new(source: &str, name: &str) -> Result<Template> {
-        let mut env = Environment::new();
-        let syntax = SyntaxConfig::builder().trim_blocks(true).lstrip_blocks(true).build();
-        env.set_syntax(syntax.map_err(|e| failed(name, &e))?);
-        env.set_auto_escape_callback(|_| AutoEscape::None);
-        env.set_debug(true); // for what its errors say
-        env.add_function("raise_exception", |message: &Value| -> Result<Value, minijinja::Error> {
-            Err(minijinja::Error::new(ErrorKind::InvalidOperation, format!("the template says: {message}")))
-        });
-        python::install(&mut env);
-        env.add_template_owned(name.to_owned(), jinja::translate(source)).map_err(|e| failed(name, &e))?;
+        let env = environment(jinja::translate(source, None), name)?;
         Ok(Template { name: name.to_owned(), source: source.to_owned(), env })
+    }
+
+    /// The template with what it writes of control tokens in own characters.
+    pub(super) fn with_own(&self, own: &mut Literals) -> Result<Environment<'static>> {
+        environment(jinja::translate(&self.source, Some(own)), &self.name)
     }
 
     /// The template that a model's file has: the one of this name, or without a name the model's usual one, which may
@@ -98,7 +96,14 @@ impl Template {
     /// # Errors
     /// If the template raises an error or runs into one; the message gives its words and line.
     pub fn render(&self, variables: &serde_json::Value, clock: Clock) -> Result<String> {
-        let Some(given) = variables.as_object() else {
+        let mut variables = variables.clone();
+        let moved = Moved::out_of(&mut variables);
+        Ok(moved.restore(self.run(&self.env, variables, clock)?))
+    }
+
+    /// What the template writes in this environment.
+    pub(super) fn run(&self, env: &Environment, variables: serde_json::Value, clock: Clock) -> Result<String> {
+        let serde_json::Value::Object(given) = variables else {
             bail!("{}: the variables of a template are a JSON object, but these are {variables}", self.name);
         };
         let mut all = Map::new();
@@ -107,13 +112,13 @@ impl Template {
         {
             all.insert(name.into(), value);
         }
-        all.extend(given.clone());
+        all.extend(given);
         let strftime = Value::from_function(move |format: &str| -> Result<String, minijinja::Error> {
             clock.strftime(format).map_err(|e| minijinja::Error::new(ErrorKind::InvalidOperation, format!("{e:#}")))
         });
         let context = std::iter::once(("strftime_now".to_owned(), strftime))
             .chain(all.iter().map(|(name, value)| (name.clone(), Value::from(Serde(value)))));
-        let template = self.env.get_template(&self.name).map_err(|e| failed(&self.name, &e))?;
+        let template = env.get_template(&self.name).map_err(|e| failed(&self.name, &e))?;
         template.render(Value::from_pairs(context)).map_err(|e| failed(&self.name, &e))
     }
 }
@@ -129,12 +134,25 @@ impl Tokenizer {
     }
 }
 
+/// jinja2 as transformers sets it up, with one template in it.
+fn environment(source: String, name: &str) -> Result<Environment<'static>> {
+    let mut env = Environment::new();
+    let syntax = SyntaxConfig::builder().trim_blocks(true).lstrip_blocks(true).build();
+    env.set_syntax(syntax.map_err(|e| failed(name, &e))?);
+    env.set_auto_escape_callback(|_| AutoEscape::None);
+    env.set_debug(true); // for what its errors say
+    env.add_function("raise_exception", |message: &Value| -> Result<Value, minijinja::Error> {
+        Err(minijinja::Error::new(ErrorKind::InvalidOperation, format!("the template says: {message}")))
+    });
+    python::install(&mut env);
+    env.add_template_owned(name.to_owned(), source).map_err(|e| failed(name, &e))?;
+    Ok(env)
+}
+
 /// The error that a template gave: where, and what.
 fn failed(name: &str, e: &minijinja::Error) -> Error {
     let line = e.line().map_or_else(String::new, |line| format!(", line {line}"));
     let what = e.detail().map_or_else(|| e.kind().to_string(), str::to_owned);
-    match std::error::Error::source(e) {
-        Some(why) => anyhow!("{name}{line}: {what}: {why}"),
-        None => anyhow!("{name}{line}: {what}"),
-    }
+    let why = std::error::Error::source(e).map_or_else(String::new, |why| format!(": {why}"));
+    anyhow!("{name}{line}: {}", plain(&format!("{what}{why}")))
 }

@@ -79,7 +79,10 @@ impl Tokenizer {
                 (vocab, Scheme::Bpe(Box::new(bpe)))
             }
             "llama" => {
-                let (vocab, _) = Vocab::new(meta, true)?;
+                let (mut vocab, _) = Vocab::new(meta, true)?;
+                // Where the file does not say: SentencePiece's own order, which llama.cpp takes too.
+                let first = |id: u32| Some(id).filter(|id| vocab.pieces.len() > *id as usize && vocab.reserved(*id));
+                (vocab.bos, vocab.eos) = (vocab.bos.or(first(1)), vocab.eos.or(first(2)));
                 let spm = Spm::new(meta, &vocab)?;
                 (vocab, Scheme::Spm(spm))
             }

@@ -12,7 +12,7 @@ use tandem::models::checkpoint::{self, Config};
 use tandem::session::{self, Options, Session, Want};
 use tandem::store;
 use tandem::text::grammar::{Grammars, Kind};
-use tandem::text::{Clock, HubTokenizer, Template, Tokenizer};
+use tandem::text::{Clock, HubTokenizer, Prompter, Template, Tokenizer};
 use xxhash_rust::xxh3::xxh3_128;
 
 /// What errors call the input.
@@ -126,7 +126,9 @@ pub(crate) fn saved_session() -> Vec<u8> {
     std::fs::read(path).expect("it was saved")
 }
 
-/// A chat template, and a conversation that it renders.
+static TOKENIZER: LazyLock<Tokenizer> = LazyLock::new(|| Tokenizer::new(&model()).expect("it has a vocabulary"));
+
+/// A chat template, and a conversation that it renders, as text and as the prompt of a model.
 pub(crate) fn template(data: &[u8]) -> bool {
     let Some(source) = text(data) else { return false };
     let variables = serde_json::json!({
@@ -142,6 +144,8 @@ pub(crate) fn template(data: &[u8]) -> bool {
         "eos_token": "</s>",
     });
     let noon: Clock = "2025-03-14 12:00".parse().expect("a time");
+    let prompt = Template::new(source, NAME).and_then(|t| Prompter::new(t, &TOKENIZER)?.prompt(&variables, noon));
+    let _ = prompt.inspect_err(|e| check(e, NAME)).map(|p| TOKENIZER.encode_prompt(&p).expect("every byte is a token"));
     let rendered = Template::new(source, NAME).and_then(|t| t.render(&variables, noon));
     rendered.inspect_err(|e| check(e, NAME)).is_ok()
 }
@@ -159,7 +163,6 @@ pub(crate) fn schema(data: &[u8]) -> bool {
 
 /// Begins a text of this kind and goes on with some of the tokens that may come.
 fn written(kind: &Kind, names: &str) -> bool {
-    static TOKENIZER: LazyLock<Tokenizer> = LazyLock::new(|| Tokenizer::new(&model()).expect("it has a vocabulary"));
     static GRAMMARS: LazyLock<Grammars<'static>> = LazyLock::new(|| Grammars::new(&TOKENIZER).expect("it is laid out"));
     let mut grammar = match GRAMMARS.start(kind) {
         Ok(grammar) => grammar,

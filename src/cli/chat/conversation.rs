@@ -89,7 +89,7 @@ impl Chat<'_> {
         if signals::leaving() {
             return Ok(End::Interrupted);
         }
-        let prompt = self.turns.prompt(self.tokenizer, &self.messages, true)?;
+        let prompt = self.turns.prompt(&self.messages, true)?;
         let ids = self.tokenizer.encode_prompt(&prompt)?;
         let sampler = self.settings.sampler(self.seed.wrapping_add(self.drawn), self.tokenizer)?;
         self.drawn += 1;
@@ -142,7 +142,7 @@ impl Chat<'_> {
         let all = self.session.n_ctx();
         let answer = self.params.limit.unwrap_or(all / ANSWER).min(all / 2);
         let count = |messages: &[Value]| -> Result<usize> {
-            let prompt = self.turns.prompt(self.tokenizer, messages, true)?;
+            let prompt = self.turns.prompt(messages, true)?;
             Ok(self.tokenizer.encode_prompt(&prompt)?.len())
         };
         let need = count(&self.messages)?;

@@ -41,13 +41,13 @@ impl<'t> Start<'t, '_> {
             talk::set_system(&mut saved.messages, text);
         }
         saved.messages.push(talk::message("user", prompt));
-        let text = turns.prompt(tokenizer, &saved.messages, true)?;
+        let text = turns.prompt(&saved.messages, true)?;
         let ids = tokenizer.encode_prompt(&text)?;
         check_room(session, 0, ids.len())?; // with the whole count, before the first of it is read
         if prefix.is_some() {
             let system = &saved.messages[..saved.messages.len() - 1];
             let other = [system, &[talk::message("user", "")]].concat();
-            let other = tokenizer.encode_prompt(&turns.prompt(tokenizer, &other, true)?)?;
+            let other = tokenizer.encode_prompt(&turns.prompt(&other, true)?)?;
             prefix::read(session, &ids[..talk::shared(&ids, &other)], self.progress)?;
         }
         let params = self.params().of(turns);
