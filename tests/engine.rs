@@ -2,7 +2,7 @@
 
 mod common;
 
-use common::{Reference, exact, nmse, references, rows};
+use common::{Reference, exact, nmse, reference, references, rows};
 use tandem::gguf::Gguf;
 use tandem::plan::{Place, Plan};
 use tandem::quant::{self, Rng};
@@ -168,7 +168,7 @@ fn a_prompt_that_arrives_midway_changes_no_bit_of_other_answers_nor_they_of_its(
 
 #[test]
 fn of_sequences_that_step_together_one_may_want_its_argmax_and_another_its_logits() {
-    let r = &references()[0];
+    let r = &reference("qwen3moe").unwrap();
     let o = Options { n_seq: 4, ..exact() };
     let wants = [Want::Argmax, Want::Last, Want::None, Want::All];
     let begun = || {
@@ -190,7 +190,7 @@ fn of_sequences_that_step_together_one_may_want_its_argmax_and_another_its_logit
 
 #[test]
 fn an_interrupted_call_has_read_no_single_token_whose_output_would_be_lost() {
-    let r = &references()[0];
+    let r = &reference("qwen3moe").unwrap();
     let mut s = open(r, &Options { n_seq: 2, ..exact() });
     s.feed(0, &r.prompt[..9], Want::None).unwrap();
     s.stop_flag().store(true, std::sync::atomic::Ordering::SeqCst);
@@ -203,7 +203,7 @@ fn an_interrupted_call_has_read_no_single_token_whose_output_would_be_lost() {
 
 #[test]
 fn progress_begins_with_nothing_never_falls_and_ends_with_all_tokens() {
-    let r = &references()[0];
+    let r = &reference("qwen3moe").unwrap();
     let mut s = open(r, &Options { n_batch: 16, ..exact() });
     let mut seen = Vec::new();
     s.feed_with_progress(0, &r.prompt[..50], Want::Last, &mut |p| seen.push((p.total, p.read))).unwrap();
@@ -237,6 +237,10 @@ fn smaller_cache_types_stay_close_to_the_exact_one() {
                 r.logits.chunks_exact(n).zip(got.chunks_exact(n)).map(|(a, b)| nmse(a, b)).collect();
             errors.sort_by(f64::total_cmp);
             let middle = errors[errors.len() / 2];
+            // Where choices tip at most positions, as in models that select few rows: what f16 caches do to the reference.
+            let own = &r.info["noise_floor"]["vs_llama.cpp_default_f16_kv_flash_attn"]["nmse"];
+            let own = own.as_f64().unwrap_or(0.0) * if name == "f16" { 1.0 } else { 3.0 };
+            let limit = f64::max(limit, own);
             say!("{:24} {name}: middle NMSE {middle:.1e} (limit {limit:.0e})", r.name);
             assert!(middle < limit, "{} {name}: {middle:e}", r.name);
         }
@@ -245,7 +249,7 @@ fn smaller_cache_types_stay_close_to_the_exact_one() {
 
 #[test]
 fn a_full_context_and_a_foreign_token_are_errors_that_change_nothing() {
-    let r = &references()[0];
+    let r = &reference("qwen3moe").unwrap();
     let mut s = open(r, &Options { n_ctx: Some(10), ..exact() });
     s.feed(0, &r.prompt[..8], Want::None).unwrap();
     let full = s.feed(0, &r.prompt[..3], Want::Last).unwrap_err();
@@ -328,7 +332,7 @@ fn a_full_ring_can_be_rewound_restored_and_shared_like_an_empty_one() {
 
 #[test]
 fn two_parts_for_one_sequence_in_a_call_are_an_error_that_changes_nothing() {
-    let r = &references()[0];
+    let r = &reference("qwen3moe").unwrap();
     let mut s = open(r, &Options { n_seq: 2, ..exact() });
     let error = s.step(&[(0, 1), (1, 2), (0, 3)], Want::Last).unwrap_err().to_string();
     assert!(error.contains("sequence 0 is given twice"), "{error}");

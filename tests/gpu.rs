@@ -46,8 +46,9 @@ impl Truth {
     /// The error of `got`, and whether it is within three times that of f16 caches.
     ///
     /// Where roundings tip a choice of experts or of rows, one row and those that read it are off by 1e-2, and which do so
-    /// is chance. So the sum over all rows may also be three times what the reference's own f16 caches do to it, or 5e-2, if
-    /// half the rows are within three times what half of them are off on the CPU: what is wrong is wrong in most rows.
+    /// is chance. So the sum over all rows may also be 5e-2, if half the rows are within three times what half of them are off
+    /// on the CPU: what is wrong is wrong in most rows. Or it may be ten times what f16 caches do to the reference itself: it
+    /// shows which models are like that (gemma4-moe 1e-3, deepseek32 8e-3; models without choices 1e-8 to 1e-6).
     fn holds(&self, got: &[f32]) -> (f64, bool) {
         let error = nmse(&self.exact, got);
         let of_rows = |x: &[f32]| {
@@ -56,7 +57,7 @@ impl Truth {
             errors.sort_by(f64::total_cmp);
             errors[errors.len() / 2]
         };
-        let tipped = of_rows(got) <= 3.0 * of_rows(&self.f16) && error <= (3.0 * self.reference).max(5e-2);
+        let tipped = error <= 5e-2 && (of_rows(got) <= 3.0 * of_rows(&self.f16) || error <= 10.0 * self.reference);
         (error, error <= 3.0 * nmse(&self.exact, &self.f16) || tipped)
     }
 }
@@ -68,7 +69,7 @@ const SHORT: usize = 90;
 const PLACEMENTS: [(&str, Rule); 3] = [
     ("all", |_, s| if named(s, "token_embd") { Place::Cpu } else { Place::Gpu(0) }),
     ("experts on the CPU", |_, s| if named(s, "token_embd") || named(s, "exps") { Place::Cpu } else { Place::Gpu(0) }),
-    ("mixed", |i, _| if i % 3 == 0 { Place::Cpu } else { Place::Gpu(0) }),
+    ("mixed", |i, s| if i % 3 == 0 || s.op.gpu_refuses().is_some() { Place::Cpu } else { Place::Gpu(0) }),
 ];
 
 fn has_experts(r: &Reference) -> bool {

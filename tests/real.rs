@@ -382,7 +382,7 @@ fn keys_that_ask_for_what_is_not_computed_are_refused_by_name() {
         ("qwen3moe", "attention.causal", false.into()),
         ("qwen35moe", "rope.dimension_sections", vec![2i32, 2, 2, 2].into()),
         ("qwen35", "ssm.inner_size", 96u32.into()),
-        ("deepseek2-v3", "attention.temperature_scale", 0.1f32.into()),
+        ("deepseek2-v3", "attention.clamp_kqv", 0.1f32.into()),
         ("deepseek2-v3", "rope.scaling.type", "linear".into()),
         ("deepseek2-v3", "expert_gating_func", 3u32.into()),
         ("deepseek4", "attention.compress_ratios", vec![0i32, 8, 128, 4].into()),

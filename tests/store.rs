@@ -178,7 +178,7 @@ fn an_answer_is_given_again_after_a_load_without_reading_the_conversation() {
 #[test]
 fn a_changed_bit_or_a_missing_end_is_refused_and_changes_nothing() {
     let (_dir, path) = place();
-    let r = &references()[0];
+    let r = &reference("qwen3moe").unwrap();
     let o = exact();
     let mut a = open(&r.gguf, &o);
     a.feed(0, &r.prompt[..2], Want::None).unwrap();
@@ -343,7 +343,7 @@ fn a_model_is_the_same_in_other_files_and_under_another_name() {
 #[test]
 fn a_file_is_private_keeps_its_mode_and_links_stay_links() {
     let (dir, path) = place();
-    let r = &references()[0];
+    let r = &reference("qwen3moe").unwrap();
     let mut a = open(&r.gguf, &exact());
     let mode = |p: &Path| fs::metadata(p).unwrap().permissions().mode() & 0o777;
     let mut save = |p: &Path| {
@@ -407,7 +407,7 @@ fn as_child() -> Option<PathBuf> {
 
 #[test]
 fn a_full_disk_leaves_the_old_file() {
-    let r = &references()[0];
+    let r = &reference("qwen3moe").unwrap();
     let mut a = open(&r.gguf, &exact());
     a.feed(0, &r.prompt[..20], Want::None).unwrap();
     if let Some(path) = as_child() {
@@ -431,7 +431,7 @@ fn a_full_disk_leaves_the_old_file() {
 #[test]
 fn a_kill_at_any_moment_leaves_one_of_the_files_that_were_saved() {
     const KILLS: usize = 200;
-    let r = &references()[0];
+    let r = &reference("qwen3moe").unwrap();
     let mut a = open(&r.gguf, &exact());
     let text = &r.prompt[..60];
     let room = " ".repeat(256 << 10); // so that a kill often meets a half-written file

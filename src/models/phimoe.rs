@@ -12,12 +12,13 @@ use crate::tape::{Builder, Slot};
 
 pub(super) fn build(b: &Builder) -> Result<Slot> {
     let eps = b.eps()?;
+    // As wide as the context in the released model. The reference lets every token see everything.
+    b.optional_tokens("attention.sliding_window")?;
     let mut x = b.embed()?; // (T, n_embd)
     for l in b.layers()? {
         let b = &l.scope(b);
-        let window = b.optional_tokens("attention.sliding_window")?;
         let h = b.norm(x, "attn_norm", eps)?; // (T, n_embd)
-        x = b.add(x, Attention { window, ..Attention::new(b, Pairs::Halves)? }.build(b, h)?);
+        x = b.add(x, Attention::new(b, Pairs::Halves)?.build(b, h)?);
 
         let experts = Mixture::new(b, Gate::Softmax, true, b.count("feed_forward_length")?)?;
         let h = b.norm(x, "ffn_norm", eps)?;

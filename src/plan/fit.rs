@@ -66,9 +66,14 @@ pub struct Fit {
     pub less: Option<String>,
 }
 
-/// The layer that a step counts as, as `-ngl` counts them: the head comes after the last one; None before the first.
+/// The layer that a step counts as, as `-ngl` counts them: the head comes after the last one, and what all layers read goes
+/// with the first; None for the embedding.
 fn layer_of(step: &Step, layers: usize) -> Option<usize> {
-    if step.role == Role::Head { Some(layers) } else { step.layer }
+    match step.role {
+        Role::Head => Some(layers),
+        Role::Embedding => None,
+        _ => Some(step.layer.unwrap_or(0)),
+    }
 }
 
 /// A model that is to be placed.

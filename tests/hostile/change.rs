@@ -178,6 +178,7 @@ fn arrays(a: &Array) -> Vec<Value> {
     let mut list = match a {
         Array::U32(v) => variants!(v, U32, [0, 1, 3, 5, u32::MAX]),
         Array::I32(v) => variants!(v, I32, [0, 1, 3, 5, -1, i32::MAX]),
+        Array::U64(v) => variants!(v, U64, [0, 1, 3, 5, u64::MAX]),
         Array::F32(v) => variants!(v, F32, [0.0, -1.0, f32::NAN, f32::INFINITY]),
         Array::Bool(v) => variants!(v, Bool, [true, false]),
         Array::Str(v) => variants!(v, Str, ["".to_owned(), "\u{fffd}".to_owned()]),
