@@ -73,11 +73,8 @@ impl Attention {
 
     /// The same attention to a window, rotated with nothing stretched by a base of its own (`rope.freq_base_swa`).
     pub(super) fn in_window(self, b: &Builder, window: usize) -> Result<Attention> {
-        let plain = |rope: Rope| -> Result<Rope> {
-            let base = b.positive_or("rope.freq_base_swa", rope.base)?;
-            Ok(Rope::plain(b.count_or("rope.dimension_count_swa", rope.n_rot)?, rope.pairs, base))
-        };
-        let rope = self.rope.clone().map(plain).transpose()?;
+        let own = self.rope.as_ref().map(|rope| b.windowed_rope(rope.n_rot, rope.pairs, rope.base));
+        let rope = own.transpose()?;
         Ok(Attention { rope, window: Some(window), ..self })
     }
 

@@ -7,7 +7,7 @@
 use anyhow::Result;
 
 use super::blocks::{self, Full, Mixture, windowed};
-use crate::ops::{Attend, Gate, Glu, Kv, Pairs, Rope};
+use crate::ops::{Attend, Gate, Glu, Kv, Pairs};
 use crate::tape::{Builder, Role, Slot};
 
 pub(super) fn build(b: &Builder) -> Result<Slot> {
@@ -78,10 +78,9 @@ fn attention(b: &Builder, h: Slot, windowed: bool, cache: &mut Option<Kv>, own: 
         }
         true => {
             let dim = b.count("attention.key_length_swa")?;
-            let n_rot = b.count_or("rope.dimension_count_swa", dim)?;
-            let base = b.positive_or("rope.freq_base_swa", 10_000.0)?;
+            let rope = b.windowed_rope(dim, Pairs::Halves, 10_000.0)?;
             let window = Some(b.tokens("attention.sliding_window")?);
-            (dim, "attention.value_length_swa", Rope::plain(n_rot, Pairs::Halves, base), window)
+            (dim, "attention.value_length_swa", rope, window)
         }
     };
     if b.count(v_dim)? != dim {

@@ -282,6 +282,20 @@ impl Builder<'_> {
         Ok(Rope { n_rot, offset: 0, pairs, base, scaling, factors, inverse: false })
     }
 
+    /// The rotation of layers that see a window, nothing stretched: of `rope.dimension_count_swa` columns by the base
+    /// `rope.freq_base_swa`, or of `n_rot` by `base` where the keys are absent.
+    ///
+    /// # Errors
+    /// If the keys do not describe a rotation.
+    pub fn windowed_rope(&self, n_rot: usize, pairs: Pairs, base: f32) -> Result<Rope> {
+        const N_ROT: &str = "rope.dimension_count_swa";
+        let n_rot = self.count_or(N_ROT, n_rot)?;
+        if !n_rot.is_multiple_of(2) {
+            return Err(self.bad_key(N_ROT, n_rot, "an even number: values are rotated in pairs"));
+        }
+        Ok(Rope::plain(n_rot, pairs, self.positive_or("rope.freq_base_swa", base)?))
+    }
+
     /// What a file divides the angles of each pair by: `rope_freqs`, in the layer or for all, or one of
     /// `rope_factors_long` and `_short`, by whether the context is longer than that of the original training.
     fn rope_factors(&self, n_rot: usize) -> Result<Arc<[f32]>> {
