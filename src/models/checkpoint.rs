@@ -2,7 +2,7 @@
 //! tensors of GGUF that config.json and the safetensors become. `convert` carries it out.
 //!
 //! A family that can be converted is a file in `checkpoint/` with one function, and a line in
-//! [`RECIPES`].
+//! `RECIPES`.
 
 mod zaya;
 
