@@ -148,7 +148,7 @@ __device__ __forceinline__ void scan_body(const float *x, const float *b, const 
         float4 v4 = own[i];
         s[i] = v4.x, s[i + 1] = v4.y, s[i + 2] = v4.z, s[i + 3] = v4.w;
     }
-    float kept = dt ? 0.f : expf(-scale * powf(base, (float)(h + 1))), skip = d ? d[h] : 0.f;
+    float kept = dt ? 0.f : expf(-scale * exp2f((float)(h + 1) * log2f(base))), skip = d ? d[h] : 0.f;
     for (int t = first[blockIdx.y]; t < first[blockIdx.y] + count[blockIdx.y]; t++) {
         u64 head = (u64)t * heads + h, shared = ((u64)t * groups + h / (heads / groups)) * N;
         float step = dt ? softplus(dt[head] + bias[h]) : 1.f, value = is_row ? x[head * dim + row] : 0.f;

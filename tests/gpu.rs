@@ -10,7 +10,7 @@ use tandem::gguf::Gguf;
 use tandem::plan::{Ask, CacheSize, Place, Plan};
 use tandem::quant;
 use tandem::session::{self, Options, Output, Session, Want};
-use tandem::tape::{ExpertShare, Step, WeightKind};
+use tandem::tape::{ExpertShare, Step, Tape, WeightKind};
 
 /// Where a placement puts a step.
 type Rule = fn(usize, &Step) -> Place;
@@ -69,8 +69,13 @@ const SHORT: usize = 90;
 const PLACEMENTS: [(&str, Rule); 3] = [
     ("all", |_, s| if named(s, "token_embd") { Place::Cpu } else { Place::Gpu(0) }),
     ("experts on the CPU", |_, s| if named(s, "token_embd") || named(s, "exps") { Place::Cpu } else { Place::Gpu(0) }),
-    ("mixed", |i, s| if i % 3 == 0 || s.op.gpu_refuses().is_some() { Place::Cpu } else { Place::Gpu(0) }),
+    ("mixed", |i, _| if i % 3 == 0 { Place::Cpu } else { Place::Gpu(0) }),
 ];
+
+/// A plan by the rule, but for what no GPU takes.
+fn plan(tape: &Tape, rule: Rule) -> Plan {
+    Plan::new(tape, &|i: usize, s: &Step| if s.op.gpu_refuses().is_some() { Place::Cpu } else { rule(i, s) })
+}
 
 fn has_experts(r: &Reference) -> bool {
     let tape = session::tape(&Gguf::open(&r.gguf).unwrap(), &exact()).unwrap();
@@ -160,7 +165,7 @@ fn logits_are_the_cpus_for_every_family_and_placement() {
             let run = || -> anyhow::Result<(f64, bool)> {
                 let gguf = Gguf::open_with(&r.gguf, &o.load)?;
                 let tape = session::tape(&gguf, &o)?;
-                let plan = Plan::new(&tape, &rule);
+                let plan = plan(&tape, rule);
                 let mut s = Session::planned(gguf, tape, plan, &o, Some(Arc::new(Gpu::open()?)))?;
                 // A prompt in two batches, then token by token: the second single token is recorded, the third replayed.
                 let n = prompt.len();
@@ -300,7 +305,7 @@ fn the_argmax_is_that_of_the_logits_wherever_they_are() {
             let open = || {
                 let gguf = Gguf::open_with(&r.gguf, &o.load).unwrap();
                 let tape = session::tape(&gguf, &o).unwrap();
-                let plan = Plan::new(&tape, &rule);
+                let plan = plan(&tape, rule);
                 Session::planned(gguf, tape, plan, &o, Some(gpu.clone())).unwrap()
             };
             let (mut whole, mut greedy) = (open(), open());

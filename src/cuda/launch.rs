@@ -1,7 +1,7 @@
 //! One function for every kernel, with the arguments of its prototype.
 //!
 //! kernels/ptx.sh makes this file (kernels/launch.py alone does without the CUDA compiler) from the kernels' sources,
-//! whose hash is 725a98d5dd57de3ef3cd024b7109d69a95d29447ac17dfc8d353eaaeb4d33a32.
+//! whose hash is 9b42bb9f056683ddfaa5e8523d153eb18a3af5c5521ba47d77e7bbcd07e6e0d0.
 
 #![allow(clippy::too_many_arguments)] // the kernels' arguments, in their order
 
