@@ -97,7 +97,7 @@ fn settings() -> Settings {
 /// Whether the refusal says where to look: the file, and a key or tensor. A block_count that is too large, say, is told
 /// by the first tensor that is missing.
 fn says_where(said: &str) -> bool {
-    let names = ["metadata key \"", "tensor ", "tensors are not part of", "context with -c"];
+    let names = ["metadata key \"", "blk.", "tensor ", "tensors are not part of", "context with -c"];
     said.contains(FILE) && names.iter().any(|n| said.contains(n))
 }
 
