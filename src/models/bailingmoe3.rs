@@ -4,7 +4,7 @@
 
 use anyhow::Result;
 
-use super::blocks::{self, Mixture};
+use super::blocks::{self, Mixture, silu_capped};
 use super::mixers;
 use crate::ops::{Decay, Gate, Glu, Pairs};
 use crate::tape::{Builder, Role, Slot};
@@ -29,7 +29,7 @@ pub(super) fn build(b: &Builder) -> Result<Slot> {
         x = b.add(x, a);
 
         let h = b.norm(x, "ffn_norm", eps)?;
-        let y = if l.i < n_dense { blocks::dense(b, h, glu(b, "swiglu_clamp_shexp")?)? } else { mixture(b, h)? };
+        let y = if l.i < n_dense { blocks::dense(b, h, silu_capped(b.number_or("swiglu_clamp_shexp", 0.0)?))? } else { mixture(b, h)? };
         x = b.add(x, y);
     }
     b.head(b.norm(x, "output_norm", eps)?) // (output rows, n_vocab)
@@ -47,17 +47,11 @@ fn attention(b: &Builder, h: Slot) -> Result<Slot> {
     b.linear(b.glu(Glu::Sigmoid, gate, a), "attn_output", b.width(h))
 }
 
-/// SwiGLU, clamped where the layer has a limit.
-fn glu(b: &Builder, limit: &str) -> Result<Glu> {
-    let limit = b.number_or(limit, 0.0)?;
-    Ok(if limit > 1e-6 { Glu::SiluCap(limit) } else { Glu::Silu })
-}
-
 fn mixture(b: &Builder, h: Slot) -> Result<Slot> {
     let n_ff = b.count("expert_feed_forward_length")?;
     let mut experts = Mixture::new(b, blocks::gating(b, Gate::Sigmoid)?, b.flag_or("expert_weights_norm", false)?, n_ff)?;
-    (experts.bias, experts.experts.glu) = (true, glu(b, "swiglu_clamp_exp")?);
+    (experts.bias, experts.experts.glu) = (true, silu_capped(b.number_or("swiglu_clamp_exp", 0.0)?));
     let y = experts.build(b, h)?; // (T, n_embd)
     let n_shared = b.count_or("expert_shared_feed_forward_length", n_ff * b.count("expert_shared_count")?)?;
-    Ok(b.add(y, blocks::mlp(b, h, "_shexp", n_shared, glu(b, "swiglu_clamp_shexp")?)?))
+    Ok(b.add(y, blocks::mlp(b, h, "_shexp", n_shared, silu_capped(b.number_or("swiglu_clamp_shexp", 0.0)?))?))
 }

@@ -148,6 +148,11 @@ pub(super) fn silu_clamped(limit: f32) -> Glu {
     if limit > 1e-6 { Glu::SiluClamp(limit) } else { Glu::Silu }
 }
 
+/// SwiGLU, clamped after the gate's activation where a limit is given: 0 is none.
+pub(super) fn silu_capped(limit: f32) -> Glu {
+    if limit > 1e-6 { Glu::SiluCap(limit) } else { Glu::Silu }
+}
+
 /// A shared expert of this width inside, gated by a sigmoid of one column `ffn_gate_inp_shexp`.
 pub(super) fn gated_shared(b: &Builder, h: Slot, n_ff: usize) -> Result<Slot> {
     let y = mlp(b, h, "_shexp", n_ff, Glu::Silu)?; // (T, n_embd)

@@ -1,5 +1,6 @@
-//! dots.llm1: attention with per-head norms on q and k; leading dense layers, then a sigmoid router with a bias for the
-//! choice, and a shared expert.
+//! dots.llm1; Ling 2 and Ring 2 (Bailing-MoE 2); Hunyuan 3 (Hy3): grouped attention with per-head norms on q and k, in
+//! Ling rotated in part and from one fused matrix; leading dense layers, then a sigmoid router with a bias for the choice, in
+//! Ling over groups of experts, and a shared expert.
 
 use anyhow::Result;
 

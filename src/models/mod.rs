@@ -23,13 +23,12 @@ macro_rules! families {
 
 families! {
     afmoe: "afmoe",
-    bailingmoe2: "bailingmoe2",
     bailingmoe3: "bailingmoe3",
     cohere2moe: "cohere2moe",
     deepseek2: "deepseek2",
     deepseek32: "deepseek32",
     deepseek4: "deepseek4",
-    dots1: "dots1",
+    dots1: "dots1" "bailingmoe2" "hy_v3",
     ernie4_5_moe: "ernie4_5-moe",
     exaone_moe: "exaone-moe",
     gemma3: "gemma3",
@@ -42,7 +41,6 @@ families! {
     granitehybrid: "granitehybrid",
     granitemoe: "granite" "granitemoe",
     hunyuan_moe: "hunyuan-moe",
-    hy_v3: "hy_v3",
     hy_v4: "hy_v4",
     jamba: "jamba",
     kimi_k3: "kimi-k3",

@@ -4,7 +4,7 @@
 
 use anyhow::Result;
 
-use super::blocks::{self, Attention, Full, Mixture, QkNorm, windowed};
+use super::blocks::{self, Attention, Full, Mixture, QkNorm, silu_capped, windowed};
 use crate::ops::{Gate, Glu, Pairs, Rope};
 use crate::tape::{Builder, Slot};
 
@@ -30,21 +30,15 @@ pub(super) fn build(b: &Builder) -> Result<Slot> {
         x = b.add(x, Attention { qk_norm, gate, ..attention }.build(b, h)?);
 
         let h = b.norm(x, "ffn_norm", eps)?;
-        let shared = glu(b, "swiglu_clamp_shexp")?;
+        let shared = silu_capped(b.cap("swiglu_clamp_shexp")?);
         let y = if blocks::is_dense(b)? {
             blocks::dense(b, h, shared)?
         } else {
             let mut m = Mixture { shared, ..Mixture::from_keys(b, Gate::Sigmoid)? };
-            m.experts.glu = glu(b, "swiglu_clamp_exp")?;
+            m.experts.glu = silu_capped(b.cap("swiglu_clamp_exp")?);
             m.build_with_shared(b, h)?
         };
         x = b.add(x, y);
     }
     b.head(b.norm(x, "output_norm", eps)?) // (output rows, n_vocab)
-}
-
-/// SwiGLU, clamped where the layer has a limit.
-fn glu(b: &Builder, limit: &str) -> Result<Glu> {
-    let limit = b.cap(limit)?;
-    Ok(if limit == 0.0 { Glu::Silu } else { Glu::SiluCap(limit) })
 }

@@ -44,9 +44,7 @@ impl Op for Conv {
                 out.iter_mut().for_each(|o| *o = silu(*o));
             }
         });
-        for (t, row) in io.batch.rows.iter().enumerate().filter(|(t, _)| is_last(io.batch, *t, self.reach())) {
-            io.states[0].write(row.seq, row.pos as usize, &x[t * n..(t + 1) * n]);
-        }
+        keep_last(io.batch, x, &mut io.states[0], self.reach());
     }
 
     fn gpu(&self, io: &GpuIo<'_>) -> Result<()> {
@@ -94,6 +92,14 @@ pub(super) fn row_before<'a>(batch: &Batch, x: &'a [f32], past: &'a State, t: us
         Some(from) => bytemuck::cast_slice(&x[from * n..(from + 1) * n]),
         None => past.row(row.seq, pos),
     })
+}
+
+/// Writes the last `n` rows of `x` of each sequence into the state that is to have them after this batch.
+pub(super) fn keep_last(batch: &Batch, x: &[f32], past: &mut State, n: usize) {
+    let width = x.len() / batch.rows.len();
+    for (t, row) in batch.rows.iter().enumerate().filter(|(t, _)| is_last(batch, *t, n)) {
+        past.write(row.seq, row.pos as usize, &x[t * width..(t + 1) * width]);
+    }
 }
 
 /// Positions of the rows that a state of the last `n` keeps, -1 for the others.

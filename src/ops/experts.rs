@@ -134,11 +134,10 @@ impl Op for ExpertsOp {
         let weight_first = self.e.weight_first;
         if weight_first {
             // The same as weighing what the products read, up to rounding.
-            for (p, row) in gate.chunks_exact_mut(n_gate.max(1)).enumerate() {
-                row.iter_mut().for_each(|v| *v *= weights[places[p] as usize]);
-            }
-            for (p, row) in up.chunks_exact_mut(n_up.max(1)).enumerate() {
-                row.iter_mut().for_each(|v| *v *= weights[places[p] as usize]);
+            for (half, width) in [(&mut *gate, n_gate), (&mut *up, n_up)] {
+                for (row, &place) in half.chunks_exact_mut(width.max(1)).zip(&places) {
+                    row.iter_mut().for_each(|v| *v *= weights[place as usize]);
+                }
             }
         }
         let glu = self.e.glu;

@@ -6,7 +6,7 @@
 
 use anyhow::Result;
 
-use super::conv::{is_last, last_positions, row_before};
+use super::conv::{keep_last, last_positions, row_before};
 use crate::cuda::{Grid, Ptr, int, launch};
 use crate::tape::{Builder, CpuIo, GpuIo, Op, Role, Slot, Table, WeightId};
 
@@ -32,9 +32,7 @@ impl Op for Shift {
                 },
             }
         }
-        for (t, row) in io.batch.rows.iter().enumerate().filter(|(t, _)| is_last(io.batch, *t, self.back + 1)) {
-            io.states[0].write(row.seq, row.pos as usize, &x[t * n..(t + 1) * n]);
-        }
+        keep_last(io.batch, x, &mut io.states[0], self.back + 1);
     }
 
     fn gpu(&self, io: &GpuIo<'_>) -> Result<()> {
