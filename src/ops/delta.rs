@@ -74,29 +74,8 @@ impl DeltaOp {
     }
 }
 
-/// One token of one head whose state decays as a whole.
-fn step(s: &mut [f32], decay: f32, beta: f32, [q, k, v]: [&[f32]; 3], delta: &mut [f32], out: &mut [f32]) {
-    let n = k.len();
-    for (j, s) in s.chunks_exact_mut(n).enumerate() {
-        let mut sum = 0f32;
-        for (s, k) in s.iter_mut().zip(k) {
-            *s *= decay;
-            sum += *s * k;
-        }
-        delta[j] = (v[j] - sum) * beta;
-    }
-    for ((s, &delta), out) in s.chunks_exact_mut(n).zip(&*delta).zip(out) {
-        let mut sum = 0f32;
-        for ((s, k), q) in s.iter_mut().zip(k).zip(q) {
-            *s += k * delta;
-            sum += *s * q;
-        }
-        *out = sum;
-    }
-}
-
-/// One token of one head whose key channels decay each by its own factor. `work`: 2 n values.
-fn step_by_channel(s: &mut [f32], decay: &[f32], beta: f32, [q, k, v]: [&[f32]; 3], work: &mut [f32], out: &mut [f32]) {
+/// One token of one head, with a decay for each key channel. `work`: 2 n values.
+fn step(s: &mut [f32], decay: &[f32], beta: f32, [q, k, v]: [&[f32]; 3], work: &mut [f32], out: &mut [f32]) {
     let (delta, seen) = work.split_at_mut(k.len());
     seen.iter_mut().zip(decay).zip(k).for_each(|((s, d), k)| *s = d * k);
     dense::row_dots(s, seen, delta);
@@ -115,17 +94,18 @@ impl Op for DeltaOp {
         let (dt, a) = (io.weights[0].values, io.weights[1].values);
         let (n, scale) = (d.dim, 1.0 / (d.dim as f32).sqrt());
         each_head(io, (d.v_heads, n, n * n), |h, tokens, s, out| {
-            let (mut work, mut decay) = (vec![0f32; 2 * n], vec![0f32; channels]);
+            let (mut work, mut decay) = (vec![0f32; 2 * n], vec![0f32; n]);
             for (t, out) in tokens.zip(out.chunks_exact_mut(n)) {
                 let (key, head) = (t * d.k_heads + self.key_head(h), t * d.v_heads + h);
                 let qkv = [&q[key * n..][..n], &k[key * n..][..n], &v[head * n..][..n]];
                 let inputs = alpha[head * channels..].iter().zip(&dt[h * channels..]);
-                decay.iter_mut().zip(inputs).for_each(|(to, (alpha, dt))| *to = d.decay.of(*alpha, *dt, a[h]));
-                let beta = sigmoid(beta[head]);
-                match channels {
-                    1 => step(s, decay[0], beta, qkv, &mut work, out),
-                    _ => step_by_channel(s, &decay, beta, qkv, &mut work, out),
+                let factors = inputs.take(channels).map(|(alpha, dt)| d.decay.of(*alpha, *dt, a[h]));
+                decay.iter_mut().zip(factors).for_each(|(to, factor)| *to = factor);
+                if channels == 1 {
+                    let all = decay[0];
+                    decay.fill(all);
                 }
+                step(s, &decay, sigmoid(beta[head]), qkv, &mut work, out);
                 out.iter_mut().for_each(|o| *o *= scale);
             }
         });
