@@ -10,9 +10,9 @@ use std::sync::atomic::AtomicBool;
 
 use anyhow::{Context, Result, bail};
 
-use crate::cpu::Pool;
+use crate::cpu::{Memory, Pool};
 use crate::cuda::{Gpu, OutOfMemory};
-use crate::exec::{Device, Engine, Weights};
+use crate::exec::{self, Device, Engine, Weights};
 use crate::gguf::{Gguf, Load};
 use crate::models;
 use crate::plan::{self, Ask, Fit, Place, Plan, Shape};
@@ -195,11 +195,13 @@ pub fn tape(gguf: &Gguf, o: &Options) -> Result<Tape> {
     models::build(gguf, settings)
 }
 
-/// Opens a model's files, mapped or read as `load` says. Tables of which a token reads a few rows stay mapped, whatever it
-/// says: they can be larger than memory.
+/// Opens a model's files, mapped or read as `load` says. Tables of which a token reads a few rows
+/// stay mapped, whatever it says: they can be larger than memory.
 ///
 /// # Errors
-/// If a file cannot be read or held in memory as `load` asks, is no valid GGUF, or a part of a split model is missing.
+/// If a file cannot be read or held in memory as `load` asks ([`NoMemory`](crate::exec::NoMemory)
+/// where the machine has less than it takes), is no valid GGUF, or a part of a split model is
+/// missing.
 pub fn open_files(path: &Path, load: &Load) -> Result<Gguf> {
     let mut gguf = Gguf::open_mapped(path, load)?;
     if *load != Load::default() {
@@ -207,6 +209,9 @@ pub fn open_files(path: &Path, load: &Load) -> Result<Gguf> {
         let tape = models::build(&gguf, Settings { n_ctx: 1, type_k: ty, type_v: ty });
         // What is wrong with the model is said when it is opened with the user's settings.
         let mapped: Vec<usize> = tape.iter().flat_map(|t| t.mapped().map(|w| w.tensor)).collect();
+        if !load.mmap {
+            exec::check_weights(&gguf, &mapped, Memory::of_this_machine())?;
+        }
         gguf.settle(load, &mapped)?;
     }
     Ok(gguf)

@@ -234,6 +234,15 @@ fn lines_that_are_no_text_or_empty_do_not_disturb_the_others() {
 }
 
 #[test]
+fn a_form_that_was_cut_is_in_the_status_under_strict_and_a_warning_otherwise() {
+    let lines = "{\"prompt\": \"x\", \"regex\": \"(ab){30}\", \"n_predict\": 3}\n{\"prompt\": \"x\", \"n_predict\": 2}";
+    let (values, status) = answers(&["--strict"], lines);
+    assert_eq!((values.len(), &values[0]["complete"], status), (2, &json!(false), 8), "{values:?}");
+    assert_eq!(answers(&[], lines).1, 0);
+    assert_eq!(answers(&["--strict"], lines.lines().nth(1).unwrap()).1, 0);
+}
+
+#[test]
 fn several_answers_at_once_are_those_that_come_one_by_one() {
     let lines: String = prompts(40)
         .iter()

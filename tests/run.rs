@@ -208,6 +208,8 @@ fn every_way_to_end_has_its_own_status() {
     assert!(code == 4 && said.contains("32"), "{code} {said}");
     let (code, said) = status(&["-p", "ROMEO:", "-c", "32", "--ignore-eos"]);
     assert!(code == 0 && said.contains("the context is full"), "as far as it goes is what -1 asks for: {code} {said}");
+    let (code, said) = status(&["-p", "ROMEO:", "-c", "32", "-n", "100", "--ignore-eos"]);
+    assert!(code == 4 && said.contains("filled up after 3") && said.contains("is cut there"), "{code} {said}");
     let (code, said) = status(&["-p", "x", "-c", "4000000000"]);
     assert!(code == 5 && said.contains("-c"), "{code} {said}");
     let (code, said) = status(&["-p", "x", "--grammar", "root ::= <[70]>", "--logit-bias", "70-inf"]);

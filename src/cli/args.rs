@@ -17,9 +17,7 @@ pub use talk::{BatchArgs, ChatArgs, Reasoning, RunArgs, StructuredArgs, TalkArgs
 /// Runs mixture-of-experts language models from GGUF files on this machine.
 #[derive(Debug, Parser)]
 #[command(name = "tandem", version, max_term_width = 100, subcommand_required = true, arg_required_else_help = true)]
-#[command(after_help = "Exit status: 0 success (also if stdout was closed early), 1 failure, 2 usage error, \
-                        3 unusable model file, 4 context full, 5 out of memory, 6 the grammar allows no token, 130 interrupted \
-                        (128 + the signal's number for other signals).")]
+#[command(after_help = super::errors::statuses())]
 pub struct Cli {
     /// What to do.
     #[command(subcommand)]
@@ -138,10 +136,11 @@ pub struct ExplainArgs {
     /// The model, by llama.cpp's flag, and how it would be opened.
     #[command(flatten)]
     pub model: ModelArgs,
-    /// Plan for a GPU with this much free memory (16G) instead of this machine's
+    /// Plan for a GPU with this much free memory (16G or 16GiB; 16GB is 16e9 bytes) instead of this
+    /// machine's; the report has sizes in the same unit
     #[arg(long, value_name = "SIZE")]
     pub vram: Option<String>,
-    /// Plan for this much memory (128G) instead of this machine's
+    /// Plan for this much memory (128G or 128GiB; 128GB is 128e9 bytes) instead of this machine's
     #[arg(long, value_name = "SIZE")]
     pub ram: Option<String>,
     /// Predict the speed for a memory bandwidth of N GB/s instead of measuring it

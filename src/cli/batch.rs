@@ -15,7 +15,7 @@ use std::time::{Duration, Instant};
 
 use anyhow::{Context, Result};
 
-use super::errors::usage;
+use super::errors::{incomplete, usage};
 use super::files::apart;
 use super::opened::{Mode, Opened};
 use super::stats::stats;
@@ -79,11 +79,12 @@ pub(super) fn run(a: &args::BatchArgs) -> Result<()> {
         interrupted: &interrupted,
         count: 0,
         refused: 0,
+        cut: 0,
         generated: 0,
     };
     let done = work.answer(&lines(input, 2 * a.parallel));
     let written = work.finish(done.as_ref().err());
-    let Work { scheduler, count, refused, generated, .. } = work;
+    let Work { scheduler, count, refused, cut, generated, .. } = work;
     let seconds = start.elapsed().as_secs_f64();
     tracing::info!(
         "{count} requests, {refused} of them refused; {generated} tokens generated in {seconds:.1} s, {:.1} per second",
@@ -96,6 +97,9 @@ pub(super) fn run(a: &args::BatchArgs) -> Result<()> {
     }
     if count > 0 && refused == count {
         anyhow::bail!("none of the {count} requests could be answered");
+    }
+    if cut > 0 {
+        incomplete(format!("{cut} of the {count} texts are not complete by their grammar (\"complete\": false)"))?;
     }
     Ok(())
 }
@@ -118,9 +122,11 @@ struct Work<'t> {
     askers: HashMap<usize, Asker>,
     out: Out,
     interrupted: &'t AtomicBool,
-    /// Requests that came, those of them that were refused, and the tokens that were generated.
+    /// Requests that came, those of them that were refused, those whose text is not whole by its
+    /// grammar, and the tokens that were generated.
     count: usize,
     refused: usize,
+    cut: usize,
     generated: usize,
 }
 
@@ -205,6 +211,7 @@ impl Work<'_> {
         match end {
             Ok(ended) => {
                 self.generated += generated.tokens.len();
+                self.cut += !complete as usize;
                 let done = Done { generated, ended, complete, seed, prompt_tokens, known_tokens, seconds };
                 self.out.put(number, &reply::answer(&form, &id, number, &done))
             }

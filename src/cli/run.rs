@@ -13,7 +13,7 @@ use anyhow::{Context, Result};
 use serde_json::json;
 
 use super::args;
-use super::errors::{Failure, usage};
+use super::errors::{Failure, incomplete, usage};
 use super::files::read_text;
 use super::opened::{Mode, Opened};
 use super::session_file::SessionFile;
@@ -75,12 +75,9 @@ pub(super) fn run(a: &args::RunArgs) -> Result<()> {
         file.save(|path| store::save(path, &session, 0, &saved.note()))?;
     }
     let summary = Summary { said, ended: ended?, complete, seed, prompt_tokens, read, read_s, made_s };
-    summary.print(a, &mut out, &session)?;
+    summary.print(a, &mut out)?;
     stats(&session, &a.model)?;
-    match summary.ended {
-        End::Interrupted => Err(Interrupted.into()),
-        _ => Ok(()),
-    }
+    summary.status(a, &session)
 }
 
 /// Whether the prompt is a message or a text.
@@ -114,7 +111,7 @@ struct Summary {
 
 impl Summary {
     /// Writes the object that `--json` asks for, and tells the user about the generation.
-    fn print(&self, a: &args::RunArgs, out: &mut dyn Write, session: &Session) -> Result<()> {
+    fn print(&self, a: &args::RunArgs, out: &mut dyn Write) -> Result<()> {
         let Summary { said, ended, complete, seed, prompt_tokens, read, read_s, made_s } = self;
         let rate = |n: usize, s: f64| n as f64 / s.max(1e-9);
         let made = said.tokens.len();
@@ -132,19 +129,41 @@ impl Summary {
             say!("");
         }
         out.flush()?;
-        if !complete {
-            tracing::warn!("the text is not complete by its grammar: {}", ended.describe());
-        }
         tracing::info!(
             "prompt: {read} tokens, {:.1} tokens/s; output: {made} tokens, {:.1} tokens/s; {}",
             rate(*read, *read_s),
             rate(made, *made_s),
             ended.describe(),
         );
-        if matches!(ended, End::Context) {
-            let n_ctx = session.n_ctx();
-            tracing::warn!("the context of {n_ctx} tokens is full; a larger -c gives more room");
-        }
         Ok(())
+    }
+
+    /// Whether the generation was what was asked for; else the error that ends the program.
+    fn status(&self, a: &args::RunArgs, session: &Session) -> Result<()> {
+        let cut = || format!("the text is not complete by its grammar: {}", self.ended.describe());
+        if self.ended == End::Interrupted {
+            if !self.complete {
+                tracing::warn!("{}", cut());
+            }
+            return Err(Interrupted.into());
+        }
+        if !self.complete {
+            incomplete(cut())?;
+        }
+        if self.ended != End::Context {
+            return Ok(());
+        }
+        let (n_ctx, made) = (session.n_ctx(), self.said.tokens.len());
+        // Without a limit and without the model's own end, the context is the end that was asked
+        // for.
+        if a.talk.ignore_eos && a.talk.n_predict < 0 {
+            tracing::warn!("the context of {n_ctx} tokens is full; a larger -c gives more room");
+            return Ok(());
+        }
+        let why = format!(
+            "the context of {n_ctx} tokens filled up after {made} tokens of the answer, which is cut there; a larger -c \
+             gives more room"
+        );
+        Err(anyhow::anyhow!(why).context(Failure::Context))
     }
 }

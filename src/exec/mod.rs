@@ -24,7 +24,8 @@ pub use device::{Device, Waits};
 pub use profile::{Profile, SyntheticRun};
 pub use weights::Weights;
 
-/// The sequences' states need more memory than there is; the text says how much, and what to do.
+/// Weights that are read, or the sequences' states, need more memory than there is; the text says
+/// how much, and what to do.
 #[derive(Debug, PartialEq, Eq)]
 pub struct NoMemory(String);
 
@@ -477,6 +478,32 @@ fn segment(plan: &Plan, from: usize) -> Range<usize> {
     from..to
 }
 
+/// Fails if the weights that are to be read into memory (all but the tensors in `mapped`, places in
+/// [`Gguf::tensors`]) are more than this machine has of it.
+///
+/// # Errors
+/// [`NoMemory`].
+pub fn check_weights(gguf: &Gguf, mapped: &[usize], memory: Option<cpu::Memory>) -> Result<()> {
+    let stays: u64 = mapped.iter().map(|&i| gguf.tensors[i].bytes as u64).sum();
+    let need = gguf.bytes().saturating_sub(stays) as usize;
+    match memory {
+        Some(m) if need > m.total => Err(NoMemory(format!(
+            "{}: reading the weights takes {} of memory, but this machine has {}: leave out --no-mmap, or take a file with \
+             smaller formats",
+            gguf.path.display(),
+            gigabytes(need),
+            gigabytes(m.total)
+        ))
+        .into()),
+        _ => Ok(()),
+    }
+}
+
+/// Bytes for people, as whole and tenths of 1e9.
+fn gigabytes(bytes: usize) -> String {
+    format!("{:.1} GB", bytes as f64 / 1e9)
+}
+
 /// Fails if what the sequences remember needs more memory than there is: asking for it would end the program, at once
 /// or in the middle of a long text.
 fn check_room(
@@ -491,9 +518,8 @@ fn check_room(
     if had && memory.is_none_or(|m| need <= m.total) {
         return Ok(());
     }
-    let gb = |bytes: usize| format!("{:.1} GB", bytes as f64 / 1e9);
     let has = match memory {
-        Some(m) if need > m.total => format!("this machine has {}", gb(m.total)),
+        Some(m) if need > m.total => format!("this machine has {}", gigabytes(m.total)),
         _ => "the system does not give this program that much (a limit, as by ulimit -v)".into(),
     };
     let sequences = if n_seq == 1 { String::new() } else { format!("{n_seq} sequences of ") };
@@ -501,7 +527,7 @@ fn check_room(
         "{}: {sequences}a context of {n_ctx} tokens needs {} of memory besides the weights, but {has}: choose a smaller \
          context with -c, or a smaller cache type",
         gguf.path.display(),
-        gb(need)
+        gigabytes(need)
     ))
     .into())
 }
