@@ -331,8 +331,11 @@ impl Session {
         }
         let (shape, deterministic) = (shape(&gguf, o)?, o.deterministic);
         let n_vocab = placed.0.n_vocab();
+        log_placement(&placed.0, &placed.1, shape);
         let few = Pool::new(o.threads)?;
         let many = o.threads_batch.filter(|n| *n != o.threads).map(Pool::new).transpose()?;
+        let threads = (few.threads(), many.as_ref().map_or(few.threads(), Pool::threads));
+        tracing::debug!("threads: {} for single tokens, {} for prompts", threads.0, threads.1);
         let engine = Engine::new(gguf, placed, (few, many), shape, weights, devices)?;
         let seqs = (0..shape.n_seq).map(|_| Sequence::default()).collect();
         Ok(Session {
@@ -570,6 +573,30 @@ impl Session {
             bail!("the saved state does not fit this model and its cache types");
         }
         self.load(seq, (tokens, checkpoints), &mut &states[..], |_| Ok(()))
+    }
+}
+
+/// Logs what is where (`-v`), and every step's place (`-vv`).
+fn log_placement(tape: &Tape, plan: &Plan, shape: Shape) {
+    let Shape { n_seq, n_ctx, n_batch, .. } = shape;
+    tracing::debug!("context: {n_ctx} tokens, {n_seq} sequence(s), batches of up to {n_batch} tokens");
+    for place in Place::ALL {
+        let steps = plan.places.iter().filter(|p| **p == place).count();
+        let held = tape.states.iter().zip(&plan.state_places).filter(|(_, p)| **p == place);
+        let states: usize = held.map(|(s, _)| s.bytes(n_ctx, n_batch).saturating_mul(n_seq)).sum();
+        let (states, buffers) = (states as f64 / 1e6, plan.buffer_bytes(place, &shape) as f64 / 1e6);
+        if steps > 0 {
+            tracing::debug!(
+                "{}: {steps} of {} steps, {states:.1} MB of KV cache and states, {buffers:.1} MB of working buffers",
+                place.name(),
+                tape.steps.len()
+            );
+        }
+    }
+    for (step, place) in tape.steps.iter().zip(&plan.places) {
+        tracing::trace!("step {}: {} on {}, {} bytes a token", step.label, step.op.name(), place.name(), {
+            tape.step_bytes(step)
+        });
     }
 }
 

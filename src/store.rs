@@ -72,6 +72,7 @@ pub struct Head {
 /// If there is no place for a file, it cannot be written, or the GPU fails.
 pub fn save(path: &Path, session: &Session, seq: usize, note: &str) -> Result<()> {
     let head = Head::of(session, Some(seq), note)?;
+    tracing::debug!("saving {} tokens to {}: {:.1} MB", head.tokens.len(), path.display(), head.bytes as f64 / 1e6);
     replace(path, |file| head.write(session, Some(seq), file))
         .with_context(|| format!("cannot save to {}", path.display()))
 }
@@ -106,6 +107,7 @@ pub fn load(path: &Path, session: &mut Session, seq: usize) -> Result<String> {
     let mut read = || -> Result<String> {
         let (mut file, head) = Head::open(path)?;
         head.fits(session)?;
+        tracing::debug!("loading {} tokens from {}", head.tokens.len(), path.display());
         session.load(seq, (&head.tokens, &head.checkpoints), &mut file, |file| file.agree("states"))?;
         Ok(head.note)
     };

@@ -3,12 +3,13 @@
 
 use std::path::Path;
 use std::sync::{Arc, Once};
+use std::time::Instant;
 
 use anyhow::{Context, Result};
 
 use super::args;
 use super::errors::{Failure, off, usage};
-use super::human::parse_size;
+use super::human::{parse_size, size};
 use crate::cpu::{Memory, Pool};
 use crate::cuda::{Gpu, OutOfMemory};
 use crate::exec::Device;
@@ -26,22 +27,39 @@ const MOST_AT_ONCE: usize = 16384;
 
 /// The model's header: a file, or the built-in model. As many `threads` (0: the default) read a file that is not mapped.
 pub(super) fn header(model: Option<&Path>, load: &Load, threads: usize) -> Result<Gguf> {
+    let start = Instant::now();
     let _threads = if load.mmap { None } else { Some(Pool::new(threads)?) };
     let gguf = match model {
         Some(path) => session::open_files(path, load).context(Failure::Model)?,
         None => {
             static SAID: Once = Once::new(); // a verb may open it more than once
-            SAID.call_once(|| {
+            let mut first = false;
+            SAID.call_once(|| first = true);
+            if first {
                 tracing::info!(
                     "no model given (-m FILE): using the built-in demo, a small model of Shakespeare's plays"
-                )
-            });
+                );
+                for (flag, _) in [("--mlock", load.mlock), ("--no-mmap", !load.mmap)].iter().filter(|f| f.1) {
+                    off(flag, "the built-in model is part of the program, which is in memory anyway")?;
+                }
+            }
             Gguf::from_bytes(DEMO.to_vec(), Path::new("the built-in demo model")).context(Failure::Model)?
         }
     };
     for why in &gguf.unlocked {
         off("--mlock", why)?;
     }
+    tracing::debug!(
+        "{}: GGUF version {}, {} metadata keys, {} tensors, {} in {} file(s), {} in {:.2} s",
+        gguf.path.display(),
+        gguf.version,
+        gguf.meta.iter().count(),
+        gguf.tensors.len(),
+        size(gguf.bytes() as usize),
+        gguf.shards().count(),
+        if load.mmap || model.is_none() { "mapped" } else { "read" },
+        start.elapsed().as_secs_f64()
+    );
     for key in gguf.meta.repaired() {
         tracing::warn!("{}: metadata key {key} is not UTF-8; its invalid bytes were replaced", gguf.path.display());
     }
@@ -72,7 +90,7 @@ pub(super) fn options(a: &args::ModelArgs) -> Result<Options> {
         "auto" => CacheSize::Auto,
         "off" | "0" => CacheSize::Off,
         text => match parse_size(text) {
-            Some(bytes) => CacheSize::Bytes(bytes),
+            Some((bytes, _)) => CacheSize::Bytes(bytes),
             None => return usage(format!("--expert-cache {text}: expected a size like 6G or 800M, off or auto")),
         },
     };
@@ -148,21 +166,32 @@ pub(super) fn session(gguf: Gguf, a: &args::ModelArgs, o: &Options) -> Result<Se
 /// The GPU, or None with a notice of the reason.
 pub(super) fn gpu(a: &args::ModelArgs, o: &Options) -> Result<Option<Arc<Gpu>>> {
     if o.ask.gpu_layers == Some(0) && !o.ask.rules.name(Place::Gpu(0)) {
-        return Ok(None);
+        return without_gpu(a, o, "-ngl 0 keeps everything on the CPU").map(|_| None);
     }
     let why = match Gpu::open() {
         Ok(gpu) => return Ok(Some(Arc::new(gpu))),
         Err(e) => format!("{e:#}"),
     };
-    // Only an option that needs a GPU is without effect; a machine without one is no reason for a
-    // warning.
-    match (&a.gpu_layers, o.ask.cache) {
-        (Some(n), _) if n != "auto" => off(&format!("-ngl {n}"), &why)?,
-        _ if o.ask.rules.name(Place::Gpu(0)) => off("-ot ...=GPU", &why)?,
-        (_, CacheSize::Bytes(_)) => off(&format!("--expert-cache {}", a.expert_cache), &why)?,
-        _ => tracing::info!("no GPU is used: {why}"),
+    if !without_gpu(a, o, &why)? {
+        tracing::info!("no GPU is used: {why}");
     }
     Ok(None)
+}
+
+/// Reports the options that only a GPU gives an effect; returns whether there were any. A machine
+/// without a GPU is no reason for a warning by itself.
+fn without_gpu(a: &args::ModelArgs, o: &Options, why: &str) -> Result<bool> {
+    let layers = a.gpu_layers.as_deref().filter(|n| *n != "auto" && o.ask.gpu_layers != Some(0));
+    let sized = matches!(o.ask.cache, CacheSize::Bytes(_));
+    let given = [
+        layers.map(|n| format!("-ngl {n}")),
+        o.ask.rules.name(Place::Gpu(0)).then(|| "-ot ...=GPU".into()),
+        sized.then(|| format!("--expert-cache {}", a.expert_cache)),
+        a.cpu_moe.then(|| "-cmoe".into()),
+        a.n_cpu_moe.map(|n| format!("-ncmoe {n}")),
+    ];
+    given.iter().flatten().try_for_each(|flag| off(flag, why))?;
+    Ok(given.iter().flatten().next().is_some())
 }
 
 /// Tells the user where a model was placed.

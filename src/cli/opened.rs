@@ -3,6 +3,7 @@
 
 use std::sync::Arc;
 use std::sync::atomic::AtomicBool;
+use std::time::Instant;
 
 use anyhow::{Context, Result};
 use serde_json::{Map, Value};
@@ -63,6 +64,7 @@ impl Opened {
             settings.report_idle()?;
         }
         let template = if raw { None } else { template(&gguf, talk)? };
+        log_text(&tokenizer, &settings, template.as_ref(), talk);
         let turns = match template {
             Some(template) => Some(turns(template, talk, further, &tokenizer)?),
             None => {
@@ -74,10 +76,30 @@ impl Opened {
                 None
             }
         };
+        let start = Instant::now();
         let session = open::session(gguf, model, &o)?;
+        tracing::debug!("the model was ready after {:.2} s", start.elapsed().as_secs_f64());
         let interrupted = signals::listen(&session, leaves)?;
         Ok(Opened { session, tokenizer, turns, settings, interrupted })
     }
+}
+
+/// Logs what becomes of text (`-v`): the vocabulary, the template, the sampling parameters.
+fn log_text(tokenizer: &Tokenizer, settings: &Settings, template: Option<&Template>, talk: &args::TalkArgs) {
+    let piece = |id: Option<u32>| id.map_or("none".into(), |id| format!("{:?} ({id})", tokenizer.piece(id)));
+    let (begins, ends) = (piece(tokenizer.bos()), piece(tokenizer.eos()));
+    tracing::debug!("vocabulary: {} tokens; begin of text {begins}, end of text {ends}", tokenizer.n_vocab());
+    match template {
+        None => tracing::debug!("chat template: none; text is continued as it is"),
+        Some(t) => {
+            let from = match &talk.chat_template_file {
+                Some(path) => path.display().to_string(),
+                None => "the model's file".into(),
+            };
+            tracing::debug!("chat template: {} bytes, from {from}", t.source().len());
+        }
+    }
+    tracing::debug!("sampling: {}", settings.describe());
 }
 
 /// The template to use.

@@ -98,6 +98,7 @@ impl Device {
         // What must fit is taken first: a model that does not fit fails before its weights are read.
         let needs = Needs::of(tape, shape)?;
         let footprint = plan::Footprint::of(tape, plan, &needs, shape);
+        tracing::debug!("GPU memory in MB: {}", footprint.describe());
         let memory = Arena::new(&gpu, footprint.total(), &format!("the model ({})", footprint.describe()))?;
         let scratch = (memory.take(footprint.scratch), footprint.scratch);
         let inputs = BatchInputs::new(&gpu, &memory, tape, (plan, place), n_batch)?;

@@ -242,7 +242,9 @@ impl Session {
             Row { token, seq: seq as u32, pos }
         };
         let batch = Batch { rows: rows.iter().map(row).collect(), output_rows, argmax_only, deterministic_rows };
+        let start = Instant::now();
         self.engine.walk(&batch, &AtomicBool::new(false), Watch { observer, progress: None })?;
+        tracing::trace!("decoded {} token(s) in {:.2} ms", rows.len(), start.elapsed().as_secs_f64() * 1e3);
         for &(seq, token, _) in rows {
             self.seqs[seq].tokens.push(token);
         }
@@ -314,6 +316,7 @@ impl Session {
             .as_mut()
             .map(|f| move |done: usize| f(Progress { total, read: first + chunk.len() * done / n_steps }));
         let progress = report.as_mut().map(|f| f as &mut dyn FnMut(usize));
+        let start = Instant::now();
         if !self.engine.walk(batch, &self.stop, Watch { observer, progress })? {
             self.stop.store(false, Ordering::Relaxed);
             self.seqs[seq].tokens.extend_from_slice(chunk); // half-read: states may hold any of these
@@ -321,6 +324,11 @@ impl Session {
             self.rewind(seq, from)?;
             return Err(Interrupted.into());
         }
+        let (n, seconds) = (chunk.len(), start.elapsed().as_secs_f64().max(1e-9));
+        tracing::trace!(
+            "read {n} tokens from position {from} on in {seconds:.3} s, {:.1} tokens/s",
+            n as f64 / seconds
+        );
         // It was needed in case of an interruption; now it spares later prompts with this beginning a second reading.
         if let Some(before) = before {
             self.keep_checkpoint(seq, before);

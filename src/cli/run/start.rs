@@ -43,6 +43,8 @@ impl<'t> Start<'t, '_> {
         saved.messages.push(talk::message("user", prompt));
         let text = turns.prompt(&saved.messages, true)?;
         let ids = tokenizer.encode_prompt(&text)?;
+        tracing::debug!("prompt: {} message(s) became {} tokens", saved.messages.len(), ids.len());
+        tracing::trace!("prompt as the template made it: {:?}", text.text());
         check_room(session, 0, ids.len())?; // with the whole count, before the first of it is read
         if prefix.is_some() {
             let system = &saved.messages[..saved.messages.len() - 1];
@@ -86,6 +88,7 @@ impl<'t> Start<'t, '_> {
             return usage("the prompt is empty; give some text with -p, -f or on stdin".into());
         }
         let used = session.tokens(0).len();
+        tracing::debug!("prompt: {} bytes of text became {} tokens, after {used} known ones", text.len(), ids.len());
         check_room(session, used, ids.len())?;
         if let Some(prefix) = prefix {
             // One token at least is left to read: logits follow it.
