@@ -80,6 +80,9 @@ impl FileBytes {
         let shown = path.display();
         // Asked of the path first: opening a pipe would wait for its other end.
         let about = fs::metadata(path).with_context(|| format!("cannot open {shown}"))?;
+        if about.is_dir() && path.join("config.json").exists() {
+            bail!("{shown} is the folder of a checkpoint, expected a .gguf file: tandem convert makes one of it");
+        }
         if !about.is_file() {
             bail!("{shown} is not a file: give the path of a .gguf file");
         }

@@ -116,7 +116,10 @@ fn check_start(bytes: &[u8], len: u64) -> Result<u32, String> {
             [b'v', b'e', b'r', b's', b'i', b'o', b'n', b' ', ..] => {
                 "a Git LFS pointer, not the file itself: fetch the file with `git lfs pull`"
             }
-            [_, _, _, _, _, 0, 0, 0, b'{', ..] => "a safetensors file: convert it to GGUF first",
+            [_, _, _, _, _, 0, 0, 0, b'{', ..] => {
+                "a safetensors file: tandem convert FOLDER -o FILE.gguf makes GGUF of a checkpoint's folder if its \
+                 architecture can be converted; else fetch the model as GGUF"
+            }
             [b'<', ..] => "a web page: the download went wrong, fetch the file again",
             [0, 0, 0, 0, ..] => "zeros, as an unfinished download leaves: fetch the file again",
             _ => "no GGUF file, or a damaged one",

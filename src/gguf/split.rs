@@ -36,6 +36,12 @@ pub(super) fn open(path: &Path, load: &Load) -> Result<Gguf> {
     let mut parts = Vec::new();
     if count < 2 {
         parts.push(given);
+    } else if let Some(at) = next_file(&given) {
+        bail!(
+            "{}: it is several files of a split model joined into one (another GGUF file begins at byte {at}), which is no \
+             GGUF file: keep the {count} files as they came and name any of them, or join them with llama-gguf-split --merge",
+            path.display()
+        );
     } else {
         let no = meta.usize(NO)?;
         if count > MAX_FILES {
@@ -61,6 +67,15 @@ fn open_one(path: &Path, load: &Load) -> Result<(Header, Shard)> {
     let bytes = FileBytes::open(path, load)?;
     let header = parse(bytes.as_slice(), bytes.as_slice().len() as u64, path)?;
     Ok((header, Shard { path: path.to_owned(), bytes }))
+}
+
+/// Where another GGUF file begins behind the tensors of this one, as in files that `cat` joined.
+fn next_file((header, shard): &(Header, Shard)) -> Option<usize> {
+    let last = header.tensors.iter().map(|t| t.range().end).max();
+    let end = last.unwrap_or(header.data as usize);
+    // A writer fills its last tensor up to the alignment, or does not.
+    let begins = [end, end.next_multiple_of(header.alignment as usize)];
+    begins.into_iter().find(|&at| shard.bytes.as_slice().get(at..).is_some_and(|rest| rest.starts_with(b"GGUF")))
 }
 
 /// The paths of all files of the model that file `no` of `count` at `path` belongs to; all of them exist.

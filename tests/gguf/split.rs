@@ -66,6 +66,17 @@ fn a_renamed_file_is_told_its_name() {
 }
 
 #[test]
+fn files_that_cat_joined_are_told_from_a_renamed_one() {
+    let paths = three("joined");
+    let all: Vec<u8> = paths.iter().flat_map(|p| fs::read(p).unwrap()).collect();
+    for name in ["whole.gguf", "m-00001-of-00003.gguf"] {
+        let joined = paths[0].with_file_name(name);
+        fs::write(&joined, &all).unwrap();
+        must_say(Gguf::open(&joined), &[name, "joined into one", "keep the 3 files", "llama-gguf-split --merge"]);
+    }
+}
+
+#[test]
 fn files_that_disagree_are_not_one_model() {
     let dir = folder("disagree");
     let (a, b) = (dir.join("m-00001-of-00002.gguf"), dir.join("m-00002-of-00002.gguf"));
