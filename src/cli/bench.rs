@@ -9,8 +9,9 @@ use serde_json::json;
 
 use super::args::{self, TableFormat};
 use super::errors::{Failure, usage};
-use super::open;
+use super::human::size;
 use super::stats::stats;
+use super::{open, predict};
 use crate::cpu::Bandwidth;
 use crate::plan::Place;
 use crate::session::{Session, Want};
@@ -55,12 +56,13 @@ pub(super) fn run(a: &args::BenchArgs) -> Result<()> {
     let text = tokenizer.encode(TEXT, true, false)?;
 
     let tape = &s.engine().tape;
-    let size: usize = tape.weights.iter().map(|w| w.bytes).sum();
+    let bytes: usize = tape.weights.iter().map(|w| w.bytes).sum();
     let params: usize = tape.weights.iter().map(|w| w.count()).sum();
     let per_token: usize = tape.bytes_per_token();
     let rates = s.engine().devices().first().map(|d| d.rates()).transpose()?;
     let threads = s.engine().pool.threads();
-    let bandwidth = a.n_gen.iter().any(|n| *n > 0).then(Bandwidth::default);
+    let bandwidth = a.n_gen.iter().any(|n| *n > 0).then(|| predict::roof(bytes));
+    let roof_bytes = bandwidth.as_ref().map(Bandwidth::bytes);
 
     let bench = Bench { text, read: Reads::new(&s), rates, bandwidth, repetitions: a.repetitions };
     let mut rows = Vec::new();
@@ -72,7 +74,7 @@ pub(super) fn run(a: &args::BenchArgs) -> Result<()> {
     }
     let isa = simd::isa().name();
     stats(&s, &a.model)?;
-    print(a.output, &rows, &TableHead { name, size, params, per_token, threads, isa, rates })
+    print(a.output, &rows, &TableHead { name, size: bytes, params, per_token, threads, isa, rates, roof_bytes })
 }
 
 /// Bytes of weights that one token reads, by place.
@@ -179,6 +181,8 @@ struct TableHead {
     isa: &'static str,
     /// Bytes per second over the bus and through the GPU's memory.
     rates: Option<(f64, f64)>,
+    /// Bytes of the buffer whose read rate is the roof over decoding.
+    roof_bytes: Option<usize>,
 }
 
 /// FNV-1a over the bits.
@@ -205,7 +209,7 @@ fn print(form: TableFormat, rows: &[TestRow], h: &TableHead) -> Result<()> {
                     "model": h.name, "size_bytes": h.size, "params": h.params, "threads": h.threads, "isa": h.isa,
                     "bytes_per_token": h.per_token, "test": r.test, "tokens_per_s": median(&r.rates),
                     "tokens_per_s_each": r.rates, "gbps": r.read.map(|r| r[0]), "read_gbps": r.read.map(|r| r[1]),
-                    "share_of_read": r.read.map(|r| r[2]), "share_of_gpu": r.gpu,
+                    "share_of_read": r.read.map(|r| r[2]), "read_bytes": h.roof_bytes, "share_of_gpu": r.gpu,
                     "bus_gbps": h.rates.map(|r| r.0 / 1e9), "vram_gbps": h.rates.map(|r| r.1 / 1e9),
                     "logits_hash": format!("{:016x}", r.hash),
                 })
@@ -254,7 +258,10 @@ fn print(form: TableFormat, rows: &[TestRow], h: &TableHead) -> Result<()> {
         let roof = rows.iter().find_map(|r| r.read).map(|r| r[1]);
         let allows = roof.map_or("".into(), |roof| {
             let (n, most) = (h.threads, roof / gb);
-            format!("; this machine reads {roof:.1} GB/s with {n} threads, which allows {most:.1} t/s")
+            // A model that is smaller than what stands for memory may be read from the caches.
+            let small = h.roof_bytes.filter(|bytes| *bytes >= h.size / 8 * 8);
+            let of = small.map_or("".into(), |bytes| format!(" of a buffer of the model's size ({})", size(bytes)));
+            format!("; this machine reads {roof:.1} GB/s{of} with {n} threads, which allows {most:.1} t/s")
         });
         writeln!(out, "\n{gb:.3} GB of weights read per token{allows}.")?;
         if let Some((bus, memory)) = h.rates {

@@ -15,6 +15,8 @@
 //! as there are slots, as if they were chosen evenly. GPU time counts weight reads only, so the GPU
 //! estimate is an upper bound on speed.
 
+mod prompt;
+
 use std::collections::BTreeMap;
 use std::path::Path;
 use std::time::{Duration, Instant};
@@ -24,6 +26,8 @@ use crate::exec::{Profile, SyntheticRun};
 use crate::plan::{self, Place, Plan};
 use crate::sample::{Params, Sampler};
 use crate::tape::{ExpertShare, Step, Tape, WeightKind};
+
+pub(super) use prompt::PromptSpeed;
 
 /// Bytes per second.
 #[derive(Clone, Copy, Debug, PartialEq)]
@@ -61,18 +65,47 @@ const LARGE: usize = 256 << 20;
 /// For how long tokens are walked.
 const WALK: Duration = Duration::from_millis(500);
 
-/// Walks the CPU's part of a tape with `depth` tokens in the context, or says why it cannot be
-/// done. Takes about a second.
-pub(super) fn measure(tape: &Tape, plan: &Plan, pool: &Pool, depth: usize) -> Result<CpuProfile, String> {
+/// Bytes that stand for memory in a measurement, on a machine with this much of it free: more than
+/// its caches hold.
+fn room(free: usize) -> usize {
+    LARGE.max(4 * Topology::read(Path::new("/")).cache).min(free / 4)
+}
+
+/// A buffer whose rate is the roof over decoding weights of so many bytes: as large as they are, so
+/// that weights which the caches hold are compared with reading from these.
+pub(super) fn roof(weights: usize) -> Bandwidth {
     let free = Memory::of_this_machine().map_or(usize::MAX, |m| m.free);
-    let cache = Topology::read(Path::new("/")).cache;
-    let room = LARGE.max(4 * cache).min(free / 4);
-    let states = tape.states.iter().fold(0usize, |sum, s| sum.saturating_add(s.bytes(depth, 1)));
+    Bandwidth::of(weights.min(room(free)))
+}
+
+/// Bytes for random weights, if the states of `depth` tokens have room beside them; else why not.
+fn room_for(tape: &Tape, depth: usize, n_batch: usize) -> Result<usize, String> {
+    let free = Memory::of_this_machine().map_or(usize::MAX, |m| m.free);
+    let states = tape.states.iter().fold(0usize, |sum, s| sum.saturating_add(s.bytes(depth, n_batch)));
     if states > free / 2 {
         let gb = |n: usize| n as f64 / 1e9;
         let (has, needs) = (gb(free), gb(states));
         return Err(format!("a context of {depth} tokens needs {needs:.1} GB to measure, and {has:.1} GB are free"));
     }
+    Ok(room(free))
+}
+
+/// Seconds of each step that the CPU does for a batch of `n` tokens of a prompt that comes after
+/// `depth` tokens; None for the GPU's. Takes one to two seconds.
+pub(super) fn measure_prompt(
+    tape: &Tape,
+    plan: &Plan,
+    pool: &Pool,
+    (depth, n): (usize, usize),
+) -> Result<Vec<Option<f64>>, String> {
+    let room = room_for(tape, depth.saturating_add(n), n)?;
+    Ok(SyntheticRun::new(tape, &plan.places, pool, depth, room).prompt(n))
+}
+
+/// Walks the CPU's part of a tape with `depth` tokens in the context, or says why it cannot be
+/// done. Takes about a second.
+pub(super) fn measure(tape: &Tape, plan: &Plan, pool: &Pool, depth: usize) -> Result<CpuProfile, String> {
+    let room = room_for(tape, depth, 1)?;
     let rehearsal = SyntheticRun::new(tape, &plan.places, pool, depth, room);
     let buffer = rehearsal.bytes().min(room);
     let bandwidth = Bandwidth::of(buffer);
@@ -232,6 +265,19 @@ impl Prediction {
             Limit::Others => "other programs on the same cores: stop them, or leave them cores with -t".into(),
             Limit::Gpu => "GPU memory bandwidth".into(),
             Limit::Sampling => "sampling from the vocabulary".into(),
+        }
+    }
+
+    /// What limits it, in a few words.
+    pub(super) fn limit_in_short(&self, steps: usize) -> String {
+        match self.limit() {
+            Limit::Memory => format!("memory bandwidth, {:.1} GB/s", self.ram / 1e9),
+            Limit::Kernels(name) => format!("the {name} kernels"),
+            Limit::Attention => "attention over the context".into(),
+            Limit::Steps => format!("the fixed cost of {steps} steps"),
+            Limit::Others => "other programs on the cores".into(),
+            Limit::Gpu => "GPU memory bandwidth".into(),
+            Limit::Sampling => "sampling".into(),
         }
     }
 

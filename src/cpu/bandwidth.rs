@@ -31,10 +31,15 @@ impl Bandwidth {
         Bandwidth { memory: vec![1; (bytes / 8).max(1)] } // ones: zeros might all be the same page
     }
 
+    /// Bytes of the buffer.
+    pub fn bytes(&self) -> usize {
+        self.memory.len() * 8
+    }
+
     /// GB/s of the best of two rounds or more, each thread reading pieces of its own run. Takes some tens of milliseconds:
     /// measured right before what it is compared with, since other programs change it from moment to moment.
     pub fn measure(&self, pool: &Pool) -> f64 {
-        let bytes = self.memory.len() * 8;
+        let bytes = self.bytes();
         // So many that threads which are late can be helped, as in the matrix driver.
         let piece = (bytes / pool.threads() / 4).clamp(16 << 10, PIECE);
         let pieces: Vec<&[u64]> = self.memory.chunks(piece / 8).collect();

@@ -14,6 +14,8 @@
 //! Rejected: a sum over bytes by rate and steps by a constant. Steps differ too much for one constant, and a small
 //! model is nothing but steps.
 
+mod prompt;
+
 use std::collections::BTreeMap;
 use std::time::{Duration, Instant};
 
@@ -267,14 +269,8 @@ impl SyntheticRun<'_> {
         work: &mut Work,
         turn: &mut usize,
     ) {
-        let mut views: Vec<WeightView<'_>> = Vec::with_capacity(step.weights.len());
-        let mut there = usize::MAX; // experts of every stack
-        for id in &step.weights {
-            let (view, n) = self.view(step, *id);
-            views.push(view);
-            there = there.min(n.unwrap_or(usize::MAX));
-        }
-        if there < usize::MAX {
+        let (views, there) = self.views(step);
+        if let Some(there) = there {
             // The experts that come next, whatever a router of random weights would choose.
             let ids = &mut values[step.ins[1].0 as usize];
             ids.iter_mut().enumerate().for_each(|(j, id)| *id = ((*turn + j) % there) as f32);
@@ -282,23 +278,34 @@ impl SyntheticRun<'_> {
         }
         let mut outs: Vec<Vec<f32>> = step.outs.iter().map(|o| std::mem::take(&mut values[o.0 as usize])).collect();
         let ins: Vec<&[f32]> = step.ins.iter().map(|x| &values[x.0 as usize][..]).collect();
-        let mut own: Vec<State> = step.states.iter().map(|s| std::mem::take(&mut states[s.0 as usize])).collect();
-        step.op.cpu(&mut CpuIo {
-            batch,
-            rows: 1,
-            ins: &ins,
-            outs: &mut outs,
-            weights: &views,
-            states: &mut own,
-            work,
-            pool: self.pool,
-        });
-        for (s, state) in step.states.iter().zip(own) {
-            states[s.0 as usize] = state;
-        }
+        self.compute(step, (batch, 1), (&ins, &mut outs), &views, states, work);
         for (o, out) in step.outs.iter().zip(outs) {
             values[o.0 as usize] = out;
         }
+    }
+
+    /// Calls a step's CPU body on a batch of which its inputs have `rows` rows.
+    fn compute(
+        &self,
+        step: &Step,
+        (batch, rows): (&Batch, usize),
+        (ins, outs): (&[&[f32]], &mut [Vec<f32>]),
+        weights: &[WeightView<'_>],
+        states: &mut [State],
+        work: &mut Work,
+    ) {
+        let mut own: Vec<State> = step.states.iter().map(|s| std::mem::take(&mut states[s.0 as usize])).collect();
+        step.op.cpu(&mut CpuIo { batch, rows, ins, outs, weights, states: &mut own, work, pool: self.pool });
+        for (s, state) in step.states.iter().zip(own) {
+            states[s.0 as usize] = state;
+        }
+    }
+
+    /// The weights as a step sees them, and of one that is routed how many experts are there of
+    /// every stack.
+    fn views(&self, step: &Step) -> (Vec<WeightView<'_>>, Option<usize>) {
+        let (views, there): (Vec<_>, Vec<_>) = step.weights.iter().map(|id| self.view(step, *id)).unzip();
+        (views, there.into_iter().flatten().min())
     }
 
     /// A weight as a step sees it, and of a stack how many matrices are there.
