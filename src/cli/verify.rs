@@ -19,10 +19,11 @@ use super::errors::Failure;
 use super::{args, open};
 use crate::cpu::{self, Group, Pool};
 use crate::cuda::{Gpu, Ptr, module_of};
+use crate::gguf::Load;
 use crate::plan::CacheSize;
 use crate::quant::Acts;
 use crate::quant::{self, QuantType, Rng};
-use crate::session::{Options, Session, Want};
+use crate::session::{self, Options, Session, Want};
 use crate::simd::{self, Isa};
 use crate::tape::{Batch, GpuIo, GpuValue, GpuWeight, MatrixRows, Scratch};
 
@@ -65,6 +66,13 @@ impl Where {
 
 /// Runs the verb.
 pub(super) fn run(a: &args::VerifyArgs) -> Result<()> {
+    // The formats take a while: what is wrong with the model is said before that.
+    let options = open::options(&a.model)?;
+    let path = a.model.model.as_deref();
+    let load = if path.is_some() { Load { mmap: true, mlock: false } } else { options.load };
+    let file = open::header(path, &load, 0)?;
+    session::tape(&file, &options).context(Failure::Model)?;
+    drop(file);
     let gpu = match Gpu::open() {
         Ok(gpu) => Some(Arc::new(gpu)),
         Err(e) => {
