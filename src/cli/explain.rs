@@ -3,10 +3,12 @@
 
 mod facts;
 mod file;
+mod formats;
 mod json;
 mod refused;
 mod report;
 mod speed;
+mod summary;
 mod verdict;
 
 use std::io::Write;
@@ -14,7 +16,7 @@ use std::io::Write;
 use anyhow::{Context, Result};
 
 use super::errors::{Failure, usage};
-use super::human::parse_size;
+use super::human::{parse_size, write_sizes_in};
 use super::predict::Bandwidths;
 use super::{args, open};
 use crate::cpu::{Memory, Pool};
@@ -32,11 +34,12 @@ pub(super) fn run(a: &args::ExplainArgs) -> Result<()> {
         (a, b) => a.as_deref().or(b.as_deref()),
     };
     check_rates(a)?;
+    let (ram, asked_vram) = sizes(a)?;
     let options = open::options(&a.model)?;
     // The header is all that is read here, whatever the flags say about loading.
     let gguf = open::header(path, &Load { mmap: true, mlock: false }, 0)?;
-    let memory = match &a.ram {
-        Some(text) => bytes("--ram", text).map(|n| Some(Memory { total: n, free: n }))?,
+    let memory = match ram {
+        Some(n) => Some(Memory { total: n, free: n }),
         None => Memory::of_this_machine(),
     };
     let tape = match session::tape(&gguf, &options) {
@@ -50,8 +53,8 @@ pub(super) fn run(a: &args::ExplainArgs) -> Result<()> {
         return usage(format!("--depth {}: expected less than the context of {n_ctx} tokens (-c)", a.depth));
     }
     let gpu = if a.vram.is_none() { open::gpu(&a.model, &options)? } else { None };
-    let vram = match (&a.vram, &gpu) {
-        (Some(text), _) => Some((bytes("--vram", text)?, false)),
+    let vram = match (asked_vram, &gpu) {
+        (Some(bytes), _) => Some((bytes, false)),
         (None, Some(gpu)) => Some((gpu.memory()?.0, gpu.shown)),
         (None, None) => None,
     };
@@ -60,11 +63,10 @@ pub(super) fn run(a: &args::ExplainArgs) -> Result<()> {
     let gpu = gpu.filter(|_| placed.plan.on_gpu() && (a.vram_gbps.is_none() || a.bus_gbps.is_none()));
     let of_gpu = gpu.map(|gpu| gpu.rates()).transpose()?;
     let rates = rates(a, of_gpu);
-    let model =
-        PlacedModel { gguf: &gguf, placed: &placed, vram: vram.map(|v| v.0), bus: rates.bus, options: &options, shape };
+    let model = PlacedModel { gguf: &gguf, placed: &placed, vram: vram.map(|v| v.0), options: &options, shape };
     let facts = ModelFacts::new(&model)?;
     let fit = MemoryFit::new(&model, &facts, memory);
-    let speed = Speed::new(a, &placed, &Pool::new(options.threads)?, rates, of_gpu.is_some());
+    let speed = Speed::new(a, (&placed, shape), &Pool::new(options.threads)?, rates, of_gpu.is_some());
     print(a, &model, &facts, &fit, &speed)
 }
 
@@ -78,11 +80,20 @@ fn check_rates(a: &args::ExplainArgs) -> Result<()> {
     Ok(())
 }
 
-fn bytes(flag: &str, text: &str) -> Result<usize> {
-    match parse_size(text) {
-        Some(n) => Ok(n),
-        None => usage(format!("{flag} {text}: expected a size like 16G")),
+/// What `--ram` and `--vram` say. The report has sizes in the unit that they are in.
+fn sizes(a: &args::ExplainArgs) -> Result<(Option<usize>, Option<usize>)> {
+    let size = |flag: &str, text: &Option<String>| match text {
+        None => Ok(None),
+        Some(text) => match parse_size(text) {
+            Some(size) => Ok(Some(size)),
+            None => usage(format!("{flag} {text}: expected a size like 16G (or 16GiB), or 16GB for powers of 1000")),
+        },
+    };
+    let (ram, vram) = (size("--ram", &a.ram)?, size("--vram", &a.vram)?);
+    if let Some((_, unit)) = ram.or(vram) {
+        write_sizes_in(unit);
     }
+    Ok((ram.map(|r| r.0), vram.map(|v| v.0)))
 }
 
 /// The rates to predict with: as given, else as measured on the GPU (bus, memory), else assumed.

@@ -231,8 +231,13 @@ fn refused(tape: &Tape, needs: &Needs, asked: impl Fn(usize) -> bool) -> Vec<Ref
 }
 
 impl Fit {
-    /// The placement in a line.
+    /// The placement in a line, with the memory that it takes.
     pub fn describe(&self) -> String {
+        format!("{}; {:.2} GB of GPU memory", self.layers_in_words(), self.footprint.total() as f64 / 1e9)
+    }
+
+    /// Which layers and experts the GPU has, in words.
+    pub fn layers_in_words(&self) -> String {
         let head = if self.gpu_layers > self.layers { " and the head" } else { "" };
         let mut text = match self.gpu_layers {
             1 => "the head".into(),
@@ -247,7 +252,7 @@ impl Fit {
                 text += &format!(", {} of {n} in each cached on the GPU", self.plan.cache.slots);
             }
         }
-        text + &format!("; {:.2} GB of GPU memory", self.footprint.total() as f64 / 1e9)
+        text
     }
 
     /// The flags that ask for exactly this placement.

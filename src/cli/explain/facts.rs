@@ -6,6 +6,7 @@ use std::collections::HashSet;
 use anyhow::Result;
 
 use super::file::FileFacts;
+use crate::cli::human::size;
 use crate::gguf::Gguf;
 use crate::plan::{self, Fit, Place, PlanStage, Refused, Shape};
 use crate::session::{self, Options};
@@ -17,8 +18,6 @@ pub(super) struct PlacedModel<'a> {
     pub(super) placed: &'a Fit,
     /// Free memory of the GPU, if there is one.
     pub(super) vram: Option<usize>,
-    /// Bytes per second between memory and the GPU.
-    pub(super) bus: f64,
     pub(super) options: &'a Options,
     pub(super) shape: Shape,
 }
@@ -52,37 +51,57 @@ pub(super) struct PlaceFacts {
     pub(super) cache_bytes: usize,
 }
 
-/// Where the model goes, and the speed to expect.
+/// Where the model goes.
 pub(super) struct PlacementFacts {
     pub(super) flags: String,
+    /// In a line of the verdict, and in the table's words.
+    pub(super) line: String,
     pub(super) words: String,
     pub(super) refused: Vec<Refused>,
     pub(super) less: Option<String>,
     /// GPU memory that is free and that is needed; None without a GPU.
     pub(super) vram: Option<usize>,
     pub(super) needed: usize,
-    /// Tokens per second of a long prompt, where experts pass over the bus.
-    pub(super) prompt: Option<f64>,
 }
 
 impl PlacementFacts {
     fn new(m: &PlacedModel<'_>) -> PlacementFacts {
-        let (tape, p) = (&m.placed.tape, m.placed);
-        let halves = tape.steps.iter().filter(|s| s.share == ExpertShare::OnCpu);
-        let passing = |s: &Step| (plan::experts_of(tape, s) - p.plan.cache.slots) * plan::expert_bytes(tape, s);
-        let streamed: usize = halves.map(passing).sum();
-        let all_there = p.plan.places.iter().all(|p| *p != Place::Cpu);
-        let through = (p.plan.cache.ring > 0 && streamed > 0 && !all_there)
-            .then(|| m.options.n_batch as f64 / (streamed as f64 / m.bus));
+        let p = m.placed;
+        let on_cpu = "everything on the CPU".to_owned();
         PlacementFacts {
             flags: p.flags(&m.options.ask),
-            words: if p.plan.on_gpu() { p.describe() } else { "everything on the CPU".into() },
+            line: if p.plan.on_gpu() { line(p) } else { on_cpu.clone() },
+            words: if p.plan.on_gpu() {
+                format!("{}; {} of GPU memory", p.layers_in_words(), size(p.footprint.total()))
+            } else {
+                on_cpu
+            },
             refused: p.refused.clone(),
             less: p.less.clone(),
             vram: m.vram,
             needed: p.footprint.total(),
-            prompt: through,
         }
+    }
+}
+
+/// A placement with a GPU in one line.
+fn line(p: &Fit) -> String {
+    let head = if p.gpu_layers > p.layers { " and the head" } else { "" };
+    let layers = match p.gpu_layers {
+        0 => "some steps".into(),
+        1 => "the head".into(),
+        n => format!("{} of {} layers{head}", n.saturating_sub(1).min(p.layers), p.layers),
+    };
+    if p.plan.places.iter().all(|place| place.is_gpu()) {
+        return "everything on the GPU".into();
+    }
+    let split = p.tape.steps.iter().find(|s| s.share == ExpertShare::OnGpu);
+    match split {
+        Some(step) => {
+            let (slots, n) = (p.plan.cache.slots, plan::experts_of(&p.tape, step));
+            format!("{layers} on the GPU with {slots} of {n} experts a layer cached there; the rest on the CPU")
+        }
+        None => format!("{layers} on the GPU, the rest on the CPU"),
     }
 }
 

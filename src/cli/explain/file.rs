@@ -3,6 +3,7 @@
 
 use std::collections::{BTreeMap, HashSet};
 
+use super::formats;
 use crate::gguf::{Array, Gguf, Meta, Scalar, Tensor, Value};
 use crate::tape::trunk_blocks;
 
@@ -56,7 +57,14 @@ pub(super) struct FileFacts {
     pub(super) mtp: Option<MtpFacts>,
     pub(super) tables: Vec<TableFacts>,
     pub(super) formats: Vec<FormatFacts>,
+    /// What the file's format is called: that of most weights, or a mix by its name.
+    pub(super) format: &'static str,
     pub(super) bytes: usize,
+    /// Bytes of weights that one token is multiplied with; None as for `active`.
+    pub(super) active_bytes: Option<usize>,
+    /// Values that all layers cache for a token, if each has the attention that the metadata's
+    /// sizes tell of; None where it has no such sizes.
+    pub(super) cached_values: Option<usize>,
 }
 
 impl FileFacts {
@@ -71,14 +79,20 @@ impl FileFacts {
         let experts = experts(used_tensors(), &keys);
         let tied = gguf.tensor("output.weight").is_none();
         let active = used_tensors().map(|t| keys.active(t, tied)).sum::<Option<f64>>();
+        let active_bytes = used_tensors()
+            .map(|t| Some(keys.active(t, tied)? * t.bytes as f64 / t.elements().max(1) as f64))
+            .sum::<Option<f64>>();
+        let layers = used_tensors().filter_map(block).map(|i| i.saturating_add(1)).max().unwrap_or(0);
+        let file_type = gguf.meta.get("general.file_type").and_then(usize::of);
         let tables = used_tensors().filter(|t| t.is_lookup_table());
         let embedding = gguf.tensor("token_embd.weight");
         let tokens = gguf.meta.opt_strs("tokenizer.ggml.tokens").ok().flatten();
+        let formats = formats(gguf);
         FileFacts {
             name: gguf.meta.opt_str("general.name").ok().flatten().unwrap_or("unnamed model").to_owned(),
             arch: keys.arch.map(String::from),
             files: gguf.shards().map(|p| (p.display().to_string(), file_bytes(gguf, p))).collect(),
-            layers: used_tensors().filter_map(block).map(|i| i.saturating_add(1)).max().unwrap_or(0),
+            layers,
             n_vocab: embedding.map(|t| t.shape[0]).or(tokens.map(<[String]>::len)),
             n_ctx_trained: keys.number("context_length", None),
             params: gguf.tensors.iter().map(params).sum(),
@@ -90,8 +104,11 @@ impl FileFacts {
                 bytes: mtp.iter().map(|t| t.bytes).sum(),
             }),
             tables: tables.map(|t| TableFacts { name: t.name.clone(), params: params(t), bytes: t.bytes }).collect(),
-            formats: formats(gguf),
+            format: formats::name(file_type, formats.first().map(|f| f.name)),
+            formats,
             bytes: gguf.tensors.iter().map(|t| t.bytes).sum(),
+            active_bytes: active_bytes.map(|n| n.round() as usize),
+            cached_values: keys.cached_values(layers),
         }
     }
 
@@ -123,6 +140,23 @@ impl<'a> Keys<'a> {
             (Value::Arr(list), None) => (0..list.len()).filter_map(|i| usize::of(&list.get(i)?)).max(),
             (value, _) => usize::of(value),
         }
+    }
+
+    /// Values that attention caches for a token, in all layers: latent ones where there is a rank,
+    /// else keys and values of each head.
+    fn cached_values(&self, layers: usize) -> Option<usize> {
+        let of = |name: &str| self.number(name, None);
+        let layers_of = |one: &dyn Fn(usize) -> Option<usize>| {
+            (0..layers).try_fold(0usize, |sum, i| sum.checked_add(one(i)?)).filter(|n| *n > 0)
+        };
+        if let Some(rank) = of("attention.kv_lora_rank") {
+            let row = rank.checked_add(of("rope.dimension_count")?)?;
+            return layers_of(&|_| Some(row));
+        }
+        let usual = of("embedding_length").zip(of("attention.head_count")).map(|(n, heads)| n / heads.max(1));
+        let (key, value) = (of("attention.key_length").or(usual)?, of("attention.value_length").or(usual)?);
+        let heads = |i| self.number("attention.head_count_kv", Some(i)).or(of("attention.head_count"));
+        layers_of(&|i| heads(i)?.checked_mul(key.checked_add(value)?))
     }
 
     /// The number of the first block that predicts further tokens: all are layers where there is

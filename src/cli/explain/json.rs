@@ -4,6 +4,7 @@
 //! memory of the weights alone), and the exit status is that of a model that cannot be used.
 //! ```text
 //! name, architecture
+//! verdict           [fits, placement, speed]              the three lines at the head of the report
 //! files             [{path, bytes}]                       all files of a split model, in order
 //! layers, vocabulary
 //! context           {trained, used}                       used: with the given -c
@@ -12,7 +13,7 @@
 //! mtp               {blocks, parameters, bytes} or null   blocks that predict further tokens; part of the total, never
 //!                                                         active, not used yet
 //! tables            [{tensor, parameters, bytes}]         lookup tables other than the token embedding
-//! weights           {bytes, bits_per_weight, formats: [{format, tensors, weights, bytes}],
+//! weights           {bytes, format, bits_per_weight, formats: [{format, tensors, weights, bytes}],
 //!                    unused: [{prefix, why, tensors, bytes}]}   unused: in the file but not computed with
 //! unused_metadata   [{key, value, why, known}]            metadata keys of the architecture that nothing depends on;
 //!                                                         value: as text; known: whether their meaning is known
@@ -26,16 +27,22 @@
 //!                                                         not needed memory; cache_bytes: the expert cache
 //! placement         {flags, words, gpu_free_bytes, gpu_needed_bytes, tokens_per_s, prompt_tokens_per_s}   flags: what asks
 //!                                                         for this placement; tokens_per_s: what is expected, or
-//!                                                         the ceiling; the prompt's is null where the CPU reads it
+//!                                                         the ceiling; prompt_tokens_per_s: as in prediction
 //! prediction        {ceiling_tokens_per_s, expected_tokens_per_s, at_most, depth, limit, words, parts_ms, threads, isa,
 //!                    steps, formats: [{format, bytes_per_token, gbps}], ram_gbps, ram_bytes, vram_gbps, bus_gbps,
-//!                    gpu_measured, not_measured}          limit: memory, kernels, attention, steps, others, gpu or
+//!                    gpu_measured, not_measured, prompt: {tokens_per_s, batch, limit, measured}}
+//!                                                         limit: memory, kernels, attention, steps, others, gpu or
 //!                                                         sampling; at_most: with a GPU only what it reads is counted;
 //!                                                         expected is null where nothing was measured, for which
 //!                                                         not_measured has the reason; ram_bytes: those that ram_gbps
-//!                                                         was measured on
-//! memory            {needed_bytes, total_bytes, free_bytes, fits, words}   fits: yes, crowded, no or unknown; total and
-//!                                                         free are null where the system does not say
+//!                                                         was measured on; prompt: a long one, in batches of so many
+//!                                                         tokens, its limit cpu, bus or gpu; measured: whether the
+//!                                                         CPU's part of it was
+//! memory            {needed_bytes, total_bytes, free_bytes, disk_bytes_per_token, fits, words}
+//!                                                         fits: yes, crowded, no or unknown; total and free are null
+//!                                                         where the system does not say, what comes from disk where all
+//!                                                         has room; of a file that cannot run also cache_bytes, about
+//!                                                         what a KV cache of its sizes would take, or null
 //! missing           [text]                                why this version cannot run the model; empty where it can
 //! steps             [{label, op, shape, formats, bytes, bytes_per_token, place}]   with --steps only
 //! ```
@@ -45,11 +52,12 @@ use serde_json::{Value, json};
 use super::facts::{ModelFacts, StepFacts};
 use super::file::FileFacts;
 use super::speed::Speed;
+use super::summary;
 use super::verdict::MemoryFit;
 use crate::cli::predict::Limit;
 
 /// What the header alone tells, with the memory that is needed: the part that every object has.
-pub(super) fn of_file(f: &FileFacts, fit: &MemoryFit) -> Value {
+pub(super) fn of_file(f: &FileFacts, fit: &MemoryFit, verdict: &[String; 3]) -> Value {
     let formats = f
         .formats
         .iter()
@@ -58,6 +66,7 @@ pub(super) fn of_file(f: &FileFacts, fit: &MemoryFit) -> Value {
     json!({
         "name": f.name,
         "architecture": f.arch,
+        "verdict": verdict,
         "files": f.files.iter().map(|(path, bytes)| json!({ "path": path, "bytes": bytes })).collect::<Vec<_>>(),
         "layers": f.layers,
         "vocabulary": f.n_vocab,
@@ -68,6 +77,7 @@ pub(super) fn of_file(f: &FileFacts, fit: &MemoryFit) -> Value {
         "tables": tables.collect::<Vec<_>>(),
         "weights": {
             "bytes": f.bytes,
+            "format": f.format,
             "bits_per_weight": f.bits(),
             "formats": formats.collect::<Vec<_>>(),
             "unused": [],
@@ -76,6 +86,7 @@ pub(super) fn of_file(f: &FileFacts, fit: &MemoryFit) -> Value {
             "needed_bytes": fit.needed,
             "total_bytes": fit.memory.map(|m| m.total),
             "free_bytes": fit.memory.map(|m| m.free),
+            "disk_bytes_per_token": fit.from_disk.as_ref().map(|d| d.per_token),
             "fits": fit.verdict.word(),
             "words": fit.words,
         },
@@ -102,7 +113,7 @@ pub(super) fn object(f: &ModelFacts, fit: &MemoryFit, speed: &Speed) -> Value {
     });
     let keys = f.unused_keys.iter();
     let keys = keys.map(|k| json!({ "key": k.key, "value": k.value, "why": k.why, "known": k.known }));
-    let mut object = of_file(&f.file, fit);
+    let mut object = of_file(&f.file, fit, &summary::lines(fit, &f.placement.line, speed));
     object["context"]["used"] = f.n_ctx.into();
     object["weights"]["unused"] = unused.collect();
     object["unused_metadata"] = keys.collect();
@@ -120,7 +131,7 @@ pub(super) fn object(f: &ModelFacts, fit: &MemoryFit, speed: &Speed) -> Value {
         "gpu_free_bytes": f.placement.vram,
         "gpu_needed_bytes": f.placement.needed,
         "tokens_per_s": speed.prediction.expected.unwrap_or(speed.prediction.ceiling),
-        "prompt_tokens_per_s": f.placement.prompt,
+        "prompt_tokens_per_s": speed.prompt.tokens_per_s,
     });
     object["prediction"] = prediction(speed);
     object
@@ -157,6 +168,12 @@ fn prediction(s: &Speed) -> Value {
         "bus_gbps": s.rates.bus / 1e9,
         "gpu_measured": s.gpu_measured,
         "not_measured": s.measured.as_ref().err(),
+        "prompt": {
+            "tokens_per_s": s.prompt.tokens_per_s,
+            "batch": s.prompt.n_batch,
+            "limit": s.prompt.limit.word(),
+            "measured": s.prompt.measured,
+        },
     })
 }
 

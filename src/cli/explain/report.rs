@@ -3,9 +3,10 @@
 use super::facts::{ModelFacts, PlacementFacts, StepFacts, TABLES};
 use super::file::{ExpertFacts, FileFacts};
 use super::speed::Speed;
+use super::summary;
 use super::verdict::{MemoryFit, Verdict};
 use crate::cli::human::{count, size, table, wrapped};
-use crate::cli::predict::Limit;
+use crate::cli::predict::{Limit, PromptSpeed};
 
 /// What is said of the size of lookup tables that stay in the file.
 pub(super) const MAPPED: &str = "stay in the file, so they are not counted below";
@@ -28,6 +29,7 @@ pub(super) fn about(f: &FileFacts, n_ctx: Option<usize>) -> String {
         row([&"architecture", &arch]),
         row([&"layers", &layers(f)]),
         row([&"parameters", &format!("{}, {active}", count(f.params))]),
+        row([&"format", &format!("{}, {}", f.format, size(f.bytes))]),
     ];
     for t in &f.tables {
         let name = t.name.trim_end_matches(".weight");
@@ -74,9 +76,16 @@ pub(super) fn formats(f: &FileFacts) -> String {
     format!("\nFormats\n{}", table(&rows, &[false, true, true, true, true]))
 }
 
+/// The three lines at the head of a report.
+pub(super) fn verdict(lines: &[String; 3]) -> String {
+    lines.join("\n") + "\n\n"
+}
+
 /// The whole report of a model that can run.
 pub(super) fn report(f: &ModelFacts, fit: &MemoryFit, speed: &Speed) -> String {
-    let mut out = about(&f.file, Some(f.n_ctx)) + &formats(&f.file);
+    let mut out = verdict(&summary::lines(fit, &f.placement.line, speed));
+    out += &about(&f.file, Some(f.n_ctx));
+    out += &formats(&f.file);
     for u in &f.unused {
         out += &wrapped(&format!("Not used: {} tensors {}*, {}: {}.", u.tensors, u.prefix, size(u.bytes), u.why));
     }
@@ -193,14 +202,25 @@ fn predicted(f: &ModelFacts, fit: &MemoryFit, speed: &Speed) -> String {
         let r = &speed.rates;
         let how = if speed.gpu_measured { "measured just now" } else { "given or assumed" };
         out += &wrapped(&format!("GPU memory bandwidth {}, bus {}: {how}.", gb(r.vram), gb(r.bus)));
-        if let Some(prompt) = f.placement.prompt {
-            out += &wrapped(&format!("A long prompt is read at up to {prompt:.0} tokens/s."));
-        }
     }
+    out += &prompt(&speed.prompt, f.placement.needed > 0);
     if fit.verdict == Verdict::No {
         out += &wrapped("These figures assume that the model fits into memory.");
     }
     out
+}
+
+/// How fast a long prompt is read.
+fn prompt(p: &PromptSpeed, on_gpu: bool) -> String {
+    let PromptSpeed { tokens_per_s, n_batch, limit, measured } = p;
+    let from = match (measured, on_gpu) {
+        (true, false) => "measured just now on one layer of each kind",
+        (true, true) => "the CPU's part measured just now, the GPU's assumed from its bandwidth",
+        (false, _) => "assumed from the memory bandwidth, as a usual machine's cores do",
+    };
+    let read = format!("{tokens_per_s:.*}", if *tokens_per_s < 100.0 { 1 } else { 0 });
+    let text = format!("A long prompt is read at about {read} tokens/s in batches of {n_batch}, limited by");
+    wrapped(&format!("{text} {}: {from}.", limit.words()))
 }
 
 /// Where the model goes on a machine with a GPU.

@@ -1,9 +1,9 @@
 //! How fast a model will be, and where the figures come from.
 
 use crate::cli::args;
-use crate::cli::predict::{self, Bandwidths, CpuProfile, Prediction};
+use crate::cli::predict::{self, Bandwidths, CpuProfile, Prediction, PromptSpeed};
 use crate::cpu::{Bandwidth, Pool};
-use crate::plan::Fit;
+use crate::plan::{Fit, Shape};
 use crate::simd;
 
 /// A prediction and what it was made of.
@@ -18,13 +18,14 @@ pub(super) struct Speed {
     /// What this machine's CPU does, or why that is not known.
     pub(super) measured: Result<CpuProfile, String>,
     pub(super) prediction: Prediction,
+    pub(super) prompt: PromptSpeed,
 }
 
 impl Speed {
     /// Measures this machine unless `--ram-gbps` says what to assume.
     pub(super) fn new(
         a: &args::ExplainArgs,
-        placed: &Fit,
+        (placed, shape): (&Fit, Shape),
         pool: &Pool,
         rates: Bandwidths,
         gpu_measured: bool,
@@ -36,9 +37,15 @@ impl Speed {
             }
             None => predict::measure(tape, plan, pool, a.depth).map_err(|why| format!("Not predicted: {why}.")),
         };
+        let batch = match &measured {
+            Ok(_) => predict::measure_prompt(tape, plan, pool, (a.depth, shape.n_batch)).ok(),
+            Err(_) => None,
+        };
         // Where the tape could not be walked, memory's rate can be measured all the same.
         let ram = rates.ram.or_else(|| measured.is_err().then(|| Bandwidth::default().measure(pool) * 1e9));
         let rates = Bandwidths { ram, ..rates };
+        let prediction = Prediction::new(tape, plan, rates, measured.as_ref().ok());
+        let prompt = PromptSpeed::new(tape, plan, shape.n_batch, (prediction.ram, rates), batch.as_deref());
         Speed {
             depth: a.depth,
             steps: tape.steps.len(),
@@ -50,7 +57,8 @@ impl Speed {
                 (None, None) => "measured just now",
             },
             gpu_measured,
-            prediction: Prediction::new(tape, plan, rates, measured.as_ref().ok()),
+            prediction,
+            prompt,
             measured,
         }
     }

@@ -2,6 +2,7 @@
 
 use super::facts::{ModelFacts, PlacedModel};
 use super::file::FileFacts;
+use super::formats;
 use crate::cli::human::size;
 use crate::cpu::Memory;
 use crate::plan::Place;
@@ -42,8 +43,23 @@ pub(super) struct MemoryFit {
     pub(super) memory: Option<Memory>,
     pub(super) needed: usize,
     pub(super) verdict: Verdict,
+    /// The answer in a line of the verdict.
+    pub(super) line: String,
     pub(super) words: Vec<String>,
+    /// What comes from disk, where only experts have no room in memory.
+    pub(super) from_disk: Option<FromDisk>,
 }
+
+/// Experts that have no room in memory.
+pub(super) struct FromDisk {
+    /// Their bytes.
+    pub(super) missing: usize,
+    /// Bytes that come from disk for each decoded token, if all are chosen alike.
+    pub(super) per_token: f64,
+}
+
+/// Bytes per second of a disk, for what is said of models that do not fit: a usual NVMe drive.
+pub(super) const DISK: f64 = 3e9;
 
 /// Of the memory that is there, the share that one program should count on.
 const USABLE: f64 = 0.95;
@@ -57,18 +73,28 @@ impl MemoryFit {
         let Some(at) = memory else { return MemoryFit::unknown(needed) };
         let usable = (at.total as f64 * USABLE) as usize;
         let verdict = Verdict::of(needed, at);
-        let words = match verdict {
-            Verdict::No => too_large(m, f, weights, rest, usable),
+        let (need, free) = (size(needed), size(at.free));
+        let missing = needed.saturating_sub(usable);
+        let (line, words) = match verdict {
+            Verdict::No => {
+                let line = format!("no, it needs {need}, {} more than this machine has", size(missing));
+                (line, too_large(m, f, weights, rest, usable))
+            }
             Verdict::Crowded => {
                 let gap = size(needed - at.free);
-                vec![format!(
+                let text = format!(
                     "It fits into this machine, but not next to the running programs: close programs that use {gap}, or \
                      parts of the model are read from disk for every token, which is slow."
-                )]
+                );
+                (format!("once programs that use {gap} are closed, it needs {need} and {free} are free"), vec![text])
             }
-            _ => vec![format!("It fits: it needs {} of {} free memory.", size(needed), size(at.free))],
+            _ => (
+                format!("yes, it needs {need} of {free} free memory"),
+                vec![format!("It fits: it needs {need} of {free} free memory.")],
+            ),
         };
-        MemoryFit { memory, needed, verdict, words }
+        let from_disk = (verdict == Verdict::No).then(|| from_disk(f, missing)).flatten();
+        MemoryFit { memory, needed, verdict, line, words, from_disk }
     }
 
     /// The judgement on the weights alone, of a file whose states nobody knows. Lookup tables stay
@@ -79,37 +105,50 @@ impl MemoryFit {
         let Some(at) = memory else { return MemoryFit::unknown(needed) };
         let verdict = Verdict::of(needed, at);
         let (need, free) = (size(needed), size(at.free));
-        let text = match verdict {
-            Verdict::No => format!("The weights alone do not fit: they need {need} of {}.", size(at.total)),
-            Verdict::Crowded => {
-                format!("The weights alone, {need}, fit into this machine, but not next to the running programs.")
-            }
-            _ => format!("The weights alone fit: they need {need} of {free} free memory."),
+        let (line, text) = match verdict {
+            Verdict::No => (
+                format!("no, the weights alone need {need} of {}", size(at.total)),
+                format!("The weights alone do not fit: they need {need} of {}.", size(at.total)),
+            ),
+            Verdict::Crowded => (
+                format!("the weights alone once programs are closed, they need {need} and {free} are free"),
+                format!("The weights alone, {need}, fit into this machine, but not next to the running programs."),
+            ),
+            _ => (
+                format!("yes, the weights alone, which need {need} of {free} free memory"),
+                format!("The weights alone fit: they need {need} of {free} free memory."),
+            ),
         };
-        MemoryFit { memory, needed, verdict, words: vec![text] }
+        MemoryFit { memory, needed, verdict, line, words: vec![text], from_disk: None }
     }
 
     /// The judgement where the system does not say how much memory there is.
     fn unknown(needed: usize) -> MemoryFit {
         let words = vec!["The system does not report its memory.".into()];
-        MemoryFit { memory: None, needed, verdict: Verdict::Unknown, words }
+        let line = format!("unknown, it needs {} and the system does not report its memory", size(needed));
+        MemoryFit { memory: None, needed, verdict: Verdict::Unknown, line, words, from_disk: None }
     }
+}
+
+/// What comes from disk where `missing` bytes of experts have no room in memory: what every token
+/// needs stays there, experts that do not fit are read when they are chosen. None where more is
+/// missing than experts.
+fn from_disk(f: &ModelFacts, missing: usize) -> Option<FromDisk> {
+    let experts = f.parts.iter().find(|p| p.name == "experts").filter(|p| p.bytes > missing)?;
+    Some(FromDisk { missing, per_token: experts.bytes_per_token as f64 * missing as f64 / experts.bytes as f64 })
 }
 
 /// What happens and what helps when weights and the rest are more than `usable`.
 fn too_large(m: &PlacedModel<'_>, f: &ModelFacts, weights: usize, rest: usize, usable: usize) -> Vec<String> {
     let missing = weights + rest - usable;
     let mut words = vec![format!("It does not fit: it needs {} more than this machine has.", size(missing))];
-    // What every token needs stays in memory; experts that do not fit are read from disk when they
-    // are chosen.
-    let experts = f.parts.iter().find(|p| p.name == "experts").filter(|p| p.bytes > missing);
-    if let Some(p) = experts {
-        let disk = p.bytes_per_token as f64 * missing as f64 / p.bytes as f64;
+    if let Some(disk) = from_disk(f, missing) {
         words.push(format!(
             "It still runs, because the file is mapped and read on demand, but about {} per token then come from disk: \
-             a disk of 3 GB/s allows {:.1} tokens/s.",
-            size(disk as usize),
-            3e9 / disk
+             a disk of {:.0} GB/s allows {:.1} tokens/s.",
+            size(disk.per_token as usize),
+            DISK / 1e9,
+            DISK / disk.per_token
         ));
     }
     // A shorter context, if that alone is enough.
@@ -138,14 +177,14 @@ fn too_large(m: &PlacedModel<'_>, f: &ModelFacts, weights: usize, rest: usize, u
     let in_file: usize = f.file.tables.iter().map(|t| t.params).sum();
     let params = (f.file.params - in_file) as f64;
     let room = usable.saturating_sub(rest) as f64 * 8.0 / params;
-    words.push(if room >= 1.6 {
-        format!(
-            "What helps: a file with at most {room:.1} bits per weight (this one has {:.1}), or more memory.",
-            f.file.bits()
-        )
-    } else {
-        let least = (params * 2.0 / 8.0 + rest as f64) / USABLE;
-        format!("No format makes it small enough: even with 2 bits per weight it needs {:.0} GB.", least / 1e9)
+    let this = f.file.format;
+    words.push(match formats::largest(room.min(f.file.bits() * 0.99)) {
+        Some(name) => format!("What helps: a file in {name} or smaller (this one is {this}), or more memory."),
+        None => {
+            let (name, bits) = formats::SMALLEST;
+            let least = (params * bits / 8.0 + rest as f64) / USABLE;
+            format!("No format makes it small enough: even in {name} it needs {}.", size(least as usize))
+        }
     });
     words
 }
@@ -168,7 +207,7 @@ mod tests {
         let tape = session::tape(&gguf, &options).unwrap();
         let shape = session::shape(&gguf, &options).unwrap();
         let placed = plan::fit(tape, &options.ask, None, shape).unwrap();
-        let model = PlacedModel { gguf: &gguf, placed: &placed, vram: None, bus: 1.0, options: &options, shape };
+        let model = PlacedModel { gguf: &gguf, placed: &placed, vram: None, options: &options, shape };
         let facts = ModelFacts::new(&model).unwrap();
         let total = total(MemoryFit::new(&model, &facts, None).needed);
         let fit = MemoryFit::new(&model, &facts, Some(Memory { total, free: (total as f64 * free) as usize }));
@@ -183,7 +222,7 @@ mod tests {
         assert!(verdict == Verdict::Crowded && words.contains("close programs"), "{words}");
         let (verdict, words) = said(256, |n| n * 3 / 4, 1.0);
         assert!(verdict == Verdict::No && words.contains("It still runs"), "{words}");
-        assert!(words.contains("bits per weight (this one has 32"), "{words}");
+        assert!(words.contains("a file in BF16 or smaller (this one is F32)"), "{words}");
     }
 
     #[test]
