@@ -186,6 +186,11 @@ fn failures_have_their_own_exit_status_and_say_what_to_do() {
         (&["run", "-p", "x", "-ctk", "q9"], 2, "-ctk q9"),
         (&["run", "-p", "x", "-ot", "exps=MOON"], 2, "MOON"),
         (&["run", "-p", "x", "--strict", "-ngl", "99"], 2, "-ngl 99 has no effect"),
+        (&["run", "-p", "x", "--strict", "-cmoe"], 2, "-cmoe has no effect"),
+        (&["run", "-p", "x", "--strict", "-ncmoe", "2", "-ngl", "0"], 2, "-ncmoe 2 has no effect: -ngl 0"),
+        (&["run", "-p", "x", "--strict", "--mlock"], 2, "--mlock has no effect: the built-in model"),
+        (&["logits", "--tokens", "1,2,x", "--out", "x.f32"], 2, "\"x\" is no token ID"),
+        (&["verify", "-m", "/does/not/exist.gguf"], 3, "/does/not/exist.gguf"),
         (&["run", "-p", "x", "--no-such-flag"], 2, "--no-such-flag"),
         (&["run", "-p", ""], 2, "the prompt is empty"),
         (&["run", "-p", "a long prompt in a small context", "-c", "4"], 4, "context of 4 tokens has no room for the"),
@@ -226,6 +231,9 @@ fn stdout_has_the_form_that_was_asked_for_and_one_cut_short_is_said() {
     assert!(text.len() == 6 && text.starts_with('é') && text[2..].parse::<u16>().is_ok(), "{text}: {}", err(&o));
     let o = run(&["run", "-p", "x", "--regex", "-?(ab){30}", "-n", "3"]);
     assert!(o.status.success() && err(&o).contains("not complete by its grammar"), "{}", err(&o));
+    let o = run(&["run", "-p", "x", "--regex", "-?(ab){30}", "-n", "3", "--strict"]);
+    assert!(o.status.code() == Some(8) && err(&o).contains("not complete by its grammar"), "{}", err(&o));
+    assert!(!o.stdout.is_empty(), "what was written stays");
 }
 
 #[test]
@@ -242,6 +250,24 @@ fn llama_cpp_s_short_flags_are_taken_and_an_option_without_effect_is_said() {
     assert!(err(&o).contains(" predicted") && err(&o).contains("limited by "), "{}", err(&o));
     let o = run(&["run", "-p", "x", "-n", "1", "-cmoe", "-ncmoe", "3"]);
     assert_eq!(o.status.code(), Some(2), "all and three are two things: {}", err(&o));
+}
+
+#[test]
+fn v_tells_of_loading_placement_and_text_and_vv_of_every_step() {
+    let told = |more: &[&str]| {
+        let o = run(&[&["run", "-p", "ROMEO:", "-n", "2"], more].concat());
+        assert!(o.status.success(), "{}", err(&o));
+        (String::from_utf8(o.stdout.clone()).unwrap(), err(&o))
+    };
+    let [(_, plain), (_, v), (_, vv)] = [&[][..], &["-v"], &["-vv"]].map(told);
+    for words in
+        ["tensors", "chat template: none", "sampling: temperature", "CPU: 57 of 57 steps", "ready after", "threads: "]
+    {
+        assert!(v.contains(words) && vv.contains(words) && !plain.contains(words), "{words}: {plain}{v}{vv}");
+    }
+    for words in ["step blk.0.attn_q: linear on CPU", "read 2 tokens from position 0", "decoded 1 token(s)"] {
+        assert!(vv.contains(words) && !v.contains(words), "{words}: {v}{vv}");
+    }
 }
 
 #[test]
@@ -282,6 +308,8 @@ fn bench_prints_a_row_per_test_in_every_form() {
     let rows = json.as_array().unwrap();
     assert_eq!(rows.len(), 4);
     assert!(rows.iter().all(|r| r["tokens_per_s"].as_f64().unwrap() > 0.0));
+    // Weights that caches hold are compared with reading as much, not with reading memory.
+    assert!(rows[2]["read_bytes"].as_u64().unwrap() <= rows[2]["size_bytes"].as_u64().unwrap(), "{}", rows[2]);
     // Text, model and arithmetic are fixed, so the last logits are too.
     let hash = |i: usize| rows[i]["logits_hash"].as_str().unwrap().to_string();
     assert_eq!(hash(0), serde_json::from_str::<serde_json::Value>(&form("json")).unwrap()[0]["logits_hash"]);
@@ -293,8 +321,17 @@ fn doctor_says_what_the_machine_can_do_and_its_json_has_every_field() {
     let o = run(&["doctor"]);
     assert!(o.status.success(), "{}", err(&o));
     let text = String::from_utf8(o.stdout).unwrap();
-    for head in ["processor", "cores", "instructions", "memory", "huge pages", "Reading memory", "1 thread", "Remarks"]
-    {
+    for head in [
+        "processor",
+        "cores",
+        "instructions",
+        "memory",
+        "huge pages",
+        "Reading memory",
+        "1 thread",
+        "Which file to take",
+        "Remarks",
+    ] {
         assert!(text.contains(head), "{head}: {text}");
     }
     let o = run(&["doctor", "--json"]);
@@ -311,7 +348,7 @@ fn doctor_says_what_the_machine_can_do_and_its_json_has_every_field() {
         let object = j[key].as_object().unwrap_or_else(|| panic!("{key}: {j}"));
         assert_eq!(object.keys().map(String::as_str).collect::<Vec<_>>().join(" "), fields, "{key}");
     }
-    for key in ["nodes", "governors", "virtual_machine", "bandwidth", "gpu", "gpu_unknown", "remarks"] {
+    for key in ["nodes", "governors", "virtual_machine", "bandwidth", "gpu", "gpu_unknown", "models", "remarks"] {
         assert!(j.get(key).is_some(), "{key}: {j}");
     }
     let rates = j["bandwidth"].as_array().unwrap();

@@ -14,11 +14,16 @@
 //! virtual_machine
 //! bandwidth     [{threads, gbps, siblings}]               siblings: with two threads on a core
 //! gpu           {name, total_bytes, free_bytes, vram_gbps, bus_gbps, lanes} or null, and gpu_unknown: why
+//! models        [{memory_bytes, this_machine, model, architecture, format, file_bytes, needed_bytes,
+//!                experts_bytes, bytes_per_token, experts_bytes_per_token, tokens_per_s}]
+//!                                                         files to take for so much memory, the
+//!                                                         most capable first; tokens_per_s: here
 //! remarks       [{weight, about, words}]                  weight: slow, note or unknown
 //! ```
 
 mod judge;
 mod measure;
+mod models;
 
 use std::io::Write;
 use std::path::Path;
@@ -31,6 +36,7 @@ use super::human::{size, table, wrapped};
 use crate::cpu::{Host, default_threads};
 use judge::Remark;
 use measure::{GpuReport, Tested};
+use models::Machine;
 
 /// Runs the verb.
 pub(super) fn run(a: &args::DoctorArgs) -> Result<()> {
@@ -117,6 +123,7 @@ fn report(h: &Host, t: &Tested, remarks: &[Remark]) -> String {
          speed of a model.",
         t.best()
     ));
+    out += &models::report(&machine(h, t));
     out += "\nRemarks\n";
     for r in remarks {
         let lines = wrapped(&format!("{} ({}): {}.", r.weight.word(), r.about, r.words));
@@ -190,6 +197,15 @@ fn others_rows(h: &Host, t: &Tested, row: AddRow<'_>) {
     }
 }
 
+/// What counts for the speed of a model.
+fn machine(h: &Host, t: &Tested) -> Machine {
+    let gpu = match &t.gpu {
+        GpuReport::There { memory: Some((free, _)), rates: Ok((_, vram)), .. } => Some((*free, *vram)),
+        _ => None,
+    };
+    Machine { memory: h.memory.map(|m| m.total), rate: t.best() * 1e9, gpu }
+}
+
 fn object(h: &Host, t: &Tested, remarks: &[Remark]) -> Value {
     let top = &h.topology;
     let sticks = h.sticks.as_ref().and_then(|s| s.as_ref().ok()).map(|list| {
@@ -257,6 +273,7 @@ fn object(h: &Host, t: &Tested, remarks: &[Remark]) -> Value {
         "bandwidth": bandwidth.collect::<Vec<_>>(),
         "gpu": gpu,
         "gpu_unknown": none,
+        "models": models::object(&machine(h, t)),
         "remarks": remarks.iter().map(|r| {
             json!({ "weight": r.weight.word(), "about": r.about, "words": r.words })
         }).collect::<Vec<_>>(),
