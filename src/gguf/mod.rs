@@ -21,7 +21,7 @@ mod write;
 
 pub use map::{Load, SharedBytes, map_file};
 pub use meta::{Array, FromValue, Meta, Scalar, Value};
-pub use parse::{Header, parse};
+pub use parse::{Header, parse, parse_beginning};
 pub use split::{shard_name, shard_of};
 pub use write::Writer;
 

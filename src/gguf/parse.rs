@@ -46,9 +46,25 @@ pub struct Header {
 /// If the header is malformed or a tensor is not inside the file; the message names the file, the place and what was
 /// expected.
 pub fn parse(bytes: &[u8], len: u64, file: &Path) -> Result<Header> {
+    parse_with(&mut Cursor::new(bytes, len), bytes, len, file)
+}
+
+/// As [`parse`], of a file of which only the beginning is there; None if more of it is needed.
+///
+/// # Errors
+/// If the header is malformed, or longer than any header may be.
+pub fn parse_beginning(bytes: &[u8], len: u64, file: &Path) -> Result<Option<Header>> {
+    if bytes.len() < 24 && (bytes.len() as u64) < len {
+        return Ok(None);
+    }
+    let mut c = Cursor::new(bytes, len);
+    let parsed = parse_with(&mut c, bytes, len, file);
+    if parsed.is_err() && c.more { Ok(None) } else { parsed.map(Some) }
+}
+
+fn parse_with(c: &mut Cursor<'_>, bytes: &[u8], len: u64, file: &Path) -> Result<Header> {
     let mut meta = Meta::new(file);
     let file = file.display();
-    let mut c = Cursor { bytes: &bytes[..bytes.len().min(MAX_HEADER)], at: 0, len, repaired: false };
 
     let version = check_start(bytes, len).map_err(|e| anyhow!("{file}: {e}"))?;
     c.at = 8;
@@ -171,13 +187,26 @@ struct Cursor<'a> {
     at: usize,
     len: u64,
     repaired: bool,
+    /// The file has more bytes than are here, and one of those is needed.
+    more: bool,
 }
 
 impl<'a> Cursor<'a> {
+    fn new(bytes: &'a [u8], len: u64) -> Cursor<'a> {
+        Cursor { bytes: &bytes[..bytes.len().min(MAX_HEADER)], at: 0, len, repaired: false, more: false }
+    }
+
+    /// Notes whether `n` bytes from here on may be in the part of the file that is not here.
+    fn note_more(&mut self, n: u64) {
+        let most = self.len.min(MAX_HEADER as u64);
+        self.more = (self.bytes.len() as u64) < most && n <= most - self.at as u64;
+    }
+
     /// The next `n` bytes.
     fn take(&mut self, n: u64) -> Result<&'a [u8], String> {
         let left = &self.bytes[self.at..];
         if n > left.len() as u64 {
+            self.note_more(n);
             return Err(self.short(n));
         }
         self.at += n as usize;
@@ -269,6 +298,7 @@ impl<'a> Cursor<'a> {
         let least = *[1, 1, 2, 2, 4, 4, 4, 1, 8, 12, 8, 8, 8].get(kind as usize).ok_or_else(|| unknown_kind(kind))?;
         let left = self.bytes.len() - self.at;
         if n > (left / least) as u64 {
+            self.note_more(n.saturating_mul(least as u64));
             let (what, at) = (KINDS[kind as usize], self.at);
             return Err(format!(
                 "its array of {n} {what} at byte {at} does not fit in the {left} bytes left: {DAMAGED}"
