@@ -4,6 +4,7 @@
 //! The modules are floors: each imports only those above it in this list (ARCHITECTURE.md says why).
 //! - [`simd`], [`quant`], [`sample`]: the CPU's instruction sets, the weight formats, logits to a token.
 //! - [`gguf`], [`cpu`], [`cuda`]: model files, threads and matrix products, the GPU's driver.
+//! - [`hub`]: models from a hub, and the cache of them.
 //! - [`text`], [`tape`], [`eval`]: tokenizer, chat templates and grammars; a model as a list of steps; perplexity.
 //! - [`ops`], [`models`], [`plan`]: one file per operation, one per model family, and what runs where.
 //! - [`convert`]: published checkpoints to model files.
@@ -54,6 +55,7 @@ pub mod cuda;
 pub mod eval;
 pub mod exec;
 pub mod gguf;
+pub mod hub;
 pub mod models;
 pub mod ops;
 pub mod plan;

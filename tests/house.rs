@@ -20,6 +20,7 @@ fn floors() -> BTreeMap<&'static str, u32> {
         ("quant", 0),
         ("sample", 0),
         ("gguf", 1),
+        ("hub", 2),
         ("cpu", 1),
         ("cuda", 1),
         ("text", 2),
