@@ -1,6 +1,7 @@
 //! The command line: clap structs and nothing else. Flags have llama.cpp's names wherever it has
 //! one.
 
+mod hub;
 mod model;
 mod sampling;
 mod talk;
@@ -10,6 +11,7 @@ use std::path::PathBuf;
 use clap::{Args, Parser, Subcommand, ValueEnum};
 
 use crate::text::Clock;
+pub use hub::{FetchArgs, HubArgs, ListArgs};
 pub use model::ModelArgs;
 pub use sampling::SamplingArgs;
 pub use talk::{BatchArgs, ChatArgs, Reasoning, RunArgs, StructuredArgs, TalkArgs, WhenFull};
@@ -54,6 +56,10 @@ pub enum Verb {
     Explain(ExplainArgs),
     /// Show what this machine can do, and what slows it down
     Doctor(DoctorArgs),
+    /// Fetch a model from the hub into the cache, without opening it
+    Fetch(FetchArgs),
+    /// List the models in the cache
+    List(ListArgs),
     /// Convert text to token IDs, as llama-tokenize prints them
     Tokenize(TokenizeArgs),
     /// Render a chat template: variables as JSON on stdin, the exact prompt on stdout
@@ -177,6 +183,9 @@ pub struct TokenizeArgs {
     /// GGUF file [default: the built-in demo model]
     #[arg(short, long, value_name = "FILE")]
     pub model: Option<PathBuf>,
+    /// The model of a hub.
+    #[command(flatten)]
+    pub hub: HubArgs,
     /// Text to tokenize
     #[arg(short, long, value_name = "TEXT")]
     pub prompt: Option<String>,
@@ -206,6 +215,9 @@ pub struct TemplateArgs {
     /// GGUF file whose template and vocabulary are used [default: the built-in demo model]
     #[arg(short, long, value_name = "FILE")]
     pub model: Option<PathBuf>,
+    /// The model of a hub.
+    #[command(flatten)]
+    pub hub: HubArgs,
     /// Read the template from a file; no model is needed
     #[arg(long, value_name = "FILE", conflicts_with_all = ["model", "chat_template"])]
     pub chat_template_file: Option<PathBuf>,

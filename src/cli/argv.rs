@@ -22,6 +22,10 @@ const SHORT: &[(&str, &str)] = &[
     ("-sysf", "--system-prompt-file"),
     ("-rea", "--reasoning"),
     ("-jf", "--json-schema"),
+    ("-hf", "--hf-repo"),
+    ("-hfr", "--hf-repo"),
+    ("-hff", "--hf-file"),
+    ("-hft", "--hf-token"),
 ];
 
 /// llama.cpp's short flags of several letters that have no meaning here: clap would read their
@@ -30,8 +34,6 @@ const FOREIGN: &[(&str, &str)] = &[
     ("-cnv", "tandem chat is a conversation"),
     ("-no-cnv", "tandem run is one prompt; --raw continues it as it is"),
     ("-fa", "flash attention is always on"),
-    ("-hf", "give a file with -m"),
-    ("-hfr", "give a file with -m"),
     ("-mli", "a line that ends in a backslash continues on the next"),
     ("-nkvo", "the KV cache is placed with its layer"),
     ("-sm", "one GPU is used"),

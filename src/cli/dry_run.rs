@@ -23,7 +23,8 @@ use crate::sample::Params;
 use crate::session::{self, Options};
 
 /// Arguments that are never printed, and why not.
-const LEFT_OUT: [(&str, &str); 5] = [
+const LEFT_OUT: [(&str, &str); 6] = [
+    ("hf_token", "a secret"),
     ("dry_run", "the printed command is meant to be run"),
     ("sampler_seq", "--samplers names the same order"),
     ("cpu_moe", "part of the placement, which is printed as a whole with -ngl"),

@@ -11,8 +11,8 @@ use clap::{ArgMatches, CommandFactory, FromArgMatches};
 use super::args::{Cli, Verb};
 use super::terminal::colour;
 use super::{
-    argv, batch, bench, chat, completions, convert, doctor, dry_run, errors, explain, logits, perplexity, run,
-    template, tokenize, verify,
+    argv, batch, bench, chat, completions, convert, doctor, dry_run, errors, explain, fetch, list, logits, perplexity,
+    run, template, tokenize, verify,
 };
 use crate::session::Interrupted;
 
@@ -28,7 +28,7 @@ pub fn main(argv: impl Iterator<Item = OsString>) -> ExitCode {
     };
     let mut command = Cli::command();
     let parsed = command.try_get_matches_from_mut(argv).and_then(|given| Ok((Cli::from_arg_matches(&given)?, given)));
-    let (cli, given) = match parsed.map_err(|e| e.format(&mut command)) {
+    let (mut cli, given) = match parsed.map_err(|e| e.format(&mut command)) {
         Ok(parsed) => parsed,
         Err(e) => {
             let _ = e.print();
@@ -37,7 +37,7 @@ pub fn main(argv: impl Iterator<Item = OsString>) -> ExitCode {
     };
     errors::be_strict(cli.strict);
     set_up_notices(&cli);
-    match run_verb(&cli.verb, &given) {
+    match fetch::settle(&mut cli.verb).and_then(|_headers| run_verb(&cli.verb, &given)) {
         Ok(()) => ExitCode::SUCCESS,
         Err(e) if errors::is_closed_pipe(&e) => ExitCode::SUCCESS,
         Err(e) => {
@@ -82,6 +82,8 @@ fn run_verb(verb: &Verb, given: &ArgMatches) -> Result<()> {
         Verb::Bench(a) => bench::run(a),
         Verb::Explain(a) => explain::run(a),
         Verb::Doctor(a) => doctor::run(a),
+        Verb::Fetch(a) => fetch::run(a),
+        Verb::List(a) => list::run(a),
         Verb::Perplexity(a) => perplexity::run(a),
         Verb::Template(a) => template::run(a),
         Verb::Tokenize(a) => tokenize::run(a),

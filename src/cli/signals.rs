@@ -22,6 +22,33 @@ static WAITING: AtomicBool = AtomicBool::new(false);
 /// How often the line editor is called, which may not listen yet.
 const AGAIN: Duration = Duration::from_millis(10);
 
+/// Whether [`listen`] has taken over from [`while_fetching`].
+static LISTENED: AtomicBool = AtomicBool::new(false);
+
+/// Makes the signals raise the flag returned here, which stops a fetch. One that comes when it is raised already ends the
+/// program, so that the caller raises it when the fetch is done.
+pub(super) fn while_fetching() -> Result<Arc<AtomicBool>> {
+    let asked = Arc::new(AtomicBool::new(false));
+    let flag = asked.clone();
+    let ignored = ignored(&std::fs::read_to_string("/proc/self/status").unwrap_or_default());
+    let listened = [SIGINT, SIGTERM, SIGHUP].into_iter().filter(|s| ignored >> (s - 1) & 1 == 0);
+    let mut signals = Signals::new(listened).context("cannot listen for Ctrl-C")?;
+    std::thread::spawn(move || {
+        for signal in signals.forever() {
+            if LISTENED.load(Ordering::SeqCst) {
+                return;
+            }
+            if flag.swap(true, Ordering::SeqCst) {
+                std::process::exit(128 + signal);
+            }
+            if signal != SIGINT {
+                LEAVING.store(signal, Ordering::SeqCst);
+            }
+        }
+    });
+    Ok(asked)
+}
+
 /// Makes the signals raise the session's stop flag and the one returned here; `leaves`: a second
 /// Ctrl-C ends the program at once. What ends programs does so the second time, too.
 pub(super) fn listen(session: &Session, leaves: bool) -> Result<Arc<AtomicBool>> {
@@ -31,6 +58,7 @@ pub(super) fn listen(session: &Session, leaves: bool) -> Result<Arc<AtomicBool>>
     let ignored = ignored(&std::fs::read_to_string("/proc/self/status").unwrap_or_default());
     let listened = [SIGINT, SIGTERM, SIGHUP].into_iter().filter(|s| ignored >> (s - 1) & 1 == 0);
     let mut signals = Signals::new(listened).context("cannot listen for Ctrl-C")?;
+    LISTENED.store(true, Ordering::SeqCst);
     std::thread::spawn(move || {
         for signal in signals.forever() {
             // This comes first: whoever lowers the flags below checks `leaving` after that.

@@ -4,12 +4,17 @@ use std::path::PathBuf;
 
 use clap::Args;
 
+use super::HubArgs;
+
 /// Which model, and how it is opened.
 #[derive(Debug, Args, Clone)]
 pub struct ModelArgs {
     /// GGUF file (any shard of a split model) [default: the built-in demo model]
     #[arg(short, long, value_name = "FILE")]
     pub model: Option<PathBuf>,
+    /// The model of a hub instead of a file.
+    #[command(flatten)]
+    pub hub: HubArgs,
     /// Context size in tokens; 0 is the training context [default: the training context, up to
     /// 8192]
     #[arg(short, long, value_name = "N")]
