@@ -1,18 +1,20 @@
 //! Models from a hub: huggingface.co, or a mirror that answers like it.
 //!
-//! [`Hub::cached`] finds what is on disk, without a request. [`Hub::plan`] asks the hub which files a model has, in two
-//! requests. [`Hub::fetch`] brings those that are not there, [`Hub::headers`] only their headers.
+//! [`Hub::cached`] finds what is on disk, without a request. [`Hub::plan`] asks the hub which files
+//! a model has, in two requests. [`Hub::fetch`] brings those that are not there, [`Hub::headers`]
+//! only their headers.
 //!
 //! | file | what |
 //! |---|---|
 //! | `names`, `choose` | names that are checked before they are used; which files are the model that was asked for |
 //! | `cache`, `partial` | the cache's folders and links; a file on the way, and the record that outlives the process |
 //! | `events` | what a fetch tells its caller, and how patient it is |
-//! | `http`, `api` | requests, and what each failure means; what a hub says about a repository |
+//! | `http`, `api`, `ranges` | requests, and what each answer means; what a hub says about a repository |
 //! | `transfer`, `digest`, `headers` | a file by ranges over several connections; its hash; headers alone |
 //!
-//! The protocol is huggingface_hub's (2026-08-20), the choice of files llama.cpp's `common/download.cpp` (b11434) where that
-//! is not ambiguous. hf-hub has no resuming, no ranges, and checks neither length nor hash, so the client is our own.
+//! The protocol is huggingface_hub's (2026-08-20), the choice of files llama.cpp's
+//! `common/download.cpp` (b11434) where that is not ambiguous. hf-hub has no resuming, no ranges,
+//! and checks neither length nor hash, so the client is our own.
 
 mod api;
 mod cache;
@@ -23,6 +25,7 @@ mod headers;
 mod http;
 mod names;
 mod partial;
+mod ranges;
 mod transfer;
 
 use std::ffi::OsString;
@@ -91,9 +94,9 @@ pub struct CachedModel {
 }
 
 impl Hub {
-    /// The hub, cache and token that the environment names, as `var` returns its variables: `MODEL_ENDPOINT` or
-    /// `HF_ENDPOINT`; `HF_TOKEN`, `HUGGING_FACE_HUB_TOKEN`, or the file `HF_TOKEN_PATH` or `HF_HOME/token`;
-    /// `HF_HUB_OFFLINE` or `TRANSFORMERS_OFFLINE`.
+    /// The hub, cache and token that the environment names, as `var` returns its variables:
+    /// `MODEL_ENDPOINT` or `HF_ENDPOINT`; `HF_TOKEN`, `HUGGING_FACE_HUB_TOKEN`, or the file
+    /// `HF_TOKEN_PATH` or `HF_HOME/token`; `HF_HUB_OFFLINE` or `TRANSFORMERS_OFFLINE`.
     ///
     /// # Errors
     /// If there is no folder for the cache, or a variable is not text.
@@ -121,8 +124,9 @@ impl Hub {
         })
     }
 
-    /// The model of this name that is whole in the cache; nothing is asked of the hub. `exact`: only one that the hub would
-    /// surely choose too, whatever else it has; else the best of what is there.
+    /// The model of this name that is whole in the cache; nothing is asked of the hub. `exact`:
+    /// only one that the hub would surely choose too, whatever else it has; else the best of what
+    /// is there.
     pub fn cached(&self, name: &ModelName, usual: &[&str], exact: bool) -> Option<CachedModel> {
         let found = |repo: CachedRepo| {
             let model = choose::choose(&repo.files, name, usual).ok()?.model;
@@ -150,7 +154,8 @@ impl Hub {
         list
     }
 
-    /// The files that are being fetched or were left unfinished: ours, and the paths and lengths of other programs'.
+    /// The files that are being fetched or were left unfinished: ours, and the paths and lengths of
+    /// other programs'.
     pub fn unfinished(&self) -> (Vec<UnfinishedFile>, Vec<(PathBuf, u64)>) {
         let mut dirs: Vec<PathBuf> = self.cache.repos().into_iter().map(|r| r.dir).collect();
         dirs.dedup();
@@ -170,8 +175,8 @@ impl Hub {
     /// Asks the hub for the files of a model.
     ///
     /// # Errors
-    /// [`HubUnreachable`] if the hub is not to be asked or does not answer; if it refuses, has no such model or several
-    /// ([`ModelName`]); [`FetchStopped`] if `stop` is raised.
+    /// [`HubUnreachable`] if the hub is not to be asked or does not answer; if it refuses, has no
+    /// such model or several ([`ModelName`]); [`FetchStopped`] if `stop` is raised.
     pub fn plan(
         &self,
         name: &ModelName,
@@ -217,12 +222,13 @@ impl Hub {
         Ok(plan)
     }
 
-    /// Fetches what is missing of a model; returns the path of its first file in the cache. Every file is opened by its
-    /// final name only after its length and hash were checked.
+    /// Fetches what is missing of a model; returns the path of its first file in the cache. Every
+    /// file is opened by its final name only after its length and hash were checked.
     ///
     /// # Errors
-    /// If the disk has too little space (nothing is fetched then), a server refuses, what it sends is wrong, or `stop` is
-    /// raised ([`FetchStopped`]). What was fetched stays, and the next fetch goes on from there.
+    /// If the disk has too little space (nothing is fetched then), a server refuses, what it sends
+    /// is wrong, or `stop` is raised ([`FetchStopped`]). What was fetched stays, and the next fetch
+    /// goes on from there.
     pub fn fetch(&self, plan: &FetchPlan, stop: &AtomicBool, report: &dyn Fn(FetchEvent)) -> Result<PathBuf> {
         let files = &plan.choice.model.files;
         let missing = files.iter().map(|f| f.size).sum::<u64>() - plan.cached_bytes - plan.begun_bytes;
@@ -282,8 +288,9 @@ impl Hub {
         transfer::fetch(client, &source, part, stop, report)
     }
 
-    /// Fetches the headers of a model's files alone, into files in `dir` that are as long as the real ones and have no
-    /// weights; returns the path of the first, and how many bytes were fetched.
+    /// Fetches the headers of a model's files alone, into files in `dir` that are as long as the
+    /// real ones and have no weights; returns the path of the first, and how many bytes were
+    /// fetched.
     ///
     /// # Errors
     /// If a header cannot be fetched or is malformed, or `stop` is raised ([`FetchStopped`]).

@@ -1,4 +1,5 @@
-//! Models from a hub, against a server on this machine that cuts off, stalls, lies, refuses and redirects.
+//! Models from a hub, against a server on this machine that cuts off, stalls, lies, refuses and
+//! redirects.
 
 mod common;
 #[path = "hub/server.rs"]
@@ -282,7 +283,13 @@ fn every_refusal_is_one_clear_sentence() {
         (false, 403, "", "{\"error\":\"no\"}", &["u/r", "status 403", "the token has no access", "says: no"]),
         (false, 404, "X-Error-Code: RepoNotFound\r\n", "", &["u/r", "no such repository"]),
         (false, 500, "", "<html>", &["status 500", "in a row"]),
-        (true, 403, "", "<Error>Expired</Error>", &["the download server refused", "status 403"]),
+        (
+            true,
+            403,
+            "",
+            "<?xml?><Message>has expired</Message>",
+            &["server refused", "status 403", "says: has expired"],
+        ),
         (true, 404, "", "", &["u/r/m-Q4_K_M.gguf", "not found"]),
         (true, 416, "Content-Range: bytes */5\r\n", "", &["has 5 bytes", "are listed", "status 416"]),
         (true, 418, "", "\u{1b}]0;x\u{7}teapot", &["status 418", "teapot"]),
@@ -348,6 +355,18 @@ fn a_renamed_repository_is_followed_with_the_token_and_another_host_never_gets_i
     // A circle ends.
     server.rule(|a| Fault::Status(302, format!("Location: {}\r\n", a.path), String::new()));
     assert!(format!("{:#}", bench.fetch("u/r").unwrap_err()).contains("loop"));
+}
+
+#[test]
+fn names_with_signs_of_addresses_are_fetched_like_others() {
+    let name = "x y/[a]+b#c%20?&=é-Q4_K_M.gguf";
+    let (bytes, empty) = (made_up(5000, 9), Vec::new());
+    let server = Server::of(&[(name, bytes.clone()), ("empty-Q8_0.gguf", empty)]);
+    let bench = Bench::new(&server);
+    let path = bench.fetch("u/r").unwrap();
+    assert!(path.ends_with(name), "{}", path.display());
+    assert_eq!(std::fs::read(path).unwrap(), bytes);
+    assert!(std::fs::read(bench.fetch("u/r:Q8_0").unwrap()).unwrap().is_empty(), "a file without bytes is a file");
 }
 
 #[test]

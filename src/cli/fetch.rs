@@ -1,7 +1,7 @@
 //! `tandem fetch`, and `-hf` of all other verbs: a model of a hub becomes a file in the cache.
 //!
-//! A model that is whole in the cache is opened without a request. Verbs that need the header alone (`explain`, `tokenize`,
-//! `template`, `--dry-run`) fetch only that.
+//! A model that is whole in the cache is opened without a request. Verbs that need the header alone
+//! (`explain`, `tokenize`, `template`, `--dry-run`) fetch only that.
 
 use std::cell::RefCell;
 use std::io::{IsTerminal, Write};
@@ -20,7 +20,8 @@ use super::signals;
 use crate::hub::{CachedModel, FetchEvent, FetchPlan, FetchStopped, Hub, HubUnreachable, ModelName};
 use crate::session::Interrupted;
 
-/// What is taken of a repository where the user names no quant: llama.cpp's first two choices, then others of about 4 bits.
+/// What is taken of a repository where the user names no quant: llama.cpp's first two choices, then
+/// others of about 4 bits.
 const USUAL: [&str; 12] =
     ["Q4_K_M", "Q8_0", "Q4_K_XL", "MXFP4", "Q4_K_S", "IQ4_XS", "IQ4_NL", "Q4_0", "Q4_1", "Q5_K_M", "Q6_K", "Q3_K_M"];
 
@@ -53,7 +54,8 @@ pub(super) fn run(a: &FetchArgs) -> Result<()> {
     Ok(())
 }
 
-/// Turns `-hf` of a verb into the path of a file. The result holds the folder of headers, which is removed when dropped.
+/// Turns `-hf` of a verb into the path of a file. The result holds the folder of headers, which is
+/// removed when dropped.
 ///
 /// # Errors
 /// If the model is named twice, or cannot be fetched.
@@ -201,8 +203,8 @@ fn explained(e: anyhow::Error, hub: &Hub, name: &ModelName) -> anyhow::Error {
 /// The error of a model that is not in the cache of a machine that is not to ask.
 fn not_cached(hub: &Hub, name: &ModelName) -> anyhow::Error {
     anyhow!(
-        "{name} is not in the cache ({}){}, and the hub is not asked (--offline, HF_HUB_OFFLINE); tandem list shows what \
-         is there",
+        "{name} is not in the cache ({}){}, and the hub is not asked (--offline, HF_HUB_OFFLINE); tandem list shows \
+         what is there",
         hub.cache.root().display(),
         cached_words(hub, name)
     )
@@ -232,7 +234,8 @@ fn described(plan: &FetchPlan, hub: &Hub) -> String {
     format!("fetching {}: {files}{why}; {bytes}{have}, to {root}", plan.repo)
 }
 
-/// Prints what a fetch would bring: bytes, a tab, and the path in the repository, one line per file.
+/// Prints what a fetch would bring: bytes, a tab, and the path in the repository, one line per
+/// file.
 fn list_plan(plan: &FetchPlan) -> Result<()> {
     let mut out = std::io::stdout().lock();
     for file in &plan.choice.model.files {

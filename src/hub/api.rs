@@ -6,7 +6,8 @@
 //! HEAD ENDPOINT/USER/REPO/resolve/COMMIT/PATH                        X-Linked-Etag, X-Linked-Size, mostly a redirect
 //! ```
 //!
-//! The commit is asked for once and is in every later address, so that files of two commits never mix.
+//! The commit is asked for once and is in every later address, so that files of two commits never
+//! mix.
 
 use anyhow::{Result, anyhow};
 use serde_json::Value;

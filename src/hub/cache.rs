@@ -8,10 +8,11 @@
 //! CACHE/.locks/models--USER--REPO/HASH.lock               locked (flock) while a process fetches that blob
 //! ```
 //!
-//! CACHE is the first that is set of `LLAMA_CACHE`, `HF_HUB_CACHE`, `HUGGINGFACE_HUB_CACHE`, `HF_HOME/hub`,
-//! `XDG_CACHE_HOME/huggingface/hub`, and `~/.cache/huggingface/hub`. Where LLAMA_CACHE is set, models are also looked for in
-//! the place that would count without it. What other programs wrote is never changed: their unfinished files have other
-//! names (`.incomplete`, `.downloadInProgress`).
+//! CACHE is the first that is set of `LLAMA_CACHE`, `HF_HUB_CACHE`, `HUGGINGFACE_HUB_CACHE`,
+//! `HF_HOME/hub`, `XDG_CACHE_HOME/huggingface/hub`, and `~/.cache/huggingface/hub`. Where
+//! LLAMA_CACHE is set, models are also looked for in the place that would count without it. What
+//! other programs wrote is never changed: their unfinished files have other names (`.incomplete`,
+//! `.downloadInProgress`).
 
 use std::ffi::OsString;
 use std::fs::{self, File, TryLockError};
@@ -84,7 +85,8 @@ impl HubCache {
         self.root().join(folder_of(repo))
     }
 
-    /// What is cached of a repository: for each place that has some of it the commit of `main`, then others.
+    /// What is cached of a repository: for each place that has some of it the commit of `main`,
+    /// then others.
     pub fn cached(&self, repo: &str) -> Vec<CachedRepo> {
         self.roots.iter().flat_map(|root| read_repo(repo, &root.join(folder_of(repo)))).collect()
     }
@@ -121,8 +123,8 @@ impl HubCache {
         write().with_context(|| format!("cannot write {}", path.display()))
     }
 
-    /// Links a blob to its path in the snapshot of a commit, and returns that path. Where there are no links, the blob
-    /// moves there. A file that is there already stays.
+    /// Links a blob to its path in the snapshot of a commit, and returns that path. Where there are
+    /// no links, the blob moves there. A file that is there already stays.
     pub(super) fn link(&self, repo: &str, commit: &str, file: &HubFile) -> Result<PathBuf> {
         let dir = self.repo_dir(repo);
         let at = dir.join("snapshots").join(commit).join(&file.path);
@@ -145,8 +147,8 @@ impl HubCache {
         Ok(at)
     }
 
-    /// Locks a blob against other processes that fetch it; None if another one has it. On a file system without locks the
-    /// result holds no lock.
+    /// Locks a blob against other processes that fetch it; None if another one has it. On a file
+    /// system without locks the result holds no lock.
     pub(super) fn lock(&self, repo: &str, hash: &str) -> Result<Option<BlobLock>> {
         let dir = self.root().join(".locks").join(folder_of(repo));
         let path = dir.join(format!("{hash}.lock"));
@@ -175,7 +177,8 @@ impl BlobLock {
     }
 }
 
-/// Bytes free for this user on the disk of a folder, which need not exist yet; None where the system does not say.
+/// Bytes free for this user on the disk of a folder, which need not exist yet; None where the
+/// system does not say.
 pub(super) fn free_bytes(dir: &Path) -> Option<u64> {
     let there = dir.ancestors().find(|d| d.exists())?;
     #[cfg(unix)]
@@ -200,7 +203,8 @@ fn symlink(to: &Path, at: &Path) -> io::Result<()> {
     std::os::windows::fs::symlink_file(to, at)
 }
 
-/// Gives a temporary file, which is private, the permissions of other files in a cache that several users may share.
+/// Gives a temporary file, which is private, the permissions of other files in a cache that several
+/// users may share.
 pub(super) fn readable_by_all(file: &File) {
     #[cfg(unix)]
     {
@@ -244,7 +248,8 @@ fn unfinished_only(repo: &str, dir: &Path) -> Option<CachedRepo> {
     })
 }
 
-/// The commits of a repository: that of `main`, those of other branches, then what else has a snapshot.
+/// The commits of a repository: that of `main`, those of other branches, then what else has a
+/// snapshot.
 fn commits_of(dir: &Path) -> Vec<String> {
     let names = |dir: PathBuf| {
         let mut names: Vec<PathBuf> = fs::read_dir(dir).into_iter().flatten().flatten().map(|e| e.path()).collect();

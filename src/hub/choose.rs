@@ -1,8 +1,9 @@
 //! Which files of a repository are the model that was asked for.
 //!
-//! A model is one GGUF file or all the files of a split one: the same path up to the number, the same count. Its *quant* is
-//! the last part of its name, after `-` or `.` (llama.cpp: `[-.]([A-Z0-9_]+)$`). llama.cpp searches `QUANT[.-]` anywhere in
-//! the path, so that `F16` finds BF16; here the quant must begin at a boundary, and where several files match, none is taken.
+//! A model is one GGUF file or all the files of a split one: the same path up to the number, the
+//! same count. Its *quant* is the last part of its name, after `-` or `.` (llama.cpp:
+//! `[-.]([A-Z0-9_]+)$`). llama.cpp searches `QUANT[.-]` anywhere in the path, so that `F16` finds
+//! BF16; here the quant must begin at a boundary, and where several files match, none is taken.
 
 use std::collections::BTreeMap;
 
@@ -11,7 +12,8 @@ use anyhow::{Result, anyhow, bail};
 use super::names::ModelName;
 use crate::gguf::shard_of;
 
-/// Parts of the names of files that go with a model and are none (llama.cpp's `gguf_filename_is_model`).
+/// Parts of the names of files that go with a model and are none (llama.cpp's
+/// `gguf_filename_is_model`).
 const NOT_MODELS: [&str; 6] = ["mmproj", "imatrix", "mtp-", "eagle3-", "dflash-", "dspark-"];
 
 /// A file of a repository.
@@ -21,7 +23,8 @@ pub struct HubFile {
     pub path: String,
     /// Its length in bytes.
     pub size: u64,
-    /// SHA-256 of the contents (64 hexadecimal digits), or the hash that git gives a file (40); empty where not known.
+    /// SHA-256 of the contents (64 hexadecimal digits), or the hash that git gives a file (40);
+    /// empty where not known.
     pub hash: String,
 }
 
@@ -42,8 +45,8 @@ impl HubModel {
         self.files.iter().map(|f| f.size).sum()
     }
 
-    /// The last part of the name, which is the weight format by custom; empty where the name has one part only. A format
-    /// of Unsloth's dynamic kind keeps its `UD-`.
+    /// The last part of the name, which is the weight format by custom; empty where the name has
+    /// one part only. A format of Unsloth's dynamic kind keeps its `UD-`.
     pub fn quant(&self) -> &str {
         let name = self.stem.rsplit('/').next().unwrap_or_default();
         let Some(at) = name.rfind(['-', '.']) else { return "" };
@@ -88,8 +91,8 @@ pub(super) fn models(files: &[HubFile], all: bool) -> Vec<HubModel> {
     groups.into_iter().map(model).collect()
 }
 
-/// Chooses the model that `name` asks for; without a quant the first of `usual` that the repository has, else its only
-/// model.
+/// Chooses the model that `name` asks for; without a quant the first of `usual` that the repository
+/// has, else its only model.
 ///
 /// # Errors
 /// If there is none, several match, or a part of it is missing; the message lists what there is.
@@ -128,8 +131,9 @@ fn with_quant(models: &[HubModel], quant: &str) -> Result<HubModel> {
     }
 }
 
-/// The models whose name ends in this quant; where one is the plain form of all others (`m-Q4` beside `m-UD-Q4`), that
-/// one alone. If no name ends in it, those that have it inside or as their folder.
+/// The models whose name ends in this quant; where one is the plain form of all others (`m-Q4`
+/// beside `m-UD-Q4`), that one alone. If no name ends in it, those that have it inside or as their
+/// folder.
 fn matching<'a>(models: &'a [HubModel], quant: &str) -> Vec<&'a HubModel> {
     let quant = quant.to_ascii_lowercase();
     // `_` is a boundary in front of what can only be a format: letters, then digits.
@@ -177,7 +181,8 @@ fn without_quant(models: &[HubModel], files: &[HubFile], usual: &[&str]) -> Resu
             return Ok(HubChoice { model: with_quant(models, quant)?, why: Some(why) });
         }
     }
-    bail!("no quant was given, and none of the usual ones is there: name one, USER/REPO:QUANT, of {}", listed(models))
+    let there = listed(models);
+    bail!("no quant was given, and none of the usual ones is there: name one, USER/REPO:QUANT, of {there}")
 }
 
 /// Why a repository has no model, by what it has.
@@ -196,8 +201,8 @@ fn no_model(files: &[HubFile]) -> String {
         )
     } else if let Some(weights) = has(".safetensors") {
         format!(
-            "the repository has no GGUF file ({weights} is a checkpoint): look for a repository with -GGUF in its name, \
-             or fetch the checkpoint and convert it (tandem convert)"
+            "the repository has no GGUF file ({weights} is a checkpoint): look for a repository with -GGUF in its \
+             name, or fetch the checkpoint and convert it (tandem convert)"
         )
     } else {
         "the repository has no GGUF file".into()

@@ -1,8 +1,8 @@
-//! The hash of a blob, taken from the disk in order while later bytes are still coming, so that a whole file needs no
-//! second reading and what is checked is what was written.
+//! The hash of a blob, taken from the disk in order while later bytes are still coming, so that a
+//! whole file needs no second reading and what is checked is what was written.
 //!
-//! 64 hexadecimal digits are the SHA-256 of the contents (git LFS and Xet). 40 are git's name of a file: the SHA-1 of
-//! `"blob " + length + "\0" + contents`.
+//! 64 hexadecimal digits are the SHA-256 of the contents (git LFS and Xet). 40 are git's name of a
+//! file: the SHA-1 of `"blob " + length + "\0" + contents`.
 
 use std::fs::File;
 use std::io;

@@ -1,7 +1,8 @@
 //! The headers of a model that is not fetched: what `explain` needs, by a few range requests.
 //!
-//! The header of each file is read from the beginning until it parses, and written to a file of the full length without the
-//! weights, which takes up the header's bytes only: what opens files opens these too.
+//! The header of each file is read from the beginning until it parses, and written to a file of the
+//! full length without the weights, which takes up the header's bytes only: what opens files opens
+//! these too.
 
 use std::fs::{self, File};
 use std::io::{Read, Write};
@@ -14,7 +15,8 @@ use anyhow::{Context, Result};
 use super::api::locate;
 use super::events::FetchStopped;
 use super::http::{Client, Trouble, seconds};
-use super::transfer::{Answer, Source, kind_of};
+use super::ranges::{Answer, kind_of};
+use super::transfer::Source;
 use crate::gguf::parse_beginning;
 
 /// Bytes of the first request: enough for all files but the first, which has the vocabulary.

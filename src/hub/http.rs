@@ -1,9 +1,11 @@
 //! Requests to a hub and to the servers that it sends us to, and what each failure means.
 //!
-//! - The token goes to the endpoint's scheme, host and port alone, and never over an unencrypted line to another machine.
+//! - The token goes to the endpoint's scheme, host and port alone, and never over an unencrypted
+//!   line to another machine.
 //! - Redirects are followed here, since the rule above has to hold at each step.
 //! - Silence ends a read (`HubLimits::silence`); a whole body may take as long as it does.
-//! - `Accept-Encoding: identity`, since a server that compresses ignores ranges (huggingface_hub #3778).
+//! - `Accept-Encoding: identity`, since a server that compresses ignores ranges (huggingface_hub
+//!   #3778).
 
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::{Duration, Instant};
@@ -59,7 +61,8 @@ impl Client {
     /// A client of the hub at `endpoint`.
     ///
     /// # Errors
-    /// If the endpoint is no address, the token cannot be one, or `SSL_CERT_FILE` names a file without certificates.
+    /// If the endpoint is no address, the token cannot be one, or `SSL_CERT_FILE` names a file
+    /// without certificates.
     pub(super) fn new(endpoint: &str, token: Option<&str>, limits: &HubLimits) -> Result<Client> {
         let endpoint = endpoint.trim().trim_end_matches('/');
         let uri = parse(endpoint);
@@ -99,8 +102,9 @@ impl Client {
         })
     }
 
-    /// Asks for an address, with redirects inside the hub followed; `range` is bytes from and up to, excluding. The
-    /// response may be a redirect to another host ([`location`]) where `abroad` is false.
+    /// Asks for an address, with redirects inside the hub followed; `range` is bytes from and up
+    /// to, excluding. The response may be a redirect to another host ([`location`]) where `abroad`
+    /// is false.
     pub(super) fn ask(&self, head: bool, url: &str, range: Option<(u64, u64)>, abroad: bool) -> Ask {
         let mut url = url.to_owned();
         for _ in 0..MOST_REDIRECTS {
@@ -153,7 +157,8 @@ impl Client {
         }
     }
 
-    /// Tries until it works, a server says that it never will, or it failed too often. `note` is told of each wait.
+    /// Tries until it works, a server says that it never will, or it failed too often. `note` is
+    /// told of each wait.
     pub(super) fn patiently<T>(
         &self,
         stop: &AtomicBool,
@@ -287,7 +292,8 @@ fn shown(url: &str) -> String {
     quoted(url.split('?').next().unwrap_or_default())
 }
 
-/// How long the server asks to wait: the rest of the rate window if that is used up, else Retry-After.
+/// How long the server asks to wait: the rest of the rate window if that is used up, else
+/// Retry-After.
 fn wait_of(headers: &HeaderMap) -> Option<Duration> {
     let text = |name: &str| headers.get(name).and_then(|v| v.to_str().ok());
     let of_window = || {
@@ -300,10 +306,13 @@ fn wait_of(headers: &HeaderMap) -> Option<Duration> {
     Some(Duration::from_secs(seconds))
 }
 
-/// What an error's body says: the field `error` of JSON, or nothing of a web page.
+/// What an error's body says: the field `error` of JSON, the element `Message` of XML (file
+/// servers), nothing of a web page.
 fn error_of(body: &str) -> String {
+    let message = || Some(body.split_once("<Message>")?.1.split_once("</Message>")?.0);
     match serde_json::from_str::<serde_json::Value>(body) {
         Ok(json) => quoted(json["error"].as_str().unwrap_or_default()),
+        Err(_) if message().is_some() => quoted(message().unwrap_or_default()),
         Err(_) if body.trim_start().starts_with('<') => String::new(),
         Err(_) => quoted(body),
     }
@@ -317,7 +326,8 @@ pub(super) fn seconds(time: Duration) -> String {
     }
 }
 
-/// Whom to trust: the certificates of `SSL_CERT_FILE` if it is set (a company's proxy has its own), else Mozilla's.
+/// Whom to trust: the certificates of `SSL_CERT_FILE` if it is set (a company's proxy has its own),
+/// else Mozilla's.
 fn tls() -> Result<TlsConfig> {
     let Some(path) = std::env::var_os("SSL_CERT_FILE").filter(|v| !v.is_empty()) else {
         return Ok(TlsConfig::builder().root_certs(RootCerts::WebPki).build());

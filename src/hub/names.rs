@@ -1,5 +1,5 @@
-//! Names that come from a user or a server: repositories, files, hashes. None is used before it is checked here, since
-//! each becomes part of a path or of an address.
+//! Names that come from a user or a server: repositories, files, hashes. None is used before it is
+//! checked here, since each becomes part of a path or of an address.
 
 use anyhow::{Result, bail};
 use percent_encoding::{AsciiSet, NON_ALPHANUMERIC, utf8_percent_encode};
@@ -10,7 +10,8 @@ const PLAIN: &AsciiSet = &NON_ALPHANUMERIC.remove(b'-').remove(b'.').remove(b'_'
 /// Names in front of a repository in a pasted address.
 const SITES: [&str; 4] = ["https://huggingface.co/", "https://hf.co/", "huggingface.co/", "hf.co/"];
 
-/// A model as a user names it: `USER/REPO`, `USER/REPO:QUANT`, or the address of a repository or of a file in it.
+/// A model as a user names it: `USER/REPO`, `USER/REPO:QUANT`, or the address of a repository or of
+/// a file in it.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct ModelName {
     /// `USER/REPO`.
@@ -22,7 +23,8 @@ pub struct ModelName {
 }
 
 impl ModelName {
-    /// Reads a name; `file` is a file that is given apart from it, by its path in the repository or its address.
+    /// Reads a name; `file` is a file that is given apart from it, by its path in the repository or
+    /// its address.
     ///
     /// # Errors
     /// If it names no repository, another revision than `main`, or two things at once.
@@ -68,7 +70,8 @@ impl std::fmt::Display for ModelName {
     }
 }
 
-/// The repository and the file of an address without its site: `USER/REPO[/(blob|resolve|tree)/REVISION[/FILE]]`.
+/// The repository and the file of an address without its site:
+/// `USER/REPO[/(blob|resolve|tree)/REVISION[/FILE]]`.
 fn split_address(rest: &str, whole: &str) -> Result<(String, Option<String>)> {
     let rest = rest.split(['?', '#']).next().unwrap_or_default();
     let mut parts = rest.splitn(5, '/');
@@ -88,7 +91,8 @@ fn split_address(rest: &str, whole: &str) -> Result<(String, Option<String>)> {
     }
 }
 
-/// Whether this names a repository: two words of letters, digits, `_`, and single `.` and `-` between them.
+/// Whether this names a repository: two words of letters, digits, `_`, and single `.` and `-`
+/// between them.
 pub(super) fn is_repo(id: &str) -> bool {
     let word = |w: &str| {
         let inner = |c: char| c.is_ascii_alphanumeric() || c == '_';
@@ -101,7 +105,8 @@ pub(super) fn is_repo(id: &str) -> bool {
     id.len() <= 200 && id.split_once('/').is_some_and(|(user, repo)| word(user) && word(repo))
 }
 
-/// Whether this path of a repository stays below the folder that it is appended to, on every system.
+/// Whether this path of a repository stays below the folder that it is appended to, on every
+/// system.
 pub(super) fn is_safe_path(path: &str) -> bool {
     let fine = |part: &str| !part.is_empty() && part != "." && part != ".." && part.len() <= 255;
     let odd = |c: char| c.is_control() || c == '\\' || c == ':';

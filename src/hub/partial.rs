@@ -1,8 +1,10 @@
-//! A blob that is being fetched: its bytes so far, and a record of which they are that outlives the process.
+//! A blob that is being fetched: its bytes so far, and a record of which they are that outlives the
+//! process.
 //!
-//! `HASH.tandem` has the blob's full length from the beginning; `HASH.tandem.json` says how many bytes of each range of it are
-//! there. The record is written after the bytes are on the disk (fsync), so that it never promises what a crash took away.
-//! The final name is given after the hash was checked, so a file with that name is whole.
+//! `HASH.tandem` has the blob's full length from the beginning; `HASH.tandem.json` says how many
+//! bytes of each range of it are there. The record is written after the bytes are on the disk
+//! (fsync), so that it never promises what a crash took away. The final name is given after the
+//! hash was checked, so a file with that name is whole.
 
 use std::fs::{self, File};
 use std::io::{self, Write};
@@ -48,8 +50,8 @@ pub struct UnfinishedFile {
 }
 
 impl Unfinished {
-    /// What is there of a blob in the folder `blobs`, or an empty one. A `private` one is no one else's, and is not found
-    /// again. Nothing is written.
+    /// What is there of a blob in the folder `blobs`, or an empty one. A `private` one is no one
+    /// else's, and is not found again. Nothing is written.
     pub(super) fn of(blobs: &Path, repo: &str, blob: &HubFile, range_bytes: u64, private: bool) -> Unfinished {
         let own = if private { format!(".{}", std::process::id()) } else { String::new() };
         let path = blobs.join(format!("{}{own}{UNFINISHED}", blob.hash));
@@ -65,7 +67,8 @@ impl Unfinished {
         it
     }
 
-    /// The recorded progress, if the record is of this blob and the file has its length; takes over its ranges.
+    /// The recorded progress, if the record is of this blob and the file has its length; takes over
+    /// its ranges.
     fn recorded(&mut self) -> Option<Vec<u64>> {
         let record: Value = serde_json::from_slice(&fs::read(&self.record).ok()?).ok()?;
         let number = |key: &str| record[key].as_u64();
@@ -127,7 +130,8 @@ impl Unfinished {
         self.done = vec![0; self.blob.size.div_ceil(self.range_bytes) as usize];
     }
 
-    /// Writes the record of these bytes, which the caller brought to the disk before: whole or not at all.
+    /// Writes the record of these bytes, which the caller brought to the disk before: whole or not
+    /// at all.
     ///
     /// # Errors
     /// If it cannot be written.
@@ -170,7 +174,8 @@ impl Unfinished {
     }
 }
 
-/// The unfinished blobs in a folder: those of this program by their records; those of other programs by path and length.
+/// The unfinished blobs in a folder: those of this program by their records; those of other
+/// programs by path and length.
 pub(super) fn unfinished_in(blobs: &Path) -> (Vec<UnfinishedFile>, Vec<(PathBuf, u64)>) {
     let (mut own, mut foreign) = (Vec::new(), Vec::new());
     let mut entries: Vec<PathBuf> = fs::read_dir(blobs).into_iter().flatten().flatten().map(|e| e.path()).collect();

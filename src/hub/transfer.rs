@@ -1,8 +1,10 @@
-//! The transfer of one blob: ranges of it over several connections, each continued where it broke, hashed while it comes.
+//! The transfer of one blob: ranges of it over several connections, each continued where it broke,
+//! hashed while it comes.
 //!
-//! Always by bounded ranges: single answers of more than some hundred GB are refused, and a broken one costs little. A server
-//! that ignores ranges is read by one connection from the beginning, each time anew. Threads are detached, not joined: one
-//! that waits for a silent server holds up neither Ctrl-C nor an error.
+//! Always by bounded ranges: single answers of more than some hundred GB are refused, and a broken
+//! one costs little. A server that ignores ranges is read by one connection from the beginning,
+//! each time anew. Threads are detached, not joined: one that waits for a silent server holds up
+//! neither Ctrl-C nor an error.
 
 use std::fs::File;
 use std::io::Read;
@@ -11,8 +13,6 @@ use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, Instant};
 
 use anyhow::{Context, Result, anyhow, bail};
-use ureq::Body;
-use ureq::http::Response;
 
 use super::api::locate;
 use super::choose::HubFile;
@@ -20,6 +20,7 @@ use super::digest::{FrontHash, write_at};
 use super::events::{FetchEvent, FetchStopped};
 use super::http::{Client, Trouble};
 use super::partial::Unfinished;
+use super::ranges::{Answer, kind_of};
 
 /// Bytes read at once from a connection.
 const READ: usize = 256 << 10;
@@ -74,11 +75,12 @@ enum End {
     Failed(anyhow::Error),
 }
 
-/// Fetches a blob into `part` and gives it its final name; tells `report` how many of its bytes are there.
+/// Fetches a blob into `part` and gives it its final name; tells `report` how many of its bytes are
+/// there.
 ///
 /// # Errors
-/// If a server refuses it, a disk does, the hash is wrong twice, or `stop` is raised ([`FetchStopped`]). What was
-/// fetched stays for the next time, except after a wrong hash.
+/// If a server refuses it, a disk does, the hash is wrong twice, or `stop` is raised
+/// ([`FetchStopped`]). What was fetched stays for the next time, except after a wrong hash.
 pub(super) fn fetch(
     client: &Arc<Client>,
     source: &Source,
@@ -159,7 +161,8 @@ fn run(
     transfer.stop.store(true, Ordering::SeqCst);
     transfer.wake.notify_all();
     let part = transfer.lock().part.clone();
-    // No fsync: after a crash of the machine the hash tells, and Ctrl-C must not wait for a slow disk.
+    // No fsync: after a crash of the machine the hash tells, and Ctrl-C must not wait for a slow
+    // disk.
     let saved = part.save(&part.done);
     let end = end?;
     if !matches!(end, End::Whole(_)) {
@@ -180,6 +183,7 @@ impl Transfer {
     /// Tells of progress until the transfer ends or is to stop.
     fn watch(&self, stop: &AtomicBool, report: &dyn Fn(FetchEvent)) -> Result<End> {
         let mut told: Vec<(String, Instant)> = Vec::new();
+        let (size, mut whole_since, mut said) = (self.source.blob.size, None, false);
         let mut state = self.lock();
         loop {
             let (notes, bytes, end) = (std::mem::take(&mut state.notes), state.part.bytes(), state.ended.take());
@@ -193,6 +197,11 @@ impl Transfer {
                 }
             }
             report(FetchEvent::At(bytes));
+            if bytes == size && !said && whole_since.get_or_insert_with(Instant::now).elapsed() > KEEP {
+                let path = &self.source.blob.path;
+                report(FetchEvent::Note(format!("{path}: all bytes are here, their hash is being taken")));
+                said = true;
+            }
             if let Some(end) = end {
                 return Ok(end);
             }
@@ -243,7 +252,8 @@ impl Transfer {
         (state.part.start(i) + state.part.done[i], state.part.end(i))
     }
 
-    /// Fetches the rest of a range, however often the line breaks, as long as some bytes arrive in between.
+    /// Fetches the rest of a range, however often the line breaks, as long as some bytes arrive in
+    /// between.
     fn range(&self, i: usize) -> Result<(), End> {
         let (mut failures, mut renewed) = (0, false);
         loop {
@@ -299,6 +309,7 @@ impl Transfer {
         let whole = self.lock().whole;
         let range = if whole { None } else { Some((from, to)) };
         let mut response = self.client.ask(false, url, range, true)?;
+        let length = response.body().content_length();
         let mut at = match kind_of(&self.client, url, &response, (from, to, size))? {
             Answer::Part => from,
             Answer::Whole if from == 0 && to == size => 0,
@@ -321,6 +332,9 @@ impl Transfer {
                 return Ok(());
             }
             at = self.arrived(i, at, &buffer[..n])?;
+        }
+        if length == Some(to - from) {
+            let _ = body.read(&mut buffer[..1]); // its end, so that the connection is used again
         }
         Ok(())
     }
@@ -404,57 +418,4 @@ impl Transfer {
             }
         }
     }
-}
-
-/// What an answer to a request for a range is.
-pub(super) enum Answer {
-    /// The range.
-    Part,
-    /// The whole file from its first byte.
-    Whole,
-    Refusal,
-}
-
-/// Looks at the head of an answer to a request for bytes `from` up to `to` of `size`.
-pub(super) fn kind_of(
-    client: &Client,
-    url: &str,
-    response: &Response<Body>,
-    (from, to, size): (u64, u64, u64),
-) -> Result<Answer, Trouble> {
-    let header = |name: &str| response.headers().get(name).and_then(|v| v.to_str().ok());
-    let server = if client.is_own(url) { &client.endpoint } else { "the download server" };
-    let length = header("content-length").and_then(|n| n.parse::<u64>().ok());
-    match response.status().as_u16() {
-        206 => match header("content-range").map(range_of) {
-            // Some mirrors leave it out; the length and the hash must do then.
-            None if length.is_none_or(|n| n == to - from) => Ok(Answer::Part),
-            Some(Some((a, b, total))) if a == from && b < to && total.is_none_or(|n| n == size) => Ok(Answer::Part),
-            Some(Some((_, _, Some(total)))) if total != size => Err(Trouble::Fatal(anyhow!(
-                "{server} has {total} bytes, {size} are listed: the file has changed; try again"
-            ))),
-            _ => Err(Trouble::Again(format!("{server} sent other bytes than were asked for"), None)),
-        },
-        200 => match length {
-            Some(n) if n != size => {
-                Err(Trouble::Again(format!("{server} sent {n} bytes as the whole file, {size} are listed"), None))
-            }
-            _ => Ok(Answer::Whole),
-        },
-        416 => Err(match header("content-range").and_then(|r| r.rsplit('/').next()?.parse::<u64>().ok()) {
-            Some(n) if n != size => Trouble::Fatal(anyhow!(
-                "{server} has {n} bytes, {size} are listed: the file has changed; try again (status 416)"
-            )),
-            _ => Trouble::Again(format!("{server} has no bytes {from} to {} (status 416)", to - 1), None),
-        }),
-        _ => Ok(Answer::Refusal),
-    }
-}
-
-/// First byte, last byte and length of `bytes A-B/LENGTH`.
-fn range_of(text: &str) -> Option<(u64, u64, Option<u64>)> {
-    let (range, total) = text.trim().strip_prefix("bytes ")?.split_once('/')?;
-    let (a, b) = range.split_once('-')?;
-    let total = if total == "*" { None } else { Some(total.parse().ok()?) };
-    Some((a.parse().ok()?, b.parse().ok()?, total))
 }

@@ -3,7 +3,7 @@
 use crate::{folder, must_say, sample};
 use std::fs;
 use std::path::Path;
-use tandem::gguf::{Gguf, Header, parse};
+use tandem::gguf::{Gguf, Header, parse, parse_beginning};
 
 /// A file built byte by byte, so that it can be wrong.
 #[derive(Clone)]
@@ -142,6 +142,22 @@ fn every_cut_of_a_good_file_is_an_error() {
         let e = parse(&bytes[..n], n as u64, Path::new("bad.gguf")).map(|_| ()).unwrap_err().to_string();
         assert!(e.contains("bad.gguf") && e.contains("fetch it again"), "cut to {n}: {e}");
     }
+}
+
+#[test]
+fn a_beginning_is_enough_from_the_headers_last_byte_on_and_a_bad_one_is_refused_at_once() {
+    let bytes = sample::writer().to_bytes().unwrap();
+    let good = parse(&bytes, bytes.len() as u64, Path::new("x")).unwrap();
+    let beginning = |bytes: &[u8], n: usize| parse_beginning(&bytes[..n], bytes.len() as u64, Path::new("bad.gguf"));
+    let enough = (0..bytes.len()).find(|&n| beginning(&bytes, n).unwrap().is_some()).unwrap();
+    assert!((good.data as usize - 31..=good.data as usize).contains(&enough), "{enough}, data at {}", good.data);
+    assert!(beginning(&bytes, enough + 9).unwrap().unwrap().tensors.len() == good.tensors.len());
+    let mut bad = bytes.clone();
+    bad[0] = b'<';
+    must_say(beginning(&bad, 24), &["bad.gguf", "expected \"GGUF\""]);
+    bad = bytes.clone();
+    bad[24..32].copy_from_slice(&u64::MAX.to_le_bytes()); // the length of the first key's name
+    assert!(beginning(&bad, 64).is_err(), "no more bytes can mend this");
 }
 
 #[test]

@@ -5,14 +5,16 @@ use clap::Args;
 /// Which model of a hub, and how the hub is asked.
 #[derive(Debug, Args, Clone, Default)]
 pub struct HubArgs {
-    /// Model of the hub (huggingface.co, or HF_ENDPOINT), fetched once and then opened from the cache; QUANT is the end
-    /// of a file's name [default: Q4_K_M, or what is there] [also: -hf, -hfr]
+    /// Model of the hub (huggingface.co, or HF_ENDPOINT), fetched once and then opened from the
+    /// cache; QUANT is the end of a file's name [default: Q4_K_M, or what is there] [also: -hf,
+    /// -hfr]
     #[arg(long, value_name = "USER/REPO[:QUANT]")]
     pub hf_repo: Option<String>,
     /// File of the repository, instead of a quant [also: -hff]
     #[arg(long, value_name = "FILE")]
     pub hf_file: Option<String>,
-    /// Token for gated and private repositories [default: HF_TOKEN, or the file of `hf auth login`] [also: -hft]
+    /// Token for gated and private repositories [default: HF_TOKEN, or the file of `hf auth login`]
+    /// [also: -hft]
     #[arg(long, value_name = "TOKEN")]
     pub hf_token: Option<String>,
     /// Ask no hub; open what is in the cache [default: HF_HUB_OFFLINE]
