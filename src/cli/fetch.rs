@@ -212,7 +212,7 @@ fn not_cached(hub: &Hub, name: &ModelName) -> anyhow::Error {
 
 /// What else the cache has of a repository, in words.
 fn cached_words(hub: &Hub, name: &ModelName) -> String {
-    let of_repo = |m: &CachedModel| m.repo == name.repo && m.model.missing.is_empty();
+    let of_repo = |m: &CachedModel| m.repo == name.repo && m.model.missing.is_none();
     let quants: Vec<String> = hub.list().iter().filter(|m| of_repo(m)).map(|m| m.model.quant().to_owned()).collect();
     if quants.is_empty() { String::new() } else { format!(", which has {}", quants.join(", ")) }
 }

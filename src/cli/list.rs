@@ -54,10 +54,10 @@ fn name(m: &CachedModel) -> String {
 }
 
 fn row(m: &CachedModel) -> Vec<String> {
-    let state = match (m.model.files.len(), m.model.missing.len()) {
-        (1, 0) => "complete".into(),
-        (n, 0) => format!("complete, {n} files"),
-        (n, missing) => format!("{n} of {} files", n + missing),
+    let state = match (m.model.files.len(), m.model.count) {
+        (1, 1) => "complete".into(),
+        (n, count) if n == count => format!("complete, {n} files"),
+        (n, count) => format!("{n} of {count} files"),
     };
     vec![name(m), size(m.model.bytes() as usize), state]
 }
@@ -71,6 +71,6 @@ fn object(m: &CachedModel) -> Value {
     let files: Vec<&str> = m.model.files.iter().map(|f| f.path.as_str()).collect();
     json!({
         "name": name(m), "repo": m.repo, "quant": m.model.quant(), "bytes": m.model.bytes(), "files": files,
-        "missing_files": m.model.missing, "complete": m.model.missing.is_empty(), "path": m.path,
+        "n_files": m.model.count, "complete": m.model.missing.is_none(), "path": m.path,
     })
 }

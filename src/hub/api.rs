@@ -18,10 +18,14 @@ use super::choose::HubFile;
 use super::http::{Client, Trouble, location};
 use super::names::{encoded, is_hex, is_safe_path, quoted};
 
-/// The most bytes of one page of a listing.
-const MOST_LISTED: u64 = 64 << 20;
+/// The most bytes of one page of a listing; the hub's have 1000 files.
+const MOST_LISTED: u64 = 16 << 20;
 /// The most pages of a listing.
-const MOST_PAGES: usize = 1000;
+const MOST_PAGES: usize = 100;
+/// The most bytes of a file, which keeps sums of them in range.
+const MOST_BYTES: u64 = 1 << 46;
+/// The most files of a repository.
+const MOST_FILES: usize = 50_000;
 
 /// The files of a repository at one commit.
 #[derive(Debug)]
@@ -47,6 +51,9 @@ pub(super) fn list(client: &Client, repo: &str) -> Result<Listing, Trouble> {
         let (page, next) = json(client, &url, repo)?;
         let list = page.as_array().ok_or_else(|| odd(client, repo, "its list of files is no list"))?;
         files.extend(list.iter().filter_map(file));
+        if files.len() > MOST_FILES {
+            return Err(odd(client, repo, "its list of files is longer than any model's"));
+        }
         match next {
             None => return Ok(Listing { commit, files }),
             Some(next) => url = next,
@@ -104,7 +111,7 @@ fn file(item: &Value) -> Option<HubFile> {
         return None;
     }
     let lfs = &item["lfs"];
-    let size = lfs["size"].as_u64().or_else(|| item["size"].as_u64()).filter(|n| i64::try_from(*n).is_ok())?;
+    let size = lfs["size"].as_u64().or_else(|| item["size"].as_u64()).filter(|n| *n <= MOST_BYTES)?;
     let hash = if lfs.is_object() { &lfs["oid"] } else { &item["oid"] };
     let hash = hash.as_str().and_then(hash_of).unwrap_or_default();
     Some(HubFile { path: path.to_owned(), size, hash })

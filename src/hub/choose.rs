@@ -16,6 +16,9 @@ use crate::gguf::shard_of;
 /// `gguf_filename_is_model`).
 const NOT_MODELS: [&str; 6] = ["mmproj", "imatrix", "mtp-", "eagle3-", "dflash-", "dspark-"];
 
+/// `split.count` is a u16 in every known writer.
+const MOST_SHARDS: usize = 65535;
+
 /// A file of a repository.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct HubFile {
@@ -33,10 +36,12 @@ pub struct HubFile {
 pub struct HubModel {
     /// The path without number and `.gguf`.
     pub stem: String,
-    /// The files in order; all of them if `missing` is empty.
+    /// The files that are there, in order.
     pub files: Vec<HubFile>,
-    /// Which files of a split model are not there, from 1.
-    pub missing: Vec<usize>,
+    /// How many files it has, by their names.
+    pub count: usize,
+    /// The first file that is not there, from 1.
+    pub missing: Option<usize>,
 }
 
 impl HubModel {
@@ -80,13 +85,16 @@ pub(super) fn models(files: &[HubFile], all: bool) -> Vec<HubModel> {
         if !all && NOT_MODELS.iter().any(|n| name.contains(n)) {
             continue;
         }
-        let (stem, no, count) = shard_of(&file.path).unwrap_or((&file.path[..file.path.len() - 5], 0, 1));
+        let shard = shard_of(&file.path).filter(|s| s.2 <= MOST_SHARDS);
+        let (stem, no, count) = shard.unwrap_or((&file.path[..file.path.len() - 5], 0, 1));
         groups.entry((stem.to_owned(), count)).or_default().push((no, file.clone()));
     }
     let model = |((stem, count), mut parts): ((String, usize), Vec<(usize, HubFile)>)| {
         parts.sort_by_key(|p| p.0);
-        let missing = (0..count).filter(|no| parts.iter().all(|p| p.0 != *no)).map(|no| no + 1).collect();
-        HubModel { stem, files: parts.into_iter().map(|p| p.1).collect(), missing }
+        parts.dedup_by_key(|p| p.0);
+        let gap = parts.iter().enumerate().position(|(i, p)| p.0 != i).unwrap_or(parts.len());
+        let missing = (gap < count).then_some(gap + 1);
+        HubModel { stem, files: parts.into_iter().map(|p| p.1).collect(), count, missing }
     };
     groups.into_iter().map(model).collect()
 }
@@ -103,9 +111,9 @@ pub(super) fn choose(files: &[HubFile], name: &ModelName, usual: &[&str]) -> Res
         (None, Some(quant)) => HubChoice { model: with_quant(&models, quant)?, why: None },
         (None, None) => without_quant(&models, files, usual)?,
     };
-    if let [first, ..] = choice.model.missing[..] {
-        let count = choice.model.files.len() + choice.model.missing.len();
-        bail!("{}: file {first} of {count} is missing in the repository", choice.model.first());
+    if let Some(no) = choice.model.missing {
+        let (first, count) = (choice.model.first(), choice.model.count);
+        bail!("{first}: file {no} of {count} is missing in the repository");
     }
     Ok(choice)
 }
@@ -147,8 +155,10 @@ fn matching<'a>(models: &'a [HubModel], quant: &str) -> Vec<&'a HubModel> {
             (rest.is_empty() || rest.ends_with(boundary)).then(|| (m, rest.trim_end_matches(boundary).to_owned()))
         })
         .collect();
-    if let Some((plain, _)) =
-        ends.iter().find(|(_, rest)| ends.iter().all(|(_, other)| other == rest || other == &format!("{rest}-ud")))
+    // The bound is for lists that are made to take time.
+    if ends.len() < 100
+        && let Some((plain, _)) =
+            ends.iter().find(|(_, rest)| ends.iter().all(|(_, other)| other == rest || other == &format!("{rest}-ud")))
         && ends.iter().filter(|(_, rest)| !rest.ends_with("-ud")).count() == 1
     {
         return vec![plain];
@@ -284,6 +294,8 @@ mod tests {
         assert!(chosen(&parts, "a/b").contains("file 2 of 3 is missing"), "{}", chosen(&parts, "a/b"));
         let name = ModelName::parse("a/b", Some(parts[0])).unwrap();
         assert_eq!(choose(&repo(&parts), &name, &USUAL).unwrap().model.files.len(), 2);
+        let absurd = "m-00001-of-99999999999999.gguf";
+        assert_eq!(chosen(&[absurd], "a/b"), absurd, "a count that no model has is a part of a name");
         assert!(chosen(&["m.gguf.part1of2", "m.gguf.part2of2"], "a/b").contains("must be joined"));
         assert!(chosen(&["model.safetensors"], "a/b").contains("tandem convert"));
     }

@@ -23,7 +23,7 @@ impl Default for HubLimits {
         HubLimits {
             silence: Duration::from_secs(30),
             pause: Duration::from_secs(1),
-            retries: 6,
+            retries: 8,
             connections: 8,
             range_bytes: 32 << 20,
         }
