@@ -325,8 +325,8 @@ fn enough(missing: u64, free: Option<u64>, root: &Path) -> Result<()> {
     let gb = |n: u64| n as f64 / 1e9;
     match free {
         Some(free) if free < missing.saturating_add(SPARE) => bail!(
-            "the disk of {} has {:.1} GB free, {:.1} GB are needed: nothing was fetched; free some, or set HF_HOME to a \
-             folder on another disk",
+            "the disk of {} has {:.1} GB free, {:.1} GB are needed: nothing was fetched; free some, or set HF_HOME to \
+             a folder on another disk",
             root.display(),
             gb(free),
             gb(missing.saturating_add(SPARE))

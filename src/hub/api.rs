@@ -145,8 +145,8 @@ pub(super) fn locate(client: &Client, repo: &str, commit: &str, file: &HubFile) 
     let differs = |found: &str, listed: &str| {
         let hub = &client.endpoint;
         Trouble::Fatal(anyhow!(
-            "{what}: {hub} lists it with {listed} and serves it with {found}; it has changed, or {hub} is at fault: try \
-             again"
+            "{what}: {hub} lists it with {listed} and serves it with {found}; it has changed, or {hub} is at fault: \
+             try again"
         ))
     };
     match (size, &hash) {
