@@ -370,6 +370,20 @@ fn names_with_signs_of_addresses_are_fetched_like_others() {
 }
 
 #[test]
+fn a_list_of_several_pages_is_read_to_its_end_also_through_a_mirror() {
+    let (server, bytes) = one();
+    let bench = Bench::new(&server);
+    for host in ["https://huggingface.co", &server.hub.clone()] {
+        let next = format!("Link: <{host}/api/models/u/r/tree/{COMMIT}?recursive=true&cursor=x>; rel=\"next\"\r\n");
+        server.rule(move |a| match a.path.contains("/tree/") && !a.path.contains("cursor") {
+            true => Fault::Status(200, next.clone(), "[]".into()),
+            false => Fault::No,
+        });
+        assert_eq!(std::fs::read(bench.fetch("u/r").unwrap()).unwrap(), bytes, "{host}");
+    }
+}
+
+#[test]
 fn a_page_of_text_is_no_model() {
     let (server, _) = one();
     let bench = Bench::new(&server);

@@ -80,7 +80,14 @@ fn json(client: &Client, url: &str, repo: &str) -> Result<(Value, Option<String>
             None => client.refused(url, response, repo),
         });
     }
-    let next = next_page(&response).filter(|next| client.is_own(next));
+    let next = match next_page(&response) {
+        // A mirror may pass on the address of the hub that it mirrors.
+        Some(next) if !client.is_own(&next) => match next.find("/api/models/") {
+            Some(at) => Some(format!("{}{}", client.endpoint, &next[at..])),
+            None => return Err(odd(client, repo, "its list goes on at an address that is none")),
+        },
+        next => next,
+    };
     let body = response.body_mut().with_config().limit(MOST_LISTED).read_to_vec();
     let body = body.map_err(|e| Trouble::Again(format!("the list of files of {repo} broke off: {e}"), None))?;
     match serde_json::from_slice(&body) {
