@@ -20,9 +20,9 @@ use super::transfer::Source;
 use crate::gguf::parse_beginning;
 
 /// Bytes of the first request: enough for all files but the first, which has the vocabulary.
-const FIRST: u64 = 256 << 10;
+const FIRST: u64 = 512 << 10;
 /// How much more each further request makes it.
-const GROWTH: u64 = 6;
+const GROWTH: u64 = 2;
 
 /// Writes the headers of these files into `dir`; returns how many bytes were fetched.
 ///

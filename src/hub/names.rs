@@ -40,10 +40,7 @@ impl ModelName {
             None => (rest.as_str(), None),
         };
         if !is_repo(repo) {
-            bail!(
-                "{text:?} is no model of a hub, expected USER/REPO or USER/REPO:QUANT, like \
-                 ggml-org/gpt-oss-20b-GGUF"
-            );
+            bail!("{text:?} is no model of a hub, expected USER/REPO or USER/REPO:QUANT");
         }
         if quant == Some("") {
             bail!("{text:?}: nothing is after the colon, expected the end of a file's name, or no colon");

@@ -199,7 +199,7 @@ impl Server {
                 ("X-Repo-Commit", COMMIT.to_owned()),
                 ("X-Linked-Size", bytes.len().to_string()),
                 ("X-Linked-Etag", format!("\"{}\"", sha256(bytes))),
-                ("Location", format!("{}/file/{}?signature=x", self.cdn, name.unwrap())),
+                ("Location", format!("{}/file{}?signature=x", self.cdn, path.rsplit_once(COMMIT).unwrap().1)),
             ];
             return (302, headers.map(|(n, v)| (n.to_owned(), v)).to_vec(), b"Found".to_vec());
         }
