@@ -580,6 +580,7 @@ fn a_model_is_explained_fetched_listed_and_run_by_its_name() {
     // A machine that is offline opens what it has, and says one line of what it has not.
     let gone = "http://127.0.0.1:1";
     assert_eq!(answer, text(&output(gone, home.path(), &[&same[..], &["-hf", "u/r"]].concat()).stdout));
+    assert_eq!(text(&output(gone, home.path(), &["fetch", "u/r"]).stdout), path);
     for args in [&["run", "-hf", "u/r:Q4_K_M", "-p", "x"][..], &["run", "-hf", "u/r:Q4_K_M", "--offline", "-p", "x"]] {
         let o = output(gone, home.path(), args);
         let said = text(&o.stderr);

@@ -32,6 +32,9 @@ enum Extent {
     Header,
 }
 
+/// A model's first file, and the folder that it is removed with if it has headers alone.
+type Found = (PathBuf, Option<TempDir>);
+
 /// Runs the verb: its answer is the path of the model's first file.
 pub(super) fn run(a: &FetchArgs) -> Result<()> {
     let name = match (&a.name, &a.hub.hf_repo) {
@@ -48,7 +51,7 @@ pub(super) fn run(a: &FetchArgs) -> Result<()> {
     } else if hub.offline {
         hub.cached(&name, &USUAL, false).map(|m| m.path).ok_or_else(|| not_cached(&hub, &name))?
     } else {
-        fetched(&hub, &name)?
+        or_cached(fetched(&hub, &name).map(|path| (path, None)), &hub, &name)?.0
     };
     writeln!(std::io::stdout(), "{}", path.display())?;
     Ok(())
@@ -112,7 +115,7 @@ fn name_of(name: &str, a: &HubArgs) -> Result<ModelName> {
 }
 
 /// The path of a model: in the cache, or fetched into it, or of its headers.
-fn found(hub: &Hub, name: &ModelName, extent: Extent) -> Result<(PathBuf, Option<TempDir>)> {
+fn found(hub: &Hub, name: &ModelName, extent: Extent) -> Result<Found> {
     if let Some(model) = hub.cached(name, &USUAL, !hub.offline) {
         if name.quant.is_none() && name.file.is_none() {
             tracing::info!("{name}: {} from the cache; tandem fetch {name} asks the hub again", model.path.display());
@@ -126,7 +129,11 @@ fn found(hub: &Hub, name: &ModelName, extent: Extent) -> Result<(PathBuf, Option
         Extent::Whole => fetched(hub, name).map(|path| (path, None)),
         Extent::Header => headers(hub, name).map(|(path, dir)| (path, Some(dir))),
     };
-    // A machine that is offline now opens what it has.
+    or_cached(answer, hub, name)
+}
+
+/// The answer, or what a machine that cannot reach the hub has in its cache.
+fn or_cached(answer: Result<Found>, hub: &Hub, name: &ModelName) -> Result<Found> {
     match (answer, hub.cached(name, &USUAL, false)) {
         (Err(e), Some(model)) if e.is::<HubUnreachable>() => {
             tracing::warn!("{e:#}; {} from the cache is used", model.path.display());
@@ -191,6 +198,7 @@ fn explained(e: anyhow::Error, hub: &Hub, name: &ModelName) -> anyhow::Error {
         return Interrupted.into();
     }
     match e.downcast::<HubUnreachable>() {
+        Ok(e) if hub.cached(name, &USUAL, false).is_some() => e.into(),
         Ok(e) => {
             let there = cached_words(hub, name);
             anyhow::Error::from(e)
@@ -267,7 +275,7 @@ impl FetchBar {
     /// A bar for so many bytes, of which some are here.
     fn new(bytes: u64, have: u64) -> FetchBar {
         let bar = ProgressBar::new(bytes);
-        let form = "{bar:30} {percent}% of {total_bytes}, {bytes_per_sec}, {eta} left";
+        let form = "{bar:30} {percent}% of {decimal_total_bytes}, {decimal_bytes_per_sec}, {eta} left";
         bar.set_style(ProgressStyle::with_template(form).expect("a template that is right"));
         let quiet = !tracing::enabled!(tracing::Level::INFO);
         if quiet || !std::io::stderr().is_terminal() {

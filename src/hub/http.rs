@@ -153,6 +153,7 @@ impl Client {
             ureq::Error::Rustls(_) | ureq::Error::Tls(_) => Trouble::Fatal(anyhow!(
                 "{server}: no secure connection ({e}); SSL_CERT_FILE names further certificates"
             )),
+            ureq::Error::Io(e) => Trouble::Unreachable(format!("cannot reach {server}: {e}")),
             _ => Trouble::Unreachable(format!("cannot reach {server}: {e}")),
         }
     }
