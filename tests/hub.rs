@@ -260,6 +260,36 @@ fn lengths_that_do_not_agree_are_an_error_and_missing_ones_are_none() {
     bench.assert_no_model();
 }
 
+#[test]
+fn answers_of_noise_end_in_the_right_bytes_or_in_an_error() {
+    let (server, bytes) = one();
+    // Without redirects, which noise could lead to a stranger's server.
+    server.state.lock().unwrap().direct = true;
+    let (mut whole, mut failed) = (0, 0);
+    for seed in 1..60u64 {
+        let mut bench = Bench::new(&server);
+        bench.hub.limits.silence = Duration::from_millis(60);
+        (bench.hub.limits.pause, bench.hub.limits.retries) = (Duration::from_millis(1), 1);
+        let mut n = seed;
+        server.rule(move |_| {
+            n = n.wrapping_mul(6364136223846793005).wrapping_add(1442695040888963407);
+            if n >> 62 == 0 { Fault::Garble(n) } else { Fault::No }
+        });
+        match bench.fetch("u/r") {
+            Ok(path) => {
+                assert_eq!(std::fs::read(path).unwrap(), bytes, "seed {seed}");
+                whole += 1;
+            }
+            Err(e) => {
+                assert!(format!("{e:#}").lines().count() == 1, "{e:#}");
+                bench.assert_no_model();
+                failed += 1;
+            }
+        }
+    }
+    assert!(whole > 3 && failed > 3, "{whole} came, {failed} failed");
+}
+
 /// What a fetch says when a server answers with this status.
 fn said(cdn: bool, status: u16, headers: &str, body: &str) -> String {
     let (server, _) = one();

@@ -8,6 +8,7 @@
 
 use std::fs::File;
 use std::io::Read;
+use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, Instant};
@@ -151,7 +152,13 @@ fn run(
     let start = |name: &str, work: fn(&Transfer)| {
         let transfer = transfer.clone();
         let thread = std::thread::Builder::new().name(name.into());
-        thread.spawn(move || work(&transfer)).context("cannot start a thread").map(|_| ())
+        let guarded = move || {
+            // Nobody joins the thread: a panic that went unseen would be a transfer without end.
+            if catch_unwind(AssertUnwindSafe(|| work(&transfer))).is_err() {
+                transfer.end(End::Failed(anyhow!("{}: a fault in this program", transfer.source.name())));
+            }
+        };
+        thread.spawn(guarded).context("cannot start a thread").map(|_| ())
     };
     let started = (0..connections.min(open))
         .try_for_each(|_| start("fetch", Transfer::work))

@@ -45,6 +45,8 @@ pub(crate) enum Fault {
     Header(&'static str, Option<String>),
     /// The body is this.
     Body(String),
+    /// Some characters of the head are others, by this seed.
+    Garble(u64),
 }
 
 type Rule = Box<dyn FnMut(&Asked) -> Fault + Send>;
@@ -153,7 +155,15 @@ impl Server {
                 _ => head += &format!("{name}: {value}\r\n"),
             }
         }
-        line.write_all(format!("{head}\r\n").as_bytes())?;
+        let mut head = format!("{head}\r\n").into_bytes();
+        if let Fault::Garble(seed) = fault {
+            let noise = made_up(24, *seed);
+            for pair in noise[8..].chunks(2).take(1 + noise[4] as usize % 4) {
+                let at = pair[0] as usize * head.len() / 256;
+                head[at] = b"0123456789-/*: \r\nax\0\xff"[pair[1] as usize % 21];
+            }
+        }
+        line.write_all(&head)?;
         if asked.method == "HEAD" {
             return Ok(());
         }
