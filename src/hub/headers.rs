@@ -69,9 +69,11 @@ fn one(client: &Client, source: &Source, dir: &Path, stop: &AtomicBool, note: &d
     let mut bytes = Vec::new();
     let mut want = FIRST.min(blob.size);
     while parse_beginning(&bytes, blob.size, Path::new(&name))?.is_none() {
-        client.patiently(stop, note, || more(client, source, &located.url, &mut bytes, want))?;
-        if stop.load(Ordering::SeqCst) {
-            return Err(FetchStopped.into());
+        while (bytes.len() as u64) < want {
+            client.patiently(stop, note, || more(client, source, &located.url, &mut bytes, want))?;
+            if stop.load(Ordering::SeqCst) {
+                return Err(FetchStopped.into());
+            }
         }
         want = (want * GROWTH).min(blob.size);
     }
@@ -91,12 +93,9 @@ pub(super) fn path_in(dir: &Path, source: &Source) -> PathBuf {
     dir.join(&source.repo).join(&source.blob.path)
 }
 
-/// Reads on until `want` bytes of the beginning are there.
+/// Reads on until `want` bytes of the beginning are there, or the line breaks after it brought some.
 fn more(client: &Client, source: &Source, url: &str, bytes: &mut Vec<u8>, want: u64) -> Result<(), Trouble> {
     let from = bytes.len() as u64;
-    if from >= want {
-        return Ok(());
-    }
     let mut response = client.ask(false, url, Some((from, want)), true)?;
     match kind_of(client, url, &response, (from, want, source.blob.size))? {
         Answer::Part => {}
@@ -108,7 +107,7 @@ fn more(client: &Client, source: &Source, url: &str, bytes: &mut Vec<u8>, want: 
     let rest = want - bytes.len() as u64;
     let read = response.body_mut().as_reader().take(rest).read_to_end(bytes);
     match read {
-        Ok(_) if bytes.len() as u64 == want => Ok(()),
+        _ if bytes.len() as u64 > from => Ok(()),
         Ok(_) => Err(Trouble::Again("the line broke".into(), None)),
         Err(e) => {
             let silence = seconds(client.limits.silence);
