@@ -8,6 +8,7 @@ pub mod grammar;
 mod guard;
 mod jinja;
 mod marks;
+mod named;
 mod overlap;
 mod own;
 mod pre;
