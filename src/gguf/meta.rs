@@ -250,6 +250,7 @@ pub struct Meta {
     entries: Vec<(String, Value)>,
     index: HashMap<String, usize>,
     repaired: Vec<String>,
+    replaced: Vec<String>,
 }
 
 impl Meta {
@@ -262,6 +263,20 @@ impl Meta {
     pub(super) fn insert(&mut self, key: String, value: Value) {
         self.index.insert(key.clone(), self.entries.len());
         self.entries.push((key, value));
+    }
+
+    /// Gives a key another value than the file does, or one that the file does not have.
+    pub fn replace(&mut self, key: &str, value: Value) {
+        match self.index.get(key) {
+            Some(&i) => self.entries[i].1 = value,
+            None => self.insert(key.to_owned(), value),
+        }
+        self.replaced.push(key.to_owned());
+    }
+
+    /// Whether a key has its value from [`Meta::replace`].
+    pub fn is_replaced(&self, key: &str) -> bool {
+        self.replaced.iter().any(|k| k == key)
     }
 
     /// Notes that a value of this key held bytes that are not UTF-8.

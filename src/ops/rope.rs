@@ -261,9 +261,9 @@ impl Builder<'_> {
                     false => self.tokens("context_length")?,
                 },
                 // Files carry yarn_beta_fast and _slow, but the reference reads them for two families only and takes
-                // these for all others, so the files were made and tested with these.
-                beta_fast: 32.0,
-                beta_slow: 1.0,
+                // these for all others, so the files were made and tested with these. What a user asks for counts.
+                beta_fast: self.asked_or("rope.scaling.yarn_beta_fast", 32.0)?,
+                beta_slow: self.asked_or("rope.scaling.yarn_beta_slow", 1.0)?,
                 magnitude: magnitude * (1.0 + 0.1 * factor.ln().max(0.0)),
             },
             Some("longrope") if factors.is_empty() => {

@@ -53,7 +53,7 @@ pub struct Rules {
 }
 
 impl Rules {
-    /// Adds `REGEX=PLACE[,REGEX=PLACE ...]`; `GPU` is the first GPU, `GPU0`.
+    /// Adds `REGEX=PLACE[,REGEX=PLACE ...]`; `GPU` is the first GPU, `GPU0`, llama.cpp's `CUDA0`.
     ///
     /// # Errors
     /// If a rule has another form, names no place, or its regex is none.
@@ -62,10 +62,11 @@ impl Rules {
             let (pattern, place) =
                 rule.rsplit_once('=').with_context(|| format!("-ot {rule}: REGEX=PLACE expected"))?;
             let place = match place.to_ascii_uppercase().as_str() {
-                "CPU" => Place::Cpu,
+                // llama.cpp's names for memory that the CPU computes in: pinned, and laid out anew.
+                "CPU" | "CUDA_HOST" | "CPU_REPACK" => Place::Cpu,
                 "TWIN" => Place::Twin,
-                "GPU" | "GPU0" => Place::Gpu(0),
-                _ => bail!("-ot {rule}: no place is called {place}; CPU, GPU or TWIN expected"),
+                "GPU" | "GPU0" | "CUDA0" | "CUDA" => Place::Gpu(0),
+                _ => bail!("-ot {rule}: no place is called {place}; expected CPU, GPU (also CUDA0) or TWIN"),
             };
             let pattern = Regex::new(pattern).with_context(|| format!("-ot {rule}: {pattern} is no regex"))?;
             self.list.push((pattern, place));
@@ -105,7 +106,9 @@ mod tests {
 
     #[test]
     fn a_rule_names_the_first_gpu_with_or_without_its_number_and_no_gpu_that_is_not_used() {
-        for (text, place) in [("x=GPU", Place::Gpu(0)), ("x=gpu0", Place::Gpu(0)), ("x=Twin", Place::Twin)] {
+        for (text, place) in
+            [("x=GPU", Place::Gpu(0)), ("x=gpu0", Place::Gpu(0)), ("x=CUDA0", Place::Gpu(0)), ("x=Twin", Place::Twin)]
+        {
             let mut rules = Rules::default();
             rules.add(text).unwrap();
             assert!(rules.name(place), "{text}");

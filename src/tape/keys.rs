@@ -65,6 +65,15 @@ impl Builder<'_> {
         self.rec.gguf.meta.get(&self.key(name)).is_some()
     }
 
+    /// A number above 0 that a user asked for; the file's own does not count.
+    ///
+    /// # Errors
+    /// If it is no number above 0.
+    pub fn asked_or(&self, name: &str, default: f32) -> Result<f32> {
+        let asked = self.rec.gguf.meta.is_replaced(&self.full_key(name));
+        if asked { self.positive(name) } else { Ok(default) }
+    }
+
     /// Whether the key is there and a list.
     pub fn is_list(&self, name: &str) -> bool {
         matches!(self.rec.gguf.meta.get(&self.key(name)), Some(Value::Arr(_)))
