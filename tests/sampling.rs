@@ -9,7 +9,7 @@ use clap::Parser;
 use common::{local, whole};
 use serde_json::{Value as Json, json};
 use tandem::cli::args::{Cli, Verb};
-use tandem::cli::argv::arguments;
+use tandem::cli::argv::{Request, Terminals, read};
 use tandem::cli::settings::Settings;
 use tandem::gguf::{Gguf, Meta, Value, Writer};
 use tandem::sample::{Params, Stage};
@@ -17,8 +17,11 @@ use tandem::text::Tokenizer;
 
 /// The settings that flags of `run` ask for.
 fn flags(flags: &[&str]) -> anyhow::Result<Settings> {
-    let all = ["tandem", "run"].iter().chain(flags).map(Into::into);
-    let Verb::Run(a) = Cli::try_parse_from(arguments(all))?.verb else { panic!("run") };
+    let all = ["tandem", "run"].iter().chain(flags).map(Into::into).collect();
+    let Request::Run(line) = read(all, Terminals { stdin: false, stdout: false }).map_err(anyhow::Error::msg)? else {
+        panic!("a verb is there")
+    };
+    let Verb::Run(a) = Cli::try_parse_from(line.words)?.verb else { panic!("run") };
     Settings::new(&a.sampling)
 }
 

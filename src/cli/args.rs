@@ -3,6 +3,7 @@
 
 mod hub;
 mod model;
+mod overrides;
 mod sampling;
 mod talk;
 
@@ -13,12 +14,13 @@ use clap::{Args, Parser, Subcommand, ValueEnum};
 use crate::text::Clock;
 pub use hub::{FetchArgs, HubArgs, ListArgs};
 pub use model::ModelArgs;
+pub use overrides::OverrideArgs;
 pub use sampling::SamplingArgs;
 pub use talk::{BatchArgs, ChatArgs, Reasoning, RunArgs, StructuredArgs, TalkArgs, WhenFull};
 
 /// Runs mixture-of-experts language models from GGUF files on this machine.
 #[derive(Debug, Parser)]
-#[command(name = "tandem", version, max_term_width = 100, subcommand_required = true, arg_required_else_help = true)]
+#[command(name = "tandem", version, propagate_version = true, max_term_width = 100, subcommand_required = true)]
 #[command(after_help = super::errors::statuses())]
 pub struct Cli {
     /// What to do.
@@ -187,8 +189,11 @@ pub struct TokenizeArgs {
     #[command(flatten)]
     pub hub: HubArgs,
     /// Text to tokenize
-    #[arg(short, long, value_name = "TEXT")]
+    #[arg(short, long, value_name = "TEXT", allow_hyphen_values = true)]
     pub prompt: Option<String>,
+    /// Take -p as it is typed; otherwise \n, \t, \\, \", \' and \xHH are escapes
+    #[arg(long)]
+    pub no_escape: bool,
     /// Read the text from a file
     #[arg(short, long, value_name = "FILE", conflicts_with = "prompt")]
     pub file: Option<PathBuf>,
@@ -221,8 +226,9 @@ pub struct TemplateArgs {
     /// Read the template from a file; no model is needed
     #[arg(long, value_name = "FILE", conflicts_with_all = ["model", "chat_template"])]
     pub chat_template_file: Option<PathBuf>,
-    /// Name of the template, if the model has several
-    #[arg(long, value_name = "NAME")]
+    /// Template to use: the name of one of the model's, one of llama.cpp's names (chatml, llama3,
+    /// ...), or Jinja
+    #[arg(long, value_name = "NAME|JINJA")]
     pub chat_template: Option<String>,
     /// The current time for the template: YYYY-MM-DD, "YYYY-MM-DD HH:MM:SS", or seconds since 1970
     /// [default: now]

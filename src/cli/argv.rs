@@ -1,86 +1,217 @@
-//! What a person types, made ready for clap: llama.cpp's short flags, and `tandem -m FILE` without
-//! a verb.
+//! What a person types, made ready for clap: the verb where there is none, llama.cpp's flags, and
+//! values that begin with a dash.
+//!
+//! clap reads `-rtr` as `-r tr` and `-fmoe` as `-f moe`. So every word is looked up here first, with
+//! the number of values that its flag takes, and handed on as `--flag=value`; a word that nobody
+//! knows is wrong usage. All that is wrong with a command is told at once.
 
-use std::ffi::OsString;
+use std::ffi::{OsStr, OsString};
+use std::io::IsTerminal;
+use std::path::Path;
 
-use clap::CommandFactory;
+use anyhow::Result;
+use clap::{Command, CommandFactory};
 
 use super::args::Cli;
+use super::errors::off;
+use super::flags::{self, Lookup, Outcome, look_up};
+use super::terminal::colour;
 
-/// llama.cpp's short flags of several letters, which clap cannot have.
-const SHORT: &[(&str, &str)] = &[
-    ("-ngl", "--gpu-layers"),
-    ("--n-gpu-layers", "--gpu-layers"),
-    ("-ot", "--override-tensor"),
-    ("-cmoe", "--cpu-moe"),
-    ("-ncmoe", "--n-cpu-moe"),
-    ("-ctk", "--cache-type-k"),
-    ("-ctv", "--cache-type-v"),
-    ("-tb", "--threads-batch"),
-    ("-ub", "--ubatch-size"),
-    ("-sys", "--system-prompt"),
-    ("-sysf", "--system-prompt-file"),
-    ("-rea", "--reasoning"),
-    ("-jf", "--json-schema"),
-    ("-hf", "--hf-repo"),
-    ("-hfr", "--hf-repo"),
-    ("-hff", "--hf-file"),
-    ("-hft", "--hf-token"),
-];
+/// What `tandem` alone prints.
+const GUIDE: &str = "\
+Tandem runs language models (GGUF files), mixture-of-experts ones above all, on this machine.
+  tandem MODEL.gguf                    chats with a model
+  tandem run -m MODEL.gguf \"QUESTION\"  answers one question, or what is piped in
+  tandem explain MODEL.gguf            tells whether a model fits, where it goes and how fast it is
+  tandem doctor                        shows what this machine can do, and what slows it down
+  tandem --help                        lists all verbs; flags have the names that llama.cpp gives them";
 
-/// llama.cpp's short flags of several letters that have no meaning here: clap would read their
-/// first letter.
-const FOREIGN: &[(&str, &str)] = &[
-    ("-cnv", "tandem chat is a conversation"),
-    ("-no-cnv", "tandem run is one prompt; --raw continues it as it is"),
-    ("-fa", "flash attention is always on"),
-    ("-mli", "a line that ends in a backslash continues on the next"),
-    ("-nkvo", "the KV cache is placed with its layer"),
-    ("-sm", "one GPU is used"),
-    ("-mg", "one GPU is used"),
-    ("-ts", "one GPU is used"),
-    ("-st", "tandem run is a single turn"),
-    ("-md", "there are no draft models"),
-    ("-np", "tandem batch has --parallel"),
-];
-
-/// The process's arguments with llama.cpp's short forms written out, `-ngl 99` and `-ngl=99` alike.
-/// What follows `--` is left alone.
-pub fn arguments(args: impl Iterator<Item = OsString>) -> Vec<OsString> {
-    let mut plain = false;
-    args.map(|arg| {
-        plain |= arg == "--";
-        let Some(text) = arg.to_str().filter(|_| !plain) else { return arg };
-        let (flag, value) = text.split_once('=').map_or((text, None), |(f, v)| (f, Some(v)));
-        match (SHORT.iter().find(|(s, _)| *s == flag), value) {
-            (Some((_, long)), Some(v)) => format!("{long}={v}").into(),
-            (Some((_, long)), None) => (*long).into(),
-            (None, _) => arg,
-        }
-    })
-    .collect()
+/// A command line as clap reads it, and what is to be told about it.
+#[derive(Debug, Default, PartialEq, Eq)]
+pub struct CommandLine {
+    /// The words, the program's name first.
+    pub words: Vec<OsString>,
+    /// Flags that ask for what is so anyway, with their values.
+    already: Vec<String>,
+    /// Flags that have no effect, and why.
+    idle: Vec<(String, &'static str)>,
 }
 
-/// The arguments with a verb: where only flags are given, a person at a terminal wants to chat.
+/// What there is to do.
+#[derive(Debug, PartialEq, Eq)]
+pub enum Request {
+    /// To run a command.
+    Run(CommandLine),
+    /// To print this text.
+    Print(&'static str),
+}
+
+/// Which of stdin and stdout are terminals.
+#[derive(Clone, Copy, Debug)]
+pub struct Terminals {
+    /// stdin.
+    pub stdin: bool,
+    /// stdout.
+    pub stdout: bool,
+}
+
+/// Reads the arguments of the process, its name first.
 ///
 /// # Errors
-/// If there is no verb and no terminal, or a flag of llama.cpp's that has no meaning here.
-pub fn with_verb(mut args: Vec<OsString>, at_terminal: bool) -> Result<Vec<OsString>, String> {
-    let command = Cli::command();
-    let verb = |arg: &OsString| command.get_subcommands().any(|c| *arg == *c.get_name()) || arg == "help";
-    let told = |arg: &OsString| ["-h", "--help", "-V", "--version"].iter().any(|f| arg == f);
-    let flag = args.get(1).is_some_and(|a| a.to_str().is_some_and(|a| a.starts_with('-')));
-    if flag && !args.iter().skip(1).any(|a| verb(a) || told(a)) {
-        if !at_terminal {
-            return Err(
-                "no verb given: tandem run answers a prompt, tandem batch many; tandem --help lists all verbs".into()
-            );
-        }
-        args.insert(1, "chat".into());
+/// If a flag is none, is not here, or lacks its value, or nothing tells what to do; the message has
+/// all that is wrong.
+pub fn read(words: Vec<OsString>, at: Terminals) -> Result<Request, String> {
+    if words.len() < 2 {
+        return Ok(Request::Print(GUIDE));
     }
-    let strange = |a: &&OsString| FOREIGN.iter().find(|(f, _)| *a == f);
-    match args.iter().skip(1).take_while(|a| *a != "--").find_map(|a| strange(&a)) {
-        Some((flag, instead)) => Err(format!("{flag}: no such flag here; {instead}")),
-        None => Ok(args),
+    let mut program = Cli::command();
+    program.build(); // gives the verbs the flags of all
+    let words = with_verb(words, &program, at)?;
+    let Some(verb) = program.find_subcommand(&words[1]).filter(|v| v.get_name() != "help") else {
+        return Ok(Request::Run(CommandLine { words, ..CommandLine::default() })); // clap says what it is
+    };
+    let mut line = CommandLine { words: words[..2].to_vec(), ..CommandLine::default() };
+    let refused = line.settle(verb, &program, &words[2..]);
+    match &refused[..] {
+        [] => Ok(Request::Run(line)),
+        [(flag, why)] => Err(format!("{flag}: {why}")),
+        all => {
+            let lines = all.iter().map(|(flag, why)| format!("\n  {flag}: {why}"));
+            Err(format!("{} flags cannot be used:{}", all.len(), lines.collect::<String>()))
+        }
+    }
+}
+
+/// The words with the verb in front: where there is none, a prompt asks for an answer, and a person
+/// at a terminal wants to chat.
+fn with_verb(mut words: Vec<OsString>, program: &Command, at: Terminals) -> Result<Vec<OsString>, String> {
+    let run = program.find_subcommand("run").expect("a verb");
+    let (mut places, mut prompt, mut help, mut model) = (Vec::new(), false, false, false);
+    let mut i = 1;
+    while i < words.len() && words[i] != "--" {
+        let Some(text) = words[i].to_str().filter(|t| is_flag(t)) else {
+            places.push(i);
+            i += 1;
+            continue;
+        };
+        let known = look_up(run, text);
+        prompt |= matches!(known.own(), Some("prompt" | "file"));
+        help |= matches!(known.own(), Some("help" | "version"));
+        model |= known.own() == Some("model");
+        i += 1 + known.values(&words[i + 1..]).unwrap_or(0);
+    }
+    let is_verb = |word: &OsString| *word == "help" || program.get_subcommands().any(|v| *word == *v.get_name());
+    let verb = match places.first() {
+        Some(&at) if is_verb(&words[at]) || !(help || model || is_model(&words[at])) => {
+            let verb = words.remove(at); // clap names the near one if it is none
+            words.insert(1, verb);
+            return Ok(words);
+        }
+        _ if help => return Ok(words),
+        Some(_) if prompt || places.len() > usize::from(!model) => "run",
+        _ if prompt || !at.stdin => "run",
+        _ if at.stdout => "chat",
+        _ => {
+            return Err("no verb given: tandem run answers a prompt, tandem batch many; tandem --help lists all".into());
+        }
+    };
+    words.insert(1, verb.into());
+    Ok(words)
+}
+
+/// Whether a word that is no flag names a model.
+fn is_model(word: &OsStr) -> bool {
+    Path::new(word).extension().is_some_and(|e| e.eq_ignore_ascii_case("gguf"))
+}
+
+/// Whether a word may be a flag.
+fn is_flag(word: &str) -> bool {
+    word.len() > 1 && word.starts_with('-')
+}
+
+impl CommandLine {
+    /// Takes in the words after the verb; returns the flags that are refused, and why.
+    fn settle(&mut self, verb: &Command, program: &Command, words: &[OsString]) -> Vec<(String, String)> {
+        let mut refused = Vec::new();
+        let mut i = 0;
+        while let Some(word) = words.get(i) {
+            i += 1;
+            if word == "--" {
+                self.words.extend_from_slice(&words[i - 1..]);
+                break;
+            }
+            let Some(text) = word.to_str().filter(|t| is_flag(t)) else {
+                self.words.push(self.place(verb, word));
+                continue;
+            };
+            let known = look_up(verb, text);
+            let rest = &words[i..];
+            let values = known.values(rest).map(|n| &rest[..n]);
+            let flag = |w: &&OsString| w.to_str().is_some_and(|w| is_flag(w) && !look_up(verb, w).is_unknown());
+            let values = match values.map(|all| (all, all.first().filter(|_| !known.takes_text(verb)).filter(flag))) {
+                Some((values, None)) => values,
+                Some((_, Some(next))) => {
+                    refused.push((text.to_owned(), format!("a value is missing: {} is a flag", next.display())));
+                    continue;
+                }
+                None => {
+                    refused.push((text.to_owned(), "a value is missing".into()));
+                    continue;
+                }
+            };
+            i += values.len();
+            match known {
+                Lookup::Own(arg, Some(value)) => self.words.push(flags::own_word(arg, value.as_ref())),
+                Lookup::Own(arg, None) if !values.is_empty() => self.words.push(flags::own_word(arg, &values[0])),
+                Lookup::Own(..) | Lookup::Several => self.words.push(word.clone()),
+                Lookup::Listed(flag, attached) => {
+                    let own = attached.map(OsString::from);
+                    let values = own.as_ref().map_or(values, std::slice::from_ref);
+                    let typed = match values.first().filter(|_| attached.is_none()) {
+                        Some(value) => format!("{text} {}", value.display()),
+                        None => text.to_owned(),
+                    };
+                    match flag.outcome(verb, values) {
+                        Outcome::Words(words) => self.words.extend(words),
+                        Outcome::Already => self.already.push(typed),
+                        Outcome::Idle(why) => self.idle.push((typed, why)),
+                        Outcome::Refused(why) => refused.push((typed, why)),
+                    }
+                }
+                Lookup::Unknown => refused.push((text.to_owned(), flags::unknown(verb, program, text))),
+            }
+        }
+        refused
+    }
+
+    /// A word that is no flag: a model that has no flag before it, or what the verb takes.
+    fn place(&self, verb: &Command, word: &OsStr) -> OsString {
+        let named = self.words.iter().any(|w| w.as_encoded_bytes().starts_with(b"--model="));
+        let takes = |long: &str| verb.get_arguments().any(|a| a.get_long() == Some(long));
+        let own = verb.get_positionals().any(|a| a.get_id() == "path"); // the verb's own place for a model
+        match is_model(word) && takes("model") && !named && !own {
+            true => flags::joined("--model", word.to_owned()),
+            false => word.to_owned(),
+        }
+    }
+
+    /// Whether a flag of this name is told as one that is so anyway, or has no effect.
+    #[cfg(test)]
+    pub(super) fn tells(&self, name: &str) -> bool {
+        let told = self.already.iter().chain(self.idle.iter().map(|(flag, _)| flag));
+        told.filter_map(|typed| typed.split(' ').next()).any(|flag| flag == name)
+    }
+
+    /// Tells what was typed and is so anyway, in one line, and what has no effect.
+    ///
+    /// # Errors
+    /// If something has no effect, and `--strict` was given.
+    pub(super) fn tell(&self, quiet: bool) -> Result<()> {
+        if !self.already.is_empty() && !quiet {
+            let line = format!("already so here: {}", self.already.join(", "));
+            let dim = colour(std::io::stderr().is_terminal());
+            if dim { say!("\x1b[2m{line}\x1b[22m") } else { say!("{line}") }
+        }
+        self.idle.iter().try_for_each(|(flag, why)| off(flag, why))
     }
 }

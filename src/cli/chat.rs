@@ -93,6 +93,10 @@ impl Chat<'_> {
         loop {
             let line = self.next_line(lines, &std::mem::take(&mut draft))?;
             let again = std::mem::replace(&mut left, false);
+            let line = match line {
+                Line::Text(text) if lines.is_terminal() => Line::Text(command::with_slash(text)),
+                other => other,
+            };
             match line {
                 Line::End => return Ok(()),
                 Line::Interrupt { empty: true } if again => return Ok(()),

@@ -269,7 +269,21 @@ mod tests {
         let demo = concat!(env!("CARGO_MANIFEST_DIR"), "/demo/demo.gguf");
         // For every kind of value some that it can have, of which one at least is not the usual
         // one.
-        let values = [demo, "1", "3", "0.25", "600", "f32", "top_k;temperature", "7+1", "x=CPU", "none"];
+        let values = [
+            demo,
+            "1",
+            "3",
+            "0.25",
+            "600",
+            "f32",
+            "top_k;temperature",
+            "7+1",
+            "x=CPU",
+            "none",
+            "a.b=int:1",
+            "yarn",
+            "0-1",
+        ];
         let usual = printed(&[]).unwrap();
         let mut seen = 0;
         for group in

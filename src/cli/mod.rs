@@ -4,16 +4,20 @@
 //! |---|---|
 //! | `program` | `main`: reads the arguments, runs the verb, ends with an exit status |
 //! | `args`, `argv` | clap's structs and nothing else; what a person types, made ready for clap |
+//! | `flags` | the table of llama.cpp's and ik_llama.cpp's flags |
 //! | `errors` | usage errors, options without effect, exit statuses |
+//! | `escapes` | \n and the like in flags |
 //! | `files` | files that are read and written, and checks before anything is lost |
 //! | `human` | sizes, tables and paragraphs for people |
 //! | `open`, `opened` | flags to options to a session; the same with tokenizer, template and sampling settings |
 //! | `predict`, `stats` | how fast a model should be, and how fast it was (`--stats`) |
 //! | `session_file` | the file that `--session` names |
+//! | `overrides`, `affinity` | metadata that the command line sets; the CPUs that the process runs on |
 //! | `settings`, `structured` | sampling parameters and the form of the text, from flags and requests |
 //! | `signals`, `terminal` | Ctrl-C; colours and the progress bar |
 //! | `dry_run` | `--dry-run` |
 
+mod affinity;
 pub mod args;
 pub mod argv;
 mod batch;
@@ -24,14 +28,17 @@ mod convert;
 mod doctor;
 mod dry_run;
 mod errors;
+mod escapes;
 mod explain;
 mod fetch;
 mod files;
+mod flags;
 mod human;
 mod list;
 mod logits;
 mod open;
 mod opened;
+mod overrides;
 mod perplexity;
 mod predict;
 mod program;

@@ -7,9 +7,9 @@ use std::time::Instant;
 
 use anyhow::{Context, Result};
 
-use super::args;
 use super::errors::{Failure, off, usage};
 use super::human::{parse_size, size};
+use super::{args, overrides};
 use crate::cpu::{Memory, Pool};
 use crate::cuda::{Gpu, OutOfMemory};
 use crate::exec::Device;
@@ -29,7 +29,7 @@ const MOST_AT_ONCE: usize = 16384;
 pub(super) fn header(model: Option<&Path>, load: &Load, threads: usize) -> Result<Gguf> {
     let start = Instant::now();
     let _threads = if load.mmap { None } else { Some(Pool::new(threads)?) };
-    let gguf = match model {
+    let mut gguf = match model {
         Some(path) => session::open_files(path, load).context(Failure::Model)?,
         None => {
             static SAID: Once = Once::new(); // a verb may open it more than once
@@ -46,6 +46,7 @@ pub(super) fn header(model: Option<&Path>, load: &Load, threads: usize) -> Resul
             Gguf::from_bytes(DEMO.to_vec(), Path::new("the built-in demo model")).context(Failure::Model)?
         }
     };
+    overrides::apply(&mut gguf.meta).context(Failure::Model)?;
     for why in &gguf.unlocked {
         off("--mlock", why)?;
     }
@@ -82,7 +83,6 @@ pub(super) fn options(a: &args::ModelArgs) -> Result<Options> {
         Some("all") => Some(usize::MAX),
         Some(n) => match n.parse::<i64>() {
             Ok(n) if n >= 0 => Some(n as usize),
-            Ok(-1) => Some(usize::MAX),
             _ => return usage(format!("-ngl {n}: expected a number of layers, all or auto")),
         },
     };
@@ -157,6 +157,7 @@ pub(super) fn session(gguf: Gguf, a: &args::ModelArgs, o: &Options) -> Result<Se
     }
     .context(Failure::Model)?;
     super::unknown::unknown_keys(session.engine().gguf(), &session.engine().tape)?;
+    overrides::report_idle(session.engine().gguf(), &session.engine().tape)?;
     if let Some(words) = session.engine().devices().first().and_then(Device::expert_memory) {
         tracing::info!("{words}");
     }

@@ -10,6 +10,7 @@ use serde_json::{Map, Value};
 
 use super::args::{self, Reasoning};
 use super::errors::{Failure, off, usage};
+use super::escapes::unescape;
 use super::files::read_text;
 use super::settings::Settings;
 use super::{open, signals};
@@ -63,7 +64,7 @@ impl Opened {
         if !requests {
             settings.report_idle()?;
         }
-        let template = if raw { None } else { template(&gguf, talk)? };
+        let template = if raw { None } else { template(&gguf, &tokenizer, talk)? };
         log_text(&tokenizer, &settings, template.as_ref(), talk);
         let turns = match template {
             Some(template) => Some(turns(template, talk, further, &tokenizer)?),
@@ -103,16 +104,18 @@ fn log_text(tokenizer: &Tokenizer, settings: &Settings, template: Option<&Templa
 }
 
 /// The template to use.
-fn template(gguf: &crate::gguf::Gguf, talk: &args::TalkArgs) -> Result<Option<Template>> {
+fn template(gguf: &crate::gguf::Gguf, tokenizer: &Tokenizer, talk: &args::TalkArgs) -> Result<Option<Template>> {
     if let Some(path) = &talk.chat_template_file {
         return Template::new(&read_text(path)?, &path.display().to_string()).map(Some).context(Failure::Usage);
     }
-    let has = gguf.meta.opt_str("tokenizer.chat_template")?.is_some();
-    if !has && talk.chat_template.is_none() {
-        return Ok(None);
+    if let Some(name) = &talk.chat_template {
+        let bos = tokenizer.bos().is_some() && tokenizer.adds_bos();
+        return Template::chosen(&gguf.meta, name, bos).map(Some).context(Failure::Usage);
     }
-    let of = Template::of(&gguf.meta, talk.chat_template.as_deref(), false);
-    of.map(Some).context(if talk.chat_template.is_some() { Failure::Usage } else { Failure::Model })
+    match gguf.meta.opt_str("tokenizer.chat_template")? {
+        Some(_) => Template::of(&gguf.meta, None, false).map(Some).context(Failure::Model),
+        None => Ok(None),
+    }
 }
 
 fn turns(
@@ -182,11 +185,16 @@ impl args::TalkArgs {
     pub(super) fn params(&self) -> GenParams {
         GenParams {
             limit: usize::try_from(self.n_predict).ok(),
-            stop: self.stop.clone(),
+            stop: self.stop.iter().map(|text| self.text(text)).collect(),
             ignore_eos: self.ignore_eos,
             budget: usize::try_from(self.reasoning_budget).ok(),
             logprobs: None,
         }
+    }
+
+    /// The text that a flag means.
+    pub(super) fn text(&self, typed: &str) -> String {
+        if self.no_escape { typed.to_owned() } else { unescape(typed) }
     }
 
     /// The system message, if one is given.

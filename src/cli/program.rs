@@ -2,32 +2,36 @@
 //! exit status.
 
 use std::ffi::OsString;
-use std::io::IsTerminal;
+use std::io::{IsTerminal, Write};
 use std::process::ExitCode;
 
 use anyhow::Result;
 use clap::{ArgMatches, CommandFactory, FromArgMatches};
 
-use super::args::{Cli, Verb};
+use super::args::{Cli, ModelArgs, Verb};
 use super::terminal::colour;
 use super::{
-    argv, batch, bench, chat, completions, convert, doctor, dry_run, errors, explain, fetch, list, logits, perplexity,
-    run, template, tokenize, verify,
+    affinity, argv, batch, bench, chat, completions, convert, doctor, dry_run, errors, explain, fetch, list, logits,
+    overrides, perplexity, run, template, tokenize, verify,
 };
 use crate::session::Interrupted;
 
 /// Runs the program: the whole of `main`.
 pub fn main(argv: impl Iterator<Item = OsString>) -> ExitCode {
-    let at_terminal = std::io::stdin().is_terminal() && std::io::stdout().is_terminal();
-    let argv = match argv::with_verb(argv::arguments(argv), at_terminal) {
-        Ok(argv) => argv,
+    let at = argv::Terminals { stdin: std::io::stdin().is_terminal(), stdout: std::io::stdout().is_terminal() };
+    let line = match argv::read(argv.collect(), at) {
+        Ok(argv::Request::Run(line)) => line,
+        Ok(argv::Request::Print(text)) => {
+            return ExitCode::from(u8::from(writeln!(std::io::stdout(), "{text}").is_err()));
+        }
         Err(why) => {
             say!("tandem: usage error: {why}");
             return ExitCode::from(2);
         }
     };
     let mut command = Cli::command();
-    let parsed = command.try_get_matches_from_mut(argv).and_then(|given| Ok((Cli::from_arg_matches(&given)?, given)));
+    let parsed =
+        command.try_get_matches_from_mut(&line.words).and_then(|given| Ok((Cli::from_arg_matches(&given)?, given)));
     let (mut cli, given) = match parsed.map_err(|e| e.format(&mut command)) {
         Ok(parsed) => parsed,
         Err(e) => {
@@ -37,7 +41,11 @@ pub fn main(argv: impl Iterator<Item = OsString>) -> ExitCode {
     };
     errors::be_strict(cli.strict);
     set_up_notices(&cli);
-    match fetch::settle(&mut cli.verb).and_then(|_headers| run_verb(&cli.verb, &given)) {
+    let done = line.tell(cli.quiet).and_then(|()| {
+        let _headers = fetch::settle(&mut cli.verb)?;
+        run_verb(&cli.verb, &given)
+    });
+    match done {
         Ok(()) => ExitCode::SUCCESS,
         Err(e) if errors::is_closed_pipe(&e) => ExitCode::SUCCESS,
         Err(e) => {
@@ -68,8 +76,27 @@ fn set_up_notices(cli: &Cli) {
         .init();
 }
 
+/// The flags of the model that a verb opens, if it has all of them.
+fn model_flags(verb: &Verb) -> Option<&ModelArgs> {
+    match verb {
+        Verb::Chat(a) => Some(&a.model),
+        Verb::Run(a) => Some(&a.model),
+        Verb::Batch(a) => Some(&a.model),
+        Verb::Logits(a) => Some(&a.model),
+        Verb::Bench(a) => Some(&a.model),
+        Verb::Explain(a) => Some(&a.model),
+        Verb::Perplexity(a) => Some(&a.model),
+        Verb::Verify(a) => Some(&a.model),
+        _ => None,
+    }
+}
+
 /// `given`: what clap made the verb of, for `--dry-run`.
 fn run_verb(verb: &Verb, given: &ArgMatches) -> Result<()> {
+    if let Some(model) = model_flags(verb) {
+        affinity::hold(&model.overrides)?;
+        overrides::hold(&model.overrides)?;
+    }
     if dry_run::run(verb, given)? {
         return Ok(());
     }

@@ -34,7 +34,7 @@ pub(super) fn run(a: &args::RunArgs) -> Result<()> {
     let prompt = input::prompt(a)?;
     let prefix = a.prefix_file.as_deref().map(read_text).transpose()?;
     let mut form = structured::form(&a.structured)?;
-    let mode = Mode { n_seq: 1, raw: a.raw, leaves: true, requests: false };
+    let mode = Mode { n_seq: 1, raw: a.is_raw(), leaves: true, requests: false };
     let opened = Opened::open(&a.model, &a.sampling, &a.talk, mode)?;
     let Opened { mut session, tokenizer, turns, settings, interrupted } = opened;
     let turns = check_turns(a, turns)?;
@@ -84,7 +84,7 @@ pub(super) fn run(a: &args::RunArgs) -> Result<()> {
 fn check_turns(a: &args::RunArgs, turns: Option<Turns>) -> Result<Option<Turns>> {
     let asked = a.talk.system_prompt.is_some() || a.talk.system_prompt_file.is_some();
     match turns {
-        None if a.raw && asked => usage("-sys has no place in a text that --raw continues".into()),
+        None if a.is_raw() && asked => usage("-sys has no place in a text that --raw continues".into()),
         Some(turns) => Ok(Some(turns)),
         None if a.chat || asked => usage(
             "this model has no chat template: give one with --chat-template-file, or continue plain text without \

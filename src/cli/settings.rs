@@ -6,6 +6,7 @@ use serde_json::Value;
 
 use super::args::SamplingArgs;
 use super::errors::{Failure, off, usage};
+use super::escapes::unescape;
 use crate::gguf::Meta;
 use crate::sample::{Params, Sampler, Stage};
 use crate::text::Tokenizer;
@@ -280,27 +281,4 @@ fn bias(text: &str) -> Option<(u32, f32)> {
     let by: f32 = by.trim().parse().ok()?;
     let by = if text[at..].starts_with('-') { -by } else { by };
     (by < f32::INFINITY).then_some((id, by))
-}
-
-/// Text with the escapes that llama.cpp reads in flags: \n \r \t \\ \' \" and \x with two digits.
-/// Others stay as they are.
-fn unescape(text: &str) -> String {
-    let mut out = String::new();
-    let mut rest = text;
-    while let Some(at) = rest.find('\\') {
-        let (before, escape) = rest.split_at(at);
-        let hex = escape.get(2..4).and_then(|digits| u8::from_str_radix(digits, 16).ok()).filter(u8::is_ascii);
-        let (c, n) = match (escape[1..].chars().next(), hex) {
-            (Some('n'), _) => ('\n', 2),
-            (Some('r'), _) => ('\r', 2),
-            (Some('t'), _) => ('\t', 2),
-            (Some(c @ ('\\' | '\'' | '"')), _) => (c, 2),
-            (Some('x'), Some(c)) => (char::from(c), 4),
-            _ => ('\\', 1),
-        };
-        out.push_str(before);
-        out.push(c);
-        rest = &escape[n..];
-    }
-    out + rest
 }

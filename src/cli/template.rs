@@ -29,9 +29,13 @@ pub(super) fn run(a: &args::TemplateArgs) -> Result<()> {
         Some(path) => Template::new(&read_text(path)?, &path.display().to_string())?,
         None => {
             let gguf = open::header(a.model.as_deref(), &Load::default(), 0)?;
-            Tokenizer::new(&gguf).context(Failure::Model)?.add_variables(object);
+            let tokenizer = Tokenizer::new(&gguf).context(Failure::Model)?;
+            tokenizer.add_variables(object);
             let tools = object.get("tools").and_then(Value::as_array).is_some_and(|t| !t.is_empty());
-            Template::of(&gguf.meta, a.chat_template.as_deref(), tools).context(Failure::Model)?
+            match &a.chat_template {
+                Some(name) => Template::chosen(&gguf.meta, name, tokenizer.adds_bos()).context(Failure::Usage)?,
+                None => Template::of(&gguf.meta, None, tools).context(Failure::Model)?,
+            }
         }
     };
     let prompt = template.render(&variables, a.now.unwrap_or_else(Clock::now))?;

@@ -5,6 +5,7 @@ use std::io::{BufWriter, IsTerminal, Read, Write};
 use anyhow::{Context, Result, anyhow};
 
 use super::errors::{Failure, usage};
+use super::escapes::unescape;
 use super::files::read_text;
 use super::{args, open};
 use crate::gguf::Load;
@@ -37,7 +38,7 @@ pub(super) fn run(a: &args::TokenizeArgs) -> Result<()> {
 /// The text from -p, -f or stdin.
 fn text(a: &args::TokenizeArgs) -> Result<String> {
     if let Some(text) = &a.prompt {
-        return Ok(text.clone());
+        return Ok(if a.no_escape { text.clone() } else { unescape(text) });
     }
     if let Some(path) = &a.file {
         return read_text(path);

@@ -5,6 +5,7 @@ use std::path::PathBuf;
 use clap::Args;
 
 use super::HubArgs;
+use super::overrides::OverrideArgs;
 
 /// Which model, and how it is opened.
 #[derive(Debug, Args, Clone)]
@@ -72,4 +73,7 @@ pub struct ModelArgs {
     /// other, and the hits of the expert cache
     #[arg(long)]
     pub stats: bool,
+    /// What holds instead of the model file's metadata.
+    #[command(flatten)]
+    pub overrides: OverrideArgs,
 }

@@ -12,13 +12,14 @@ use super::sampling::SamplingArgs;
 #[command(next_help_heading = "Conversation")]
 pub struct TalkArgs {
     /// System message [also: -sys]
-    #[arg(long, value_name = "TEXT")]
+    #[arg(long, value_name = "TEXT", allow_hyphen_values = true)]
     pub system_prompt: Option<String>,
     /// Read the system message from a file [also: -sysf]
     #[arg(long, value_name = "FILE", conflicts_with = "system_prompt")]
     pub system_prompt_file: Option<PathBuf>,
-    /// Name of the model's chat template to use, if it has several
-    #[arg(long, value_name = "NAME")]
+    /// Chat template to use: the name of one of the model's, one of llama.cpp's names (chatml,
+    /// llama3, ...), or Jinja
+    #[arg(long, value_name = "NAME|JINJA")]
     pub chat_template: Option<String>,
     /// Chat template (Jinja) to use instead of the model's
     #[arg(long, value_name = "FILE", conflicts_with = "chat_template")]
@@ -33,8 +34,11 @@ pub struct TalkArgs {
     #[arg(long, value_name = "N", default_value_t = -1, allow_negative_numbers = true, value_parser = clap::value_parser!(i64).range(-1..))]
     pub reasoning_budget: i64,
     /// Stop at this text; may be given several times
-    #[arg(short = 'r', long, value_name = "TEXT", alias = "reverse-prompt")]
+    #[arg(short = 'r', long, value_name = "TEXT", alias = "reverse-prompt", allow_hyphen_values = true)]
     pub stop: Vec<String>,
+    /// Take -p and --stop as they are typed; otherwise \n, \t, \\, \", \' and \xHH are escapes
+    #[arg(long)]
+    pub no_escape: bool,
     /// Tokens to generate; -1 is no limit: until the model ends or the context is full
     #[arg(short, long, value_name = "N", default_value_t = -1, allow_negative_numbers = true, alias = "predict", value_parser = clap::value_parser!(i64).range(-1..))]
     pub n_predict: i64,
@@ -78,6 +82,9 @@ pub struct RunArgs {
     /// The model.
     #[command(flatten)]
     pub model: ModelArgs,
+    /// The prompt, as -p has it
+    #[arg(value_name = "PROMPT", conflicts_with_all = ["prompt", "file"])]
+    pub question: Option<String>,
     /// The prompt; text from stdin is appended to it
     #[arg(short, long, value_name = "TEXT", allow_hyphen_values = true)]
     pub prompt: Option<String>,
@@ -93,6 +100,12 @@ pub struct RunArgs {
     /// The prompt is plain text to continue, without the chat template
     #[arg(long)]
     pub raw: bool,
+    /// Write this before the prompt and continue plain text, as --raw does
+    #[arg(long, value_name = "TEXT", allow_hyphen_values = true, conflicts_with = "chat")]
+    pub in_prefix: Option<String>,
+    /// Write this after the prompt and continue plain text, as --raw does
+    #[arg(long, value_name = "TEXT", allow_hyphen_values = true, conflicts_with = "chat")]
+    pub in_suffix: Option<String>,
     /// Print one JSON object: text, reasoning, finish reason, token counts, times, seed
     #[arg(long)]
     pub json: bool,
@@ -119,6 +132,13 @@ pub struct RunArgs {
     /// How to choose tokens.
     #[command(flatten)]
     pub sampling: SamplingArgs,
+}
+
+impl RunArgs {
+    /// Whether the prompt is plain text to continue, whatever template there is.
+    pub fn is_raw(&self) -> bool {
+        self.raw || self.in_prefix.is_some() || self.in_suffix.is_some()
+    }
 }
 
 /// `tandem chat`.

@@ -40,6 +40,15 @@ pub(super) fn names() -> impl Iterator<Item = &'static str> {
     ALL.iter().map(|c| c.0)
 }
 
+/// A line with the slash of the words that leave or help elsewhere too: exit, quit, ?.
+pub(super) fn with_slash(text: String) -> String {
+    match text.trim() {
+        "exit" | "quit" => "/exit".into(),
+        "?" => "/help".into(),
+        _ => text,
+    }
+}
+
 /// A file's name as it was typed, or as completion wrote it: ~ is the home folder, and a backslash
 /// makes a letter itself.
 fn path(text: &str) -> String {

@@ -30,10 +30,16 @@ pub(super) fn check_files(a: &args::RunArgs) -> Result<()> {
     Ok(())
 }
 
-/// The prompt from -p or -f, with stdin appended to it.
+/// The prompt, between --in-prefix and --in-suffix.
 pub(super) fn prompt(a: &args::RunArgs) -> Result<String> {
-    let own = match (&a.prompt, &a.file) {
-        (Some(text), _) => Some(text.clone()),
+    let around = |text: &Option<String>| text.as_deref().map_or(String::new(), |text| a.talk.text(text));
+    Ok(around(&a.in_prefix) + &given(a)? + &around(&a.in_suffix))
+}
+
+/// The prompt from -p or -f, with stdin appended to it.
+fn given(a: &args::RunArgs) -> Result<String> {
+    let own = match (a.prompt.as_ref().or(a.question.as_ref()), &a.file) {
+        (Some(text), _) => Some(a.talk.text(text)),
         (None, Some(path)) => Some(read_text(path)?),
         (None, None) => None,
     };
