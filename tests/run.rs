@@ -215,7 +215,7 @@ fn every_way_to_end_has_its_own_status() {
     let (code, said) = status(&["-p", "x", "--grammar", "root ::= <[70]>", "--logit-bias", "70-inf"]);
     assert!(code == 6 && said.contains("dead end"), "{code} {said}");
     let (code, said) = status(&["-p", "x", "--no-such-flag"]);
-    assert!(code == 2 && said.contains("unexpected argument"), "{said}");
+    assert!(code == 2 && said.contains("--no-such-flag: no such flag"), "{said}");
     let (code, said) = status(&["-p", "x", "--top-kk", "3"]);
     assert!(code == 2 && said.contains("--top-k"), "a near flag is named: {said}");
     let (code, _) = status(&["-p", "x", "-m", "/nowhere.gguf"]);
@@ -269,11 +269,15 @@ fn completions_and_pages_of_the_manual_come_from_the_same_definitions() {
 }
 
 #[test]
-fn without_a_verb_a_script_is_told_so_and_no_chat_begins() {
-    let o = tandem(&["-m", "x.gguf"]).output().unwrap();
-    assert!(o.status.code() == Some(2) && o.stdout.is_empty() && err(&o).contains("no verb"), "{}", err(&o));
-    let o = run(&["-p", "x", "-fa", "on"]);
-    assert!(o.status.code() == Some(2) && err(&o).contains("-fa: no such flag"), "{}", err(&o));
+fn without_a_verb_a_script_answers_what_is_piped_in_and_no_chat_begins() {
+    let o = tandem(&["-q", common::demo().to_str().unwrap(), "-n", "5"]).output().unwrap(); // nothing is piped in
+    assert!(
+        o.status.code() == Some(2) && o.stdout.is_empty() && err(&o).contains("the prompt is empty"),
+        "{}",
+        err(&o)
+    );
+    let o = run(&["-p", "x", "-fa", "off"]);
+    assert!(o.status.code() == Some(2) && err(&o).contains("-fa off: not here"), "{}", err(&o));
 }
 
 #[test]

@@ -101,7 +101,9 @@ fn with_verb(mut words: Vec<OsString>, program: &Command, at: Terminals) -> Resu
         i += 1 + known.values(&words[i + 1..]).unwrap_or(0);
     }
     let is_verb = |word: &OsString| *word == "help" || program.get_subcommands().any(|v| *word == *v.get_name());
-    let verb = match places.first() {
+    // Of a flag that only the verb knows, the value may look like a word of its own.
+    let named = places.iter().find(|&&at| words[1].as_encoded_bytes().starts_with(b"-") && is_verb(&words[at]));
+    let verb = match named.or(places.first()) {
         Some(&at) if is_verb(&words[at]) || !(help || model || is_model(&words[at])) => {
             let verb = words.remove(at); // clap names the near one if it is none
             words.insert(1, verb);

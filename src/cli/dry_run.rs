@@ -100,6 +100,7 @@ fn line(name: &str, given: &ArgMatches, resolved: &Resolved) -> String {
 fn placed(model: &args::ModelArgs, o: &Options, gguf: &crate::gguf::Gguf) -> Result<Resolved> {
     let tape = session::tape(gguf, o).context(Failure::Model)?;
     super::unknown::unknown_keys(gguf, &tape)?;
+    super::overrides::report_idle(gguf, &tape)?;
     let shape = session::shape(gguf, o).context(Failure::Model)?;
     let budget = match open::gpu(model, o)? {
         Some(gpu) => {

@@ -8,7 +8,7 @@ use super::values::adjusted;
 use crate::cli::args::Cli;
 
 /// Whether the flags that name a model on the hub are there; until then they are refused as flags that are not here.
-const HUB: bool = false;
+pub(super) const HUB: bool = false;
 
 /// What follows a flag.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -52,6 +52,8 @@ pub(in crate::cli) enum Support {
     Hub(&'static str),
     /// It is so anyway, in the cases named; in others it is not here for this reason.
     Already(When, &'static str),
+    /// One of two, by the value.
+    If(When, &'static Support, &'static Support),
     /// It is not followed for this reason, which changes no text.
     Idle(&'static str),
     /// It is refused: the reason, and what to do instead.
@@ -134,6 +136,7 @@ impl Support {
                 }
                 Err(why) => Outcome::Refused(why),
             },
+            Support::If(when, yes, no) => (if when.holds(verb, &first) { yes } else { no }).outcome(verb, values),
             Support::Already(when, _) if when.holds(verb, &first) => Outcome::Already,
             Support::Already(_, why) | Support::NotHere(why) => Outcome::Refused(format!("not here; {why}")),
             Support::Idle(why) => Outcome::Idle(why),

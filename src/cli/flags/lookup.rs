@@ -130,8 +130,9 @@ fn is_switch(word: &str) -> bool {
     word.split(',').all(|part| WORDS.contains(&part))
 }
 
-/// Whether the rest of a word is a number, or several: `5`, `-1`, `0.5`, `512,1024`.
+/// Whether the rest of a word is a number, or several: `5`, `-1`, `0.5`, `512,1024`, `7-inf`.
 fn is_number(text: &str) -> bool {
+    let text = text.strip_suffix("inf").unwrap_or(text);
     text.contains(|c: char| c.is_ascii_digit()) && text.chars().all(|c| c.is_ascii_digit() || "+-.,".contains(c))
 }
 

@@ -7,7 +7,7 @@
 
 use super::flag::{Flag, Support, Takes, When};
 use super::values;
-use Support::{Already, Becomes, Changes, Hub, Idle, NotHere, Works, WorksOr};
+use Support::{Already, Becomes, Changes, Hub, Idle, If, NotHere, Works, WorksOr};
 use Takes::{Nothing, One, Pair, Switch, Two};
 use When::{AtLeast, Is, Verbs};
 
@@ -44,7 +44,9 @@ const SPIN: &str = "threads wait actively for 60 microseconds, then sleep";
 const TYPED: &str = "sessions, the context and its checkpoints take what memory they need";
 
 const ON: When = Is(&["", "on", "auto", "1", "true", "enabled", "-1"]);
+const OFF: When = Is(&["0", "off", "false", "disabled"]);
 const ANY: When = When::Any;
+const SO: &Support = &Already(ANY, "");
 
 const fn row(names: &'static str, takes: Takes, support: Support) -> Flag {
     Flag::new(names, takes, support)
@@ -168,9 +170,9 @@ pub(super) const TABLE: &[Flag] = &[
     row("-fa --flash-attn", Switch, Already(ON, FLASH)),
     row("--no-warmup", Nothing, Already(ANY, "")),
     row("-w --warmup", Switch,
-        Already(Is(&["0", "off", "false"]), "nothing is warmed up; the first token may take longer")),
-    row("-co --color", Switch, Already(ON, "NO_COLOR=1 in the environment turns colours off")),
-    row("--log-colors", One, Already(Is(&["auto"]), "colours go to terminals only; NO_COLOR=1 turns them off")),
+        If(OFF, SO, &Idle("nothing is warmed up; the first token may take longer"))),
+    row("-co --color", Switch, If(ON, SO, &Idle("NO_COLOR=1 in the environment turns colours off"))),
+    row("--log-colors", One, If(Is(&["auto"]), SO, &Idle("colours go to terminals only; NO_COLOR=1 turns them off"))),
     row("-e --escape", Nothing, Already(ANY, "")),
     row("--no-display-prompt", Nothing, Already(ANY, "")),
     row("--simple-io -mli --multiline-input", Nothing, Already(ANY, "")),
@@ -179,8 +181,8 @@ pub(super) const TABLE: &[Flag] = &[
     row("-kvu --kv-unified", Nothing, Already(ANY, "")),
     row("-kvo --kv-offload --op-offload", Nothing, Already(ANY, "")),
     row("--no-context-shift", Nothing, Already(ANY, "")),
-    row("--context-shift", Switch, Already(Is(&["off", "0", "false", "disabled"]), SHIFT)),
-    row("-sm --split-mode", One, Already(Is(&["none"]), ONE_GPU)),
+    row("--context-shift", Switch, Already(OFF, SHIFT)),
+    row("-sm --split-mode", One, If(Is(&["layer"]), &Idle(ONE_GPU), &Already(Is(&["none"]), ONE_GPU))),
     row("-mg --main-gpu", One, Already(Is(&["0"]), ONE_GPU)),
     row("--max-gpu", One, Already(AtLeast(1), ONE_GPU)),
     row("-dev --device", One, Becomes(values::device)),
@@ -188,16 +190,15 @@ pub(super) const TABLE: &[Flag] = &[
     row("-cnv --conversation -i --interactive -if --interactive-first", Nothing,
         Already(Verbs(&["chat"]), "tandem chat is a conversation; tandem run answers one prompt")),
     row("--swa-full", Nothing, Already(ANY, "")),
-    row("-fit --fit", Switch, Already(ON, FITS)),
+    row("-fit --fit", Switch, If(ON, SO, &Idle(FITS))),
     row("--fit-margin -gfm --gpu-fit-margin -fitt --fit-target -fitc --fit-ctx", One,
         Idle("free GPU memory is measured and a margin is kept")),
-    row("--prio --prio-batch", One, Already(Is(&["0"]), PRIORITY)),
-    row("--poll --poll-batch", One, Already(AtLeast(1), SPIN)),
+    row("--prio --prio-batch", One, If(Is(&["0"]), SO, &Idle(PRIORITY))),
+    row("--poll --poll-batch", One, If(AtLeast(1), SO, &Idle(SPIN))),
     row("--cpu-strict --cpu-strict-batch", One,
-        Already(Is(&["0"]), "the system moves threads within -C; taskset pins a process")),
+        If(Is(&["0"]), SO, &Idle("the system moves threads among the CPUs of -C"))),
     row("--cache-prompt --cache-idle-slots", Nothing, Already(ANY, "")),
     row("-cb --cont-batching", Nothing, Already(ANY, "")),
-    row("--no-lora-init", Nothing, Already(ANY, "")),
     row("--reasoning-format", One,
         Already(Is(&["auto", "deepseek"]), "reasoning is always told apart from the answer: --json has both")),
     row("--no-skip-chat-parsing --no-reasoning-preserve", Nothing, Already(ANY, "")),
@@ -205,15 +206,15 @@ pub(super) const TABLE: &[Flag] = &[
     row("--no-ui --no-webui --no-slots --no-models-autoload --no-ui-mcp-proxy --no-webui-mcp-proxy -no-ag", Nothing,
         Already(ANY, "")),
     row("--no-agent --no-cors-credentials", Nothing, Already(ANY, "")),
-    row("-rtr --run-time-repack --repack", Switch, Already(ON, "kernels read the weights as the file has them")),
-    row("-fmoe --fused-moe -fug --fused-up-gate -mmad --fused-mul-multiadd -ooae", Switch, Already(ON, FUSED)),
-    row("--offload-only-active-experts", Switch, Already(ON, FUSED)),
-    row("-mqkv --merge-qkv -muge --merge-up-gate-experts --merge-up-gate-exps", Switch, Already(ON, "")),
+    row("-rtr --run-time-repack --repack", Switch, If(ON, SO, &Idle("kernels read the weights as the file has them"))),
+    row("-fmoe --fused-moe -fug --fused-up-gate -mmad --fused-mul-multiadd -ooae", Switch, If(ON, SO, &Idle(FUSED))),
+    row("--offload-only-active-experts", Switch, If(ON, SO, &Idle(FUSED))),
+    row("-mqkv --merge-qkv -muge --merge-up-gate-experts --merge-up-gate-exps", Switch, If(ON, SO, &Idle(FUSED))),
     row("-mla --mla-use --mla-attn", One,
-        Already(AtLeast(1), "latent attention is always computed in the latent space")),
+        If(AtLeast(1), SO, &Idle("latent attention is always computed in the latent space"))),
     row("-amb --attention-max-batch --attn-max-batch", One, Already(ANY, "")),
     row("-ger --grouped-expert-routing -gr --graph-reuse -sas --scheduler-async -rcache --rope-cache", Switch,
-        Already(ON, "")),
+        If(ON, SO, &Idle("it is always so here"))),
     row("-fdn --fused-delta-net", One, Already(ANY, "")),
     row("-dsa --dsa -fidx --fused-indexer-topk", Nothing, Already(ANY, "")),
     row("-no-mtp --no-multi-token-prediction", Nothing, Already(ANY, "")),

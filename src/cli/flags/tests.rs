@@ -6,7 +6,7 @@ use std::ffi::OsString;
 
 use clap::CommandFactory;
 
-use super::flag::{Support, Takes};
+use super::flag::{HUB, Support, Takes};
 use super::lookup::find;
 use super::table::TABLE;
 use crate::cli::args::Cli;
@@ -62,7 +62,7 @@ fn class(support: &Support) -> &'static str {
         Support::Works(_) | Support::WorksOr(..) | Support::Becomes(_) => "works",
         Support::Changes(_) => "changes what is written",
         Support::Hub(_) => "names a model on the hub",
-        Support::Already(..) => "already so",
+        Support::Already(..) | Support::If(..) => "already so",
         Support::Idle(_) => "no effect on the text",
         Support::NotHere(_) => "not here",
     }
@@ -70,39 +70,36 @@ fn class(support: &Support) -> &'static str {
 
 #[test]
 fn every_spelling_of_the_table_ends_in_its_class() {
-    let program = Cli::command();
-    let verbs: Vec<&str> = program.get_subcommands().map(clap::Command::get_name).collect();
     let (mut seen, mut counts) = (HashSet::new(), BTreeMap::new());
     for flag in TABLE {
+        let values: &[&str] = match flag.takes {
+            Takes::Nothing => &[""],
+            Takes::Two => &["a b"],
+            _ => &["0", "1", "", "none", "auto", "off", "causal", "4"],
+        };
         for name in flag.names() {
             assert!(seen.insert(name), "{name} is in the table twice");
             *counts.entry(class(&flag.support)).or_insert(0) += 1;
-            let values: &[&str] = match flag.takes {
-                Takes::Nothing => &[""],
-                Takes::Two => &["a b"],
-                _ => &["", "1", "0", "none", "auto", "off", "causal", "mmap", "4"],
+            let lines = || {
+                let verbs = ["run", "chat", "batch", "perplexity", "tokenize", "bench"];
+                let lines =
+                    verbs.iter().flat_map(|verb| values.iter().map(move |value| format!("{verb} {name} {value}")));
+                lines.map(|line| typed(&line.split_whitespace().collect::<Vec<_>>()))
             };
-            let lines: Vec<Result<CommandLine, String>> = verbs
-                .iter()
-                .flat_map(|verb| values.iter().map(move |value| format!("{verb} {name} {value}")))
-                .map(|line| typed(&line.split_whitespace().collect::<Vec<_>>()))
-                .collect();
-            let fine = |is: &dyn Fn(&CommandLine) -> bool| lines.iter().flatten().any(is);
+            let becomes_words = || lines().flatten().any(|l| l.words.len() > 2);
+            let is_told = || lines().flatten().any(|l| l.tells(name) && l.words.len() == 2);
             let holds = match flag.support {
-                Support::Works(_) | Support::Changes(_) => fine(&|l| l.words.len() > 2),
-                Support::WorksOr(..) => fine(&|l| l.words.len() > 2) && fine(&|l| l.tells(name)),
-                Support::Becomes(_) => fine(&|l| l.words.len() > 2),
-                Support::Already(..) | Support::Idle(_) => fine(&|l| l.tells(name) && l.words.len() == 2),
-                Support::NotHere(_) | Support::Hub(_) => {
-                    lines.iter().any(|l| l.as_ref().is_err_and(|e| e.starts_with(name) && e.len() > name.len() + 9))
-                }
+                Support::Works(_) | Support::Changes(_) | Support::Becomes(_) => becomes_words(),
+                Support::WorksOr(..) => becomes_words() && is_told(),
+                Support::Already(..) | Support::If(..) | Support::Idle(_) => is_told(),
+                Support::Hub(_) if HUB => becomes_words(),
+                // A verb may have a flag under this very name, with a meaning of its own.
+                Support::NotHere(_) | Support::Hub(_) => lines().take(2).all(|line| match line {
+                    Err(why) => why.starts_with(name) && why.len() > name.len() + 9,
+                    Ok(line) => line.words.len() > 2,
+                }),
             };
-            // A verb may have a flag under this very name, with a meaning of its own (-p of bench).
-            assert!(holds, "{name}: {:?} gives {lines:?}", flag.support);
-            if matches!(flag.support, Support::NotHere(_) | Support::Hub(_)) {
-                let own = lines.iter().flatten().all(|l| l.words.len() > 2);
-                assert!(own, "{name} is refused by every verb that has no such flag: {lines:?}");
-            }
+            assert!(holds, "{name}: {:?} gives {:?}", flag.support, lines().collect::<Vec<_>>());
         }
     }
     let all: usize = counts.values().sum();
@@ -126,6 +123,7 @@ fn an_unknown_short_flag_is_never_split_and_the_near_one_is_named() {
         assert!(refused(line).contains(near), "{line}: {}", refused(line));
     }
     assert_eq!(words("run -n5 -c4096 -s-1 -vv")[1..], ["--n-predict=5", "--ctx-size=4096", "--seed=-1", "-vv"]);
+    assert_eq!(words("run -l7-inf -l 3+1")[1..], ["--logit-bias=7-inf", "--logit-bias=3+1"]);
     assert_eq!(words("bench -p512,1024")[1..], ["--n-prompt=512,1024"]);
 }
 
@@ -179,6 +177,7 @@ fn a_command_without_a_verb_gets_the_one_that_it_means() {
         ("explain x.gguf", "explain x.gguf"),
         ("batch x.gguf y.jsonl", "batch --model=x.gguf y.jsonl"),
         ("bnech", "bnech"),
+        ("--ram 64G explain x.gguf", "explain --ram=64G x.gguf"),
         ("--version", "--version"),
     ] {
         assert_eq!(verb(line, true, true), want, "{line}");
@@ -215,7 +214,7 @@ const POSTED: [(&str, Result<&str, &str>); 20] = [
     ),
     ("run -m M --lora a.gguf --mmproj b.gguf -p hi", Err("2 flags cannot be used")),
     ("run -m M -ot token_embd=CPU -sm none -mg 0 -dev CUDA0 -p hi", Ok("--override-tensor=token_embd=CPU")),
-    ("run -m M -ts 24,24 -sm layer -ngl 99 -p hi", Err("-sm layer: not here; one GPU is used")),
+    ("run -m M -ts 24,24 -sm layer -ngl 99 -p hi", Ok("--gpu-layers=99")),
     ("run -m M -st -cnv -p hi", Err("-cnv: not here; tandem chat is a conversation")),
     ("chat -m M -cnv --color -i -mli -ngl 99 --reasoning-budget 0", Ok("--reasoning-budget=0")),
     ("run -m M --rope-scaling yarn --rope-scale 4 --yarn-orig-ctx 32768 -c 131072 -p hi", Ok("--rope-scale=4")),
@@ -247,4 +246,32 @@ fn commands_as_they_are_posted_run_or_end_in_one_complete_message() {
             (got, _) => panic!("{line}: {got:?}"),
         }
     }
+}
+
+#[test]
+fn what_is_so_anyway_is_so_for_its_values_alone() {
+    for line in [
+        "run -fa off",
+        "run -np 4",
+        "run --no-jinja",
+        "run -sm row",
+        "chat -st",
+        "run -cnv",
+        "run --attention non-causal",
+    ] {
+        let flag = line.split(' ').nth(1).unwrap();
+        assert!(refused(line).starts_with(flag), "{line}: {}", refused(line));
+    }
+    for line in
+        ["run -fa on", "run -fa", "run -np 1", "run --jinja", "run -sm none", "chat -cnv", "run -st", "run -dev CUDA0"]
+    {
+        let all: Vec<&str> = line.split(' ').collect();
+        let got = typed(&all).unwrap();
+        assert!(got.words.len() == 2 && got.tells(all[1]), "{line}: {got:?}");
+    }
+    assert_eq!(words("batch -np 4")[1..], ["--parallel=4"]);
+    assert_eq!(
+        words("run -dev none -lm mlock -lv 5")[1..],
+        ["--gpu-layers=0", "--no-mmap", "--mlock", "--verbose", "--verbose"]
+    );
 }
