@@ -7,9 +7,6 @@ use clap::{Command, CommandFactory};
 use super::values::adjusted;
 use crate::cli::args::Cli;
 
-/// Whether the flags that name a model on the hub are there; until then they are refused as flags that are not here.
-pub(super) const HUB: bool = false;
-
 /// What follows a flag.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(in crate::cli) enum Takes {
@@ -48,8 +45,6 @@ pub(in crate::cli) enum Support {
     Becomes(fn(&str) -> Result<Vec<String>, String>),
     /// It is this flag here, and changes the text.
     Changes(&'static str),
-    /// It names a model on the hub, by this flag.
-    Hub(&'static str),
     /// It is so anyway, in the cases named; in others it is not here for this reason.
     Already(When, &'static str),
     /// One of two, by the value.
@@ -97,16 +92,14 @@ impl Flag {
     /// The flag here that it is, if it is one.
     pub(in crate::cli) fn long(&self) -> Option<&'static str> {
         match self.support {
-            Support::Works(long) | Support::WorksOr(long, _) | Support::Changes(long) | Support::Hub(long) => {
-                Some(long)
-            }
+            Support::Works(long) | Support::WorksOr(long, _) | Support::Changes(long) => Some(long),
             _ => None,
         }
     }
 
     /// Whether it is not refused anyway.
     pub(in crate::cli) fn is_useful(&self) -> bool {
-        !matches!(self.support, Support::NotHere(_)) && (HUB || !matches!(self.support, Support::Hub(_)))
+        !matches!(self.support, Support::NotHere(_))
     }
 
     /// What becomes of it in a verb, with these values (none, one or two).
@@ -120,8 +113,6 @@ impl Support {
         let first = values.first().map_or("".into(), |v| v.to_string_lossy());
         match *self {
             Support::Works(long) | Support::Changes(long) => words(verb, &[(long, values.first())]),
-            Support::Hub(long) if HUB => words(verb, &[(long, values.first())]),
-            Support::Hub(_) => Outcome::Refused("no such flag here; give a file with -m".into()),
             Support::WorksOr(long, _) if has(verb, long) => words(verb, &[(long, values.first())]),
             Support::WorksOr(_, other) => other.outcome(verb, values),
             Support::Becomes(of) => match of(&first) {

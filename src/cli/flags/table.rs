@@ -7,7 +7,7 @@
 
 use super::flag::{Flag, Support, Takes, When};
 use super::values;
-use Support::{Already, Becomes, Changes, Hub, Idle, If, NotHere, Works, WorksOr};
+use Support::{Already, Becomes, Changes, Idle, If, NotHere, Works, WorksOr};
 use Takes::{Nothing, One, Pair, Switch, Two};
 use When::{AtLeast, Is, Verbs};
 
@@ -56,10 +56,10 @@ const fn row(names: &'static str, takes: Takes, support: Support) -> Flag {
 #[rustfmt::skip]
 pub(super) const TABLE: &[Flag] = &[
     // From the hub: other names for what may come.
-    row("-hf -hfr --hf-repo", One, Hub("--hf-repo")),
-    row("-hff --hf-file", One, Hub("--hf-file")),
-    row("-hft --hf-token", One, Hub("--hf-token")),
-    row("-mu --model-url", One, Hub("--model-url")),
+    row("-hf -hfr --hf-repo", One, Works("--hf-repo")),
+    row("-hff --hf-file", One, Works("--hf-file")),
+    row("-hft --hf-token", One, Works("--hf-token")),
+    row("-mu --model-url", One, NotHere("give -hf USER/REPO:QUANT, or fetch the file and give it with -m")),
 
     // What works here, by this name or another.
     row("-h --help --usage", Nothing, Works("--help")),

@@ -6,7 +6,7 @@ use std::ffi::OsString;
 
 use clap::CommandFactory;
 
-use super::flag::{HUB, Support, Takes};
+use super::flag::{Support, Takes};
 use super::lookup::find;
 use super::table::TABLE;
 use crate::cli::args::Cli;
@@ -61,7 +61,6 @@ fn class(support: &Support) -> &'static str {
     match support {
         Support::Works(_) | Support::WorksOr(..) | Support::Becomes(_) => "works",
         Support::Changes(_) => "changes what is written",
-        Support::Hub(_) => "names a model on the hub",
         Support::Already(..) | Support::If(..) => "already so",
         Support::Idle(_) => "no effect on the text",
         Support::NotHere(_) => "not here",
@@ -92,9 +91,8 @@ fn every_spelling_of_the_table_ends_in_its_class() {
                 Support::Works(_) | Support::Changes(_) | Support::Becomes(_) => becomes_words(),
                 Support::WorksOr(..) => becomes_words() && is_told(),
                 Support::Already(..) | Support::If(..) | Support::Idle(_) => is_told(),
-                Support::Hub(_) if HUB => becomes_words(),
                 // A verb may have a flag under this very name, with a meaning of its own.
-                Support::NotHere(_) | Support::Hub(_) => lines().take(2).all(|line| match line {
+                Support::NotHere(_) => lines().take(2).all(|line| match line {
                     Err(why) => why.starts_with(name) && why.len() > name.len() + 9,
                     Ok(line) => line.words.len() > 2,
                 }),
@@ -171,7 +169,7 @@ fn a_command_without_a_verb_gets_the_one_that_it_means() {
         ("x.gguf -p hi", "run --model=x.gguf --prompt=hi"),
         ("x.gguf hi", "run --model=x.gguf hi"),
         ("-m x.gguf hi", "run --model=x.gguf hi"),
-        ("-hfr x.gguf -m y", "-hfr x.gguf: no such flag here; give a file with -m"),
+        ("-hfr a/b -p hi", "run --hf-repo=a/b --prompt=hi"),
         ("-q run hi", "run -q hi"),
         ("run x.gguf hi", "run --model=x.gguf hi"),
         ("explain x.gguf", "explain x.gguf"),
@@ -222,10 +220,7 @@ const POSTED: [(&str, Result<&str, &str>); 20] = [
         "run -m M --override-kv qwen3moe.expert_used_count=int:6 -p hi",
         Ok("--override-kv=qwen3moe.expert_used_count=int:6"),
     ),
-    (
-        "run -hf user/repo:Q4_K_M --jinja -ngl 99 -p hi",
-        Err("-hf user/repo:Q4_K_M: no such flag here; give a file with -m"),
-    ),
+    ("run -hf user/repo:Q4_K_M --jinja -ngl 99 -p hi", Ok("--hf-repo=user/repo:Q4_K_M")),
     ("bench -m M -p 512 -n 128 -fa 1 -mmp 0 -rtr 1 -fmoe 1 -ngl 99 -ot exps=CPU -r 3", Ok("--no-mmap")),
     (
         "perplexity -m M -f wiki.txt -c 512 --seed 1337 -fmoe -mla 3 -ngl 99",
