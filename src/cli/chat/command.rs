@@ -112,6 +112,13 @@ mod tests {
     }
 
     #[test]
+    fn the_words_that_leave_other_programs_leave_this_one_and_nothing_longer_does() {
+        let line = |text: &str| with_slash(text.into());
+        assert_eq!([line("exit"), line(" quit "), line("?")], ["/exit", "/exit", "/help"]);
+        assert_eq!([line("exit now"), line("quit?"), line("/undo")], ["exit now", "quit?", "/undo"]);
+    }
+
+    #[test]
     fn a_misspelled_command_names_the_near_one_and_is_never_a_message() {
         let said = |line: &str| Command::parse(line).unwrap_err().to_string();
         assert!(said("/regn").contains("/regen"), "{}", said("/regn"));

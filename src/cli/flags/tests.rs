@@ -82,7 +82,7 @@ fn every_spelling_of_the_table_ends_in_its_class() {
             let lines = || {
                 let verbs = ["run", "chat", "batch", "perplexity", "tokenize", "bench"];
                 let lines =
-                    verbs.iter().flat_map(|verb| values.iter().map(move |value| format!("{verb} {name} {value}")));
+                    verbs.into_iter().flat_map(move |verb| values.iter().map(move |v| format!("{verb} {name} {v}")));
                 lines.map(|line| typed(&line.split_whitespace().collect::<Vec<_>>()))
             };
             let becomes_words = || lines().flatten().any(|l| l.words.len() > 2);
