@@ -5,8 +5,8 @@ mod forward;
 
 use std::io::{Read, Write};
 use std::path::Path;
-use std::sync::Arc;
 use std::sync::atomic::AtomicBool;
+use std::sync::{Arc, OnceLock};
 
 use anyhow::{Context, Result, bail};
 
@@ -162,6 +162,7 @@ pub struct Session {
     stop: Arc<AtomicBool>,
     decode_stats: DecodeStats,
     deterministic: bool,
+    fingerprint: OnceLock<String>,
 }
 
 /// The context that a model gets: what was asked, else its own up to 8192.
@@ -346,7 +347,21 @@ impl Session {
             stop: Arc::default(),
             decode_stats: DecodeStats::default(),
             deterministic,
+            fingerprint: OnceLock::new(),
         })
+    }
+
+    /// What the model's file is known by; `make` reads the file for it, the first time.
+    ///
+    /// # Errors
+    /// What `make` returns, and [`CutShort`](crate::gguf::CutShort) if the file was not whole any more when it was read.
+    pub(crate) fn fingerprint(&self, make: impl FnOnce(&Gguf) -> Result<String>) -> Result<&str> {
+        if let Some(known) = self.fingerprint.get() {
+            return Ok(known);
+        }
+        let new = make(self.engine.gguf())?;
+        self.engine.gguf().check_files()?;
+        Ok(self.fingerprint.get_or_init(|| new))
     }
 
     /// The engine underneath.
@@ -441,7 +456,19 @@ impl Session {
             return Ok(0);
         }
         let again = self.seqs[seq].tokens[..n].to_vec();
-        let from = match self.seqs[seq].checkpoints.last() {
+        let from = self.to_checkpoint(seq)?;
+        let checkpoints = std::mem::take(&mut self.seqs[seq].checkpoints);
+        let read = self.feed(seq, &again[from..], Want::None);
+        let list = &mut self.seqs[seq].checkpoints;
+        let newer = std::mem::replace(list, checkpoints);
+        let longest = list.last().map_or(0, |c| c.n);
+        list.extend(newer.into_iter().filter(|c| c.n > longest));
+        read.map(|_| n - from)
+    }
+
+    /// Makes a sequence what it was at its last checkpoint, or empty if it has none. Returns how many tokens that are.
+    fn to_checkpoint(&mut self, seq: usize) -> Result<usize> {
+        let n = match self.seqs[seq].checkpoints.last() {
             Some(c) => {
                 self.engine.put_back(seq as u32, c.n, &c.states)?;
                 c.n
@@ -451,14 +478,18 @@ impl Session {
                 0
             }
         };
-        self.seqs[seq].tokens.truncate(from);
-        let checkpoints = std::mem::take(&mut self.seqs[seq].checkpoints);
-        let read = self.feed(seq, &again[from..], Want::None);
-        let list = &mut self.seqs[seq].checkpoints;
-        let newer = std::mem::replace(list, checkpoints);
-        let longest = list.last().map_or(0, |c| c.n);
-        list.extend(newer.into_iter().filter(|c| c.n > longest));
-        read.map(|_| n - from)
+        self.seqs[seq].tokens.truncate(n);
+        Ok(n)
+    }
+
+    /// After a walk that failed since a file was cut short: makes a sequence what it was before the walk, or, where the
+    /// walk has overwritten that, what it was at its last checkpoint. Nothing can be read again.
+    fn undo_walk(&mut self, seq: usize) -> Result<()> {
+        let n = self.seqs[seq].tokens.len();
+        if !self.engine.states.iter().all(|s| s.can_rewind(seq as u32, n)) {
+            self.to_checkpoint(seq)?;
+        }
+        Ok(())
     }
 
     /// The checkpoints that are saved with a sequence.

@@ -46,6 +46,7 @@ const PAGE: usize = 4096;
 
 /// Names of files that are being written begin and end so, with random letters between.
 const BEGINS: &str = ".tandem-";
+const LETTERS: usize = 6;
 const ENDS: &str = ".part";
 
 /// The header of a saved sequence, without its states.
@@ -86,6 +87,14 @@ pub fn save_note(path: &Path, session: &Session, note: &str) -> Result<()> {
     replace(path, |file| head.write(session, None, file)).with_context(|| format!("cannot save to {}", path.display()))
 }
 
+/// Reads what every saving needs of the model's file, so that saving does not depend on the file any more.
+///
+/// # Errors
+/// If the model's file cannot be read.
+pub fn prepare(session: &Session) -> Result<()> {
+    session.fingerprint(fingerprint).map(drop)
+}
+
 /// Returns a file name for a sequence that begins with these tokens, which differs for other models, cache types and
 /// tokens.
 ///
@@ -93,7 +102,7 @@ pub fn save_note(path: &Path, session: &Session, note: &str) -> Result<()> {
 /// If the model's file cannot be read.
 pub fn key(session: &Session, tokens: &[u32]) -> Result<String> {
     let kept: Vec<String> = session.engine().tape.states.iter().map(describe).collect();
-    let model = fingerprint(session.engine().gguf())?;
+    let model = session.fingerprint(fingerprint)?;
     let own = xxhash_rust::xxh3::xxh3_64(json!([model, kept, tokens]).to_string().as_bytes());
     Ok(format!("{own:016x}"))
 }
@@ -129,7 +138,7 @@ impl Head {
         let checkpoints = seq.map_or(Vec::new(), |seq| session.checkpoints(seq));
         Ok(Head {
             model: name(gguf),
-            fingerprint: fingerprint(gguf)?,
+            fingerprint: session.fingerprint(fingerprint)?.to_owned(),
             bytes: session.saved_bytes(tokens.len(), &checkpoints) as u64,
             tokens,
             checkpoints,
@@ -216,7 +225,7 @@ impl Head {
     /// Fails, with the reason, if this is not a sequence that the session could have.
     fn fits(&self, session: &Session) -> Result<()> {
         let gguf = session.engine().gguf();
-        let (theirs, ours) = (&self.fingerprint, fingerprint(gguf)?);
+        let (theirs, ours) = (&self.fingerprint, session.fingerprint(fingerprint)?);
         ensure!(
             *theirs == ours,
             "it was saved with another model: {} (fingerprint {theirs}), this one is {} (fingerprint {ours}). Open that \
@@ -328,6 +337,13 @@ fn is_session(path: &Path) -> bool {
     File::open(path).and_then(|mut f| f.read_exact(&mut begin)).is_ok() && begin == MAGIC
 }
 
+/// Whether a file is the beginning of a session, as far as it goes: nothing may have been written yet.
+fn begins_as_session(path: &Path) -> bool {
+    let mut begin = Vec::new();
+    let read = File::open(path).and_then(|f| f.take(MAGIC.len() as u64).read_to_end(&mut begin));
+    read.is_ok() && MAGIC.starts_with(&begin)
+}
+
 /// The file that a path leads to, which need not be there.
 fn target(path: &Path) -> Result<PathBuf> {
     let mut path = path.to_owned();
@@ -341,18 +357,21 @@ fn target(path: &Path) -> Result<PathBuf> {
 }
 
 /// A new file in a folder, for its owner alone. It is locked as long as it is open, so that one whose process was killed
-/// is known by that it is not, and can be removed. Where a file system has no locks, such files stay.
+/// is known by that it is not, and can be removed. Where a file system has no locks, such files stay. A file with
+/// anything else in it was not made here, whatever it is called.
 fn begin(folder: &Path) -> io::Result<NamedTempFile> {
     for entry in fs::read_dir(folder).into_iter().flatten().flatten() {
         let name = entry.file_name();
-        let ours = name.to_str().is_some_and(|n| n.starts_with(BEGINS) && n.ends_with(ENDS));
+        let letters = name.to_str().and_then(|n| n.strip_prefix(BEGINS)?.strip_suffix(ENDS));
+        let ours = letters.is_some_and(|l| l.len() == LETTERS && l.bytes().all(|b| b.is_ascii_alphanumeric()));
         let is_file = entry.file_type().is_ok_and(|t| t.is_file());
-        if ours && is_file && File::open(entry.path()).is_ok_and(|f| f.try_lock().is_ok()) {
+        let begun = || begins_as_session(&entry.path());
+        if ours && is_file && begun() && File::open(entry.path()).is_ok_and(|f| f.try_lock().is_ok()) {
             let _ = fs::remove_file(entry.path()); // another may have been quicker
         }
     }
     loop {
-        let temp = tempfile::Builder::new().prefix(BEGINS).suffix(ENDS).tempfile_in(folder)?;
+        let temp = tempfile::Builder::new().prefix(BEGINS).rand_bytes(LETTERS).suffix(ENDS).tempfile_in(folder)?;
         let _ = temp.as_file().lock();
         if temp.path().exists() {
             return Ok(temp);

@@ -368,13 +368,17 @@ fn a_file_is_private_keeps_its_mode_and_links_stay_links() {
     std::os::unix::fs::symlink("round", &round).unwrap();
     // What a killed process left goes; what a living one writes, and what is not ours, stays.
     let [dead, alive] = [".tandem-abcdef.part", ".tandem-ghijkl.part"].map(|n| dir.path().join(n));
-    fs::write(&dead, "x").unwrap();
-    fs::write(&alive, "x").unwrap();
+    fs::write(&dead, &fs::read(&path).unwrap()[..20]).unwrap();
+    fs::write(&alive, &fs::read(&path).unwrap()[..20]).unwrap();
     fs::write(dir.path().join("tandem.part"), "x").unwrap();
+    fs::write(dir.path().join(".tandem-x.part"), "mine").unwrap();
+    fs::write(dir.path().join(".tandem-mynote.part"), "mine, too").unwrap();
     let held = fs::File::open(&alive).unwrap();
     held.lock().unwrap();
     save(&path).unwrap();
-    let names = [".tandem-ghijkl.part", "ahead", "chat.session", "link", "other", "round", "tandem.part"];
+    let parts = [".tandem-ghijkl.part", ".tandem-mynote.part", ".tandem-x.part"];
+    let others = ["ahead", "chat.session", "link", "other", "round", "tandem.part"];
+    let names = [&parts[..], &others].concat();
     assert_eq!(files(dir.path()), names);
     // Where there can be no file.
     fs::set_permissions(&path, fs::Permissions::from_mode(0o400)).unwrap();

@@ -13,7 +13,7 @@ use anyhow::{Context, Result, anyhow, bail};
 use safetensors::SafeTensors;
 use serde_json::Value as Json;
 
-use crate::gguf::{SharedBytes, map_file};
+use crate::gguf::MappedFile;
 use crate::models::checkpoint::{Config, Recipe, TensorRule};
 use crate::quant::{self, QuantType};
 
@@ -53,7 +53,7 @@ pub(super) struct Checkpoint {
 /// A tensor in a file.
 #[derive(Clone)]
 pub(super) struct Source {
-    file: SharedBytes,
+    file: Arc<MappedFile>,
     range: Range<usize>,
     shape: Vec<usize>,
     /// The type of its values.
@@ -69,7 +69,12 @@ impl std::fmt::Debug for Source {
 impl Source {
     /// The values, row by row.
     pub(super) fn bytes(&self) -> &[u8] {
-        &(*self.file).as_ref()[self.range.clone()]
+        &self.file[self.range.clone()]
+    }
+
+    /// Fails if the file was cut short since it was opened.
+    pub(super) fn check(&self) -> Result<()> {
+        self.file.check()
     }
 }
 
@@ -167,8 +172,8 @@ fn read(path: &Path) -> Result<Vec<(String, Source)>> {
     if !about.is_file() || about.len() < 8 {
         bail!("{shown}: {} bytes, expected a safetensors file: fetch it again", about.len());
     }
-    let file = map_file(path)?;
-    let bytes = (*file).as_ref();
+    let file = Arc::new(MappedFile::open(path)?);
+    let bytes = &file[..];
     let broken = |e| anyhow!("{shown}: not a whole safetensors file of {} bytes ({e}): fetch it again", bytes.len());
     let (header, directory) = SafeTensors::read_metadata(bytes).map_err(broken)?;
     let mut tensors = Vec::new();

@@ -156,6 +156,12 @@ fn general(dir: &Path, recipe: &Recipe, ty: &QuantType) -> Vec<(String, Value)> 
 impl Item {
     /// Writes the tensor's bytes and tells how many, piece by piece.
     fn write(&self, out: &mut dyn Write, wrote: &mut dyn FnMut(usize)) -> io::Result<()> {
+        let done = self.encode(out, wrote);
+        self.source.check().map_err(io::Error::other)?; // first: other errors may come of it
+        done
+    }
+
+    fn encode(&self, out: &mut dyn Write, wrote: &mut dyn FnMut(usize)) -> io::Result<()> {
         let (mut from, mut data) = (self.source.ty, Cow::Borrowed(self.source.bytes()));
         if self.rule.last_axis_first {
             data = Cow::Owned(last_axis_first(from, &data, self.rule.shape[0]));

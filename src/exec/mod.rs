@@ -15,7 +15,7 @@ use std::time::Instant;
 use anyhow::{Context, Result};
 
 use crate::cpu::{self, Pool};
-use crate::gguf::Gguf;
+use crate::gguf::{Gguf, any_lost};
 use crate::plan::{Place, Plan, PlanStage, Shape};
 use crate::tape::{Batch, CpuIo, ExpertShare, SeqRows, Slot, State, StateSpec, Tape, WeightView, Work};
 
@@ -137,8 +137,16 @@ impl Engine {
     /// moment, and undoing it may cost more.
     ///
     /// # Errors
-    /// If the GPU fails; the states are then lost.
-    pub fn walk(&mut self, batch: &Batch, stop: &AtomicBool, mut watch: Watch<'_>) -> Result<bool> {
+    /// [`CutShort`](crate::gguf::CutShort) if a model's file is not what it was, with the states half-written as above. If
+    /// the GPU fails; the states are then lost.
+    pub fn walk(&mut self, batch: &Batch, stop: &AtomicBool, watch: Watch<'_>) -> Result<bool> {
+        self.gguf.check_files()?;
+        let done = self.walk_stages(batch, stop, watch)?;
+        self.gguf.check_files()?; // what it computed with zeros is dropped
+        Ok(done)
+    }
+
+    fn walk_stages(&mut self, batch: &Batch, stop: &AtomicBool, mut watch: Watch<'_>) -> Result<bool> {
         for m in &mut self.memory {
             m.work.angles.clear();
             m.work.acts.rows_only = batch.deterministic_rows;
@@ -237,6 +245,9 @@ impl Engine {
         for i in steps {
             if stopped() {
                 return Ok(false);
+            }
+            if any_lost() {
+                self.gguf.check_files()?;
             }
             self.run_step(batch, place, i, &mut watch.observer)?;
             if let Some(progress) = &mut watch.progress {

@@ -7,10 +7,11 @@ use memmap2::{Mmap, MmapMut};
 use rayon::prelude::*;
 use std::fs::{self, File};
 use std::io;
-use std::ops::Range;
-use std::path::Path;
+use std::ops::{Deref, Range};
+use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
+use super::faults::Guard;
 use crate::cpu::in_parallel;
 
 /// How to bring a model's files into memory.
@@ -28,18 +29,75 @@ impl Default for Load {
     }
 }
 
+/// Holes of a file that are looked at; a whole file has none.
+const MOST_HOLES: usize = 10_000;
+
 /// Bytes per read when a file is not mapped: large enough for full disk speed, small enough to share among threads.
 const READ: usize = 32 << 20;
 
 /// A file's bytes, which stay where they are for as long as anyone holds them.
 pub type SharedBytes = Arc<dyn AsRef<[u8]> + Send + Sync>;
 
-/// Maps a file that is read once, from its beginning to its end.
-///
-/// # Errors
-/// If there is no such file, or it cannot be mapped.
-pub fn map_file(path: &Path) -> Result<SharedBytes> {
-    Ok(FileBytes::open(path, &Load::default())?.share())
+/// A file that no longer is what was mapped of it.
+#[derive(Debug, PartialEq, Eq)]
+pub struct CutShort {
+    path: PathBuf,
+    /// Bytes that it had, and has; the same where they cannot be read any more.
+    had: u64,
+    has: u64,
+}
+
+impl std::fmt::Display for CutShort {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        let CutShort { path, had, has } = self;
+        let shown = path.display();
+        match had == has {
+            true => write!(
+                f,
+                "{shown} could not be read while it was in use: it is being rewritten, or its disk or network failed; \
+                 start again when it is whole"
+            ),
+            false => write!(
+                f,
+                "{shown} went from {had} to {has} bytes while it was in use: wait until whatever writes it is done, \
+                 then start again"
+            ),
+        }
+    }
+}
+
+impl std::error::Error for CutShort {}
+
+/// A mapped file.
+#[derive(Debug)]
+pub struct MappedFile {
+    path: PathBuf,
+    bytes: FileBytes,
+}
+
+impl MappedFile {
+    /// Maps a file.
+    ///
+    /// # Errors
+    /// If there is no such file, or it cannot be mapped.
+    pub fn open(path: &Path) -> Result<MappedFile> {
+        Ok(MappedFile { path: path.to_owned(), bytes: FileBytes::open(path, &Load::default())? })
+    }
+
+    /// Fails if the bytes that were read of it may be others than the file's.
+    ///
+    /// # Errors
+    /// [`CutShort`].
+    pub fn check(&self) -> Result<()> {
+        Ok(self.bytes.check(&self.path)?)
+    }
+}
+
+impl Deref for MappedFile {
+    type Target = [u8];
+    fn deref(&self) -> &[u8] {
+        self.bytes.as_slice()
+    }
 }
 
 /// The bytes of one file.
@@ -53,15 +111,33 @@ pub(super) struct FileBytes {
 
 #[derive(Debug)]
 enum Backing {
-    Map(Mmap),
+    Map(GuardedMap),
     Read(Mmap), // pages of our own, not the file's
     Vec(Vec<u8>),
+}
+
+/// A map of a file, whose lost pages read as zeros.
+#[derive(Debug)]
+struct GuardedMap {
+    guard: Option<Guard>, // dropped before the map
+    map: Mmap,
+}
+
+impl GuardedMap {
+    fn new(map: Mmap, path: &Path) -> GuardedMap {
+        let start = map.as_ptr() as usize;
+        let guard = Guard::new(start..start + map.len());
+        if guard.is_none() && cfg!(unix) {
+            tracing::warn!("{} is not guarded: if it is cut short while it is used, the program ends", path.display());
+        }
+        GuardedMap { guard, map }
+    }
 }
 
 impl AsRef<[u8]> for Backing {
     fn as_ref(&self) -> &[u8] {
         match self {
-            Backing::Map(pages) | Backing::Read(pages) => pages,
+            Backing::Map(GuardedMap { map: pages, .. }) | Backing::Read(pages) => pages,
             Backing::Vec(bytes) => bytes,
         }
     }
@@ -92,12 +168,13 @@ impl FileBytes {
             bail!("{shown} is empty, a GGUF file has at least 24 bytes: fetch the file again");
         }
         // SAFETY: nothing here writes to the file, and `recheck` refuses one that changed length while it was opened.
-        // What remains is the caller's side of every memory map: the file must not be cut short or rewritten while the
-        // model runs (that reads other weights, or ends the process with SIGBUS).
+        // If it is cut short later, its pages become zeros (`faults.rs`) and `check` tells. What remains is the caller's
+        // side of every memory map: the file must not be rewritten in place while the model runs, which would compute
+        // with other weights.
         #[allow(unsafe_code)]
         let map = unsafe { Mmap::map(&file) };
         let store = match map {
-            Ok(map) => Backing::Map(map),
+            Ok(map) => Backing::Map(GuardedMap::new(map, path)),
             Err(_) if !load.mmap => Backing::Read(read(path, &file, len, &[])?),
             Err(e) => return Err(e).context(format!("cannot map {shown} ({len} bytes): --no-mmap reads it instead")),
         };
@@ -107,7 +184,7 @@ impl FileBytes {
     /// Reads the weights if they are not to stay mapped, all but those at the places in `keep`, which are in order.
     pub(super) fn settle(&mut self, path: &Path, load: &Load, keep: Vec<Range<usize>>) -> Result<()> {
         if let (false, Backing::Map(map), Some(file)) = (load.mmap, &*self.store, &self.file) {
-            let pages = Arc::new(Backing::Read(read(path, file, map.len() as u64, &keep)?));
+            let pages = Arc::new(Backing::Read(read(path, file, map.map.len() as u64, &keep)?));
             let map = std::mem::replace(&mut self.store, pages);
             self.mapped = Some((map, keep)).filter(|(_, keep)| !keep.is_empty());
         }
@@ -144,9 +221,41 @@ impl FileBytes {
         Ok(())
     }
 
+    /// Fails if pages of the file's map were lost, or the file has another length by now.
+    pub(super) fn check(&self, path: &Path) -> Result<(), CutShort> {
+        let map = self.mapped.as_ref().map_or(&self.store, |(map, _)| map);
+        let (Backing::Map(GuardedMap { guard, map }), Some(file)) = (&**map, &self.file) else { return Ok(()) };
+        let had = map.len() as u64;
+        let has = file.metadata().map_or(0, |about| about.len());
+        match guard.as_ref().is_some_and(Guard::is_lost) || has != had {
+            true => Err(CutShort { path: path.to_owned(), had, has }),
+            false => Ok(()),
+        }
+    }
+
+    /// Whether the bytes are a file's.
+    pub(super) fn is_file(&self) -> bool {
+        self.file.is_some()
+    }
+
+    /// The parts of the file that the file system keeps no bytes for, in order. None where it does not say.
+    pub(super) fn holes(&self) -> Vec<Range<u64>> {
+        let mut holes = Vec::new();
+        let Some(file) = &self.file else { return holes };
+        let len = self.as_slice().len() as u64;
+        let mut at = 0;
+        while let Some(start) = next(file, at, Next::Hole).filter(|start| *start < len)
+            && holes.len() < MOST_HOLES
+        {
+            at = next(file, start, Next::Data).unwrap_or(len);
+            holes.push(start..at);
+        }
+        holes
+    }
+
     /// Locks the bytes in RAM, or says in words why not.
     pub(super) fn lock(&self, path: &Path) -> Result<()> {
-        let (Backing::Map(map) | Backing::Read(map)) = &*self.store else { return Ok(()) };
+        let (Backing::Map(GuardedMap { map, .. }) | Backing::Read(map)) = &*self.store else { return Ok(()) };
         map.lock().map_err(|e| {
             let (shown, len) = (path.display(), map.len());
             anyhow!(
@@ -174,6 +283,32 @@ fn read(path: &Path, file: &File, len: u64, keep: &[Range<usize>]) -> Result<Mma
         Ok(pages.make_read_only()?)
     };
     fill().with_context(|| format!("cannot read {} ({len} bytes) into memory", path.display()))
+}
+
+/// What [`next`] looks for.
+#[derive(Clone, Copy)]
+enum Next {
+    Hole,
+    Data,
+}
+
+/// Where the next hole or data begins in a file; None if there is none, or the file system does not say.
+#[cfg(any(target_os = "linux", target_os = "macos"))]
+fn next(file: &File, from: u64, what: Next) -> Option<u64> {
+    use std::os::fd::AsRawFd;
+    let whence = match what {
+        Next::Hole => libc::SEEK_HOLE,
+        Next::Data => libc::SEEK_DATA,
+    };
+    // SAFETY: the number is that of an open file. Nothing here reads it from its current place on, which this changes.
+    #[allow(unsafe_code)]
+    let at = unsafe { libc::lseek(file.as_raw_fd(), i64::try_from(from).ok()?, whence) };
+    u64::try_from(at).ok()
+}
+
+#[cfg(not(any(target_os = "linux", target_os = "macos")))]
+fn next(_: &File, _: u64, _: Next) -> Option<u64> {
+    None
 }
 
 #[cfg(unix)]
@@ -218,6 +353,38 @@ mod tests {
                 assert!(said.contains("cannot read") && said.contains("changing.gguf (5000 bytes)"), "{said}");
             }
         }
+        fs::remove_file(path).unwrap();
+    }
+
+    #[cfg(unix)]
+    #[test]
+    fn a_map_whose_file_is_cut_short_reads_as_zeros_and_says_so() {
+        let path = std::env::temp_dir().join(format!("tandem-{}-cut.gguf", std::process::id()));
+        let pages = 40 * 4096;
+        fs::write(&path, vec![7u8; pages]).unwrap();
+        let (bytes, other) = (MappedFile::open(&path).unwrap(), MappedFile::open(&path).unwrap());
+        bytes.check().unwrap();
+        let file = File::options().write(true).open(&path).unwrap();
+        file.set_len(10 * 4096).unwrap();
+        // By a thread as well, in the middle and at the end, and what is still there as it was.
+        let sum = |range: Range<usize>| bytes[range].iter().map(|&b| usize::from(b)).sum::<usize>();
+        std::thread::scope(|s| s.spawn(|| assert_eq!(sum(20 * 4096..30 * 4096), 0)).join().unwrap());
+        assert_eq!((sum(0..10 * 4096), sum(10 * 4096..pages)), (7 * 10 * 4096, 0));
+        assert_eq!(
+            bytes.check().unwrap_err().to_string(),
+            format!(
+                "{} went from 163840 to 40960 bytes while it was in use: wait until whatever writes it is done, then \
+                 start again",
+                path.display()
+            )
+        );
+        // Grown again: the length is right, the bytes are not, and the mark tells. A map that was not read is whole.
+        file.set_len(pages as u64).unwrap();
+        assert!(bytes.check().unwrap_err().to_string().contains("could not be read while"));
+        other.check().unwrap();
+        drop(bytes);
+        let new = MappedFile::open(&path).unwrap();
+        new.check().unwrap(); // its place in the table is a new one, or was cleaned
         fs::remove_file(path).unwrap();
     }
 

@@ -13,13 +13,16 @@
 //!
 //! Everything a file says is checked when it is opened; what [`Gguf::open`] returns can be trusted.
 
+mod faults;
 mod map;
 mod meta;
 mod parse;
 mod split;
+mod unwritten;
 mod write;
 
-pub use map::{Load, SharedBytes, map_file};
+pub(crate) use faults::any_lost;
+pub use map::{CutShort, Load, MappedFile, SharedBytes};
 pub use meta::{Array, FromValue, Meta, Scalar, Value};
 pub use parse::{Header, parse, parse_beginning};
 pub use split::{shard_name, shard_of};
@@ -303,6 +306,15 @@ impl Gguf {
     /// The bytes of a file, which stay where they are for as long as the result is held.
     pub fn share(&self, shard: usize) -> SharedBytes {
         self.files[shard].bytes.share()
+    }
+
+    /// Fails if a file was cut short, or could not be read, since it was mapped: what was computed with its bytes
+    /// meanwhile may be wrong.
+    ///
+    /// # Errors
+    /// [`CutShort`], which names the file.
+    pub fn check_files(&self) -> Result<(), CutShort> {
+        self.files.iter().try_for_each(|file| file.bytes.check(&file.path))
     }
 
     /// The bytes of all tensors together.

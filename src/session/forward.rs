@@ -17,6 +17,7 @@ use anyhow::{Result, bail};
 
 use super::{ContextFull, Interrupted, Session};
 use crate::exec::{Observer, Watch};
+use crate::gguf::CutShort;
 use crate::sample::argmax;
 use crate::tape::{Batch, Row};
 
@@ -116,7 +117,8 @@ impl Session {
     /// # Errors
     /// With every sequence as it was: a token outside the vocabulary, [`ContextFull`], a sequence that has two parts.
     /// [`Interrupted`] if the stop flag was raised while a prompt was read: the sequences hold the batches that were
-    /// finished, and no part of one token. Others if a GPU fails.
+    /// finished, and no part of one token. [`CutShort`] if a file of the model is not what it was: what was being computed
+    /// is dropped, and the sequences hold what they held before, or less where that is overwritten. Others if a GPU fails.
     pub fn forward(&mut self, parts: &[(usize, &[u32], Want)]) -> Result<Vec<Output>> {
         self.forward_watched(parts, Looking::default())
     }
@@ -243,7 +245,12 @@ impl Session {
         };
         let batch = Batch { rows: rows.iter().map(row).collect(), output_rows, argmax_only, deterministic_rows };
         let start = Instant::now();
-        self.engine.walk(&batch, &AtomicBool::new(false), Watch { observer, progress: None })?;
+        if let Err(e) = self.engine.walk(&batch, &AtomicBool::new(false), Watch { observer, progress: None }) {
+            if e.is::<CutShort>() {
+                rows.iter().try_for_each(|row| self.undo_walk(row.0))?;
+            }
+            return Err(e);
+        }
         tracing::trace!("decoded {} token(s) in {:.2} ms", rows.len(), start.elapsed().as_secs_f64() * 1e3);
         for &(seq, token, _) in rows {
             self.seqs[seq].tokens.push(token);
@@ -317,7 +324,13 @@ impl Session {
             .map(|f| move |done: usize| f(Progress { total, read: first + chunk.len() * done / n_steps }));
         let progress = report.as_mut().map(|f| f as &mut dyn FnMut(usize));
         let start = Instant::now();
-        if !self.engine.walk(batch, &self.stop, Watch { observer, progress })? {
+        let walked = self.engine.walk(batch, &self.stop, Watch { observer, progress });
+        if walked.as_ref().is_err_and(|e| e.is::<CutShort>()) {
+            self.seqs[seq].checkpoints.extend(before);
+            self.undo_walk(seq)?;
+            return Err(walked.expect_err("just seen"));
+        }
+        if !walked? {
             self.stop.store(false, Ordering::Relaxed);
             self.seqs[seq].tokens.extend_from_slice(chunk); // half-read: states may hold any of these
             self.seqs[seq].checkpoints.extend(before);
