@@ -3,6 +3,7 @@
 //! # Map
 //! The modules are floors: each imports only those above it in this list (ARCHITECTURE.md says why).
 //! - [`simd`], [`quant`], [`sample`]: the CPU's instruction sets, the weight formats, logits to a token.
+//!   `printable` makes text from files safe for a terminal.
 //! - [`gguf`], [`cpu`], [`cuda`]: model files, threads and matrix products, the GPU's driver.
 //! - [`hub`]: models from a hub, and the cache of them.
 //! - [`text`], [`tape`], [`eval`]: tokenizer, chat templates and grammars; a model as a list of steps; perplexity.
@@ -41,11 +42,9 @@
 #![deny(unsafe_code)] // allowed, block by block, only in the files that ARCHITECTURE.md names
 #![deny(clippy::print_stdout, clippy::print_stderr)] // they panic where nobody reads any more
 
-/// Says a line on stderr, if somebody reads it.
+/// Says a line on stderr, if somebody reads it. Control characters become escapes: the text may name what a file holds.
 macro_rules! say {
-    ($($text:tt)*) => {{
-        let _ = std::io::Write::write_fmt(&mut std::io::stderr(), format_args!("{}\n", format_args!($($text)*)));
-    }};
+    ($($text:tt)*) => { $crate::printable::say(format_args!($($text)*)) };
 }
 
 pub mod cli;
@@ -59,6 +58,7 @@ pub mod hub;
 pub mod models;
 pub mod ops;
 pub mod plan;
+mod printable;
 pub mod quant;
 pub mod sample;
 pub mod schedule;

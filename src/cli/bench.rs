@@ -11,6 +11,7 @@ use super::args::{self, TableFormat};
 use super::errors::{Failure, usage};
 use super::human::size;
 use super::stats::stats;
+use super::terminal::Stdout;
 use super::{open, predict};
 use crate::cpu::Bandwidth;
 use crate::plan::Place;
@@ -199,7 +200,7 @@ fn median(v: &[f64]) -> f64 {
 
 fn print(form: TableFormat, rows: &[TestRow], h: &TableHead) -> Result<()> {
     use std::io::Write;
-    let mut out = std::io::stdout().lock();
+    let mut out = Stdout::of_reports();
     let spread = |r: &[f64]| (r.iter().copied().fold(f64::MAX, f64::min), r.iter().copied().fold(0.0, f64::max));
     if form == TableFormat::Json {
         let list: Vec<_> = rows

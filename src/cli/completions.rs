@@ -8,12 +8,13 @@ use clap::CommandFactory;
 
 use super::args::{self, Cli};
 use super::errors::usage;
+use super::terminal::Stdout;
 
 /// A shell's completions.
 pub(super) fn completions(a: &args::CompletionsArgs) -> Result<()> {
     let mut text = Vec::new();
     clap_complete::generate(a.shell, &mut Cli::command(), "tandem", &mut text);
-    Ok(std::io::stdout().write_all(&text)?)
+    write(&text)
 }
 
 /// A page of the manual: the program's, or a verb's.
@@ -35,5 +36,11 @@ pub(super) fn man(a: &args::ManArgs) -> Result<()> {
     };
     let mut text = Vec::new();
     clap_mangen::Man::new(page).render(&mut text)?;
-    Ok(std::io::stdout().write_all(&text)?)
+    write(&text)
+}
+
+fn write(text: &[u8]) -> Result<()> {
+    let mut out = Stdout::of_answers();
+    out.write_all(text)?;
+    Ok(out.flush()?)
 }

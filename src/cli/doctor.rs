@@ -33,6 +33,7 @@ use serde_json::{Value, json};
 
 use super::args;
 use super::human::{size, table, wrapped};
+use super::terminal::Stdout;
 use crate::cpu::{Host, default_threads};
 use judge::Remark;
 use measure::{GpuReport, Tested};
@@ -44,7 +45,7 @@ pub(super) fn run(a: &args::DoctorArgs) -> Result<()> {
     let host = Host::read(root);
     let tested = Tested::measure(root, &host)?;
     let remarks = judge::remarks(&host, &tested);
-    let mut out = std::io::stdout().lock();
+    let mut out = Stdout::of_reports();
     if a.json {
         serde_json::to_writer_pretty(&mut out, &object(&host, &tested, &remarks)).map_err(std::io::Error::from)?;
         writeln!(out)?;

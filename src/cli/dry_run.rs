@@ -16,6 +16,7 @@ use super::args::{self, Cli, Verb};
 use super::errors::{Failure, usage};
 use super::open;
 use super::settings::Settings;
+use super::terminal::Stdout;
 use crate::cpu::Pool;
 use crate::gguf::Load;
 use crate::plan;
@@ -40,7 +41,7 @@ type Resolved = BTreeMap<String, Vec<String>>;
 /// arguments that `verb` was made of.
 pub(super) fn run(verb: &Verb, given: &ArgMatches) -> Result<bool> {
     match command(verb, given)? {
-        Some(line) => Ok(writeln!(std::io::stdout(), "{line}").map(|()| true)?),
+        Some(line) => Ok(writeln!(Stdout::of_answers(), "{line}").map(|()| true)?),
         None => Ok(false),
     }
 }

@@ -18,6 +18,7 @@ use anyhow::{Context, Result};
 use super::errors::{Failure, usage};
 use super::human::{parse_size, write_sizes_in};
 use super::predict::Bandwidths;
+use super::terminal::Stdout;
 use super::{args, open};
 use crate::cpu::{Memory, Pool};
 use crate::gguf::Load;
@@ -38,6 +39,13 @@ pub(super) fn run(a: &args::ExplainArgs) -> Result<()> {
     let options = open::options(&a.model)?;
     // The header is all that is read here, whatever the flags say about loading.
     let gguf = open::header(path, &Load { mmap: true, mlock: false }, 0)?;
+    // The headers of a model that is not fetched have no weights.
+    let fetched = a.model.hub.hf_repo.is_none();
+    match gguf.check_written() {
+        Ok(notices) if fetched => notices.iter().for_each(|notice| tracing::warn!("{notice}")),
+        Err(e) if fetched => tracing::warn!("{e:#}"),
+        _ => {}
+    }
     let memory = match ram {
         Some(n) => Some(Memory { total: n, free: n }),
         None => Memory::of_this_machine(),
@@ -113,7 +121,7 @@ fn print(
     fit: &MemoryFit,
     speed: &Speed,
 ) -> Result<()> {
-    let mut out = std::io::stdout().lock();
+    let mut out = Stdout::of_reports();
     if a.json {
         let mut object = json::object(facts, fit, speed);
         if a.steps {

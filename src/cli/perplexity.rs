@@ -10,6 +10,7 @@ use anyhow::{Context, Result, bail};
 use super::errors::{Failure, usage};
 use super::files::read_text;
 use super::stats::stats;
+use super::terminal::Stdout;
 use super::{args, open, signals};
 use crate::eval::base::{BaseReader, BaseWriter, file_bytes};
 use crate::eval::{self, Chunks, Divergence, Likelihood, LogProbs};
@@ -195,7 +196,7 @@ fn say(text: &str) {
 
 /// Writes to stdout.
 fn answer(text: &str) -> Result<()> {
-    let mut out = std::io::stdout().lock();
+    let mut out = Stdout::of_reports();
     out.write_all(text.as_bytes())?;
     Ok(out.flush()?)
 }

@@ -1,14 +1,66 @@
-//! What only a terminal is shown: colours, and how far a prompt has been read or a file written.
+//! What only a terminal is shown: colours, and how far a prompt has been read or a file written; and
+//! what it is never shown: text that it would obey.
+
+use std::borrow::Cow;
+use std::io::{self, IsTerminal, Write};
 
 use indicatif::{ProgressBar, ProgressState, ProgressStyle};
 
+use crate::printable::{Printable, printable};
 use crate::session::Progress;
+
+/// Standard output, named in its errors.
+pub(super) struct Stdout(Box<dyn Write>);
+
+impl Stdout {
+    /// For answers and other text that programs read: on a terminal it is made printable, elsewhere
+    /// its bytes stay as they are.
+    pub(super) fn of_answers() -> Stdout {
+        match io::stdout().is_terminal() {
+            true => Stdout::of_reports(),
+            false => Stdout(Box::new(io::stdout().lock())),
+        }
+    }
+
+    /// For reports on files that come from anywhere: always made printable.
+    pub(super) fn of_reports() -> Stdout {
+        Stdout(Box::new(Printable::new(io::stdout().lock())))
+    }
+}
+
+impl Write for Stdout {
+    fn write(&mut self, bytes: &[u8]) -> io::Result<usize> {
+        self.0.write(bytes).map_err(of_stdout)
+    }
+
+    fn flush(&mut self) -> io::Result<()> {
+        self.0.flush().map_err(of_stdout)
+    }
+}
+
+/// An error of writing to stdout, which says so.
+pub(super) fn of_stdout(e: io::Error) -> io::Error {
+    io::Error::new(e.kind(), format!("cannot write to stdout: {e}"))
+}
+
+/// Text of an answer as stdout is given it (see [`Stdout::of_answers`]), for those who put colours
+/// around it.
+pub(super) fn answer_text(text: &str) -> Cow<'_, str> {
+    if io::stdout().is_terminal() { printable(text) } else { text.into() }
+}
 
 /// Whether to write in colours; `terminal`: whether the output is one.
 pub(super) fn colour(terminal: bool) -> bool {
     let set = std::env::var_os("NO_COLOR").is_some_and(|v| !v.is_empty());
     let dumb = std::env::var_os("TERM").is_some_and(|t| t == "dumb");
     terminal && !set && !dumb
+}
+
+/// Text for stderr, dimmed where it is a terminal that shows colours. Made printable: the escapes around it would not pass
+/// through `say!`.
+pub(super) fn dimmed(text: &str) -> String {
+    let text = printable(text);
+    if colour(io::stderr().is_terminal()) { format!("\x1b[2m{text}\x1b[22m") } else { text.into_owned() }
 }
 
 /// Shows on stderr how far a prompt has been read, and only where that is a terminal.

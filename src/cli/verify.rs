@@ -16,6 +16,7 @@ use std::sync::Arc;
 use anyhow::{Context, Result, bail};
 
 use super::errors::Failure;
+use super::terminal::Stdout;
 use super::{args, open};
 use crate::cpu::{self, Group, Pool};
 use crate::cuda::{Gpu, Ptr, module_of};
@@ -99,7 +100,7 @@ pub(super) fn run(a: &args::VerifyArgs) -> Result<()> {
     report("op", &places, &model(a, &places, gpu.as_ref(), best)?, &mut bad)?;
     simd::set(best);
     if bad.is_empty() {
-        return Ok(writeln!(std::io::stdout(), "\nAll within their limits.")?);
+        return Ok(writeln!(Stdout::of_reports(), "\nAll within their limits.")?);
     }
     bail!("{} of the errors above exceed their limits: {}", bad.len(), bad.join("; "))
 }
@@ -108,7 +109,7 @@ pub(super) fn run(a: &args::VerifyArgs) -> Result<()> {
 type ErrorTable = BTreeMap<String, Vec<Option<(f64, f64)>>>;
 
 fn report(head: &str, places: &[Where], lines: &ErrorTable, bad: &mut Vec<String>) -> Result<()> {
-    let mut out = std::io::stdout().lock();
+    let mut out = Stdout::of_reports();
     let wide = lines.keys().map(String::len).max().unwrap_or(0).max(head.len());
     write!(out, "\n{head:wide$}")?;
     places.iter().try_for_each(|p| write!(out, "  {:>10}", p.name()))?;

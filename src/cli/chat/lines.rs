@@ -22,6 +22,7 @@ use super::command;
 use crate::cli::files::own_folder;
 use crate::cli::signals;
 use crate::cli::terminal::colour;
+use crate::printable::printable;
 
 /// What came from the user.
 pub(super) enum Line {
@@ -93,7 +94,8 @@ impl Lines {
         self.typed.store(false, Ordering::Relaxed);
         let line = signals::wait(|| match draft {
             "" => self.editor.readline(&self.prompt),
-            text => self.editor.readline_with_initial(&self.prompt, (text, "")),
+            // The editor writes a line as it is, and this one may come from a session of somebody else's.
+            text => self.editor.readline_with_initial(&self.prompt, (&printable(text), "")),
         });
         let Some(line) = line else { return Ok(Line::End) };
         match line {

@@ -4,7 +4,7 @@ use std::io::{IsTerminal, Write};
 
 use anyhow::Result;
 
-use crate::cli::terminal::colour;
+use crate::cli::terminal::{answer_text, colour};
 use crate::text::Part;
 
 /// How the terminal is written to.
@@ -55,7 +55,7 @@ impl<'s> AnswerWriter<'s> {
         }
         *(if reasoning { &mut self.thought } else { &mut self.answered }) = true;
         self.line_done = text.ends_with('\n');
-        out.write_all(text.as_bytes())?;
+        out.write_all(answer_text(text).as_bytes())?;
         Ok(out.flush()?)
     }
 

@@ -14,6 +14,7 @@ use super::verdict::MemoryFit;
 use crate::cli::args::ExplainArgs;
 use crate::cli::errors::Failure;
 use crate::cli::human::{size, table, wrapped};
+use crate::cli::terminal::Stdout;
 use crate::cpu::{Bandwidth, Memory, Pool};
 use crate::gguf::Gguf;
 use crate::quant;
@@ -35,7 +36,7 @@ pub(super) fn explain(a: &ExplainArgs, gguf: &Gguf, memory: Option<Memory>, why:
     };
     let reason = in_short(&missing);
     let verdict = lines_of_refused(&f, &fit, &reason, gbps);
-    let mut out = std::io::stdout().lock();
+    let mut out = Stdout::of_reports();
     if a.json {
         let mut object = json::of_file(&f, &fit, &verdict);
         object["memory"]["cache_bytes"] = cache.map(|c| c.1).into();
