@@ -5,18 +5,18 @@
 
 mod job;
 mod reply;
+mod requests;
 
 use std::collections::{BTreeMap, HashMap};
 use std::fs::File;
 use std::io::{BufRead, BufReader, BufWriter, IsTerminal, Write};
 use std::sync::atomic::{AtomicBool, Ordering};
-use std::sync::mpsc::{self, Receiver, RecvTimeoutError, TryRecvError};
 use std::time::{Duration, Instant};
 
 use anyhow::{Context, Result};
 
 use super::errors::{incomplete, usage};
-use super::files::apart;
+use super::files::{AnswerFile, apart};
 use super::opened::{Mode, Opened};
 use super::stats::stats;
 use super::{args, structured};
@@ -27,6 +27,7 @@ use crate::text::grammar::Grammars;
 use crate::text::{Reader, Tokenizer};
 use job::{Defaults, Job, Prompt, Refused};
 use reply::Done;
+use requests::{Next, Requests};
 
 /// How often a wait for requests looks for Ctrl-C.
 const IDLE: Duration = Duration::from_millis(100);
@@ -61,13 +62,15 @@ pub(super) fn run(a: &args::BatchArgs) -> Result<()> {
     let seed = settings.seed();
     let defaults = Defaults { settings, params: a.talk.params(), kind: form, raw: a.raw };
     let grammars = std::cell::OnceCell::new();
-    let prompts = Prompts { tokenizer: &tokenizer, turns: turns.as_ref(), system, grammars: &grammars, seed };
-    let out: Box<dyn Write> = match &a.output {
-        Some(path) => {
-            Box::new(BufWriter::new(File::create(path).with_context(|| format!("cannot write {}", path.display()))?))
-        }
-        None => Box::new(std::io::stdout().lock()),
+    let prompts = Prompts {
+        tokenizer: &tokenizer,
+        turns: turns.as_ref(),
+        system,
+        grammars: &grammars,
+        seed,
+        n_ctx: session.n_ctx(),
     };
+    let out = BufWriter::new(AnswerFile::open(a.output.as_deref())?);
     let out = Out { to: out, unordered: a.unordered, next: 0, waiting: BTreeMap::new() };
     let start = Instant::now();
     let mut work = Work {
@@ -82,7 +85,7 @@ pub(super) fn run(a: &args::BatchArgs) -> Result<()> {
         cut: 0,
         generated: 0,
     };
-    let done = work.answer(&lines(input, 2 * a.parallel));
+    let done = Requests::read(input, 2 * a.parallel).and_then(|lines| work.answer(&lines));
     let written = work.finish(done.as_ref().err());
     let Work { scheduler, count, refused, cut, generated, .. } = work;
     let seconds = start.elapsed().as_secs_f64();
@@ -136,8 +139,14 @@ impl Work<'_> {
         let mut more = true;
         loop {
             while more && self.scheduler.has_room() && !self.is_interrupted() {
-                match self.next(lines)? {
-                    Next::Request(line, text) => self.accept(line, &text)?,
+                // A line is waited for only while there is nothing else to do.
+                match lines.next(self.scheduler.is_idle().then_some(IDLE))? {
+                    Next::Line((line, Ok(text))) => self.accept(line, &text)?,
+                    Next::Line((line, Err(why))) => {
+                        let refused = Refused { form: job::Form::Own, id: serde_json::Value::Null, why };
+                        self.count += 1;
+                        self.refuse(&refused, self.count - 1, line)?;
+                    }
                     Next::NotYet if self.scheduler.is_idle() => continue,
                     Next::NotYet => break,
                     Next::NoMore => more = false,
@@ -151,22 +160,6 @@ impl Work<'_> {
                 Err(e) if self.is_interrupted() && e.is::<Interrupted>() => return Ok(()),
                 Err(e) => return Err(e),
             }
-        }
-    }
-
-    /// The next line; waits for one only while there is nothing else to do.
-    fn next(&self, lines: &Requests) -> Result<Next> {
-        let next = match self.scheduler.is_idle() {
-            true => lines.recv_timeout(IDLE),
-            false => lines.try_recv().map_err(|e| match e {
-                TryRecvError::Empty => RecvTimeoutError::Timeout,
-                TryRecvError::Disconnected => RecvTimeoutError::Disconnected,
-            }),
-        };
-        match next {
-            Ok(line) => line.map(|(line, text)| Next::Request(line, text)).context("cannot read the requests"),
-            Err(RecvTimeoutError::Timeout) => Ok(Next::NotYet),
-            Err(RecvTimeoutError::Disconnected) => Ok(Next::NoMore),
         }
     }
 
@@ -225,47 +218,12 @@ impl Work<'_> {
     }
 }
 
-/// What comes from the requests.
-enum Next {
-    /// A line with its number.
-    Request(usize, String),
-    /// Nothing so far.
-    NotYet,
-    /// Nothing any more.
-    NoMore,
-}
-
 /// Who asked, and what the answer has to say of the question.
 struct Asker {
     line: usize,
     form: job::Form,
     id: serde_json::Value,
     seed: u64,
-}
-
-/// Lines with their numbers.
-type Requests = Receiver<std::io::Result<(usize, String)>>;
-
-/// Lines as they come with their numbers, none of them empty, some of them ahead. What is not UTF-8 is no JSON either, and
-/// is refused as that.
-fn lines(input: Box<dyn BufRead + Send>, ahead: usize) -> Requests {
-    let (send, lines) = mpsc::sync_channel(ahead);
-    std::thread::spawn(move || {
-        for (i, line) in input.split(b'\n').enumerate() {
-            let text = |bytes: Vec<u8>| match String::from_utf8(bytes) {
-                Ok(text) => text.trim_start_matches('\u{feff}').to_owned(),
-                Err(e) => format!("not UTF-8 from byte {} on", e.utf8_error().valid_up_to() + 1),
-            };
-            let line = line.map(|bytes| (i + 1, text(bytes)));
-            if line.as_ref().is_ok_and(|(_, text)| text.trim().is_empty()) {
-                continue;
-            }
-            if send.send(line).is_err() {
-                return;
-            }
-        }
-    });
-    lines
 }
 
 /// What makes a request of a line.
@@ -275,6 +233,7 @@ struct Prompts<'t> {
     system: Option<String>,
     grammars: &'t std::cell::OnceCell<Grammars<'t>>,
     seed: u64,
+    n_ctx: usize,
 }
 
 impl<'t> Prompts<'t> {
@@ -303,6 +262,7 @@ impl<'t> Prompts<'t> {
         let system = self.system.iter().map(|s| talk::message("system", s));
         let (messages, tools, variables) = match (prompt, self.turns) {
             (Prompt::Text { text, raw: true }, _) | (Prompt::Text { text, .. }, None) => {
+                self.tokenizer.check_length(text, self.n_ctx)?;
                 return Ok((self.tokenizer.encode_beginning(text)?, None));
             }
             (Prompt::Text { text, .. }, Some(_)) => (system.chain([talk::message("user", text)]).collect(), None, None),
@@ -318,13 +278,14 @@ impl<'t> Prompts<'t> {
         )?;
         let prompt = turns.prompt_with(&messages, tools, variables, true)?;
         *params = std::mem::take(params).of(turns);
+        self.tokenizer.check_length(prompt.text(), self.n_ctx)?;
         Ok((self.tokenizer.encode_prompt(&prompt)?, Some(turns.reader(&prompt))))
     }
 }
 
 /// Where answers go, in the order of their requests unless that does not matter.
 struct Out {
-    to: Box<dyn Write>,
+    to: BufWriter<AnswerFile>,
     unordered: bool,
     next: usize,
     waiting: BTreeMap<usize, String>,

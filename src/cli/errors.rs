@@ -9,7 +9,9 @@ use anyhow::Result;
 use super::signals;
 use crate::cuda::OutOfMemory;
 use crate::exec::NoMemory;
+use crate::gguf::CutShort;
 use crate::session::{ContextFull, Interrupted};
+use crate::text::TooLong;
 use crate::text::grammar::DeadEnd;
 
 /// A failure with an exit status of its own, wrapped around the error that explains it.
@@ -43,6 +45,7 @@ impl std::fmt::Display for Failure {
 
 /// Statuses of failures that [`Failure`] does not name, as they are errors of their own.
 const FAILED: u8 = 1;
+const BAD_MODEL: u8 = 3;
 const CONTEXT_FULL: u8 = 4;
 const OUT_OF_MEMORY: u8 = 5;
 const DEAD_END: u8 = 6;
@@ -53,7 +56,7 @@ const STATUSES: [(u8, &str, Option<Failure>); 11] = [
     (0, "success (also if stdout was closed early)", None),
     (FAILED, "failure", None),
     (2, "usage error", Some(Failure::Usage)),
-    (3, "unusable model file", Some(Failure::Model)),
+    (BAD_MODEL, "unusable model file", Some(Failure::Model)),
     (CONTEXT_FULL, "context full", Some(Failure::Context)),
     (OUT_OF_MEMORY, "out of memory", None),
     (DEAD_END, "the grammar allows no token", None),
@@ -112,6 +115,9 @@ pub(super) fn incomplete(what: String) -> Result<()> {
 
 /// The program's exit status after a failure, by [`STATUSES`].
 pub(super) fn exit_status(e: &anyhow::Error) -> u8 {
+    if e.is::<CutShort>() {
+        return BAD_MODEL; // also where saving fails with it
+    }
     // Before the model's own failure, which is wrapped around everything that opening one meets.
     if e.is::<OutOfMemory>() || e.is::<NoMemory>() || is_refused_memory(e) {
         return OUT_OF_MEMORY;
@@ -120,7 +126,7 @@ pub(super) fn exit_status(e: &anyhow::Error) -> u8 {
         let row = STATUSES.iter().find(|s| s.2 == Some(*failure));
         return row.expect("every failure is in the table").0;
     }
-    if e.is::<ContextFull>() {
+    if e.is::<ContextFull>() || e.is::<TooLong>() {
         CONTEXT_FULL
     } else if e.is::<DeadEnd>() {
         DEAD_END

@@ -7,7 +7,7 @@ use anyhow::{Context, Result, bail};
 use serde_json::Value;
 
 use super::errors::usage;
-use super::files::{apart, has_folder, read_text};
+use super::files::{AnswerFile, apart, has_folder, read_text};
 use super::stats::stats;
 use super::{args, open};
 use crate::session::{Options, Want};
@@ -16,20 +16,19 @@ use crate::session::{Options, Want};
 pub(super) fn run(a: &args::LogitsArgs) -> Result<()> {
     let tokens = tokens(&a.tokens)?;
     let positions = positions(&a.positions, tokens.len())?;
-    apart("--out", &a.out, &[("the model", a.model.model.as_deref()), ("the tokens", Some(Path::new(&a.tokens)))])?;
     has_folder("--out", &a.out)?;
+    apart("--out", &a.out, &[("the model", a.model.model.as_deref()), ("the tokens", Some(Path::new(&a.tokens)))])?;
     let o = Options { n_output_rows: None, ..open::options(&a.model)? };
     let mut session = open::session(open::header(a.model.model.as_deref(), &o.load, o.threads)?, &a.model, &o)?;
     let n_vocab = session.n_vocab();
-    let logits = session.feed(0, &tokens, Want::All)?.into_logits(); // before an older file is emptied
-    let file = std::fs::File::create(&a.out).with_context(|| format!("cannot write {}", a.out.display()))?;
-    let mut out = BufWriter::new(file);
+    let logits = session.feed(0, &tokens, Want::All)?.into_logits();
+    let mut out = BufWriter::new(AnswerFile::open(Some(&a.out))?); // not before there is something to write
     for &p in &positions {
         for v in &logits[p * n_vocab..(p + 1) * n_vocab] {
             out.write_all(&v.to_le_bytes())?;
         }
     }
-    out.flush().with_context(|| format!("cannot write {}", a.out.display()))?;
+    out.flush()?;
     tracing::info!("{}: {} rows of {n_vocab} f32", a.out.display(), positions.len());
     stats(&session, &a.model)
 }

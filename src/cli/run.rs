@@ -14,7 +14,7 @@ use serde_json::json;
 
 use super::args;
 use super::errors::{Failure, incomplete, usage};
-use super::files::read_text;
+use super::files::{AnswerFile, read_text};
 use super::opened::{Mode, Opened};
 use super::session_file::SessionFile;
 use super::stats::stats;
@@ -43,6 +43,7 @@ pub(super) fn run(a: &args::RunArgs) -> Result<()> {
 
     let start = Instant::now(); // loading what is known is part of what the first token takes
     let mut file = a.session.as_deref().map(SessionFile::new);
+    file.iter().try_for_each(|_| store::prepare(&session))?;
     let mut saved = match file.as_ref().filter(|f| f.exists()) {
         Some(file) => Saved::load(file.path(), &mut session, turns.is_some())?,
         None => Saved { chat: turns.is_some(), ..Saved::default() },
@@ -57,9 +58,10 @@ pub(super) fn run(a: &args::RunArgs) -> Result<()> {
         None => begin.raw(&mut session, &mut saved, &prompt, prefix.as_deref())?,
     };
     let (read, read_s) = (bar.finish(), start.elapsed().as_secs_f64());
-    let prompt_tokens = session.tokens(0).len();
+    let prompt = session.tokens(0).to_vec();
+    let prompt_tokens = prompt.len();
 
-    let mut out = output::open(a)?; // not before there is something to write
+    let mut out = AnswerFile::open(a.output.as_deref())?; // not before there is something to write
     let start = Instant::now();
     let mut shown = OutputWriter::new(&mut out, a.json);
     let show = &mut |part, text: &str| shown.write(part, text);
@@ -71,7 +73,7 @@ pub(super) fn run(a: &args::RunArgs) -> Result<()> {
     if let Some(file) = &mut file {
         // Also when nobody reads stdout any more.
         let stopped = matches!(ended, Ok(End::Stop(_)));
-        saved.keep(&said, stopped, &mut session, &tokenizer, prompt_tokens)?;
+        saved.keep(&said, stopped, &mut session, &tokenizer, &prompt)?;
         file.save(|path| store::save(path, &session, 0, &saved.note()))?;
     }
     let summary = Summary { said, ended: ended?, complete, seed, prompt_tokens, read, read_s, made_s };

@@ -33,7 +33,7 @@ pub(super) fn while_fetching() -> Result<Arc<AtomicBool>> {
     let ignored = ignored(&std::fs::read_to_string("/proc/self/status").unwrap_or_default());
     let listened = [SIGINT, SIGTERM, SIGHUP].into_iter().filter(|s| ignored >> (s - 1) & 1 == 0);
     let mut signals = Signals::new(listened).context("cannot listen for Ctrl-C")?;
-    std::thread::spawn(move || {
+    let listener = move || {
         for signal in signals.forever() {
             if LISTENED.load(Ordering::SeqCst) {
                 return;
@@ -45,7 +45,8 @@ pub(super) fn while_fetching() -> Result<Arc<AtomicBool>> {
                 LEAVING.store(signal, Ordering::SeqCst);
             }
         }
-    });
+    };
+    start_thread("signals", listener)?;
     Ok(asked)
 }
 
@@ -59,7 +60,7 @@ pub(super) fn listen(session: &Session, leaves: bool) -> Result<Arc<AtomicBool>>
     let listened = [SIGINT, SIGTERM, SIGHUP].into_iter().filter(|s| ignored >> (s - 1) & 1 == 0);
     let mut signals = Signals::new(listened).context("cannot listen for Ctrl-C")?;
     LISTENED.store(true, Ordering::SeqCst);
-    std::thread::spawn(move || {
+    let listener = move || {
         for signal in signals.forever() {
             // This comes first: whoever lowers the flags below checks `leaving` after that.
             let again = match signal {
@@ -79,8 +80,29 @@ pub(super) fn listen(session: &Session, leaves: bool) -> Result<Arc<AtomicBool>>
                 std::thread::sleep(AGAIN);
             }
         }
-    });
+    };
+    start_thread("signals", listener)?;
     Ok(asked)
+}
+
+/// Starts a thread that lives as long as the program, or as its work.
+///
+/// # Errors
+/// If the system starts no more threads.
+pub(super) fn start_thread(name: &str, work: impl FnOnce() + Send + 'static) -> Result<()> {
+    let started = std::thread::Builder::new().name(name.into()).spawn(work);
+    started.map(drop).with_context(|| format!("cannot start the thread {name}: raise the limit (`ulimit -u` shows it)"))
+}
+
+/// Makes a file that reaches the limit of its size (`ulimit -f`) an error like that of a full disk; by itself the signal
+/// ends the program, and what was generated so far is lost.
+///
+/// # Errors
+/// If the system refuses.
+pub(super) fn outlive_full_files() -> Result<()> {
+    #[cfg(unix)]
+    signal_hook::flag::register(signal_hook::consts::SIGXFSZ, Arc::default()).context("cannot listen for SIGXFSZ")?;
+    Ok(())
 }
 
 /// The signals that a process ignores, by the system's words on it, as bits.

@@ -1,27 +1,27 @@
 //! `tandem template`: a chat template's variables to the exact prompt.
 
-use std::io::{IsTerminal, Read, Write};
+use std::io::{IsTerminal, Write};
 
 use anyhow::{Context, Result};
 use serde_json::Value;
 
 use super::errors::{Failure, usage};
-use super::files::read_text;
+use super::files::{read_text, read_within};
+use super::terminal::Stdout;
 use super::{args, open};
 use crate::gguf::Load;
 use crate::text::{Clock, Template, Tokenizer};
 
 /// Runs the verb.
 pub(super) fn run(a: &args::TemplateArgs) -> Result<()> {
-    let mut stdin = std::io::stdin();
+    let stdin = std::io::stdin();
     if stdin.is_terminal() {
         return usage(
             "no variables; pipe in a JSON object: {\"messages\": [{\"role\": \"user\", \"content\": \"Hi\"}]}".into(),
         );
     }
-    let mut bytes = Vec::new();
-    stdin.read_to_end(&mut bytes).context("cannot read stdin")?;
-    let mut variables: Value = serde_json::from_slice(&bytes).context("stdin is not one JSON object")?;
+    let mut variables: Value =
+        serde_json::from_slice(&read_within(stdin, "stdin", 0)?).context("stdin is not one JSON object")?;
     let Some(object) = variables.as_object_mut() else {
         return usage(format!("stdin is {variables}, expected a JSON object with messages in it"));
     };
@@ -39,7 +39,7 @@ pub(super) fn run(a: &args::TemplateArgs) -> Result<()> {
         }
     };
     let prompt = template.render(&variables, a.now.unwrap_or_else(Clock::now))?;
-    let mut out = std::io::stdout().lock();
+    let mut out = Stdout::of_answers();
     out.write_all(prompt.as_bytes())?;
     out.flush()?;
     Ok(())

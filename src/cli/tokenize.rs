@@ -1,12 +1,13 @@
 //! `tandem tokenize`: text to token IDs, printed as llama-tokenize prints them.
 
-use std::io::{BufWriter, IsTerminal, Read, Write};
+use std::io::{BufWriter, IsTerminal, Write};
 
 use anyhow::{Context, Result, anyhow};
 
 use super::errors::{Failure, usage};
 use super::escapes::unescape;
-use super::files::read_text;
+use super::files::{read_text, read_within};
+use super::terminal::Stdout;
 use super::{args, open};
 use crate::gguf::Load;
 use crate::text::Tokenizer;
@@ -17,7 +18,7 @@ pub(super) fn run(a: &args::TokenizeArgs) -> Result<()> {
     let gguf = open::header(a.model.as_deref(), &Load::default(), 0)?;
     let tokenizer = Tokenizer::new(&gguf).context(Failure::Model)?;
     let ids = tokenizer.encode(&text, tokenizer.adds_bos() && !a.no_bos, !a.no_parse_special)?;
-    let mut out = BufWriter::new(std::io::stdout().lock());
+    let mut out = BufWriter::new(Stdout::of_answers());
     if a.ids {
         writeln!(out, "{ids:?}")?;
     } else {
@@ -46,7 +47,6 @@ fn text(a: &args::TokenizeArgs) -> Result<String> {
     if !a.stdin && std::io::stdin().is_terminal() {
         return usage("no text; give one with -p TEXT or -f FILE, or pipe it in".into());
     }
-    let mut bytes = Vec::new();
-    std::io::stdin().read_to_end(&mut bytes).context("cannot read stdin")?;
+    let bytes = read_within(std::io::stdin(), "stdin", 0)?;
     String::from_utf8(bytes).map_err(|e| anyhow!("stdin is not UTF-8 text (byte {})", e.utf8_error().valid_up_to()))
 }

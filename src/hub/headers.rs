@@ -51,7 +51,8 @@ pub(super) fn fetch(
     };
     std::thread::scope(|scope| {
         for _ in 1..client.limits.connections.min(sources.len()) {
-            scope.spawn(work);
+            // Where the system gives no thread, those that there are do all.
+            let _ = std::thread::Builder::new().spawn_scoped(scope, work);
         }
         work();
     });

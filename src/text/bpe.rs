@@ -18,6 +18,9 @@ use super::split::Splitter;
 use super::vocab::{BYTE, NORMAL, Vocab};
 use crate::gguf::Meta;
 
+/// The most bytes of a word, which takes a hundred times as much memory to be joined. Text has breaks.
+const LONGEST_WORD: usize = 4 << 20;
+
 const MERGES: &str = "tokenizer.ggml.merges";
 
 /// The letter of every byte.
@@ -103,6 +106,9 @@ impl Bpe {
 
     /// Appends the tokens of a word, which is `said` in an error.
     fn word(&self, word: &str, said: &str, out: &mut Vec<u32>) -> Result<()> {
+        if word.len() > LONGEST_WORD {
+            bail!("cannot tokenize {} bytes without a break, expected at most {LONGEST_WORD}", word.len());
+        }
         let tokens = self.model.tokenize(word).map_err(|e| anyhow!("cannot tokenize {said:?}: {e}"))?;
         // The model leaves out a letter it has no token for; the others' lengths tell.
         if tokens.iter().map(|t| t.offsets.1 - t.offsets.0).sum::<usize>() != word.len() {

@@ -143,6 +143,7 @@ impl Chat<'_> {
         let answer = self.params.limit.unwrap_or(all / ANSWER).min(all / 2);
         let count = |messages: &[Value]| -> Result<usize> {
             let prompt = self.turns.prompt(messages, true)?;
+            self.tokenizer.check_length(prompt.text(), all)?;
             Ok(self.tokenizer.encode_prompt(&prompt)?.len())
         };
         let need = count(&self.messages)?;

@@ -1,7 +1,7 @@
 //! The prompt of `tandem run`, from its flags and from stdin, and the checks of the files that are
 //! named.
 
-use std::io::{IsTerminal, Read};
+use std::io::IsTerminal;
 use std::sync::mpsc;
 use std::time::Duration;
 
@@ -9,7 +9,8 @@ use anyhow::{Context, Result};
 
 use crate::cli::args;
 use crate::cli::errors::{Failure, usage};
-use crate::cli::files::{apart, has_folder, read_text};
+use crate::cli::files::{apart, has_folder, read_text, read_within};
+use crate::cli::signals::start_thread;
 
 /// Refuses to write a file that is also read, or whose folder does not exist.
 pub(super) fn check_files(a: &args::RunArgs) -> Result<()> {
@@ -43,7 +44,7 @@ fn given(a: &args::RunArgs) -> Result<String> {
         (None, Some(path)) => Some(read_text(path)?),
         (None, None) => None,
     };
-    let piped = if a.no_stdin || std::io::stdin().is_terminal() { None } else { Some(stdin(own.is_some())?) };
+    let piped = if a.no_stdin || std::io::stdin().is_terminal() { None } else { Some(stdin(own.as_deref())?) };
     match (own, piped) {
         (None, None) => usage("no prompt; give one with -p TEXT or -f FILE, or pipe it in".into()),
         (Some(own), None) => Ok(own),
@@ -59,17 +60,16 @@ fn given(a: &args::RunArgs) -> Result<String> {
 
 /// All of stdin. Where there is a prompt already, stdin may never end: after 2 seconds a notice
 /// says what is waited for.
-fn stdin(has_prompt: bool) -> Result<String> {
+fn stdin(prompt: Option<&str>) -> Result<String> {
     let (send, done) = mpsc::channel::<()>();
-    if has_prompt {
-        std::thread::spawn(move || {
+    if prompt.is_some() {
+        start_thread("stdin", move || {
             if done.recv_timeout(Duration::from_secs(2)) == Err(mpsc::RecvTimeoutError::Timeout) {
                 tracing::warn!("waiting for the end of stdin, to append it to the prompt (--no-stdin ignores stdin)");
             }
-        });
+        })?;
     }
-    let mut bytes = Vec::new();
-    std::io::stdin().read_to_end(&mut bytes).context("cannot read stdin")?;
+    let bytes = read_within(std::io::stdin(), "stdin", prompt.map_or(0, str::len))?;
     drop(send);
     String::from_utf8(bytes).context("stdin is not UTF-8 text").context(Failure::Usage)
 }

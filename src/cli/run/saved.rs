@@ -45,14 +45,15 @@ impl Saved {
         }
     }
 
-    /// Takes in what was generated after `prompt` tokens.
+    /// Takes in what was generated after the tokens of `prompt`. The sequence may hold less than that where the model
+    /// failed; the rest is pending then.
     pub(super) fn keep(
         &mut self,
         said: &Generated,
         stopped: bool,
         session: &mut Session,
         tokenizer: &Tokenizer,
-        prompt: usize,
+        prompt: &[u32],
     ) -> Result<()> {
         self.drawn += 1;
         if self.chat {
@@ -73,8 +74,8 @@ impl Saved {
                 let text: usize = said.tokens[..shown].iter().map(|t| tokenizer.bytes(*t, false).len()).sum();
                 rest = said.answer.get(text..).unwrap_or_default();
             }
-            session.rewind(0, session.tokens(0).len().min(prompt + shown))?;
-            self.pending = said.tokens[session.tokens(0).len() - prompt..shown].to_vec();
+            session.rewind(0, session.tokens(0).len().min(prompt.len() + shown))?;
+            self.pending = [prompt, &said.tokens[..shown]].concat().split_off(session.tokens(0).len());
             self.pending.extend(tokenizer.encode(rest, false, false)?);
         }
         Ok(())

@@ -40,8 +40,10 @@ impl<'t> Start<'t, '_> {
         if let Some(text) = self.flags.talk.system()?.as_deref().or(prefix) {
             talk::set_system(&mut saved.messages, text);
         }
+        tokenizer.check_length(prompt, session.n_ctx())?; // before a template makes more of it
         saved.messages.push(talk::message("user", prompt));
         let text = turns.prompt(&saved.messages, true)?;
+        tokenizer.check_length(text.text(), session.n_ctx())?;
         let ids = tokenizer.encode_prompt(&text)?;
         tracing::debug!("prompt: {} message(s) became {} tokens", saved.messages.len(), ids.len());
         tracing::trace!("prompt as the template made it: {:?}", text.text());
@@ -71,6 +73,7 @@ impl<'t> Start<'t, '_> {
     ) -> Result<(Writer<'t>, Output)> {
         let tokenizer = self.tokenizer;
         let text = prefix.unwrap_or_default().to_owned() + prompt;
+        tokenizer.check_length(&text, session.n_ctx())?;
         let mut ids = std::mem::take(&mut saved.pending);
         ids.extend(match session.tokens(0).is_empty() {
             true => tokenizer.encode_beginning(&text)?,
