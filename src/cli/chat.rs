@@ -22,7 +22,9 @@ use super::opened::{Mode, Opened};
 use super::session_file::SessionFile;
 use super::stats::stats;
 use super::{args, signals};
+use crate::gguf::CutShort;
 use crate::session::Interrupted;
+use crate::store;
 use crate::talk::{self, End};
 use command::Command;
 use conversation::Chat;
@@ -73,6 +75,7 @@ pub(super) fn run(a: &args::ChatArgs) -> Result<()> {
     if let Some(text) = a.talk.system()? {
         talk::set_system(&mut chat.messages, &text);
     }
+    store::prepare(&chat.session)?; // the model's file may be gone when there is something to save
     let mut lines = Lines::new()?;
     let talked = chat.talk(&mut lines);
     // Whatever ended it, the conversation is kept, with what was about to be edited.
@@ -137,8 +140,9 @@ impl Chat<'_> {
         stop.store(false, Ordering::SeqCst);
         let (session, tokenizer, turns, messages) = (&mut self.session, self.tokenizer, &self.turns, &self.messages);
         let line = std::thread::scope(|s| {
-            // An error here comes up again when the next message is read.
-            s.spawn(|| drop(talk::read_ahead(session, 0, tokenizer, turns, messages)));
+            // An error here comes up again when the next message is read. Without a thread all of it is read then.
+            let ahead = || drop(talk::read_ahead(session, 0, tokenizer, turns, messages));
+            let _ = std::thread::Builder::new().spawn_scoped(s, ahead);
             let line = lines.read(draft);
             stop.store(true, Ordering::SeqCst);
             line
@@ -161,6 +165,8 @@ impl Chat<'_> {
             Err(e) if e.is::<Interrupted>() => say!("(stopped while reading; your message is back in the input line)"),
             // Nobody can react to it: the program ends with the exit status of the error.
             Err(e) if is_closed_pipe(&e) || !lines.is_terminal() => return Err(e),
+            // The conversation is saved on the way out; without a file to save to, the user may name one.
+            Err(e) if e.is::<CutShort>() && self.file.is_some() => return Err(e),
             Err(e) => say!("{e:#}"),
         }
         let unanswered = self.messages.last().is_some_and(|m| m["role"] == "user");

@@ -14,7 +14,8 @@
 //! | `session_file` | the file that `--session` names |
 //! | `overrides`, `affinity` | metadata that the command line sets; the CPUs that the process runs on |
 //! | `settings`, `structured` | sampling parameters and the form of the text, from flags and requests |
-//! | `signals`, `terminal` | Ctrl-C; colours and the progress bar |
+//! | `signals`, `terminal` | Ctrl-C; colours, the progress bar, text that is safe to show |
+//! | `closed` | whether there is a stdout |
 //! | `dry_run` | `--dry-run` |
 
 mod affinity;
@@ -23,6 +24,7 @@ pub mod argv;
 mod batch;
 mod bench;
 mod chat;
+mod closed;
 mod completions;
 mod convert;
 mod doctor;

@@ -125,6 +125,7 @@ pub(super) fn options(a: &args::ModelArgs) -> Result<Options> {
 
 /// Opens a model whose header is read, with the GPU if there is one.
 pub(super) fn session(gguf: Gguf, a: &args::ModelArgs, o: &Options) -> Result<Session> {
+    gguf.check_written().context(Failure::Model)?.iter().for_each(|notice| tracing::warn!("{notice}"));
     // Lookup tables stay in the file: their rows are read there as tokens need them.
     let resident: u64 = gguf.tensors.iter().filter(|t| !t.is_lookup_table()).map(|t| t.bytes as u64).sum();
     if let Some(memory) = Memory::of_this_machine().filter(|m| resident > m.total as u64) {
@@ -148,6 +149,8 @@ pub(super) fn session(gguf: Gguf, a: &args::ModelArgs, o: &Options) -> Result<Se
     if o.threads > cores {
         tracing::warn!("-t {}: more threads than the {cores} physical cores; expect it to be slower", o.threads);
     }
+    // Threads that cannot be started are no fault of the model.
+    let _threads = (Pool::new(o.threads)?, o.threads_batch.map(Pool::new).transpose()?);
     let session = match gpu(a, o)? {
         None => Session::new(gguf, o),
         Some(gpu) => {

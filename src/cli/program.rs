@@ -9,11 +9,12 @@ use anyhow::Result;
 use clap::{ArgMatches, CommandFactory, FromArgMatches};
 
 use super::args::{Cli, ModelArgs, Verb};
-use super::terminal::colour;
+use super::terminal::of_stdout;
 use super::{
-    affinity, argv, batch, bench, chat, completions, convert, doctor, dry_run, errors, explain, fetch, list, logits,
-    overrides, perplexity, run, template, tokenize, verify,
+    affinity, argv, batch, bench, chat, closed, completions, convert, doctor, dry_run, errors, explain, fetch, list,
+    logits, overrides, perplexity, run, signals, template, tokenize, verify,
 };
+use crate::printable::Printable;
 use crate::session::Interrupted;
 
 /// Runs the program: the whole of `main`.
@@ -22,7 +23,9 @@ pub fn main(argv: impl Iterator<Item = OsString>) -> ExitCode {
     let line = match argv::read(argv.collect(), at) {
         Ok(argv::Request::Run(line)) => line,
         Ok(argv::Request::Print(text)) => {
-            return ExitCode::from(u8::from(writeln!(std::io::stdout(), "{text}").is_err()));
+            return ended(
+                closed::check_stdout().and_then(|()| Ok(writeln!(std::io::stdout(), "{text}").map_err(of_stdout)?)),
+            );
         }
         Err(why) => {
             say!("tandem: usage error: {why}");
@@ -32,19 +35,30 @@ pub fn main(argv: impl Iterator<Item = OsString>) -> ExitCode {
     let mut command = Cli::command();
     let parsed =
         command.try_get_matches_from_mut(&line.words).and_then(|given| Ok((Cli::from_arg_matches(&given)?, given)));
-    let (mut cli, given) = match parsed.map_err(|e| e.format(&mut command)) {
+    let (cli, given) = match parsed.map_err(|e| e.format(&mut command)) {
         Ok(parsed) => parsed,
-        Err(e) => {
+        Err(e) if e.use_stderr() => {
             let _ = e.print();
-            return ExitCode::from(if e.use_stderr() { 2 } else { 0 });
+            return ExitCode::from(2);
         }
+        Err(help) => return ended(print_help(&help)),
     };
     errors::be_strict(cli.strict);
     set_up_notices(&cli);
-    let done = line.tell(cli.quiet).and_then(|()| {
-        let _headers = fetch::settle(&mut cli.verb)?;
-        run_verb(&cli.verb, &given)
-    });
+    ended(work(cli, &given, &line))
+}
+
+/// Does what the command line asks for.
+fn work(mut cli: Cli, given: &ArgMatches, line: &argv::CommandLine) -> Result<()> {
+    check_stdout(&cli.verb)?;
+    signals::outlive_full_files()?;
+    line.tell(cli.quiet)?;
+    let _headers = fetch::settle(&mut cli.verb)?;
+    run_verb(&cli.verb, given)
+}
+
+/// The exit status of what was done; an error is said.
+fn ended(done: Result<()>) -> ExitCode {
     match done {
         Ok(()) => ExitCode::SUCCESS,
         Err(e) if errors::is_closed_pipe(&e) => ExitCode::SUCCESS,
@@ -67,8 +81,8 @@ fn set_up_notices(cli: &Cli) {
     };
     tracing_subscriber::fmt()
         .with_max_level(level)
-        .with_writer(std::io::stderr)
-        .with_ansi(colour(std::io::stderr().is_terminal()))
+        .with_writer(|| Printable::new(std::io::stderr()))
+        .with_ansi(false)
         .without_time()
         .with_target(false)
         .with_level(false)
@@ -89,6 +103,23 @@ fn model_flags(verb: &Verb) -> Option<&ModelArgs> {
         Verb::Verify(a) => Some(&a.model),
         _ => None,
     }
+}
+
+/// Writes what `--help` or `--version` asks for.
+fn print_help(help: &clap::Error) -> Result<()> {
+    closed::check_stdout()?;
+    help.print().and_then(|()| std::io::stdout().flush()).map_err(|e| of_stdout(e).into())
+}
+
+/// Fails if stdout is closed and the answer would go there.
+fn check_stdout(verb: &Verb) -> Result<()> {
+    let elsewhere = match verb {
+        Verb::Run(a) => a.output.is_some(),
+        Verb::Batch(a) => a.output.is_some(),
+        Verb::Logits(_) | Verb::Convert(_) => true,
+        _ => false,
+    };
+    if elsewhere { Ok(()) } else { closed::check_stdout() }
 }
 
 /// `given`: what clap made the verb of, for `--dry-run`.

@@ -33,7 +33,7 @@ use std::sync::{Arc, Mutex, MutexGuard, PoisonError, TryLockError};
 use std::thread::Thread;
 use std::time::{Duration, Instant};
 
-use anyhow::{Context, Result, ensure};
+use anyhow::{Result, anyhow, ensure};
 use rayon::{ThreadPool, ThreadPoolBuilder};
 
 use super::{Limits, Topology};
@@ -224,7 +224,9 @@ struct Workers {
 impl Workers {
     fn start(threads: usize) -> Result<Workers> {
         let builder = ThreadPoolBuilder::new().num_threads(threads).thread_name(|i| format!("tandem-{}", i + 1));
-        let rayon = builder.build().with_context(|| format!("cannot start {threads} threads"))?;
+        let rayon = builder.build().map_err(|e| {
+            anyhow!("cannot start {threads} threads ({e}): raise the limit (`ulimit -u` shows it), or use fewer (-t)")
+        })?;
         let handles = rayon.broadcast(|_| std::thread::current());
         Ok(Workers { rayon, handles, state: Arc::new(PoolState::new(threads)) })
     }

@@ -418,11 +418,13 @@ impl Device {
             compute(); // nothing but zeros
             return self.stream_experts(model, batch, step, Some(pool));
         }
-        std::thread::scope(|s| {
-            let passes = s.spawn(|| self.stream_experts(model, batch, step, None));
+        let streamed = std::thread::scope(|s| {
+            let passes = std::thread::Builder::new().spawn_scoped(s, || self.stream_experts(model, batch, step, None));
             compute();
-            passes.join().expect("passes report errors")
-        })
+            passes.ok().map(|passes| passes.join().expect("passes report errors"))
+        });
+        // Where the system starts no more threads, one comes after the other.
+        streamed.unwrap_or_else(|| self.stream_experts(model, batch, step, Some(pool)))
     }
 
     /// Starts the part of a step's GPU share whose experts stream through the ring; `pool` helps where it is free.
