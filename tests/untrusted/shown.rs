@@ -1,11 +1,13 @@
 //! What a file says reaches a terminal as text: no title, no clipboard, no cursor.
 
-use std::io::Read;
+use std::io::{Read, Write};
 use std::path::PathBuf;
 
 use portable_pty::{CommandBuilder, PtySize, native_pty_system};
 use serde_json::json;
 use tandem::gguf::Gguf;
+use tandem::session::{Options, Session};
+use tandem::store;
 use tandem::text::{Clock, Prompter, Template, Tokenizer};
 
 use crate::common::source::Source;
@@ -24,15 +26,34 @@ fn is_harmless(text: &str) {
 
 /// What the program writes to a terminal, in which its stdout and stderr are.
 fn in_terminal(args: &[&str]) -> String {
+    typed(args, &[])
+}
+
+/// The same; `keys` are typed, each when its first text has been shown.
+fn typed(args: &[&str], keys: &[(&str, &str)]) -> String {
     let pty = native_pty_system().openpty(PtySize { rows: 40, cols: 400, pixel_width: 0, pixel_height: 0 }).unwrap();
     let mut c = CommandBuilder::new(env!("CARGO_BIN_EXE_tandem"));
     c.args(args);
     c.env("CUDA_VISIBLE_DEVICES", "");
     let mut child = pty.slave.spawn_command(c).unwrap();
     drop(pty.slave);
-    let mut bytes = Vec::new();
-    let _ = pty.master.try_clone_reader().unwrap().read_to_end(&mut bytes); // ends in an error where nobody writes any more
+    let (mut from, mut to) = (pty.master.try_clone_reader().unwrap(), pty.master.take_writer().unwrap());
+    let (mut bytes, mut seen, mut keys) = (Vec::new(), 0, keys.iter());
+    let mut next = keys.next();
+    let mut some = [0; 4096];
+    // Ends in an error where nobody writes any more.
+    while let Ok(n @ 1..) = from.read(&mut some) {
+        bytes.extend_from_slice(&some[..n]);
+        while let Some((after, key)) = next
+            && let Some(at) = String::from_utf8_lossy(&bytes[seen..]).find(after)
+        {
+            seen += at + after.len();
+            to.write_all(key.as_bytes()).unwrap();
+            next = keys.next();
+        }
+    }
     child.wait().unwrap();
+    assert!(next.is_none(), "{next:?} was not shown: {:?}", String::from_utf8_lossy(&bytes));
     String::from_utf8(bytes).expect("whole characters")
 }
 
@@ -121,6 +142,21 @@ fn an_answer_commands_no_terminal_and_is_as_it_was_in_a_pipe() {
     let text = in_terminal(&csi);
     assert!(text.contains("\\u009b2") && !text.contains('\u{9b}'), "{text:?}");
     assert_eq!(tandem(&csi).output().unwrap().stdout, "\u{9b}2".as_bytes());
+}
+
+#[test]
+fn a_session_of_somebody_else_s_does_not_command_the_terminal_that_continues_it() {
+    let file = folder("session").join("s");
+    let session = Session::open(&common::demo(), &Options { n_ctx: Some(512), ..Options::default() }).unwrap();
+    let messages = ["user", "assistant"].map(|role| json!({ "role": role, "content": EVIL }));
+    store::save_note(&file, &session, &json!({ "messages": messages, "drawn": 1, "seed": 1 }).to_string()).unwrap();
+    let template = concat!(env!("CARGO_MANIFEST_DIR"), "/demo/romeo.jinja");
+    let args = ["chat", "--chat-template-file", template, "-n", "3", "--session", file.to_str().unwrap()];
+    // Ctrl-U takes away what /edit put into the line.
+    let text = typed(&args, &[("> ", "/edit\r"), ("]52;c;aGk=", "\u{15}/exit\r")]);
+    is_harmless(&text);
+    let text = typed(&args, &[("> ", "/undo\r"), ("removed: ", "/exit\r")]);
+    is_harmless(&text);
 }
 
 #[test]
