@@ -370,7 +370,7 @@ fn errors_name_the_template_its_line_and_what_failed() {
         ("{{ i[::-1] }}", 1, "cannot be sliced"),
         ("{{ strftime_now|tojson }}", 1, "cannot be written as JSON"),
         ("\n{% if %}", 2, "unexpected end of block"),
-        ("\n{{ 'open }}", 2, "unexpected end of string"),
+        ("\n{{ 'open }}", 2, "the tag that begins here does not end"),
         ("{% macro r() %}{{ r() }}{% endmacro %}{{ r() }}", 1, "recursion limit"),
     ] {
         let e = render(source).unwrap_err();
@@ -378,6 +378,55 @@ fn errors_name_the_template_its_line_and_what_failed() {
     }
     let e = Template::new("x", "made.jinja").unwrap().render(&json!([1]), noon()).unwrap_err().to_string();
     assert!(e.contains("made.jinja") && e.contains("object") && e.contains("[1]"), "{e}");
+}
+
+#[test]
+fn real_templates_stay_far_from_every_limit() {
+    let text = "A word, and <b>another</b> one. ".repeat(30);
+    let call = json!([{"type": "function", "id": "abcdefghi", "function": {"name": "f", "arguments": {"x": text}}}]);
+    let mut messages = vec![json!({"role": "system", "content": text})];
+    for n in 0..50 {
+        messages.push(json!({"role": "user", "content": format!("{n} {text}")}));
+        messages.push(json!({"role": "assistant", "content": text, "tool_calls": call}));
+        messages.push(json!({"role": "tool", "name": "f", "tool_call_id": "abcdefghi", "content": text}));
+        messages.push(json!({"role": "assistant", "content": format!("<think>\n{text}</think>\n{text}")}));
+    }
+    let plain: Vec<Value> =
+        (0..200).map(|n| json!({"role": (["user", "assistant"][n % 2]), "content": format!("{n} {text}")})).collect();
+    let tools: Vec<Value> = (0..40)
+        .map(|n| {
+            json!({"type": "function", "function": {"name": format!("f{n}"), "description": text, "parameters": {
+                "type": "object", "properties": {"x": {"type": "string", "description": text}}, "required": ["x"]}}})
+        })
+        .collect();
+    let mut most = (0.0, String::new());
+    for (name, path) in all_templates() {
+        let template = template(&path);
+        let both = [
+            json!({"messages": messages, "tools": tools, "add_generation_prompt": true, "bos_token": "<s>", "eos_token": "</s>"}),
+            json!({"messages": plain, "add_generation_prompt": true, "bos_token": "<s>", "eos_token": "</s>"}),
+        ];
+        let steps = both.iter().map(|v| template.steps(v, noon()));
+        let fails = |e: &anyhow::Error| format!("{e:#}").contains("may never end");
+        for (n, result) in steps.enumerate() {
+            assert!(!result.as_ref().is_err_and(fails), "{name}, {n}: {result:?}");
+            let Ok((steps, all)) = result else { continue }; // some refuse calls, or two of one role
+            let share = steps as f64 / all as f64;
+            if share > most.0 {
+                most = (share, format!("{name}, conversation {n}: {steps} of {all} steps"));
+            }
+        }
+    }
+    println!("the hungriest template takes {:.2} %: {}", 100.0 * most.0, most.1);
+    assert!(most.0 < 0.3, "{most:?}");
+}
+
+#[test]
+fn an_empty_template_is_none() {
+    for empty in ["", " \n"] {
+        let e = format!("{:#}", Template::of(&with_templates(&[("", empty)]).meta, None, false).unwrap_err());
+        assert!(e.contains("the model has no chat template") || e.contains("no usual chat template"), "{e}");
+    }
 }
 
 /// A file with these chat templates.

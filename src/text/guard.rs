@@ -106,7 +106,7 @@ impl Prompter {
                 variables.entry(*name).or_insert_with(|| text.as_str().into());
             }
         }
-        let written = self.template.run(&self.env, variables, clock)?;
+        let (written, _) = self.template.run(&self.env, variables, clock)?;
         let mut prompt = Prompt { text: String::with_capacity(written.len()), own: Vec::new(), words };
         for c in written.chars() {
             let start = prompt.text.len();

@@ -8,6 +8,7 @@ pub mod grammar;
 mod guard;
 mod jinja;
 mod length;
+mod limits;
 mod marks;
 mod named;
 mod overlap;

@@ -22,10 +22,14 @@ use super::tokenizer::Tokenizer;
 /// Where `format` puts something into a string: what is on both sides are pieces of their own.
 static HOLE: LazyLock<Regex> = LazyLock::new(|| Regex::new(r"\{[^{}]*\}|%[sd]").expect("a test compiles it"));
 
+/// Control tokens of which parts are looked for have at most so many bytes; real ones have some dozens.
+const LONGEST: usize = 256;
+
 /// Looks for the parts of control tokens in a template's text.
 pub(super) struct Literals<'t> {
     tokenizer: &'t Tokenizer,
-    tokens: Vec<&'t str>,
+    /// What control tokens end with, whole tokens among it, sorted: a text is within one if it begins one of these.
+    endings: Vec<&'t str>,
     /// What control tokens begin with and end with, where that is more than a word.
     starts: HashSet<&'t str>,
     ends: HashSet<&'t str>,
@@ -39,7 +43,10 @@ impl<'t> Literals<'t> {
     /// For the control tokens of this vocabulary.
     pub(super) fn new(tokenizer: &'t Tokenizer) -> Literals<'t> {
         let reserved = tokenizer.special.texts().filter(|(_, id)| tokenizer.vocab.reserved(*id));
-        let tokens: Vec<&str> = reserved.map(|(text, _)| text).collect();
+        let tokens: Vec<&str> = reserved.map(|(text, _)| text).filter(|text| text.len() <= LONGEST).collect();
+        let mut endings: Vec<&str> = tokens.iter().flat_map(|t| t.char_indices().map(|(at, _)| &t[at..])).collect();
+        endings.sort_unstable();
+        endings.dedup();
         let cuts = || tokens.iter().flat_map(|t| t.char_indices().skip(1).map(|(at, _)| t.split_at(at)));
         Literals {
             starts: cuts().map(|(start, _)| start).filter(|t| !is_word(t)).collect(),
@@ -47,7 +54,7 @@ impl<'t> Literals<'t> {
             longest: tokens.iter().map(|t| t.len()).max().unwrap_or(0),
             words: BTreeSet::new(),
             tokenizer,
-            tokens,
+            endings,
         }
     }
 
@@ -76,7 +83,8 @@ impl<'t> Literals<'t> {
     fn parts(&mut self, text: &str) -> [Option<Range<usize>>; 2] {
         let said = text.trim();
         let from = text.len() - text.trim_start().len();
-        let within = said.len() < self.longest && self.tokens.iter().any(|t| t.contains(said));
+        let first = self.endings.partition_point(|ending| *ending < said);
+        let within = said.len() < self.longest && self.endings.get(first).is_some_and(|e| e.starts_with(said));
         if said.is_empty() || is_word(said) {
             self.words.extend(Some(said.to_owned()).filter(|w| within && !w.is_empty()));
             return [None, None];

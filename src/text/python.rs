@@ -5,42 +5,43 @@
 //! lists and with `~`; `"%d" % n`, a macro's `varargs` and rarer methods and filters, which are
 //! errors; and that Python refuses some of what minijinja allows (`for` over none, `'a' < 1`).
 
-use minijinja::value::{Kwargs, Rest, Serde, StringInput, Tuple, ValueKind, from_args};
+use std::borrow::Cow;
+
+use minijinja::value::{Kwargs, Rest, Serde, Tuple, ValueKind, from_args};
 use minijinja::{Environment, Error, State, Value, filters};
 use minijinja_contrib::globals::joiner;
 use minijinja_contrib::pycompat::unknown_method_callback;
 
+use super::limits::{DEPTH, fits, format, replaceable, weighed, written};
 use super::marks::{base, pieces, plain};
 use super::strings::{CASES, cased, invalid, places, replace, split, strip, unowned};
 
-/// Lists within lists that are written as JSON; no tool's description has that many.
-const MOST_DEPTH: usize = 200;
-
 /// Gives a template's environment Python's ways.
 pub(super) fn install(env: &mut Environment<'static>) {
-    env.set_formatter(|out, _, value| Ok(out.write_str(&text(value))?));
+    env.set_formatter(|out, state, value| Ok(out.write_str(&text(state, value)?)?));
     env.set_unknown_method_callback(method);
     env.add_function("joiner", joiner);
     env.remove_global("debug"); // jinja2 has none
     env.add_filter("tojson", tojson);
     env.add_filter("from_json", from_json);
-    env.add_filter("string", |value: &Value| text(value));
-    env.add_filter("trim", |value: &Value, chars: Option<&str>| strip(&text(value), chars, true, true).to_owned());
+    env.add_filter("string", |state: &State, value: &Value| text(state, value).map(Cow::into_owned));
+    env.add_filter("trim", |state: &State, value: &Value, chars: Option<&str>| {
+        Ok::<_, Error>(strip(&text(state, value)?, chars, true, true).to_owned())
+    });
     env.add_filter("default", default);
     env.add_filter("d", default);
     env.add_filter("length", length);
     env.add_filter("count", length);
     env.add_filter("items", items);
     env.add_filter("int", int);
-    env.add_filter("replace", |value: &Value, old: &Value, new: &Value, count: Option<usize>| {
-        replace(&text(value), &text(old), &text(new), count)
+    env.add_filter("replace", |state: &State, value: &Value, old: &Value, new: &Value, count: Option<usize>| {
+        let (value, old, new) = (text(state, value)?, text(state, old)?, text(state, new)?);
+        replaceable(&value, &old, &new, count)?;
+        Ok::<_, Error>(replace(&value, &old, &new, count))
     });
     for name in CASES {
-        env.add_filter(*name, |state: &State, value: &Value| {
-            Ok::<_, Error>(cased(StringInput::new(state, value)?.as_str(), name))
-        });
+        env.add_filter(*name, |state: &State, value: &Value| Ok::<_, Error>(cased(&text(state, value)?, name)));
     }
-    env.add_filter("__plain__", unowned);
     env.add_test("sequence", |value: &Value| {
         // What has a length and can be indexed: a text and a mapping as well.
         value.is_undefined() || matches!(value.kind(), ValueKind::Seq | ValueKind::String | ValueKind::Map)
@@ -49,7 +50,18 @@ pub(super) fn install(env: &mut Environment<'static>) {
 }
 
 /// `str(value)`.
-fn text(value: &Value) -> String {
+fn text<'v>(state: &State, value: &'v Value) -> Result<Cow<'v, str>, Error> {
+    if let Some(text) = value.as_str() {
+        return Ok(text.into());
+    }
+    if value.as_object().is_some() {
+        return written(state, value).map(Cow::from);
+    }
+    Ok(number(value).into())
+}
+
+/// What `str` makes of a number, and of what is no list, mapping or text.
+fn number(value: &Value) -> String {
     match f64::try_from(value.clone()) {
         Ok(v) if value.kind() == ValueKind::Number && !value.is_integer() => float(v),
         _ => value.to_string(),
@@ -97,8 +109,10 @@ fn int(state: &State, value: &Value, other: Option<Value>, base: Option<u32>, mo
 fn method(state: &mut State, value: &Value, name: &str, args: &[Value]) -> Result<Value, Error> {
     if name == "__slice__" {
         let (start, stop, step): (Option<i64>, Option<i64>, Option<i64>) = from_args(args)?;
-        return slice(value, start, stop, step.unwrap_or(1));
+        return slice(state, value, start, stop, step.unwrap_or(1));
     }
+    let gone_through = matches!(value.kind(), ValueKind::Seq).then_some(value);
+    gone_through.into_iter().chain(args).filter(|v| v.as_object().is_some()).try_for_each(|v| weighed(state, v))?;
     if name == "copy" && matches!(value.kind(), ValueKind::Map | ValueKind::Seq) {
         let () = from_args(args)?;
         return Ok(value.clone());
@@ -132,7 +146,9 @@ fn method(state: &mut State, value: &Value, name: &str, args: &[Value]) -> Resul
         }
         "replace" => {
             let (old, new, count): (&str, &str, Option<i64>) = from_args(args)?;
-            Ok(replace(s, old, new, count.and_then(|n| usize::try_from(n).ok())).into())
+            let count = count.and_then(|n| usize::try_from(n).ok());
+            replaceable(s, old, new, count)?;
+            Ok(replace(s, old, new, count).into())
         }
         _ if CASES.contains(&name) => {
             let () = from_args(args)?;
@@ -142,8 +158,9 @@ fn method(state: &mut State, value: &Value, name: &str, args: &[Value]) -> Resul
             let found = method(state, value, if name == "index" { "find" } else { "rfind" }, args)?;
             if found == Value::from(-1) { Err(invalid("substring not found")) } else { Ok(found) }
         }
+        "format" => format(state, s, args, false),
         // These give texts whose characters are those of their input.
-        "join" | "format" | "splitlines" => unknown_method_callback(state, value, name, args),
+        "join" | "splitlines" => unknown_method_callback(state, value, name, args),
         // These look for something, or at something.
         _ => {
             let args: Vec<Value> = args.iter().map(unowned).collect();
@@ -153,66 +170,72 @@ fn method(state: &mut State, value: &Value, name: &str, args: &[Value]) -> Resul
 }
 
 /// `value[start:stop:step]`, as CPython's `PySlice_AdjustIndices` has it.
-fn slice(value: &Value, start: Option<i64>, stop: Option<i64>, step: i64) -> Result<Value, Error> {
-    let all: Vec<Value> = match (value.as_str(), value.kind()) {
-        (Some(s), _) => s.chars().map(|c| Value::from(c.to_string())).collect(),
-        (None, ValueKind::Seq | ValueKind::Iterable) => value.try_iter()?.collect(),
-        (None, kind) => return Err(invalid(format!("value of type {kind} cannot be sliced"))),
-    };
+fn slice(state: &State, value: &Value, start: Option<i64>, stop: Option<i64>, step: i64) -> Result<Value, Error> {
     if step == 0 {
         return Err(invalid("slice step cannot be zero"));
     }
-    let n = all.len() as i64;
+    match (value.as_str(), value.kind()) {
+        (Some(s), _) => {
+            let all: Vec<char> = s.chars().collect();
+            Ok(places_of(all.len(), start, stop, step).map(|i| all[i]).collect::<String>().into())
+        }
+        (None, ValueKind::Seq | ValueKind::Iterable) => {
+            let all: Vec<Value> = value.try_iter()?.collect();
+            state.consume_fuel((all.len() / 4) as u64)?;
+            let taken: Vec<Value> = places_of(all.len(), start, stop, step).map(|i| all[i].clone()).collect();
+            Ok(if value.downcast_object_ref::<Tuple>().is_some() { Tuple::from(taken).into() } else { taken.into() })
+        }
+        (None, ValueKind::Undefined | ValueKind::None) => Ok(Vec::<Value>::new().into()),
+        (None, kind) => Err(invalid(format!("value of type {kind} cannot be sliced"))),
+    }
+}
+
+/// The places that a slice takes of `len`.
+fn places_of(len: usize, start: Option<i64>, stop: Option<i64>, step: i64) -> impl Iterator<Item = usize> {
+    let n = len as i64;
     let (low, high) = if step > 0 { (0, n) } else { (-1, n - 1) };
     let (first, last) = if step > 0 { (low, high) } else { (high, low) };
-    let index =
-        |at: Option<i64>, or: i64| at.map_or(or, |i| (if i < 0 { i.saturating_add(n) } else { i }).clamp(low, high));
-    let (mut i, stop) = (index(start, first), index(stop, last));
-    let mut taken = Vec::new();
-    while if step > 0 { i < stop } else { i > stop } {
-        taken.push(all[i as usize].clone());
-        i = i.saturating_add(step);
-    }
-    Ok(match value.as_str() {
-        Some(_) => taken.iter().map(Value::to_string).collect::<String>().into(),
-        None => taken.into(),
-    })
+    let index = move |at: Option<i64>, or: i64| {
+        at.map_or(or, |i| (if i < 0 { i.saturating_add(n) } else { i }).clamp(low, high))
+    };
+    let (start, stop) = (index(start, first), index(stop, last));
+    let within = move |i: &i64| if step > 0 { *i < stop } else { *i > stop };
+    std::iter::successors(Some(start), move |i| Some(i.saturating_add(step))).take_while(within).map(|i| i as usize)
 }
 
 /// `json.loads`, a filter that llama.cpp's templates for DeepSeek use and jinja2 has not.
-fn from_json(text: &str) -> Result<Value, Error> {
+fn from_json(state: &State, text: &str) -> Result<Value, Error> {
+    state.consume_fuel(text.len() as u64)?; // two characters can become a value of dozens of bytes
     let value: serde_json::Value =
         serde_json::from_str(text).map_err(|e| invalid(format!("from_json: the text is no JSON: {e}")))?;
     Ok(Value::from(Serde(value)))
 }
 
-/// `json.dumps` with transformers' defaults.
-fn tojson(
-    value: &Value,
-    ensure_ascii: Option<Value>,
-    indent: Option<Value>,
-    separators: Option<Value>,
-    more: Kwargs,
-) -> Result<String, Error> {
-    let given = |by_position: Option<Value>, name: &str| -> Result<Option<Value>, Error> {
-        Ok(by_position.or(more.get(name)?).filter(|v| !v.is_none()))
+/// `json.dumps` with transformers' defaults; by position come ensure_ascii, indent and separators.
+fn tojson(state: &State, value: &Value, args: Rest<Value>, more: Kwargs) -> Result<String, Error> {
+    let given = |position: usize, name: &str| -> Result<Option<Value>, Error> {
+        Ok(args.get(position).cloned().or(more.get(name)?).filter(|v| !v.is_none()))
     };
-    let ascii = given(ensure_ascii, "ensure_ascii")?.is_some_and(|v| v.is_true());
-    let sorted = given(None, "sort_keys")?.is_some_and(|v| v.is_true());
-    let indent = match given(indent, "indent")? {
+    let ascii = given(0, "ensure_ascii")?.is_some_and(|v| v.is_true());
+    let sorted = given(usize::MAX, "sort_keys")?.is_some_and(|v| v.is_true());
+    let indent = match given(1, "indent")? {
         Some(by) => Some(match by.as_str() {
             Some(text) => text.to_owned(),
             None => " ".repeat(i64::try_from(by)?.clamp(0, 80) as usize),
         }),
         None => None,
     };
-    let (item, key) = match given(separators, "separators")? {
-        Some(pair) => (text(&pair.get_item(&0.into())?), text(&pair.get_item(&1.into())?)),
+    let (item, key) = match given(2, "separators")? {
+        Some(pair) => {
+            let part = |i: usize| Ok::<_, Error>(text(state, &pair.get_item(&i.into())?)?.into_owned());
+            (part(0)?, part(1)?)
+        }
         None => (if indent.is_some() { "," } else { ", " }.into(), ": ".into()),
     };
     more.assert_all_used()?;
     let mut out = String::new();
     Json { ascii, sorted, indent, item, key }.write(value, 0, &mut out)?;
+    state.consume_fuel((out.len() / 8) as u64)?;
     Ok(out)
 }
 
@@ -242,8 +265,8 @@ impl Json {
     }
 
     fn list(&self, value: &Value, depth: usize, out: &mut String, open: char, close: char) -> Result<(), Error> {
-        if depth == MOST_DEPTH {
-            return Err(invalid(format!("lists within lists, {MOST_DEPTH} deep, cannot be written as JSON")));
+        if depth == DEPTH {
+            return Err(invalid(format!("lists within lists, {DEPTH} deep, cannot be written as JSON")));
         }
         let map = open == '{';
         let mut items: Vec<Value> = value.try_iter()?.collect();
@@ -256,6 +279,7 @@ impl Json {
                 *out += &self.item;
             }
             self.line(depth + 1, out);
+            fits(out.len())?;
             if !map {
                 self.write(item, depth + 1, out)?;
                 continue;
@@ -308,7 +332,7 @@ fn scalar(value: &Value) -> Option<String> {
     match value.kind() {
         ValueKind::None => Some("null".into()),
         ValueKind::Bool => Some(if value.is_true() { "true" } else { "false" }.into()),
-        ValueKind::Number => Some(match text(value).as_str() {
+        ValueKind::Number => Some(match number(value).as_str() {
             "nan" => "NaN".into(),
             "inf" => "Infinity".into(),
             "-inf" => "-Infinity".into(),

@@ -3,6 +3,7 @@
 //! They look for what a text says, whoever wrote it, and what they return has the characters of what they were given: a
 //! template's stay its own, and no other becomes one.
 
+use std::collections::BTreeSet;
 use std::ops::Range;
 
 use minijinja::value::{Kwargs, ValueKind, from_args};
@@ -25,7 +26,8 @@ fn is_space(c: char) -> bool {
 
 /// `str.strip`, on the sides that are asked for.
 pub(super) fn strip<'t>(text: &'t str, chars: Option<&str>, left: bool, right: bool) -> &'t str {
-    let drop = |c: char| chars.map_or_else(|| is_space(base(c)), |chars| chars.chars().any(|d| base(d) == base(c)));
+    let chars: Option<BTreeSet<char>> = chars.map(|chars| chars.chars().map(base).collect());
+    let drop = |c: char| chars.as_ref().map_or_else(|| is_space(base(c)), |chars| chars.contains(&base(c)));
     let text = if left { text.trim_start_matches(drop) } else { text };
     if right { text.trim_end_matches(drop) } else { text }
 }

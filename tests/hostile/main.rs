@@ -5,6 +5,7 @@
 mod common;
 
 mod change;
+mod template;
 
 use std::collections::HashSet;
 use std::panic::{AssertUnwindSafe, catch_unwind};
