@@ -113,12 +113,12 @@ pub(super) fn read_within(from: impl Read, what: &str, known: usize) -> Result<V
     Ok(bytes)
 }
 
-/// Reads a text file, naming it in the error.
+/// Reads a text file, naming it in the error. A byte order mark at its head is no part of the text.
 pub(super) fn read_text(path: &Path) -> Result<String> {
     let file = File::open(path).with_context(|| format!("cannot read {}", path.display()))?;
     let bytes = read_within(file, &path.display().to_string(), 0)?;
     match String::from_utf8(bytes) {
-        Ok(text) => Ok(text),
+        Ok(text) => Ok(text.strip_prefix('\u{feff}').map(str::to_owned).unwrap_or(text)),
         Err(e) => bail!("{}: not UTF-8 text (byte {})", path.display(), e.utf8_error().valid_up_to()),
     }
 }

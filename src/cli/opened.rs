@@ -106,13 +106,18 @@ fn log_text(tokenizer: &Tokenizer, settings: &Settings, template: Option<&Templa
 /// The template to use.
 fn template(gguf: &crate::gguf::Gguf, tokenizer: &Tokenizer, talk: &args::TalkArgs) -> Result<Option<Template>> {
     if let Some(path) = &talk.chat_template_file {
-        return Template::new(&read_text(path)?, &path.display().to_string()).map(Some).context(Failure::Usage);
+        let source = read_text(path)?;
+        if source.trim().is_empty() {
+            off(&format!("--chat-template-file {}", path.display()), "an empty template is none")?;
+            return Ok(None);
+        }
+        return Template::new(&source, &path.display().to_string()).map(Some).context(Failure::Usage);
     }
     if let Some(name) = &talk.chat_template {
         let bos = tokenizer.bos().is_some() && tokenizer.adds_bos();
         return Template::chosen(&gguf.meta, name, bos).map(Some).context(Failure::Usage);
     }
-    match gguf.meta.opt_str("tokenizer.chat_template")? {
+    match gguf.meta.opt_str("tokenizer.chat_template")?.filter(|source| !source.trim().is_empty()) {
         Some(_) => Template::of(&gguf.meta, None, false).map(Some).context(Failure::Model),
         None => Ok(None),
     }
