@@ -3,6 +3,7 @@
 //! Here lines become requests and answers become lines; `schedule` is what answers several of them at once. A line that
 //! cannot be answered gives an error in its place.
 
+mod forms;
 mod job;
 mod reply;
 mod requests;
@@ -23,8 +24,9 @@ use super::{args, structured};
 use crate::schedule::{Answer, Request, Scheduler};
 use crate::session::Interrupted;
 use crate::talk::{self, GenParams, Turns, Writer};
-use crate::text::grammar::Grammars;
+use crate::text::grammar::Grammar;
 use crate::text::{Reader, Tokenizer};
+use forms::Forms;
 use job::{Defaults, Job, Prompt, Refused};
 use reply::Done;
 use requests::{Next, Requests};
@@ -61,32 +63,30 @@ pub(super) fn run(a: &args::BatchArgs) -> Result<()> {
     }
     let seed = settings.seed();
     let defaults = Defaults { settings, params: a.talk.params(), kind: form, raw: a.raw };
-    let grammars = std::cell::OnceCell::new();
-    let prompts = Prompts {
-        tokenizer: &tokenizer,
-        turns: turns.as_ref(),
-        system,
-        grammars: &grammars,
-        seed,
-        n_ctx: session.n_ctx(),
-    };
+    let n_ctx = session.n_ctx();
+    let prompts = Prompts { tokenizer: &tokenizer, turns: turns.as_ref(), system, seed, n_ctx };
     let out = BufWriter::new(AnswerFile::open(a.output.as_deref())?);
     let out = Out { to: out, unordered: a.unordered, next: 0, waiting: BTreeMap::new() };
     let start = Instant::now();
-    let mut work = Work {
-        prompts,
-        defaults,
-        scheduler: Scheduler::new(session),
-        askers: HashMap::new(),
-        out,
-        interrupted: &interrupted,
-        count: 0,
-        refused: 0,
-        cut: 0,
-        generated: 0,
-    };
-    let done = Requests::read(input, 2 * a.parallel).and_then(|lines| work.answer(&lines));
-    let written = work.finish(done.as_ref().err());
+    let (done, written, work) = std::thread::scope(|s| {
+        let mut work = Work {
+            prompts,
+            defaults,
+            scheduler: Scheduler::new(session),
+            forms: Forms::new(s, &tokenizer),
+            askers: HashMap::new(),
+            out,
+            interrupted: &interrupted,
+            count: 0,
+            refused: 0,
+            cut: 0,
+            generated: 0,
+        };
+        let done = Requests::read(input, 2 * a.parallel).and_then(|lines| work.answer(&lines));
+        let written = work.finish(done.as_ref().err());
+        work.forms.close();
+        (done, written, work)
+    });
     let Work { scheduler, count, refused, cut, generated, .. } = work;
     let seconds = start.elapsed().as_secs_f64();
     tracing::info!(
@@ -121,6 +121,8 @@ struct Work<'t> {
     prompts: Prompts<'t>,
     defaults: Defaults,
     scheduler: Scheduler<'t>,
+    /// Requests that wait until their form is compiled.
+    forms: Forms,
     /// Who asked what is being answered, by the request's number.
     askers: HashMap<usize, Asker>,
     out: Out,
@@ -138,22 +140,33 @@ impl Work<'_> {
     fn answer(&mut self, lines: &Requests) -> Result<()> {
         let mut more = true;
         loop {
-            while more && self.scheduler.has_room() && !self.is_interrupted() {
+            while more && self.scheduler.has_room() && self.forms.has_room() && !self.is_interrupted() {
                 // A line is waited for only while there is nothing else to do.
-                match lines.next(self.scheduler.is_idle().then_some(IDLE))? {
+                match lines.next(self.is_idle().then_some(IDLE))? {
                     Next::Line((line, Ok(text))) => self.accept(line, &text)?,
                     Next::Line((line, Err(why))) => {
                         let refused = Refused { form: job::Form::Own, id: serde_json::Value::Null, why };
                         self.count += 1;
                         self.refuse(&refused, self.count - 1, line)?;
                     }
-                    Next::NotYet if self.scheduler.is_idle() => continue,
+                    Next::NotYet if self.is_idle() => continue,
                     Next::NotYet => break,
                     Next::NoMore => more = false,
                 }
             }
-            if self.is_interrupted() || self.scheduler.is_idle() {
+            if self.is_interrupted() || self.is_idle() {
                 return Ok(());
+            }
+            while let Some((number, line, job, grammar)) = self.forms.next(self.scheduler.is_idle().then_some(IDLE)) {
+                match grammar {
+                    Ok(grammar) => self.begin(number, line, job, Some(grammar))?,
+                    Err(e) => {
+                        self.refuse(&Refused { form: job.form, id: job.id, why: format!("{e:#}") }, number, line)?
+                    }
+                }
+            }
+            if self.scheduler.is_idle() {
+                continue;
             }
             match self.scheduler.step() {
                 Ok(answers) => answers.into_iter().try_for_each(|answer| self.write(answer))?,
@@ -171,8 +184,20 @@ impl Work<'_> {
             Ok(job) => job,
             Err(refused) => return self.refuse(&refused, number, line),
         };
+        match job.kind.as_ref().map(structured::check) {
+            None => self.begin(number, line, job, None),
+            Some(Ok(())) => {
+                self.forms.compile(number, line, job);
+                Ok(())
+            }
+            Some(Err(e)) => self.refuse(&Refused { form: job.form, id: job.id, why: format!("{e:#}") }, number, line),
+        }
+    }
+
+    /// Hands a request with its form to the scheduler, or writes why it is refused.
+    fn begin(&mut self, number: usize, line: usize, job: Job, grammar: Option<Grammar>) -> Result<()> {
         let (form, id) = (job.form.clone(), job.id.clone());
-        let added = self.prompts.request(job, number).and_then(|(request, seed)| {
+        let added = self.prompts.request(job, number, grammar).and_then(|(request, seed)| {
             self.scheduler.add(request)?;
             Ok(seed)
         });
@@ -190,7 +215,16 @@ impl Work<'_> {
             None => self.scheduler.interrupt(),
         };
         answers.into_iter().try_for_each(|answer| self.write(answer))?;
+        for (number, line, job) in failed.map(|_| self.forms.drain()).into_iter().flatten() {
+            let why = failed.map_or_else(String::new, |e| format!("{e:#}"));
+            self.refuse(&Refused { form: job.form, id: job.id, why }, number, line)?;
+        }
         self.out.flush_waiting()
+    }
+
+    /// Whether there is nothing to do.
+    fn is_idle(&self) -> bool {
+        self.scheduler.is_idle() && self.forms.is_empty()
     }
 
     fn is_interrupted(&self) -> bool {
@@ -231,25 +265,15 @@ struct Prompts<'t> {
     tokenizer: &'t Tokenizer,
     turns: Option<&'t Turns>,
     system: Option<String>,
-    grammars: &'t std::cell::OnceCell<Grammars<'t>>,
     seed: u64,
     n_ctx: usize,
 }
 
 impl<'t> Prompts<'t> {
     /// The request of a line, and the seed that it gets.
-    fn request(&self, job: Job, number: usize) -> Result<(Request<'t>, u64)> {
-        let Job { prompt, settings, mut params, kind, .. } = job;
+    fn request(&self, job: Job, number: usize, grammar: Option<Grammar>) -> Result<(Request<'t>, u64)> {
+        let Job { prompt, settings, mut params, .. } = job;
         let (ids, reader) = self.prompt(&prompt, &mut params)?;
-        let grammar = match &kind {
-            None => None,
-            Some(kind) => {
-                if self.grammars.get().is_none() {
-                    let _ = self.grammars.set(Grammars::new(self.tokenizer)?);
-                }
-                Some(self.grammars.get().expect("just set").start(kind)?)
-            }
-        };
         let seed = settings.seed.unwrap_or(self.seed.wrapping_add(number as u64));
         let sampler = settings.sampler(seed, self.tokenizer)?;
         let reader = reader.unwrap_or_else(Reader::plain);

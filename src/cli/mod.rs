@@ -17,6 +17,7 @@
 //! | `signals`, `terminal` | Ctrl-C; colours, the progress bar, text that is safe to show |
 //! | `closed` | whether there is a stdout |
 //! | `dry_run` | `--dry-run` |
+//! | `trial` | the process in which a JSON schema or a grammar is tried before it is compiled |
 
 mod affinity;
 pub mod args;
@@ -53,6 +54,7 @@ mod structured;
 mod template;
 mod terminal;
 mod tokenize;
+mod trial;
 mod unknown;
 mod verify;
 

@@ -12,15 +12,21 @@ use super::args::{Cli, ModelArgs, Verb};
 use super::terminal::of_stdout;
 use super::{
     affinity, argv, batch, bench, chat, closed, completions, convert, doctor, dry_run, errors, explain, fetch, list,
-    logits, overrides, perplexity, run, signals, template, tokenize, verify,
+    logits, overrides, perplexity, run, signals, template, tokenize, trial, verify,
 };
 use crate::printable::Printable;
 use crate::session::Interrupted;
+use crate::text::grammar::try_with;
 
 /// Runs the program: the whole of `main`.
 pub fn main(argv: impl Iterator<Item = OsString>) -> ExitCode {
+    let argv: Vec<OsString> = argv.collect();
+    if argv.get(1).is_some_and(|a| a == trial::ARGUMENT) {
+        return trial::main();
+    }
+    try_with(trial::try_form);
     let at = argv::Terminals { stdin: std::io::stdin().is_terminal(), stdout: std::io::stdout().is_terminal() };
-    let line = match argv::read(argv.collect(), at) {
+    let line = match argv::read(argv, at) {
         Ok(argv::Request::Run(line)) => line,
         Ok(argv::Request::Print(text)) => {
             return ended(

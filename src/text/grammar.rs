@@ -10,6 +10,9 @@
 mod gbnf;
 mod lexemes;
 mod schema;
+mod trial;
+
+pub use trial::{run_trial, try_with};
 
 use std::collections::HashMap;
 use std::fmt;
@@ -17,12 +20,12 @@ use std::panic::AssertUnwindSafe;
 use std::sync::{Arc, Mutex, PoisonError};
 
 use anyhow::{Context, Result, bail};
-use llguidance::api::{ParserLimits, StopReason, TopLevelGrammar};
+use llguidance::api::{GrammarInit, ParserLimits, StopReason, TopLevelGrammar};
 use llguidance::panic_utils::catch_unwind;
 use llguidance::toktrie::{
     ApproximateTokEnv, INVALID_TOKEN, InferenceCapabilities, SimpleVob, TokEnv, TokRxInfo, TokTrie,
 };
-use llguidance::{ParserFactory, TokenParser};
+use llguidance::{Logger, ParserFactory, TokenParser};
 use serde_json::Value;
 
 use super::Tokenizer;
@@ -34,6 +37,17 @@ const LONGEST: usize = 1000;
 const COMMON: [&str; 2] = [r#"[^"\\\x00-\x1F\x7F]{1,30}"#, r#"[^"\\\x00-\x1F\x7F]+"#];
 /// Compiled forms that are kept.
 const KEPT: usize = 64;
+/// Steps of the lexer for one mask, at most: 15 milliseconds. The hungriest of the schemas and grammars that were tried
+/// with 150,000 tokens (those of `tests/structured`, `tests/data/grammars`, and larger ones) takes a tenth.
+const STEP_FUEL: u64 = 200_000;
+/// Items of the parser in one row, and for one mask, at most. A schema has four of them for each property that may come:
+/// these are 2500 properties, where 300 are many.
+const ROW: usize = 10_000;
+const ITEMS: usize = 200_000;
+/// The same for a grammar, which may be ambiguous: then the rows grow with the text, and the time with their square. Those
+/// that were tried need fewer than 1000 for a mask and 100 in a row; of an ambiguous one, 500 in a row take 20 ms.
+const GRAMMAR_ROW: usize = 500;
+const GRAMMAR_ITEMS: usize = 20_000;
 /// States of a lexer, at most; with half of them a form is compiled again for the next text.
 const STATES: usize = 250_000;
 /// Compiling goes as deep as a form's rules lead to each other; this suffices for the limits below and in the modules.
@@ -59,6 +73,28 @@ impl Kind {
     /// A grammar in the notation that it is written in: only GBNF has `::=`.
     pub fn grammar(text: String) -> Kind {
         if text.contains("::=") { Kind::Gbnf(text) } else { Kind::Lark(text) }
+    }
+
+    /// What of it is not kept though it is no error: an unknown `format` of a JSON schema, with its place.
+    ///
+    /// # Errors
+    /// If a part of a schema could not be kept.
+    pub fn remarks(&self) -> Result<Vec<String>> {
+        match self {
+            Kind::JsonSchema(schema) => {
+                schema::prepare(schema).map(|p| p.remarks).with_context(|| format!("{} cannot be used", self.what()))
+            }
+            _ => Ok(Vec::new()),
+        }
+    }
+
+    /// What errors call it.
+    fn what(&self) -> &'static str {
+        match self {
+            Kind::JsonSchema(_) => "the JSON schema",
+            Kind::Gbnf(_) | Kind::Lark(_) => "the grammar",
+            Kind::Regex(_) => "the regular expression",
+        }
     }
 
     /// Whether it may ask for a token by its number, besides asking for text.
@@ -118,18 +154,7 @@ impl<'t> Grammars<'t> {
         let twins = words.iter().zip(0..).filter(|(w, _)| !w.is_empty()).map(|(w, id)| (inside[&w[..]], id));
         let twins = twins.filter(|(inside, outside)| inside != outside).collect();
         let env: TokEnv = Arc::new(ApproximateTokEnv::new(trie));
-        let mut factory = ParserFactory::new(&env, InferenceCapabilities::default(), &COMMON.map(String::from))?;
-        factory.quiet();
-        *factory.limits_mut() = ParserLimits {
-            // The defaults guard a server's other users. Here a second's patience is better than an error.
-            initial_lexer_fuel: 20_000_000,
-            step_lexer_fuel: 10_000_000,
-            step_max_items: 10_000_000,
-            max_items_in_row: 20_000,
-            max_lexer_states: STATES,
-            verbose_errors: false,
-            ..ParserLimits::default()
-        };
+        let factory = factory(&env)?;
         Ok(Grammars { tokenizer, factory, twins, compiled: Mutex::default() })
     }
 
@@ -160,53 +185,86 @@ impl<'t> Grammars<'t> {
     }
 
     fn compile(&self, kind: &Kind) -> Result<TokenParser> {
-        let what = match kind {
-            Kind::JsonSchema(_) => "the JSON schema",
-            Kind::Gbnf(_) | Kind::Lark(_) => "the grammar",
-            Kind::Regex(_) => "the regular expression",
+        let what = kind.what();
+        let token = |text: &str| match self.tokenizer.encode(text, false, true).ok()?[..] {
+            [id] => Some(id),
+            _ => None,
         };
-        let work = || {
-            let grammar = self.notation(kind)?;
-            catch_unwind(AssertUnwindSafe(|| {
-                let mut parser = self.factory.create_parser(grammar)?;
-                parser.start_without_prompt();
-                parser.check_stop()?; // it may be complete before it begins
-                Ok(parser)
-            }))
+        let tried = match trial::way() {
+            Some(way) => way(&trial::Trial::new(kind, self.tokenizer).to_json()),
+            None => Ok(()),
         };
-        let done = std::thread::scope(|s| {
-            let thread = std::thread::Builder::new().stack_size(STACK).spawn_scoped(s, work)?;
-            thread.join().unwrap_or_else(|_| bail!("compiling failed"))
-        });
+        let done = tried.and_then(|()| compiled(&self.factory, kind, &token, self.tokenizer.eog()));
         let mut parser = done.map_err(plain).with_context(|| format!("{what} cannot be used"))?;
         for warning in parser.grammar_warnings() {
             tracing::warn!("{what}: {warning}");
         }
         Ok(parser)
     }
+}
 
-    /// A form in llguidance's notation.
-    fn notation(&self, kind: &Kind) -> Result<TopLevelGrammar> {
-        Ok(match kind {
-            Kind::JsonSchema(schema) => TopLevelGrammar::from_json_schema(schema::prepare(schema)?),
-            Kind::Gbnf(text) => {
-                let token = |text: &str| match self.tokenizer.encode(text, false, true).ok()?[..] {
-                    [id] => Some(id),
-                    _ => None,
-                };
-                TopLevelGrammar::from_lark(lexemes::lark(&gbnf::parse(text, &token, self.tokenizer.eog())?)?)
-            }
-            Kind::Lark(text) if text.lines().nth(RULES).is_some() => bail!("more than {RULES} lines"),
-            Kind::Lark(text) => TopLevelGrammar::from_lark(text.clone()),
-            Kind::Regex(text) if text.is_empty() => TopLevelGrammar::from_lark("start: \"\"".into()),
-            Kind::Regex(text) => {
-                if let Err(e @ regex::Error::Syntax(_)) = regex::Regex::new(text) {
-                    bail!(e); // says where the mistake is
-                }
-                TopLevelGrammar::from_regex(text)
-            }
-        })
+/// What compiles forms for these tokens.
+fn factory(env: &TokEnv) -> Result<ParserFactory> {
+    let mut factory = ParserFactory::new(env, InferenceCapabilities::default(), &COMMON.map(String::from))?;
+    factory.quiet();
+    Ok(factory)
+}
+
+/// What llguidance may do for a form of this kind; what is not said here is as it has it.
+fn limits(kind: &Kind) -> ParserLimits {
+    let (max_items_in_row, step_max_items) = match kind {
+        Kind::JsonSchema(_) | Kind::Regex(_) => (ROW, ITEMS),
+        Kind::Gbnf(_) | Kind::Lark(_) => (GRAMMAR_ROW, GRAMMAR_ITEMS),
+    };
+    ParserLimits {
+        max_items_in_row,
+        step_max_items,
+        step_lexer_fuel: STEP_FUEL,
+        max_lexer_states: STATES,
+        verbose_errors: false,
+        ..ParserLimits::default()
     }
+}
+
+/// A form that is ready for a text; `token` finds the token that a text in < > is, `ends` are those that end a generation.
+fn compiled(
+    factory: &ParserFactory,
+    kind: &Kind,
+    token: &(dyn Fn(&str) -> Option<u32> + Sync),
+    ends: &[u32],
+) -> Result<TokenParser> {
+    let work = || {
+        let grammar = notation(kind, token, ends)?;
+        catch_unwind(AssertUnwindSafe(|| {
+            let (init, capabilities) = (GrammarInit::Serialized(grammar), InferenceCapabilities::default());
+            let mut parser =
+                factory.create_parser_from_init_ext(init, Logger::new(0, 0), capabilities, limits(kind))?;
+            parser.start_without_prompt();
+            parser.check_stop()?; // it may be complete before it begins
+            Ok(parser)
+        }))
+    };
+    std::thread::scope(|s| {
+        let thread = std::thread::Builder::new().stack_size(STACK).spawn_scoped(s, work)?;
+        thread.join().unwrap_or_else(|_| bail!("compiling failed"))
+    })
+}
+
+/// A form in llguidance's notation.
+fn notation(kind: &Kind, token: &dyn Fn(&str) -> Option<u32>, ends: &[u32]) -> Result<TopLevelGrammar> {
+    Ok(match kind {
+        Kind::JsonSchema(schema) => TopLevelGrammar::from_json_schema(schema::prepare(schema)?.schema),
+        Kind::Gbnf(text) => TopLevelGrammar::from_lark(lexemes::lark(&gbnf::parse(text, token, ends)?)?),
+        Kind::Lark(text) if text.lines().nth(RULES).is_some() => bail!("more than {RULES} lines"),
+        Kind::Lark(text) => TopLevelGrammar::from_lark(text.clone()),
+        Kind::Regex(text) if text.is_empty() => TopLevelGrammar::from_lark("start: \"\"".into()),
+        Kind::Regex(text) => {
+            if let Err(e @ regex::Error::Syntax(_)) = regex::Regex::new(text) {
+                bail!(e); // says where the mistake is
+            }
+            TopLevelGrammar::from_regex(text)
+        }
+    })
 }
 
 /// A token's bytes as the tree has them: structure after a byte that no text has, nothing for what is never allowed.
