@@ -6,7 +6,7 @@
 //   softmax   each warp a quarter of the rows, a lane per key; the running maximum and sum of every row
 //   values    each warp a quarter of the columns, all rows and keys
 // Long contexts are cut into runs that blocks share (`splits`); `attend_join` brings the parts together, and the sinks in.
-#include "compat.cuh"
+#include "cache.cuh"
 
 enum { KEYS = 32 };
 
@@ -26,14 +26,6 @@ struct Cache {
     CacheType type;
 };
 
-/// Value `i` of a row.
-__device__ __forceinline__ float cached(const u8 *row, CacheType type, int i) {
-    if (type == CACHE_F16) return h2f(((const u16 *)row)[i]);
-    if (type == CACHE_F32) return ((const float *)row)[i];
-    const u8 *block = row + i / 32 * 34;
-    return h2f(*(const u16 *)block) * (float)(i8)block[2 + i % 32];
-}
-
 __device__ __forceinline__ u32 two_halves(float a, float b) { return f2h(a) | (u32)f2h(b) << 16; }
 
 /// `n` rows of `dim` values from column `at` on, as f16 with zeros up to `wide`; rows beyond become zeros. `which` gives a
@@ -51,20 +43,12 @@ __device__ __forceinline__ void bring(u16 *to, int stride, int n, int dim, int w
                 cp_async16(to + r * stride + c, row + 2 * (at + c));
                 continue;
             }
-            if (type == CACHE_Q8 && eights) {
-                const u8 *block = row + (at + c) / 32 * 34;
-                float d = h2f(*(const u16 *)block);
-                const u16 *q = (const u16 *)(block + 2 + (at + c) % 32);
-                u32 w[4];
-#pragma unroll
-                for (int j = 0; j < 4; j++) w[j] = two_halves(d * (float)(i8)q[j], d * (float)(i8)(q[j] >> 8));
-                v = make_uint4(w[0], w[1], w[2], w[3]);
-            } else {
-                float f[8];
-                for (int j = 0; j < 8; j++) f[j] = c + j < dim ? cached(row, type, at + c + j) : 0.f;
-                v = make_uint4(two_halves(f[0], f[1]), two_halves(f[2], f[3]), two_halves(f[4], f[5]),
-                               two_halves(f[6], f[7]));
-            }
+            float f[8];
+            if (is_float(type)) {
+                for (int j = 0; j < 8; j++) f[j] = c + j < dim ? cached_float(row, type, at + c + j) : 0.f;
+            } else cached_eight(row, type, at + c, f);
+            v = make_uint4(two_halves(f[0], f[1]), two_halves(f[2], f[3]), two_halves(f[4], f[5]),
+                           two_halves(f[6], f[7]));
         }
         *(uint4 *)(to + r * stride + c) = v;
     }
@@ -278,7 +262,7 @@ extern "C" __global__ void attend_join(const float *parts, const float *sinks, f
     }
 }
 
-/// Stores rows of f32 in a cache, at their positions; a negative one leaves its row out. Grid: rows. `q8_0` rows become
+/// Stores rows of f32 in a cache, at their positions; a negative one leaves its row out. Grid: rows. Blocks of codes become
 /// what the CPU makes of them.
 extern "C" __global__ void store_rows(const float *x, u8 *rows, const int *seq, const int *pos, int width,
                                       CacheType cache_type, int capacity, u64 row_bytes, u64 seq_bytes) {
@@ -286,19 +270,14 @@ extern "C" __global__ void store_rows(const float *x, u8 *rows, const int *seq, 
     if (pos[t] < 0) return;
     u8 *row = rows + seq[t] * seq_bytes + (u64)(pos[t] % capacity) * row_bytes;
     x += (u64)t * width;
-    if (cache_type == CACHE_Q8) {
-        int lane = threadIdx.x & 31;
-        for (int b = threadIdx.x >> 5; b < width / 32; b += blockDim.x >> 5) {
-            float v = x[32 * b + lane], d = warp_max(fabsf(v)) / 127.f;
-            float scaled = v * (d > 0.f ? 1.f / d : 0.f);
-            float rounded = scaled < 0.f ? -floorf(0.5f - scaled) : floorf(scaled + 0.5f); // halves away from zero
-            if (lane == 0) *(u16 *)(row + 34 * b) = f2h(d);
-            ((i8 *)row)[34 * b + 2 + lane] = (i8)(int)rounded;
-        }
-    } else {
+    if (is_float(cache_type)) {
         for (int i = threadIdx.x; i < width; i += blockDim.x) {
-            if (cache_type == CACHE_F16) ((u16 *)row)[i] = f2h(x[i]);
-            else ((float *)row)[i] = x[i];
+            if (cache_type == CACHE_F32) ((float *)row)[i] = x[i];
+            else ((u16 *)row)[i] = cache_type == CACHE_F16 ? f2h(x[i]) : f2b(x[i]);
         }
+        return;
     }
+    int lane = threadIdx.x & 31;
+    for (int b = threadIdx.x >> 5; b < width / 32; b += blockDim.x >> 5)
+        store_block(row, cache_type, b, x[32 * b + lane], lane);
 }

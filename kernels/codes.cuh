@@ -31,11 +31,17 @@ enum RopePairs : int {
     ROPE_ADJACENT, /// Neighbours.
 };
 
-/// The format of a cache's rows.
+/// The format of a cache's rows, by the number that GGUF gives it.
 enum CacheType : int {
-    CACHE_F32, /// F32.
-    CACHE_F16, /// F16.
-    CACHE_Q8,  /// Blocks of 32 codes of 8 bits after an f16 scale.
+    CACHE_F32 = 0,     /// F32.
+    CACHE_F16 = 1,     /// F16.
+    CACHE_Q4_0 = 2,    /// Blocks of 32 codes of 4 bits with an f16 scale.
+    CACHE_Q4_1 = 3,    /// Blocks of 32 codes of 4 bits with an f16 scale and an f16 minimum.
+    CACHE_Q5_0 = 6,    /// Blocks of 32 codes of 5 bits with an f16 scale.
+    CACHE_Q5_1 = 7,    /// Blocks of 32 codes of 5 bits with an f16 scale and an f16 minimum.
+    CACHE_Q8_0 = 8,    /// Blocks of 32 codes of 8 bits with an f16 scale.
+    CACHE_IQ4_NL = 20, /// Blocks of 32 codes of 4 bits for uneven values with an f16 scale.
+    CACHE_BRAIN = 30,  /// The upper halves of F32.
 };
 
 enum {

@@ -133,11 +133,18 @@ def codes():
         names.append(m[1])
         rust = doc(about[m.start()]) + ["#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]", "#[repr(i32)]"]
         rust += [f"pub enum {m[1]} {{"]
+        numbered = bool(lines[0][2])
         for i, x in enumerate(lines):
-            if x[2]:
-                fail(f"codes.cuh: {x[1]}: enums with names count from 0")
-            rust += doc(x[3], "    ") + ["    #[default]"] * (i == 0) + [f"    {camel(x[1].split('_', 1)[1])} = {i},"]
-        out.append("\n".join(rust + ["}"]))
+            if bool(x[2]) != numbered:
+                fail(f"codes.cuh: {x[1]}: the lines of an enum have all a number, or none")
+            value = f"    {camel(x[1].split('_', 1)[1])} = {x[2] or i},"
+            rust += doc(x[3], "    ") + ["    #[default]"] * (i == 0) + [value]
+        rust.append("}")
+        if numbered:  # nobody can count through them
+            variants = [f"{m[1]}::{camel(x[1].split('_', 1)[1])}" for x in lines]
+            rust += ["", f"impl {m[1]} {{", "    /// Every one."]
+            rust += packed(f"    pub const ALL: [{m[1]}; {len(lines)}] = [", variants, "];") + ["}"]
+        out.append("\n".join(rust))
     return out, names
 
 

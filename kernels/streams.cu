@@ -1,6 +1,6 @@
 // Parallel residual streams: hyper-connections, attention to earlier residuals; compressed rows,
 // and the choice among them.
-#include "compat.cuh"
+#include "cache.cuh"
 
 __device__ __forceinline__ float sigmoid(float x) { return 1.f / (1.f + expf(-x)); }
 
@@ -178,13 +178,6 @@ extern "C" __global__ void compress(const u8 *kvs, const u8 *scores, const float
         }
         rows[c] = v;
     }
-}
-
-/// Value `i` of a cached row.
-__device__ __forceinline__ float cached(const u8 *row, CacheType type, int i) {
-    if (type == CACHE_F16) return h2f(((const u16 *)row)[i]);
-    if (type == CACHE_F32) return ((const float *)row)[i];
-    return h2f(*(const u16 *)(row + i / 32 * 34)) * (float)(i8)row[i / 32 * 34 + 2 + i % 32];
 }
 
 /// score[t][h][b] = the largest q . key over the rows of block b that token t sees, for each head; the newest `local` blocks

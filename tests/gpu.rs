@@ -193,6 +193,45 @@ fn logits_are_the_cpus_for_every_family_and_placement() {
     assert!(failed.is_empty(), "off: {failed:?}");
 }
 
+/// Keys and values alone (qwen3moe), in heads of two blocks (qwen35), rows that are both with a compressed cache and its
+/// indexer (deepseek4), blocks of keys that an indexer chooses (minimax-m3).
+#[test]
+fn caches_of_every_type_give_what_they_give_on_the_cpu() {
+    if !emu::load() {
+        return;
+    }
+    let gpu = Arc::new(Gpu::open().unwrap());
+    for r in models(&["qwen3moe", "qwen35", "deepseek4", "minimax-m3"]) {
+        let prompt = &r.prompt[..r.prompt.len().min(SHORT)];
+        let truth = Truth::of(&r, prompt);
+        // Of half the rows: a choice that tips shows in few.
+        let middle = |a: &[f32], b: &[f32]| {
+            let mut errors: Vec<f64> =
+                a.chunks(truth.n_vocab).zip(b.chunks(truth.n_vocab)).map(|(a, b)| nmse(a, b)).collect();
+            errors.sort_by(f64::total_cmp);
+            errors[errors.len() / 2]
+        };
+        for ty in quant::TYPES.iter().copied().filter(|t| t.kv.is_some()) {
+            let o = Options { type_k: ty, type_v: ty, ..exact() };
+            let cpu = Session::open(&r.gguf, &o).unwrap().feed(0, prompt, Want::All).unwrap().into_logits();
+            let gguf = Gguf::open_with(&r.gguf, &o.load).unwrap();
+            let tape = session::tape(&gguf, &o).unwrap();
+            let plan = plan(&tape, PLACEMENTS[0].1);
+            assert!(plan.state_places.iter().all(|p| p.is_gpu()), "{} {}: all states are on the GPU", r.name, ty.name);
+            let mut s = Session::planned(gguf, tape, plan, &o, Some(gpu.clone())).unwrap();
+            let (first, last) = prompt.split_at(prompt.len() - 3);
+            let mut got = s.feed(0, first, Want::All).unwrap().into_logits();
+            last.iter().for_each(|t| got.extend(s.feed(0, &[*t], Want::Last).unwrap().into_logits()));
+            // Attention's f16 products, and what they tip: a value that lies between two codes may take the other one, so
+            // that a share of the format's own error comes on top. Rows that are read wrongly are off by all of it and more.
+            let (error, own) = (middle(&cpu, &got), middle(&truth.exact, &cpu));
+            let limit = 3.0 * middle(&truth.exact, &truth.f16) + 0.3 * own;
+            say!("{:24} {:7} NMSE {error:.1e} (limit {limit:.1e}; of the format itself {own:.1e})", r.name, ty.name);
+            assert!(error <= limit, "{} {}: {error:e}", r.name, ty.name);
+        }
+    }
+}
+
 /// What its kernels refuse, a GPU leaves to the CPU without a word in the answer, and slowly.
 #[test]
 fn no_step_of_any_reference_model_has_to_stay_on_the_cpu() {

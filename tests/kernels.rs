@@ -11,7 +11,7 @@ use tandem::cuda::launch::GluKind;
 use tandem::cuda::{Buffer, Gpu, Grid, Ptr, int, launch, module_of, modules};
 use tandem::quant::{self, QuantType, Rng};
 use tandem::sample::argmax;
-use tandem::tape::{Batch, GpuIo, GpuValue, GpuWeight, MatrixRows, Row, Scratch};
+use tandem::tape::{Batch, GpuIo, GpuState, GpuValue, GpuWeight, MatrixRows, Row, Scratch};
 
 /// Device memory with these contents.
 fn put<T: bytemuck::NoUninit>(gpu: &Gpu, values: &[T]) -> Buffer {
@@ -209,6 +209,71 @@ fn rows_of_every_format_are_decoded_as_the_cpu_decodes_them() {
                 assert!((got - want).abs() <= 2e-6 * want.abs().max(1.0), "{}: {got} for {want}", ty.name);
             }
         }
+    }
+}
+
+/// The values have what roundings could treat differently: see `quant::formats::check::encode`.
+#[test]
+fn a_row_is_cached_as_the_cpu_caches_it_and_read_as_the_values_that_it_keeps() {
+    if !emu::load() {
+        return;
+    }
+    let gpu = Gpu::open().unwrap();
+    let x = common::floats(&common::local().join("quant/rows.f32"));
+    let (width, heads) = (96, 2);
+    let (rows, capacity) = (x.len() / width, 40);
+    let mut rng = Rng(3);
+    let q: Vec<f32> = (0..heads * width).map(|_| rng.normal()).collect();
+    // All rows are the second sequence's; a row that is left out is not the last one's neighbour.
+    let positions: Vec<i32> = (0..rows as i32).chain([-1]).collect();
+    let (from, queries) = (put(&gpu, &[&x[..rows * width], &[7.0; 96]].concat()), put(&gpu, &q));
+    let (seqs, at, last) = (put(&gpu, &vec![1i32; rows + 1]), put(&gpu, &positions), put(&gpu, &[rows as i32 - 1]));
+    for ty in quant::TYPES.iter().copied().filter(|t| t.kv.is_some()) {
+        let code = GpuState::code(ty).unwrap_or_else(|| panic!("no kernels for a cache of {}", ty.name));
+        let row = ty.row_bytes(width);
+        let cache = put(&gpu, &vec![0xa5u8; 2 * capacity * row]);
+        let (row_bytes, seq_bytes, most) = (row as u64, (capacity * row) as u64, int(capacity));
+        let (on, keys, grid) = (Some(&gpu), cache.ptr(), Grid::new([rows + 1, 1, 1], 128));
+        let (seq, pos, wide) = (seqs.ptr(), at.ptr(), int(width));
+        launch::store_rows(on, grid, from.ptr(), keys, seq, pos, wide, code, most, row_bytes, seq_bytes).unwrap();
+        let mut got = vec![0u8; 2 * capacity * row];
+        gpu.download(&gpu.work, &mut got, keys).unwrap();
+        gpu.work.wait().unwrap();
+        let mut want = vec![0xa5u8; got.len()];
+        let mut values = vec![0f32; rows * width];
+        for i in 0..rows {
+            let to = &mut want[(capacity + i) * row..][..row];
+            tandem::cpu::encode(ty, &x[i * width..][..width], to);
+            (ty.dequant)(to, &mut values[i * width..][..width]);
+        }
+        for (i, (got, want)) in got.chunks(row).zip(want.chunks(row)).enumerate() {
+            assert!(got == want, "{}: row {i}: {got:x?}, {want:x?} expected", ty.name);
+        }
+        // What the kernels of selection read of it: blocks of one row, and the sum over heads of what is above 0.
+        let dot = |h: usize, r: usize| {
+            let terms = q[h * width..][..width].iter().zip(&values[r * width..][..width]);
+            terms.fold((0.0, 0.0), |(s, m), (&q, &k)| (s + q as f64 * k as f64, m + (q as f64 * k as f64).abs()))
+        };
+        let out = gpu.alloc(heads * capacity * 4, "a test").unwrap();
+        let (q, scores, seq, last, h) = (queries.ptr(), out.ptr(), seqs.ptr(), last.ptr(), int(heads));
+        let grid = Grid::new([rows.div_ceil(4), 1, heads], 128);
+        launch::block_scores(on, grid, q, keys, seq, last, scores, wide, 1, 0, code, most, most, row_bytes, seq_bytes)
+            .unwrap();
+        let all = get(&gpu, scores, heads * capacity);
+        let each: Vec<f32> = all.chunks(capacity).flat_map(|s| s[..rows].to_vec()).collect();
+        let want: Vec<(f64, f64)> =
+            (0..heads).flat_map(|h| (0..rows).map(move |r| (h, r))).map(|(h, r)| dot(h, r)).collect();
+        worst_of(&each, &want, ty.name);
+        let (none, grid) = (Ptr::default(), Grid::new([rows.div_ceil(4), 1, 1], 128));
+        launch::index_scores(
+            on, grid, q, none, keys, seq, last, scores, h, wide, 1, code, most, most, row_bytes, seq_bytes,
+        )
+        .unwrap();
+        let sum = |r: usize| {
+            let both = (0..heads).map(|h| dot(h, r)).map(|(s, m)| (s.max(0.0), m));
+            both.fold((0.0, 0.0), |a, b| (a.0 + b.0, a.1 + b.1))
+        };
+        worst_of(&get(&gpu, scores, rows), &(0..rows).map(sum).collect::<Vec<_>>(), ty.name);
     }
 }
 

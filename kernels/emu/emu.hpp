@@ -204,6 +204,8 @@ inline u32 __float_as_uint(float f) { u32 u; memcpy(&u, &f, 4); return u; }
 inline float __uint_as_float(u32 u) { float f; memcpy(&f, &u, 4); return f; }
 inline int __float_as_int(float f) { return (int)__float_as_uint(f); }
 inline float __int_as_float(int u) { return __uint_as_float((u32)u); }
+inline float __fmul_rn(float a, float b) { volatile float out = a * b; return out; } // never fused
+inline float __fadd_rn(float a, float b) { volatile float out = a + b; return out; }
 inline float __expf(float x) { return expf(x); }
 inline float __logf(float x) { return logf(x); }
 inline float __fdividef(float a, float b) { return a / b; }

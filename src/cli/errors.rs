@@ -11,6 +11,7 @@ use crate::cuda::OutOfMemory;
 use crate::exec::NoMemory;
 use crate::gguf::CutShort;
 use crate::session::{ContextFull, Interrupted};
+use crate::tape::WrongCacheType;
 use crate::text::TooLong;
 use crate::text::grammar::DeadEnd;
 
@@ -45,6 +46,7 @@ impl std::fmt::Display for Failure {
 
 /// Statuses of failures that [`Failure`] does not name, as they are errors of their own.
 const FAILED: u8 = 1;
+const USAGE: u8 = 2;
 const BAD_MODEL: u8 = 3;
 const CONTEXT_FULL: u8 = 4;
 const OUT_OF_MEMORY: u8 = 5;
@@ -55,7 +57,7 @@ const DEAD_END: u8 = 6;
 const STATUSES: [(u8, &str, Option<Failure>); 11] = [
     (0, "success (also if stdout was closed early)", None),
     (FAILED, "failure", None),
-    (2, "usage error", Some(Failure::Usage)),
+    (USAGE, "usage error", Some(Failure::Usage)),
     (BAD_MODEL, "unusable model file", Some(Failure::Model)),
     (CONTEXT_FULL, "context full", Some(Failure::Context)),
     (OUT_OF_MEMORY, "out of memory", None),
@@ -117,6 +119,9 @@ pub(super) fn incomplete(what: String) -> Result<()> {
 pub(super) fn exit_status(e: &anyhow::Error) -> u8 {
     if e.is::<CutShort>() {
         return BAD_MODEL; // also where saving fails with it
+    }
+    if e.is::<WrongCacheType>() {
+        return USAGE;
     }
     // Before the model's own failure, which is wrapped around everything that opening one meets.
     if e.is::<OutOfMemory>() || e.is::<NoMemory>() || is_refused_memory(e) {

@@ -161,6 +161,11 @@ pub(super) fn session(gguf: Gguf, a: &args::ModelArgs, o: &Options) -> Result<Se
     .context(Failure::Model)?;
     super::unknown::unknown_keys(session.engine().gguf(), &session.engine().tape)?;
     overrides::report_idle(session.engine().gguf(), &session.engine().tape)?;
+    let values = session.engine().tape.states.iter().any(|s| s.label.ends_with("attn.v"));
+    if !values && ![o.type_k, Options::default().type_v].contains(&o.type_v) {
+        let why = "this model's values are columns of the cached keys, which have the type of -ctk";
+        off(&format!("-ctv {}", o.type_v.name.to_lowercase()), why)?;
+    }
     if let Some(words) = session.engine().devices().first().and_then(Device::expert_memory) {
         tracing::info!("{words}");
     }

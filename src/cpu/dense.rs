@@ -12,6 +12,7 @@
 
 #![allow(unsafe_code)] // calls of functions compiled for an instruction set, after asking for it
 
+use crate::quant::Floats;
 use crate::simd::{self, Isa};
 
 /// Rows of a cache are whole runs of this many values: columns that are computed together.
@@ -28,8 +29,8 @@ const LANES: usize = 16;
 pub struct Rows<'a> {
     /// At most [`BLOCK`] rows of a multiple of [`COLS`] values, as little-endian bytes.
     pub rows: &'a [&'a [u8]],
-    /// Whether the values are f16; f32 otherwise.
-    pub halves: bool,
+    /// What the values are.
+    pub floats: Floats,
     /// Rows that are wanted afterwards: asked for meanwhile, a few lines at a time.
     pub next: &'a [&'a [u8]],
 }
@@ -38,15 +39,16 @@ impl Rows<'_> {
     /// Values in a row.
     fn width(&self) -> usize {
         let bytes = self.rows.first().map_or(0, |r| r.len());
-        if self.halves { bytes / 2 } else { bytes / 4 }
+        bytes / self.floats.bytes()
     }
 
     /// Value `i` of row `j`.
     fn value(&self, j: usize, i: usize) -> f32 {
         let row = self.rows[j];
-        match self.halves {
-            true => half::f16::from_le_bytes(*row[2 * i..].first_chunk().expect("a whole value")).to_f32(),
-            false => f32::from_le_bytes(*row[4 * i..].first_chunk().expect("a whole value")),
+        match self.floats {
+            Floats::Single => f32::from_le_bytes(*row[4 * i..].first_chunk().expect("a whole value")),
+            Floats::Half => half::f16::from_le_bytes(*row[2 * i..].first_chunk().expect("a whole value")).to_f32(),
+            Floats::Brain => half::bf16::from_le_bytes(*row[2 * i..].first_chunk().expect("a whole value")).to_f32(),
         }
     }
 }
@@ -103,12 +105,14 @@ pub fn scores(q: &Queries, k: Rows<'_>, s: &mut [[f32; BLOCK]]) {
     #[cfg(target_arch = "x86_64")]
     // SAFETY: each form is called where `isa` says that the CPU has its instructions.
     unsafe {
-        match (simd::isa(), k.halves) {
-            (isa, true) if isa >= Isa::Avx512 => return x86::halves_512::scores(&q.values, k, s),
-            (isa, false) if isa >= Isa::Avx512 => return x86::floats_512::scores(&q.values, k, s),
-            (Isa::Avx2, true) => return x86::halves_256::scores(&q.values, k, s),
-            (Isa::Avx2, false) => return x86::floats_256::scores(&q.values, k, s),
-            _ => {}
+        match (simd::isa(), k.floats) {
+            (Isa::Scalar, _) => {}
+            (Isa::Avx2, Floats::Single) => return x86::floats_256::scores(&q.values, k, s),
+            (Isa::Avx2, Floats::Half) => return x86::halves_256::scores(&q.values, k, s),
+            (Isa::Avx2, Floats::Brain) => return x86::uppers_256::scores(&q.values, k, s),
+            (_, Floats::Single) => return x86::floats_512::scores(&q.values, k, s),
+            (_, Floats::Half) => return x86::halves_512::scores(&q.values, k, s),
+            (_, Floats::Brain) => return x86::uppers_512::scores(&q.values, k, s),
         }
     }
     for (r, s) in s.iter_mut().enumerate() {
@@ -128,12 +132,14 @@ pub fn mix(p: &[[f32; BLOCK]], v: Rows<'_>, out: &mut [f32]) {
     #[cfg(target_arch = "x86_64")]
     // SAFETY: each form is called where `isa` says that the CPU has its instructions.
     unsafe {
-        match (simd::isa(), v.halves) {
-            (isa, true) if isa >= Isa::Avx512 => return x86::halves_512::mix(p, v, out),
-            (isa, false) if isa >= Isa::Avx512 => return x86::floats_512::mix(p, v, out),
-            (Isa::Avx2, true) => return x86::halves_256::mix(p, v, out),
-            (Isa::Avx2, false) => return x86::floats_256::mix(p, v, out),
-            _ => {}
+        match (simd::isa(), v.floats) {
+            (Isa::Scalar, _) => {}
+            (Isa::Avx2, Floats::Single) => return x86::floats_256::mix(p, v, out),
+            (Isa::Avx2, Floats::Half) => return x86::halves_256::mix(p, v, out),
+            (Isa::Avx2, Floats::Brain) => return x86::uppers_256::mix(p, v, out),
+            (_, Floats::Single) => return x86::floats_512::mix(p, v, out),
+            (_, Floats::Half) => return x86::halves_512::mix(p, v, out),
+            (_, Floats::Brain) => return x86::uppers_512::mix(p, v, out),
         }
     }
     for (out, p) in out.chunks_exact_mut(width).zip(p) {
@@ -290,6 +296,10 @@ mod x86 {
     #[rustfmt::skip]
     products!(halves_256, "avx2,fma,f16c", 8, 16, load_f16x8, load_f32x8, store_f32x8, _mm256_setzero_ps, _mm256_set1_ps, _mm256_fmadd_ps, fold8, (8 1)(4 2)(2 4)(1 8), 4 2 1);
     #[rustfmt::skip]
+    products!(uppers_512, "avx512f,avx512bw,avx512dq,avx512vl,avx2,fma,f16c", 16, 32, load_bf16x16, load_f32x16, store_f32x16, _mm512_setzero_ps, _mm512_set1_ps, _mm512_fmadd_ps, fold16, (8 2)(4 4)(2 8)(1 16), 8 4 2 1);
+    #[rustfmt::skip]
+    products!(uppers_256, "avx2,fma,f16c", 8, 16, load_bf16x8, load_f32x8, store_f32x8, _mm256_setzero_ps, _mm256_set1_ps, _mm256_fmadd_ps, fold8, (8 1)(4 2)(2 4)(1 8), 4 2 1);
+    #[rustfmt::skip]
     products!(floats_256, "avx2,fma,f16c", 8, 32, load_f32x8_bytes, load_f32x8, store_f32x8, _mm256_setzero_ps, _mm256_set1_ps, _mm256_fmadd_ps, fold8, (8 1)(4 2)(2 4)(1 8), 4 2 1);
 }
 
@@ -430,16 +440,24 @@ mod tests {
     use super::*;
     use crate::quant::Rng;
 
-    /// Random rows, their bytes as f16 or f32, and the values that they encode.
-    fn random_rows(rng: &mut Rng, n: usize, width: usize, halves: bool) -> (Vec<Vec<u8>>, Vec<Vec<f64>>) {
+    const KINDS: [Floats; 3] = [Floats::Single, Floats::Half, Floats::Brain];
+
+    fn bytes_of(row: &[f32], floats: Floats) -> Vec<u8> {
+        match floats {
+            Floats::Single => row.iter().flat_map(|v| v.to_le_bytes()).collect(),
+            Floats::Half => row.iter().flat_map(|&v| half::f16::from_f32(v).to_le_bytes()).collect(),
+            Floats::Brain => row.iter().flat_map(|&v| half::bf16::from_f32(v).to_le_bytes()).collect(),
+        }
+    }
+
+    /// Random rows that floats of every kind hold exactly: their bytes, and their values.
+    fn random_rows(rng: &mut Rng, n: usize, width: usize, floats: Floats) -> (Vec<Vec<u8>>, Vec<Vec<f64>>) {
         (0..n)
             .map(|_| {
-                let row: Vec<f32> = (0..width).map(|_| half::f16::from_f32(rng.normal()).to_f32()).collect();
-                let bytes = match halves {
-                    true => row.iter().flat_map(|&v| half::f16::from_f32(v).to_le_bytes()).collect::<Vec<u8>>(),
-                    false => row.iter().flat_map(|v| v.to_le_bytes()).collect(),
-                };
-                (bytes, row.iter().map(|&v| v as f64).collect::<Vec<f64>>())
+                // 8 bits of precision, and no magnitude that an f16 rounds.
+                let value = |v: f32| if v.abs() < 1e-3 { 1.0 } else { half::bf16::from_f32(v).to_f32() };
+                let row: Vec<f32> = (0..width).map(|_| value(rng.normal())).collect();
+                (bytes_of(&row, floats), row.iter().map(|&v| v as f64).collect::<Vec<f64>>())
             })
             .unzip()
     }
@@ -447,12 +465,12 @@ mod tests {
     #[test]
     fn scores_and_mixtures_are_the_sums_of_their_terms_for_every_number_of_rows() {
         let mut rng = Rng(5);
-        for halves in [true, false] {
+        for floats in KINDS {
             for rows in 1..20 {
                 let (width, n) = (COLS * (1 + rng.below(5)), 1 + rng.below(40));
-                let (bytes, values) = random_rows(&mut rng, n, width, halves);
+                let (bytes, values) = random_rows(&mut rng, n, width, floats);
                 let slices: Vec<&[u8]> = bytes.iter().map(|b| b.as_slice()).collect();
-                let cached = Rows { rows: &slices, halves, next: &slices };
+                let cached = Rows { rows: &slices, floats, next: &slices };
                 let q: Vec<f32> = (0..rows * width).map(|_| rng.normal()).collect();
                 let mut queries = Queries::default();
                 queries.set(width, 0.5, q.chunks(width));
@@ -478,16 +496,19 @@ mod tests {
     }
 
     #[test]
-    fn a_row_has_the_same_bits_in_whatever_company_and_as_f16_or_f32() {
+    fn a_row_has_the_same_bits_in_whatever_company_and_as_floats_of_any_kind() {
         let mut rng = Rng(6);
         let (rows, n, width) = (13, 37, 96);
-        let (bytes, values) = random_rows(&mut rng, n, width, true);
-        let floats: Vec<Vec<u8>> =
-            values.iter().map(|r| r.iter().flat_map(|&v| (v as f32).to_le_bytes()).collect()).collect();
+        let (bytes, values) = random_rows(&mut rng, n, width, Floats::Half);
+        let rows_of = |floats: Floats| -> Vec<Vec<u8>> {
+            let one = |r: &Vec<f64>| bytes_of(&r.iter().map(|&v| v as f32).collect::<Vec<f32>>(), floats);
+            values.iter().map(one).collect()
+        };
+        let kinds = KINDS.map(|floats| (rows_of(floats), floats));
         let q: Vec<f32> = (0..rows * width).map(|_| rng.normal()).collect();
-        let run = |bytes: &[Vec<u8>], halves: bool, from: usize, to: usize| {
+        let run = |bytes: &[Vec<u8>], floats: Floats, from: usize, to: usize| {
             let slices: Vec<&[u8]> = bytes.iter().map(|b| b.as_slice()).collect();
-            let cached = Rows { rows: &slices, halves, next: &[] };
+            let cached = Rows { rows: &slices, floats, next: &[] };
             let mut queries = Queries::default();
             queries.set(width, 1.0, q[from * width..to * width].chunks(width));
             let mut s = vec![[0f32; BLOCK]; to - from];
@@ -497,14 +518,14 @@ mod tests {
             let s: Vec<f32> = s.iter().flat_map(|s| s[..bytes.len()].to_vec()).collect();
             (s, out)
         };
-        let all = run(&bytes, true, 0, rows);
+        let all = run(&bytes, Floats::Half, 0, rows);
         for (from, to) in (0..rows).flat_map(|a| (a + 1..=rows).map(move |b| (a, b))) {
-            for (bytes, halves) in [(&bytes, true), (&floats, false)] {
-                let (s, out) = run(bytes, halves, from, to);
-                assert_eq!(s, all.0[from * n..to * n], "rows {from}..{to}");
-                assert_eq!(out, all.1[from * width..to * width], "rows {from}..{to}");
+            for (bytes, floats) in &kinds {
+                let (s, out) = run(bytes, *floats, from, to);
+                assert_eq!(s, all.0[from * n..to * n], "rows {from}..{to}, {floats:?}");
+                assert_eq!(out, all.1[from * width..to * width], "rows {from}..{to}, {floats:?}");
             }
-            assert_eq!(run(&bytes[from..to], true, 0, 1).0, all.0[from..to], "keys {from}..{to}");
+            assert_eq!(run(&bytes[from..to], Floats::Half, 0, 1).0, all.0[from..to], "keys {from}..{to}");
         }
     }
 

@@ -35,6 +35,14 @@ pub fn dot_rows(ty: &'static QuantType, w: &[u8], stride: usize, x: ActRow<'_>, 
     unsafe { (kernel.dot)(w, stride, x, out) }
 }
 
+/// Writes the blocks of a cached row.
+pub fn encode(ty: &'static QuantType, values: &[f32], blocks: &mut [u8]) {
+    let kv = ty.kv.as_ref().expect("a cache type");
+    let (_, f) = kv.encode.iter().find(|(isa, _)| *isa <= simd::isa()).expect("a scalar form is last");
+    // SAFETY: the instruction set was just checked.
+    unsafe { f(values, blocks) }
+}
+
 /// The values of cached blocks.
 pub fn decode(ty: &'static QuantType, blocks: &[u8], out: &mut [f32]) {
     let kv = ty.kv.as_ref().expect("a cache type");

@@ -60,7 +60,7 @@ pub enum RopePairs {
     Adjacent = 1,
 }
 
-/// The format of a cache's rows.
+/// The format of a cache's rows, by the number that GGUF gives it.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 #[repr(i32)]
 pub enum CacheType {
@@ -69,8 +69,26 @@ pub enum CacheType {
     F32 = 0,
     /// F16.
     F16 = 1,
-    /// Blocks of 32 codes of 8 bits after an f16 scale.
-    Q8 = 2,
+    /// Blocks of 32 codes of 4 bits with an f16 scale.
+    Q40 = 2,
+    /// Blocks of 32 codes of 4 bits with an f16 scale and an f16 minimum.
+    Q41 = 3,
+    /// Blocks of 32 codes of 5 bits with an f16 scale.
+    Q50 = 6,
+    /// Blocks of 32 codes of 5 bits with an f16 scale and an f16 minimum.
+    Q51 = 7,
+    /// Blocks of 32 codes of 8 bits with an f16 scale.
+    Q80 = 8,
+    /// Blocks of 32 codes of 4 bits for uneven values with an f16 scale.
+    Iq4Nl = 20,
+    /// The upper halves of F32.
+    Brain = 30,
+}
+
+impl CacheType {
+    /// Every one.
+    pub const ALL: [CacheType; 9] = [CacheType::F32, CacheType::F16, CacheType::Q40, CacheType::Q41, CacheType::Q50,
+        CacheType::Q51, CacheType::Q80, CacheType::Iq4Nl, CacheType::Brain];
 }
 
 /// Rows of a matrix that one block of `matmul` multiplies.

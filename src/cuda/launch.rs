@@ -1,7 +1,7 @@
 //! One function for every kernel, with the arguments of its prototype.
 //!
 //! kernels/ptx.sh makes this file (kernels/launch.py alone does without the CUDA compiler) from the kernels' sources,
-//! whose hash is 9b42bb9f056683ddfaa5e8523d153eb18a3af5c5521ba47d77e7bbcd07e6e0d0.
+//! whose hash is 10e0d4fe40576f937534426f01492e5b24b9c8122f6b8ad622302e3c6f267aa8.
 
 #![allow(clippy::too_many_arguments)] // the kernels' arguments, in their order
 
@@ -145,7 +145,7 @@ pub fn attend_join(gpu: Option<&Gpu>, grid: Grid, parts: Ptr, sinks: Ptr, out: P
 /// Starts `store_rows` of kernels/attend.cu:
 /// ```text
 /// Stores rows of f32 in a cache, at their positions; a negative one leaves its row out. Grid:
-/// rows. `q8_0` rows become what the CPU makes of them.
+/// rows. Blocks of codes become what the CPU makes of them.
 /// ```
 /// # Errors
 /// If the driver does not take the kernel or its arguments.

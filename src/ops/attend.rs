@@ -18,6 +18,7 @@ use super::cache::Kv;
 use crate::cpu;
 use crate::cpu::dense::{self, BLOCK, COLS, Queries};
 use crate::cuda::{CacheArg, Grid, Ptr, int, launch};
+use crate::quant::Floats;
 use crate::simd::exp;
 use crate::tape::{Batch, Builder, CpuIo, GpuIo, Op, Role, Slot, State, StateId, Table, WeightId};
 
@@ -436,8 +437,8 @@ fn floats<'a>(
     rows: &'a mut [&'a [u8]; BLOCK],
     next: &'a [&'a [u8]],
 ) -> dense::Rows<'a> {
-    if cache.ty().kv.as_ref().is_some_and(|kv| kv.is_f16) && dim.is_multiple_of(COLS) {
-        return dense::Rows { rows: cached, halves: true, next };
+    if let (Some(floats), true) = (cache.ty().kv.as_ref().and_then(|kv| kv.floats), dim.is_multiple_of(COLS)) {
+        return dense::Rows { rows: cached, floats, next };
     }
     let width = dim.next_multiple_of(COLS);
     decoded.clear();
@@ -448,7 +449,7 @@ fn floats<'a>(
     for (to, row) in rows.iter_mut().zip(decoded.chunks_exact(width)) {
         *to = bytemuck::cast_slice(row);
     }
-    dense::Rows { rows: &rows[..cached.len()], halves: false, next }
+    dense::Rows { rows: &rows[..cached.len()], floats: Floats::Single, next }
 }
 
 impl Op for AttendOp {

@@ -5,7 +5,7 @@
 use anyhow::{Result, bail};
 
 use crate::quant::QuantType;
-use crate::tape::{Builder, CpuIo, GpuIo, Op, Role, Slot, StateId};
+use crate::tape::{Builder, CpuIo, GpuIo, Op, Role, Slot, StateId, WrongCacheType};
 
 /// The cached rows of a layer, as attention reads them.
 #[derive(Clone, Copy, Debug)]
@@ -56,8 +56,8 @@ impl Builder<'_> {
         let (k_dim, v_dim) = (self.width(k) / heads, self.width(v) / heads);
         let (type_k, type_v) = (self.settings().type_k, self.settings().type_v);
         let states = [
-            self.head_rows("attn.k", type_k, heads, k_dim, v_dim, window)?,
-            self.head_rows("attn.v", type_v, heads, v_dim, v_dim, window)?,
+            self.head_rows("attn.k", type_k, heads, (k_dim, k_dim), window)?,
+            self.head_rows("attn.v", type_v, heads, (v_dim, v_dim), window)?,
         ];
         self.role(Role::Attention).push_named("attn_cache", Store, &[k, v], &[], &[], &states);
         Ok(Kv { k: states[0], v: Some(states[1]), heads, k_dim, v_dim, window })
@@ -70,7 +70,7 @@ impl Builder<'_> {
     pub fn cache_shared(&self, k: Slot, v_dim: usize, window: Option<usize>) -> Result<Kv> {
         let k_dim = self.width(k);
         debug_assert!(v_dim <= k_dim, "values are columns of the keys");
-        let state = self.head_rows("attn.k", self.settings().type_k, 1, k_dim, v_dim, window)?;
+        let state = self.head_rows("attn.k", self.settings().type_k, 1, (k_dim, v_dim), window)?;
         self.role(Role::Attention).push_named("attn_cache", Store, &[k], &[], &[], &[state]);
         Ok(Kv { k: state, v: None, heads: 1, k_dim, v_dim, window })
     }
@@ -85,23 +85,20 @@ impl Builder<'_> {
         Ok(state)
     }
 
+    /// A state of rows of `heads` heads of `dim` columns, of which attention reads the first `part` by themselves too.
     fn head_rows(
         &self,
         name: &str,
         ty: &'static QuantType,
         heads: usize,
-        dim: usize,
-        part: usize,
+        (dim, part): (usize, usize),
         window: Option<usize>,
     ) -> Result<StateId> {
-        if !dim.is_multiple_of(ty.block) || !part.is_multiple_of(ty.block) {
-            bail!(
-                "cache type {} packs {} values together, which the heads of layer {} ({dim} and {part} wide) do not \
-                 divide into; choose f16",
-                ty.name,
-                ty.block,
-                self.layer()
-            );
+        let wrong = [dim, part].into_iter().find(|n| !n.is_multiple_of(ty.block));
+        if let Some(columns) = wrong {
+            let flag = if name == "attn.v" { "-ctv" } else { "-ctk" };
+            let layer = self.layer();
+            bail!(WrongCacheType::new(flag, ty, format!("the head size {columns} of layer {layer}")));
         }
         self.rows_state(name, heads * dim, ty, 1, window)
     }

@@ -29,4 +29,4 @@ mod types;
 pub use activations::{Act, ActRow, Acts};
 pub use formats::{TYPES, by_id, by_name, cache_types, encoder, retired, written_types};
 pub use rng::Rng;
-pub use types::{CacheFormat, Decode, DotRows, Encode, Kernel, QuantType};
+pub use types::{CacheFormat, Decode, DotRows, Encode, EncodeRow, Floats, Kernel, QuantType};

@@ -52,15 +52,38 @@ pub type Decode = unsafe fn(&[u8], &mut [f32]);
 /// Encodes whole blocks: `(values, out)`, bit-equal to what the Python package gguf writes.
 pub type Encode = fn(&[f32], &mut [u8]);
 
+/// Encodes whole blocks: `(values, out)`. The CPU must have the instruction set that goes with it.
+pub type EncodeRow = unsafe fn(&[f32], &mut [u8]);
+
 /// What a format needs to serve as a KV cache type.
 #[derive(Debug)]
 pub struct CacheFormat {
-    /// Encodes `x` (a multiple of the block) into blocks.
-    pub encode: Encode,
+    /// Encoders of rows (a multiple of the block), the best instruction set first, the scalar one
+    /// last. All give the same bits, those of ggml's `quantize_row_*_ref`.
+    pub encode: &'static [(Isa, EncodeRow)],
     /// Vector versions of `dequant`, the best instruction set first, the scalar one last.
     pub decode: &'static [(Isa, Decode)],
-    /// Whether the blocks are f16 values, which attention multiplies without decoding.
-    pub is_f16: bool,
+    /// The kind of floats that the blocks are, which attention multiplies without decoding; `None`
+    /// for codes.
+    pub floats: Option<Floats>,
+}
+
+/// Floats, each in its little-endian bytes.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Floats {
+    /// f32.
+    Single,
+    /// f16: 5 bits of exponent, 10 of fraction.
+    Half,
+    /// bfloat16, the upper half of an f32: 8 bits of exponent, 7 of fraction.
+    Brain,
+}
+
+impl Floats {
+    /// Returns the bytes of a value.
+    pub fn bytes(self) -> usize {
+        if self == Floats::Single { 4 } else { 2 }
+    }
 }
 
 impl QuantType {

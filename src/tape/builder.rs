@@ -11,7 +11,7 @@ use anyhow::{Context, Result, anyhow, bail};
 use super::known_keys;
 use super::{
     ExpertShare, Op, Refusal, Role, RowSet, Slot, SlotInfo, StateId, StateKind, StateSpec, Step, Tape, Weight,
-    WeightId, WeightKind,
+    WeightId, WeightKind, WrongCacheType,
 };
 use crate::gguf::{Gguf, TensorType};
 use crate::quant::QuantType;
@@ -434,11 +434,7 @@ impl<'a> Builder<'a> {
         }
         let label = self.full(name);
         if !width.is_multiple_of(ty.block) {
-            bail!(
-                "cache type {} holds rows of a multiple of {} values, but {label} is {width} wide; choose f16",
-                ty.name,
-                ty.block
-            );
+            bail!(WrongCacheType::new("-ctk", ty, format!("the width {width} of {label}")));
         }
         Ok(self.state(StateSpec { label, width, ty, kind: StateKind::Rows { every, window, before_batch: false } }))
     }

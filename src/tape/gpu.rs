@@ -78,12 +78,7 @@ impl GpuState {
 
     /// The format as kernels know it, if they do.
     pub fn code(ty: &QuantType) -> Option<CacheType> {
-        match (ty.block, ty.bytes) {
-            (1, 4) => Some(CacheType::F32),
-            (1, 2) if ty.kv.as_ref().is_some_and(|kv| kv.is_f16) => Some(CacheType::F16),
-            (32, 34) => Some(CacheType::Q8),
-            _ => None,
-        }
+        CacheType::ALL.into_iter().find(|code| *code as u32 == ty.id)
     }
 }
 

@@ -17,7 +17,7 @@ use std::sync::Arc;
 pub use builder::{Builder, Layer, Settings, trunk_blocks};
 pub use gpu::{GpuIo, GpuState, GpuValue, GpuWeight, Lists, MatrixRows, Scratch};
 pub use known_keys::{Class, UnusedKey, classify};
-pub use refusal::Refusal;
+pub use refusal::{Refusal, WrongCacheType};
 pub use state::{SeqRows, State, StateKind, StateSpec};
 
 use anyhow::Result;

@@ -2,6 +2,8 @@
 
 use std::fmt;
 
+use crate::quant::QuantType;
+
 /// Tensors that a message names; of more it says that there are some.
 const NAMED: usize = 4;
 
@@ -38,3 +40,23 @@ impl fmt::Display for Refusal {
 }
 
 impl std::error::Error for Refusal {}
+
+/// The error of a cache type whose blocks do not divide a model's rows.
+#[derive(Debug)]
+pub struct WrongCacheType(String);
+
+impl WrongCacheType {
+    /// `what` is the size that the blocks of `ty`, asked for by `flag`, do not divide.
+    pub fn new(flag: &str, ty: &QuantType, what: String) -> WrongCacheType {
+        let name = ty.name.to_lowercase();
+        WrongCacheType(format!("{flag} {name}: {what} is not a multiple of {}; use {flag} f16", ty.block))
+    }
+}
+
+impl fmt::Display for WrongCacheType {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(&self.0)
+    }
+}
+
+impl std::error::Error for WrongCacheType {}

@@ -12,6 +12,7 @@ use std::ops::{Deref, DerefMut};
 use memmap2::MmapMut;
 
 use super::Row;
+use crate::cpu;
 use crate::quant::{self, QuantType};
 
 /// Rows that a windowed ring keeps beyond what attention needs, so that short rewinds cost nothing.
@@ -223,10 +224,9 @@ impl State {
     /// Stores row `index` (position / every) of a sequence.
     pub fn write(&mut self, seq: u32, index: usize, values: &[f32]) {
         debug_assert_eq!(values.len(), self.spec.width);
-        let kv = self.spec.ty.kv.as_ref().expect("a state is kept in a type that encodes");
         let part = &mut self.seqs[seq as usize];
         let at = index % self.capacity * self.row_bytes;
-        (kv.encode)(values, &mut part.bytes[at..at + self.row_bytes]);
+        cpu::encode(self.spec.ty, values, &mut part.bytes[at..at + self.row_bytes]);
         part.low = part.low.max((index + 1).saturating_sub(self.capacity));
     }
 

@@ -32,10 +32,10 @@ pub struct ModelArgs {
     /// Most tokens computed together; the smaller of -b and -ub counts [also: -ub]
     #[arg(long, value_name = "N", default_value_t = 1024)]
     pub ubatch_size: usize,
-    /// KV cache type of keys: f32, f16 or q8_0 [also: -ctk]
+    /// KV cache type of keys: f32, f16, bf16, q8_0, q5_1, q5_0, q4_1, q4_0 or iq4_nl [also: -ctk]
     #[arg(long, value_name = "TYPE", default_value = "f16")]
     pub cache_type_k: String,
-    /// KV cache type of values: f32, f16 or q8_0 [also: -ctv]
+    /// KV cache type of values: f32, f16, bf16, q8_0, q5_1, q5_0, q4_1, q4_0 or iq4_nl [also: -ctv]
     #[arg(long, value_name = "TYPE", default_value = "f16")]
     pub cache_type_v: String,
     /// Read the model into memory instead of mapping the file

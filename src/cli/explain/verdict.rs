@@ -170,9 +170,15 @@ fn too_large(m: &PlacedModel<'_>, f: &ModelFacts, weights: usize, rest: usize, u
         return words;
     }
     let cache = at(f.n_ctx) - at(1);
-    if cache * 10 > usable && f.cache_types != ("Q8_0", "Q8_0") {
-        let text = "What helps with the KV cache: a smaller -c, or -ctk q8_0 -ctv q8_0, which takes about half of f16.";
-        words.push(text.into());
+    if cache * 10 > usable {
+        let smaller = match f.cache_types {
+            ("Q8_0", "Q8_0") => ", or -ctk q4_0 -ctv q4_0, which takes about half of q8_0 and is less exact",
+            ("F32" | "F16" | "BF16", _) | (_, "F32" | "F16" | "BF16") => {
+                ", -ctk q8_0 -ctv q8_0 (about half of f16) or -ctk q4_0 -ctv q4_0 (about a quarter, less exact)"
+            }
+            _ => "",
+        };
+        words.push(format!("What helps with the KV cache: a smaller -c{smaller}."));
     }
     let in_file: usize = f.file.tables.iter().map(|t| t.params).sum();
     let params = (f.file.params - in_file) as f64;

@@ -12,3 +12,5 @@ mod quantize;
 
 pub use acts::{Acts, PanelPart, RowPart};
 pub use forms::{Act, ActBlock, ActRow, CHUNK, PanelActs, PanelColumns, PanelForm, PanelWords, WORDS};
+#[cfg(test)]
+pub(crate) use quantize::tests::values as odd_values;

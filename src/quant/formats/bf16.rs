@@ -10,7 +10,7 @@
 use crate::quant::activations::{Act, ActRow};
 use crate::quant::rng::Rng;
 use crate::quant::rows::blocks::rows;
-use crate::quant::types::{Kernel, QuantType};
+use crate::quant::types::{CacheFormat, Floats, Kernel, QuantType};
 use crate::simd::Isa;
 
 const BYTES: usize = 2;
@@ -33,7 +33,19 @@ pub static TYPE: QuantType = QuantType {
         Kernel { isa: Isa::Scalar, dot },
     ],
     random,
-    kv: None,
+    kv: Some(CacheFormat {
+        encode: &[
+            #[cfg(target_arch = "x86_64")]
+            (Isa::Avx2, encode_avx2),
+            (Isa::Scalar, encode),
+        ],
+        decode: &[
+            #[cfg(target_arch = "x86_64")]
+            (Isa::Avx2, decode_avx2),
+            (Isa::Scalar, dequant),
+        ],
+        floats: Some(Floats::Brain),
+    }),
 };
 
 #[inline]
@@ -45,13 +57,27 @@ fn values(blocks: &[u8]) -> impl Iterator<Item = f32> + '_ {
     blocks.as_chunks::<BYTES>().0.iter().map(value)
 }
 
+#[inline(always)] // so that `decode_avx2` compiles it for AVX2
 fn dequant(blocks: &[u8], out: &mut [f32]) {
     for (o, v) in out.iter_mut().zip(values(blocks)) {
         *o = v;
     }
 }
 
+#[cfg(target_arch = "x86_64")]
+#[target_feature(enable = "avx2")]
+fn decode_avx2(blocks: &[u8], out: &mut [f32]) {
+    dequant(blocks, out);
+}
+
+#[cfg(target_arch = "x86_64")]
+#[target_feature(enable = "avx2")]
+fn encode_avx2(x: &[f32], out: &mut [u8]) {
+    encode(x, out);
+}
+
 /// Rounds to the nearest, of two equally near to the even one; a NaN stays one.
+#[inline(always)] // so that `encode_avx2` compiles it for AVX2
 pub(super) fn encode(x: &[f32], out: &mut [u8]) {
     for (b, &x) in out.as_chunks_mut::<BYTES>().0.iter_mut().zip(x) {
         *b = half::bf16::from_f32(x).to_le_bytes();
@@ -151,6 +177,16 @@ mod tests {
     #[test]
     fn decoded_rows_are_bit_equal_to_the_reference() {
         check::dequant(&TYPE);
+    }
+
+    #[test]
+    fn a_kv_row_keeps_its_values() {
+        check::kv(&TYPE, 0.004); // 8 bits of precision: half a unit in the last of them is 2^-9
+    }
+
+    #[test]
+    fn rows_are_encoded_as_the_reference_encodes_them() {
+        check::encode(&TYPE);
     }
 
     #[test]

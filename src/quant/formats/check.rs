@@ -10,7 +10,7 @@ macro_rules! say {
     }};
 }
 
-use crate::quant::activations::{Acts, CHUNK, PanelForm};
+use crate::quant::activations::{Acts, CHUNK, PanelForm, odd_values};
 use crate::quant::panels::{PanelScratch, ROWS, WeightRows};
 use crate::quant::rng::Rng;
 use crate::quant::rows::blocks::put_f16;
@@ -150,8 +150,9 @@ pub(crate) fn dequant(ty: &'static QuantType) {
     say!("{:8} {} weights decoded bit-equal to the reference", ty.name, got.len());
 }
 
-/// Encodes and decodes KV rows: values survive within `tolerance` of the row's largest, and every
-/// `decode` gives the bits of `dequant`.
+/// Encodes and decodes KV rows: values survive within `tolerance` of the row's largest, every
+/// `decode` gives the bits of `dequant`, and every `encode` those of the scalar one, for NaN and
+/// infinities too.
 pub(crate) fn kv(ty: &'static QuantType, tolerance: f32) {
     let kv = ty.kv.as_ref().expect("a KV cache type");
     let mut rng = Rng(77);
@@ -159,8 +160,7 @@ pub(crate) fn kv(ty: &'static QuantType, tolerance: f32) {
         let n = ty.block.max(3) * round;
         let x: Vec<f32> = (0..n).map(|_| rng.normal()).collect();
         let max = x.iter().fold(0f32, |m, v| m.max(v.abs()));
-        let mut row = vec![0u8; ty.row_bytes(n)];
-        (kv.encode)(&x, &mut row);
+        let row = encoded(ty, Isa::Scalar, &x);
         let mut back = vec![0f32; n];
         (ty.dequant)(&row, &mut back);
         for (a, b) in x.iter().zip(&back) {
@@ -175,6 +175,49 @@ pub(crate) fn kv(ty: &'static QuantType, tolerance: f32) {
             };
             assert_eq!(out, back, "{} {}", ty.name, isa.name());
         }
+        let odd = odd_values(&mut rng, n);
+        for (x, isa) in [&x, &odd].into_iter().flat_map(|x| kv.encode.iter().map(move |e| (x, e.0))) {
+            if isa <= simd::detected() {
+                assert!(encoded(ty, isa, x) == encoded(ty, Isa::Scalar, x), "{} {}: {x:?}", ty.name, isa.name());
+            }
+        }
+    }
+}
+
+/// A row by the encoder for one instruction set, which this CPU must have.
+fn encoded(ty: &'static QuantType, isa: Isa, x: &[f32]) -> Vec<u8> {
+    let kv = ty.kv.as_ref().expect("a KV cache type");
+    let mut row = vec![0u8; ty.row_bytes(x.len())];
+    let (_, encode) = kv.encode.iter().find(|(i, _)| *i == isa).expect("an encoder for this instruction set");
+    assert!(isa <= simd::detected());
+    #[allow(unsafe_code)]
+    // SAFETY: the CPU has the instruction set, as was just checked.
+    unsafe {
+        encode(x, &mut row)
+    };
+    row
+}
+
+/// Compares encoded rows, block by block, with what ggml's `quantize_row_*_ref` (llama.cpp b11434,
+/// compiled for x86-64 without fused multiply-adds) makes of `tests/data/quant/rows.f32`: random
+/// values of many sizes, ties, outliers, values of one sign, zeros of both signs, blocks of equals.
+pub(crate) fn encode(ty: &'static QuantType) {
+    let dir = concat!(env!("CARGO_MANIFEST_DIR"), "/tests/data/quant/");
+    let read = |name: &str| std::fs::read(format!("{dir}{name}")).unwrap_or_else(|e| panic!("{dir}{name}: {e}"));
+    let x: Vec<f32> = read("rows.f32").as_chunks::<4>().0.iter().map(|b| f32::from_le_bytes(*b)).collect();
+    let want = read(&format!("{}.rows", ty.name));
+    assert_eq!(want.len(), ty.row_bytes(x.len()));
+    let got = encoded(ty, Isa::Scalar, &x);
+    for (i, (got, want)) in got.chunks(ty.bytes).zip(want.chunks(ty.bytes)).enumerate() {
+        let decoded = |block: &[u8]| {
+            let mut out = vec![0f32; ty.block];
+            (ty.dequant)(block, &mut out);
+            out
+        };
+        // Of a block without a scale ggml leaves the codes of IQ4_NL as they happen to be.
+        let zeros = ty.name == "IQ4_NL" && want[..2] == [0, 0] && decoded(got) == decoded(want);
+        let values = &x[i * ty.block..][..ty.block];
+        assert!(got == want || zeros, "{}: block {i}, of {values:?}: {got:x?}, expected {want:x?}", ty.name);
     }
 }
 

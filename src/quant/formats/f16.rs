@@ -7,7 +7,7 @@
 use crate::quant::activations::{Act, ActRow};
 use crate::quant::rng::Rng;
 use crate::quant::rows::blocks::{f16_at, put_f16, rows};
-use crate::quant::types::{Kernel, CacheFormat, QuantType};
+use crate::quant::types::{CacheFormat, Floats, Kernel, QuantType};
 use crate::simd::Isa;
 
 const BYTES: usize = 2;
@@ -31,7 +31,7 @@ pub static TYPE: QuantType = QuantType {
     ],
     random,
     kv: Some(CacheFormat {
-        encode,
+        encode: &[(Isa::Scalar, encode)],
         decode: &[
             #[cfg(target_arch = "x86_64")]
             (Isa::Avx512, decode_avx512),
@@ -39,7 +39,7 @@ pub static TYPE: QuantType = QuantType {
             (Isa::Avx2, decode_avx2),
             (Isa::Scalar, dequant),
         ],
-        is_f16: true,
+        floats: Some(Floats::Half),
     }),
 };
 
@@ -67,7 +67,7 @@ fn random(rng: &mut Rng, block: &mut [u8]) {
     put_f16(block, 0, rng.normal());
 }
 
-fn encode(x: &[f32], out: &mut [u8]) {
+pub(super) fn encode(x: &[f32], out: &mut [u8]) {
     for (b, &x) in out.as_chunks_mut::<BYTES>().0.iter_mut().zip(x) {
         put_f16(b, 0, x);
     }

@@ -6,7 +6,7 @@
 use crate::quant::activations::{Act, ActRow};
 use crate::quant::rng::Rng;
 use crate::quant::rows::blocks::rows;
-use crate::quant::types::{Kernel, CacheFormat, QuantType};
+use crate::quant::types::{CacheFormat, Floats, Kernel, QuantType};
 use crate::simd::Isa;
 
 /// The format's table entry.
@@ -26,7 +26,11 @@ pub static TYPE: QuantType = QuantType {
         Kernel { isa: Isa::Scalar, dot },
     ],
     random,
-    kv: Some(CacheFormat { encode, decode: &[(Isa::Scalar, dequant)], is_f16: false }),
+    kv: Some(CacheFormat {
+        encode: &[(Isa::Scalar, encode)],
+        decode: &[(Isa::Scalar, dequant)],
+        floats: Some(Floats::Single),
+    }),
 };
 
 fn value(b: &[u8; 4]) -> f32 {
@@ -53,7 +57,7 @@ fn random(rng: &mut Rng, block: &mut [u8]) {
     block.copy_from_slice(&rng.normal().to_le_bytes());
 }
 
-fn encode(x: &[f32], out: &mut [u8]) {
+pub(super) fn encode(x: &[f32], out: &mut [u8]) {
     for (o, x) in out.as_chunks_mut::<4>().0.iter_mut().zip(x) {
         *o = x.to_le_bytes();
     }

@@ -12,6 +12,7 @@ use crate::quant::panels::lanes::{Blocks16, Lanes};
 use crate::quant::panels::panel::{PanelHalf, PanelSpec, fill_panels};
 use crate::quant::rng::Rng;
 use crate::quant::rows::blocks::{f16_at, put_f16, rows};
+use crate::quant::rows::small_cache::*;
 use crate::quant::types::{Kernel, QuantType};
 use crate::simd::Isa;
 
@@ -21,6 +22,8 @@ const _: () = assert!(BYTES == 2 + BLOCK / 2);
 
 /// The value of each code, in units of the block's scale.
 pub(crate) const VALUES: [i8; 16] = [-127, -104, -83, -65, -49, -35, -22, -10, 1, 13, 25, 38, 53, 69, 89, 113];
+/// The code of the value 1.
+const ONE: u8 = 8;
 
 /// The format's table entry.
 pub static TYPE: QuantType = QuantType {
@@ -39,7 +42,7 @@ pub static TYPE: QuantType = QuantType {
         Kernel { isa: Isa::Scalar, dot },
     ],
     random,
-    kv: None,
+    kv: Some(CACHE),
 };
 
 /// The weights of a block, in units of its scale.
@@ -81,6 +84,48 @@ fn random(rng: &mut Rng, block: &mut [u8]) {
     put_f16(block, 0, (0.5 + rng.unit()) / 67.0); // the 16 values have an RMS of 67
 }
 
+/// The code whose value is nearest to `x`, of two equally near ones the greater.
+#[inline(always)]
+fn nearest(x: f32) -> u8 {
+    // `x` is past value `i` where it is no nearer to it than to the next.
+    let past = |i: usize| x - VALUES[i] as f32 >= VALUES[i + 1] as f32 - x;
+    (0..15).map(|i| past(i) as u8).sum()
+}
+
+/// As ggml's `quantize_row_iq4_nl_ref`: the value of largest magnitude chooses the codes; the scale
+/// that is stored is then the one with the least error, squares weighing their own errors. A block
+/// whose values are all below 1e-15 becomes zeros.
+#[inline(always)] // so that `encode_avx2` compiles it for AVX2
+fn encode(x: &[f32], out: &mut [u8]) {
+    for (x, b) in x.as_chunks::<BLOCK>().0.iter().zip(out.as_chunks_mut::<BYTES>().0) {
+        let most = largest(x);
+        if most.abs() < 1e-15 {
+            put_f16(b, 0, 0.0);
+            b[2..].fill(ONE << 4 | ONE);
+            continue;
+        }
+        let by = 1.0 / (most / VALUES[0] as f32);
+        let mut codes = [0; BLOCK];
+        for (code, x) in codes.iter_mut().zip(x) {
+            *code = nearest(by * x);
+        }
+        // In the order of the values, which decides the last bits.
+        let (mut along, mut square) = (0f32, 0f32);
+        for (&code, x) in codes.iter().zip(x) {
+            let (q, weight) = (VALUES[code as usize] as f32, x * x);
+            along += weight * q * x;
+            square += weight * q * q;
+        }
+        put_f16(b, 0, if square > 0.0 { along / square } else { 0.0 });
+        put_nibbles(&codes, &mut b[2..]);
+    }
+}
+
+cache_format!(CACHE, BYTES, |b| {
+    let (codes, scale) = unpack(b);
+    (codes, scale, None)
+});
+
 #[cfg(target_arch = "x86_64")]
 #[target_feature(enable = "avx512f,avx512bw,avx512dq,avx512vl,avx512vbmi,avx512vnni,avx2,fma,f16c")]
 fn dot_avx512(w: &[u8], stride: usize, x: ActRow<'_>, out: &mut [f32]) {
@@ -101,13 +146,18 @@ fn dot_avx512(w: &[u8], stride: usize, x: ActRow<'_>, out: &mut [f32]) {
 #[cfg(target_arch = "x86_64")]
 #[target_feature(enable = "avx2,fma,f16c")]
 fn dot_avx2(w: &[u8], stride: usize, x: ActRow<'_>, out: &mut [f32]) {
+    crate::quant::rows::small_avx2::dot_signed::<BYTES>(w, stride, x, out, |b| unpack(b));
+}
+
+/// The values of a block's codes, and its scale.
+#[cfg(target_arch = "x86_64")]
+#[inline]
+#[target_feature(enable = "avx2,fma,f16c")]
+fn unpack(b: &[u8; BYTES]) -> (std::arch::x86_64::__m256i, std::arch::x86_64::__m256) {
     use crate::simd::x86::*;
-    use std::arch::x86_64::*;
     let values = load_u8x16_twice(&VALUES.map(|v| v as u8));
-    crate::quant::rows::small_avx2::dot_signed::<BYTES>(w, stride, x, out, |b| {
-        let codes = _mm256_shuffle_epi8(values, nibbles(b[2..].as_array().unwrap()));
-        (codes, splat_f16(u16::from_le_bytes([b[0], b[1]])))
-    });
+    let codes = std::arch::x86_64::_mm256_shuffle_epi8(values, nibbles(b[2..].as_array().unwrap()));
+    (codes, splat_f16(u16::from_le_bytes([b[0], b[1]])))
 }
 
 #[cfg(test)]
@@ -123,6 +173,16 @@ mod tests {
     #[test]
     fn the_largest_weights_and_activations_overflow_nothing() {
         check::extremes(&TYPE, &[0]);
+    }
+
+    #[test]
+    fn a_kv_row_keeps_its_values() {
+        check::kv(&TYPE, 0.18);
+    }
+
+    #[test]
+    fn rows_are_encoded_as_the_reference_encodes_them() {
+        check::encode(&TYPE);
     }
 
     #[test]

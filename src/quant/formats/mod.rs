@@ -66,10 +66,13 @@ pub fn cache_types() -> String {
 
 /// Returns how weights become this format; None for a format that this version only reads.
 pub fn encoder(ty: &QuantType) -> Option<Encode> {
-    if *ty == bf16::TYPE {
-        return Some(bf16::encode);
-    }
-    ty.kv.as_ref().map(|kv| kv.encode)
+    let written: [(&QuantType, Encode); 4] = [
+        (&f32::TYPE, f32::encode),
+        (&f16::TYPE, f16::encode),
+        (&bf16::TYPE, bf16::encode),
+        (&q8_0::TYPE, q8_0::encode),
+    ];
+    written.into_iter().find(|(t, _)| *t == ty).map(|(_, encode)| encode)
 }
 
 /// Returns the names of the formats that weights can be written in, for messages: `f32, f16, ...`.

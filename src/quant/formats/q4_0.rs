@@ -14,6 +14,7 @@ use crate::quant::rng::Rng;
 #[cfg(target_arch = "x86_64")]
 use crate::quant::rows::blocks::{blocks, by_four};
 use crate::quant::rows::blocks::{f16_at, put_f16, rows};
+use crate::quant::rows::small_cache::*;
 use crate::quant::types::{Kernel, QuantType};
 use crate::simd::Isa;
 
@@ -38,7 +39,7 @@ pub static TYPE: QuantType = QuantType {
         Kernel { isa: Isa::Scalar, dot },
     ],
     random,
-    kv: None,
+    kv: Some(CACHE),
 };
 
 /// The weights of a block, in units of its scale.
@@ -86,6 +87,22 @@ fn random(rng: &mut Rng, block: &mut [u8]) {
 fn dot_avx2(w: &[u8], stride: usize, x: ActRow<'_>, out: &mut [f32]) {
     by_four(w, stride, out, |w, out| group(w, stride, x, out), |w, out| group(w, stride, x, out));
 }
+
+/// As ggml's `quantize_row_q4_0_ref`.
+#[inline(always)] // so that `encode_avx2` compiles it for AVX2
+fn encode(x: &[f32], out: &mut [u8]) {
+    for (x, b) in x.as_chunks::<BLOCK>().0.iter().zip(out.as_chunks_mut::<BYTES>().0) {
+        let codes = signed_codes(x, 15, b);
+        put_nibbles(&codes, &mut b[2..]);
+    }
+}
+
+cache_format!(CACHE, BYTES, |b| {
+    use crate::simd::x86::*;
+    use std::arch::x86_64::*;
+    let codes = _mm256_sub_epi8(nibbles(b[2..].as_array().unwrap()), _mm256_set1_epi8(8));
+    (codes, splat_f16(u16::from_le_bytes([b[0], b[1]])), None)
+});
 
 #[cfg(target_arch = "x86_64")]
 #[target_feature(enable = "avx512f,avx512bw,avx512dq,avx512vl,avx512vbmi,avx512vnni,avx2,fma,f16c")]
@@ -142,6 +159,16 @@ mod tests {
     #[test]
     fn the_largest_weights_and_activations_overflow_nothing() {
         check::extremes(&TYPE, &[0]);
+    }
+
+    #[test]
+    fn a_kv_row_keeps_its_values() {
+        check::kv(&TYPE, 0.127);
+    }
+
+    #[test]
+    fn rows_are_encoded_as_the_reference_encodes_them() {
+        check::encode(&TYPE);
     }
 
     #[test]

@@ -13,6 +13,7 @@ use crate::quant::panels::lanes::{Blocks16, Lanes};
 use crate::quant::panels::panel::{PanelHalf, PanelSpec, fill_panels};
 use crate::quant::rng::Rng;
 use crate::quant::rows::blocks::{f16_at, put_f16, rows};
+use crate::quant::rows::small_cache::*;
 use crate::quant::types::{Kernel, QuantType};
 use crate::simd::Isa;
 
@@ -37,7 +38,7 @@ pub static TYPE: QuantType = QuantType {
         Kernel { isa: Isa::Scalar, dot },
     ],
     random,
-    kv: None,
+    kv: Some(CACHE),
 };
 
 /// The weights of a block, in units of its scale.
@@ -87,6 +88,21 @@ fn random(rng: &mut Rng, block: &mut [u8]) {
     put_f16(block, 0, (0.5 + rng.unit()) / 9.2); // uniform 5-bit values less 16 have an RMS of 9.2
 }
 
+/// As ggml's `quantize_row_q5_0_ref`.
+#[inline(always)] // so that `encode_avx2` compiles it for AVX2
+fn encode(x: &[f32], out: &mut [u8]) {
+    for (x, b) in x.as_chunks::<BLOCK>().0.iter().zip(out.as_chunks_mut::<BYTES>().0) {
+        let codes = signed_codes(x, 31, b);
+        put_fifth_bits(&codes, &mut b[2..6]);
+        put_nibbles(&codes, &mut b[6..]);
+    }
+}
+
+cache_format!(CACHE, BYTES, |b| {
+    let (codes, scale) = unpack(b);
+    (codes, scale, None)
+});
+
 #[cfg(target_arch = "x86_64")]
 #[target_feature(enable = "avx512f,avx512bw,avx512dq,avx512vl,avx512vbmi,avx512vnni,avx2,fma,f16c")]
 fn dot_avx512(w: &[u8], stride: usize, x: ActRow<'_>, out: &mut [f32]) {
@@ -102,19 +118,24 @@ fn dot_avx512(w: &[u8], stride: usize, x: ActRow<'_>, out: &mut [f32]) {
     dot_rows::<U, 16>(w, stride, x, out, codes, scales);
 }
 
-/// Where the high bit is clear the upper four bits are set: that is the low nibble less 16, as a
-/// signed byte.
 #[cfg(target_arch = "x86_64")]
 #[target_feature(enable = "avx2,fma,f16c")]
 fn dot_avx2(w: &[u8], stride: usize, x: ActRow<'_>, out: &mut [f32]) {
+    crate::quant::rows::small_avx2::dot_signed::<BYTES>(w, stride, x, out, |b| unpack(b));
+}
+
+/// The signed codes of a block, and its scale. Where the high bit is clear the upper four bits are
+/// set: that is the low nibble less 16, as a signed byte.
+#[cfg(target_arch = "x86_64")]
+#[inline]
+#[target_feature(enable = "avx2,fma,f16c")]
+fn unpack(b: &[u8; BYTES]) -> (std::arch::x86_64::__m256i, std::arch::x86_64::__m256) {
     use crate::simd::x86::*;
     use std::arch::x86_64::*;
-    crate::quant::rows::small_avx2::dot_signed::<BYTES>(w, stride, x, out, |b| {
-        let high = bit_bytes(b[2..6].as_array().unwrap());
-        let low = nibbles(b[6..].as_array().unwrap());
-        let codes = _mm256_or_si256(low, _mm256_andnot_si256(high, _mm256_set1_epi8(-16)));
-        (codes, splat_f16(u16::from_le_bytes([b[0], b[1]])))
-    });
+    let high = bit_bytes(b[2..6].as_array().unwrap());
+    let low = nibbles(b[6..].as_array().unwrap());
+    let codes = _mm256_or_si256(low, _mm256_andnot_si256(high, _mm256_set1_epi8(-16)));
+    (codes, splat_f16(u16::from_le_bytes([b[0], b[1]])))
 }
 
 #[cfg(test)]
@@ -130,6 +151,16 @@ mod tests {
     #[test]
     fn the_largest_weights_and_activations_overflow_nothing() {
         check::extremes(&TYPE, &[0]);
+    }
+
+    #[test]
+    fn a_kv_row_keeps_its_values() {
+        check::kv(&TYPE, 0.064);
+    }
+
+    #[test]
+    fn rows_are_encoded_as_the_reference_encodes_them() {
+        check::encode(&TYPE);
     }
 
     #[test]

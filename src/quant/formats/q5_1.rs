@@ -14,6 +14,7 @@ use crate::quant::panels::lanes::{Blocks16, Lanes};
 use crate::quant::panels::panel::{PanelHalf, PanelSpec, fill_panels};
 use crate::quant::rng::Rng;
 use crate::quant::rows::blocks::{f16_at, put_f16, rows};
+use crate::quant::rows::small_cache::*;
 use crate::quant::types::{Kernel, QuantType};
 use crate::simd::Isa;
 
@@ -38,7 +39,7 @@ pub static TYPE: QuantType = QuantType {
         Kernel { isa: Isa::Scalar, dot },
     ],
     random,
-    kv: None,
+    kv: Some(CACHE),
 };
 
 /// The weights of a block, in units of its scale and above its minimum.
@@ -92,6 +93,21 @@ fn random(rng: &mut Rng, block: &mut [u8]) {
     put_f16(block, 2, -d * (15.0 + rng.unit()));
 }
 
+/// As ggml's `quantize_row_q5_1_ref`.
+#[inline(always)] // so that `encode_avx2` compiles it for AVX2
+fn encode(x: &[f32], out: &mut [u8]) {
+    for (x, b) in x.as_chunks::<BLOCK>().0.iter().zip(out.as_chunks_mut::<BYTES>().0) {
+        let codes = min_codes(x, 31, b);
+        put_fifth_bits(&codes, &mut b[4..8]);
+        put_nibbles(&codes, &mut b[8..]);
+    }
+}
+
+cache_format!(CACHE, BYTES, |b| {
+    let (codes, scale, min) = unpack(b);
+    (codes, scale, Some(min))
+});
+
 #[cfg(target_arch = "x86_64")]
 #[target_feature(enable = "avx512f,avx512bw,avx512dq,avx512vl,avx512vbmi,avx512vnni,avx2,fma,f16c")]
 fn dot_avx512(w: &[u8], stride: usize, x: ActRow<'_>, out: &mut [f32]) {
@@ -113,13 +129,19 @@ fn dot_avx512(w: &[u8], stride: usize, x: ActRow<'_>, out: &mut [f32]) {
 #[cfg(target_arch = "x86_64")]
 #[target_feature(enable = "avx2,fma,f16c")]
 fn dot_avx2(w: &[u8], stride: usize, x: ActRow<'_>, out: &mut [f32]) {
+    crate::quant::rows::small_avx2::dot_min::<BYTES>(w, stride, x, out, |b| unpack(b));
+}
+
+/// The codes of a block, its scale and its minimum.
+#[cfg(target_arch = "x86_64")]
+#[inline]
+#[target_feature(enable = "avx2,fma,f16c")]
+fn unpack(b: &[u8; BYTES]) -> (std::arch::x86_64::__m256i, std::arch::x86_64::__m256, std::arch::x86_64::__m256) {
     use crate::simd::x86::*;
     use std::arch::x86_64::*;
-    crate::quant::rows::small_avx2::dot_min::<BYTES>(w, stride, x, out, |b| {
-        let f16 = |at: usize| splat_f16(u16::from_le_bytes([b[at], b[at + 1]]));
-        let high = _mm256_and_si256(bit_bytes(b[4..8].as_array().unwrap()), _mm256_set1_epi8(16));
-        (_mm256_or_si256(nibbles(b[8..].as_array().unwrap()), high), f16(0), f16(2))
-    });
+    let f16 = |at: usize| splat_f16(u16::from_le_bytes([b[at], b[at + 1]]));
+    let high = _mm256_and_si256(bit_bytes(b[4..8].as_array().unwrap()), _mm256_set1_epi8(16));
+    (_mm256_or_si256(nibbles(b[8..].as_array().unwrap()), high), f16(0), f16(2))
 }
 
 #[cfg(test)]
@@ -130,6 +152,16 @@ mod tests {
     #[test]
     fn every_kernel_equals_the_scalar_truth() {
         check::kernels(&TYPE);
+    }
+
+    #[test]
+    fn a_kv_row_keeps_its_values() {
+        check::kv(&TYPE, 0.034);
+    }
+
+    #[test]
+    fn rows_are_encoded_as_the_reference_encodes_them() {
+        check::encode(&TYPE);
     }
 
     #[test]

@@ -13,7 +13,7 @@ use crate::quant::rng::Rng;
 #[cfg(target_arch = "x86_64")]
 use crate::quant::rows::blocks::{blocks, by_four};
 use crate::quant::rows::blocks::{f16_at, put_f16, rows};
-use crate::quant::types::{Kernel, CacheFormat, QuantType};
+use crate::quant::types::{CacheFormat, Kernel, QuantType};
 use crate::simd::Isa;
 
 const BLOCK: usize = 32;
@@ -38,13 +38,17 @@ pub static TYPE: QuantType = QuantType {
     ],
     random,
     kv: Some(CacheFormat {
-        encode,
+        encode: &[
+            #[cfg(target_arch = "x86_64")]
+            (Isa::Avx2, encode_avx2),
+            (Isa::Scalar, encode),
+        ],
         decode: &[
             #[cfg(target_arch = "x86_64")]
             (Isa::Avx2, decode_avx2),
             (Isa::Scalar, dequant),
         ],
-        is_f16: false,
+        floats: None,
     }),
 };
 
@@ -92,7 +96,8 @@ fn random(rng: &mut Rng, block: &mut [u8]) {
 
 /// As ggml's `quantize_row_q8_0_ref`: the scale is rounded to f16 for storage, the division uses
 /// the exact one.
-fn encode(x: &[f32], out: &mut [u8]) {
+#[inline(always)] // so that `encode_avx2` compiles it for AVX2
+pub(super) fn encode(x: &[f32], out: &mut [u8]) {
     for (x, b) in x.as_chunks::<BLOCK>().0.iter().zip(out.as_chunks_mut::<BYTES>().0) {
         let max = x.iter().fold(0f32, |m, v| m.max(v.abs()));
         let d = max / 127.0;
@@ -102,6 +107,12 @@ fn encode(x: &[f32], out: &mut [u8]) {
             *q = (x * inv).round() as i8 as u8;
         }
     }
+}
+
+#[cfg(target_arch = "x86_64")]
+#[target_feature(enable = "avx2,f16c")]
+fn encode_avx2(x: &[f32], out: &mut [u8]) {
+    encode(x, out);
 }
 
 #[cfg(target_arch = "x86_64")]
@@ -183,6 +194,11 @@ mod tests {
     #[test]
     fn a_kv_row_keeps_its_values() {
         check::kv(&TYPE, 0.005);
+    }
+
+    #[test]
+    fn rows_are_encoded_as_the_reference_encodes_them() {
+        check::encode(&TYPE);
     }
 
     #[test]

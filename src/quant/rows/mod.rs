@@ -10,6 +10,7 @@
 //! 256 weights, scales of sub-blocks       super_avx512      super_avx2       super_block
 //! 256 weights out of a codebook           codebook_avx512   codebook_avx2    codebook
 //! ```
+//! `small_cache` encodes and decodes blocks of 32 for KV caches.
 
 pub(crate) mod blocks;
 pub(crate) mod codebook;
@@ -23,6 +24,7 @@ pub(crate) mod float_avx512;
 pub(crate) mod small_avx2;
 #[cfg(target_arch = "x86_64")]
 pub(crate) mod small_avx512;
+pub(crate) mod small_cache;
 #[cfg(target_arch = "x86_64")]
 pub(crate) mod super_avx2;
 #[cfg(target_arch = "x86_64")]
