@@ -41,6 +41,28 @@ extern "C" __global__ void __launch_bounds__(1024)
         out[i] = (x[i] - mean - rest) * by * (weight ? weight[i] : 1.f) + (bias ? bias[i] : 0.f);
 }
 
+/// The Walsh-Hadamard transform of runs of as many values as a block has threads, a power of two from 32 to 512; see
+/// src/ops/rotate.rs. `out` may be `x`. A block per run.
+extern "C" __global__ void __launch_bounds__(512) rotate(const float *x, float *out, float by) {
+    __shared__ float values[512];
+    int i = threadIdx.x;
+    u64 at = (u64)blockIdx.x * blockDim.x + i;
+    float v = x[at];
+#pragma unroll
+    for (int half = 1; half < 32; half <<= 1) {
+        float other = __shfl_xor_sync(0xffffffffu, v, half);
+        v = i & half ? other - v : v + other;
+    }
+    for (int half = 32; half < (int)blockDim.x; half <<= 1) {
+        values[i] = v;
+        __syncthreads();
+        float other = values[i ^ half];
+        v = i & half ? other - v : v + other;
+        __syncthreads();
+    }
+    out[at] = v * by;
+}
+
 /// Words from the host's memory.
 extern "C" __global__ void bring(const u32 *from, u32 *to, u64 n) {
     u64 i = (u64)blockIdx.x * blockDim.x + threadIdx.x;

@@ -222,10 +222,11 @@ fn caches_of_every_type_give_what_they_give_on_the_cpu() {
             let (first, last) = prompt.split_at(prompt.len() - 3);
             let mut got = s.feed(0, first, Want::All).unwrap().into_logits();
             last.iter().for_each(|t| got.extend(s.feed(0, &[*t], Want::Last).unwrap().into_logits()));
-            // Attention's f16 products, and what they tip: a value that lies between two codes may take the other one, so
-            // that a share of the format's own error comes on top. Rows that are read wrongly are off by all of it and more.
+            // Attention's f16 products, and what they tip: a value that lies between two codes may take the other one, and
+            // an indexer other rows, so that up to the format's own error comes on top. It is mostly a hundredth of it; rows
+            // that are read wrongly are off by 1e-1 and more.
             let (error, own) = (middle(&cpu, &got), middle(&truth.exact, &cpu));
-            let limit = 3.0 * middle(&truth.exact, &truth.f16) + 0.3 * own;
+            let limit = 3.0 * middle(&truth.exact, &truth.f16) + own;
             say!("{:24} {:7} NMSE {error:.1e} (limit {limit:.1e}; of the format itself {own:.1e})", r.name, ty.name);
             assert!(error <= limit, "{} {}: {error:e}", r.name, ty.name);
         }

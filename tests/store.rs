@@ -58,7 +58,7 @@ fn a_saved_sequence_goes_on_in_a_new_session_as_if_it_had_never_stopped() {
     let (_dir, path) = place();
     let f16 = quant::by_name("f16").unwrap();
     let models = references().into_iter().map(|r| (r.gguf, exact().type_k));
-    for (model, ty) in models.chain([(demo(), f16)]) {
+    for (model, ty) in models.chain([(demo(), f16), (demo(), quant::by_name("q4_0").unwrap())]) {
         // A batch so small that windows' rings have gone round.
         let o = Options { n_ctx: Some(1100), n_batch: 16, type_k: ty, type_v: ty, ..exact() };
         let mut a = open(&model, &o);

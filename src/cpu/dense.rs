@@ -48,7 +48,10 @@ impl Rows<'_> {
         match self.floats {
             Floats::Single => f32::from_le_bytes(*row[4 * i..].first_chunk().expect("a whole value")),
             Floats::Half => half::f16::from_le_bytes(*row[2 * i..].first_chunk().expect("a whole value")).to_f32(),
-            Floats::Brain => half::bf16::from_le_bytes(*row[2 * i..].first_chunk().expect("a whole value")).to_f32(),
+            Floats::Brain => {
+                let upper = u16::from_le_bytes(*row[2 * i..].first_chunk().expect("a whole value"));
+                f32::from_bits((upper as u32) << 16)
+            }
         }
     }
 }
@@ -377,6 +380,25 @@ for_each_isa! {
 }
 
 for_each_isa! {
+    /// The Walsh-Hadamard transform of runs of `run` values, a power of two: `x[i] = sum_j (-1)^bits(i & j) x[j] / sqrt(run)`.
+    /// It is its own inverse.
+    pub fn hadamard(x: &mut [f32], run: usize) {
+        let by = 1.0 / (run as f32).sqrt();
+        for x in x.chunks_exact_mut(run) {
+            let mut half = 1;
+            while half < run {
+                for pair in x.chunks_exact_mut(2 * half) {
+                    let (a, b) = pair.split_at_mut(half);
+                    a.iter_mut().zip(b).for_each(|(a, b)| (*a, *b) = (*a + *b, *a - *b));
+                }
+                half *= 2;
+            }
+            x.iter_mut().for_each(|v| *v *= by);
+        }
+    }
+}
+
+for_each_isa! {
     /// `x = 1 / (1 + e^(-k x))`.
     pub fn sigmoids(x: &mut [f32], k: f32) {
         x.iter_mut().for_each(|x| *x = 1.0 / (1.0 + simd::exp(-k * *x)));
@@ -526,6 +548,23 @@ mod tests {
                 assert_eq!(out, all.1[from * width..to * width], "rows {from}..{to}, {floats:?}");
             }
             assert_eq!(run(&bytes[from..to], Floats::Half, 0, 1).0, all.0[from..to], "keys {from}..{to}");
+        }
+    }
+
+    #[test]
+    fn a_rotation_is_its_formula_in_every_run_and_undoes_itself() {
+        let mut rng = Rng(8);
+        for run in [32, 64, 128, 512] {
+            let x: Vec<f32> = (0..3 * run).map(|_| rng.normal()).collect();
+            let mut y = x.clone();
+            hadamard(&mut y, run);
+            for (i, y) in y.iter().enumerate() {
+                let sign = |j: usize| if ((i % run) & j).count_ones().is_multiple_of(2) { 1.0 } else { -1.0 };
+                let sum: f64 = (0..run).map(|j| sign(j) * x[i / run * run + j] as f64).sum();
+                assert!((*y as f64 - sum / (run as f64).sqrt()).abs() < 1e-5, "value {i} of runs of {run}");
+            }
+            hadamard(&mut y, run);
+            assert!(x.iter().zip(&y).all(|(x, y)| (x - y).abs() < 1e-5), "runs of {run}");
         }
     }
 

@@ -1,7 +1,7 @@
 //! One function for every kernel, with the arguments of its prototype.
 //!
 //! kernels/ptx.sh makes this file (kernels/launch.py alone does without the CUDA compiler) from the kernels' sources,
-//! whose hash is 10e0d4fe40576f937534426f01492e5b24b9c8122f6b8ad622302e3c6f267aa8.
+//! whose hash is be7d9fd2495aa9f747c2c1f9be966c1d04f54b383c80aa28af576c1a59bf280b.
 
 #![allow(clippy::too_many_arguments)] // the kernels' arguments, in their order
 
@@ -182,6 +182,18 @@ pub fn layer_norm(gpu: Option<&Gpu>, grid: Grid, x: Ptr, weight: Ptr, bias: Ptr,
         eps: f32) -> Result<()> {
     let args = [Arg::Ptr(x), Arg::Ptr(weight), Arg::Ptr(bias), Arg::Ptr(out), Arg::Int(n), Arg::Float(eps)];
     start(gpu, ("basic", "layer_norm"), grid, &args)
+}
+
+/// Starts `rotate` of kernels/basic.cu:
+/// ```text
+/// The Walsh-Hadamard transform of runs of as many values as a block has threads, a power of two
+/// from 32 to 512; see src/ops/rotate.rs. `out` may be `x`. A block per run.
+/// ```
+/// # Errors
+/// If the driver does not take the kernel or its arguments.
+pub fn rotate(gpu: Option<&Gpu>, grid: Grid, x: Ptr, out: Ptr, by: f32) -> Result<()> {
+    let args = [Arg::Ptr(x), Arg::Ptr(out), Arg::Float(by)];
+    start(gpu, ("basic", "rotate"), grid, &args)
 }
 
 /// Starts `bring` of kernels/basic.cu:

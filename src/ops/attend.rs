@@ -685,6 +685,12 @@ impl Builder<'_> {
             a.heads.is_multiple_of(kv.heads) && kv.window != Some(0),
             "the keys were read by heads and tokens"
         );
+        // Rows of a second cache are rotated by the columns of a key alone (`ops/compress.rs`).
+        debug_assert!(
+            a.extra.is_none() || kv.k_dim == kv.v_dim,
+            "keys and values of a second cache are the same columns"
+        );
+        let q = self.rotated(q, kv.runs.0);
         let mut states: Vec<StateId> = [Some(kv.k), kv.v].into_iter().flatten().collect();
         let mut ins = vec![q];
         if let Some(e) = a.extra {
@@ -715,6 +721,7 @@ impl Builder<'_> {
             selected: list.map_or(0, |x| self.width(x) / a.selected.map_or(1, |s| s.lists)),
         };
         let weights: Vec<WeightId> = a.sinks.into_iter().collect();
-        Ok(self.role(Role::Attention).push_named("attn", op, &ins, &[a.heads * kv.v_dim], &weights, &states)[0])
+        let out = self.role(Role::Attention).push_named("attn", op, &ins, &[a.heads * kv.v_dim], &weights, &states)[0];
+        Ok(self.rotated(out, kv.runs.1))
     }
 }

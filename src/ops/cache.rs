@@ -4,6 +4,7 @@
 
 use anyhow::{Result, bail};
 
+use super::rotate::{LONGEST, LONGEST_OF_VALUES, run_of};
 use crate::quant::QuantType;
 use crate::tape::{Builder, CpuIo, GpuIo, Op, Role, Slot, StateId, WrongCacheType};
 
@@ -22,6 +23,8 @@ pub struct Kv {
     pub v_dim: usize,
     /// Positions that a token sees, itself included; None is all.
     pub window: Option<usize>,
+    /// Columns of the runs that keys are rotated in, and values, where the formats ask for it.
+    pub(super) runs: (Option<usize>, Option<usize>),
 }
 
 /// Stores every input in the state of the same number.
@@ -59,8 +62,10 @@ impl Builder<'_> {
             self.head_rows("attn.k", type_k, heads, (k_dim, k_dim), window)?,
             self.head_rows("attn.v", type_v, heads, (v_dim, v_dim), window)?,
         ];
-        self.role(Role::Attention).push_named("attn_cache", Store, &[k, v], &[], &[], &states);
-        Ok(Kv { k: states[0], v: Some(states[1]), heads, k_dim, v_dim, window })
+        let runs = (run_of(type_k, &[k_dim], LONGEST), run_of(type_v, &[v_dim], LONGEST_OF_VALUES));
+        let kept = [self.rotated(k, runs.0), self.rotated(v, runs.1)];
+        self.role(Role::Attention).push_named("attn_cache", Store, &kept, &[], &[], &states);
+        Ok(Kv { k: states[0], v: Some(states[1]), heads, k_dim, v_dim, window, runs })
     }
 
     /// Caches one key head `k` (T, k_dim) whose first `v_dim` columns are the values too.
@@ -70,17 +75,21 @@ impl Builder<'_> {
     pub fn cache_shared(&self, k: Slot, v_dim: usize, window: Option<usize>) -> Result<Kv> {
         let k_dim = self.width(k);
         debug_assert!(v_dim <= k_dim, "values are columns of the keys");
-        let state = self.head_rows("attn.k", self.settings().type_k, 1, (k_dim, v_dim), window)?;
-        self.role(Role::Attention).push_named("attn_cache", Store, &[k], &[], &[], &[state]);
-        Ok(Kv { k: state, v: None, heads: 1, k_dim, v_dim, window })
+        let ty = self.settings().type_k;
+        let state = self.head_rows("attn.k", ty, 1, (k_dim, v_dim), window)?;
+        let run = run_of(ty, &[k_dim, v_dim], LONGEST);
+        self.role(Role::Attention).push_named("attn_cache", Store, &[self.rotated(k, run)], &[], &[], &[state]);
+        Ok(Kv { k: state, v: None, heads: 1, k_dim, v_dim, window, runs: (run, run) })
     }
 
-    /// Caches `x` (T, width) in the keys' format, a row for each token, for steps that look at it in their own way.
+    /// Caches `x` (T, width) in the keys' format, a row for each token, as keys of an indexer.
     ///
     /// # Errors
     /// If the cache's format cannot hold such rows.
     pub fn cache_rows(&self, name: &str, x: Slot) -> Result<StateId> {
-        let state = self.rows_state(name, self.width(x), self.settings().type_k, 1, None)?;
+        let (width, ty) = (self.width(x), self.settings().type_k);
+        let state = self.rows_state(name, width, ty, 1, None)?;
+        let x = self.rotated(x, run_of(ty, &[width], LONGEST));
         self.role(Role::Attention).push_named(&format!("{name}_cache"), Store, &[x], &[], &[], &[state]);
         Ok(state)
     }

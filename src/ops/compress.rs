@@ -15,6 +15,8 @@ use anyhow::Result;
 
 use super::norm::rms;
 use super::rope::{Pairs, Rope};
+use super::rotate;
+use crate::cpu::dense;
 use crate::cuda::{Grid, Ptr, int, launch};
 use crate::tape::{Batch, Builder, CpuIo, GpuIo, GpuValue, Op, Role, Slot, StateId, Table, WeightId};
 
@@ -36,6 +38,8 @@ pub struct Compress {
 #[derive(Debug)]
 struct CompressOp {
     c: Compress,
+    /// Columns of the runs in which finished rows are rotated for their cache; see `ops/rotate.rs`.
+    run: Option<usize>,
 }
 
 impl CompressOp {
@@ -102,6 +106,9 @@ impl Op for CompressOp {
             if let Some(rope) = &c.rope {
                 rope.rotate(&rope.angles_at((block * c.ratio) as u32), &mut out);
             }
+            if let Some(run) = self.run {
+                dense::hadamard(&mut out, run);
+            }
             rows.write(at.seq, block, &out);
         }
     }
@@ -144,6 +151,9 @@ impl Op for CompressOp {
             open.row_bytes,
             open.seq_bytes,
         )?;
+        if let Some(run) = self.run {
+            rotate::rotate(io, made.ptr, made.rows * made.width, run, made.ptr)?;
+        }
         // Rows that no token completed are marked -1 and not stored.
         io.store(rows, made, io.tables[0])
     }
@@ -169,7 +179,8 @@ impl Builder<'_> {
     /// If a weight is missing or has another shape, or the width does not suit the cache type.
     pub fn compress(&self, name: &str, c: Compress, kv: Slot, score: Option<Slot>) -> Result<StateId> {
         let (ratio, dim) = (c.ratio, c.dim);
-        let op = CompressOp { c };
+        let run = rotate::run_of(self.settings().type_k, &[dim], rotate::LONGEST);
+        let op = CompressOp { c, run };
         let (blocks, wide) = (op.blocks(), dim * op.blocks());
         self.expect_width(name, kv, wide)?;
         let f32 = crate::quant::TYPES[0];

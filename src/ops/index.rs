@@ -15,6 +15,7 @@
 
 use anyhow::{Result, bail};
 
+use super::rotate::{LONGEST, run_of};
 use super::route::top_k;
 use crate::cpu::dot_rows;
 use crate::cuda::{Grid, Ptr, int, launch};
@@ -220,6 +221,7 @@ impl Builder<'_> {
     pub fn index_blocks(&self, x: BlockIndex, q: Slot, keys: StateId) -> Result<Slot> {
         self.expect_width("indexer", q, x.heads * x.dim)?;
         let x = BlockIndex { k: self.fewer(x.k, x.size)?, ..x };
+        let q = self.rotated(q, run_of(self.settings().type_k, &[x.dim], LONGEST));
         let op = BlockIndexOp(x);
         Ok(self.role(Role::Attention).push_named("indexer.top_k", op, &[q], &[x.heads * x.k], &[], &[keys])[0])
     }
@@ -246,6 +248,7 @@ impl Builder<'_> {
         weights.map_or(Ok(()), |w| self.expect_width("indexer", w, x.heads))?;
         // There is no use for room for more rows than there will be.
         let x = Index { k: self.fewer(x.k, x.every)?, ..x };
+        let q = self.rotated(q, run_of(self.settings().type_k, &[x.dim], LONGEST)); // as the keys are
         let ins: Vec<Slot> = [Some(q), weights].into_iter().flatten().collect();
         let b = self.role(Role::Attention);
         Ok(b.push_named("indexer.top_k", IndexOp(x), &ins, &[x.width()], &[], &[keys])[0])

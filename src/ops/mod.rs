@@ -21,6 +21,7 @@ mod output_rows;
 mod pack;
 mod recurrence;
 mod rope;
+mod rotate;
 mod route;
 mod scale;
 mod scan;
