@@ -90,6 +90,35 @@ fn a_stop_text_ends_the_text_before_it() {
 }
 
 #[test]
+fn an_answer_that_never_began_is_said_and_has_a_status_under_strict() {
+    let model = folder("thinks").join("model.gguf");
+    let pieces = ["<think>", "a plan", "</think>", "Yes", ", sir."];
+    std::fs::write(&model, common::puppet::puppet(&pieces, common::puppet::PLAIN)).unwrap();
+    let says = |more: &[&str]| run(&[&["-m", model.to_str().unwrap(), "-p", "hi", "--temp", "0"], more].concat());
+    // The vocabulary names the tags, the template does not.
+    assert_eq!(out(&says(&[])), "Yes, sir.");
+    let o = says(&["-n", "2", "-q"]);
+    assert!(out(&o).is_empty(), "thoughts are no answer");
+    let why =
+        "all 2 tokens were reasoning (stopped: reached -n 2); raise -n, or end the reasoning with --reasoning-budget N";
+    assert!(err(&o).contains(why), "{}", err(&o));
+    let o = says(&["-n", "2", "--json", "--strict"]);
+    assert_eq!(o.status.code(), Some(7), "{}", err(&o));
+    let v: Value = serde_json::from_slice(&o.stdout).unwrap();
+    assert_eq!((&v["finish"], &v["answer_began"], &v["reasoning"]), (&"limit".into(), &false.into(), &"a plan".into()));
+    let v: Value = serde_json::from_str(&out(&says(&["--json", "--strict"]))).unwrap();
+    assert_eq!(
+        (&v["answer_began"], &v["text"], &v["reasoning"]),
+        (&true.into(), &"Yes, sir.".into(), &"a plan".into())
+    );
+    assert_eq!(out(&says(&["--reasoning-tags", "<think>", "Yes"])), ", sir.");
+    assert_eq!(out(&says(&["--reasoning-tags", "a plan", "Yes"])), "<think>a plan</think>Yes, sir.", "not at the head");
+    assert_eq!(says(&["--reasoning-tags", "", "x"]).status.code(), Some(2));
+    let o = says(&["--raw", "--reasoning-tags", "a", "b", "-n", "1"]);
+    assert!(err(&o).contains("--reasoning-tags has no effect"), "{}", err(&o));
+}
+
+#[test]
 fn a_template_makes_the_prompt_a_message_and_raw_leaves_it_a_text() {
     let text = |args: &[&str]| out(&run(&[&["-n", "8", "--temp", "0"], args].concat()));
     let put = text(&["-p", "ROMEO:\nGood morrow\n\nJULIET:\n"]);

@@ -11,6 +11,7 @@ use crate::cuda::OutOfMemory;
 use crate::exec::NoMemory;
 use crate::gguf::CutShort;
 use crate::session::{ContextFull, Interrupted};
+use crate::talk::{End, Generated};
 use crate::tape::WrongCacheType;
 use crate::text::TooLong;
 use crate::text::grammar::DeadEnd;
@@ -97,6 +98,43 @@ pub(super) fn doubt(text: String) -> Result<()> {
         return usage(text);
     }
     tracing::warn!("{text}");
+    Ok(())
+}
+
+/// Why there is no answer and what helps, if it never began; None where it did, or nobody waited
+/// for it to.
+pub(super) fn unanswered(said: &Generated, end: &End) -> Option<String> {
+    let n = said.tokens.len();
+    if said.began(end) || matches!(end, End::Interrupted | End::Limit(0)) {
+        return None;
+    }
+    let more = match end {
+        End::Limit(_) => "raise -n",
+        End::Context => "raise -c",
+        _ => {
+            return Some(match said.reasoning.is_empty() {
+                true => "the model ended its answer at once".into(),
+                false => {
+                    format!("the model ended after {n} tokens of reasoning; try another prompt, or --reasoning off")
+                }
+            });
+        }
+    };
+    let all = if n == 1 { "the only token was".into() } else { format!("all {n} tokens were") };
+    Some(match said.reasoning.is_empty() {
+        true => format!("{all} blank ({}); {more}", end.describe()),
+        false => {
+            format!("{all} reasoning ({}); {more}, or end the reasoning with --reasoning-budget N", end.describe())
+        }
+    })
+}
+
+/// Prints why an answer never began; an error under `--strict`.
+pub(super) fn no_answer(why: String) -> Result<()> {
+    if STRICT.load(Ordering::Relaxed) {
+        return Err(anyhow::anyhow!(why).context(Failure::NoAnswer));
+    }
+    tracing::warn!("no answer: {why}");
     Ok(())
 }
 

@@ -16,7 +16,7 @@ use super::settings::Settings;
 use super::{open, signals};
 use crate::session::Session;
 use crate::talk::{GenParams, Turns};
-use crate::text::{Clock, Reader, Template, Tokenizer};
+use crate::text::{Clock, Markers, Template, Tokenizer};
 
 /// Variables by which templates turn reasoning on and off.
 const SWITCHES: [&str; 2] = ["enable_thinking", "thinking"];
@@ -140,13 +140,23 @@ fn turns(
             further.entry(name).or_insert(on.into());
         }
     }
-    if talk.reasoning_budget >= 0 && !Reader::new(template.source(), "").may_reason() {
-        off("--reasoning-budget", "the chat template has no markers for reasoning")?;
-    }
     for name in further.keys().filter(|name| !template.source().contains(name.as_str())) {
         off(&format!("--chat-template-kwargs {name}"), "the chat template does not use this variable")?;
     }
-    Turns::new(template, tokenizer, further, Clock::now())
+    let mut turns = Turns::new(template, tokenizer, further, Clock::now())?;
+    if let Some([open, close]) = talk.reasoning_tags.as_deref() {
+        if open.trim().is_empty() || close.trim().is_empty() {
+            return usage("--reasoning-tags: expected two texts, as in --reasoning-tags '<think>' '</think>'".into());
+        }
+        turns = turns.with_markers(Markers::new(open, close));
+    }
+    if talk.reasoning_budget >= 0 && !turns.may_reason() {
+        off(
+            "--reasoning-budget",
+            "neither the chat template nor the vocabulary has markers for reasoning (--reasoning-tags names them)",
+        )?;
+    }
+    Ok(turns)
 }
 
 /// Whether a prompt is another one with this variable than without it.
@@ -179,6 +189,7 @@ impl args::TalkArgs {
         let given = [
             ("--reasoning", self.reasoning != Reasoning::Auto),
             ("--reasoning-budget", self.reasoning_budget >= 0),
+            ("--reasoning-tags", self.reasoning_tags.is_some()),
             ("--chat-template-kwargs", self.chat_template_kwargs.is_some()),
             ("--chat-template", self.chat_template.is_some()),
             ("--chat-template-file", self.chat_template_file.is_some()),

@@ -13,7 +13,7 @@ use anyhow::{Context, Result};
 use serde_json::json;
 
 use super::args;
-use super::errors::{Failure, incomplete, usage};
+use super::errors::{Failure, incomplete, no_answer, unanswered, usage};
 use super::files::{AnswerFile, read_text};
 use super::opened::{Mode, Opened};
 use super::session_file::SessionFile;
@@ -79,7 +79,7 @@ pub(super) fn run(a: &args::RunArgs) -> Result<()> {
     let summary = Summary { said, ended: ended?, complete, seed, prompt_tokens, read, read_s, made_s };
     summary.print(a, &mut out)?;
     stats(&session, &a.model)?;
-    summary.status(a, &session)
+    summary.status(a, &session, turns.is_some())
 }
 
 /// Whether the prompt is a message or a text.
@@ -119,7 +119,8 @@ impl Summary {
         let made = said.tokens.len();
         if a.json {
             let object = json!({
-                "text": said.answer, "reasoning": said.reasoning, "finish": ended.name(), "complete": complete,
+                "text": said.answer, "reasoning": said.reasoning, "finish": ended.name(),
+                "answer_began": said.began(ended), "complete": complete,
                 "seed": seed,
                 "tokens": { "prompt": prompt_tokens, "read": read, "generated": made },
                 "seconds": { "prompt": read_s, "generation": made_s },
@@ -141,13 +142,17 @@ impl Summary {
     }
 
     /// Whether the generation was what was asked for; else the error that ends the program.
-    fn status(&self, a: &args::RunArgs, session: &Session) -> Result<()> {
+    /// `answers`: the text is an answer, not what continues a text.
+    fn status(&self, a: &args::RunArgs, session: &Session, answers: bool) -> Result<()> {
         let cut = || format!("the text is not complete by its grammar: {}", self.ended.describe());
         if self.ended == End::Interrupted {
             if !self.complete {
                 tracing::warn!("{}", cut());
             }
             return Err(Interrupted.into());
+        }
+        if let Some(why) = unanswered(&self.said, &self.ended).filter(|_| answers) {
+            no_answer(why)?;
         }
         if !self.complete {
             incomplete(cut())?;

@@ -8,7 +8,7 @@ use anyhow::{Context, Result};
 use serde_json::{Map, Value, json};
 
 use crate::session::{ContextFull, Output, Progress, Session, Want};
-use crate::text::{Clock, Prompt, Prompter, Reader, Template, Tokenizer};
+use crate::text::{Clock, Markers, Prompt, Prompter, Reader, Template, Tokenizer};
 
 /// How conversations become prompts: a template and the variables that it is given with the messages.
 #[derive(Debug)]
@@ -16,6 +16,8 @@ pub struct Turns {
     prompter: Prompter,
     variables: Map<String, Value>,
     clock: Clock,
+    /// What parts reasoning from the answer, where the template does not tell.
+    markers: Option<Markers>,
     /// What [`Turns::user_opens`] returns.
     opens: Option<String>,
 }
@@ -27,9 +29,23 @@ impl Turns {
     /// As [`Prompter::new`].
     pub fn new(template: Template, tokenizer: &Tokenizer, further: Map<String, Value>, clock: Clock) -> Result<Turns> {
         let prompter = Prompter::new(template, tokenizer)?;
-        let mut turns = Turns { prompter, variables: further, clock, opens: None };
+        let mut turns = Turns { prompter, variables: further, clock, markers: None, opens: None };
         turns.opens = turns.find_opening(tokenizer);
+        if !turns.may_reason() {
+            let one = |text: &str| tokenizer.encode(text, false, true).is_ok_and(|ids| ids.len() == 1);
+            turns.markers = Markers::of_vocabulary(one);
+        }
         Ok(turns)
+    }
+
+    /// With these tags around what is thought, whatever the template says.
+    pub fn with_markers(self, markers: Markers) -> Turns {
+        Turns { markers: Some(markers), ..self }
+    }
+
+    /// Whether reasoning can come that is told from the answer.
+    pub fn may_reason(&self) -> bool {
+        self.markers.is_some() || Reader::new(self.prompter.source(), "").may_reason()
     }
 
     /// The prompt of a conversation, `open` for an answer.
@@ -63,7 +79,10 @@ impl Turns {
 
     /// What splits the answer to a prompt into its parts.
     pub fn reader(&self, prompt: &Prompt) -> Reader {
-        Reader::new(self.prompter.source(), prompt.text())
+        match self.markers {
+            Some(markers) => Reader::with_markers(markers, prompt.text()),
+            None => Reader::new(self.prompter.source(), prompt.text()),
+        }
     }
 
     /// The text with which the template opens a user's turn, where no control token does: a model of such a template

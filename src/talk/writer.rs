@@ -100,6 +100,11 @@ impl Generated {
         }
         (!self.answer.is_empty() || !self.reasoning.is_empty()).then_some(message)
     }
+
+    /// Whether the answer began, after what was thought: there is some of it, or what ended it was found in it.
+    pub fn began(&self, end: &End) -> bool {
+        !self.answer.trim().is_empty() || matches!(end, End::Stop(_) | End::Complete)
+    }
 }
 
 /// A generation under way.
@@ -323,7 +328,7 @@ impl<'t> Writer<'t> {
 }
 
 /// Writes from `output` on, which the session returned for the prompt, until something ends the generation; `show` sees
-/// the text as it comes.
+/// the text as it comes, and is called with none for a token that completes none.
 ///
 /// # Errors
 /// As [`Writer::next`] and [`Session::feed`], and what `show` returns.
@@ -339,6 +344,9 @@ pub fn write(
         let interrupted = stop.load(Ordering::SeqCst);
         let (token, parts, end) =
             if interrupted { (0, writer.finish(), Some(End::Interrupted)) } else { writer.next(&output)? };
+        if parts.is_empty() && end.is_none() {
+            show(writer.reader.part().unwrap_or(Part::Answer), "")?;
+        }
         for (part, text) in parts {
             show(part, &text)?;
         }

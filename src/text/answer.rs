@@ -40,13 +40,15 @@ struct Tags {
     anywhere: bool,
     /// Markers in the answer that are left out too.
     drops: &'static [&'static str],
+    /// What comes after `close`, where the answer does not begin with line breaks.
+    begins: Option<&'static str>,
     /// A text of the template that tells it has these tags, where it makes them of their parts.
     sign: &'static str,
 }
 
 /// Tags that only part reasoning from answer, at the beginning.
 const fn tags(open: &'static str, close: &'static str) -> Tags {
-    Tags { open, close, anywhere: false, drops: &[], sign: "" }
+    Tags { open, close, anywhere: false, drops: &[], begins: None, sign: "" }
 }
 
 /// As the templates of Qwen, DeepSeek, GLM, Kimi and MiniMax; MiniMax M3; Mistral; Seed-OSS; Hy3; Command A; Apertus;
@@ -62,10 +64,55 @@ const TAGS: &[Tags] = &[
     Tags { anywhere: true, ..tags("<|channel>thought", "<channel|>") },
     Tags {
         drops: &["<|open|>response<|sep|>", "<|close|>response<|sep|>", "<|close|>message<|sep|>"],
+        begins: Some("<|open|>response<|sep|>"),
         sign: "open_tag('think')",
         ..tags("<|open|>think<|sep|>", "<|close|>think<|sep|>")
     },
 ];
+
+/// Tags of templates that are known by their sign alone: Granite 3.3 (what the answer is set in, beside the usual tags),
+/// Apriel 1.5 and 1.6 (sentences), Solar Open (messages).
+const SIGNED: &[Tags] = &[
+    Tags {
+        drops: &["<response>", "</response>"],
+        begins: Some("<response>"),
+        sign: "your response between <response></response>",
+        ..tags("<think>", "</think>")
+    },
+    Tags {
+        drops: &["[END FINAL RESPONSE]"],
+        sign: "[BEGIN FINAL RESPONSE]",
+        ..tags("Here are my reasoning steps:", "[BEGIN FINAL RESPONSE]")
+    },
+    Tags {
+        drops: &["<|content|>"],
+        begins: Some(""),
+        sign: "<|begin|>assistant<|think|>",
+        ..tags("<|think|>", "<|end|><|begin|>assistant<|content|>")
+    },
+];
+
+/// Tags that are known otherwise than from a template.
+#[derive(Clone, Copy, Debug)]
+pub struct Markers {
+    tags: &'static Tags,
+    /// Nobody says that the model uses them: a grammar holds from the beginning on.
+    doubtful: bool,
+}
+
+impl Markers {
+    /// Tags that a user names. They are kept as long as the program runs.
+    pub fn new(open: &str, close: &str) -> Markers {
+        let text = |text: &str| -> &'static str { Box::leak(text.to_owned().into_boxed_str()) };
+        Markers { tags: Box::leak(Box::new(tags(text(open), text(close)))), doubtful: false }
+    }
+
+    /// The tags of a model whose template names none, if its vocabulary does: `has` says whether a text is one token.
+    pub fn of_vocabulary(has: impl Fn(&str) -> bool) -> Option<Markers> {
+        let known = TAGS.iter().find(|t| !t.anywhere && has(t.open) && has(t.close))?;
+        Some(Markers { tags: known, doubtful: true })
+    }
+}
 
 const START: &str = "<|start|>";
 const CHANNEL: &str = "<|channel|>";
@@ -100,6 +147,8 @@ pub struct Reader {
     tags: Option<&'static Tags>,
     /// Messages name who gets them, and have no channel.
     recipients: bool,
+    /// As in [`Markers`].
+    doubtful: bool,
     state: ReaderState,
     /// What came and is not decided.
     held: String,
@@ -111,7 +160,7 @@ impl Reader {
     pub fn new(template_source: &str, prompt_tail: &str) -> Reader {
         let has = |text: &str| template_source.contains(text);
         let recipients = has(TO_SELF);
-        let mut reader = Reader { tags: None, recipients, state: Head, held: String::new(), out: Vec::new() };
+        let mut reader = Reader { recipients, state: Head, ..Reader::plain() };
         if has(CHANNEL) && has(MESSAGE) || recipients {
             // The template has begun the message, perhaps more of it than who writes it.
             if let Some((_, head)) = prompt_tail.rsplit_once(START).filter(|(_, head)| *head != "assistant") {
@@ -121,19 +170,23 @@ impl Reader {
         }
         // Some only open it, some only take it out of what was said before.
         let has_tags = |t: &&Tags| has(t.close) || has(t.open) || !t.sign.is_empty() && has(t.sign);
-        reader.tags = TAGS.iter().find(has_tags);
-        let open = reader.tags.is_some_and(|t| prompt_tail.trim_end().ends_with(t.open));
-        reader.state = match reader.tags {
-            Some(_) if open => Inside(true),
-            Some(_) => Begin,
-            None => After(false),
-        };
-        reader
+        match SIGNED.iter().find(|t| has(t.sign)).or_else(|| TAGS.iter().find(has_tags)) {
+            Some(tags) => Reader::with_markers(Markers { tags, doubtful: false }, prompt_tail),
+            None => Reader::plain(),
+        }
+    }
+
+    /// A reader for the model with these tags, after a prompt with this end.
+    pub fn with_markers(markers: Markers, prompt_tail: &str) -> Reader {
+        let Markers { tags, doubtful } = markers;
+        let state = if prompt_tail.trim_end().ends_with(tags.open.trim_end()) { Inside(true) } else { Begin };
+        Reader { tags: Some(tags), doubtful, state, ..Reader::plain() }
     }
 
     /// A reader of text that has no parts: all is answer.
     pub fn plain() -> Reader {
-        Reader { tags: None, recipients: false, state: After(false), held: String::new(), out: Vec::new() }
+        let (held, out) = (String::new(), Vec::new());
+        Reader { tags: None, recipients: false, doubtful: false, state: After(false), held, out }
     }
 
     /// Whether reasoning can come.
@@ -147,13 +200,14 @@ impl Reader {
             Inside(_) => Some(Reasoning),
             After(_) => Some(Answer),
             Body(part) => Some(part),
+            Begin if self.doubtful => Some(Answer),
             Begin | Head => None,
         }
     }
 
     /// At a beginning, the text with which reasoning opens.
     pub fn may_open(&self) -> Option<&'static str> {
-        self.tags.filter(|_| self.state == Begin).map(|t| t.open)
+        self.tags.filter(|_| self.state == Begin && !self.doubtful).map(|t| t.open)
     }
 
     /// In the head of a message, what is left of the heads that reasoning or the answer can have.
@@ -176,7 +230,7 @@ impl Reader {
     /// In reasoning, the text that ends it and begins the answer.
     pub fn close(&self) -> Option<String> {
         match (self.part(), self.tags) {
-            (Some(Reasoning), Some(Tags { close, drops: [begin, ..], .. })) => Some(format!("{close}{begin}")),
+            (Some(Reasoning), Some(Tags { close, begins: Some(begins), .. })) => Some(format!("{close}{begins}")),
             (Some(Reasoning), Some(tags)) => Some(format!("\n{}\n\n", tags.close)),
             (Some(Reasoning), None) if self.recipients => Some(format!("<|eom|>{START}assistant to=user{MESSAGE}")),
             (Some(Reasoning), None) => Some(format!("<|end|>{START}assistant{CHANNEL}final{MESSAGE}")),
@@ -187,6 +241,7 @@ impl Reader {
     /// Whether a control token of this text means something here, and is not to be left out of what is read.
     pub fn knows(&self, piece: &str) -> bool {
         match self.tags {
+            Some(_) if self.doubtful && matches!(self.state, After(_)) => false,
             Some(tags) => [tags.open, tags.close].iter().chain(tags.drops).any(|text| text.contains(piece)),
             None if self.state == After(false) => false,
             None => ENDS.contains(&piece) || [MESSAGE, "<|constrain|>"].contains(&piece),
@@ -431,6 +486,100 @@ mod tests {
         assert_eq!(kimi(thinks, "h<|close|>th<|close|>think<|sep|>a<|close|>b<|op"), "[h<|close|>th]a<|close|>b<|op");
         let hunyuan = |text: &str| every_way("{%- set HYTK = ':opensource' %}", "", text);
         assert_eq!(hunyuan("<think:opensource>hm</think:opensource>yes"), "[hm]yes");
+    }
+
+    #[test]
+    fn templates_that_are_known_by_a_sentence_have_its_tags() {
+        let granite = |text: &str| every_way(SIGNED[0].sign, "", text);
+        assert_eq!(granite("<think>hm</think>\n<response>yes</response>"), "[hm]yes");
+        assert_eq!(granite("yes"), "yes");
+        let apriel = |tail: &str, text: &str| every_way(SIGNED[1].sign, tail, text);
+        let tail = "<|begin_assistant|>\nHere are my reasoning steps:\n";
+        assert_eq!(apriel(tail, "hm\n[BEGIN FINAL RESPONSE]\nyes\n[END FINAL RESPONSE]\n"), "[hm]yes\n");
+        assert_eq!(apriel("", "Here are my reasoning steps:\nhm [BEGIN FINAL RESPONSE]\nyes"), "[hm ]yes");
+        let solar = |text: &str| every_way(SIGNED[2].sign, "<|begin|>assistant", text);
+        assert_eq!(solar("<|think|>hm<|end|><|begin|>assistant<|content|>yes"), "[hm]yes");
+        assert_eq!(solar("<|content|>yes"), "yes");
+        let reader = Reader::new(SIGNED[2].sign, "<|begin|>assistant<|think|>");
+        assert_eq!(reader.close().unwrap(), "<|end|><|begin|>assistant<|content|>");
+    }
+
+    #[test]
+    fn tags_come_from_the_vocabulary_or_the_user_where_no_template_names_them() {
+        assert!(Markers::of_vocabulary(|text| text == "<think>").is_none(), "half a pair is none");
+        let known = Markers::of_vocabulary(|text| text.contains("think>")).unwrap();
+        let mut reader = Reader::with_markers(known, "assistant\n");
+        assert_eq!((reader.part(), reader.may_open()), (Some(Answer), None), "a grammar holds at once");
+        let parts = |mut all: Vec<(Part, String)>, reader: Reader| {
+            all.extend(reader.finish());
+            all
+        };
+        let came = reader.push("<think>\nhm\n</think>\n\nyes");
+        assert_eq!(parts(came, reader), [(Reasoning, "hm".into()), (Answer, "yes".into())]);
+        let mut reader = Reader::with_markers(Markers::new("(((", ")))"), "");
+        let came = reader.push("(((hm)))yes");
+        assert_eq!(parts(came, reader), [(Reasoning, "hm".into()), (Answer, "yes".into())]);
+    }
+
+    /// Every template of llama.cpp, where they are there, with the tag that opens reasoning.
+    #[test]
+    fn the_tags_of_real_templates_are_found() {
+        let dir = concat!(env!("CARGO_MANIFEST_DIR"), "/../shared/oracle/templates/llama.cpp-b11434");
+        let Ok(list) = std::fs::read_dir(dir) else { return };
+        let expected = |name: &str| match name.split(['-', '.', '_']).next().unwrap_or_default() {
+            _ if name.contains("gpt-oss") || name.contains("llm-jp") || name.contains("muse") => "messages",
+            "Apertus" => "<|inner_prefix|>",
+            "Apriel" => "Here are my reasoning steps:",
+            _ if name.contains("Apriel") => "Here are my reasoning steps:",
+            _ if name.contains("Solar") => "<|think|>",
+            "ByteDance" => "<seed:think>",
+            "Cohere2MoE" => "<|START_THINKING|>",
+            _ if name.contains("command-r7b") => "<|START_THINKING|>",
+            _ if name.contains("Kimi-K3") => "<|open|>think<|sep|>",
+            _ if name.contains("MiniMax-M3") => "<mm:think>",
+            _ if name.contains("Ministral-3") => "[THINK]",
+            _ if name.contains("gemma-4") => "<|channel>thought",
+            _ if name.contains("Hy3") => "<think:opensource>",
+            _ => {
+                // No model of these reasons, or its template does not tell.
+                let none = [
+                    "command-r-plus",
+                    "GigaChat",
+                    "Kimi-K2-Instruct",
+                    "moonshotai-Kimi-K2",
+                    "LFM2-8B",
+                    "MiMo-VL",
+                    "MiniMax-M1",
+                    "Mistral-Small",
+                    "Hermes",
+                    "Qwen2.5",
+                    "Qwen3-Coder",
+                    "firefunction",
+                    "gemma-2",
+                    "granite-4",
+                    "functionary",
+                    "Llama-3",
+                    "Phi-3.5",
+                    "Nemo-Instruct",
+                    "Devstral",
+                ];
+                // A distilled model has Llama in its name, and reasons all the same.
+                if none.iter().any(|n| name.contains(n)) && !name.contains("DeepSeek-R1") { "" } else { "<think>" }
+            }
+        };
+        let mut seen = 0;
+        for file in list.map(|f| f.unwrap().path()).filter(|f| f.extension().is_some_and(|e| e == "jinja")) {
+            let name = file.file_stem().unwrap().to_string_lossy().into_owned();
+            let reader = Reader::new(&std::fs::read_to_string(&file).unwrap(), "");
+            let found = match reader.tags {
+                Some(tags) => tags.open,
+                None if reader.may_reason() => "messages",
+                None => "",
+            };
+            assert_eq!(found, expected(&name), "{name}");
+            seen += 1;
+        }
+        assert!(seen > 60, "{seen} templates");
     }
 
     #[test]

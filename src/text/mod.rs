@@ -23,7 +23,7 @@ mod tokenizer;
 mod tokenizer_json;
 mod vocab;
 
-pub use answer::{Part, Reader};
+pub use answer::{Markers, Part, Reader};
 pub use clock::Clock;
 pub use guard::{Prompt, Prompter};
 pub use length::TooLong;

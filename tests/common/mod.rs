@@ -3,6 +3,7 @@
 #![allow(dead_code, unreachable_pub, missing_docs)] // each test file uses its part
 
 pub mod emu;
+pub mod puppet;
 pub mod source;
 
 use std::io::Write;

@@ -33,6 +33,9 @@ pub struct TalkArgs {
     /// End the reasoning after N tokens; -1 is no limit
     #[arg(long, value_name = "N", default_value_t = -1, allow_negative_numbers = true, value_parser = clap::value_parser!(i64).range(-1..))]
     pub reasoning_budget: i64,
+    /// The texts between which the model reasons, if neither its template nor its vocabulary names them
+    #[arg(long, num_args = 2, value_names = ["OPEN", "CLOSE"], allow_hyphen_values = true)]
+    pub reasoning_tags: Option<Vec<String>>,
     /// Stop at this text; may be given several times
     #[arg(short = 'r', long, value_name = "TEXT", alias = "reverse-prompt", allow_hyphen_values = true)]
     pub stop: Vec<String>,
@@ -142,7 +145,7 @@ impl RunArgs {
 }
 
 /// `tandem chat`.
-#[derive(Debug, Args)]
+#[derive(Debug, Args, Clone)]
 pub struct ChatArgs {
     /// The model.
     #[command(flatten)]

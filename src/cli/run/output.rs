@@ -23,6 +23,7 @@ impl<'o> OutputWriter<'o> {
 
     pub(super) fn write(&mut self, part: Part, text: &str) -> Result<()> {
         match part {
+            _ if text.is_empty() => {}
             Part::Reasoning if self.thinks => {
                 let _ = write!(std::io::stderr(), "{}", dimmed(text));
                 self.thought = true;
