@@ -94,6 +94,33 @@ impl Terminal {
         self.screen.lock().unwrap().screen().contents()
     }
 
+    /// Everything that was written, escapes included.
+    fn written(&self) -> String {
+        String::from_utf8_lossy(&self.raw.lock().unwrap()).into_owned()
+    }
+
+    /// Whether what is typed would be shown by the terminal itself.
+    fn echoes(&self) -> bool {
+        let flags = format!("{:?}", self.master.get_termios().unwrap().local_flags);
+        flags.split(|c: char| !c.is_ascii_alphanumeric()).any(|flag| flag == "ECHO")
+    }
+
+    /// Makes the window another size.
+    fn resize(&self, columns: u16) {
+        self.screen.lock().unwrap().screen_mut().set_size(wide(ROWS), wide(columns));
+        self.master.resize(size(ROWS, columns)).unwrap();
+    }
+
+    /// Whether a text is on the screen, and all of it bold.
+    fn is_bold(&self, text: &str) -> bool {
+        let parser = self.screen.lock().unwrap();
+        let rows: Vec<String> = parser.screen().rows(0, COLUMNS).collect();
+        let Some((row, line)) = rows.iter().enumerate().find(|(_, line)| line.contains(text)) else { return false };
+        let from = line[..line.find(text).unwrap()].chars().count();
+        let cells = from..from + text.chars().count();
+        cells.into_iter().all(|at| parser.screen().cell(row as u16, at as u16).is_some_and(vt100::Cell::bold))
+    }
+
     /// The line that the cursor is in.
     fn line(&self) -> String {
         let parser = self.screen.lock().unwrap();
@@ -164,6 +191,12 @@ impl Drop for Terminal {
     fn drop(&mut self) {
         let _ = self.child.kill();
     }
+}
+
+/// A chat with a model that always says the same.
+fn puppet(home: &Path, pieces: &[&str], more: &[&str], env: &[(&str, &str)]) -> Terminal {
+    std::fs::write(home.join("puppet.gguf"), common::puppet::puppet(pieces, common::puppet::PLAIN)).unwrap();
+    Terminal::start(home, &[&["chat", "-m", "puppet.gguf", "--temp", "0"], more].concat(), env)
 }
 
 /// Tokens that the last answer's prompt read, by /stats.
@@ -381,6 +414,7 @@ fn a_conversation_in_a_file_goes_on_where_it_was() {
     assert_eq!(t.leaves("/exit\r"), 0);
     let mut t = Terminal::chat(&home, &["-n", "12", "--session", "talk"]);
     t.sees("continuing after 1 turn;");
+    t.sees("\n> Remember me\n"); // the last turn, with its answer
     t.waits("");
     t.says("And now?");
     t.says("/stats");
@@ -449,7 +483,7 @@ fn what_is_thought_is_dim_and_can_be_left_out_and_nothing_is_under_no_color() {
     let mut t = Terminal::start(&home, &[&args[..], &["--hide-reasoning"]].concat(), &[]);
     t.waits("");
     t.says("Think");
-    assert!(!raw(&t).contains("\x1b[2m"), "{:?}", raw(&t));
+    assert!(raw(&t).contains("thinking 1 token, 0 s"), "{:?}", raw(&t));
     assert!(t.screen().split_whitespace().count() < shown, "{}", t.screen());
     let mut t = Terminal::start(&home, &args, &[("NO_COLOR", "1")]);
     t.waits("");
@@ -496,13 +530,18 @@ fn a_context_that_fills_up_says_so_and_drops_turns_only_when_told() {
     assert!(asked, "{}", t.screen());
     t.sees("of 256 tokens used");
     t.sees("The context is full");
+    t.keys("perhaps\r");
+    t.sees("expected y or n");
+    t.until("the question again", |t| t.line().ends_with("[y/n]"));
     t.keys("n\r");
     t.sees("nothing was changed");
     t.until("the message in the line", |t| t.line().starts_with("> Speak of the moon"));
     t.keys("\r");
-    t.until("the question", |t| t.line().contains("[y/n]"));
+    t.until("the question", |t| t.line().ends_with("[y/n]"));
+    t.keys("and of the stars\r");
+    t.until("the question again", |t| t.line().ends_with("[y/n]"));
     t.keys("y\r");
-    t.until("an answer", |t| t.line() == ">");
+    t.waits("and of the stars"); // it is kept for the line after the answer
 }
 
 #[test]
@@ -512,4 +551,204 @@ fn without_a_verb_a_terminal_gets_a_chat() {
     t.waits("");
     t.says("Good morrow");
     assert_eq!(t.leaves("/exit\r"), 0);
+}
+
+#[test]
+fn what_runs_and_what_each_answer_took_is_told_and_can_be_asked_for() {
+    let template = root().join("demo/romeo.jinja");
+    let args = ["chat", "--chat-template-file", template.to_str().unwrap(), "--seed", "3", "-n", "20"];
+    // Over ssh the clipboard is the terminal's.
+    let mut t = Terminal::start(&folder("told"), &args, &[("SSH_TTY", "/dev/pts/1")]);
+    t.waits("");
+    for part in
+        ["16 experts each, on the CPU", "context 8,192 tokens; at most ", " tokens/s, as fast as memory is read"]
+    {
+        t.sees(part);
+    }
+    t.says("Good morrow");
+    t.sees("(stopped: reached -n 20)");
+    t.sees(" tokens/s, 20 tokens, context ");
+    t.sees(" of 512, first token after ");
+    t.says("/tokens");
+    t.sees("Good morrow\n");
+    t.sees(" of 512 left");
+    t.says("/retry");
+    t.until("a second answer", |t| t.screen().matches("reached -n 20").count() == 2);
+    t.says("/set temp 0.1");
+    t.says("/set");
+    t.until("one value a line", |t| t.screen().lines().filter(|l| l.trim().starts_with("top_")).count() > 2);
+    t.until("the default", |t| {
+        t.screen().lines().any(|l| l.trim().starts_with("*  temperature") && l.contains("(default 0.8)"))
+    });
+    t.says("/copy");
+    t.sees("characters to the terminal's clipboard");
+    assert!(t.written().contains("\x1b]52;c;"));
+}
+
+#[test]
+fn an_answer_is_wrapped_at_words_and_its_markdown_styled_but_saved_as_it_was_written() {
+    let pieces = [
+        "# A plan",
+        "\n\nThere",
+        " are **seve",
+        "ral** steps",
+        " which",
+        " all have",
+        " to be taken before",
+        " the night falls",
+        "\n\n- the",
+        " first of them",
+        " is a long one, of many",
+        " words\n* the",
+        " second\n\n```",
+        "sh\nls **.rs",
+        " # a comment that is longer than the line",
+        "\n``",
+        "`\ndone",
+    ];
+    let home = folder("markdown");
+    let mut t = puppet(&home, &pieces, &[], &[]);
+    t.waits("");
+    t.resize(30);
+    t.says("Go");
+    for line in [
+        "There are several steps which",
+        "all have to be taken before",
+        "the night falls",
+        "• the first of them is a long",
+        "  one, of many words",
+        "• the second",
+        "ls **.rs # a comment that is longer than the line", // which the terminal itself breaks
+        "done",
+    ] {
+        assert!(t.screen().lines().any(|l| l.trim_end() == line), "{line:?} in\n{}", t.screen());
+    }
+    assert!(t.is_bold("A plan") && t.is_bold("several") && !t.is_bold("steps"), "{}", t.screen());
+    t.says("/save kept");
+    t.sees("(saved to kept)");
+    let kept = String::from_utf8_lossy(&std::fs::read(home.join("kept")).unwrap()).into_owned();
+    assert!(kept.contains("are **several** steps"), "what is saved is what was written");
+    t.says("/set markdown off");
+    t.says("Again");
+    t.sees("are **several** steps");
+    assert_eq!(t.leaves("\x04"), 0);
+    let mut t = puppet(&home, &pieces, &[], &[("NO_COLOR", "1")]);
+    t.waits("");
+    t.says("Go");
+    t.sees("are **several** steps");
+}
+
+#[test]
+fn while_thoughts_are_hidden_their_tokens_are_counted_in_place() {
+    let pieces = ["<think>", "well", " I wonder", " what to say", "</think>", "Yes"];
+    let mut t = puppet(&folder("hidden"), &pieces, &["--hide-reasoning"], &[]);
+    t.waits("");
+    t.says("Go");
+    assert!(t.written().contains("thinking 1 token, 0 s"), "{:?}", t.written());
+    assert!(!t.screen().contains("thinking ") && !t.screen().contains("wonder"), "{}", t.screen());
+    t.sees("\nYes\n");
+    t.sees(" of reasoning), context ");
+    t.says("/set n_predict 3");
+    t.says("Again");
+    t.sees("(no answer: all 3 tokens were reasoning (stopped: reached -n 3); raise -n");
+}
+
+#[test]
+fn a_long_paste_is_a_placeholder_in_the_line_and_whole_in_the_message() {
+    let mut t = Terminal::chat(&folder("placeholder"), &["-n", "5", "-c", "8192"]);
+    t.waits("");
+    let text = "the quick brown fox jumps over the lazy dog\r".repeat(100);
+    t.keys(&format!("\x1b[200~{text}\x1b[201~"));
+    t.waits("[pasted 4,400 characters]");
+    t.keys("\x7f"); // backspace takes all of it
+    t.waits("");
+    t.keys(&format!("see \x1b[200~{text}\x1b[201~"));
+    t.waits("see [pasted 4,400 characters]");
+    t.keys(" and say why");
+    t.waits("see [pasted 4,400 characters] and say why");
+    assert!(!t.written().contains("quick"), "the text was never drawn");
+    t.keys("\r");
+    t.until("an answer", |t| t.line() == ">");
+    t.keys("/edit\r");
+    t.waits("see [pasted 4,400 characters] and say why");
+    t.keys("\x03");
+    t.sees("are unchanged");
+    t.keys("/undo\r");
+    t.sees("removed: \"see the quick brown fox");
+}
+
+#[test]
+fn a_file_goes_into_a_message_by_read_and_by_its_name_after_an_at_sign() {
+    let home = folder("attached");
+    std::fs::write(home.join("notes.txt"), "The moon is made of cheese.\n").unwrap();
+    let mut t = Terminal::chat(&home, &["-n", "5"]);
+    t.waits("");
+    t.keys("/read no\t");
+    t.waits("/read notes.txt");
+    t.keys("\r");
+    t.sees("> [notes.txt: 46 characters]");
+    t.until("the next line of the message", |t| t.line().is_empty());
+    t.keys("Is it?\r");
+    t.until("an answer", |t| t.line() == ">");
+    t.says("/undo");
+    t.sees("removed: \"notes.txt:\\n```\\nThe moon is made of cheese.\\n```\\nIs it?\"");
+    t.keys("Sum up @no\t");
+    t.waits("Sum up @notes.txt");
+    t.keys(", or @none.txt\r");
+    t.sees("(notes.txt: 46 characters go with the message)");
+    t.sees("(@none.txt: no such file; it is sent as it is)");
+    t.until("an answer", |t| t.line() == ">");
+    t.says("/undo");
+    t.sees("cheese.\\n```\\n\\nSum up");
+    t.says("/read none");
+    t.sees("cannot read none");
+}
+
+#[test]
+fn what_is_typed_during_an_answer_is_kept_for_the_next_line_and_the_terminal_is_put_back() {
+    let mut t = Terminal::chat(&folder("echo"), &["-c", "60000", "--ignore-eos"]);
+    t.waits("");
+    t.keys("Speak on\r");
+    let lines = |t: &Terminal| t.screen().trim().lines().count();
+    t.until("the answer's beginning", |t| lines(t) > 12);
+    t.keys("zounds");
+    std::thread::sleep(Duration::from_millis(200)); // it would be on the screen by now
+    assert!(!t.screen().contains("zounds") && !t.echoes(), "{}", t.screen());
+    // Ctrl-Z gives the shell a terminal that echoes, and the answer goes on afterwards.
+    t.keys("\x1a");
+    let state =
+        |t: &Terminal| std::fs::read_to_string(format!("/proc/{}/stat", t.child.process_id().unwrap())).unwrap();
+    t.until("the stop", |t| state(t).rsplit_once(')').unwrap().1.trim_start().starts_with('T'));
+    assert!(t.echoes());
+    t.signal("CONT");
+    t.until("the answer goes on", |t| !t.echoes());
+    t.keys("\x03");
+    t.waits("zounds");
+    assert_eq!(t.leaves("\x15/exit\r"), 0);
+    assert!(t.echoes());
+}
+
+#[test]
+fn a_conversation_goes_on_with_another_model() {
+    let home = folder("switch");
+    std::fs::write(home.join("other.gguf"), common::puppet::puppet(&["No", ", never"], common::puppet::PLAIN)).unwrap();
+    let mut t = puppet(&home, &["Yes", ", always"], &["--session", "talk"], &[]);
+    t.waits("");
+    t.says("Will you?");
+    t.sees("\nYes, always\n");
+    t.says("/model none.gguf");
+    t.sees("/model none.gguf: ");
+    t.says("/model");
+    t.sees("3 layers with 8 experts each, on the CPU");
+    t.says("/model other.gguf");
+    t.sees("(the conversation goes on; this model reads it with the next message)");
+    t.says("And now?");
+    t.sees("\nNo, never\n");
+    t.says("/stats");
+    t.sees("2 turns;");
+    t.signal("TERM"); // the signals reach the model that runs now
+    assert_eq!(t.ends(), 143);
+    let t = Terminal::start(&home, &["chat", "-m", "other.gguf", "--session", "talk"], &[]);
+    t.sees("continuing after 2 turns;");
+    t.sees("\nNo, never\n");
 }

@@ -5,13 +5,21 @@
 //! is never its own state (see `talk/turns.rs`): taking back, regenerating and editing change the
 //! list, and the next reading finds what it can keep.
 
+mod attach;
+mod clipboard;
 mod command;
 mod conversation;
+mod facts;
 mod lines;
+mod markdown;
+mod paste;
 mod perform;
 mod screen;
+mod spans;
+mod wrap;
 
 use std::io::IsTerminal;
+use std::path::PathBuf;
 use std::sync::atomic::Ordering;
 
 use anyhow::Result;
@@ -38,59 +46,127 @@ pub(super) fn run(a: &args::ChatArgs) -> Result<()> {
         has_folder("--session", path)?;
         apart("--session", path, &[("the model", a.model.model.as_deref())])?;
     }
+    let mut a = a.clone();
+    let (mut taken, mut lines) = (None, None);
+    let mut opened = open(&a)?;
+    loop {
+        let Some((model, left)) = one_model(&a, opened, taken.take(), &mut lines)? else { return Ok(()) };
+        let before = std::mem::replace(&mut a.model.model, Some(model));
+        opened = match open(&a) {
+            Ok(opened) => opened,
+            Err(e) => {
+                say!("{e:#}");
+                say!("(going back to the model before)");
+                a.model.model = before;
+                open(&a)?
+            }
+        };
+        taken = Some(left);
+    }
+}
+
+/// What goes on with another model.
+struct Taken {
+    messages: Vec<serde_json::Value>,
+    file: Option<SessionFile>,
+    saved: Vec<SessionFile>,
+    /// The seed, and the answers drawn.
+    drawn: (u64, u64),
+    /// Tokens of an answer, at most.
+    limit: Option<usize>,
+    screen: Screen,
+}
+
+/// Opens a model that has a chat template.
+fn open(a: &args::ChatArgs) -> Result<Opened> {
     let leaves = !std::io::stdin().is_terminal();
-    let manner = Mode { n_seq: 1, raw: false, leaves, requests: false };
-    let t = Opened::open(&a.model, &a.sampling, &a.talk, manner)?;
-    let Opened { session, tokenizer, turns, settings, interrupted } = t;
-    let Some(turns) = turns else {
+    let mode = Mode { n_seq: 1, raw: false, leaves, requests: false };
+    let opened = Opened::open(&a.model, &a.sampling, &a.talk, mode)?;
+    if opened.turns.is_none() {
         return usage(
             "this model has no chat template; give one with --chat-template-file, or continue plain text with tandem run"
                 .into(),
         );
-    };
+    }
+    Ok(opened)
+}
+
+/// Talks with one model. Returns the model to go on with and what is taken along, or None at the
+/// end.
+fn one_model(
+    a: &args::ChatArgs,
+    opened: Opened,
+    taken: Option<Taken>,
+    lines: &mut Option<Lines>,
+) -> Result<Option<(PathBuf, Taken)>> {
+    let Opened { session, tokenizer, turns, settings, interrupted } = opened;
+    let turns = turns.expect("`open` refuses a model without a template");
     let params = a.talk.params().of(&turns);
     let seed = settings.seed();
+    let goes_on = taken.is_some();
+    let taken = taken.unwrap_or_else(|| Taken {
+        messages: Vec::new(),
+        file: a.session.as_deref().map(SessionFile::new),
+        saved: Vec::new(),
+        drawn: (seed, 0),
+        limit: params.limit,
+        screen: Screen::new(!a.hide_reasoning),
+    });
     let mut chat = Chat {
         session,
         tokenizer: &tokenizer,
         turns,
-        messages: Vec::new(),
+        messages: taken.messages,
         settings,
-        seed,
-        drawn: 0,
+        seed: taken.drawn.0,
+        drawn: taken.drawn.1,
         seeded: a.sampling.seed.is_some(),
         replaced: Vec::new(),
         edited: Vec::new(),
-        saved: Vec::new(),
-        params,
+        ahead: String::new(),
+        saved: taken.saved,
+        params: talk::GenParams { limit: taken.limit, ..params },
         when_full: a.when_full,
-        file: a.session.as_deref().map(SessionFile::new),
-        screen: Screen::new(!a.hide_reasoning),
+        file: taken.file,
+        screen: taken.screen,
         interrupted,
         last: None,
     };
-    if let Some(file) = chat.file.clone().filter(SessionFile::exists) {
-        chat.load(file.path())?;
+    if !goes_on {
+        if let Some(file) = chat.file.clone().filter(SessionFile::exists) {
+            chat.load(file.path())?;
+        }
+        if let Some(text) = a.talk.system()? {
+            talk::set_system(&mut chat.messages, &text);
+        }
     }
-    if let Some(text) = a.talk.system()? {
-        talk::set_system(&mut chat.messages, &text);
+    let lines = match lines {
+        Some(lines) => lines,
+        None => lines.insert(Lines::new()?),
+    };
+    if lines.is_terminal() {
+        chat.greet(!goes_on);
     }
     store::prepare(&chat.session)?; // the model's file may be gone when there is something to save
-    let mut lines = Lines::new()?;
-    let talked = chat.talk(&mut lines);
+    let talked = chat.talk(lines);
     // Whatever ended it, the conversation is kept, with what was about to be edited.
     chat.put_back_edited();
     let kept = chat.keep(true);
     stats(&chat.session, &a.model)?;
-    talked.and(kept)?;
-    if signals::leaving() { Err(Interrupted.into()) } else { Ok(()) }
+    let next = talked?;
+    kept?;
+    if signals::leaving() {
+        return Err(Interrupted.into());
+    }
+    let Chat { messages, file, saved, seed, drawn, params, screen, .. } = chat;
+    let drawn = (seed, drawn);
+    let left = Taken { messages, file, saved, drawn, limit: params.limit, screen };
+    Ok(next.map(|model| (model, left)))
 }
 
 impl Chat<'_> {
-    fn talk(&mut self, lines: &mut Lines) -> Result<()> {
-        if lines.is_terminal() {
-            say!("{}", self.greeting());
-        }
+    /// Talks until the end, or until another model is to go on, which is returned.
+    fn talk(&mut self, lines: &mut Lines) -> Result<Option<PathBuf>> {
         let mut draft = String::new();
         let mut left = false; // whether Ctrl-C was the last that came
         loop {
@@ -101,8 +177,8 @@ impl Chat<'_> {
                 other => other,
             };
             match line {
-                Line::End => return Ok(()),
-                Line::Interrupt { empty: true } if again => return Ok(()),
+                Line::End => return Ok(None),
+                Line::Interrupt { empty: true } if again => return Ok(None),
                 Line::Interrupt { .. } => {
                     left = true;
                     self.put_back_edited();
@@ -114,8 +190,13 @@ impl Chat<'_> {
                     let next = Command::parse(&text).and_then(|command| self.run(command));
                     match next {
                         Ok(Next::Nothing) => {}
-                        Ok(Next::Leave) => return Ok(()),
+                        Ok(Next::Leave) => return Ok(None),
+                        Ok(Next::Model(path)) => return Ok(Some(path)),
                         Ok(Next::Edit(text)) => draft = text,
+                        Ok(Next::Attach(name, text)) if lines.is_terminal() => {
+                            draft = lines.keep(&format!("{name}:"), text) + "\n";
+                        }
+                        Ok(Next::Attach(_, text)) => self.ahead += &(text + "\n\n"),
                         Ok(Next::Answer) => (draft, left) = self.answer_or_say(lines)?,
                         // A script that went on would have another conversation than it expects.
                         Err(e) if !lines.is_terminal() => return Err(e),
@@ -124,11 +205,39 @@ impl Chat<'_> {
                 }
                 Line::Text(text) => {
                     self.edited.clear();
+                    let text = std::mem::take(&mut self.ahead) + &self.with_files(lines, text);
                     self.messages.push(talk::message("user", &text));
                     (draft, left) = self.answer_or_say(lines)?;
                 }
             }
         }
+    }
+
+    /// A message with the files that it names by `@`, which somebody typed: a script's text is taken
+    /// as it is.
+    fn with_files(&self, lines: &mut Lines, text: String) -> String {
+        let mut blocks = String::new();
+        if !lines.is_terminal() {
+            return text;
+        }
+        let typed = lines.typed().to_owned();
+        for mention in attach::mentions(&typed) {
+            let file = attach::file_of(mention);
+            match file.as_ref().map(|file| attach::block(file.as_ref(), self.most_bytes())) {
+                Some(Ok(block)) if text.contains(&block) => {} // a message that is edited has it already
+                Some(Ok(block)) => {
+                    let n = block.chars().count();
+                    let file = file.unwrap_or_default();
+                    say!("({file}: {} characters go with the message)", super::human::grouped(n));
+                    lines.keep(&format!("{file}:"), block.clone());
+                    blocks += &(block + "\n\n");
+                }
+                Some(Err(e)) => say!("({e:#}; @{mention} is sent as it is)"),
+                None if attach::looks_like_file(mention) => say!("(@{mention}: no such file; it is sent as it is)"),
+                None => {}
+            }
+        }
+        blocks + &text
     }
 
     /// The next line. While it is typed, the model reads what the next prompt will begin with.

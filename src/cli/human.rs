@@ -71,6 +71,19 @@ pub(super) fn count(n: usize) -> String {
     }
 }
 
+/// A number with its thousands set apart: 12,345.
+pub(super) fn grouped(n: usize) -> String {
+    let digits = n.to_string();
+    let mut out = String::new();
+    for (i, digit) in digits.chars().enumerate() {
+        if i > 0 && (digits.len() - i).is_multiple_of(3) {
+            out.push(',');
+        }
+        out.push(digit);
+    }
+    out
+}
+
 /// Rows of cells: each column as wide as its widest cell, `right` says which are aligned right.
 /// Lines are indented by two and have no trailing spaces.
 pub(super) fn table(rows: &[Vec<String>], right: &[bool]) -> String {

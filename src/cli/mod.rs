@@ -14,7 +14,7 @@
 //! | `session_file` | the file that `--session` names |
 //! | `overrides`, `affinity` | metadata that the command line sets; the CPUs that the process runs on |
 //! | `settings`, `structured` | sampling parameters and the form of the text, from flags and requests |
-//! | `signals`, `terminal` | Ctrl-C; colours, the progress bar, text that is safe to show |
+//! | `signals`, `terminal`, `echo` | Ctrl-C; colours, the progress bar, text that is safe to show; the echo of what is typed |
 //! | `closed` | whether there is a stdout |
 //! | `dry_run` | `--dry-run` |
 //! | `trial` | the process in which a JSON schema or a grammar is tried before it is compiled |
@@ -30,6 +30,7 @@ mod completions;
 mod convert;
 mod doctor;
 mod dry_run;
+mod echo;
 mod errors;
 mod escapes;
 mod explain;

@@ -100,7 +100,8 @@ fn log_text(tokenizer: &Tokenizer, settings: &Settings, template: Option<&Templa
             tracing::debug!("chat template: {} bytes, from {from}", t.source().len());
         }
     }
-    tracing::debug!("sampling: {}", settings.describe());
+    let sampling: Vec<String> = settings.list().into_iter().map(|(name, value, _)| format!("{name}={value}")).collect();
+    tracing::debug!("sampling: {}", sampling.join(" "));
 }
 
 /// The template to use.

@@ -236,15 +236,23 @@ impl Settings {
         })
     }
 
-    /// All parameters, for people.
-    pub fn describe(&self) -> String {
-        let numbers = self.params.numbers().into_iter().map(|(name, value)| format!("{name} {value}"));
-        let order: Vec<&str> = self.params.order.iter().map(|s| s.name()).collect();
-        let mut all: Vec<String> = numbers.chain([format!("samplers {}", order.join(";"))]).collect();
-        let biases = self.params.logit_bias.len() + self.text_bias.len();
-        all.extend((biases > 0).then(|| format!("logit_bias for {biases}")));
-        all.extend((self.breakers != BREAKERS).then(|| format!("dry_sequence_breakers {:?}", self.breakers)));
-        all.join(", ")
+    /// All parameters, for people: name, value, and the default where that is another one.
+    pub(super) fn list(&self) -> Vec<(String, String, Option<String>)> {
+        let order = |p: &Params| p.order.iter().map(|s| s.name()).collect::<Vec<_>>().join(";");
+        let values = |s: &Settings| {
+            let numbers = s.params.numbers().into_iter().map(|(name, value)| (name.to_owned(), value.to_string()));
+            let biases = s.params.logit_bias.len() + s.text_bias.len();
+            let rest = [
+                ("samplers".to_owned(), order(&s.params)),
+                ("logit_bias".to_owned(), format!("{biases} tokens")),
+                ("dry_sequence_breakers".to_owned(), format!("{:?}", s.breakers)),
+            ];
+            numbers.chain(rest).collect::<Vec<_>>()
+        };
+        let pairs = values(self).into_iter().zip(values(&Settings::default()));
+        pairs
+            .map(|((name, value), (_, default))| (name, value.clone(), (value != default).then_some(default)))
+            .collect()
     }
 
     /// The sampler for a vocabulary.

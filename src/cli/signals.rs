@@ -2,8 +2,8 @@
 //! current work stops, what was generated so far is kept, and the line editor is interrupted.
 
 use std::io::IsTerminal;
-use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicI32, Ordering};
+use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 
 use anyhow::{Context, Result};
@@ -11,6 +11,7 @@ use signal_hook::consts::{SIGHUP, SIGINT, SIGTERM};
 use signal_hook::iterator::Signals;
 use signal_hook::low_level::raise;
 
+use super::echo;
 use crate::session::Session;
 
 /// The signal that asked the program to end; 0: none did.
@@ -18,6 +19,12 @@ static LEAVING: AtomicI32 = AtomicI32::new(0);
 
 /// Whether a line is waited for.
 static WAITING: AtomicBool = AtomicBool::new(false);
+
+/// The flags to raise: that of who waits for an answer, and that of the session.
+type Flags = (Arc<AtomicBool>, Arc<AtomicBool>);
+
+/// The flags of the session that is open; a chat may open one after another.
+static FLAGS: Mutex<Option<Flags>> = Mutex::new(None);
 
 /// How often the line editor is called, which may not listen yet.
 const AGAIN: Duration = Duration::from_millis(10);
@@ -51,10 +58,14 @@ pub(super) fn while_fetching() -> Result<Arc<AtomicBool>> {
 }
 
 /// Makes the signals raise the session's stop flag and the one returned here; `leaves`: a second
-/// Ctrl-C ends the program at once. What ends programs does so the second time, too.
+/// Ctrl-C ends the program at once. What ends programs does so the second time, too. Called again,
+/// they raise those of the new session instead.
 pub(super) fn listen(session: &Session, leaves: bool) -> Result<Arc<AtomicBool>> {
     let asked = Arc::new(AtomicBool::new(false));
-    let (flag, stop) = (asked.clone(), session.stop_flag());
+    let flags = FLAGS.lock().unwrap_or_else(PoisonError::into_inner).replace((asked.clone(), session.stop_flag()));
+    if flags.is_some() {
+        return Ok(asked); // the thread is there
+    }
     // Under nohup, or in the background of a script, some are to be ignored.
     let ignored = ignored(&std::fs::read_to_string("/proc/self/status").unwrap_or_default());
     let listened = [SIGINT, SIGTERM, SIGHUP].into_iter().filter(|s| ignored >> (s - 1) & 1 == 0);
@@ -62,18 +73,22 @@ pub(super) fn listen(session: &Session, leaves: bool) -> Result<Arc<AtomicBool>>
     LISTENED.store(true, Ordering::SeqCst);
     let listener = move || {
         for signal in signals.forever() {
+            let flags = FLAGS.lock().unwrap_or_else(PoisonError::into_inner).clone();
+            let Some((flag, stop)) = flags else { continue };
             // This comes first: whoever lowers the flags below checks `leaving` after that.
             let again = match signal {
                 SIGINT => flag.load(Ordering::SeqCst) && leaves && !leaving(),
                 _ => LEAVING.swap(signal, Ordering::SeqCst) != 0,
             };
             if again {
+                echo::restore();
                 std::process::exit(128 + signal);
             }
             flag.store(true, Ordering::SeqCst);
             stop.store(true, Ordering::SeqCst);
             while leaving() && WAITING.load(Ordering::SeqCst) {
                 if !std::io::stdin().is_terminal() {
+                    echo::restore();
                     std::process::exit(status()); // every answer was saved when it was done
                 }
                 let _ = raise(SIGINT); // the line editor takes it while it reads

@@ -4,7 +4,10 @@
 use std::borrow::Cow;
 use std::io::{self, IsTerminal, Write};
 
+use std::os::fd::AsFd;
+
 use indicatif::{ProgressBar, ProgressState, ProgressStyle};
+use rustix::termios::tcgetwinsize;
 
 use crate::printable::{Printable, printable};
 use crate::session::Progress;
@@ -61,6 +64,11 @@ pub(super) fn colour(terminal: bool) -> bool {
 pub(super) fn dimmed(text: &str) -> String {
     let text = printable(text);
     if colour(io::stderr().is_terminal()) { format!("\x1b[2m{text}\x1b[22m") } else { text.into_owned() }
+}
+
+/// The columns of the terminal that `at` is; None if it is none, or does not say.
+pub(super) fn columns(at: impl AsFd) -> Option<usize> {
+    tcgetwinsize(at).ok().map(|size| usize::from(size.ws_col)).filter(|n| *n > 0)
 }
 
 /// Shows on stderr how far a prompt has been read, and only where that is a terminal.

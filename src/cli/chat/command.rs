@@ -8,13 +8,21 @@ use anyhow::{Result, bail};
 pub(super) const ALL: &[(&str, &str, &str)] = &[
     ("/help", "", "lists the commands"),
     ("/system", "TEXT", "sets the system message; without TEXT removes it"),
+    ("/read", "FILE", "puts a text file into the next message (so does @FILE in a message)"),
     ("/undo", "", "removes the last message and its answer"),
-    ("/regen", "", "answers the last message again"),
+    ("/retry", "", "answers the last message again (so does /regen)"),
     ("/edit", "", "removes the last message and its answer, and lets you edit the message"),
+    ("/copy", "", "copies the last answer to the clipboard, as the model wrote it"),
     ("/save", "FILE", "saves the conversation to FILE (default: the file of --session)"),
     ("/load", "FILE", "continues the conversation in FILE"),
-    ("/set", "NAME VALUE", "sets a sampling parameter (temp, top_p, ...), or reasoning show|hide; alone, lists them"),
+    (
+        "/set",
+        "NAME VALUE",
+        "sets a sampling parameter (temp, top_p, ...), reasoning show|hide, markdown on|off; alone, lists them",
+    ),
+    ("/tokens", "", "shows how many tokens each message takes, and how many are left"),
     ("/stats", "", "shows counts and rates of the last answer, and how full the context is"),
+    ("/model", "FILE", "shows the model and where it is placed; with FILE, goes on with that model"),
     ("/clear", "", "starts a new conversation; the system message stays"),
     ("/exit", "", "leaves (so do Ctrl-D, and Ctrl-C twice)"),
 ];
@@ -24,20 +32,24 @@ pub(super) const ALL: &[(&str, &str, &str)] = &[
 pub(super) enum Command {
     Help,
     System(String),
+    Read(PathBuf),
     Undo,
-    Regen,
+    Retry,
     Edit,
+    Copy,
     Save(Option<PathBuf>),
     Load(PathBuf),
     Set(Option<(String, String)>),
+    Tokens,
     Stats,
+    Model(Option<PathBuf>),
     Clear,
     Exit,
 }
 
 /// The commands' names.
 pub(super) fn names() -> impl Iterator<Item = &'static str> {
-    ALL.iter().map(|c| c.0)
+    ALL.iter().map(|c| c.0).chain(["/regen"])
 }
 
 /// A line with the slash of the words that leave or help elsewhere too: exit, quit, ?.
@@ -51,7 +63,7 @@ pub(super) fn with_slash(text: String) -> String {
 
 /// A file's name as it was typed, or as completion wrote it: ~ is the home folder, and a backslash
 /// makes a letter itself.
-fn path(text: &str) -> String {
+pub(super) fn path(text: &str) -> String {
     let text = rustyline::completion::unescape(text, Some('\\')).into_owned();
     match (text.strip_prefix("~/"), std::env::var("HOME")) {
         (Some(rest), Ok(home)) => format!("{home}/{rest}"),
@@ -71,8 +83,11 @@ impl Command {
         match name {
             "/help" => takes_none(Command::Help),
             "/system" => Ok(Command::System(rest.into())),
+            "/read" if rest.is_empty() => bail!("/read: expected the name of a text file"),
+            "/read" => Ok(Command::Read(file())),
             "/undo" => takes_none(Command::Undo),
-            "/regen" => takes_none(Command::Regen),
+            "/retry" | "/regen" => takes_none(Command::Retry),
+            "/copy" => takes_none(Command::Copy),
             "/edit" => takes_none(Command::Edit),
             "/save" => Ok(Command::Save((!rest.is_empty()).then(file))),
             "/load" if rest.is_empty() => bail!("/load: expected the name of a file"),
@@ -82,7 +97,9 @@ impl Command {
                 Some((name, value)) => Ok(Command::Set(Some((name.into(), value.trim().into())))),
                 None => bail!("/set {rest}: expected a value after the name"),
             },
+            "/tokens" => takes_none(Command::Tokens),
             "/stats" => takes_none(Command::Stats),
+            "/model" => Ok(Command::Model((!rest.is_empty()).then(file))),
             "/clear" => takes_none(Command::Clear),
             "/exit" | "/quit" | "/bye" => takes_none(Command::Exit),
             other => {
@@ -122,6 +139,7 @@ mod tests {
     fn a_misspelled_command_names_the_near_one_and_is_never_a_message() {
         let said = |line: &str| Command::parse(line).unwrap_err().to_string();
         assert!(said("/regn").contains("/regen"), "{}", said("/regn"));
+        assert!(said("/rety").contains("/retry"), "{}", said("/rety"));
         assert!(said("/sav x").contains("/save"), "{}", said("/sav x"));
         assert!(said("/xyzzy").contains("/help"), "{}", said("/xyzzy"));
         assert!(said("/undo 3").contains("no argument"), "{}", said("/undo 3"));

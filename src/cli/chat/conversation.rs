@@ -9,16 +9,20 @@ use std::time::Instant;
 use anyhow::{Context, Result};
 use serde_json::{Value, json};
 
+use super::facts;
 use super::lines::Lines;
-use super::screen::{AnswerWriter, Screen};
+use super::screen::{AnswerWriter, Screen, aside, styled};
 use crate::cli::args;
+use crate::cli::echo::Quiet;
+use crate::cli::errors::unanswered;
+use crate::cli::human::grouped;
 use crate::cli::session_file::SessionFile;
 use crate::cli::settings::Settings;
 use crate::cli::signals;
 use crate::cli::terminal::PromptBar;
 use crate::session::{ContextFull, Session};
 use crate::store;
-use crate::talk::{self, End, GenParams, Turns, Writer};
+use crate::talk::{self, End, GenParams, Generated, Turns, Writer};
 use crate::text::Tokenizer;
 
 /// States up to this size are saved after every answer; larger ones at the end, the messages after
@@ -43,6 +47,8 @@ pub(super) struct Chat<'t> {
     pub(super) replaced: Vec<Value>,
     /// What was taken out to be edited, until the next message or command.
     pub(super) edited: Vec<Value>,
+    /// What `/read` puts before the next message, where stdin is no terminal.
+    pub(super) ahead: String,
     /// The files of [`Command::Save`], which may be saved to again.
     pub(super) saved: Vec<SessionFile>,
     /// Answers drawn so far: each has a seed of its own, and all of them follow from the first.
@@ -63,22 +69,58 @@ pub(super) struct Last {
     pub(super) kept: usize,
     pub(super) read_s: f64,
     pub(super) made: usize,
+    /// Of `made`, those of reasoning.
+    pub(super) thought: usize,
     pub(super) made_s: f64,
     pub(super) ended: String,
 }
 
 impl Chat<'_> {
-    /// The first line on a terminal.
-    pub(super) fn greeting(&self) -> String {
-        let n = self.turn_count();
-        let context = self.session.n_ctx();
-        match n {
-            0 => format!("context: {context} tokens; /help lists the commands, Ctrl-C stops an answer"),
+    /// The first lines on a terminal, with a new model or with another one.
+    pub(super) fn greet(&self, new: bool) {
+        if tracing::enabled!(tracing::Level::INFO) {
+            self.show_model();
+        }
+        if new {
+            say!("{}", self.begins());
+            self.show_last_turn();
+        } else if self.turn_count() > 0 {
+            say!("(the conversation goes on; this model reads it with the next message)");
+        }
+    }
+
+    /// Shows what runs.
+    pub(super) fn show_model(&self) {
+        let engine = self.session.engine();
+        say!("{}; {}", facts::model(engine.gguf()), facts::placement(&engine.tape, &engine.plan));
+        say!("{}", facts::limits(&self.session));
+    }
+
+    /// Bytes of a file that could fit into the context: tokens of more than 16 are rare.
+    pub(super) fn most_bytes(&self) -> usize {
+        self.session.n_ctx().saturating_mul(16)
+    }
+
+    /// What was said before, if something was, and where help is.
+    pub(super) fn begins(&self) -> String {
+        match self.turn_count() {
+            0 => "/help lists the commands, Ctrl-C stops an answer".into(),
             n => format!(
-                "continuing after {}; {} of {context} tokens used; /help lists the commands",
+                "continuing after {}; {} of {} tokens used; /help lists the commands",
                 count_turns(n),
-                self.session.tokens(0).len()
+                self.session.tokens(0).len(),
+                self.session.n_ctx()
             ),
+        }
+    }
+
+    /// Shows the last message and its answer, as a reminder.
+    pub(super) fn show_last_turn(&self) {
+        let Some(at) = self.messages.iter().rposition(|m| m["role"] == "user") else { return };
+        let text = |m: &Value| m["content"].as_str().unwrap_or_default().to_owned();
+        styled(&format!("\n> {}\n", head(&self.screen.shown(&text(&self.messages[at]), false))));
+        for answer in &self.messages[at + 1..] {
+            styled(&format!("{}\n", tail(self.screen.shown(&text(answer), self.screen.markdown).trim_end())));
         }
     }
 
@@ -96,6 +138,7 @@ impl Chat<'_> {
         let reader = self.turns.reader(&prompt);
         let mut writer = Writer::new(self.tokenizer, sampler, None, reader, self.params.clone(), &ids);
 
+        let quiet = Quiet::begin();
         let start = Instant::now();
         let mut reading = PromptBar::new();
         let want = writer.want();
@@ -110,30 +153,49 @@ impl Chat<'_> {
         // What was generated is kept, even if stdout was closed meanwhile.
         let inked = ink.finish();
         let ended = ended.and_then(|end| inked.map(|()| end));
+        let (thought, made_s) = (ink.thought_tokens(), start.elapsed().as_secs_f64());
         let said = std::mem::take(&mut writer.generated);
+        drop(quiet);
         let words = ended.as_ref().map_or_else(|e| format!("{e:#}"), |e| e.describe());
-        let kept = ids.len().saturating_sub(read);
-        let made_s = start.elapsed().as_secs_f64();
-        self.last = Some(Last { read, kept, read_s, made: said.tokens.len(), made_s, ended: words.clone() });
-        match said.message() {
-            Some(mut message) => {
-                message["content"] = said.answer.trim_end().into();
-                self.messages.push(message);
-            }
-            None if matches!(ended, Ok(End::Model | End::Stop(_))) => say!("(empty answer; {words})"),
-            None => {}
+        let (kept, made) = (ids.len().saturating_sub(read), said.tokens.len());
+        self.last = Some(Last { read, kept, read_s, made, thought, made_s, ended: words });
+        if let Some(mut message) = said.message() {
+            message["content"] = said.answer.trim_end().into();
+            self.messages.push(message);
         }
-        match &ended {
-            Ok(End::Model | End::Stop(_) | End::Complete) | Err(_) => {}
-            Ok(end) => say!("({})", end.describe()),
-        }
+        self.report(&said, &ended);
         self.keep(false)?;
+        ended
+    }
+
+    /// Tells how an answer ended, how fast it was, and how full the context is.
+    fn report(&self, said: &Generated, ended: &Result<End>) {
+        if let Ok(end) = ended {
+            match unanswered(said, end) {
+                Some(why) => say!("(no answer: {why})"),
+                None if said.answer.is_empty() => say!("(empty answer; {})", end.describe()),
+                None if matches!(end, End::Model | End::Stop(_) | End::Complete) => {}
+                None => say!("({})", end.describe()),
+            }
+        }
+        let Some(l) = &self.last else { return };
         let (used, all) = (self.session.tokens(0).len(), self.session.n_ctx());
-        let turn = self.last.as_ref().map_or(0, |l| l.read + l.made); // the next may be as long
+        if self.screen.person && l.made > 0 {
+            let thought = if l.thought > 0 { format!(" ({} of reasoning)", grouped(l.thought)) } else { String::new() };
+            aside(&format!(
+                "{:.1} tokens/s, {} {}{thought}, context {} of {}, first token after {:.2} s",
+                l.made as f64 / l.made_s.max(1e-9),
+                grouped(l.made),
+                if l.made == 1 { "token" } else { "tokens" },
+                grouped(used),
+                grouped(all),
+                l.read_s
+            ));
+        }
+        let turn = l.read + l.made; // the next may be as long
         if (used as f64 > NEARLY_FULL * all as f64 || used + turn > all) && ended.is_ok() {
             say!("(context: {used} of {all} tokens used; when it is full, {})", self.when_full.words());
         }
-        ended
     }
 
     /// Whether there is room for the conversation and an answer. If not, the user is told before
@@ -250,6 +312,27 @@ impl Chat<'_> {
         self.drawn = note["drawn"].as_u64().unwrap_or(0);
         self.seed = note["seed"].as_u64().filter(|_| !self.seeded).unwrap_or(self.seed);
         Ok(())
+    }
+}
+
+/// Lines of the last answer that a reminder shows, and of the message before it.
+const REMINDED: (usize, usize) = (40, 8);
+
+/// The end of a text, with a line in place of what is left out.
+fn tail(text: &str) -> String {
+    let n = text.lines().count();
+    match n.checked_sub(REMINDED.0).filter(|less| *less > 1) {
+        Some(less) => format!("(... {less} lines)\n") + &text.lines().skip(less).collect::<Vec<_>>().join("\n"),
+        None => text.to_owned(),
+    }
+}
+
+/// The beginning of a text, with a line in place of what is left out.
+fn head(text: &str) -> String {
+    let n = text.lines().count();
+    match n.checked_sub(REMINDED.1).filter(|more| *more > 1) {
+        Some(more) => text.lines().take(REMINDED.1).collect::<Vec<_>>().join("\n") + &format!("\n(... {more} lines)"),
+        None => text.to_owned(),
     }
 }
 

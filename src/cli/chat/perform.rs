@@ -2,11 +2,14 @@
 
 use std::path::PathBuf;
 
-use anyhow::{Result, bail};
+use anyhow::{Context, Result, bail};
 
 use super::command::{ALL, Command};
 use super::conversation::{Chat, count_turns};
+use super::{attach, clipboard};
+use crate::cli::human::{grouped, table};
 use crate::cli::session_file::SessionFile;
+use crate::gguf::Gguf;
 use crate::talk;
 
 /// What follows a command.
@@ -18,6 +21,10 @@ pub(super) enum Next {
     Answer,
     /// This text is to be edited.
     Edit(String),
+    /// A file of this name, as it goes into the next message.
+    Attach(String, String),
+    /// The conversation goes on with this model.
+    Model(PathBuf),
 }
 
 impl Chat<'_> {
@@ -36,11 +43,17 @@ impl Chat<'_> {
                     say!("(the conversation will be processed again with the next message)");
                 }
             }
+            Command::Read(path) => {
+                let block = attach::block(&path, self.most_bytes())?;
+                let (n, name) = (self.tokenizer.encode(&block, false, false)?.len(), path.display());
+                say!("({name}: {} characters, {} tokens)", grouped(block.chars().count()), grouped(n));
+                return Ok(Next::Attach(name.to_string(), block));
+            }
             Command::Undo => match self.take_back() {
                 Some(text) => say!("(removed: {:?})", short(&text)),
                 None => say!("(there is nothing to undo)"),
             },
-            Command::Regen => {
+            Command::Retry => {
                 let Some(at) = self.messages.iter().rposition(|m| m["role"] == "user") else {
                     bail!("there is no message to answer");
                 };
@@ -54,16 +67,26 @@ impl Chat<'_> {
                 }
                 None => say!("(there is no message to edit)"),
             },
+            Command::Copy => {
+                let answer =
+                    self.messages.iter().rfind(|m| m["role"] == "assistant").and_then(|m| m["content"].as_str());
+                match answer.filter(|text| !text.is_empty()) {
+                    Some(text) => say!("({})", clipboard::copy(text)?),
+                    None => bail!("/copy: there is no answer yet"),
+                }
+            }
             Command::Save(path) => self.save_as(path)?,
             Command::Load(path) => self.load_from(path)?,
-            Command::Set(None) => {
-                let limit = self.params.limit.map_or("-1".into(), |n| n.to_string());
-                let reasoning = if self.screen.reasoning { "show" } else { "hide" };
-                let seed = self.seed;
-                say!("{}, seed {seed}, n_predict {limit}, reasoning {reasoning}", self.settings.describe());
-            }
+            Command::Set(None) => self.list_settings(),
             Command::Set(Some((name, value))) => self.set(&name, &value)?,
+            Command::Tokens => self.count_tokens()?,
             Command::Stats => self.print_stats(),
+            Command::Model(None) => self.show_model(),
+            Command::Model(Some(path)) => {
+                // Found out before the model that runs is let go.
+                Gguf::open(&path).with_context(|| format!("/model {}", path.display()))?;
+                return Ok(Next::Model(path));
+            }
             Command::Clear => {
                 self.messages.retain(|m| m["role"] == "system");
                 say!("(a new conversation)");
@@ -108,20 +131,49 @@ impl Chat<'_> {
             }
             *own = file;
         }
-        say!("({})", self.greeting());
+        say!("({})", self.begins());
+        self.show_last_turn();
         self.saved.push(SessionFile::new(&path).seen());
         Ok(())
     }
 
-    fn set(&mut self, name: &str, value: &str) -> Result<()> {
-        if name == "reasoning" {
-            self.screen.reasoning = match value {
-                "show" => true,
-                "hide" => false,
-                _ => bail!("/set reasoning {value}: expected show or hide"),
+    /// Lists what can be set, one value a line, and marks what is not as it is without flags.
+    fn list_settings(&self) {
+        let mut all = self.settings.list();
+        let mut more = |name: &str, value: String, default: &str| {
+            let default = (value != default && !default.is_empty()).then(|| default.to_owned());
+            all.push((name.to_owned(), value, default));
+        };
+        more("seed", self.seed.to_string(), "");
+        more("n_predict", self.params.limit.map_or("-1".into(), |n| n.to_string()), "-1");
+        more("reasoning", if self.screen.reasoning { "show" } else { "hide" }.into(), "show");
+        more("markdown", if self.screen.markdown { "on" } else { "off" }.into(), "on");
+        let row = |(name, value, default): (String, String, Option<String>)| {
+            let (mark, note) = match default {
+                Some(default) => ("*", format!("(default {default})")),
+                None => ("", String::new()),
             };
-            return Ok(());
+            vec![mark.to_owned(), name, value, note]
+        };
+        let rows: Vec<Vec<String>> = all.into_iter().map(row).collect();
+        say!("{}", table(&rows, &[false; 4]).trim_end());
+    }
+
+    fn set(&mut self, name: &str, value: &str) -> Result<()> {
+        let two = |yes: &str, no: &str| match value {
+            _ if value == yes => Ok(true),
+            _ if value == no => Ok(false),
+            _ => bail!("/set {name} {value}: expected {yes} or {no}"),
+        };
+        match name {
+            "reasoning" => self.screen.reasoning = two("show", "hide")?,
+            "markdown" => self.screen.markdown = two("on", "off")?,
+            _ => return self.set_parameter(name, value),
         }
+        Ok(())
+    }
+
+    fn set_parameter(&mut self, name: &str, value: &str) -> Result<()> {
         // Numbers, lists and objects as JSON; anything else is text.
         let json: serde_json::Value = serde_json::from_str(value).unwrap_or_else(|_| value.into());
         if json.is_null() {
@@ -151,6 +203,31 @@ impl Chat<'_> {
         Ok(())
     }
 
+    /// Shows the tokens of each message, of the whole prompt, and what is left of the context.
+    fn count_tokens(&self) -> Result<()> {
+        let mut rows = Vec::new();
+        let mut sum = 0;
+        for message in &self.messages {
+            let text = message["content"].as_str().unwrap_or_default();
+            let n = self.tokenizer.encode(text, false, false)?.len();
+            sum += n;
+            rows.push(vec![message["role"].as_str().unwrap_or_default().to_owned(), grouped(n), short_line(text)]);
+        }
+        let all = self.session.n_ctx();
+        let whole = match self.messages.is_empty() {
+            true => 0,
+            false => self.tokenizer.encode_prompt(&self.turns.prompt(&self.messages, false)?)?.len(),
+        };
+        rows.push(vec!["template".into(), grouped(whole.saturating_sub(sum)), "marks between the messages".into()]);
+        rows.push(vec![
+            "sum".into(),
+            grouped(whole),
+            format!("{} of {} left", grouped(all - whole.min(all)), grouped(all)),
+        ]);
+        say!("{}", table(&rows, &[false, true, false]).trim_end());
+        Ok(())
+    }
+
     fn print_stats(&self) {
         if let Some(l) = &self.last {
             let rate = |n: usize, s: f64| n as f64 / s.max(1e-9);
@@ -173,6 +250,11 @@ impl Chat<'_> {
             self.seed
         );
     }
+}
+
+/// The beginning of a text in a line, without what a terminal would obey.
+fn short_line(text: &str) -> String {
+    short(&text.split_whitespace().collect::<Vec<_>>().join(" ")).replace(char::is_control, "\u{fffd}")
 }
 
 /// The beginning of a text.
