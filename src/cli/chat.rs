@@ -51,7 +51,7 @@ pub(super) fn run(a: &args::ChatArgs) -> Result<()> {
     let mut opened = open(&a)?;
     loop {
         let Some((model, left)) = one_model(&a, opened, taken.take(), &mut lines)? else { return Ok(()) };
-        let before = std::mem::replace(&mut a.model.model, Some(model));
+        let before = a.model.model.replace(model);
         opened = match open(&a) {
             Ok(opened) => opened,
             Err(e) => {
@@ -75,6 +75,14 @@ struct Taken {
     /// Tokens of an answer, at most.
     limit: Option<usize>,
     screen: Screen,
+}
+
+impl Taken {
+    /// Nothing yet.
+    fn new(a: &args::ChatArgs, seed: u64, limit: Option<usize>) -> Taken {
+        let (file, screen) = (a.session.as_deref().map(SessionFile::new), Screen::new(!a.hide_reasoning));
+        Taken { messages: Vec::new(), file, saved: Vec::new(), drawn: (seed, 0), limit, screen }
+    }
 }
 
 /// Opens a model that has a chat template.
@@ -104,14 +112,7 @@ fn one_model(
     let params = a.talk.params().of(&turns);
     let seed = settings.seed();
     let goes_on = taken.is_some();
-    let taken = taken.unwrap_or_else(|| Taken {
-        messages: Vec::new(),
-        file: a.session.as_deref().map(SessionFile::new),
-        saved: Vec::new(),
-        drawn: (seed, 0),
-        limit: params.limit,
-        screen: Screen::new(!a.hide_reasoning),
-    });
+    let taken = taken.unwrap_or_else(|| Taken::new(a, seed, params.limit));
     let mut chat = Chat {
         session,
         tokenizer: &tokenizer,
@@ -185,7 +186,8 @@ impl Chat<'_> {
                     say!("(Ctrl-C again leaves the chat; so do /exit and Ctrl-D)");
                 }
                 Line::Text(text) if text.trim().is_empty() => self.put_back_edited(),
-                Line::Text(text) if text.starts_with('/') => {
+                // A pasted text is a message, whatever it begins with.
+                Line::Text(text) if text.starts_with('/') && !lines.typed().starts_with('[') => {
                     self.put_back_edited();
                     let next = Command::parse(&text).and_then(|command| self.run(command));
                     match next {

@@ -13,7 +13,7 @@
 //! recipient Muse Glimmer: messages as harmony's, each with a head that names who gets it:
 //!             <|start|>assistant to=self<|message|> reasoning <|eom|>
 //!             <|start|>assistant to=user<|message|> answer <|eot|>
-//! plain     no template says anything: all is answer
+//! plain     no template says anything: all is answer, but between tags that the vocabulary has, at the beginning
 //! ```
 //!
 //! Markers are left out, and so are line breaks next to them; what may yet become a marker is held back. A call in

@@ -210,7 +210,7 @@ struct Notes(Arc<AtomicBool>, Shared);
 /// Takes in the key, if a paste is under way.
 fn of_paste(pastes: &Shared, event: &Event) -> Option<Cmd> {
     let mut pastes = open(pastes);
-    let Some(key) = event.get(0).filter(|_| pastes.is_open()) else { return None };
+    let key = event.get(0).filter(|_| pastes.is_open())?;
     if key.0 == KeyCode::BracketedPasteEnd {
         return Some(Cmd::Insert(1, pastes.end()));
     }

@@ -1,6 +1,6 @@
 //! What the commands of a chat do.
 
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 
 use anyhow::{Context, Result, bail};
 
@@ -43,12 +43,7 @@ impl Chat<'_> {
                     say!("(the conversation will be processed again with the next message)");
                 }
             }
-            Command::Read(path) => {
-                let block = attach::block(&path, self.most_bytes())?;
-                let (n, name) = (self.tokenizer.encode(&block, false, false)?.len(), path.display());
-                say!("({name}: {} characters, {} tokens)", grouped(block.chars().count()), grouped(n));
-                return Ok(Next::Attach(name.to_string(), block));
-            }
+            Command::Read(path) => return self.read_file(&path),
             Command::Undo => match self.take_back() {
                 Some(text) => say!("(removed: {:?})", short(&text)),
                 None => say!("(there is nothing to undo)"),
@@ -67,14 +62,7 @@ impl Chat<'_> {
                 }
                 None => say!("(there is no message to edit)"),
             },
-            Command::Copy => {
-                let answer =
-                    self.messages.iter().rfind(|m| m["role"] == "assistant").and_then(|m| m["content"].as_str());
-                match answer.filter(|text| !text.is_empty()) {
-                    Some(text) => say!("({})", clipboard::copy(text)?),
-                    None => bail!("/copy: there is no answer yet"),
-                }
-            }
+            Command::Copy => self.copy_answer()?,
             Command::Save(path) => self.save_as(path)?,
             Command::Load(path) => self.load_from(path)?,
             Command::Set(None) => self.list_settings(),
@@ -94,6 +82,24 @@ impl Chat<'_> {
             Command::Exit => return Ok(Next::Leave),
         }
         Ok(Next::Nothing)
+    }
+
+    /// Puts a file's text into the next message.
+    fn read_file(&self, path: &Path) -> Result<Next> {
+        let block = attach::block(path, self.most_bytes())?;
+        let (n, name) = (self.tokenizer.encode(&block, false, false)?.len(), path.display());
+        say!("({name}: {} characters, {} tokens)", grouped(block.chars().count()), grouped(n));
+        Ok(Next::Attach(name.to_string(), block))
+    }
+
+    /// Copies the last answer to the clipboard, as the model wrote it.
+    fn copy_answer(&self) -> Result<()> {
+        let answer = self.messages.iter().rfind(|m| m["role"] == "assistant").and_then(|m| m["content"].as_str());
+        match answer.filter(|text| !text.is_empty()) {
+            Some(text) => say!("({})", clipboard::copy(text)?),
+            None => bail!("/copy: there is no answer yet"),
+        }
+        Ok(())
     }
 
     /// Saves to a file that is new or was saved to before, or to the conversation's own.
@@ -170,6 +176,7 @@ impl Chat<'_> {
             "markdown" => self.screen.markdown = two("on", "off")?,
             _ => return self.set_parameter(name, value),
         }
+        say!("({name} is now {value})");
         Ok(())
     }
 

@@ -2,6 +2,7 @@
 //! is nothing else to see.
 
 use std::io::{IsTerminal, Write};
+use std::os::fd::AsFd;
 use std::time::{Duration, Instant};
 
 use anyhow::Result;
@@ -23,31 +24,28 @@ pub(super) struct Screen {
     pub(super) markdown: bool,
     /// Whether stdin is a terminal, so that somebody is there.
     pub(super) person: bool,
-    /// Whether stdout, and stderr, is a terminal with a cursor that can be moved.
-    stdout: bool,
-    stderr: bool,
+    /// Whether the terminal has no cursor that can be moved; it breaks lines as it likes.
+    dumb: bool,
 }
 
 impl Screen {
     pub(super) fn new(reasoning: bool) -> Screen {
         let dumb = std::env::var_os("TERM").is_some_and(|t| t == "dumb");
-        let (stdout, stderr) = (std::io::stdout().is_terminal(), std::io::stderr().is_terminal());
-        Screen {
-            reasoning,
-            markdown: true,
-            person: std::io::stdin().is_terminal(),
-            stdout: stdout && !dumb,
-            stderr: stderr && !dumb,
-        }
+        Screen { reasoning, markdown: true, person: std::io::stdin().is_terminal(), dumb }
+    }
+
+    /// The columns to write in; None where lines are not broken.
+    fn width(&self, at: impl AsFd) -> Option<usize> {
+        if self.dumb { None } else { columns(at) }
     }
 
     /// A whole text as it would be shown on stderr, in the styles of Markdown or as it is.
     pub(super) fn shown(&self, text: &str, markdown: bool) -> String {
-        if !self.stderr {
+        if !std::io::stderr().is_terminal() {
             return text.to_owned();
         }
         let mut page = Markdown::new(colour(true), !markdown);
-        page.set_width(columns(std::io::stderr()));
+        page.set_width(self.width(std::io::stderr()));
         page.push(text) + &page.finish()
     }
 }
@@ -84,8 +82,8 @@ pub(super) struct AnswerWriter<'s> {
 
 impl<'s> AnswerWriter<'s> {
     pub(super) fn new(screen: &'s Screen) -> AnswerWriter<'s> {
-        let page = screen.stdout.then(|| Markdown::new(colour(true), !screen.markdown));
-        let thoughts = Thoughts::new(screen.stderr && !screen.reasoning);
+        let page = std::io::stdout().is_terminal().then(|| Markdown::new(colour(true), !screen.markdown));
+        let thoughts = Thoughts::new(std::io::stderr().is_terminal() && !screen.dumb && !screen.reasoning);
         AnswerWriter { screen, page, thoughts, dim: false, answered: false, thought: false, line_done: true }
     }
 
@@ -119,7 +117,7 @@ impl<'s> AnswerWriter<'s> {
         match &mut self.page {
             None => out.write_all(text.as_bytes())?,
             Some(page) => {
-                page.set_width(columns(std::io::stdout())); // the window may have changed
+                page.set_width(self.screen.width(std::io::stdout())); // the window may have changed
                 let shown = if reasoning { page.aside(&text, Style::DIM) } else { page.push(&text) };
                 out.write_all(shown.as_bytes())?;
             }
