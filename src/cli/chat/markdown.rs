@@ -115,10 +115,12 @@ impl Markdown {
     fn head(&mut self, held: &str, end: bool) -> usize {
         let blank = held.len() - held.trim_start_matches([' ', '\t']).len();
         let text = &held[blank..];
-        let Some(first) = text.chars().next() else { return if end { self.words_from(held, 0, end) } else { 0 } };
+        let Some(first) = text.chars().next() else {
+            return if end || blank > SPAN { self.words_from(held, 0, end) } else { 0 };
+        };
         // A run of one character decides, once what follows it is there.
         let run = text.len() - text.trim_start_matches(first).len();
-        let open = run == text.len() && !end; // it may go on
+        let open = run == text.len() && !end && run < SPAN; // it may go on
         let next = text[run..].chars().next();
         match first {
             _ if self.lead.len() > DEEP => self.words_from(held, blank, end),
@@ -209,7 +211,7 @@ impl Markdown {
     fn rule(&mut self, held: &str, blank: usize, run: usize, end: bool) -> usize {
         let rest = &held[blank + run..];
         let after = rest.trim_start_matches(' ');
-        if after.is_empty() && !end {
+        if after.is_empty() && !end && rest.len() < SPAN && run < SPAN {
             return 0;
         }
         if !after.is_empty() && !after.starts_with('\n') {
@@ -466,6 +468,25 @@ mod tests {
         assert_eq!(in_columns("> one two three", 10, true), "│ one two\n│ three");
         assert_eq!(in_columns("> - one two three", 10, true), "│ • one\n│   two\n│   three");
         assert_eq!(in_columns("12. one two three", 10, true), "12. one\n    two\n    three");
+    }
+
+    #[test]
+    fn text_without_an_end_is_shown_in_parts_and_in_proportion() {
+        for part in
+            ["*", "*a", "**a ", "`", "`a", "_", "~~", ">", "> ", "- ", "-", "#", "1. ", " ", "\\", "|", "a", "你"]
+        {
+            let text = part.repeat(5000);
+            let mut page = Markdown::new(true, false);
+            page.set_width(Some(40));
+            let mut out = String::new();
+            for piece in text.as_bytes().chunks(6 * part.len()) {
+                out += &page.push(std::str::from_utf8(piece).unwrap());
+            }
+            let early = out.len();
+            out += &page.finish();
+            assert!(out.len() < 30 * text.len(), "{part:?}: {} bytes", out.len());
+            assert!(early * 2 > out.len() || part == " ", "{part:?}: {early} of {} bytes before the end", out.len());
+        }
     }
 
     #[test]

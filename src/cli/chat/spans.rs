@@ -34,7 +34,7 @@ pub(super) fn find_span(text: &str, last: char, whole: bool) -> Marked<'_> {
     let mark = text.chars().next().unwrap_or(' ');
     let run = text.len() - text.trim_start_matches(mark).len();
     let after = text[run..].chars().next();
-    if after.is_none() && !whole {
+    if after.is_none() && !whole && run < SPAN {
         return Marked::Unknown;
     }
     let can_open = match mark {
