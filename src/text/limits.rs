@@ -82,28 +82,28 @@ pub(super) fn install(env: &mut Environment<'static>) {
     env.add_filter("__kept__", |state: &State, value: &Value| kept(state, value, false));
     env.add_filter("__held__", |state: &State, value: &Value| kept(state, value, true));
     env.add_filter("format", |state: &State, form: &str, args: Rest<Value>| format(state, form, &args, true));
-    let compared: [(&[&str], fn(&Value, &Value) -> bool); 6] = [
-        (&["eq", "equalto", "=="], |a, b| a == b),
-        (&["ne", "!="], |a, b| a != b),
-        (&["lt", "lessthan", "<"], |a, b| a < b),
-        (&["le", "<="], |a, b| a <= b),
-        (&["gt", "greaterthan", ">"], |a, b| a > b),
-        (&["ge", ">="], |a, b| a >= b),
-    ];
-    for (names, holds) in compared {
-        for name in names {
-            env.add_test(*name, move |state: &State, a: &Value, b: &Value| -> Result<bool, Error> {
-                weighed(state, a)?;
-                weighed(state, b)?;
-                Ok(holds(&unowned(a), &unowned(b)))
-            });
-        }
-    }
+    compare(env, &["eq", "equalto", "=="], |a, b| a == b);
+    compare(env, &["ne", "!="], |a, b| a != b);
+    compare(env, &["lt", "lessthan", "<"], |a, b| a < b);
+    compare(env, &["le", "<="], |a, b| a <= b);
+    compare(env, &["gt", "greaterthan", ">"], |a, b| a > b);
+    compare(env, &["ge", ">="], |a, b| a >= b);
     env.add_test("in", |state: &State, a: &Value, b: &Value| -> Result<bool, Error> {
         weighed(state, a)?;
         weighed(state, b)?;
         tests::is_in(state, &unowned(a), &unowned(b))
     });
+}
+
+/// Adds a test that compares two values, under its names.
+fn compare(env: &mut Environment<'static>, names: &'static [&str], holds: fn(&Value, &Value) -> bool) {
+    for name in names {
+        env.add_test(*name, move |state: &State, a: &Value, b: &Value| -> Result<bool, Error> {
+            weighed(state, a)?;
+            weighed(state, b)?;
+            Ok(holds(&unowned(a), &unowned(b)))
+        });
+    }
 }
 
 /// Counts bytes as steps.
