@@ -23,11 +23,11 @@ use super::stats::stats;
 use super::{args, structured};
 use crate::schedule::{Answer, Request, Scheduler};
 use crate::session::Interrupted;
-use crate::talk::{self, GenParams, Turns, Writer};
-use crate::text::grammar::Grammar;
+use crate::talk::{self, CallRules, GenParams, ToolUse, Turns, Writer};
+use crate::text::grammar::{Grammar, Grammars};
 use crate::text::{Reader, Tokenizer};
 use forms::Forms;
-use job::{Defaults, Job, Prompt, Refused};
+use job::{Defaults, Job, Prompt, Refused, Then};
 use reply::Done;
 use requests::{Next, Requests};
 
@@ -64,7 +64,8 @@ pub(super) fn run(a: &args::BatchArgs) -> Result<()> {
     let seed = settings.seed();
     let defaults = Defaults { settings, params: a.talk.params(), kind: form, raw: a.raw };
     let n_ctx = session.n_ctx();
-    let prompts = Prompts { tokenizer: &tokenizer, turns: turns.as_ref(), system, seed, n_ctx };
+    let grammars = std::cell::OnceCell::new();
+    let prompts = Prompts { tokenizer: &tokenizer, turns: turns.as_ref(), system, grammars: &grammars, seed, n_ctx };
     let out = BufWriter::new(AnswerFile::open(a.output.as_deref())?);
     let out = Out { to: out, unordered: a.unordered, next: 0, waiting: BTreeMap::new() };
     let start = Instant::now();
@@ -197,12 +198,12 @@ impl Work<'_> {
     /// Hands a request with its form to the scheduler, or writes why it is refused.
     fn begin(&mut self, number: usize, line: usize, job: Job, grammar: Option<Grammar>) -> Result<()> {
         let (form, id) = (job.form.clone(), job.id.clone());
-        let added = self.prompts.request(job, number, grammar).and_then(|(request, seed)| {
+        let added = self.prompts.request(job, number, grammar).and_then(|(request, seed, tools)| {
             self.scheduler.add(request)?;
-            Ok(seed)
+            Ok((seed, tools))
         });
         match added {
-            Ok(seed) => drop(self.askers.insert(number, Asker { line, form, id, seed })),
+            Ok((seed, tools)) => drop(self.askers.insert(number, Asker { line, form, id, seed, tools })),
             Err(e) => self.refuse(&Refused { form, id, why: format!("{e:#}") }, number, line)?,
         }
         Ok(())
@@ -233,10 +234,14 @@ impl Work<'_> {
 
     fn write(&mut self, answer: Answer) -> Result<()> {
         let number = answer.number;
-        let Asker { line, form, id, seed } = self.askers.remove(&number).expect("an answer goes to who asked");
-        let Answer { generated, end, complete, prompt_tokens, known_tokens, seconds, .. } = answer;
+        let asker = self.askers.remove(&number).expect("an answer goes to who asked");
+        let Asker { line, form, id, seed, tools } = asker;
+        let Answer { mut generated, end, complete, prompt_tokens, known_tokens, seconds, .. } = answer;
         match end {
             Ok(ended) => {
+                if let Some(tools) = &tools {
+                    generated.take_calls(tools, &ended);
+                }
                 self.generated += generated.tokens.len();
                 self.cut += !complete as usize;
                 let done = Done { generated, ended, complete, seed, prompt_tokens, known_tokens, seconds };
@@ -258,6 +263,7 @@ struct Asker {
     form: job::Form,
     id: serde_json::Value,
     seed: u64,
+    tools: Option<ToolUse>,
 }
 
 /// What makes a request of a line.
@@ -265,45 +271,74 @@ struct Prompts<'t> {
     tokenizer: &'t Tokenizer,
     turns: Option<&'t Turns>,
     system: Option<String>,
+    /// For the calls of tools; the forms of requests are compiled by [`Forms`].
+    grammars: &'t std::cell::OnceCell<Grammars<'t>>,
     seed: u64,
     n_ctx: usize,
 }
 
 impl<'t> Prompts<'t> {
-    /// The request of a line, and the seed that it gets.
-    fn request(&self, job: Job, number: usize, grammar: Option<Grammar>) -> Result<(Request<'t>, u64)> {
+    /// The request of a line, the seed that it gets, and its tools.
+    fn request(
+        &self,
+        job: Job,
+        number: usize,
+        grammar: Option<Grammar>,
+    ) -> Result<(Request<'t>, u64, Option<ToolUse>)> {
         let Job { prompt, settings, mut params, .. } = job;
-        let (ids, reader) = self.prompt(&prompt, &mut params)?;
+        let (ids, reader, tools) = self.prompt(&prompt, &mut params)?;
+        let rules = match &tools {
+            Some(tools) => tools.rules(self.tokenizer, self.grammars()?)?,
+            None => CallRules::default(),
+        };
         let seed = settings.seed.unwrap_or(self.seed.wrapping_add(number as u64));
         let sampler = settings.sampler(seed, self.tokenizer)?;
         let reader = reader.unwrap_or_else(Reader::plain);
-        let writer = Writer::new(self.tokenizer, sampler, grammar, reader, params, &ids);
-        Ok((Request { number, prompt: ids, writer }, seed))
+        let writer = Writer::with_calls(self.tokenizer, sampler, grammar, reader, params, &ids, rules);
+        Ok((Request { number, prompt: ids, writer }, seed, tools))
     }
 
-    /// The tokens of a prompt, and what reads the answer where a template was put around it.
-    fn prompt(&self, prompt: &Prompt, params: &mut GenParams) -> Result<(Vec<u32>, Option<Reader>)> {
+    fn grammars(&self) -> Result<&'t Grammars<'t>> {
+        if self.grammars.get().is_none() {
+            let _ = self.grammars.set(Grammars::new(self.tokenizer)?);
+        }
+        Ok(self.grammars.get().expect("just set"))
+    }
+
+    /// The tokens of a prompt, what reads the answer where a template was put around it, and the tools in the prompt.
+    fn prompt(&self, prompt: &Prompt, params: &mut GenParams) -> Result<(Vec<u32>, Option<Reader>, Option<ToolUse>)> {
         let system = self.system.iter().map(|s| talk::message("system", s));
-        let (messages, tools, variables) = match (prompt, self.turns) {
+        let (messages, tools, variables, then) = match (prompt, self.turns) {
             (Prompt::Text { text, raw: true }, _) | (Prompt::Text { text, .. }, None) => {
                 self.tokenizer.check_length(text, self.n_ctx)?;
-                return Ok((self.tokenizer.encode_beginning(text)?, None));
+                return Ok((self.tokenizer.encode_beginning(text)?, None, None));
             }
-            (Prompt::Text { text, .. }, Some(_)) => (system.chain([talk::message("user", text)]).collect(), None, None),
-            (Prompt::Messages { messages, tools, variables }, _) => {
+            (Prompt::Text { text, .. }, Some(_)) => {
+                (system.chain([talk::message("user", text)]).collect(), None, None, Then::Answer)
+            }
+            (Prompt::Messages { messages, tools, variables, then }, _) => {
                 let has = messages.iter().any(|m| m["role"] == "system" || m["role"] == "developer");
                 let all = system.filter(|_| !has).chain(messages.iter().cloned()).collect::<Vec<_>>();
-                (all, tools.as_ref(), Some(variables))
+                (all, tools.clone(), Some(variables), *then)
             }
         };
         let turns = self.turns.context(
             "messages need a chat template, which this model has not; give one with \
              --chat-template-file, or send a prompt",
         )?;
-        let prompt = turns.prompt_with(&messages, tools, variables, true)?;
+        let tools = tools.map(|tools| turns.check_tools(tools)).transpose()?;
+        let (prompt, reader) = match then {
+            Then::Rest => turns.begun(&messages, tools.as_ref(), variables)?,
+            _ => {
+                let list = tools.as_ref().map(ToolUse::list);
+                let prompt = turns.prompt_with(&messages, list, variables, then == Then::Answer)?;
+                let reader = turns.reader(&prompt, tools.as_ref());
+                (prompt, reader)
+            }
+        };
         *params = std::mem::take(params).of(turns);
         self.tokenizer.check_length(prompt.text(), self.n_ctx)?;
-        Ok((self.tokenizer.encode_prompt(&prompt)?, Some(turns.reader(&prompt))))
+        Ok((self.tokenizer.encode_prompt(&prompt)?, Some(reader), tools))
     }
 }
 

@@ -22,7 +22,7 @@ use super::structured;
 use super::terminal::PromptBar;
 use crate::session::{Interrupted, Session};
 use crate::store;
-use crate::talk::{self, End, Generated, Turns};
+use crate::talk::{self, End, Generated, ToolUse, Turns};
 use crate::text::grammar::Grammars;
 use output::OutputWriter;
 use saved::Saved;
@@ -34,11 +34,19 @@ pub(super) fn run(a: &args::RunArgs) -> Result<()> {
     let prompt = input::prompt(a)?;
     let prefix = a.prefix_file.as_deref().map(read_text).transpose()?;
     let mut form = structured::form(&a.structured)?;
+    let tools = structured::tools(a)?;
     let mode = Mode { n_seq: 1, raw: a.is_raw(), leaves: true, requests: false };
     let opened = Opened::open(&a.model, &a.sampling, &a.talk, mode)?;
     let Opened { mut session, tokenizer, turns, settings, interrupted } = opened;
     let turns = check_turns(a, turns)?;
-    let grammars = form.as_ref().map(|_| Grammars::new(&tokenizer)).transpose().context(Failure::Model)?;
+    let tools = match (tools, &turns) {
+        (Some(tools), Some(turns)) => Some(turns.check_tools(tools).context(Failure::Usage)?),
+        _ => None,
+    };
+    let grammars = if form.is_some() || tools.is_some() { Some(Grammars::new(&tokenizer)) } else { None };
+    let grammars = grammars.transpose().context(Failure::Model)?;
+    let rules = tools.as_ref().zip(grammars.as_ref()).map(|(t, g)| t.rules(&tokenizer, g).context(Failure::Usage));
+    let rules = rules.transpose()?.unwrap_or_default();
     let grammar = grammars.as_ref().zip(form.take()).map(|(g, f)| g.start(&f).context(Failure::Usage)).transpose()?;
 
     let start = Instant::now(); // loading what is known is part of what the first token takes
@@ -52,7 +60,7 @@ pub(super) fn run(a: &args::RunArgs) -> Result<()> {
     let sampler = settings.sampler(seed.wrapping_add(saved.drawn), &tokenizer)?;
     let mut bar = PromptBar::new();
     let progress = &mut |p| bar.progress(p);
-    let begin = Start { flags: a, tokenizer: &tokenizer, sampler, grammar, progress };
+    let begin = Start { flags: a, tokenizer: &tokenizer, sampler, grammar, tools: tools.as_ref(), rules, progress };
     let (mut writer, logits) = match &turns {
         Some(turns) => begin.chat(&mut session, turns, &mut saved, &prompt, prefix.as_deref())?,
         None => begin.raw(&mut session, &mut saved, &prompt, prefix.as_deref())?,
@@ -63,17 +71,22 @@ pub(super) fn run(a: &args::RunArgs) -> Result<()> {
 
     let mut out = AnswerFile::open(a.output.as_deref())?; // not before there is something to write
     let start = Instant::now();
-    let mut shown = OutputWriter::new(&mut out, a.json);
+    let mut shown = OutputWriter::new(&mut out, a.json, tools.as_ref().and_then(ToolUse::markup));
     let show = &mut |part, text: &str| shown.write(part, text);
     let ended = talk::write(&mut session, 0, &mut writer, logits, &interrupted, show);
-    let ended = ended.and_then(|ended| shown.finish().map(|()| ended));
     let (made_s, complete) = (start.elapsed().as_secs_f64(), writer.is_complete());
-    let said = std::mem::take(&mut writer.generated);
+    let mut said = std::mem::take(&mut writer.generated);
     drop(writer);
+    if let (Some(tools), Ok(ended)) = (&tools, &ended) {
+        said.take_calls(tools, ended);
+    }
+    let ended = ended.and_then(|ended| shown.finish(&said).map(|()| ended));
     if let Some(file) = &mut file {
         // Also when nobody reads stdout any more.
         let stopped = matches!(ended, Ok(End::Stop(_)));
-        saved.keep(&said, stopped, &mut session, &tokenizer, &prompt)?;
+        let mut whole = said.clone();
+        whole.answer.insert_str(0, a.prefill.as_deref().unwrap_or_default());
+        saved.keep(&whole, stopped, &mut session, &tokenizer, &prompt)?;
         file.save(|path| store::save(path, &session, 0, &saved.note()))?;
     }
     let summary = Summary { said, ended: ended?, complete, seed, prompt_tokens, read, read_s, made_s };
@@ -86,6 +99,12 @@ pub(super) fn run(a: &args::RunArgs) -> Result<()> {
 fn check_turns(a: &args::RunArgs, turns: Option<Turns>) -> Result<Option<Turns>> {
     let asked = a.talk.system_prompt.is_some() || a.talk.system_prompt_file.is_some();
     match turns {
+        None if a.tools.is_some() || a.prefill.is_some() => {
+            let flag = if a.tools.is_some() { "--tools" } else { "--prefill" };
+            usage(format!(
+                "{flag}: this model has no chat template; give one that takes tools with --chat-template-file"
+            ))
+        }
         None if a.is_raw() && asked => usage("-sys has no place in a text that --raw continues".into()),
         Some(turns) => Ok(Some(turns)),
         None if a.chat || asked => usage(
@@ -118,15 +137,23 @@ impl Summary {
         let rate = |n: usize, s: f64| n as f64 / s.max(1e-9);
         let made = said.tokens.len();
         if a.json {
-            let object = json!({
-                "text": said.answer, "reasoning": said.reasoning, "finish": ended.name(),
-                "answer_began": said.began(ended), "complete": complete,
+            let calls = !said.calls.is_empty() && ended.is_whole();
+            let finish = if calls { "tool_calls" } else { ended.name() };
+            let mut object = json!({
+                "text": said.answer, "reasoning": said.reasoning, "finish": finish, "answer_began": said.began(ended),
+                "complete": complete,
                 "seed": seed,
                 "tokens": { "prompt": prompt_tokens, "read": read, "generated": made },
                 "seconds": { "prompt": read_s, "generation": made_s },
                 "tokens_per_second": { "prompt": rate(*read, *read_s), "generation": rate(made, *made_s) },
                 "logprobs": a.logprobs.map(|_| &said.logprobs),
             });
+            if a.tools.is_some() {
+                object["tool_calls"] = said.own_calls();
+            }
+            if !said.incomplete.is_empty() {
+                object["incomplete_tool_call"] = said.incomplete.clone().into();
+            }
             writeln!(out, "{object}")?;
         } else if a.output.is_none() && std::io::stdout().is_terminal() && !said.answer.ends_with('\n') {
             say!("");

@@ -4,9 +4,12 @@ use std::path::Path;
 
 use anyhow::{Context, Result};
 
-use super::args::StructuredArgs;
+use serde_json::Value;
+
+use super::args::{RunArgs, StructuredArgs};
 use super::errors::{Failure, doubt, usage};
 use super::files::read_text;
+use crate::talk::ToolUse;
 use crate::text::grammar::Kind;
 
 /// The form that the flags ask for, if any.
@@ -31,6 +34,31 @@ pub(super) fn form(a: &StructuredArgs) -> Result<Option<Kind>> {
 /// Says what of a request's form will not be kept; an error under `--strict`.
 pub(super) fn check(kind: &Kind) -> Result<()> {
     kind.remarks()?.into_iter().try_for_each(doubt)
+}
+
+/// The tools of `tandem run`, if it has some.
+pub(super) fn tools(a: &RunArgs) -> Result<Option<ToolUse>> {
+    let Some(arg) = &a.tools else { return Ok(None) };
+    let list: Value = match serde_json::from_str(&text(arg, |t| t.trim_start().starts_with(['[', '{']))?) {
+        Ok(Value::Object(map)) if map.contains_key("tools") => map["tools"].clone(),
+        Ok(one @ Value::Object(_)) => Value::Array(vec![one]),
+        Ok(list) => list,
+        Err(e) => return usage(format!("--tools: not JSON: {e}")),
+    };
+    let choice = a.tool_choice.as_deref().map(|choice| match choice {
+        "auto" | "required" | "none" => Value::from(choice),
+        name => serde_json::json!({ "name": name }),
+    });
+    let parallel = Value::Bool(!a.no_parallel_tool_calls);
+    match ToolUse::new(Some(&list), choice.as_ref(), Some(&parallel)) {
+        Ok(Some(_)) if a.structured.json_schema.is_some() || a.structured.grammar.is_some() => {
+            usage("--tools and a form of the answer (--json-schema, --grammar): give one of them".into())
+        }
+        Ok(Some(_)) if a.structured.regex.is_some() => usage("--tools and --regex: give one of them".into()),
+        Ok(None) if a.tool_choice.as_deref() != Some("none") => usage("--tools: the list is empty".into()),
+        Ok(tools) => Ok(tools),
+        Err(e) => usage(format!("--tools: {e:#}")),
+    }
 }
 
 /// The text itself if it looks like one, else the contents of the file of that name.

@@ -3,10 +3,14 @@
 //! What was read is compared with the new prompt piece by piece: control tokens by their numbers, the text between them
 //! as text, since a model may cut its own words in other tokens than a tokenizer would. So an answer is never read again
 //! because of how it was cut; where a template drops what an earlier answer thought, reading begins there.
+//!
+//! Messages come as the API has them and are made what templates read: `"content": null` is empty, and the arguments of
+//! calls, which are text there, are objects, or text where the template wants that ([`Turns::find_call_form`]).
 
-use anyhow::{Context, Result};
+use anyhow::{Context, Result, bail};
 use serde_json::{Map, Value, json};
 
+use super::tools::ToolUse;
 use crate::session::{ContextFull, Output, Progress, Session, Want};
 use crate::text::{Clock, Markers, Prompt, Prompter, Reader, Template, Tokenizer};
 
@@ -20,6 +24,10 @@ pub struct Turns {
     markers: Option<Markers>,
     /// What [`Turns::user_opens`] returns.
     opens: Option<String>,
+    /// The arguments of calls are text in the template's messages, not objects.
+    text_arguments: bool,
+    /// A message with calls and no content must have none at all, not an empty one.
+    null_content: bool,
 }
 
 impl Turns {
@@ -29,8 +37,11 @@ impl Turns {
     /// As [`Prompter::new`].
     pub fn new(template: Template, tokenizer: &Tokenizer, further: Map<String, Value>, clock: Clock) -> Result<Turns> {
         let prompter = Prompter::new(template, tokenizer)?;
-        let mut turns = Turns { prompter, variables: further, clock, markers: None, opens: None };
+        let (text_arguments, null_content) = (false, false);
+        let (markers, opens) = (None, None);
+        let mut turns = Turns { prompter, variables: further, clock, markers, opens, text_arguments, null_content };
         turns.opens = turns.find_opening(tokenizer);
+        turns.find_call_form();
         if !turns.may_reason() {
             let one = |text: &str| tokenizer.encode(text, false, true).is_ok_and(|ids| ids.len() == 1);
             turns.markers = Markers::of_vocabulary(one);
@@ -46,6 +57,11 @@ impl Turns {
     /// Whether reasoning can come that is told from the answer.
     pub fn may_reason(&self) -> bool {
         self.markers.is_some() || Reader::new(self.prompter.source(), "").may_reason()
+    }
+
+    /// What the template's file says.
+    pub fn source(&self) -> &str {
+        self.prompter.source()
     }
 
     /// The prompt of a conversation, `open` for an answer.
@@ -69,20 +85,144 @@ impl Turns {
     ) -> Result<Prompt> {
         let mut variables = self.variables.clone();
         variables.extend(further.cloned().unwrap_or_default());
-        variables.insert("messages".into(), messages.into());
+        variables.insert("messages".into(), messages.iter().map(|m| self.shaped(m)).collect());
         if let Some(tools) = tools {
             variables.insert("tools".into(), tools.clone());
+            // SmolLM3 and Firefunction have names of their own for them.
+            if self.source().contains("xml_tools") {
+                variables.entry("xml_tools").or_insert_with(|| tools.clone());
+            }
+            if self.source().contains("functools[") {
+                variables.entry("functions").or_insert_with(|| tools.to_string().into());
+            }
         }
         variables.insert("add_generation_prompt".into(), open.into());
         self.prompter.prompt(&Value::Object(variables), self.clock)
     }
 
-    /// What splits the answer to a prompt into its parts.
-    pub fn reader(&self, prompt: &Prompt) -> Reader {
-        match self.markers {
+    /// What splits the answer to a prompt into its parts; in the text of calls, if tools are offered, it changes nothing.
+    pub fn reader(&self, prompt: &Prompt, tools: Option<&ToolUse>) -> Reader {
+        let reader = match self.markers {
             Some(markers) => Reader::with_markers(markers, prompt.text()),
             None => Reader::new(self.prompter.source(), prompt.text()),
+        };
+        match tools.and_then(ToolUse::markup) {
+            Some(markup) => reader.watching(markup),
+            None => reader,
         }
+    }
+
+    /// The prompt of a conversation whose last message, the model's, is begun and gone on with, and what splits the rest
+    /// of it into its parts. Where only its reasoning has text, that is gone on with.
+    ///
+    /// # Errors
+    /// If the last message is not the model's or has no text, or the template fails or does not write that text.
+    pub fn begun(
+        &self,
+        messages: &[Value],
+        tools: Option<&ToolUse>,
+        further: Option<&Map<String, Value>>,
+    ) -> Result<(Prompt, Reader)> {
+        let last = messages.last().filter(|m| m["role"] == "assistant").context(
+            "continue_final_message: the last message is not the assistant's; end messages with one that begins the answer",
+        )?;
+        let said = |key: &str| last[key].as_str().unwrap_or("").trim();
+        let texts = [said("content"), said("reasoning_content")];
+        let text = texts
+            .into_iter()
+            .find(|t| !t.is_empty())
+            .context("continue_final_message: the last message has no text; leave it out to let the model begin")?;
+        let prompt = self.prompt_with(messages, tools.map(ToolUse::list), further, false)?;
+        let start = prompt
+            .text()
+            .rfind(text)
+            .context("continue_final_message: the chat template does not write the last message's text as it is")?;
+        // White space at its end belongs to it where the template writes it, too.
+        let whole = [last["content"].as_str(), last["reasoning_content"].as_str()];
+        let whole = whole.into_iter().flatten().find(|t| !t.trim().is_empty()).unwrap_or(text).trim_start();
+        let n = if prompt.text()[start..].starts_with(whole) { whole.len() } else { text.len() };
+        let mut reader = self.reader(&prompt.part(0, start), tools);
+        reader.push(&prompt.text()[start..start + n]);
+        Ok((prompt.part(0, start + n), reader))
+    }
+
+    /// Whether a prompt tells the model of the tools that it is given.
+    pub fn takes_tools(&self) -> bool {
+        const NAME: &str = "tool_that_is_probed";
+        let parameters = json!({ "type": "object", "properties": {} });
+        let function = json!({ "name": NAME, "description": "none", "parameters": parameters });
+        let tools = json!([{ "type": "function", "function": function }]);
+        match self.prompt_with(&[message("user", "a")], Some(&tools), None, true) {
+            Ok(prompt) => prompt.text().contains(NAME),
+            // It may want other tools or messages than these.
+            Err(_) => self.prompter.source().contains("tools"),
+        }
+    }
+
+    /// The tools of a request, for this template.
+    ///
+    /// # Errors
+    /// If the template neither tells the model of tools nor has a known markup of calls.
+    pub fn check_tools(&self, tools: ToolUse) -> Result<ToolUse> {
+        let tools = tools.for_template(self.source())?;
+        if self.takes_tools() {
+            if tools.markup().is_none() {
+                tracing::warn!("the chat template's markup of calls is not known: they stay in the text");
+            }
+            return Ok(tools);
+        }
+        if tools.markup().is_none() {
+            bail!(
+                "tools: the chat template takes none, so that the model would not know of them; use a template that \
+                 does (--chat-template-file), or leave tools out"
+            );
+        }
+        tracing::warn!("the chat template does not tell the model of the tools; describe them in the system message");
+        Ok(tools)
+    }
+
+    /// A message as the template reads it: without content it has an empty one, and a call's arguments are an object.
+    fn shaped(&self, message: &Value) -> Value {
+        let mut message = message.clone();
+        let calls = message["tool_calls"].as_array().is_some_and(|c| !c.is_empty());
+        let Some(object) = message.as_object_mut() else { return message };
+        if object.get("content").is_none_or(Value::is_null) {
+            object.insert("content".into(), "".into());
+        }
+        if calls && self.null_content && object["content"].as_str().is_some_and(|t| t.trim().is_empty()) {
+            object.insert("content".into(), Value::Null);
+        }
+        for call in object.get_mut("tool_calls").and_then(Value::as_array_mut).into_iter().flatten() {
+            let arguments = match call.pointer("/function/arguments") {
+                Some(Value::String(text)) if text.trim().is_empty() => json!({}),
+                Some(Value::String(text)) => match serde_json::from_str(text) {
+                    Ok(object @ Value::Object(_)) => object,
+                    _ => continue,
+                },
+                Some(Value::Null) => json!({}),
+                Some(other) => other.clone(),
+                None => continue,
+            };
+            call["function"]["arguments"] = if self.text_arguments { arguments.to_string().into() } else { arguments };
+        }
+        message
+    }
+
+    /// Finds how the template reads the calls of a message: with arguments as an object or as text, beside an empty
+    /// content or none. What it writes must have the call in it.
+    fn find_call_form(&mut self) {
+        let call = json!({ "id": "call00000", "type": "function", "function": {
+            "name": "probed_name", "arguments": { "probed_key": "probed_value" } } });
+        let calls = json!({ "role": "assistant", "content": "", "tool_calls": [call] });
+        for (text, null) in [(false, false), (true, false), (false, true), (true, true)] {
+            (self.text_arguments, self.null_content) = (text, null);
+            let Ok(prompt) = self.prompt(&[message("user", "a"), calls.clone()], false) else { continue };
+            let says = |word: &str| prompt.text().contains(word);
+            if says("probed_name") && says("probed_key") && says("probed_value") && !says("{'probed_key'") {
+                return;
+            }
+        }
+        (self.text_arguments, self.null_content) = (false, false);
     }
 
     /// The text with which the template opens a user's turn, where no control token does: a model of such a template

@@ -7,11 +7,12 @@ use anyhow::{Result, bail};
 use serde_json::{Value, json};
 
 use super::stops::Stops;
+use super::tools::{CallRules, ToolUse};
 use super::turns::{self, Turns};
 use crate::sample::{Sampler, logprob_of, logprobs};
 use crate::session::{Output, Session, Want};
 use crate::text::grammar::{DeadEnd, Grammar};
-use crate::text::{Part, Reader, TokenStream, Tokenizer};
+use crate::text::{Call, Part, Reader, TokenStream, Tokenizer};
 
 /// Parameters of a generation.
 #[derive(Clone, Debug, Default)]
@@ -66,6 +67,11 @@ impl End {
         }
     }
 
+    /// Whether the text is all that was to come, and was not cut off.
+    pub fn is_whole(&self) -> bool {
+        matches!(self, End::Model | End::Stop(_) | End::Complete)
+    }
+
     /// In one word, for programs.
     pub fn name(&self) -> &'static str {
         match self {
@@ -87,24 +93,75 @@ pub struct Generated {
     pub reasoning: String,
     /// What it answered.
     pub answer: String,
+    /// The tools that it calls, once [`Generated::take_calls`] has taken them out of the answer.
+    pub calls: Vec<Call>,
+    /// The text of a call that was begun and cut off.
+    pub incomplete: String,
     /// For every token, where asked: `{token, logprob, top: [{token, logprob}]}`.
     pub logprobs: Vec<Value>,
 }
 
 impl Generated {
+    /// Takes the calls out of what was written with these tools at hand. Where a call was begun and cut off, a warning
+    /// says it.
+    pub fn take_calls(&mut self, tools: &ToolUse, end: &End) {
+        let taken = tools.take(&self.reasoning, &self.answer, end.is_whole());
+        (self.reasoning, self.answer) = (taken.reasoning, taken.content);
+        (self.calls, self.incomplete) = (taken.calls, taken.incomplete);
+        for (i, call) in self.calls.iter_mut().enumerate() {
+            let said = self.tokens.iter().flat_map(|t| t.to_le_bytes());
+            call.id.get_or_insert_with(|| number(said.chain([i as u8])));
+        }
+        if !self.incomplete.is_empty() {
+            tracing::warn!("a tool call was cut off and is not among the calls: {}", end.describe());
+        }
+    }
+
+    /// The calls as this program's own lines have them: `{id, name, arguments}`, the arguments as an object.
+    pub fn own_calls(&self) -> Value {
+        let one = |call: &Call| json!({ "id": call.id, "name": call.name, "arguments": call.arguments });
+        self.calls.iter().map(one).collect()
+    }
+
+    /// The calls as the API has them: `{id, type, function: {name, arguments}}`, the arguments as text.
+    pub fn api_calls(&self) -> Value {
+        let one = |call: &Call| {
+            let function = json!({ "name": call.name, "arguments": call.arguments.to_string() });
+            json!({ "id": call.id, "type": "function", "function": function })
+        };
+        self.calls.iter().map(one).collect()
+    }
+
     /// The message that it is in a conversation; None if nothing was said.
     pub fn message(&self) -> Option<Value> {
         let mut message = turns::message("assistant", &self.answer);
         if !self.reasoning.is_empty() {
             message["reasoning_content"] = self.reasoning.clone().into();
         }
-        (!self.answer.is_empty() || !self.reasoning.is_empty()).then_some(message)
+        if !self.calls.is_empty() {
+            message["tool_calls"] = self.api_calls();
+        }
+        let said = !self.answer.is_empty() || !self.reasoning.is_empty() || !self.calls.is_empty();
+        said.then_some(message)
     }
 
     /// Whether the answer began, after what was thought: there is some of it, or what ended it was found in it.
     pub fn began(&self, end: &End) -> bool {
         !self.answer.trim().is_empty() || matches!(end, End::Stop(_) | End::Complete)
     }
+}
+
+/// A number for a call that has none: nine letters and digits, as Mistral's templates want it, out of a 64-bit FNV-1a
+/// hash of what was generated.
+fn number(said: impl Iterator<Item = u8>) -> String {
+    const SIGNS: &[u8] = b"0123456789abcdefghijklmnopqrstuvwxyz";
+    let mut hash = said.fold(0xcbf2_9ce4_8422_2325u64, |h, b| (h ^ u64::from(b)).wrapping_mul(0x100_0000_01b3));
+    let mut sign = || {
+        let sign = SIGNS[(hash % 36) as usize];
+        hash /= 36;
+        char::from(sign)
+    };
+    (0..9).map(|_| sign()).collect()
 }
 
 /// A generation under way.
@@ -120,6 +177,11 @@ pub struct Writer<'t> {
     unruled: Vec<u32>,
     /// The token that opens reasoning, which a grammar does not know.
     opens: Option<u32>,
+    /// What holds calls to their schemas.
+    calls: CallRules,
+    /// The answer as the reader gave it, and how much of it was searched for calls.
+    seen: String,
+    searched: usize,
     stops: Stops,
     params: GenParams,
     /// Tokens that come next whatever the logits say.
@@ -136,12 +198,26 @@ impl<'t> Writer<'t> {
     /// A generation that follows a prompt.
     pub fn new(
         tokenizer: &'t Tokenizer,
-        mut sampler: Sampler,
+        sampler: Sampler,
         grammar: Option<Grammar>,
         reader: Reader,
         params: GenParams,
         prompt: &[u32],
     ) -> Writer<'t> {
+        Writer::with_calls(tokenizer, sampler, grammar, reader, params, prompt, CallRules::default())
+    }
+
+    /// A generation that follows a prompt, with calls that are held to their schemas.
+    pub fn with_calls(
+        tokenizer: &'t Tokenizer,
+        mut sampler: Sampler,
+        grammar: Option<Grammar>,
+        reader: Reader,
+        params: GenParams,
+        prompt: &[u32],
+        mut calls: CallRules,
+    ) -> Writer<'t> {
+        let grammar = calls.whole.take().or(grammar);
         prompt.iter().for_each(|t| sampler.accept(*t));
         let stops = Stops::new(params.stop.iter().cloned());
         // Where the prompt has opened a reasoning that may have no token, it is closed at once.
@@ -154,7 +230,7 @@ impl<'t> Writer<'t> {
             _ => None,
         });
         let mut unruled = Vec::new();
-        if grammar.is_some() {
+        if grammar.is_some() || calls.markup.is_some() {
             unruled = vec![u32::MAX; tokenizer.n_vocab().div_ceil(32)];
             tokenizer.eog().iter().for_each(|id| unruled[*id as usize / 32] &= !(1 << (id % 32)));
         }
@@ -166,6 +242,9 @@ impl<'t> Writer<'t> {
             reader,
             stream,
             opens,
+            calls,
+            seen: String::new(),
+            searched: 0,
             stops,
             params,
             forced,
@@ -176,8 +255,13 @@ impl<'t> Writer<'t> {
 
     /// What the next token is chosen from: all logits, or the argmax, where that is all that counts.
     pub fn want(&self) -> Want {
-        let plain = self.grammar.is_none() && self.params.logprobs.is_none() && self.sampler.is_greedy();
+        let plain = !self.is_held() && self.params.logprobs.is_none() && self.sampler.is_greedy();
         if plain { Want::Argmax } else { Want::Last }
+    }
+
+    /// Whether a form rules what comes.
+    fn is_held(&self) -> bool {
+        self.grammar.is_some() || self.calls.must
     }
 
     /// Chooses the next token from what a session returned for [`Writer::want`]. Returns it, the text that is complete
@@ -220,7 +304,16 @@ impl<'t> Writer<'t> {
             grammar.accept(token)?;
             complete = grammar.is_done();
         }
+        if complete && !self.calls.after.is_empty() && !self.calls.single && !self.calls.must {
+            // The call is whole, and anything may follow it.
+            (complete, self.grammar) = (false, None);
+            self.seen.clear();
+        }
         let (mut parts, stop) = self.push(token)?;
+        match self.grammar {
+            None if !complete && stop.is_none() => self.open_call(),
+            _ => self.searched = self.seen.len(),
+        }
         let end = match stop {
             Some(stop) => Some(End::Stop(stop)),
             None if complete => Some(End::Complete),
@@ -236,10 +329,10 @@ impl<'t> Writer<'t> {
     /// holds for what comes next.
     fn choose(&mut self, logits: &[f32], beginning: bool, ruled: bool) -> Result<u32> {
         // Where messages have heads, the answer comes after one, and nowhere else.
-        let heads = self.grammar.as_ref().and_then(|_| self.reader.heads());
+        let heads = if self.is_held() { self.reader.heads(&self.calls.heads) } else { None };
         let mut more;
         let allowed = match (&mut self.grammar, self.opens.filter(|_| beginning)) {
-            (Some(_), _) if heads.is_some() => {
+            (_, _) if heads.is_some() => {
                 more = vec![0; logits.len().div_ceil(32)];
                 for head in heads.iter().flatten() {
                     let next = self.tokenizer.encode(head, false, true)?;
@@ -254,6 +347,7 @@ impl<'t> Writer<'t> {
                 Some(&more[..])
             }
             (Some(_), None) => Some(&self.unruled[..]),
+            (None, _) if self.calls.must => Some(&self.unruled[..]),
             (None, _) => None,
         };
         match self.sampler.pick(logits, allowed) {
@@ -269,11 +363,43 @@ impl<'t> Writer<'t> {
         let text = self.stream.push_as(token, special);
         self.thought += (self.reader.part() == Some(Part::Reasoning)) as usize;
         let came = self.reader.push(&text);
+        if !self.calls.after.is_empty() {
+            self.seen.extend(came.iter().filter(|(part, _)| *part == Part::Answer).map(|(_, text)| text.as_str()));
+        }
         if let Some(close) = self.reader.close().filter(|_| self.params.budget.is_some_and(|n| self.thought >= n)) {
             self.forced = self.tokenizer.encode(&close, false, true)?.into();
             self.params.budget = None;
         }
         Ok(self.stopped(came))
+    }
+
+    /// Where the answer so far ends with the marks that open a call: what follows is held to the tools' schemas.
+    fn open_call(&mut self) {
+        let Some(markup) = self.calls.markup.filter(|_| self.reader.part() == Some(Part::Answer)) else { return };
+        // A mark may have begun in what was searched before.
+        let opens =
+            || self.calls.after.iter().flat_map(|(opens, grammar)| opens.iter().map(move |open| (open, grammar)));
+        let longest = opens().map(|(open, _)| open.len()).max().unwrap_or(0);
+        self.searched = self.searched.min(self.seen.len());
+        let mut from = self.searched.saturating_sub(longest);
+        while !self.seen.is_char_boundary(from) {
+            from -= 1;
+        }
+        let found = opens().filter_map(|(open, grammar)| {
+            let at = from + self.seen[from..].find(open.as_str())?;
+            Some((at + open.len(), at, grammar)).filter(|f| f.0 > self.searched)
+        });
+        let first = found.min_by_key(|(end, at, _)| (*at, std::cmp::Reverse(*end)));
+        let opened = first.filter(|(_, at, _)| markup.is_open(&self.seen, *at));
+        if let Some((end, _, grammar)) = opened {
+            let mut grammar = grammar.clone();
+            // The last token may say more than the mark.
+            let more = self.tokenizer.encode(&self.seen[end..], false, true).unwrap_or_default();
+            if more.into_iter().all(|id| grammar.accept(id).is_ok()) {
+                self.grammar = Some(grammar);
+            }
+        }
+        self.searched = self.seen.len();
     }
 
     /// Whether the text is whole by its grammar; always where there is none.

@@ -18,8 +18,11 @@
 //!
 //! Markers are left out, and so are line breaks next to them; what may yet become a marker is held back. A call in
 //! harmony is answer with its head, ` to=functions.f<|channel|>commentary json<|message|>`, since that names the tool.
+//! Where tools are offered ([`Reader::watching`]), markers in a call's strings are text.
 
 use std::mem::take;
+
+use super::calls::{Markup, QUOTE};
 
 /// A part of what a model writes.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -150,6 +153,10 @@ pub struct Reader {
     /// As in [`Markers`].
     doubtful: bool,
     state: ReaderState,
+    /// The markup of calls, where tools are offered.
+    calls: Option<&'static Markup>,
+    /// In a call, in a string of it.
+    quoted: Option<bool>,
     /// What came and is not decided.
     held: String,
     out: Vec<(Part, String)>,
@@ -185,8 +192,22 @@ impl Reader {
 
     /// A reader of text that has no parts: all is answer.
     pub fn plain() -> Reader {
-        let (held, out) = (String::new(), Vec::new());
-        Reader { tags: None, recipients: false, doubtful: false, state: After(false), held, out }
+        Reader {
+            tags: None,
+            recipients: false,
+            doubtful: false,
+            state: After(false),
+            calls: None,
+            quoted: None,
+            held: String::new(),
+            out: Vec::new(),
+        }
+    }
+
+    /// A reader that expects calls in this markup.
+    pub fn watching(mut self, calls: &'static Markup) -> Reader {
+        self.calls = Some(calls);
+        self
     }
 
     /// Whether reasoning can come.
@@ -210,17 +231,20 @@ impl Reader {
         self.tags.filter(|_| self.state == Begin && !self.doubtful).map(|t| t.open)
     }
 
-    /// In the head of a message, what is left of the heads that reasoning or the answer can have.
-    pub fn heads(&self) -> Option<Vec<String>> {
+    /// In the head of a message, what is left of the heads that reasoning or the answer can have; the answer's are those
+    /// of `calls`, if there are some.
+    pub fn heads(&self, calls: &[String]) -> Option<Vec<String>> {
         if self.tags.is_some() || self.state != Head {
             return None;
         }
         let begins: &[&str] = if self.held.is_empty() { &["", START] } else { &["", "assistant", START] };
         let whole = begins.iter().flat_map(|begin| {
             let who = if *begin == START { "assistant" } else { "" };
-            let heads =
+            let [thought, said] =
                 if self.recipients { [" to=self", " to=user"] } else { ["<|channel|>analysis", "<|channel|>final"] };
-            heads.map(|head| format!("{begin}{who}{head}{MESSAGE}"))
+            let said = if calls.is_empty() { vec![said] } else { calls.iter().map(String::as_str).collect() };
+            let heads = std::iter::once(thought).chain(said);
+            heads.map(move |head| format!("{begin}{who}{head}{MESSAGE}")).collect::<Vec<_>>()
         });
         let left: Vec<String> = whole.filter_map(|head| head.strip_prefix(&self.held).map(String::from)).collect();
         // A template may have begun another one.
@@ -240,6 +264,10 @@ impl Reader {
 
     /// Whether a control token of this text means something here, and is not to be left out of what is read.
     pub fn knows(&self, piece: &str) -> bool {
+        self.calls.is_some_and(|calls| calls.knows(piece)) || self.knows_part(piece)
+    }
+
+    fn knows_part(&self, piece: &str) -> bool {
         match self.tags {
             Some(_) if self.doubtful && matches!(self.state, After(_)) => false,
             Some(tags) => [tags.open, tags.close].iter().chain(tags.drops).any(|text| text.contains(piece)),
@@ -297,7 +325,13 @@ impl Reader {
                     self.state = Inside(true);
                     return true;
                 }
-                let open = tags.open.starts_with(text);
+                // Closed at once, where the prompt has opened it or the model thinks that it has.
+                if let Some(rest) = text.strip_prefix(tags.close) {
+                    self.held = rest.to_owned();
+                    self.state = After(true);
+                    return true;
+                }
+                let open = tags.open.starts_with(text) || tags.close.starts_with(text);
                 if !open {
                     self.state = After(false);
                 }
@@ -312,9 +346,73 @@ impl Reader {
             }
             Inside(false) => self.until(&[tags.close], Reasoning, |r, _| r.state = After(true)),
             After(false) if !tags.drops.is_empty() => self.until(tags.drops, Answer, |_, _| {}),
+            After(false) if tags.anywhere && self.calls.is_some() => self.until_channel(tags),
             After(false) if tags.anywhere => self.until(&[tags.open], Answer, |r, _| r.state = Inside(true)),
             _ => self.give_all(Answer),
         }
+    }
+
+    /// As [`Reader::until`] the next channel opens; one between the quotes of a call's string is text.
+    fn until_channel(&mut self, tags: &Tags) -> bool {
+        let channel = self.held.find(tags.open);
+        let quote = self.held.find(QUOTE).filter(|at| channel.is_none_or(|c| *at < c) || self.quoted == Some(true));
+        let Some(at) = quote else {
+            if self.quoted == Some(true) {
+                let keep = (1..QUOTE.len()).rev().find(|n| self.held.ends_with(&QUOTE[..*n])).unwrap_or(0);
+                let text: String = self.held.drain(..self.held.len() - keep).collect();
+                self.give(Answer, &text);
+                return false;
+            }
+            // What may become a quote is held back as well.
+            return self.until(&[tags.open, QUOTE], Answer, |r, _| r.state = Inside(true));
+        };
+        let text: String = self.held.drain(..at + QUOTE.len()).collect();
+        self.give(Answer, &text);
+        self.quoted = Some(self.quoted != Some(true));
+        true
+    }
+
+    /// The text of a call in harmony, up to the end of its message; ends in a string are text.
+    fn call_step(&mut self) -> bool {
+        let string = self.quoted == Some(true);
+        let first = |text: &str, signs: &[char]| text.find(signs);
+        let n = match string {
+            true => match first(&self.held, &['"', '\\']) {
+                Some(at) if self.held[at..].starts_with('"') => {
+                    self.quoted = Some(false);
+                    at + 1
+                }
+                Some(at) => match self.held[at + 1..].chars().next() {
+                    Some(c) => at + 1 + c.len_utf8(),
+                    None => return false,
+                },
+                None => self.held.len(),
+            },
+            false => {
+                let end = ENDS.iter().filter_map(|e| self.held.find(e)).min();
+                match first(&self.held, &['"']).filter(|at| end.is_none_or(|end| *at < end)) {
+                    Some(at) => {
+                        self.quoted = Some(true);
+                        at + 1
+                    }
+                    None => return self.end_step(Answer),
+                }
+            }
+        };
+        let text: String = self.held.drain(..n).collect();
+        self.give(Answer, &text);
+        !self.held.is_empty()
+    }
+
+    /// Up to the end of a message.
+    fn end_step(&mut self, part: Part) -> bool {
+        self.until(ENDS, part, |r, end| {
+            r.state = Head;
+            r.quoted = None;
+            if [START, CHANNEL].contains(&end) {
+                r.held.insert_str(0, end);
+            }
+        })
     }
 
     /// Gives what comes before the first of the markers, and then goes on after it, or stops before what may become
@@ -347,12 +445,7 @@ impl Reader {
     /// One step in harmony's messages.
     fn harmony_step(&mut self) -> bool {
         let Body(part) = self.state else { return self.head_step() };
-        self.until(ENDS, part, |r, end| {
-            r.state = Head;
-            if [START, CHANNEL].contains(&end) {
-                r.held.insert_str(0, end);
-            }
-        })
+        if self.quoted.is_some() { self.call_step() } else { self.end_step(part) }
     }
 
     /// A head, from the end of a message to `<|message|>`.
@@ -368,15 +461,21 @@ impl Reader {
         // Who writes it is left out.
         let head = head.rsplit_once(START).map_or(&head[..], |(_, head)| head);
         let head = head.strip_prefix("assistant").unwrap_or(head);
+        // Of several channels the last one counts: those before it are heads that were not gone on with.
+        let head = match head.match_indices(CHANNEL).map(|(at, _)| at).collect::<Vec<_>>()[..] {
+            [first, .., last] => format!("{}{}", &head[..first], &head[last..]),
+            _ => head.to_owned(),
+        };
         let to = head.split_once(" to=").map_or("user", |(_, to)| to);
         let call = if self.recipients { !matches!(to, "self" | "user") } else { head.contains(" to=") };
         let channel = head.split_once(CHANNEL).map_or("", |(_, channel)| channel.trim_start());
         let thought = channel.starts_with("analysis") || self.recipients && to == "self";
         let part = if thought && !call { Reasoning } else { Answer };
-        if call {
-            self.give(part, head);
+        if call && !(self.recipients && self.calls.is_some()) {
+            self.give(part, &head);
             self.give(part, MESSAGE);
         }
+        self.quoted = (call && self.calls.is_some() && !self.recipients).then_some(false);
         self.held = rest;
         self.state = Body(part);
         true
@@ -471,7 +570,7 @@ mod tests {
         assert_eq!(says(" to=user<|message|>yes"), "yes");
         assert_eq!(says(" to=f.g<|message|>{}<|eot|>"), " to=f.g<|message|>{}");
         let mut reader = Reader::new(template, "<|start|>assistant");
-        assert_eq!(reader.heads().unwrap()[0], " to=self<|message|>");
+        assert_eq!(reader.heads(&[]).unwrap()[0], " to=self<|message|>");
         reader.push(" to=self<|message|>hm");
         assert_eq!(reader.close().unwrap(), "<|eom|><|start|>assistant to=user<|message|>");
     }

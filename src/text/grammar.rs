@@ -103,6 +103,18 @@ impl Kind {
     }
 }
 
+/// A schema as it stands after `%json` in llguidance's notation. What of it cannot be kept is left out with a warning.
+pub(super) fn schema_rule(schema: &Value) -> String {
+    let ready = match schema::prepare(schema) {
+        Ok(prepared) => prepared.schema,
+        Err(e) => {
+            tracing::warn!("the grammar of a tool's arguments leaves something out: {e:#}");
+            schema::lenient(schema)
+        }
+    };
+    ready.to_string()
+}
+
 /// No token can follow: what the form demands next, none of the vocabulary's tokens says, or the model gives none of
 /// those that do a finite logit.
 #[derive(Debug, PartialEq, Eq)]
@@ -290,6 +302,7 @@ fn plain(e: anyhow::Error) -> anyhow::Error {
 }
 
 /// A text that is being written in a form.
+#[derive(Clone)]
 pub struct Grammar {
     parser: TokenParser,
     twins: Arc<[(u32, u32)]>,

@@ -3,6 +3,7 @@
 
 mod answer;
 mod bpe;
+mod calls;
 mod clock;
 pub mod grammar;
 mod guard;
@@ -24,6 +25,7 @@ mod tokenizer_json;
 mod vocab;
 
 pub use answer::{Markers, Part, Reader};
+pub use calls::{Call, CallGrammars, Markup, Taken, Tools};
 pub use clock::Clock;
 pub use guard::{Prompt, Prompter};
 pub use length::TooLong;

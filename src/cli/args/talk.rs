@@ -116,6 +116,20 @@ pub struct RunArgs {
     /// position
     #[arg(long, value_name = "N", requires = "json")]
     pub logprobs: Option<usize>,
+    /// Tools that the model may call: a JSON list as OpenAI's API has it, or a file with one. Calls
+    /// are printed as JSON, one per line, after the answer
+    #[arg(long, value_name = "FILE|JSON", conflicts_with = "raw")]
+    pub tools: Option<String>,
+    /// Whether a tool is called: auto, required, none, or the name of the one to call [default:
+    /// auto]
+    #[arg(long, value_name = "CHOICE", requires = "tools")]
+    pub tool_choice: Option<String>,
+    /// Allow one tool call per answer
+    #[arg(long, requires = "tools")]
+    pub no_parallel_tool_calls: bool,
+    /// Begin the answer with this text, which the model continues; only what it adds is printed
+    #[arg(long, value_name = "TEXT", conflicts_with = "raw", allow_hyphen_values = true)]
+    pub prefill: Option<String>,
     /// Write to a file instead of stdout
     #[arg(short, long, value_name = "FILE")]
     pub output: Option<PathBuf>,

@@ -2,7 +2,8 @@
 //!
 //! ```text
 //! {"id": any, "prompt": text | "messages": [...], "n_predict", "stop", "json_schema" | "grammar" | "regex",
-//!  "reasoning_budget", "logprobs": N, any sampling parameter}
+//!  "reasoning_budget", "logprobs": N, any sampling parameter; with messages: "tools", "tool_choice",
+//!  "parallel_tool_calls", "continue_final_message", "add_generation_prompt", "chat_template_kwargs"}
 //! {"custom_id": text, "method": "POST", "url": "/v1/chat/completions" | "/v1/completions", "body": {...}}
 //! ```
 //! A field that nobody knows is an error: it would otherwise be a wish that is silently not granted.
@@ -11,7 +12,7 @@ use anyhow::{Result, bail};
 use serde_json::{Map, Value, json};
 
 use crate::cli::settings::Settings;
-use crate::talk::GenParams;
+use crate::talk::{GenParams, ToolUse};
 use crate::text::grammar::Kind;
 
 /// The form in which a request came and its answer goes.
@@ -29,7 +30,18 @@ pub(super) enum Prompt {
     /// A text; `raw` as it is, else as a user's message where the model has a template.
     Text { text: String, raw: bool },
     /// A conversation.
-    Messages { messages: Vec<Value>, tools: Option<Value>, variables: Map<String, Value> },
+    Messages { messages: Vec<Value>, tools: Option<ToolUse>, variables: Map<String, Value>, then: Then },
+}
+
+/// What comes after the messages of a conversation.
+#[derive(Clone, Copy, Debug, PartialEq)]
+pub(super) enum Then {
+    /// An answer, which the template opens.
+    Answer,
+    /// What the model likes: the template opens nothing.
+    Anything,
+    /// The rest of the last message.
+    Rest,
 }
 
 /// A request.
@@ -52,8 +64,8 @@ pub(super) struct Defaults {
 }
 
 /// OpenAI's fields that ask for nothing that this program would do otherwise.
-const WITHOUT_EFFECT: [&str; 9] =
-    ["model", "user", "stream", "stream_options", "n", "store", "metadata", "service_tier", "parallel_tool_calls"];
+const WITHOUT_EFFECT: [&str; 8] =
+    ["model", "user", "stream", "stream_options", "n", "store", "metadata", "service_tier"];
 
 /// Whether a field, OpenAI's or vLLM's, asks for what is done anyway.
 fn is_usual(name: &str, value: &Value) -> bool {
@@ -131,7 +143,18 @@ impl Job {
                 bail!("{name}: no such field");
             }
         }
+        job.check_tools()?;
         Ok(job)
+    }
+
+    /// Fails where an answer is to be in a form, and calls as well.
+    fn check_tools(&self) -> Result<()> {
+        match &self.prompt {
+            Prompt::Messages { tools: Some(_), .. } if self.kind.is_some() => {
+                bail!("tools and a form of the answer (schema, grammar, regex): one of them expected, not both")
+            }
+            _ => Ok(()),
+        }
     }
 
     fn open_ai(form: Form, id: String, url: &str, mut map: Map<String, Value>, defaults: &Defaults) -> Result<Job> {
@@ -141,10 +164,6 @@ impl Job {
         let Some(Value::Object(mut body)) = map.remove("body") else { bail!("body: an object expected") };
         body.retain(|_, v| !v.is_null());
         body.retain(|name, v| !is_usual(name, v));
-        if body.get("tool_choice").is_some_and(|c| c == "none") {
-            body.remove("tool_choice");
-            body.remove("tools"); // so that the template tells the model of none
-        }
         if body.contains_key("max_completion_tokens") {
             body.remove("max_tokens"); // its older name
         }
@@ -195,6 +214,7 @@ impl Job {
                 bail!("body.{name}: no such field");
             }
         }
+        job.check_tools()?;
         Ok(job)
     }
 
@@ -311,13 +331,6 @@ fn messages(list: Value, map: &mut Map<String, Value>) -> Result<Prompt> {
             let Some(texts) = texts else { bail!("messages[{i}].content: only text can be read") };
             m["content"] = texts.join("\n").into();
         }
-        // Templates read a call's arguments as an object; the API sends their text.
-        for call in m.get_mut("tool_calls").and_then(Value::as_array_mut).into_iter().flatten() {
-            let Some(arguments) = call.pointer_mut("/function/arguments") else { continue };
-            if let Some(object) = arguments.as_str().and_then(|t| serde_json::from_str::<Value>(t).ok()) {
-                *arguments = object;
-            }
-        }
         messages.push(m);
     }
     let mut variables = match map.remove("chat_template_kwargs") {
@@ -329,7 +342,26 @@ fn messages(list: Value, map: &mut Map<String, Value>) -> Result<Prompt> {
     if let Some(effort) = map.remove("reasoning_effort") {
         variables.entry("reasoning_effort").or_insert(effort);
     }
-    Ok(Prompt::Messages { messages, tools: map.remove("tools").filter(|t| !t.is_null()), variables })
+    let flag = |map: &mut Map<String, Value>, name: &str| match map.remove(name) {
+        None | Some(Value::Null) => Ok(None),
+        Some(Value::Bool(flag)) => Ok(Some(flag)),
+        Some(v) => Err(wrong(name, &v, "true or false")),
+    };
+    let then = match (flag(map, "continue_final_message")?, flag(map, "add_generation_prompt")?) {
+        (Some(true), Some(true)) => {
+            bail!("continue_final_message and add_generation_prompt: one of them expected to be true, not both")
+        }
+        (Some(true), _) => Then::Rest,
+        (_, Some(false)) => Then::Anything,
+        _ => Then::Answer,
+    };
+    let mut take = |name: &str| map.remove(name);
+    let (tools, choice, parallel) = (take("tools"), take("tool_choice"), take("parallel_tool_calls"));
+    let tools = match choice {
+        Some(none) if none == "none" => None, // so that the template tells the model of none
+        choice => ToolUse::new(tools.as_ref(), choice.as_ref(), parallel.as_ref())?,
+    };
+    Ok(Prompt::Messages { messages, tools, variables, then })
 }
 
 #[cfg(test)]
@@ -361,6 +393,20 @@ mod tests {
             (r#"{"id": 1, "prompt": "x", "regex": "a", "json_schema": {}}"#, json!(1), "json_schema and regex"),
             (r#"{"id": 1, "prompt": "x", "n_predict": 2, "max_tokens": 3}"#, json!(1), "n_predict and max_tokens"),
             (r#"{"id": 1, "prompt": "x", "n_predict": -3}"#, json!(1), "n_predict is -3"),
+            (r#"{"id": 1, "messages": [{"role": "user"}], "tools": {}}"#, json!(1), "tools is {}"),
+            (r#"{"id": 1, "messages": [{"role": "user"}], "tools": [{}]}"#, json!(1), "tools[0] has no name"),
+            (r#"{"id": 1, "messages": [{"role": "user"}], "tool_choice": "required"}"#, json!(1), "no tools are given"),
+            (
+                r#"{"id": 1, "messages": [{"role": "user"}], "tools": [{"name": "f"}], "tool_choice": {"name": "g"}}"#,
+                json!(1),
+                "none of the tools",
+            ),
+            (
+                r#"{"id": 1, "messages": [{"role": "user"}], "tools": [{"name": "f"}], "regex": "a"}"#,
+                json!(1),
+                "not both",
+            ),
+            (r#"{"id": 1, "messages": [{"role": "user"}], "continue_final_message": 1}"#, json!(1), "true or false"),
             (r#"{"custom_id": "c", "url": "/v1/embeddings", "body": {}}"#, json!("c"), "/v1/chat/completions"),
             (r#"{"custom_id": "c", "url": "/v1/completions", "body": {"prompt": ["a"]}}"#, json!("c"), "a text"),
             (r#"{"custom_id": "c", "url": "/v1/completions", "body": {"prompt": "a", "n": 2}}"#, json!("c"), "n is 2"),

@@ -22,9 +22,10 @@ pub(super) struct Done {
 pub(super) fn answer(form: &Form, id: &Value, n: usize, done: &Done) -> Value {
     let Done { generated, ended, complete, seed, prompt_tokens, known_tokens, seconds } = done;
     let n_generated = generated.tokens.len();
+    let calls = !generated.calls.is_empty() && ended.is_whole();
     let Form::OpenAi { custom_id, chat, model } = form else {
         let mut line = json!({
-            "id": id, "text": generated.answer, "finish": ended.name(),
+            "id": id, "text": generated.answer, "finish": if calls { "tool_calls" } else { ended.name() },
             "tokens": { "prompt": prompt_tokens, "known": known_tokens, "generated": n_generated },
             "seconds": seconds, "seed": seed,
         });
@@ -33,6 +34,12 @@ pub(super) fn answer(form: &Form, id: &Value, n: usize, done: &Done) -> Value {
         }
         if !generated.reasoning.is_empty() {
             line["reasoning"] = generated.reasoning.clone().into();
+        }
+        if !generated.calls.is_empty() {
+            line["tool_calls"] = generated.own_calls();
+        }
+        if !generated.incomplete.is_empty() {
+            line["incomplete_tool_call"] = generated.incomplete.clone().into();
         }
         if !generated.logprobs.is_empty() {
             line["logprobs"] = generated.logprobs.clone().into();
@@ -45,6 +52,7 @@ pub(super) fn answer(form: &Form, id: &Value, n: usize, done: &Done) -> Value {
         End::Interrupted => {
             return failure(custom_id, n, (503, "ServiceUnavailableError"), "interrupted before the end");
         }
+        _ if calls => "tool_calls",
         End::Model | End::Stop(_) | End::Complete => "stop",
     };
     let logprobs = if generated.logprobs.is_empty() { Value::Null } else { logprobs(*chat, &generated.logprobs) };
@@ -52,6 +60,15 @@ pub(super) fn answer(form: &Form, id: &Value, n: usize, done: &Done) -> Value {
         let mut message = json!({ "role": "assistant", "content": generated.answer });
         if !generated.reasoning.is_empty() {
             message["reasoning_content"] = generated.reasoning.clone().into();
+        }
+        if !generated.calls.is_empty() {
+            message["tool_calls"] = generated.api_calls();
+            if generated.answer.is_empty() {
+                message["content"] = Value::Null;
+            }
+        }
+        if !generated.incomplete.is_empty() {
+            message["incomplete_tool_call"] = generated.incomplete.clone().into();
         }
         json!({ "index": 0, "message": message, "logprobs": logprobs, "finish_reason": finish })
     } else {

@@ -135,7 +135,7 @@ impl Chat<'_> {
         let ids = self.tokenizer.encode_prompt(&prompt)?;
         let sampler = self.settings.sampler(self.seed.wrapping_add(self.drawn), self.tokenizer)?;
         self.drawn += 1;
-        let reader = self.turns.reader(&prompt);
+        let reader = self.turns.reader(&prompt, None);
         let mut writer = Writer::new(self.tokenizer, sampler, None, reader, self.params.clone(), &ids);
 
         let quiet = Quiet::begin();

@@ -1,7 +1,7 @@
 //! The beginning of a generation: the prompt becomes tokens, as a message or as a text to continue,
 //! and is read.
 
-use anyhow::Result;
+use anyhow::{Context, Result};
 
 use super::prefix;
 use super::saved::Saved;
@@ -9,7 +9,7 @@ use crate::cli::args;
 use crate::cli::errors::usage;
 use crate::sample::Sampler;
 use crate::session::{ContextFull, Output, Progress, Session};
-use crate::talk::{self, GenParams, Turns, Writer};
+use crate::talk::{self, CallRules, GenParams, ToolUse, Turns, Writer};
 use crate::text::grammar::Grammar;
 use crate::text::{Reader, Tokenizer};
 
@@ -19,6 +19,8 @@ pub(super) struct Start<'t, 'p> {
     pub(super) tokenizer: &'t Tokenizer,
     pub(super) sampler: Sampler,
     pub(super) grammar: Option<Grammar>,
+    pub(super) tools: Option<&'t ToolUse>,
+    pub(super) rules: CallRules,
     pub(super) progress: &'p mut dyn FnMut(Progress),
 }
 
@@ -42,7 +44,18 @@ impl<'t> Start<'t, '_> {
         }
         tokenizer.check_length(prompt, session.n_ctx())?; // before a template makes more of it
         saved.messages.push(talk::message("user", prompt));
-        let text = turns.prompt(&saved.messages, true)?;
+        let list = self.tools.map(ToolUse::list);
+        let (text, reader) = match &self.flags.prefill {
+            Some(begun) => {
+                let all = [&saved.messages[..], &[talk::message("assistant", begun)]].concat();
+                turns.begun(&all, self.tools, None).context("--prefill")?
+            }
+            None => {
+                let text = turns.prompt_with(&saved.messages, list, None, true)?;
+                let reader = turns.reader(&text, self.tools);
+                (text, reader)
+            }
+        };
         tokenizer.check_length(text.text(), session.n_ctx())?;
         let ids = tokenizer.encode_prompt(&text)?;
         tracing::debug!("prompt: {} message(s) became {} tokens", saved.messages.len(), ids.len());
@@ -51,11 +64,11 @@ impl<'t> Start<'t, '_> {
         if prefix.is_some() {
             let system = &saved.messages[..saved.messages.len() - 1];
             let other = [system, &[talk::message("user", "")]].concat();
-            let other = tokenizer.encode_prompt(&turns.prompt(&other, true)?)?;
+            let other = tokenizer.encode_prompt(&turns.prompt_with(&other, list, None, true)?)?;
             prefix::read(session, &ids[..talk::shared(&ids, &other)], self.progress)?;
         }
         let params = self.params().of(turns);
-        let writer = Writer::new(tokenizer, self.sampler, self.grammar, turns.reader(&text), params, &ids);
+        let writer = Writer::with_calls(tokenizer, self.sampler, self.grammar, reader, params, &ids, self.rules);
         let logits = talk::read(session, 0, tokenizer, &ids, writer.want(), self.progress)?;
         Ok((writer, logits))
     }

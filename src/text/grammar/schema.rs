@@ -231,6 +231,13 @@ fn least_common(multiples: &[(u64, u32)]) -> u64 {
     })
 }
 
+/// The schema as llguidance is to have it where it leaves out what it does not keep.
+pub(super) fn lenient(schema: &Value) -> Value {
+    let mut ready = if schema.is_object() { schema.clone() } else { json!({}) };
+    ready["x-guidance"] = json!({ "whitespace_pattern": SPACE, "lenient": true });
+    ready
+}
+
 /// Whether all numbers in a value are those that they become: llguidance computes in 64-bit floats.
 fn is_exact(value: &Value) -> bool {
     match value {
