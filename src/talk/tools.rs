@@ -1,7 +1,7 @@
 //! The tools of a request: what is offered, whether one must be called, how calls are read out of the answer and held to
 //! their schemas while they are written.
 
-use anyhow::{Context, Result, bail};
+use anyhow::{Result, bail};
 use serde_json::{Value, json};
 
 use crate::text::grammar::{Grammar, Grammars, Kind};
@@ -116,7 +116,7 @@ impl ToolUse {
     /// What holds the calls to their schemas while they are written.
     ///
     /// # Errors
-    /// If a schema cannot be kept.
+    /// If a call is asked for, and a schema cannot be kept. Otherwise a warning says that calls are not held.
     pub fn rules(&self, tokenizer: &Tokenizer, grammars: &Grammars) -> Result<CallRules> {
         let Some(markup) = self.markup else { return Ok(CallRules::default()) };
         let only = match &self.choice {
@@ -141,9 +141,20 @@ impl ToolUse {
             tracing::info!("calls in the markup of {} are not held to the tools' schemas", markup.name());
             return Ok(CallRules::default());
         };
-        let start = |text: &String| grammars.start(&Kind::Lark(text.clone())).context("tools");
-        let whole = if must { rules.whole.as_ref().map(start).transpose()? } else { None };
-        let after = rules.after.iter().map(|(opens, text)| Ok((opens.clone(), start(text)?))).collect::<Result<_>>()?;
+        let start = |text: &String| grammars.start(&Kind::Lark(text.clone()));
+        let made = || -> Result<_> {
+            let whole = if must { rules.whole.as_ref().map(start).transpose()? } else { None };
+            let after = rules.after.iter().map(|(opens, text)| Ok((opens.clone(), start(text)?)));
+            Ok((whole, after.collect::<Result<Vec<_>>>()?))
+        };
+        let (whole, after) = match made() {
+            Ok(made) => made,
+            Err(e) if must => return Err(e.context("tool_choice: the schemas of the tools cannot be kept; use auto")),
+            Err(e) => {
+                tracing::warn!("the calls of tools are not held to their schemas: {e:#}");
+                return Ok(CallRules::default());
+            }
+        };
         let heads = if must { rules.heads } else { Vec::new() };
         Ok(CallRules { markup: Some(markup), must, whole, after, heads, single: !self.parallel })
     }

@@ -5,7 +5,7 @@
 //! because of how it was cut; where a template drops what an earlier answer thought, reading begins there.
 //!
 //! Messages come as the API has them and are made what templates read: `"content": null` is empty, and the arguments of
-//! calls, which are text there, are objects, or text where the template wants that ([`Turns::find_call_form`]).
+//! calls, which are text there, are objects, or text where the template wants that.
 
 use anyhow::{Context, Result, bail};
 use serde_json::{Map, Value, json};
@@ -26,6 +26,8 @@ pub struct Turns {
     opens: Option<String>,
     /// The arguments of calls are text in the template's messages, not objects.
     text_arguments: bool,
+    /// What was thought before a call is `thinking` in them.
+    thinking: bool,
     /// A message with calls and no content must have none at all, not an empty one.
     null_content: bool,
 }
@@ -38,8 +40,11 @@ impl Turns {
     pub fn new(template: Template, tokenizer: &Tokenizer, further: Map<String, Value>, clock: Clock) -> Result<Turns> {
         let prompter = Prompter::new(template, tokenizer)?;
         let (text_arguments, null_content) = (false, false);
+        let has = |text: &str| prompter.source().contains(text);
+        let thinking = has(".thinking") && !has("reasoning_content");
         let (markers, opens) = (None, None);
-        let mut turns = Turns { prompter, variables: further, clock, markers, opens, text_arguments, null_content };
+        let mut turns =
+            Turns { prompter, variables: further, clock, markers, opens, text_arguments, thinking, null_content };
         turns.opens = turns.find_opening(tokenizer);
         turns.find_call_form();
         if !turns.may_reason() {
@@ -191,6 +196,11 @@ impl Turns {
         }
         if calls && self.null_content && object["content"].as_str().is_some_and(|t| t.trim().is_empty()) {
             object.insert("content".into(), Value::Null);
+        }
+        // What was thought before a call is part of the same answer; gpt-oss's template has a name of its own for it.
+        let thought = object.get("reasoning_content").cloned().filter(|_| calls && self.thinking);
+        if let Some(thought) = thought.filter(|_| object["content"].as_str().is_some_and(str::is_empty)) {
+            object.entry("thinking").or_insert(thought);
         }
         for call in object.get_mut("tool_calls").and_then(Value::as_array_mut).into_iter().flatten() {
             let arguments = match call.pointer("/function/arguments") {

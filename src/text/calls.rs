@@ -133,7 +133,9 @@ impl Markup {
         }
         let mut scan = CodeScan::new(answer, 0);
         let marks: Vec<&str> = self.forms.iter().flat_map(|f| f.opens()).chain(self.drops.iter().copied()).collect();
-        let may = |rest: &str| marks.iter().any(|m| rest.starts_with(m)) || begins(rest, &marks) || begins(rest, ENDS);
+        let longest = marks.iter().chain(ENDS).map(|m| m.len()).max().unwrap_or(0);
+        let partly = |rest: &str| rest.len() < longest && (begins(rest, &marks) || begins(rest, ENDS));
+        let may = |rest: &str| marks.iter().any(|m| rest.starts_with(m)) || partly(rest);
         let at = scan.find(|rest| may(rest));
         let at = at.unwrap_or(answer.len());
         // A fence or backticks may yet begin in the last line.

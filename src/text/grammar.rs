@@ -103,15 +103,17 @@ impl Kind {
     }
 }
 
-/// A schema as it stands after `%json` in llguidance's notation. What of it cannot be kept is left out with a warning.
+/// A schema as it stands after `%json` in llguidance's notation, with one blank between the parts of a document, as
+/// templates write calls. What of it cannot be kept is left out with a warning.
 pub(super) fn schema_rule(schema: &Value) -> String {
-    let ready = match schema::prepare(schema) {
+    let mut ready = match schema::prepare(schema) {
         Ok(prepared) => prepared.schema,
         Err(e) => {
             tracing::warn!("the grammar of a tool's arguments leaves something out: {e:#}");
             schema::lenient(schema)
         }
     };
+    ready["x-guidance"]["whitespace_pattern"] = r"\x20".into();
     ready.to_string()
 }
 

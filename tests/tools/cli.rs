@@ -20,7 +20,7 @@ fn written(name: &str, text: &str) -> String {
 /// What `tandem batch` answers with this template to these lines, and what it says besides.
 fn answers(template: &str, lines: &[Value]) -> (Vec<Value>, String) {
     let text: String = lines.iter().map(|l| format!("{l}\n")).collect();
-    let out = program(&["batch", "--chat-template-file", template], text.as_bytes());
+    let out = program(&["batch", "-c", "1500", "--chat-template-file", template], text.as_bytes());
     let said = String::from_utf8(out.stderr).unwrap();
     let lines = String::from_utf8(out.stdout).unwrap();
     (lines.lines().map(|l| serde_json::from_str(l).unwrap_or_else(|e| panic!("{l}: {e}"))).collect(), said)
@@ -150,8 +150,20 @@ fn a_message_that_is_begun_is_gone_on_with_and_an_answer_need_not_be_opened() {
 fn run_prints_calls_as_objects_and_says_what_is_wrong_with_tools() {
     let (tools, path) = (tools().to_string(), template("hermes.jinja"));
     let run = |more: &[&str]| {
-        let base =
-            ["run", "-p", "Lift it.", "-n", "200", "--no-stdin", "--chat-template-file", &path, "--tools", &tools];
+        let base = [
+            "run",
+            "-p",
+            "Lift it.",
+            "-n",
+            "200",
+            "-c",
+            "1500",
+            "--no-stdin",
+            "--chat-template-file",
+            &path,
+            "--tools",
+            &tools,
+        ];
         program(&[&base[..], more].concat(), b"")
     };
     let text = |bytes: Vec<u8>| String::from_utf8(bytes).unwrap();

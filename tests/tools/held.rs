@@ -4,6 +4,9 @@
 use serde_json::{Value, json};
 use tandem::gguf::Gguf;
 use tandem::quant::Rng;
+use tandem::sample::{Params, Sampler};
+use tandem::session::{Output, Want};
+use tandem::talk::{End, GenParams, ToolUse, Writer};
 use tandem::text::grammar::{Grammar, Grammars, Kind};
 use tandem::text::{CallGrammars, Markup, Reader, Tokenizer, Tools};
 
@@ -159,4 +162,50 @@ fn one_call_is_all_where_no_others_may_stand_beside_it() {
             assert_eq!(Markup::of(source).unwrap().take(&tools, "", &said, true).calls.len(), 1, "{source}: {said:?}");
         }
     }
+}
+
+/// An answer whose tokens are these where they are given, and else as they come, until the call is whole.
+fn answer(tokenizer: &Tokenizer, forms: &Grammars, before: &str, after: &str) -> (bool, String, End, ToolUse) {
+    let source = "<tool_call>\n{\"name\": ..";
+    let bounded = json!({ "type": "object", "required": ["n"], "additionalProperties": false, "properties": {
+        "n": { "type": "integer", "minimum": 0, "maximum": 99 }, "way": { "enum": ["up", "down"] } } });
+    let list = json!([{ "function": { "name": "lift", "parameters": bounded } }]);
+    let tools = ToolUse::new(Some(&list), None, None).unwrap().unwrap().for_template(source).unwrap();
+    let reader = Reader::new(source, "").watching(tools.markup().unwrap());
+    let sampler = Sampler::new(Params { temperature: 0.0, ..Params::default() }, 0, Vec::new());
+    let params = GenParams { limit: Some(400), ..GenParams::default() };
+    let rules = tools.rules(tokenizer, forms).unwrap();
+    let mut writer = Writer::with_calls(tokenizer, sampler, None, reader, params, &[], rules);
+    let given = |text: &str| tokenizer.encode(text, false, false).unwrap().into_iter().rev().collect::<Vec<u32>>();
+    let (mut first, mut last, mut rng) = (given(before), given(after), Rng(5));
+    last.insert(0, tokenizer.eog()[0]);
+    let mut held = false;
+    loop {
+        let ruled = matches!(writer.want(), Want::Last);
+        held |= ruled;
+        let mut logits: Vec<f32> = (0..tokenizer.n_vocab()).map(|_| rng.unit()).collect();
+        let next = first.pop().or_else(|| if ruled { None } else { last.pop() });
+        if let Some(token) = next {
+            logits[token as usize] = 100.0;
+        }
+        if let (_, _, Some(end)) = writer.next(&Output::Logits(logits)).unwrap() {
+            return (held, std::mem::take(&mut writer.generated.answer), end, tools);
+        }
+    }
+}
+
+#[test]
+fn an_answer_is_free_until_a_call_opens_then_held_and_free_again_after_it() {
+    let tokenizer = Tokenizer::new(&Gguf::open(&local().join("models/qwen3moe.gguf")).unwrap()).unwrap();
+    let forms = Grammars::new(&tokenizer).unwrap();
+    let (held, text, end, tools) = answer(&tokenizer, &forms, "I lift it.\n<tool_call>\n{", "\nDone.");
+    let taken = tools.take("", &text, end.is_whole());
+    assert!(held && end == End::Model, "{text:?}: {end:?}");
+    assert_eq!((taken.calls.len(), taken.calls[0].name.as_str()), (1, "lift"), "{text:?}");
+    assert!(taken.calls[0].arguments["n"].as_u64().unwrap() < 100);
+    assert!(taken.content.starts_with("I lift it.") && taken.content.ends_with("Done."), "{text:?}");
+    // An example is text.
+    let example = "So:\n```\n<tool_call>\n{\"name\": 1}\n</tool_call>\n```\n";
+    let (held, text, ..) = answer(&tokenizer, &forms, example, "Done.");
+    assert_eq!((held, text), (false, format!("{example}Done.")));
 }

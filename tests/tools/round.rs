@@ -99,7 +99,7 @@ fn round(turns: &Turns, tools: &ToolUse, answer: &Value) -> Option<Result<(), St
     let user = message("user", "Go on.");
     let prompt = |messages: &[Value], open: bool| {
         let prompt = turns.prompt_with(messages, Some(tools.list()), None, open);
-        prompt.map_err(|e| println!("{e:#}")).ok().map(|p| p.text().to_owned())
+        prompt.ok().map(|p| p.text().to_owned())
     };
     let opened = prompt(std::slice::from_ref(&user), true)?;
     let whole = prompt(&[user.clone(), answer.clone()], false)?;
@@ -158,5 +158,5 @@ fn a_call_that_a_template_writes_reads_back_to_the_same_call() {
     }
     println!("{good} calls came back; of these templates none:\n{}", none.join("\n"));
     assert!(wrong.is_empty(), "{} of {}:\n{}", wrong.len(), good + wrong.len(), wrong.join("\n"));
-    assert!(good > 5);
+    assert!(good > 20);
 }

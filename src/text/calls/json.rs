@@ -177,13 +177,13 @@ impl Rewriter<'_> {
     fn word(&mut self) {
         let end = self.rest().find(|c: char| !c.is_ascii_alphanumeric() && !matches!(c, '-' | '+' | '.'));
         let word = &self.rest()[..end.unwrap_or(self.rest().len())];
+        let (n, python) = (word.len(), self.notation != Notation::Json);
         let same = match word {
-            "True" => "true",
-            "False" => "false",
-            "None" => "null",
-            other => other,
+            "True" if python => "true".into(),
+            "False" if python => "false".into(),
+            "None" if python => "null".into(),
+            other => number(other).map_or_else(|| other.to_owned(), |n| n.to_string()),
         };
-        let (n, same) = (word.len(), if self.notation == Notation::Json { word } else { same }.to_owned());
         self.at += n;
         self.out.push_str(&same);
     }
@@ -198,12 +198,22 @@ impl Rewriter<'_> {
             "False" => Value::Bool(false),
             "None" => Value::Null,
             _ if key => Value::String(said.into()),
-            _ => serde_json::from_str(said).unwrap_or_else(|_| Value::String(said.into())),
+            _ => match serde_json::from_str(said) {
+                Ok(value) => value,
+                Err(_) => number(said).unwrap_or_else(|| Value::String(said.into())),
+            },
         };
         let n = all.len();
         self.at += n;
         self.out.push_str(&value.to_string());
     }
+}
+
+/// The largest number that can be told, for one that is larger still.
+fn number(word: &str) -> Option<Value> {
+    let digits = word.strip_prefix('-').unwrap_or(word).starts_with(|c: char| c.is_ascii_digit());
+    let large = word.parse::<f64>().ok().filter(|n| digits && n.is_infinite())?;
+    Some(f64::MAX.copysign(large).into())
 }
 
 /// Whether a text begins with four hexadecimal digits.
@@ -227,6 +237,8 @@ mod tests {
         assert!(matches!(read("{{{", Notation::Json), JsonRead::Cut));
         assert!(matches!(read(&"[".repeat(1000), Notation::Json), JsonRead::Bad(..)));
         assert!(matches!(read("{'a': 1}", Notation::Json), JsonRead::Bad(..)));
+        let JsonRead::Whole(value, _) = read("{\"a\": -2e999}", Notation::Json) else { panic!() };
+        assert_eq!(value["a"], -f64::MAX);
     }
 
     #[test]

@@ -14,10 +14,7 @@ use super::keyed::Keyed;
 use super::named::{DEEPSEEK, KIMI, Named, SOLAR};
 use super::objects::Objects;
 use super::tagged::Tagged;
-use super::values::{Argument, Values, arguments, quote};
-
-/// The tokens that write a text: the numbers of control tokens, and text between them.
-pub(super) type Marks<'a> = &'a dyn Fn(&str) -> Vec<Result<u32, String>>;
+use super::values::{Argument, Marks, Values, arguments, quote};
 
 /// Grammars that hold calls to their schemas.
 #[derive(Clone, Debug, Default, PartialEq)]

@@ -10,9 +10,11 @@
 use serde_json::{Value, json};
 
 use super::json::QUOTE;
-use super::rules::Marks;
 use super::typed::{self, made_of};
 use crate::text::grammar::schema_rule;
+
+/// The tokens that write a text: the numbers of control tokens, and text between them.
+pub(super) type Marks<'a> = &'a dyn Fn(&str) -> Vec<Result<u32, String>>;
 
 /// An argument of a call with tags.
 #[derive(Clone, Debug, PartialEq)]

@@ -234,7 +234,7 @@ fn least_common(multiples: &[(u64, u32)]) -> u64 {
 /// The schema as llguidance is to have it where it leaves out what it does not keep.
 pub(super) fn lenient(schema: &Value) -> Value {
     let mut ready = if schema.is_object() { schema.clone() } else { json!({}) };
-    ready["x-guidance"] = json!({ "whitespace_pattern": SPACE, "lenient": true });
+    ready["x-guidance"] = json!({ "lenient": true });
     ready
 }
 
