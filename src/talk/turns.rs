@@ -179,7 +179,7 @@ impl Turns {
         if tools.markup().is_none() {
             bail!(
                 "tools: the chat template takes none, so that the model would not know of them; use a template that \
-                 does (--chat-template-file), or leave tools out"
+                 does (--chat-template tool_use where the file has one, or --chat-template-file), or leave tools out"
             );
         }
         tracing::warn!("the chat template does not tell the model of the tools; describe them in the system message");

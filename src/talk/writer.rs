@@ -145,10 +145,25 @@ impl Generated {
         said.then_some(message)
     }
 
-    /// Whether the answer began, after what was thought: there is some of it, or what ended it was found in it.
+    /// Whether the answer began, after what was thought: there is some of it or a call, or what ended it was found in it.
     pub fn began(&self, end: &End) -> bool {
-        !self.answer.trim().is_empty() || matches!(end, End::Stop(_) | End::Complete)
+        let called = !self.calls.is_empty() || !self.incomplete.is_empty();
+        called || !self.answer.trim().is_empty() || matches!(end, End::Stop(_) | End::Complete)
     }
+}
+
+/// In reasoning, the text that ends it and begins the answer: where that must be a message with one of these heads, up to
+/// what they have in common.
+fn closing(reader: &Reader, heads: &[String]) -> Option<String> {
+    const WHO: &str = "assistant";
+    let mut close = reader.close()?;
+    if let (Some(first), Some(at)) = (heads.first(), close.find(WHO)) {
+        let same = |n: &usize| first.is_char_boundary(*n) && heads.iter().all(|h| h.starts_with(&first[..*n]));
+        let n = (0..=first.len()).rev().find(same).unwrap_or(0);
+        close.truncate(at + WHO.len());
+        close.push_str(&first[..n]);
+    }
+    Some(close)
 }
 
 /// A number for a call that has none: nine letters and digits, as Mistral's templates want it, out of a 64-bit FNV-1a
@@ -221,7 +236,7 @@ impl<'t> Writer<'t> {
         prompt.iter().for_each(|t| sampler.accept(*t));
         let stops = Stops::new(params.stop.iter().cloned());
         // Where the prompt has opened a reasoning that may have no token, it is closed at once.
-        let close = reader.close().filter(|_| params.budget == Some(0));
+        let close = closing(&reader, &calls.heads).filter(|_| params.budget == Some(0));
         let forced: VecDeque<u32> =
             close.and_then(|text| tokenizer.encode(&text, false, true).ok()).unwrap_or_default().into();
         let (generated, stream) = (Generated::default(), tokenizer.stream());
@@ -366,7 +381,8 @@ impl<'t> Writer<'t> {
         if !self.calls.after.is_empty() {
             self.seen.extend(came.iter().filter(|(part, _)| *part == Part::Answer).map(|(_, text)| text.as_str()));
         }
-        if let Some(close) = self.reader.close().filter(|_| self.params.budget.is_some_and(|n| self.thought >= n)) {
+        let close = closing(&self.reader, &self.calls.heads);
+        if let Some(close) = close.filter(|_| self.params.budget.is_some_and(|n| self.thought >= n)) {
             self.forced = self.tokenizer.encode(&close, false, true)?.into();
             self.params.budget = None;
         }

@@ -113,7 +113,9 @@ pub(super) fn schema_rule(schema: &Value) -> String {
             schema::lenient(schema)
         }
     };
-    ready["x-guidance"]["whitespace_pattern"] = r"\x20".into();
+    if ready.is_object() {
+        ready["x-guidance"]["whitespace_pattern"] = r"\x20".into();
+    }
     ready.to_string()
 }
 

@@ -44,9 +44,9 @@ fn user() -> Value {
 fn a_call_that_is_asked_for_comes_in_each_form_of_a_line() {
     let named = json!({ "type": "function", "function": { "name": "crane" } });
     let own = json!({ "id": 1, "messages": user(), "tools": tools(), "tool_choice": "required", "n_predict": 200,
-        "parallel_tool_calls": false });
+        "parallel_tool_calls": false, "reasoning_budget": 2 });
     let api = json!({ "custom_id": "c", "url": "/v1/chat/completions", "body": { "messages": user(), "tools": tools(),
-        "tool_choice": named, "max_tokens": 200, "parallel_tool_calls": false } });
+        "tool_choice": named, "max_tokens": 200, "parallel_tool_calls": false, "reasoning_budget": 2 } });
     for name in ["hermes.jinja", "lines.jinja", "messages.jinja", "text.jinja"] {
         let (got, said) = answers(&template(name), &[own.clone(), api.clone()]);
         assert_eq!(got[0]["finish"], "tool_calls", "{name}: {} {said}", got[0]);

@@ -38,7 +38,9 @@ fn every_flag_of_both_programs_is_in_the_table_and_takes_as_many_values() {
     for line in facts.lines().filter(|l| !l.starts_with('#')) {
         let mut parts = line.split(' ').skip(1);
         let n: usize = parts.next().unwrap().parse().unwrap();
-        parts.for_each(|name| drop(counts.entry(name).or_default().insert(n)));
+        parts.for_each(|name| {
+            counts.entry(name).or_default().insert(n);
+        });
     }
     assert!(counts.len() > 700, "{} spellings were read", counts.len());
     // In one program -dr names a repository, in the other it is --dry-run, as -p is --n-prompt in a

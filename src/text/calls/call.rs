@@ -45,7 +45,7 @@ impl Tools {
             }
             let schema = match &function["parameters"] {
                 Value::Null => json!({ "type": "object", "properties": {} }),
-                schema @ (Value::Object(_) | Value::Bool(_)) => schema.clone(),
+                schema @ Value::Object(_) => schema.clone(),
                 other => bail!("tools[{i}]: parameters is {other}: a schema expected"),
             };
             list.push((name.to_owned(), schema));

@@ -227,7 +227,7 @@ impl<'a> Values<'a> {
                 format!("\"{{\" ({}) \"}}\"", ways.join(" | "))
             }
             other => {
-                let mut one = schema.clone();
+                let mut one = if schema.is_object() { schema.clone() } else { json!({}) };
                 one["type"] = other.into();
                 self.json(&one)
             }
