@@ -456,7 +456,7 @@ impl Session {
             return Ok(0);
         }
         let again = self.seqs[seq].tokens[..n].to_vec();
-        let from = self.to_checkpoint(seq)?;
+        let from = self.go_to_checkpoint(seq)?;
         let checkpoints = std::mem::take(&mut self.seqs[seq].checkpoints);
         let read = self.feed(seq, &again[from..], Want::None);
         let list = &mut self.seqs[seq].checkpoints;
@@ -467,7 +467,7 @@ impl Session {
     }
 
     /// Makes a sequence what it was at its last checkpoint, or empty if it has none. Returns how many tokens that are.
-    fn to_checkpoint(&mut self, seq: usize) -> Result<usize> {
+    fn go_to_checkpoint(&mut self, seq: usize) -> Result<usize> {
         let n = match self.seqs[seq].checkpoints.last() {
             Some(c) => {
                 self.engine.put_back(seq as u32, c.n, &c.states)?;
@@ -487,7 +487,7 @@ impl Session {
     fn undo_walk(&mut self, seq: usize) -> Result<()> {
         let n = self.seqs[seq].tokens.len();
         if !self.engine.states.iter().all(|s| s.can_rewind(seq as u32, n)) {
-            self.to_checkpoint(seq)?;
+            self.go_to_checkpoint(seq)?;
         }
         Ok(())
     }
