@@ -349,13 +349,18 @@ impl Grammar {
     /// Goes on with a token.
     ///
     /// # Errors
-    /// If it is not allowed.
+    /// If it is not allowed, or the grammar then has more ways to go on than are followed.
     pub fn accept(&mut self, token: u32) -> Result<()> {
         let done = catch_unwind(AssertUnwindSafe(|| {
             self.parser.consume_token(token)?;
             self.parser.check_stop()
         }));
-        done.map(drop).map_err(plain).with_context(|| format!("the grammar does not allow token {token} here"))
+        let Err(e) = done.map_err(plain) else { return Ok(()) };
+        let limit = e.to_string().contains("Current row has"); // of llguidance, as `limits` has it
+        Err(e.context(match limit {
+            true => "the grammar has too many ways to go on, as an ambiguous one has".to_owned(),
+            false => format!("the grammar does not allow token {token} here"),
+        }))
     }
 
     /// Whether the text may end here.
