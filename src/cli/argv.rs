@@ -6,7 +6,8 @@
 //! knows is wrong usage. All that is wrong with a command is told at once.
 
 use std::ffi::{OsStr, OsString};
-use std::io::IsTerminal;
+use std::fs::File;
+use std::io::{IsTerminal, Read};
 use std::path::Path;
 
 use anyhow::Result;
@@ -121,9 +122,15 @@ fn with_verb(mut words: Vec<OsString>, program: &Command, at: Terminals) -> Resu
     Ok(words)
 }
 
-/// Whether a word that is no flag names a model.
+/// Whether a word that is no flag names a model: by its ending, or by the first bytes of a file that
+/// another program keeps under another name.
 fn is_model(word: &OsStr) -> bool {
-    Path::new(word).extension().is_some_and(|e| e.eq_ignore_ascii_case("gguf"))
+    let path = Path::new(word);
+    let begins = || {
+        let mut magic = [0; 4];
+        path.is_file() && File::open(path).is_ok_and(|mut f| f.read_exact(&mut magic).is_ok()) && magic == *b"GGUF"
+    };
+    path.extension().is_some_and(|e| e.eq_ignore_ascii_case("gguf")) || begins()
 }
 
 /// Whether a word may be a flag.

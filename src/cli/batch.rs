@@ -319,7 +319,7 @@ impl<'t> Prompts<'t> {
             (Prompt::Messages { messages, tools, variables, then }, _) => {
                 let has = messages.iter().any(|m| m["role"] == "system" || m["role"] == "developer");
                 let all = system.filter(|_| !has).chain(messages.iter().cloned()).collect::<Vec<_>>();
-                (all, tools.clone(), Some(variables), *then)
+                (all, tools.as_deref().cloned(), Some(variables), *then)
             }
         };
         let turns = self.turns.context(

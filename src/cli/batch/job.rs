@@ -30,7 +30,7 @@ pub(super) enum Prompt {
     /// A text; `raw` as it is, else as a user's message where the model has a template.
     Text { text: String, raw: bool },
     /// A conversation.
-    Messages { messages: Vec<Value>, tools: Option<ToolUse>, variables: Map<String, Value>, then: Then },
+    Messages { messages: Vec<Value>, tools: Option<Box<ToolUse>>, variables: Map<String, Value>, then: Then },
 }
 
 /// What comes after the messages of a conversation.
@@ -359,7 +359,7 @@ fn messages(list: Value, map: &mut Map<String, Value>) -> Result<Prompt> {
     let (tools, choice, parallel) = (take("tools"), take("tool_choice"), take("parallel_tool_calls"));
     let tools = match choice {
         Some(none) if none == "none" => None, // so that the template tells the model of none
-        choice => ToolUse::new(tools.as_ref(), choice.as_ref(), parallel.as_ref())?,
+        choice => ToolUse::new(tools.as_ref(), choice.as_ref(), parallel.as_ref())?.map(Box::new),
     };
     Ok(Prompt::Messages { messages, tools, variables, then })
 }

@@ -41,7 +41,7 @@ const FITS: &str = "placement always fits what is not fixed into the GPU's free 
 const MASKS: &str = "prompts and single tokens are computed by the same threads: -C and --cpu-range";
 const PRIORITY: &str = "run the program under nice or chrt";
 const SPIN: &str = "threads wait actively for 60 microseconds, then sleep";
-const TYPED: &str = "sessions, the context and its checkpoints take what memory they need";
+const CHECKPOINTS: &str = "sessions, the context and its checkpoints take what memory they need";
 
 const ON: When = Is(&["", "on", "auto", "1", "true", "enabled", "-1"]);
 const OFF: When = Is(&["0", "off", "false", "disabled"]);
@@ -249,10 +249,10 @@ pub(super) const TABLE: &[Flag] = &[
     row("-dt --defrag-thold", One, Idle("caches have no holes")),
     row("-bs --backend-sampling", Nothing, Idle("tokens are chosen on the CPU, except the most likely one")),
     row("-ctxcp --ctx-checkpoints --swa-checkpoints -ctx-ckpt -cms --checkpoint-min-step -cram --cache-ram", One,
-        Idle(TYPED)),
-    row("-ctx-ckpt-i --ctx-checkpoints-interval -ctx-ckpt-t --ctx-checkpoints-tolerance", One, Idle(TYPED)),
+        Idle(CHECKPOINTS)),
+    row("-ctx-ckpt-i --ctx-checkpoints-interval -ctx-ckpt-t --ctx-checkpoints-tolerance", One, Idle(CHECKPOINTS)),
     row("-ctx-ckpt-e --ctx-checkpoints-eviction -crs --cache-ram-similarity -cram-n-min --cache-ram-n-min", One,
-        Idle(TYPED)),
+        Idle(CHECKPOINTS)),
     row("--cache-reuse -sps --slot-prompt-similarity", One,
         Idle("a conversation is compared with what was read, token by token")),
     row("--no-cache-prompt --no-cache-idle-slots", Nothing, Idle("what was read of a conversation is always kept")),
