@@ -1,6 +1,7 @@
 //! The process in which a form is tried: this program again, with limits on its time and memory.
 //!
-//! `tandem __try-form` reads what [`run_trial`] wants from stdin. It is no verb: nothing but this file calls it.
+//! `tandem __try-form` reads what [`run_trial`] wants from stdin. It is no verb: nothing but this
+//! file calls it.
 
 use std::io::{Read, Write};
 use std::os::unix::process::ExitStatusExt;
@@ -15,10 +16,11 @@ use crate::text::grammar::run_trial;
 pub(super) const ARGUMENT: &str = "__try-form";
 /// Its exit status where it cannot be limited.
 const NO_LIMITS: i32 = 2;
-/// Seconds of the processor. The largest ordinary schemas take a twentieth: 300 objects in an anyOf 45 ms, 10,000 words of
-/// an enum 110 ms.
+/// Seconds of the processor. The largest ordinary schemas take a twentieth: 300 objects in an anyOf
+/// 45 ms, 10,000 words of an enum 110 ms.
 const SECONDS: u64 = 1;
-/// Memory beyond what the process has when it begins, without the stack on which a form is compiled.
+/// Memory beyond what the process has when it begins, without the stack on which a form is
+/// compiled.
 const MEMORY: u64 = 256 << 20;
 /// Address space that the compiling thread's stack takes, most of which never becomes memory.
 const STACK: u64 = 320 << 20;

@@ -1,19 +1,21 @@
-//! What jinja2 reads otherwise than minijinja, written so that both mean the same, and where a template's values are
-//! checked against `limits.rs`.
+//! What jinja2 reads otherwise than minijinja, written so that both mean the same, and where a
+//! template's values are checked against `limits.rs`.
 //!
 //! ```text
 //! \r\n, \r                  \n, before anything else
 //! {% generation %}          a scope that prints its body: {% with %}
 //! 'a\/b', '\U0001F600'      escapes of Python's strings: \\/ and the character
-//! list[a:b:c]               list.__slice__(a,b,c): minijinja counts backwards wrongly, and skips through a list in one step
+//! list[a:b:c]               list.__slice__(a,b,c): minijinja counts backwards wrongly, and skips
+//!                           through a list in one step
 //! a ~ b, a * b, a + b       a|__text__ ~ b|__text__, __single__, __short__
 //! a == b, a in b, x[a]      __compared__: what is said, without regard to who wrote it
 //! a|join                    a|__weighed__|join, for every filter that goes through all of a value
 //! {% set a = b %}           __kept__, and __held__ where a namespace holds it
 //! ```
 //!
-//! These filters of ours return what they are given, or an error. So it does not matter which part of an expression the
-//! filter binds to: of a / b|__single__ * c only b is looked at, and a quotient is no list.
+//! These filters of ours return what they are given, or an error. So it does not matter which part
+//! of an expression the filter binds to: of a / b|__single__ * c only b is looked at, and a
+//! quotient is no list.
 
 use std::sync::LazyLock;
 
@@ -38,7 +40,8 @@ static END_RAW: LazyLock<Regex> = LazyLock::new(|| regex(r"\{%[-+]?\s*endraw\s*[
 /// Escapes of Python's strings that minijinja does not know.
 static ESCAPE: LazyLock<Regex> = LazyLock::new(|| regex(r"(?s)\\(?:U([0-9A-Fa-f]{8})|.)"));
 
-/// Filters that look at a value's size, its beginning or its end, or at one text; those of `python.rs` count what they do.
+/// Filters that look at a value's size, its beginning or its end, or at one text; those of
+/// `python.rs` count what they do.
 const CHEAP: &[&str] = &[
     "abs",
     "bool",
@@ -69,11 +72,12 @@ const CHEAP: &[&str] = &[
 /// Words between values.
 const BETWEEN: &[&str] = &["and", "elif", "else", "if", "in", "is", "not", "or", "recursive"];
 
-/// A template as minijinja is to read it. Lines stay where they are. With `own`, what the template itself writes of
-/// control tokens is in own characters.
+/// A template as minijinja is to read it. Lines stay where they are. With `own`, what the template
+/// itself writes of control tokens is in own characters.
 ///
 /// # Errors
-/// If the template is larger than [`TEMPLATE_BYTES`], a tag has more than [`TAG_TOKENS`] parts, or one does not end.
+/// If the template is larger than [`TEMPLATE_BYTES`], a tag has more than [`TAG_TOKENS`] parts, or
+/// one does not end.
 pub(super) fn translate(source: &str, mut own: Option<&mut Literals>) -> Result<String> {
     if source.len() > TEMPLATE_BYTES {
         bail!("{} bytes: expected at most {TEMPLATE_BYTES} of a chat template", source.len());
@@ -179,8 +183,8 @@ struct Tag<'t> {
     from: usize,
 }
 
-/// Text that goes into a tag in place of some of it. What closes goes before what opens at the same place, and of what
-/// closes the lower `order` is the inner one.
+/// Text that goes into a tag in place of some of it. What closes goes before what opens at the same
+/// place, and of what closes the lower `order` is the inner one.
 struct Edit {
     at: usize,
     order: u8,

@@ -1,4 +1,5 @@
-//! How much a chat template may do: a template comes with a model's file, and the file from anybody.
+//! How much a chat template may do: a template comes with a model's file, and the file from
+//! anybody.
 //!
 //! ```text
 //! steps      minijinja's fuel: one for an instruction, for 64 bytes made or read, for two items visited
@@ -7,17 +8,17 @@
 //! source     bytes of the template, parts of one tag, which also bounds how deep its expressions are
 //! ```
 //!
-//! minijinja counts what its instructions make, but not what they go through: that a list of lists of lists is compared,
-//! printed, or a key, is one step to it. `jinja.rs` puts the filters of this file wherever that happens. They return what
-//! they are given, count what is in it as steps, and refuse what is out of all proportion. What such a filter refuses is
-//! an error with its line.
+//! minijinja counts what its instructions make, but not what they go through: that a list of lists
+//! of lists is compared, printed, or a key, is one step to it. `jinja.rs` puts the filters of this
+//! file wherever that happens. They return what they are given, count what is in it as steps, and
+//! refuse what is out of all proportion. What such a filter refuses is an error with its line.
 //!
-//! A namespace is the only thing in a template that changes, so only there can something come to contain itself, or
-//! become deeper with every turn of a loop. `__held__` refuses both.
+//! A namespace is the only thing in a template that changes, so only there can something come to
+//! contain itself, or become deeper with every turn of a loop. `__held__` refuses both.
 //!
-//! Measured over the 77 reference templates, with conversations of 200 messages: at most 26 % of the steps
-//! (`tests/template.rs` holds 30). Rejected: a process of its own for every prompt, with limits of the system: 3 to
-//! 30 milliseconds each, and no line in what it says.
+//! Measured over the 77 reference templates, with conversations of 200 messages: at most 26 % of
+//! the steps (`tests/template.rs` holds 30). Rejected: a process of its own for every prompt, with
+//! limits of the system: 3 to 30 milliseconds each, and no line in what it says.
 
 use std::fmt::Write;
 
@@ -35,8 +36,9 @@ pub(super) const TAG_TOKENS: usize = 10_000;
 const STEPS: u64 = 2_000_000;
 /// Bytes that one step pays for.
 const STEP_BYTES: usize = 64;
-/// How often a template may go through its conversation beyond [`STEPS`], and how often it may copy all of it with every
-/// message: some put the prompt together in a variable, to which each message adds several texts.
+/// How often a template may go through its conversation beyond [`STEPS`], and how often it may copy
+/// all of it with every message: some put the prompt together in a variable, to which each message
+/// adds several texts.
 const PASSES: u64 = 32;
 const COPIES: u64 = 24;
 /// Steps of the longest conversation, at most: some ten seconds.
@@ -72,7 +74,8 @@ fn size(value: &serde_json::Value) -> usize {
     }
 }
 
-/// Gives a template's environment the filters that `jinja.rs` puts into it, and tests and filters that count.
+/// Gives a template's environment the filters that `jinja.rs` puts into it, and tests and filters
+/// that count.
 pub(super) fn install(env: &mut Environment<'static>) {
     env.add_filter("__text__", |state: &State, value: &Value| made_text(state, value));
     env.add_filter("__single__", single);
@@ -129,7 +132,8 @@ struct Contents {
 }
 
 impl Contents {
-    /// Adds a value that is in `depth` others; in what a namespace holds there must be no namespace (`held`).
+    /// Adds a value that is in `depth` others; in what a namespace holds there must be no namespace
+    /// (`held`).
     fn add(&mut self, value: &Value, depth: usize, held: bool) -> Result<(), Error> {
         self.items += 1;
         self.bytes += value.as_str().map_or(0, str::len);
@@ -173,7 +177,8 @@ pub(super) fn weighed(state: &State, value: &Value) -> Result<(), Error> {
     weigh(state, value).map(drop)
 }
 
-/// A value that gets a name. What is read as it is iterated becomes a list: a loop could make one of another without end.
+/// A value that gets a name. What is read as it is iterated becomes a list: a loop could make one
+/// of another without end.
 fn kept(state: &State, value: &Value, held: bool) -> Result<Value, Error> {
     if value.as_object().is_none() {
         return Ok(value.clone());

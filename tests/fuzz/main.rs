@@ -1,9 +1,11 @@
-//! The fuzz targets as seeded property tests: whatever a stranger hands in ends as a result or as an error that names it,
-//! never in a panic, a wait without end or a demand for memory. The same targets run without bounds from fuzz/.
+//! The fuzz targets as seeded property tests: whatever a stranger hands in ends as a result or as
+//! an error that names it, never in a panic, a wait without end or a demand for memory. The same
+//! targets run without bounds from fuzz/.
 //!
-//! What never ends or fills the memory (`tests/data/hostile`: templates that loop or grow, schemas and grammars with millions
-//! of states) is mutated as well, and its promise is that it ends within its limits. `TANDEM_FUZZ_TIMES=10` makes that
-//! 20,000 inputs: 4000 templates, 3000 schemas, 3000 grammars, 10,000 lines of a batch.
+//! What never ends or fills the memory (`tests/data/hostile`: templates that loop or grow, schemas
+//! and grammars with millions of states) is mutated as well, and its promise is that it ends within
+//! its limits. `TANDEM_FUZZ_TIMES=10` makes that 20,000 inputs: 4000 templates, 3000 schemas, 3000
+//! grammars, 10,000 lines of a batch.
 
 #![allow(missing_docs)]
 
@@ -92,7 +94,8 @@ fn hostile_forms(name: &str) -> Vec<Value> {
     lines.filter_map(|l| l.get(name).cloned()).collect()
 }
 
-/// Runs a target on `rounds` inputs, each made by `make` of a generator of its own. Returns how many were taken.
+/// Runs a target on `rounds` inputs, each made by `make` of a generator of its own. Returns how
+/// many were taken.
 fn holds(target: fn(&[u8]) -> bool, rounds: u64, most_bytes: usize, make: impl Fn(&mut Rng) -> Vec<u8> + Send) -> u64 {
     // One target at a time, so that the memory is its own.
     static TURN: Mutex<()> = Mutex::new(());
@@ -200,7 +203,8 @@ fn a_model_file_is_read_or_refused() {
 #[test]
 fn a_saved_session_is_loaded_or_refused() {
     let saved = targets::saved_session();
-    // A token that no vocabulary has, as a number of the head: the sums are made right by the target.
+    // A token that no vocabulary has, as a number of the head: the sums are made right by the
+    // target.
     let at = saved.windows(3).position(|w| w == b",7,").expect("the tokens are in the head");
     let strange = [&saved[..at], b",4294967295,", &saved[at + 3..]].concat();
     let seeds = [saved, strange];

@@ -1,4 +1,5 @@
-//! Chat templates that loop, grow or nest without end are errors with their line, and take little time and memory until then.
+//! Chat templates that loop, grow or nest without end are errors with their line, and take little
+//! time and memory until then.
 
 use std::path::PathBuf;
 
@@ -12,8 +13,8 @@ fn noon() -> Clock {
     "2025-03-14 12:00".parse().unwrap()
 }
 
-/// Templates that never come to an end, or that make gigabytes, by their names: the inputs of `tests/data/hostile`, and
-/// further ones that go around what stops those.
+/// Templates that never come to an end, or that make gigabytes, by their names: the inputs of
+/// `tests/data/hostile`, and further ones that go around what stops those.
 fn endless() -> Vec<(String, String)> {
     let dir = local().join("hostile");
     let files = std::fs::read_dir(dir).unwrap().map(|f| f.unwrap().path());
@@ -96,7 +97,8 @@ fn what_a_template_of_anybody_s_may_use_of_memory_is_bounded() {
     for (name, source) in endless().into_iter().filter(|(name, _)| name.ends_with("jinja")) {
         let file = PathBuf::from(env!("CARGO_TARGET_TMPDIR")).join("hostile.jinja");
         std::fs::write(&file, source).unwrap();
-        // Address space, of which the stack's 256 MiB, a share of the program and of its threads are never used.
+        // Address space, of which the stack's 256 MiB, a share of the program and of its threads
+        // are never used.
         let limited = "ulimit -v 1200000; exec \"$0\" template --chat-template-file \"$1\"";
         let mut command = std::process::Command::new("sh");
         let messages = json!({"messages": vec![json!({"role": "user", "content": "a"}); 4]}).to_string();

@@ -1,5 +1,5 @@
-//! Forms on the command line: files as editors write them, schemas that say more than is kept, and forms that take so long
-//! that the process with the others must not wait for them.
+//! Forms on the command line: files as editors write them, schemas that say more than is kept, and
+//! forms that take so long that the process with the others must not wait for them.
 
 use std::path::PathBuf;
 use std::process::{Command, Stdio};

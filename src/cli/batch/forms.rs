@@ -1,4 +1,5 @@
-//! Requests whose form (a JSON schema, a grammar) is being compiled, on a thread of its own: the answers of others go on.
+//! Requests whose form (a JSON schema, a grammar) is being compiled, on a thread of its own: the
+//! answers of others go on.
 
 use std::collections::BTreeMap;
 use std::sync::mpsc::{Receiver, Sender, channel};
@@ -11,7 +12,8 @@ use super::job::Job;
 use crate::text::Tokenizer;
 use crate::text::grammar::{Grammar, Grammars, Kind};
 
-/// Requests that wait for their forms, at most: further lines are not read before one of them begins.
+/// Requests that wait for their forms, at most: further lines are not read before one of them
+/// begins.
 const MOST: usize = 16;
 
 /// Requests that wait for their forms.
@@ -40,7 +42,8 @@ impl Forms {
                 }
             }
         };
-        // Where no thread can be started, the channels are closed, and every form is refused as that.
+        // Where no thread can be started, the channels are closed, and every form is refused as
+        // that.
         let _ = std::thread::Builder::new().name("forms".into()).spawn_scoped(scope, work);
         Forms { ask: Some(ask), compiled, waiting: BTreeMap::new() }
     }
@@ -63,7 +66,8 @@ impl Forms {
         self.waiting.insert(number, (line, job));
     }
 
-    /// A request whose form is compiled, or cannot be, with its number and line. Waits for one if `patience` is given.
+    /// A request whose form is compiled, or cannot be, with its number and line. Waits for one if
+    /// `patience` is given.
     pub(super) fn next(&mut self, patience: Option<Duration>) -> Option<(usize, usize, Job, Result<Grammar>)> {
         if self.waiting.is_empty() {
             return None;

@@ -1,7 +1,9 @@
-//! Which JSON schemas can be kept: every keyword is known, means something here, or is named as what is not supported.
+//! Which JSON schemas can be kept: every keyword is known, means something here, or is named as
+//! what is not supported.
 //!
-//! A keyword that nobody looks at is a promise broken in silence: `uniqueItems`, or `maxlength` for `maxLength`. So what is
-//! neither kept nor a remark is an error, with its place. Only what the schema reaches is looked at, as only that is used.
+//! A keyword that nobody looks at is a promise broken in silence: `uniqueItems`, or `maxlength` for
+//! `maxLength`. So what is neither kept nor a remark is an error, with its place. Only what the
+//! schema reaches is looked at, as only that is used.
 
 use std::collections::HashSet;
 
@@ -54,15 +56,18 @@ const REMARKS: &[&str] = &[
     "writeOnly",
 ];
 
-/// Formats that llguidance keeps (its `json/formats.rs`). JSON Schema 2020-12 (validation 7) has any other be a remark.
+/// Formats that llguidance keeps (its `json/formats.rs`). JSON Schema 2020-12 (validation 7) has
+/// any other be a remark.
 const FORMATS: &[&str] =
     &["date", "date-time", "duration", "email", "hostname", "ipv4", "ipv6", "time", "unknown", "uri", "uuid"];
 
-/// Up to here a 64-bit float has all whole numbers, and is not itself what a larger one was rounded to.
+/// Up to here a 64-bit float has all whole numbers, and is not itself what a larger one was rounded
+/// to.
 const EXACT: u64 = 9_007_199_254_740_992;
 
-/// A multiple without its point, at most. What keeps `multipleOf` has this many states: 100,000 take a third of a second,
-/// a million nine seconds. llguidance computes with 32 bits, and keeps wrongly what does not fit.
+/// A multiple without its point, at most. What keeps `multipleOf` has this many states: 100,000
+/// take a third of a second, a million nine seconds. llguidance computes with 32 bits, and keeps
+/// wrongly what does not fit.
 const MULTIPLE: u64 = 100_000;
 /// The same where allOf joins several, which multiplies them.
 const MULTIPLES: u64 = 40_000;
@@ -77,8 +82,9 @@ const VISITS: usize = 200_000;
 /// Places that a schema names, at most.
 const REFS: usize = 5000;
 
-/// White space between the parts of a document: one blank, or a line's end with its indent. llguidance takes any amount
-/// where this is not said, and a model that likes blanks never comes back.
+/// White space between the parts of a document: one blank, or a line's end with its indent.
+/// llguidance takes any amount where this is not said, and a model that likes blanks never comes
+/// back.
 const SPACE: &str = r"\x20|\r?\n[\x20\t]{0,40}";
 
 /// A schema as llguidance is to have it.
@@ -177,7 +183,8 @@ pub(super) fn prepare(schema: &Value) -> Result<Prepared> {
     Ok(Prepared { schema: ready, remarks })
 }
 
-/// What `multipleOf` says of the number that this schema is for, in it and in what is said of the same number elsewhere.
+/// What `multipleOf` says of the number that this schema is for, in it and in what is said of the
+/// same number elsewhere.
 fn same_number(root: &Value, part: &Value, found: &mut Vec<(u64, u32)>, left: &mut usize) {
     let mut todo = vec![part];
     let mut seen = HashSet::new();
@@ -205,7 +212,8 @@ fn escaped(name: &str) -> String {
     name.replace('~', "~0").replace('/', "~1")
 }
 
-/// A number without its point, and how many of its places come after that; None where either is too many.
+/// A number without its point, and how many of its places come after that; None where either is too
+/// many.
 fn multiple(value: &Value) -> Option<(u64, u32)> {
     let number = value.as_f64().filter(|n| *n > 0.0)?;
     let text = format!("{number:e}");
@@ -218,7 +226,8 @@ fn multiple(value: &Value) -> Option<(u64, u32)> {
     (whole <= MULTIPLE && places <= PLACES).then_some((whole, places))
 }
 
-/// The least common multiple of all of these in units of their last place, or a number beyond all bounds.
+/// The least common multiple of all of these in units of their last place, or a number beyond all
+/// bounds.
 fn least_common(multiples: &[(u64, u32)]) -> u64 {
     let most = multiples.iter().map(|(_, places)| *places).max().unwrap_or(0);
     let in_units = multiples.iter().map(|(whole, places)| whole * 10_u64.pow(most - places));

@@ -1,11 +1,14 @@
-//! A form is tried before it is compiled, where nothing is lost if that takes too long: in another process.
+//! A form is tried before it is compiled, where nothing is lost if that takes too long: in another
+//! process.
 //!
-//! llguidance's limits do not bound everything: of some forms (`multipleOf` with others, a long `allOf` of patterns, the
-//! overlap of thousands of words) it explores millions of states before it looks at one of them. A thread can be neither
-//! ended nor bounded, a process can. So the program re-executes itself ([`try_with`]), and what it runs there
-//! ([`run_trial`]) compiles the form for a vocabulary of single bytes: what can take long does not depend on the
-//! vocabulary, apart from what llguidance's limits do bound. If that ends within the process's limits, the form is
-//! compiled here. Whether it is right is not the question there: a mistake is told where it is compiled.
+//! llguidance's limits do not bound everything: of some forms (`multipleOf` with others, a long
+//! `allOf` of patterns, the overlap of thousands of words) it explores millions of states before it
+//! looks at one of them. A thread can be neither ended nor bounded, a process can. So the program
+//! re-executes itself ([`try_with`]), and what it runs there ([`run_trial`]) compiles the form for
+//! a vocabulary of single bytes: what can take long does not depend on the vocabulary, apart from
+//! what llguidance's limits do bound. If that ends within the process's limits, the form is
+//! compiled here. Whether it is right is not the question there: a mistake is told where it is
+//! compiled.
 
 use std::sync::{Arc, OnceLock};
 
@@ -19,8 +22,8 @@ use crate::text::Tokenizer;
 /// How a form is tried, if it is.
 static WAY: OnceLock<fn(&str) -> Result<()>> = OnceLock::new();
 
-/// Has every form tried in this way before it is compiled. `way` runs [`run_trial`] with its argument in a process of its
-/// own, and fails if that does not come to an end.
+/// Has every form tried in this way before it is compiled. `way` runs [`run_trial`] with its
+/// argument in a process of its own, and fails if that does not come to an end.
 pub fn try_with(way: fn(&str) -> Result<()>) {
     let _ = WAY.set(way); // the first one stays
 }
