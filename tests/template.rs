@@ -683,7 +683,7 @@ fn the_program_prints_the_prompt_and_nothing_else() {
         (&["--chat-template-file", file, "-m", model], "{}", 2, "cannot be used with"),
         (&["--chat-template-file", file], "[1]", 2, "JSON object"),
         (&["--chat-template-file", file], "{", 1, "stdin is not"),
-        (&["-m", model, "--chat-template", "nope"], "{}", 3, "nope"),
+        (&["-m", model, "--chat-template", "nope"], "{}", 2, "nope"),
         (&["-m", "nowhere.gguf"], "{}", 3, "nowhere.gguf"),
     ] {
         let o = program(args, stdin);

@@ -7,7 +7,7 @@
 
 use std::ffi::{OsStr, OsString};
 use std::fs::File;
-use std::io::{IsTerminal, Read};
+use std::io::{Read, Write};
 use std::path::Path;
 
 use anyhow::Result;
@@ -16,7 +16,7 @@ use clap::{Command, CommandFactory};
 use super::args::Cli;
 use super::errors::off;
 use super::flags::{self, Lookup, Outcome, look_up};
-use super::terminal::colour;
+use super::terminal::dimmed;
 
 /// What `tandem` alone prints.
 const GUIDE: &str = "\
@@ -171,6 +171,10 @@ impl CommandLine {
             i += values.len();
             match known {
                 Lookup::Own(arg, Some(value)) => self.words.push(flags::own_word(arg, value.as_ref())),
+                Lookup::Own(_, None) if values.len() > 1 => {
+                    self.words.push(word.clone());
+                    self.words.extend_from_slice(values);
+                }
                 Lookup::Own(arg, None) if !values.is_empty() => self.words.push(flags::own_word(arg, &values[0])),
                 Lookup::Own(..) | Lookup::Several => self.words.push(word.clone()),
                 Lookup::Listed(flag, attached) => {
@@ -218,8 +222,7 @@ impl CommandLine {
     pub(super) fn tell(&self, quiet: bool) -> Result<()> {
         if !self.already.is_empty() && !quiet {
             let line = format!("already so here: {}", self.already.join(", "));
-            let dim = colour(std::io::stderr().is_terminal());
-            if dim { say!("\x1b[2m{line}\x1b[22m") } else { say!("{line}") }
+            let _ = writeln!(std::io::stderr(), "{}", dimmed(&line)); // a closed stderr stops nothing
         }
         self.idle.iter().try_for_each(|(flag, why)| off(flag, why))
     }

@@ -36,9 +36,15 @@ impl Gguf {
             let mut missing: Vec<(&Tensor, usize)> = Vec::new();
             let mut at_end = file.bytes.is_file();
             for t in tensors.into_iter().rev().filter(|t| is_matrix(t)) {
-                let zeros = if at_end { zeros_at_end(self.data(t)) } else { 0 };
+                let holed = in_holes(&holes, &t.range());
+                // A hole is not read: each of its pages would be made first.
+                let zeros = match (at_end, holed == t.bytes) {
+                    (true, false) => zeros_at_end(self.data(t)),
+                    (true, true) => t.bytes,
+                    (false, _) => 0,
+                };
                 at_end &= zeros == t.bytes;
-                let lost = in_holes(&holes, &t.range()).max(zeros);
+                let lost = holed.max(zeros);
                 missing.extend((lost > 0).then_some((t, lost)));
             }
             missing.reverse(); // as they are in the file

@@ -40,9 +40,8 @@ impl ToolUse {
             Some(Value::Bool(parallel)) => *parallel,
             Some(other) => bail!("parallel_tool_calls is {other}: true or false expected"),
         };
-        let tools = Tools::new(tools.unwrap_or(&json!([])))
-            .and_then(|read| Ok((read, tools.and_then(Value::as_array).cloned().unwrap_or_default())));
-        let (tools, list) = tools?;
+        let list = tools.and_then(Value::as_array).cloned().unwrap_or_default();
+        let tools = Tools::new(tools.unwrap_or(&json!([])))?;
         let choice = match choice {
             None | Some(Value::Null) => ToolChoice::Auto,
             Some(v) if v == "none" => return Ok(None),

@@ -152,10 +152,11 @@ fn a_session_of_somebody_else_s_does_not_command_the_terminal_that_continues_it(
     store::save_note(&file, &session, &json!({ "messages": messages, "drawn": 1, "seed": 1 }).to_string()).unwrap();
     let template = concat!(env!("CARGO_MANIFEST_DIR"), "/demo/romeo.jinja");
     let args = ["chat", "--chat-template-file", template, "-n", "3", "--session", file.to_str().unwrap()];
-    // Ctrl-U takes away what /edit put into the line.
-    let text = typed(&args, &[("> ", "/edit\r"), ("]52;c;aGk=", "\u{15}/exit\r")]);
+    // A line is waited for when the editor asks for pastes in brackets. Ctrl-U takes away what /edit put into the line.
+    const READY: &str = "\u{1b}[?2004h";
+    let text = typed(&args, &[(READY, "/edit\r"), (READY, ""), ("]52;c;aGk=", "\u{15}/exit\r")]);
     is_harmless(&text);
-    let text = typed(&args, &[("> ", "/undo\r"), ("removed: ", "/exit\r")]);
+    let text = typed(&args, &[(READY, "/undo\r"), ("removed: ", "/exit\r")]);
     is_harmless(&text);
 }
 

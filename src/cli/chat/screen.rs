@@ -10,7 +10,8 @@ use anyhow::Result;
 use super::markdown::Markdown;
 use super::wrap::Style;
 use crate::cli::human::grouped;
-use crate::cli::terminal::{answer_text, colour, columns};
+use crate::cli::terminal::{answer_text, colour, columns, dimmed};
+use crate::printable::printable;
 use crate::text::Part;
 
 /// How often the count of hidden thoughts is drawn.
@@ -46,7 +47,7 @@ impl Screen {
         }
         let mut page = Markdown::new(colour(true), !markdown);
         page.set_width(self.width(std::io::stderr()));
-        page.push(text) + &page.finish()
+        page.push(&printable(text)) + &page.finish()
     }
 }
 
@@ -56,8 +57,7 @@ pub(super) fn aside(text: &str) {
     if !std::io::stderr().is_terminal() || !tracing::enabled!(tracing::Level::INFO) {
         return;
     }
-    let line = if colour(true) { format!("\x1b[2m{text}\x1b[22m\n") } else { format!("{text}\n") };
-    styled(&line);
+    styled(&format!("{}\n", dimmed(text)));
 }
 
 /// Writes text that has escape sequences of this program's own on stderr.

@@ -65,6 +65,7 @@ impl Lookup<'_, '_> {
         let is = |i: usize, of: fn(&str) -> bool| rest.get(i).and_then(|w| w.to_str()).is_some_and(of);
         let takes = match self {
             Lookup::Own(_, Some(_)) | Lookup::Listed(_, Some(_)) | Lookup::Several | Lookup::Unknown => return Some(0),
+            Lookup::Own(arg, None) if takes_two(arg) => Takes::Two,
             Lookup::Own(arg, None) if takes_value(arg) => Takes::One,
             Lookup::Own(..) => Takes::Nothing,
             Lookup::Listed(flag, None) => flag.takes,
@@ -89,6 +90,11 @@ impl Lookup<'_, '_> {
             }
         }
     }
+}
+
+/// Whether a flag of the verb takes two values.
+fn takes_two(arg: &Arg) -> bool {
+    arg.get_num_args().is_some_and(|n| n.min_values() == 2)
 }
 
 /// The word for clap: a flag of the verb with its value.

@@ -177,7 +177,7 @@ pub(super) const TABLE: &[Flag] = &[
     row("--no-display-prompt", Nothing, Already(ANY, "")),
     row("--simple-io -mli --multiline-input", Nothing, Already(ANY, "")),
     row("--no-perf --show-timings --no-log-prefix --no-log-timestamps --no-log-jsonl", Nothing, Already(ANY, "")),
-    row("--offline", Nothing, Already(ANY, "")),
+    row("--offline", Nothing, Works("--offline")),
     row("-kvu --kv-unified", Nothing, Already(ANY, "")),
     row("-kvo --kv-offload --op-offload", Nothing, Already(ANY, "")),
     row("--no-context-shift", Nothing, Already(ANY, "")),

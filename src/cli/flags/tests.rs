@@ -123,6 +123,7 @@ fn an_unknown_short_flag_is_never_split_and_the_near_one_is_named() {
         assert!(refused(line).contains(near), "{line}: {}", refused(line));
     }
     assert_eq!(words("run -n5 -c4096 -s-1 -vv")[1..], ["--n-predict=5", "--ctx-size=4096", "--seed=-1", "-vv"]);
+    assert_eq!(words("run --reasoning-tags <a> -b- x")[1..], ["--reasoning-tags", "<a>", "-b-", "x"]);
     assert_eq!(words("run -l7-inf -l 3+1")[1..], ["--logit-bias=7-inf", "--logit-bias=3+1"]);
     assert_eq!(words("bench -p512,1024")[1..], ["--n-prompt=512,1024"]);
 }

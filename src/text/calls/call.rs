@@ -104,6 +104,13 @@ pub(super) enum Found {
     Nothing,
 }
 
+impl Found {
+    /// Not a whole call: one that the text's end cuts, or none.
+    pub(super) fn part(cut: bool) -> Found {
+        if cut { Found::Cut } else { Found::Nothing }
+    }
+}
+
 /// The bytes of white space at the beginning.
 pub(super) fn blank(text: &str) -> usize {
     text.len() - text.trim_start().len()

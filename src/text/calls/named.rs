@@ -42,13 +42,13 @@ impl Named {
     }
 }
 
-/// What is before a mark; without the mark, whether more text could bring it.
-fn head<'a>(text: &'a str, mark: &str) -> Result<(&'a str, &'a str), Found> {
+/// What is before a mark, and after it; without the mark, whether more text could bring it.
+fn head<'a>(text: &'a str, mark: &str) -> Result<(&'a str, &'a str), bool> {
     match text.split_once(mark) {
         Some((head, rest)) if !head.contains('\n') || head.trim().lines().count() < 2 => Ok((head, rest)),
-        Some(_) => Err(Found::Nothing),
-        None if text.trim_end().contains('\n') => Err(Found::Nothing),
-        None => Err(Found::Cut),
+        Some(_) => Err(false),
+        None if text.trim_end().contains('\n') => Err(false),
+        None => Err(true),
     }
 }
 
@@ -94,7 +94,7 @@ fn kimi(source: Offer, text: &str) -> Found {
             let id = head.trim();
             arguments(text, rest, &name_in(id, source.tools), Some(id))
         }
-        Err(found) => found,
+        Err(cut) => Found::part(cut),
     }
 }
 
@@ -133,7 +133,7 @@ fn deepseek(text: &str) -> Found {
     let Some(begun) = text.strip_prefix(DEEPSEEK[0]) else { return Found::Nothing };
     let (first, rest) = match head(begun, DEEPSEEK[1]) {
         Ok(parts) => parts,
-        Err(found) => return found,
+        Err(cut) => return Found::part(cut),
     };
     let first = first.trim();
     if first.contains('<') {
@@ -181,7 +181,7 @@ fn function(text: &str) -> Found {
     match head(begun, ">") {
         Ok((_, rest)) if !rest.trim_start().is_empty() && !rest.trim_start().starts_with('{') => Found::Nothing,
         Ok((name, rest)) => arguments(text, rest, name.trim().trim_matches('"'), None),
-        Err(found) => found,
+        Err(cut) => Found::part(cut),
     }
 }
 
@@ -200,10 +200,10 @@ fn solar(text: &str) -> Found {
     let Some(begun) = text.strip_prefix(SOLAR[0]) else { return Found::Nothing };
     let (id, rest) = match head(begun, SOLAR[1]) {
         Ok(parts) => parts,
-        Err(found) => return found,
+        Err(cut) => return Found::part(cut),
     };
     match head(rest, SOLAR[2]) {
         Ok((name, rest)) => arguments(text, rest, name.trim(), Some(id.trim())),
-        Err(found) => found,
+        Err(cut) => Found::part(cut),
     }
 }

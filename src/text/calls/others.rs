@@ -113,19 +113,19 @@ pub(super) fn python(text: &str, method: &str) -> Found {
                 arguments.insert(key.to_owned(), value);
                 rest = after;
             }
-            Err(found) => return found,
+            Err(cut) => return Found::part(cut),
         }
     }
 }
 
-/// A literal of Python's, and what follows it.
-fn literal(text: &str) -> Result<(Value, &str), Found> {
+/// A literal of Python's, and what follows it; without one, whether the text's end cuts it.
+fn literal(text: &str) -> Result<(Value, &str), bool> {
     let text = text.trim_start();
     if text.starts_with(['{', '[']) {
         return match read(text, Notation::Python) {
             JsonRead::Whole(value, n) => Ok((value, &text[n..])),
-            JsonRead::Cut => Err(Found::Cut),
-            JsonRead::Bad(..) => Err(Found::Nothing),
+            JsonRead::Cut => Err(true),
+            JsonRead::Bad(..) => Err(false),
         };
     }
     let end = match text.chars().next() {
@@ -136,11 +136,11 @@ fn literal(text: &str) -> Result<(Value, &str), Found> {
                 escaped = *c == '\\' && !escaped;
                 end
             });
-            close.ok_or(Found::Cut)?.0 + 1
+            close.ok_or(true)?.0 + 1
         }
-        _ => text.find([',', ')']).ok_or(Found::Cut)?,
+        _ => text.find([',', ')']).ok_or(true)?,
     };
-    let value = whole(&text[..end], Notation::Python).ok_or(Found::Nothing)?;
+    let value = whole(&text[..end], Notation::Python).ok_or(false)?;
     Ok((value, &text[end..]))
 }
 
