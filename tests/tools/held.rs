@@ -86,10 +86,10 @@ fn write(tokenizer: &Tokenizer, grammar: &mut Grammar, rng: &mut Rng) -> String 
         let has = |id: u32| mask[id as usize / 32] >> (id % 32) & 1 == 1;
         let all: Vec<u32> = (0..tokenizer.n_vocab() as u32).filter(|id| has(*id)).collect();
         assert!(!all.is_empty());
-        if all.iter().any(|id| tokenizer.is_eog(*id)) && rng.bits() % 3 == 0 {
+        if all.iter().any(|id| tokenizer.is_eog(*id)) && rng.bits().is_multiple_of(3) {
             break;
         }
-        if closing.is_empty() && all.len() > 60 && rng.bits() % 4 == 0 {
+        if closing.is_empty() && all.len() > 60 && rng.bits().is_multiple_of(4) {
             closing = closers[rng.bits() as usize % closers.len()].bytes().rev().collect();
         }
         let next = closing.pop().and_then(|b| all.iter().find(|id| bytes[**id as usize] == [b])).copied();

@@ -72,7 +72,8 @@ fn set(source: &mut Source, key: &str, value: &str) {
 
 #[test]
 fn names_keys_templates_and_errors_of_a_file_do_not_command_the_terminal() {
-    let cases: [(&str, &dyn Fn(&mut Source)); 6] = [
+    type Change<'a> = &'a dyn Fn(&mut Source);
+    let cases: [(&str, Change<'_>); 6] = [
         ("name", &|s| s.meta.insert(0, ("general.name".into(), EVIL.into()))),
         ("architecture", &|s| set(s, "general.architecture", EVIL)),
         ("tensor", &|s| _ = s.add(&format!("blk.0.{EVIL}.weight"), &[4], &[0.0; 4])),
