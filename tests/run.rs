@@ -235,8 +235,12 @@ fn every_way_to_end_has_its_own_status() {
     };
     let (code, said) = status(&["-p", &"ROMEO: ".repeat(40), "-c", "32"]);
     assert!(code == 4 && said.contains("32"), "{code} {said}");
-    let (code, said) = status(&["-p", "ROMEO:", "-c", "32", "--ignore-eos"]);
-    assert!(code == 0 && said.contains("the context is full"), "as far as it goes is what -1 asks for: {code} {said}");
+    for more in [&["--ignore-eos"][..], &[]] {
+        let (code, said) = status(&[&["-p", "ROMEO:", "-c", "32"], more].concat());
+        assert!(code == 0 && said.contains("the context of 32 tokens is full"), "what -1 asks for: {code} {said}");
+    }
+    let (code, said) = status(&["-p", "Hi", "-c", "12", "--seed", "1", "--chat-template-file", ROMEO]);
+    assert!(code == 4 && said.contains("is cut there"), "an answer has an end: {code} {said}");
     let (code, said) = status(&["-p", "ROMEO:", "-c", "32", "-n", "100", "--ignore-eos"]);
     assert!(code == 4 && said.contains("filled up after 3") && said.contains("is cut there"), "{code} {said}");
     let (code, said) = status(&["-p", "x", "-c", "4000000000"]);

@@ -188,9 +188,9 @@ impl Summary {
             return Ok(());
         }
         let (n_ctx, made) = (session.n_ctx(), self.said.tokens.len());
-        // Without a limit and without the model's own end, the context is the end that was asked
-        // for.
-        if a.talk.ignore_eos && a.talk.n_predict < 0 {
+        // A text that is continued without a limit has no other end than the context, nor has an
+        // answer without the model's own end.
+        if a.talk.n_predict < 0 && (a.talk.ignore_eos || !answers) {
             tracing::warn!("the context of {n_ctx} tokens is full; a larger -c gives more room");
             return Ok(());
         }
