@@ -55,7 +55,7 @@ const fn row(names: &'static str, takes: Takes, support: Support) -> Flag {
 /// The table.
 #[rustfmt::skip]
 pub(super) const TABLE: &[Flag] = &[
-    // From the hub: other names for what may come.
+    // Models of a hub.
     row("-hf -hfr --hf-repo", One, Works("--hf-repo")),
     row("-hff --hf-file", One, Works("--hf-file")),
     row("-hft --hf-token", One, Works("--hf-token")),
