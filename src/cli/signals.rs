@@ -37,9 +37,7 @@ static LISTENED: AtomicBool = AtomicBool::new(false);
 pub(super) fn while_fetching() -> Result<Arc<AtomicBool>> {
     let asked = Arc::new(AtomicBool::new(false));
     let flag = asked.clone();
-    let ignored = ignored(&std::fs::read_to_string("/proc/self/status").unwrap_or_default());
-    let listened = [SIGINT, SIGTERM, SIGHUP].into_iter().filter(|s| ignored >> (s - 1) & 1 == 0);
-    let mut signals = Signals::new(listened).context("cannot listen for Ctrl-C")?;
+    let mut signals = heard()?;
     let listener = move || {
         for signal in signals.forever() {
             if LISTENED.load(Ordering::SeqCst) {
@@ -66,10 +64,7 @@ pub(super) fn listen(session: &Session, leaves: bool) -> Result<Arc<AtomicBool>>
     if flags.is_some() {
         return Ok(asked); // the thread is there
     }
-    // Under nohup, or in the background of a script, some are to be ignored.
-    let ignored = ignored(&std::fs::read_to_string("/proc/self/status").unwrap_or_default());
-    let listened = [SIGINT, SIGTERM, SIGHUP].into_iter().filter(|s| ignored >> (s - 1) & 1 == 0);
-    let mut signals = Signals::new(listened).context("cannot listen for Ctrl-C")?;
+    let mut signals = heard()?;
     LISTENED.store(true, Ordering::SeqCst);
     let listener = move || {
         for signal in signals.forever() {
@@ -98,6 +93,14 @@ pub(super) fn listen(session: &Session, leaves: bool) -> Result<Arc<AtomicBool>>
     };
     start_thread("signals", listener)?;
     Ok(asked)
+}
+
+/// The signals that end a program, but those that it is to ignore: under nohup, or in the background
+/// of a script.
+fn heard() -> Result<Signals> {
+    let ignored = ignored(&std::fs::read_to_string("/proc/self/status").unwrap_or_default());
+    let heard = [SIGINT, SIGTERM, SIGHUP].into_iter().filter(|s| ignored >> (s - 1) & 1 == 0);
+    Signals::new(heard).context("cannot listen for Ctrl-C")
 }
 
 /// Starts a thread that lives as long as the program, or as its work.

@@ -368,7 +368,7 @@ mod tests {
     use crate::models;
     use crate::tape::Settings;
 
-    fn tape(name: &str) -> Tape {
+    pub(super) fn tape(name: &str) -> Tape {
         let path = Path::new(env!("CARGO_MANIFEST_DIR")).join(format!("tests/data/models/{name}.gguf"));
         let f16 = quant::by_name("f16").unwrap();
         models::build(&Gguf::open(&path).unwrap(), Settings { n_ctx: 4096, type_k: f16, type_v: f16 }).unwrap()

@@ -311,13 +311,15 @@ fn next(_: &File, _: u64, _: Next) -> Option<u64> {
     None
 }
 
+/// Fills `part` from the byte `at` of a file on.
 #[cfg(unix)]
-fn read_at(file: &File, part: &mut [u8], at: u64) -> io::Result<()> {
+pub(crate) fn read_at(file: &File, part: &mut [u8], at: u64) -> io::Result<()> {
     std::os::unix::fs::FileExt::read_exact_at(file, part, at)
 }
 
+/// Fills `part` from the byte `at` of a file on.
 #[cfg(windows)]
-fn read_at(file: &File, mut part: &mut [u8], mut at: u64) -> io::Result<()> {
+pub(crate) fn read_at(file: &File, mut part: &mut [u8], mut at: u64) -> io::Result<()> {
     while !part.is_empty() {
         let n = std::os::windows::fs::FileExt::seek_read(file, part, at)?;
         if n == 0 {

@@ -22,6 +22,7 @@ mod unwritten;
 mod write;
 
 pub(crate) use faults::any_lost;
+pub(crate) use map::read_at;
 pub use map::{CutShort, Load, MappedFile, SharedBytes};
 pub use meta::{Array, FromValue, Meta, Scalar, Value};
 pub use parse::{Header, parse, parse_beginning};

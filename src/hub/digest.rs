@@ -10,6 +10,7 @@ use std::io;
 use ring::digest::{Context, SHA1_FOR_LEGACY_USE_ONLY, SHA256};
 
 use super::choose::HubFile;
+use crate::gguf::read_at;
 
 /// Bytes per read.
 const READ: usize = 1 << 20;
@@ -57,26 +58,8 @@ impl FrontHash {
 }
 
 #[cfg(unix)]
-fn read_at(file: &File, part: &mut [u8], at: u64) -> io::Result<()> {
-    std::os::unix::fs::FileExt::read_exact_at(file, part, at)
-}
-
-#[cfg(unix)]
 pub(super) fn write_at(file: &File, part: &[u8], at: u64) -> io::Result<()> {
     std::os::unix::fs::FileExt::write_all_at(file, part, at)
-}
-
-#[cfg(windows)]
-fn read_at(file: &File, mut part: &mut [u8], mut at: u64) -> io::Result<()> {
-    while !part.is_empty() {
-        let n = std::os::windows::fs::FileExt::seek_read(file, part, at)?;
-        if n == 0 {
-            return Err(io::ErrorKind::UnexpectedEof.into());
-        }
-        part = &mut part[n..];
-        at += n as u64;
-    }
-    Ok(())
 }
 
 #[cfg(windows)]

@@ -199,21 +199,10 @@ impl SyntheticRun<'_> {
 
 #[cfg(test)]
 mod tests {
-    use std::path::Path;
-
     use super::*;
     use crate::cpu::Pool;
-    use crate::gguf::Gguf;
-    use crate::models;
+    use crate::exec::profile::tests::tape;
     use crate::plan::Place;
-    use crate::quant;
-    use crate::tape::{Settings, Tape};
-
-    fn tape(name: &str) -> Tape {
-        let path = Path::new(env!("CARGO_MANIFEST_DIR")).join(format!("tests/data/models/{name}.gguf"));
-        let f16 = quant::by_name("f16").unwrap();
-        models::build(&Gguf::open(&path).unwrap(), Settings { n_ctx: 4096, type_k: f16, type_v: f16 }).unwrap()
-    }
 
     #[test]
     fn a_prompt_of_every_family_is_walked_whatever_room_there_is() {
