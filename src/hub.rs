@@ -49,7 +49,7 @@ use transfer::Source;
 /// The hub that is asked where no other one is named.
 pub const ENDPOINT: &str = "https://huggingface.co";
 
-/// Bytes that are left free on the disk beside what is fetched.
+/// Bytes that are left free on the disk after a fetch.
 const SPARE: u64 = 64 << 20;
 
 /// A hub, and the cache of what came from it.

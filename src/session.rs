@@ -208,7 +208,7 @@ pub fn open_files(path: &Path, load: &Load) -> Result<Gguf> {
     if *load != Load::default() {
         let ty = quant::TYPES[0];
         let tape = models::build(&gguf, Settings { n_ctx: 1, type_k: ty, type_v: ty });
-        // What is wrong with the model is said when it is opened with the user's settings.
+        // Faults of the model are reported when it is opened with the user's settings.
         let mapped: Vec<usize> = tape.iter().flat_map(|t| t.mapped().map(|w| w.tensor)).collect();
         if !load.mmap {
             exec::check_weights(&gguf, &mapped, Memory::of_this_machine())?;

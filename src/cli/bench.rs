@@ -259,7 +259,7 @@ fn print(form: TableFormat, rows: &[TestRow], h: &TableHead) -> Result<()> {
         let roof = rows.iter().find_map(|r| r.read).map(|r| r[1]);
         let allows = roof.map_or("".into(), |roof| {
             let (n, most) = (h.threads, roof / gb);
-            // A model that is smaller than what stands for memory may be read from the caches.
+            // A model that is smaller than the buffer that is measured may be read from the caches.
             let small = h.roof_bytes.filter(|bytes| *bytes >= h.size / 8 * 8);
             let of = small.map_or("".into(), |bytes| format!(" of a buffer of the model's size ({})", size(bytes)));
             format!("; this machine reads {roof:.1} GB/s{of} with {n} threads, which allows {most:.1} t/s")

@@ -272,7 +272,7 @@ struct FetchBar {
 }
 
 impl FetchBar {
-    /// A bar for so many bytes, of which some are here.
+    /// A bar for this many bytes, of which some are here.
     fn new(bytes: u64, have: u64) -> FetchBar {
         let bar = ProgressBar::new(bytes);
         let form = "{bar:30} {percent}% of {decimal_total_bytes}, {decimal_bytes_per_sec}, {eta} left";

@@ -1,5 +1,5 @@
 //! What a command line says otherwise than the model's file: `--override-kv`, and llama.cpp's flags
-//! for RoPE and YaRN, each as the metadata key that it stands for.
+//! for RoPE and YaRN, each as the metadata key that it sets.
 //!
 //! ```text
 //! --rope-freq-base N      rope.freq_base = N

@@ -71,14 +71,14 @@ fn room(free: usize) -> usize {
     LARGE.max(4 * Topology::read(Path::new("/")).cache).min(free / 4)
 }
 
-/// A buffer whose rate is the roof over decoding weights of so many bytes: as large as they are, so
+/// A buffer whose rate is the roof over decoding weights of this many bytes: as large as they are, so
 /// that weights which the caches hold are compared with reading from these.
 pub(super) fn roof(weights: usize) -> Bandwidth {
     let free = Memory::of_this_machine().map_or(usize::MAX, |m| m.free);
     Bandwidth::of(weights.min(room(free)))
 }
 
-/// Bytes for random weights, if the states of `depth` tokens have room beside them; else why not.
+/// Bytes for random weights, if the states of `depth` tokens fit as well; else why not.
 fn room_for(tape: &Tape, depth: usize, n_batch: usize) -> Result<usize, String> {
     let free = Memory::of_this_machine().map_or(usize::MAX, |m| m.free);
     let states = tape.states.iter().fold(0usize, |sum, s| sum.saturating_add(s.bytes(depth, n_batch)));

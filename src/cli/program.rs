@@ -63,7 +63,7 @@ fn work(mut cli: Cli, given: &ArgMatches, line: &argv::CommandLine) -> Result<()
     run_verb(&cli.verb, given)
 }
 
-/// The exit status of what was done; an error is said.
+/// The exit status of what was done; an error is printed.
 fn ended(done: Result<()>) -> ExitCode {
     match done {
         Ok(()) => ExitCode::SUCCESS,

@@ -124,7 +124,7 @@ fn hide_if_quiet(bar: &ProgressBar) {
 pub(super) struct WriteBar(ProgressBar);
 
 impl WriteBar {
-    /// A bar for a file of so many bytes.
+    /// A bar for a file of this many bytes.
     pub(super) fn new(bytes: u64) -> WriteBar {
         let bar = ProgressBar::new(bytes);
         let form = "writing {bar:30} {bytes}/{total_bytes}, {bytes_per_sec}, {eta} left";

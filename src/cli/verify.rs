@@ -67,7 +67,7 @@ impl Where {
 
 /// Runs the verb.
 pub(super) fn run(a: &args::VerifyArgs) -> Result<()> {
-    // The formats take a while: what is wrong with the model is said before that.
+    // The formats take a while: faults of the model are reported before that.
     let options = open::options(&a.model)?;
     let path = a.model.model.as_deref();
     let load = if path.is_some() { Load { mmap: true, mlock: false } } else { options.load };

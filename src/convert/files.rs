@@ -158,7 +158,9 @@ fn shards(dir: &Path) -> Result<Vec<(String, Vec<String>)>> {
         // A name with a folder in it could lead anywhere.
         let plain = |f: &&str| Path::new(f).components().count() == 1 && f.ends_with(".safetensors");
         let Some(file) = file.as_str().filter(plain) else {
-            bail!("{shown}: tensor {name} is in {file}, expected the name of a .safetensors file beside the index");
+            bail!(
+                "{shown}: tensor {name} is in {file}, expected the name of a .safetensors file in the index's folder"
+            );
         };
         files.entry(file.to_owned()).or_default().push(name.clone());
     }

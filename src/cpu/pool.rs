@@ -16,7 +16,7 @@
 //! stay in `work` until [`in_parallel`] wants them for rayon's own loops, which the token loop
 //! never does. Against threads that were the pool's alone, on two cores in paired rounds, medians
 //! and quartiles: Q4_K decodes at 0.99x (0.96-1.02) and reads prompts at 1.00x (0.97-1.02), Q8_0 at
-//! 1.00x (0.97-1.03) and 0.99x (0.97-1.02), and beside a dozen compilers Q4_K decodes at 0.99x.
+//! 1.00x (0.97-1.03) and 0.99x (0.97-1.02), and while a dozen compilers run Q4_K decodes at 0.99x.
 //!
 //! Rejected: rayon's loops within a token (its workers sleep between loops and are woken one by
 //! one: the demo model decodes half as fast). Workers that leave for rayon instead of parking (a

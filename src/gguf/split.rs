@@ -69,7 +69,7 @@ fn open_one(path: &Path, load: &Load) -> Result<(Header, Shard)> {
     Ok((header, Shard { path: path.to_owned(), bytes }))
 }
 
-/// Where another GGUF file begins behind the tensors of this one, as in files that `cat` joined.
+/// Where another GGUF file begins after the tensors of this one, as in files that `cat` joined.
 fn next_file((header, shard): &(Header, Shard)) -> Option<usize> {
     let last = header.tensors.iter().map(|t| t.range().end).max();
     let end = last.unwrap_or(header.data as usize);

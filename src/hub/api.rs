@@ -131,7 +131,7 @@ fn hash_of(tag: &str) -> Option<String> {
     (is_hex(&hash, 64) || is_hex(&hash, 40)).then_some(hash)
 }
 
-/// Finds out where a file's bytes are, and holds what is said there against the listing.
+/// Finds out where a file's bytes are, and compares the reply's headers with the listing.
 pub(super) fn locate(client: &Client, repo: &str, commit: &str, file: &HubFile) -> Result<Located, Trouble> {
     let url = format!("{}/{repo}/resolve/{commit}/{}", client.endpoint, encoded(&file.path));
     let what = format!("{repo}/{}", file.path);

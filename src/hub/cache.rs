@@ -4,7 +4,7 @@
 //! CACHE/models--USER--REPO/refs/main                      the commit, 40 hexadecimal digits
 //!                          snapshots/COMMIT/PATH          a relative link to a blob, or the file itself
 //!                          blobs/HASH                     the contents, named by their hash
-//!                          blobs/HASH.tandem              what is being fetched, with HASH.tandem.json beside it
+//!                          blobs/HASH.tandem              what is being fetched, with HASH.tandem.json next to it
 //! CACHE/.locks/models--USER--REPO/HASH.lock               locked (flock) while a process fetches that blob
 //! ```
 //!

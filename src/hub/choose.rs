@@ -140,7 +140,7 @@ fn with_quant(models: &[HubModel], quant: &str) -> Result<HubModel> {
 }
 
 /// The models whose name ends in this quant; where one is the plain form of all others (`m-Q4`
-/// beside `m-UD-Q4`), that one alone. If no name ends in it, those that have it inside or as their
+/// next to `m-UD-Q4`), that one alone. If no name ends in it, those that have it inside or as their
 /// folder.
 fn matching<'a>(models: &'a [HubModel], quant: &str) -> Vec<&'a HubModel> {
     let quant = quant.to_ascii_lowercase();

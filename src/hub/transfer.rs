@@ -3,7 +3,7 @@
 //!
 //! Always by bounded ranges: single answers of more than some hundred GB are refused, and a broken
 //! one costs little. A server that ignores ranges is read by one connection from the beginning,
-//! each time anew. Threads are detached, not joined: one that waits for a silent server holds up
+//! each time from the start. Threads are detached, not joined: one that waits for a silent server holds up
 //! neither Ctrl-C nor an error.
 
 use std::fs::File;
@@ -127,7 +127,7 @@ pub(super) fn fetch(
     }
 }
 
-/// One attempt, from what is there in `part`, by so many connections.
+/// One attempt, from what is there in `part`, by this many connections.
 fn run(
     client: &Arc<Client>,
     source: &Source,

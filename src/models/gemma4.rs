@@ -1,4 +1,4 @@
-//! Gemma 4: the 26B-A4B with experts beside a dense layer, the dense 31B, E2B and E4B with embeddings for each layer.
+//! Gemma 4: the 26B-A4B with experts in parallel to a dense layer, the dense 31B, E2B and E4B with embeddings for each layer.
 //!
 //! Layers that see a window only have heads, widths and a rotation of their own; where a layer has no `attn_v`, its
 //! values are its keys before norm and rotation. The last layers of some models have no keys and values at all and read

@@ -1,6 +1,6 @@
 //! Granite 4, dense and MoE: Mamba-2 layers, and every few of them one of grouped attention, mostly
 //! without a rotation; embedding, residual and logits are scaled; a softmax router, and a shared
-//! expert beside the chosen.
+//! expert in addition to the chosen ones.
 
 use anyhow::Result;
 

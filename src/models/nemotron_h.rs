@@ -1,6 +1,6 @@
 //! Nemotron-H and Nemotron 3, dense and MoE: each layer is one of a Mamba-2 scan, attention without
 //! a rotation, and a feed-forward layer of squared ReLU, or experts of that kind without a gate,
-//! which may work in a narrower space, beside a shared one.
+//! which may work in a narrower space, in addition to a shared one.
 
 use anyhow::Result;
 

@@ -195,7 +195,7 @@ impl Op for Post {
     }
 }
 
-/// The mean of so many streams.
+/// The mean of this many streams.
 #[derive(Debug)]
 struct Mean(usize);
 

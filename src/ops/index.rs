@@ -3,7 +3,7 @@
 //! ```text
 //! score[r] = sum_h w[h] * max(0, q[h] . key[r])      the `k` best visible rows, in rising order, then -1
 //! ```
-//! Without weights all heads count alike. Where a key stands for `every` tokens, `open` adds the block that the token's own
+//! Without weights all heads count alike. Where a key represents `every` tokens, `open` adds the block that the token's own
 //! position has begun and not completed. A constant factor on the weights would not change the choice and is left out.
 //! Ties go to the older row.
 //!

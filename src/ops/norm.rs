@@ -165,7 +165,7 @@ impl Builder<'_> {
     /// RMS norm of each of `groups` equal parts of the row, with `NAME.weight` as wide as the row.
     ///
     /// # Errors
-    /// If the file does not have it in this shape, or the row does not divide into so many parts.
+    /// If the file does not have it in this shape, or the row does not divide into this many parts.
     pub fn group_norm(&self, x: Slot, name: &str, groups: usize, eps: f32) -> Result<Slot> {
         let n = self.width(x);
         if !n.is_multiple_of(groups) {

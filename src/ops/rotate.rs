@@ -3,7 +3,7 @@
 //! ```text
 //! out[i] = sum_j (-1)^(number of bits that i and j have in common) x[j] / sqrt(n)     over the n columns of i's run
 //! ```
-//! A few columns of keys are much larger than the others, and a block of 4 or 5 bits has one scale: beside a large value the
+//! A few columns of keys are much larger than the others, and a block of 4 or 5 bits has one scale: next to a large value the
 //! others become 0. The transform spreads each value over its run. It is orthonormal and its own inverse, so scores of rotated
 //! queries and rotated keys are those of the plain ones, and a mix of rotated values is rotated back. llama.cpp rotates its
 //! caches in the same way (b11434, llama-kv-cache.cpp `attn_rot_k` and `attn_rot_v`): keys in the longest runs that divide a

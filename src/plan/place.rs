@@ -62,7 +62,7 @@ impl Rules {
             let (pattern, place) =
                 rule.rsplit_once('=').with_context(|| format!("-ot {rule}: REGEX=PLACE expected"))?;
             let place = match place.to_ascii_uppercase().as_str() {
-                // llama.cpp's names for memory that the CPU computes in: pinned, and laid out anew.
+                // llama.cpp's names for memory that the CPU computes in: pinned, and laid out differently.
                 "CPU" | "CUDA_HOST" | "CPU_REPACK" => Place::Cpu,
                 "TWIN" => Place::Twin,
                 "GPU" | "GPU0" | "CUDA0" | "CUDA" => Place::Gpu(0),

@@ -218,7 +218,7 @@ impl Turns {
         message
     }
 
-    /// Finds how the template reads the calls of a message: with arguments as an object or as text, beside an empty
+    /// Finds how the template reads the calls of a message: with arguments as an object or as text, with an empty
     /// content or none. What it writes must have the call in it.
     fn find_call_form(&mut self) {
         let call = json!({ "id": "call00000", "type": "function", "function": {

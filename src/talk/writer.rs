@@ -102,7 +102,7 @@ pub struct Generated {
 }
 
 impl Generated {
-    /// Takes the calls out of what was written with these tools at hand. Where a call was begun and cut off, a warning
+    /// Takes the calls out of what was written with these tools on offer. Where a call was begun and cut off, a warning
     /// says it.
     pub fn take_calls(&mut self, tools: &ToolUse, end: &End) {
         let taken = tools.take(&self.reasoning, &self.answer, end.is_whole());

@@ -73,7 +73,7 @@ const TAGS: &[Tags] = &[
     },
 ];
 
-/// Tags of templates that are known by their sign alone: Granite 3.3 (what the answer is set in, beside the usual tags),
+/// Tags of templates that are known by their sign alone: Granite 3.3 (what the answer is set in, in addition to the usual tags),
 /// Apriel 1.5 and 1.6 (sentences), Solar Open (messages).
 const SIGNED: &[Tags] = &[
     Tags {

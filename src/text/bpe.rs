@@ -95,7 +95,7 @@ impl Bpe {
         Ok(())
     }
 
-    /// Appends the tokens of a line in which ▁ stands for spaces.
+    /// Appends the tokens of a line in which ▁ represents spaces.
     fn line(&self, line: &str, out: &mut Vec<u32>) -> Result<()> {
         if !self.space_first || line.starts_with('\n') {
             return self.word(line, line, out);

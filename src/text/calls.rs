@@ -313,7 +313,7 @@ impl CallForm {
         (!block.calls.is_empty() || block.cut.is_some()).then_some(block)
     }
 
-    /// Goes over what stands between calls; true where the last mark closed them all.
+    /// Goes over the text between calls; true where the last mark closed them all.
     fn between(&self, text: &str, at: &mut usize, list: &mut bool, block: &mut Block) -> bool {
         let begun = |rest: &str| self.begins.iter().any(|b| !b.is_empty() && rest.starts_with(b));
         loop {

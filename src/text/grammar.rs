@@ -103,7 +103,7 @@ impl Kind {
     }
 }
 
-/// A schema as it stands after `%json` in llguidance's notation, with one blank between the parts of a document, as
+/// A schema as it is written after `%json` in llguidance's notation, with one blank between the parts of a document, as
 /// templates write calls. What of it cannot be kept is left out with a warning.
 pub(super) fn schema_rule(schema: &Value) -> String {
     let mut ready = match schema::prepare(schema) {

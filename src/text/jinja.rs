@@ -8,7 +8,7 @@
 //! list[a:b:c]               list.__slice__(a,b,c): minijinja counts backwards wrongly, and skips
 //!                           through a list in one step
 //! a ~ b, a * b, a + b       a|__text__ ~ b|__text__, __single__, __short__
-//! a == b, a in b, x[a]      __compared__: what is said, without regard to who wrote it
+//! a == b, a in b, x[a]      __compared__: the text, without regard to who wrote it
 //! a|join                    a|__weighed__|join, for every filter that goes through all of a value
 //! {% set a = b %}           __kept__, and __held__ where a namespace holds it
 //! ```
@@ -252,7 +252,7 @@ impl<'t> Tag<'t> {
         Some(tag)
     }
 
-    /// What a part is; a sign behind the last one.
+    /// What a part is; a sign after the last one.
     fn part(&self, i: usize) -> TagPart {
         self.parts.get(i).map_or(TagPart::Sign, |p| p.0)
     }
@@ -364,7 +364,7 @@ impl<'t> Tag<'t> {
         edits.push(Edit { at, order, end: at, new: format!("|{filter}") });
     }
 
-    /// Puts these parts in brackets and a filter behind them.
+    /// Puts these parts in brackets and a filter after them.
     fn wrap(&self, from: usize, to: usize, filter: &str, edits: &mut Vec<Edit>) {
         if from >= to || self.is_constant(from, to) {
             return;

@@ -14,7 +14,7 @@ use std::ops::Range;
 
 use serde_json::Value;
 
-/// The distance of an own character from the one that it stands for.
+/// The distance of an own character from the one that it represents.
 const DISTANCE: u32 = 0x4_0000;
 /// No text of a conversation has own characters: one with such a number gets another one from here on.
 const FREE: u32 = 2 * DISTANCE;
@@ -30,7 +30,7 @@ pub(super) fn own(c: char) -> char {
     moved.and_then(char::from_u32).unwrap_or(c)
 }
 
-/// The character that this one stands for.
+/// The character that this one represents.
 pub(super) fn base(c: char) -> char {
     if is_own(c) { char::from_u32(c as u32 - DISTANCE).unwrap_or(c) } else { c }
 }
@@ -66,7 +66,7 @@ pub(super) fn pieces<E>(text: &str, find: impl Fn(&str) -> Result<Vec<Range<usiz
     Ok(ranges.into_iter().map(|r| &text[places[&r.start]..places[&r.end]]).collect())
 }
 
-/// Characters of a conversation that have the numbers of own ones, and what stands for them while it is rendered.
+/// Characters of a conversation that have the numbers of own ones, and their substitutes while it is rendered.
 #[derive(Debug, Default)]
 pub(super) struct Moved(BTreeMap<char, char>);
 

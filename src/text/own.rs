@@ -22,7 +22,7 @@ use super::tokenizer::Tokenizer;
 /// Where `format` puts something into a string: what is on both sides are pieces of their own.
 static HOLE: LazyLock<Regex> = LazyLock::new(|| Regex::new(r"\{[^{}]*\}|%[sd]").expect("a test compiles it"));
 
-/// Control tokens of which parts are looked for have at most so many bytes; real ones have some dozens.
+/// Control tokens of which parts are looked for have at most this many bytes; real ones have some dozens.
 const LONGEST: usize = 256;
 
 /// Looks for the parts of control tokens in a template's text.

@@ -89,7 +89,7 @@ pub(super) fn split(text: &str, args: &[Value], from_right: bool) -> Result<Valu
     Ok(parts.into_iter().map(Value::from).collect())
 }
 
-/// At most so many words of a text, from the near end on, and the rest. White space goes where it parts words; at the
+/// At most this many words of a text, from the near end on, and the rest. White space goes where it parts words; at the
 /// far end it stays if the last word is not parted.
 fn words(text: &str, most: usize, from_right: bool) -> Vec<&str> {
     let near = |text| strip(text, None, !from_right, from_right);

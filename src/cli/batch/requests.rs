@@ -16,7 +16,7 @@ use crate::cli::signals::start_thread;
 /// The most bytes of a line. A prompt for a context of a million tokens has some four, and what a
 /// template leaves out of earlier answers comes on top.
 const LONGEST: usize = 16 << 20;
-/// A line that has not ended after so many bytes does not end.
+/// A line that has not ended after this many bytes is given up.
 const ENDLESS: usize = 1 << 30;
 /// The most bytes of the lines that wait, as long as there is more than one.
 const WAITING: usize = LONGEST;
@@ -99,7 +99,7 @@ impl Requests {
 }
 
 impl Waiting {
-    /// Waits until there is room for a line of so many bytes, and counts it.
+    /// Waits until there is room for a line of this many bytes, and counts it.
     fn add(&self, n: usize) {
         let mut bytes = self.bytes.lock().unwrap_or_else(PoisonError::into_inner);
         while *bytes > 0 && *bytes + n > WAITING {

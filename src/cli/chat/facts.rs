@@ -1,4 +1,4 @@
-//! What is said of a model when a chat begins: what it is, where it is placed, how fast it can be.
+//! The lines that a chat begins with: what it is, where it is placed, how fast it can be.
 
 use std::collections::{BTreeMap, BTreeSet};
 

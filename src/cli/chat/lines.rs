@@ -49,7 +49,7 @@ pub(super) struct Lines {
     typed: Arc<AtomicBool>,
     /// Long texts in the line.
     pastes: Shared,
-    /// The last line as it was typed, with what stands for long texts.
+    /// The last line as it was typed, with the placeholders of long texts.
     last: String,
     /// What was typed where y or n was expected, for the next line.
     kept: String,
@@ -101,12 +101,12 @@ impl Lines {
         self.terminal
     }
 
-    /// The last line as it was typed, with what stands for long texts.
+    /// The last line as it was typed, with the placeholders of long texts.
     pub(super) fn typed(&self) -> &str {
         &self.last
     }
 
-    /// Keeps a long text; returns what stands for it in a line.
+    /// Keeps a long text; returns its placeholder for a line.
     pub(super) fn keep(&mut self, what: &str, text: String) -> String {
         open(&self.pastes).keep(what, text)
     }
@@ -126,7 +126,7 @@ impl Lines {
         match line {
             Ok(text) => {
                 let text = text.replace(&format!("\\{JOINT}"), "\n").replace(JOINT, "\n");
-                // What stands for a long text would mean nothing in the next start.
+                // A placeholder of a long text would mean nothing in the next start.
                 if self.terminal && !text.trim().is_empty() && !open(&self.pastes).has(&text) {
                     let _ = self.editor.add_history_entry(text.as_str());
                     if let Some(path) = &self.history {
@@ -194,7 +194,7 @@ struct Keys {
 }
 
 /// Any key: a paste is taken in as a whole, since the editor would show all of it and draw all of
-/// it anew with every further key. A backspace after what stands for a long text removes all of it.
+/// it again with every further key. A backspace after the placeholder of a long text removes all of it.
 struct Pasting(Shared, Option<Cmd>);
 
 /// Enter after a backslash: a new line begins, marked so that a pasted backslash is not taken for

@@ -28,7 +28,7 @@ impl Pastes {
         self.open = Some(String::new());
     }
 
-    /// Takes in what a key of a paste stands for. Escape sequences and control characters are left
+    /// Takes in the text of one key of a paste. Escape sequences and control characters are left
     /// out.
     pub(super) fn key(&mut self, key: &KeyEvent) {
         let Some(text) = &mut self.open else { return };

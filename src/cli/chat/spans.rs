@@ -23,7 +23,7 @@ impl Style {
 pub(super) enum Marked<'t> {
     /// It opens a span: the marker's length, what is between, the length of all.
     Found { mark: usize, inner: &'t str, len: usize },
-    /// It is text, so many bytes of it.
+    /// It is text, and this many bytes of it.
     Text(usize),
     /// What follows decides.
     Unknown,

@@ -1,6 +1,6 @@
 //! Which model file to take for how much memory, and how fast it would decode on this machine.
 //!
-//! The files are data, in models.tsv beside this one.
+//! The files are data, in models.tsv in this folder.
 //! ```text
 //! expected decode   REACHED / (bytes per token / memory's rate), as measured just now
 //! with a GPU        that has room for all but the experts:
@@ -59,7 +59,7 @@ fn file(line: &'static str) -> Option<ModelFile> {
 
 /// Memory as it is sold, in GiB.
 const SOLD: [usize; 5] = [32, 64, 96, 128, 192];
-/// Of the memory that is sold, the share that a model may take beside the system and a desktop.
+/// Of the memory that is sold, the share that a model may take, the rest being for the system and a desktop.
 const USABLE: f64 = 0.9;
 /// Of the memory that is sold, the least that a system reports as its own: firmware and graphics
 /// take some.
@@ -104,7 +104,7 @@ impl Machine {
     }
 }
 
-/// The files that fit into so many bytes of memory, the most capable first, one for each model.
+/// The files that fit into this many bytes of memory, the most capable first, one for each model.
 fn fitting(files: &[ModelFile], memory: usize) -> Vec<&ModelFile> {
     let room = memory as f64 * USABLE;
     let mut list: Vec<&ModelFile> = Vec::new();

@@ -71,7 +71,7 @@ pub(super) fn name(file_type: Option<usize>, most: Option<&'static str>) -> &'st
     known.map(|t| t.1).or(most).unwrap_or("no format")
 }
 
-/// The largest published format of at most so many bits per weight.
+/// The largest published format of at most this many bits per weight.
 pub(super) fn largest(bits: f64) -> Option<&'static str> {
     PUBLISHED.iter().find(|f| f.1 <= bits).map(|f| f.0)
 }

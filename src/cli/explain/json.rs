@@ -35,7 +35,7 @@
 //!                                                         sampling; at_most: with a GPU only what it reads is counted;
 //!                                                         expected is null where nothing was measured, for which
 //!                                                         not_measured has the reason; ram_bytes: those that ram_gbps
-//!                                                         was measured on; prompt: a long one, in batches of so many
+//!                                                         was measured on; prompt: a long one, in batches of this many
 //!                                                         tokens, its limit cpu, bus or gpu; measured: whether the
 //!                                                         CPU's part of it was
 //! memory            {needed_bytes, total_bytes, free_bytes, disk_bytes_per_token, fits, words}

@@ -8,7 +8,7 @@ use super::verdict::{MemoryFit, Verdict};
 use crate::cli::human::{count, size, table, wrapped};
 use crate::cli::predict::{Limit, PromptSpeed};
 
-/// What is said of the size of lookup tables that stay in the file.
+/// The line on the size of lookup tables that stay in the file.
 pub(super) const MAPPED: &str = "stay in the file, so they are not counted below";
 
 pub(super) fn row<const N: usize>(cells: [&dyn std::fmt::Display; N]) -> Vec<String> {

@@ -58,7 +58,7 @@ pub(super) struct FromDisk {
     pub(super) per_token: f64,
 }
 
-/// Bytes per second of a disk, for what is said of models that do not fit: a usual NVMe drive.
+/// Bytes per second of a disk, for the estimate of models that do not fit: a usual NVMe drive.
 pub(super) const DISK: f64 = 3e9;
 
 /// Of the memory that is there, the share that one program should count on.

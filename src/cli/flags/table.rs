@@ -398,7 +398,7 @@ pub(super) const TABLE: &[Flag] = &[
     row("-nrep --n-repetitions", One, NotHere("tandem bench -r N repeats each test")),
     row("--sweep-stride", One, NotHere("tandem bench -d 0,4096,8192 measures at depths")),
     row("--sweep-memory", Nothing, NotHere("tandem explain shows the memory at any -c")),
-    row("--print-overrides", One, NotHere("tandem explain --steps shows where each step lies")),
+    row("--print-overrides", One, NotHere("tandem explain --steps shows where each step runs")),
     row("-fitp --fit-print", Switch, NotHere("tandem explain shows what fits where")),
     row("--tts-lang --tts-speaker-file", One, NotHere(IMAGES)),
     row("--diffusion-steps --diffusion-eps --diffusion-algorithm --diffusion-alg-temp", One, NotHere(PARTS)),

@@ -153,7 +153,7 @@ impl Cost {
         Cost { bytes: all as f64 * read, products }
     }
 
-    /// Seconds at a place that reads `rate` bytes per second, and does so many products in the time
+    /// Seconds at a place that reads `rate` bytes per second, and does this many products in the time
     /// of a byte.
     fn seconds(&self, rate: f64, products: f64) -> f64 {
         (self.bytes / rate).max(self.products / (products * rate))

@@ -78,7 +78,7 @@ impl Tools {
         Some(Tools { list: vec![(name.to_owned(), self.schema(name)?.clone())] })
     }
 
-    /// A name as written, or without what stands before its last `sign` where only that is offered.
+    /// A name as written, or without the part before its last `sign` where only that is offered.
     pub(super) fn without(&self, name: &str, sign: char) -> String {
         let last = name.rsplit(sign).next().unwrap_or(name);
         if !self.has(name) && self.has(last) { last.to_owned() } else { name.to_owned() }

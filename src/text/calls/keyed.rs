@@ -17,7 +17,7 @@ pub(super) struct Keyed {
     pub(super) call: [&'static str; 2],
     pub(super) key: [&'static str; 2],
     pub(super) value: [&'static str; 2],
-    /// What stands after the name.
+    /// The text after the name.
     pub(super) separator: &'static str,
 }
 

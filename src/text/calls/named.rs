@@ -142,7 +142,7 @@ fn deepseek(text: &str) -> Found {
     if first != "function" || rest.trim_start().starts_with(['{', '`']) {
         return arguments(text, rest, first, None);
     }
-    // The kind stands first and the name after it.
+    // The kind comes first and the name after it.
     let name = rest.trim_start();
     match name.find(['\n', '`', '{']) {
         Some(end) => arguments(text, &name[end..], name[..end].trim(), None),

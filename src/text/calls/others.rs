@@ -80,7 +80,7 @@ pub(super) fn gemma(source: Offer, text: &str) -> Found {
     }
 }
 
-/// A call as Python writes it; `method` is what stands between name and bracket.
+/// A call as Python writes it; `method` is the text between name and bracket.
 pub(super) fn python(text: &str, method: &str) -> Found {
     let is_name = |c: char| c.is_alphanumeric() || matches!(c, '_' | '-' | '.');
     let end = text.find(|c| !is_name(c)).unwrap_or(text.len());
@@ -144,7 +144,7 @@ fn literal(text: &str) -> Result<(Value, &str), bool> {
     Ok((value, &text[end..]))
 }
 
-/// What stands before each tag of MiniMax M3.
+/// The prefix of each tag of MiniMax M3.
 pub(super) const MARK: &str = "]<]minimax[>[";
 
 /// A call of MiniMax M3.

@@ -233,7 +233,7 @@ impl Tagged {
         };
         let ways: Vec<String> = ways.iter().map(|way| self.way(values, way)).collect();
         let body = if ways.len() == 1 { ways[0].clone() } else { format!("({})", ways.join(" | ")) };
-        // An attribute stands between a begin of MiniCPM's and its name.
+        // There is an attribute between a begin of MiniCPM's and its name.
         let begin = if self.call[0] == "<function" { "<function name=" } else { self.call[0] };
         let after = if self.call[0] == "<function" { format!("\"{name}\">") } else { after };
         let rest = format!("{} {end} {body} {}", quote(&after), values.mark(self.call[1]));

@@ -278,7 +278,7 @@ fn kind(value: &Value) -> &'static str {
     }
 }
 
-/// A schema that stands alone, with all that its $ref names.
+/// A self-contained schema, with all that its $ref names.
 fn within(schema: &Value, root: &Value) -> Value {
     let mut whole = moved(schema);
     if let Some(map) = whole.as_object_mut().filter(|_| schema.to_string().contains("\"$ref\"")) {

@@ -74,7 +74,7 @@ const MULTIPLES: u64 = 40_000;
 /// Decimal places of a multiple, at most, for the same reason.
 const PLACES: u32 = 8;
 
-/// Inside is more of what is said of the same value.
+/// Inside are more constraints on the same value.
 const SAME: &[&str] = &["allOf", "anyOf", "oneOf", "$ref"];
 /// Places that are looked at for what they say of the same number, at most.
 const VISITS: usize = 200_000;
@@ -183,7 +183,7 @@ pub(super) fn prepare(schema: &Value) -> Result<Prepared> {
     Ok(Prepared { schema: ready, remarks })
 }
 
-/// What `multipleOf` says of the number that this schema is for, in it and in what is said of the
+/// What `multipleOf` says of the number that this schema is for, in it and in the constraints on the
 /// same number elsewhere.
 fn same_number(root: &Value, part: &Value, found: &mut Vec<(u64, u32)>, left: &mut usize) {
     let mut todo = vec![part];
