@@ -19,14 +19,15 @@ use anyhow::{Context, Result};
 use super::errors::{incomplete, usage};
 use super::files::{AnswerFile, apart};
 use super::opened::{Mode, Opened};
+use super::settings::Settings;
 use super::stats::stats;
 use super::{args, structured};
 use crate::schedule::{Answer, Request, Scheduler};
 use crate::session::Interrupted;
-use crate::talk::{self, CallRules, GenParams, ToolUse, Turns, Writer};
-use crate::text::grammar::{Grammar, Grammars};
+use crate::talk::{self, GenParams, ToolUse, Turns, Writer};
+use crate::text::grammar::Kind;
 use crate::text::{Reader, Tokenizer};
-use forms::Forms;
+use forms::{Compiled, Forms};
 use job::{Defaults, Job, Prompt, Refused, Then};
 use reply::Done;
 use requests::{Next, Requests};
@@ -64,8 +65,7 @@ pub(super) fn run(a: &args::BatchArgs) -> Result<()> {
     let seed = settings.seed();
     let defaults = Defaults { settings, params: a.talk.params(), kind: form, raw: a.raw };
     let n_ctx = session.n_ctx();
-    let grammars = std::cell::OnceCell::new();
-    let prompts = Prompts { tokenizer: &tokenizer, turns: turns.as_ref(), system, grammars: &grammars, seed, n_ctx };
+    let prompts = Prompts { tokenizer: &tokenizer, turns: turns.as_ref(), system, seed, n_ctx };
     let out = BufWriter::new(AnswerFile::open(a.output.as_deref())?);
     let out = Out { to: out, unordered: a.unordered, next: 0, waiting: BTreeMap::new() };
     let start = Instant::now();
@@ -158,12 +158,10 @@ impl Work<'_> {
             if self.is_interrupted() || self.is_idle() {
                 return Ok(());
             }
-            while let Some((number, line, job, grammar)) = self.forms.next(self.scheduler.is_idle().then_some(IDLE)) {
-                match grammar {
-                    Ok(grammar) => self.begin(number, line, job, Some(grammar))?,
-                    Err(e) => {
-                        self.refuse(&Refused { form: job.form, id: job.id, why: format!("{e:#}") }, number, line)?
-                    }
+            while let Some((ready, compiled)) = self.forms.next(self.scheduler.is_idle().then_some(IDLE)) {
+                match compiled {
+                    Ok(compiled) => self.begin(ready, compiled)?,
+                    Err(e) => self.refuse(&ready.refused(&e), ready.number, ready.line)?,
                 }
             }
             if self.scheduler.is_idle() {
@@ -177,7 +175,7 @@ impl Work<'_> {
         }
     }
 
-    /// Hands a line to the scheduler, or writes why it is refused.
+    /// Hands a line to the scheduler, at once or when its form is compiled, or writes why it is refused.
     fn accept(&mut self, line: usize, text: &str) -> Result<()> {
         let number = self.count;
         self.count += 1;
@@ -185,25 +183,28 @@ impl Work<'_> {
             Ok(job) => job,
             Err(refused) => return self.refuse(&refused, number, line),
         };
-        match job.kind.as_ref().map(structured::check) {
-            None => self.begin(number, line, job, None),
-            Some(Ok(())) => {
-                self.forms.compile(number, line, job);
+        let (form, id) = (job.form.clone(), job.id.clone());
+        let checked = job.kind.as_ref().map_or(Ok(()), structured::check);
+        match checked.and_then(|()| self.prompts.ready(job, number, line)) {
+            Ok(ready) if ready.kind.is_none() && ready.tools.is_none() => self.begin(ready, Compiled::default()),
+            Ok(ready) => {
+                self.forms.compile(ready);
                 Ok(())
             }
-            Some(Err(e)) => self.refuse(&Refused { form: job.form, id: job.id, why: format!("{e:#}") }, number, line),
+            Err(e) => self.refuse(&Refused { form, id, why: format!("{e:#}") }, number, line),
         }
     }
 
     /// Hands a request with its form to the scheduler, or writes why it is refused.
-    fn begin(&mut self, number: usize, line: usize, job: Job, grammar: Option<Grammar>) -> Result<()> {
-        let (form, id) = (job.form.clone(), job.id.clone());
-        let added = self.prompts.request(job, number, grammar).and_then(|(request, seed, tools)| {
+    fn begin(&mut self, ready: Ready, compiled: Compiled) -> Result<()> {
+        let (number, line) = (ready.number, ready.line);
+        let (form, id) = (ready.form.clone(), ready.id.clone());
+        let added = self.prompts.request(ready, compiled).and_then(|(request, asker)| {
             self.scheduler.add(request)?;
-            Ok((seed, tools))
+            Ok(asker)
         });
         match added {
-            Ok((seed, tools)) => drop(self.askers.insert(number, Asker { line, form, id, seed, tools })),
+            Ok(asker) => drop(self.askers.insert(number, asker)),
             Err(e) => self.refuse(&Refused { form, id, why: format!("{e:#}") }, number, line)?,
         }
         Ok(())
@@ -216,9 +217,10 @@ impl Work<'_> {
             None => self.scheduler.interrupt(),
         };
         answers.into_iter().try_for_each(|answer| self.write(answer))?;
-        for (number, line, job) in failed.map(|_| self.forms.drain()).into_iter().flatten() {
-            let why = failed.map_or_else(String::new, |e| format!("{e:#}"));
-            self.refuse(&Refused { form: job.form, id: job.id, why }, number, line)?;
+        if let Some(e) = failed {
+            for ready in self.forms.drain() {
+                self.refuse(&ready.refused(e), ready.number, ready.line)?;
+            }
         }
         self.out.flush_waiting()
     }
@@ -266,43 +268,53 @@ struct Asker {
     tools: Option<ToolUse>,
 }
 
+/// A request whose prompt is read, before its form is compiled.
+struct Ready {
+    number: usize,
+    line: usize,
+    form: job::Form,
+    id: serde_json::Value,
+    settings: Settings,
+    params: GenParams,
+    /// The prompt.
+    ids: Vec<u32>,
+    reader: Reader,
+    tools: Option<ToolUse>,
+    kind: Option<Kind>,
+}
+
+impl Ready {
+    fn refused(&self, e: &anyhow::Error) -> Refused {
+        Refused { form: self.form.clone(), id: self.id.clone(), why: format!("{e:#}") }
+    }
+}
+
 /// What makes a request of a line.
 struct Prompts<'t> {
     tokenizer: &'t Tokenizer,
     turns: Option<&'t Turns>,
     system: Option<String>,
-    /// For the calls of tools; the forms of requests are compiled by [`Forms`].
-    grammars: &'t std::cell::OnceCell<Grammars<'t>>,
     seed: u64,
     n_ctx: usize,
 }
 
 impl<'t> Prompts<'t> {
-    /// The request of a line, the seed that it gets, and its tools.
-    fn request(
-        &self,
-        job: Job,
-        number: usize,
-        grammar: Option<Grammar>,
-    ) -> Result<(Request<'t>, u64, Option<ToolUse>)> {
-        let Job { prompt, settings, mut params, .. } = job;
+    /// A line's request, as far as it needs no form.
+    fn ready(&self, job: Job, number: usize, line: usize) -> Result<Ready> {
+        let Job { form, id, prompt, settings, mut params, kind } = job;
         let (ids, reader, tools) = self.prompt(&prompt, &mut params)?;
-        let rules = match &tools {
-            Some(tools) => tools.rules(self.tokenizer, self.grammars()?)?,
-            None => CallRules::default(),
-        };
-        let seed = settings.seed.unwrap_or(self.seed.wrapping_add(number as u64));
-        let sampler = settings.sampler(seed, self.tokenizer)?;
         let reader = reader.unwrap_or_else(Reader::plain);
-        let writer = Writer::with_calls(self.tokenizer, sampler, grammar, reader, params, &ids, rules);
-        Ok((Request { number, prompt: ids, writer }, seed, tools))
+        Ok(Ready { number, line, form, id, settings, params, ids, reader, tools, kind })
     }
 
-    fn grammars(&self) -> Result<&'t Grammars<'t>> {
-        if self.grammars.get().is_none() {
-            let _ = self.grammars.set(Grammars::new(self.tokenizer)?);
-        }
-        Ok(self.grammars.get().expect("just set"))
+    /// The request for the scheduler, and who asked.
+    fn request(&self, ready: Ready, compiled: Compiled) -> Result<(Request<'t>, Asker)> {
+        let Ready { number, line, form, id, settings, params, ids, reader, tools, .. } = ready;
+        let seed = settings.seed.unwrap_or(self.seed.wrapping_add(number as u64));
+        let sampler = settings.sampler(seed, self.tokenizer)?;
+        let Compiled { grammar, calls } = compiled;
+        let writer = Writer::with_calls(self.tokenizer, sampler, grammar, reader, params, &ids, calls);
+        Ok((Request { number, prompt: ids, writer }, Asker { line, form, id, seed, tools }))
     }
 
     /// The tokens of a prompt, what reads the answer where a template was put around it, and the tools in the prompt.

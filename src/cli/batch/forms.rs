@@ -1,5 +1,5 @@
-//! Requests whose form (a JSON schema, a grammar) is being compiled, on a thread of its own: the
-//! answers of others go on.
+//! Requests whose form (a JSON schema, a grammar, the schemas of tools) is being compiled, on a
+//! thread of its own: the answers of others go on.
 
 use std::collections::BTreeMap;
 use std::sync::mpsc::{Receiver, Sender, channel};
@@ -8,7 +8,8 @@ use std::time::Duration;
 
 use anyhow::{Result, anyhow};
 
-use super::job::Job;
+use super::Ready;
+use crate::talk::{CallRules, ToolUse};
 use crate::text::Tokenizer;
 use crate::text::grammar::{Grammar, Grammars, Kind};
 
@@ -16,25 +17,48 @@ use crate::text::grammar::{Grammar, Grammars, Kind};
 /// begins.
 const MOST: usize = 16;
 
+/// What holds an answer to its form.
+#[derive(Default)]
+pub(super) struct Compiled {
+    pub(super) grammar: Option<Grammar>,
+    pub(super) calls: CallRules,
+}
+
+impl Compiled {
+    fn new(
+        tokenizer: &Tokenizer,
+        grammars: &Grammars<'_>,
+        kind: Option<&Kind>,
+        tools: Option<&ToolUse>,
+    ) -> Result<Compiled> {
+        let grammar = kind.map(|kind| grammars.start(kind)).transpose()?;
+        let calls = tools.map(|tools| tools.rules(tokenizer, grammars)).transpose()?.unwrap_or_default();
+        Ok(Compiled { grammar, calls })
+    }
+}
+
+/// The number of a request, its form and its tools.
+type Asked = (usize, Option<Kind>, Option<ToolUse>);
+
 /// Requests that wait for their forms.
 pub(super) struct Forms {
     /// None when there will be no more.
-    ask: Option<Sender<(usize, Kind)>>,
-    compiled: Receiver<(usize, Result<Grammar>)>,
-    /// By the request's number: its line and what it asks.
-    waiting: BTreeMap<usize, (usize, Job)>,
+    ask: Option<Sender<Asked>>,
+    compiled: Receiver<(usize, Result<Compiled>)>,
+    /// By the request's number.
+    waiting: BTreeMap<usize, Ready>,
 }
 
 impl Forms {
     /// Starts the thread. It ends when no more forms come.
     pub(super) fn new<'scope, 'env>(scope: &'scope Scope<'scope, 'env>, tokenizer: &'env Tokenizer) -> Forms {
-        let (ask, asked) = channel::<(usize, Kind)>();
+        let (ask, asked) = channel::<Asked>();
         let (give, compiled) = channel();
         let work = move || {
             let mut grammars: Option<Grammars> = None;
-            for (number, kind) in asked {
+            for (number, kind, tools) in asked {
                 let made = match grammars.take().map_or_else(|| Grammars::new(tokenizer), Ok) {
-                    Ok(ready) => grammars.insert(ready).start(&kind),
+                    Ok(ready) => Compiled::new(tokenizer, grammars.insert(ready), kind.as_ref(), tools.as_ref()),
                     Err(e) => Err(e),
                 };
                 if give.send((number, made)).is_err() {
@@ -59,16 +83,16 @@ impl Forms {
     }
 
     /// Has a request's form compiled.
-    pub(super) fn compile(&mut self, number: usize, line: usize, job: Job) {
-        if let (Some(ask), Some(kind)) = (&self.ask, job.kind.clone()) {
-            let _ = ask.send((number, kind)); // a thread that is gone is told by `next`
+    pub(super) fn compile(&mut self, ready: Ready) {
+        if let Some(ask) = &self.ask {
+            // A thread that is gone is told by `next`.
+            let _ = ask.send((ready.number, ready.kind.clone(), ready.tools.clone()));
         }
-        self.waiting.insert(number, (line, job));
+        self.waiting.insert(ready.number, ready);
     }
 
-    /// A request whose form is compiled, or cannot be, with its number and line. Waits for one if
-    /// `patience` is given.
-    pub(super) fn next(&mut self, patience: Option<Duration>) -> Option<(usize, usize, Job, Result<Grammar>)> {
+    /// A request whose form is compiled, or cannot be. Waits for one if `patience` is given.
+    pub(super) fn next(&mut self, patience: Option<Duration>) -> Option<(Ready, Result<Compiled>)> {
         if self.waiting.is_empty() {
             return None;
         }
@@ -80,13 +104,12 @@ impl Forms {
                 }
                 _ => return None,
             };
-        let (line, job) = self.waiting.remove(&number)?;
-        Some((number, line, job, made))
+        self.waiting.remove(&number).map(|ready| (ready, made))
     }
 
-    /// What still waits, with its number and line.
-    pub(super) fn drain(&mut self) -> Vec<(usize, usize, Job)> {
-        std::mem::take(&mut self.waiting).into_iter().map(|(number, (line, job))| (number, line, job)).collect()
+    /// What still waits.
+    pub(super) fn drain(&mut self) -> Vec<Ready> {
+        std::mem::take(&mut self.waiting).into_values().collect()
     }
 
     /// Lets the thread end.
