@@ -61,6 +61,9 @@ pub struct Options {
     pub ask: Ask,
     /// Let measured times decide nothing.
     pub deterministic: bool,
+    /// Whether batches of a prompt go in halves, so that a GPU and the CPU work at the same time; None: as measured times
+    /// suggest.
+    pub halves: Option<bool>,
     /// Measure what a GPU and the CPU wait for each other.
     pub stats: bool,
     /// Whether the file is mapped or read.
@@ -81,6 +84,7 @@ impl Default for Options {
             type_v: f16,
             ask: Ask::default(),
             deterministic: false,
+            halves: None,
             stats: false,
             load: Load::default(),
         }
@@ -326,6 +330,7 @@ impl Session {
     ) -> Result<Session> {
         for device in &mut devices {
             device.deterministic(o.deterministic);
+            device.in_halves = o.halves;
             if o.stats {
                 device.keep_time()?;
             }

@@ -305,6 +305,45 @@ fn experts_that_come_and_go_change_nothing_but_the_order_of_sums() {
     assert!((count > 0 || models(KINDS).is_empty()) && failed.is_empty(), "off: {failed:?}");
 }
 
+/// One of each kind of state that a first half leaves to the second: rows, rings, recurrent blocks, compressed rows.
+const TWO_PLACES: &[&str] = &["deepseek4", "gpt-oss", "qwen35moe", "qwen3moe"];
+
+/// While one half's experts are computed by the CPU, the GPU works on the other half: what belongs to one of them must not
+/// be taken for the other's.
+#[test]
+fn halves_of_a_prompt_that_take_turns_give_what_the_whole_gives() {
+    if !emu::load() {
+        return;
+    }
+    let gpu = Arc::new(Gpu::open().unwrap());
+    let mut count = 0;
+    for r in models(TWO_PLACES).iter().filter(|r| has_experts(r)) {
+        let prompt = &r.prompt[..r.prompt.len().min(110)];
+        let truth = Truth::of(r, prompt);
+        let o = Options {
+            ask: Ask { cpu_moe: Some(usize::MAX), cache: CacheSize::Bytes(200 << 10), ..Ask::default() },
+            halves: Some(true),
+            ..exact()
+        };
+        let gguf = Gguf::open_with(&r.gguf, &o.load).unwrap();
+        let mut s = Session::hybrid(gguf, &o, gpu.clone(), |_, _| Ok(())).unwrap();
+        let first = prompt.len() - 3;
+        let mut got = s.feed(0, &prompt[..first], Want::All).unwrap().into_logits();
+        assert_eq!(s.engine().devices()[0].cache_stats().halved, 1, "{}: the prompt went in halves", r.name);
+        prompt[first..].iter().for_each(|t| got.extend(s.feed(0, &[*t], Want::Last).unwrap().into_logits()));
+        let (error, holds) = truth.holds(&got);
+        say!("{:24} in halves NMSE {error:.1e}", r.name);
+        assert!(holds, "{}: {error:e}", r.name);
+        // Only the last token's logits are asked for: all of them are the second half's.
+        s.rewind(0, 0).unwrap();
+        let last = s.feed(0, &prompt[..first], Want::Last).unwrap().into_logits();
+        let all = &got[(first - 1) * truth.n_vocab..first * truth.n_vocab];
+        assert!(nmse(all, &last) < 1e-3, "{}: {:e}", r.name, nmse(all, &last));
+        count += 1;
+    }
+    assert!(count > 0 || models(TWO_PLACES).is_empty());
+}
+
 #[test]
 fn the_same_tokens_give_the_same_bits_when_times_decide_nothing() {
     if !emu::load() {

@@ -118,9 +118,20 @@ pub(super) fn options(a: &args::ModelArgs) -> Result<Options> {
         type_v: cache_type("-ctv", &a.cache_type_v)?,
         ask: Ask { gpu_layers, cpu_moe, cache, rules },
         deterministic: a.deterministic,
+        halves: halves()?,
         stats: a.stats,
         load: Load { mmap: !a.no_mmap, mlock: a.mlock },
     })
+}
+
+/// `TANDEM_HALVES=on|off`: whether prompts go in halves, whatever the measured times suggest.
+fn halves() -> Result<Option<bool>> {
+    match std::env::var("TANDEM_HALVES").as_deref() {
+        Err(_) => Ok(None),
+        Ok("on") => Ok(Some(true)),
+        Ok("off") => Ok(Some(false)),
+        Ok(other) => usage(format!("TANDEM_HALVES={other}: expected on or off")),
+    }
 }
 
 /// Opens a model whose header is read, with the GPU if there is one.

@@ -37,13 +37,14 @@ pub(super) fn stats(session: &Session, a: &args::ModelArgs) -> Result<()> {
     let gb = |n: usize| n as f64 / 1e9;
     tracing::info!(
         "expert cache: {:.1}% hits of {} expert choices in decode; {} experts loaded ({:.2} GB), {} streamed for prompts \
-         ({:.2} GB)",
+         ({:.2} GB); {} batches of prompts in halves",
         100.0 * c.hits as f64 / c.chosen.max(1) as f64,
         c.chosen,
         c.uploads,
         gb(c.upload_bytes),
         c.passed,
-        gb(c.passed_bytes)
+        gb(c.passed_bytes),
+        c.halved
     );
     tracing::info!("{memory}");
     Ok(())

@@ -275,19 +275,19 @@ impl Gpu {
             .driver_context("a copy to the device")
     }
 
-    /// Copies values or lists to the device in the work stream's order. Small ones are read by a kernel, so that they do not
-    /// wait for large ones of the other stream for the one engine that copies.
+    /// Copies `bytes` of pinned memory to the device in the work stream's order. Few are read by a kernel, so that they do
+    /// not wait for large copies of the other stream for the one engine that copies.
     ///
     /// # Errors
     /// If the driver reports an error.
-    pub fn bring(&self, to: Ptr, from: &Pinned, bytes: usize) -> Result<()> {
-        assert!(bytes <= from.bytes);
-        if bytes > SMALL {
-            return self.upload_pinned(&self.work, to, from, 0, bytes);
+    pub fn bring(&self, to: Ptr, from: &Pinned, bytes: Range<usize>) -> Result<()> {
+        assert!(bytes.end <= from.bytes);
+        if bytes.len() > SMALL {
+            return self.upload_pinned(&self.work, to, from, bytes.start, bytes.len());
         }
         // Pinned memory has one address for both (unified addressing, on every 64-bit system).
-        let words = bytes.div_ceil(4);
-        launch::bring(Some(self), Grid::each(words), Ptr(from.at as u64), to, words as u64)
+        let words = bytes.len().div_ceil(4);
+        launch::bring(Some(self), Grid::each(words), Ptr(from.at as u64).at(bytes.start), to, words as u64)
     }
 
     /// Copies from the device, in the stream's order: done when the stream has been waited for.
@@ -303,10 +303,10 @@ impl Gpu {
     ///
     /// # Errors
     /// If the driver reports an error.
-    pub fn download_pinned(&self, stream: &Stream, to: &Pinned, bytes: usize, from: Ptr) -> Result<()> {
-        assert!(bytes <= to.bytes);
+    pub fn download_pinned(&self, stream: &Stream, to: &Pinned, bytes: Range<usize>, from: Ptr) -> Result<()> {
+        assert!(bytes.end <= to.bytes);
         // SAFETY: the memory is as long; its owner reads it only after an event that follows this copy.
-        unsafe { sys::cuMemcpyDtoHAsync_v2(to.at.cast(), from.0, bytes, stream.0) }
+        unsafe { sys::cuMemcpyDtoHAsync_v2(to.at.add(bytes.start).cast(), from.0, bytes.len(), stream.0) }
             .result()
             .driver_context("a copy from the device")
     }

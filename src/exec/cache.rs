@@ -54,6 +54,8 @@ pub struct CacheStats {
     pub uploads: usize,
     /// Bytes of the experts brought into slots.
     pub upload_bytes: usize,
+    /// Batches that went in halves, so that both sides worked at the same time.
+    pub halved: usize,
     /// Experts that were streamed through the ring.
     pub passed: usize,
     /// Bytes of the experts that were streamed through the ring.
@@ -119,10 +121,15 @@ impl CachedLayer {
 
 /// A cost as it was measured: the exponential moving average of its values, a quarter for the newest.
 #[derive(Clone, Copy, Debug, Default)]
-struct Ema(Option<f64>);
+pub(super) struct Ema(Option<f64>);
 
 impl Ema {
-    fn add(&mut self, v: f64) {
+    /// The average; None before the first value.
+    pub(super) fn get(self) -> Option<f64> {
+        self.0
+    }
+
+    pub(super) fn add(&mut self, v: f64) {
         self.0 = Some(self.0.map_or(v, |old| old + (v - old) * 0.25));
     }
 }
@@ -324,8 +331,9 @@ impl ExpertCache {
         self.layers[self.of_step[&step]].step
     }
 
-    /// Before a walk: takes the experts that have arrived into use, and decides which ones stream for the batch.
-    pub(super) fn begin(&mut self, batch: &Batch) -> Result<()> {
+    /// Before a walk: takes the experts that have arrived into use, and decides which ones stream for the batch, if any
+    /// may.
+    pub(super) fn begin(&mut self, batch: &Batch, streams: bool) -> Result<()> {
         if let Some(in_flight) = &mut self.in_flight
             && !in_flight.list.is_empty()
         {
@@ -345,7 +353,10 @@ impl ExpertCache {
         self.ahead.clear();
         for l in 0..self.layers.len() {
             let rows = batch.count(self.layers[l].rows);
-            let through = if rows > 1 && self.ring.is_some() { self.through(l, rows) } else { Vec::new() };
+            let through = match &self.ring {
+                Some(_) if rows > 1 && streams => self.through(l, rows),
+                _ => Vec::new(),
+            };
             let layer = &mut self.layers[l];
             layer.score.iter_mut().for_each(|s| *s *= fade);
             layer.on_gpu.clone_from(&layer.slot_of);
@@ -358,8 +369,43 @@ impl ExpertCache {
         Ok(())
     }
 
+    /// Layers that are split.
+    pub(super) fn layers(&self) -> usize {
+        self.layers.len()
+    }
+
+    /// Seconds that the experts of all layers are expected to take for a batch of `rows`: those of the batch as a whole, with
+    /// the ring, and those of half of its rows without; None before both sides were measured.
+    pub(super) fn prompt_seconds(&self, rows: usize) -> Option<[f64; 2]> {
+        self.known()?;
+        let sum = |rows: usize, ring: bool| -> f64 {
+            (0..self.layers.len()).map(|l| self.shares(l, rows, ring && self.ring.is_some()).1).sum()
+        };
+        Some([sum(rows, true), sum(rows / 2, false)])
+    }
+
+    /// Whether the rates are known that a share is chosen by.
+    fn known(&self) -> Option<()> {
+        self.rates.ring.0?;
+        self.rates.cpu.0.or(self.rates.read.0).map(drop)
+    }
+
     /// The experts of a layer that should stream for a batch of `rows`, hottest first.
     fn through(&self, l: usize, rows: usize) -> Vec<u32> {
+        let layer = &self.layers[l];
+        if self.known().is_some() {
+            let (mut order, _, count) = self.shares(l, rows, true);
+            order.truncate(count);
+            return order;
+        }
+        // A long enough batch gives each side half of the experts and measures both.
+        let order: Vec<u32> = layer.by_score().into_iter().filter(|&e| layer.slot_of[e as usize] < 0).collect();
+        if rows * layer.k < 4 * layer.score.len() { Vec::new() } else { order[..order.len() / 2].to_vec() }
+    }
+
+    /// The experts of a layer that are in no slot, hottest first; the seconds that a batch of `rows` is expected to take
+    /// with them; and how many should stream for that, if any may.
+    fn shares(&self, l: usize, rows: usize, may_stream: bool) -> (Vec<u32>, f64, usize) {
         let layer = &self.layers[l];
         let n = layer.score.len();
         let order: Vec<u32> = layer.by_score().into_iter().filter(|&e| layer.slot_of[e as usize] < 0).collect();
@@ -369,10 +415,7 @@ impl ExpertCache {
         let products = (rows * layer.k) as f64;
         let expected = |e: u32| ((layer.score[e as usize] + 1e-3) / total) as f64 * products;
         let touched = |e: u32| 1.0 - (-expected(e)).exp();
-        let (Some(ring), Some(_)) = (self.rates.ring.0, self.rates.cpu.0.or(self.rates.read.0)) else {
-            // Nothing is known yet: a long enough batch gives each side half of the experts and measures both.
-            return if rows * layer.k < 4 * n { Vec::new() } else { order[..order.len() / 2].to_vec() };
-        };
+        let ring = self.rates.ring.0.unwrap_or(0.0);
         let (read, cpu) = (self.rates.read.0.unwrap_or(0.0), self.rates.cpu.0.unwrap_or(0.0));
         let gpu = self.rates.gpu.0.unwrap_or(0.0);
         let mut here: (f64, f64) = order.iter().fold((0.0, 0.0), |s, &e| (s.0 + touched(e), s.1 + expected(e)));
@@ -382,7 +425,7 @@ impl ExpertCache {
             cpu.max(there.0 * bytes * ring).max(there.1 * bytes * gpu)
         };
         let (mut best, mut count) = (cost(here, there), 0);
-        for (i, &e) in order.iter().enumerate() {
+        for (i, &e) in order.iter().enumerate().filter(|_| may_stream) {
             here = (here.0 - touched(e), here.1 - expected(e));
             there = (there.0 + 1.0, there.1 + expected(e));
             let c = cost(here, there);
@@ -390,7 +433,7 @@ impl ExpertCache {
                 (best, count) = (c, i + 1);
             }
         }
-        order[..count].to_vec()
+        (order, best, count)
     }
 
     /// Records what the router chose in a layer, by the step of the CPU's share, and how long that step took.

@@ -13,6 +13,7 @@ use anyhow::{Context, Result};
 
 use super::Observer;
 use super::cache::{CacheStats, ExpertCache};
+use super::halves::{self, DenseClock, Lane};
 use super::inputs::BatchInputs;
 use super::weights::Weights;
 use crate::cpu::Pool;
@@ -31,19 +32,27 @@ pub struct Device {
     /// Where values are, by the plan's buffers.
     values: Vec<Ptr>,
     scratch: (Ptr, usize),
-    inputs: BatchInputs,
+    /// Of each lane; one where no layer is split by expert.
+    inputs: Vec<BatchInputs>,
     /// Values on their way to a place, by the place and its buffer: values that share one there share this too.
     staging: HashMap<(Place, u32), Pinned>,
-    /// Passed when a segment's values have arrived, by its number.
+    /// Passed when a segment's values have arrived, by its lane and number.
     arrived: Vec<Event>,
-    /// The segment that last sent values up through a buffer: until it is passed the staging memory is read.
-    sent: HashMap<u32, usize>,
+    /// The segment that last sent values up through a buffer, by its lane and the buffer: until it is passed the staging
+    /// memory is read.
+    sent: HashMap<(usize, u32), usize>,
     /// None where the device could not make graphs: stages are then started one by one.
     graphs: Option<HashMap<(usize, bool), Graph>>,
     /// Walks of one row so far: those that gave logits, and the greedy ones.
     singles: [usize; 2],
     /// The measured times; None where measuring was not asked for.
     times: Option<Times>,
+    /// How long the GPU works for a row of a prompt, apart from streamed experts; None where no layer is split by expert.
+    pub(super) dense: Option<DenseClock>,
+    /// The largest batch.
+    shape: Shape,
+    /// Whether prompts go in halves; None: as their times suggest.
+    pub in_halves: Option<bool>,
     /// The experts that are here for a while.
     pub(super) experts: ExpertCache,
     /// All device memory; the pointers above lead into it.
@@ -101,7 +110,9 @@ impl Device {
         tracing::debug!("GPU memory in MB: {}", footprint.describe());
         let memory = Arena::new(&gpu, footprint.total(), &format!("the model ({})", footprint.describe()))?;
         let scratch = (memory.take(footprint.scratch), footprint.scratch);
-        let inputs = BatchInputs::new(&gpu, &memory, tape, (plan, place), n_batch)?;
+        let lanes = plan::lane_rows(tape, n_batch);
+        let inputs =
+            lanes.map(|rows| BatchInputs::new(&gpu, &memory, tape, (plan, place), rows)).collect::<Result<_>>()?;
         let mut experts = ExpertCache::open(&gpu, &memory, tape, plan)?;
         let layout = &plan.layouts[place.index()];
         let values = layout.bytes(&shape).map(|b| memory.take(b)).collect();
@@ -146,7 +157,8 @@ impl Device {
                 free.insert(gpu.pinned(bytes.expect("a buffer"), "values that cross")?);
             }
         }
-        let arrived = plan.stages.iter().map(|_| Event::new()).collect::<Result<Vec<_>>>()?;
+        let arrived = (0..2 * plan.stages.len()).map(|_| Event::new()).collect::<Result<Vec<_>>>()?;
+        let dense = experts.some().then(|| DenseClock::new(plan.stages.len())).transpose()?;
         gpu.work.wait()?;
         drop(small);
         experts.pin(&gpu, gguf);
@@ -168,6 +180,9 @@ impl Device {
             graphs,
             singles,
             times: None,
+            dense,
+            shape,
+            in_halves: None,
         })
     }
 
@@ -213,10 +228,25 @@ impl Device {
         self.experts.stats
     }
 
-    /// Begins a walk: brings the batch over.
-    pub(super) fn begin(&mut self, batch: &Batch) -> Result<()> {
+    /// The halves in which a batch goes through `plan`, if it should.
+    pub(super) fn halves(&self, plan: &Plan, batch: &Batch) -> Option<[Batch; 2]> {
+        let clock = self.dense.as_ref()?;
+        let wanted =
+            self.in_halves.unwrap_or_else(|| !self.experts.deterministic && clock.prefers_halves(&self.experts, batch));
+        if !wanted {
+            return None;
+        }
+        halves::cut(batch, &self.shape, [Place::Cpu, self.place].map(|place| &plan.layouts[place.index()]))
+    }
+
+    /// Begins a walk of a batch, in halves or not.
+    pub(super) fn begin(&mut self, batch: &Batch, in_halves: bool) -> Result<()> {
         self.gpu.enter()?;
-        self.experts.begin(batch)?;
+        if let Some(clock) = &mut self.dense {
+            clock.begin(&self.experts, batch, in_halves);
+        }
+        self.experts.stats.halved += in_halves as usize;
+        self.experts.begin(batch, !in_halves)?;
         if batch.rows.len() == 1 && batch.output_rows.len() == 1 {
             self.singles[batch.argmax_only as usize] += 1; // one that wants nothing loads no kernels of the head
         }
@@ -225,19 +255,28 @@ impl Device {
             times.segments.clear();
             times.waited.set(0.0);
         }
-        self.inputs.send(&self.gpu, batch, &self.experts)
+        Ok(())
     }
 
-    /// Starts the stages `range` of a plan, all of them on the GPU or copies to and from it. `arrived[range.start]` is
-    /// passed when they are done.
+    /// Brings the rows of a walk over.
+    pub(super) fn send(&mut self, lane: &Lane<'_>) -> Result<()> {
+        self.inputs[lane.number].send(&self.gpu, lane.batch, &self.experts)
+    }
+
+    /// Starts the stages `range` of a plan, all of them on the GPU or copies to and from it. The lane's event in `arrived`
+    /// of `range.start` is passed when they are done.
     pub(super) fn start(
         &mut self,
         tape: &Tape,
         plan: &Plan,
-        batch: &Batch,
+        lane: &Lane<'_>,
         range: std::ops::Range<usize>,
     ) -> Result<()> {
-        self.sends(plan, range.clone());
+        let batch = lane.batch;
+        self.sends(plan, lane, range.clone());
+        if let Some(clock) = self.dense.as_mut().filter(|_| batch.rows.len() > 1) {
+            clock.segment_begins(&self.gpu, lane, range.start)?;
+        }
         if let Some(times) = self.times.as_mut().filter(|t| t.walk.is_some()) {
             times.began[range.start].record(&self.gpu.work)?;
             times.segments.push(range.start);
@@ -247,7 +286,7 @@ impl Device {
             batch.rows.len() == 1 && batch.output_rows.len() == 1 && self.singles[batch.argmax_only as usize] > 1;
         let key = (range.start, batch.argmax_only);
         if record && self.graphs.as_ref().is_some_and(|g| !g.contains_key(&key)) {
-            match self.gpu.capture(|| self.stages(tape, plan, batch, range.clone())) {
+            match self.gpu.capture(|| self.stages(tape, plan, lane, range.clone())) {
                 Ok(graph) => drop(self.graphs.as_mut().map(|g| g.insert(key, graph))),
                 Err(e) => {
                     tracing::warn!("graphs: off, because {e:#}; kernels are started one by one");
@@ -257,9 +296,12 @@ impl Device {
         }
         match self.graphs.as_ref().filter(|_| record) {
             Some(graphs) => self.gpu.replay(&graphs[&key])?,
-            None => self.stages(tape, plan, batch, range.clone())?,
+            None => self.stages(tape, plan, lane, range.clone())?,
         }
-        self.arrived[range.start].record(&self.gpu.work)
+        if let Some(clock) = self.dense.as_mut().filter(|_| batch.rows.len() > 1) {
+            clock.segment_ends(&self.gpu)?;
+        }
+        self.arrived[self.event(lane, range.start)].record(&self.gpu.work)
     }
 
     /// Runs the stages as [`Device::start`] does, but step by step: `f` sees what each gives before the next begins.
@@ -267,20 +309,20 @@ impl Device {
         &mut self,
         tape: &Tape,
         plan: &Plan,
-        batch: &Batch,
+        lane: &Lane<'_>,
         range: std::ops::Range<usize>,
         f: &mut Observer<'_>,
     ) -> Result<()> {
-        self.sends(plan, range.clone());
+        self.sends(plan, lane, range.clone());
         for at in range.clone() {
             let PlanStage::Run(place, steps) = &plan.stages[at] else {
-                self.run(tape, plan, batch, &plan.stages[at])?;
+                self.run(tape, plan, lane, &plan.stages[at])?;
                 continue;
             };
             for i in steps.clone() {
-                self.run(tape, plan, batch, &PlanStage::Run(*place, i..i + 1))?;
+                self.run(tape, plan, lane, &PlanStage::Run(*place, i..i + 1))?;
                 for slot in &tape.steps[i].outs {
-                    let v = self.value(plan, tape, batch, slot);
+                    let v = self.value(plan, tape, lane, slot);
                     let mut values = vec![0f32; v.rows * v.width];
                     self.gpu.download(&self.gpu.work, &mut values, v.ptr)?;
                     self.gpu.work.wait()?;
@@ -290,7 +332,12 @@ impl Device {
                 }
             }
         }
-        self.arrived[range.start].record(&self.gpu.work)
+        self.arrived[self.event(lane, range.start)].record(&self.gpu.work)
+    }
+
+    /// The event that a lane passes when its segment that begins with this stage is done.
+    fn event(&self, lane: &Lane<'_>, stage: usize) -> usize {
+        lane.number * self.arrived.len() / 2 + stage
     }
 
     /// Ends a walk, whose last values have arrived.
@@ -310,49 +357,63 @@ impl Device {
                 sum.gpu_waited += times.began[pair[1]].since(&self.arrived[pair[0]])?;
             }
         }
+        if let Some(clock) = self.dense.as_mut().filter(|_| batch.rows.len() > 1) {
+            clock.end(batch.rows.len())?;
+        }
         self.experts.bring(&self.gpu, gguf, batch)
     }
 
     /// Takes note of the values that stages send up.
-    fn sends(&mut self, plan: &Plan, range: std::ops::Range<usize>) {
+    fn sends(&mut self, plan: &Plan, lane: &Lane<'_>, range: std::ops::Range<usize>) {
         for stage in &plan.stages[range.clone()] {
             if let PlanStage::Copy(slot, _, Place::Gpu(_)) = stage {
-                self.sent.insert(plan.buffer(*slot, self.place), range.start);
+                self.sent.insert((lane.number, plan.buffer(*slot, self.place)), range.start);
             }
         }
     }
 
-    fn stages(&self, tape: &Tape, plan: &Plan, batch: &Batch, range: std::ops::Range<usize>) -> Result<()> {
-        plan.stages[range].iter().try_for_each(|stage| self.run(tape, plan, batch, stage))
+    fn stages(&self, tape: &Tape, plan: &Plan, lane: &Lane<'_>, range: std::ops::Range<usize>) -> Result<()> {
+        plan.stages[range].iter().try_for_each(|stage| self.run(tape, plan, lane, stage))
     }
 
-    fn run(&self, tape: &Tape, plan: &Plan, batch: &Batch, stage: &PlanStage) -> Result<()> {
-        let value = |x: &Slot| self.value(plan, tape, batch, x);
+    fn run(&self, tape: &Tape, plan: &Plan, lane: &Lane<'_>, stage: &PlanStage) -> Result<()> {
+        let batch = lane.batch;
+        let value = |x: &Slot| self.value(plan, tape, lane, x);
         match stage {
             // Nobody reads the logits where only the argmax is asked for.
             PlanStage::Copy(slot, Place::Gpu(_), _) if batch.argmax_only && tape.logits == Some(*slot) => Ok(()),
             PlanStage::Copy(slot, from, to) => {
-                let (v, host) = (value(slot), &self.staging[&(*to, plan.buffer(*slot, *to))]);
+                let buffer = plan.buffer(*slot, *to);
+                let (v, host) = (value(slot), &self.staging[&(*to, buffer)]);
+                let at = lane.offset(&plan.layouts[to.index()], buffer);
+                let bytes = at..at + v.rows * v.width * 4;
                 match from {
-                    Place::Gpu(_) => self.gpu.download_pinned(&self.gpu.work, host, v.rows * v.width * 4, v.ptr),
-                    _ => self.gpu.bring(v.ptr, host, v.rows * v.width * 4),
+                    Place::Gpu(_) => self.gpu.download_pinned(&self.gpu.work, host, bytes, v.ptr),
+                    _ => self.gpu.bring(v.ptr, host, bytes),
                 }
             }
             PlanStage::Run(_, steps) => steps.clone().map(|i| (i, &tape.steps[i])).try_for_each(|(i, step)| {
-                self.step(step, i, batch, tape, &value).with_context(|| format!("step {}", step.label))
+                self.step(step, i, (lane, tape), &value).with_context(|| format!("step {}", step.label))
             }),
         }
     }
 
-    fn step(&self, step: &Step, i: usize, batch: &Batch, tape: &Tape, value: &dyn Fn(&Slot) -> GpuValue) -> Result<()> {
+    fn step(
+        &self,
+        step: &Step,
+        i: usize,
+        (lane, tape): (&Lane<'_>, &Tape),
+        value: &dyn Fn(&Slot) -> GpuValue,
+    ) -> Result<()> {
+        let batch = lane.batch;
         if step.share == ExpertShare::All {
-            return self.start_step(step, i, (batch, tape), value, None, false);
+            return self.start_step(step, i, (lane, tape), value, None, false);
         }
         let out = value(&step.outs[0]);
         // What is recorded for one row must do for whatever the slots hold later.
         if self.experts.any(i) || (batch.rows.len() == 1 && self.experts.room(i)) {
-            let slots = self.inputs.places(i);
-            self.start_step(step, i, (batch, tape), value, Some((&|w| self.experts.at(i, w), slots)), false)
+            let slots = self.inputs[lane.number].places(i);
+            self.start_step(step, i, (lane, tape), value, Some((&|w| self.experts.at(i, w), slots)), false)
         } else if self.experts.passes(i) == 0 {
             self.gpu.zero(&self.gpu.work, out.ptr, out.rows * out.width * 4)
         } else {
@@ -365,11 +426,12 @@ impl Device {
         &self,
         step: &Step,
         i: usize,
-        (batch, tape): (&Batch, &Tape),
+        (lane, tape): (&Lane<'_>, &Tape),
         value: &dyn Fn(&Slot) -> GpuValue,
         stacks: Option<(&dyn Fn(usize) -> Ptr, Ptr)>,
         add: bool,
     ) -> Result<()> {
+        let (batch, inputs) = (lane.batch, &self.inputs[lane.number]);
         let ins: Vec<GpuValue> = step.ins.iter().map(value).collect();
         let rows = ins.first().map_or(batch.rows.len(), |x| x.rows);
         let none = |x: &Slot| batch.count(tape.slots[x.0 as usize].rows) == 0;
@@ -387,8 +449,8 @@ impl Device {
         step.op.gpu(&GpuIo {
             gpu: Some(&self.gpu),
             batch,
-            lists: self.inputs.lists(),
-            tables: &self.inputs.tables(i),
+            lists: inputs.lists(),
+            tables: &inputs.tables(i),
             rows,
             ins: &ins,
             outs: &step.outs.iter().map(value).collect::<Vec<_>>(),
@@ -404,7 +466,7 @@ impl Device {
     pub(super) fn compute_and_stream(
         &mut self,
         model: (&Gguf, &Tape, &Plan),
-        batch: &Batch,
+        lane: &Lane<'_>,
         (i, on_gpu): (usize, &[i32]),
         pool: &Pool,
         compute: &mut (dyn FnMut() + '_),
@@ -416,60 +478,71 @@ impl Device {
         }
         if on_gpu.iter().all(|t| *t >= 0) {
             compute(); // nothing but zeros
-            return self.stream_experts(model, batch, step, Some(pool));
+            return self.stream_experts(model, lane, step, Some(pool));
         }
         let streamed = std::thread::scope(|s| {
-            let passes = std::thread::Builder::new().spawn_scoped(s, || self.stream_experts(model, batch, step, None));
+            let passes = std::thread::Builder::new().spawn_scoped(s, || self.stream_experts(model, lane, step, None));
             compute();
             passes.ok().map(|passes| passes.join().expect("passes report errors"))
         });
         // Where the system starts no more threads, one comes after the other.
-        streamed.unwrap_or_else(|| self.stream_experts(model, batch, step, Some(pool)))
+        streamed.unwrap_or_else(|| self.stream_experts(model, lane, step, Some(pool)))
     }
 
     /// Starts the part of a step's GPU share whose experts stream through the ring; `pool` helps where it is free.
     fn stream_experts(
         &mut self,
         (gguf, tape, plan): (&Gguf, &Tape, &Plan),
-        batch: &Batch,
+        lane: &Lane<'_>,
         i: usize,
         pool: Option<&Pool>,
     ) -> Result<()> {
         self.gpu.enter()?;
         let step = &tape.steps[i];
-        let products = batch.count(tape.slots[step.outs[0].0 as usize].rows) * tape.width(step.ins[1]);
+        let products = lane.batch.count(tape.slots[step.outs[0].0 as usize].rows) * tape.width(step.ins[1]);
         let mut add = self.experts.any(i);
         let mut experts = std::mem::take(&mut self.experts);
         let done = experts.stream_experts(&self.gpu, gguf, i, pool, products, |at, table| {
-            let value = |x: &Slot| self.value(plan, tape, batch, x);
-            self.start_step(step, i, (batch, tape), &value, Some((at, table)), std::mem::replace(&mut add, true))
+            let value = |x: &Slot| self.value(plan, tape, lane, x);
+            self.start_step(step, i, (lane, tape), &value, Some((at, table)), std::mem::replace(&mut add, true))
         });
         self.experts = experts;
         done.with_context(|| format!("step {}", step.label))
     }
 
     /// A value as kernels see it.
-    fn value(&self, plan: &Plan, tape: &Tape, batch: &Batch, x: &Slot) -> GpuValue {
-        let rows = batch.count(tape.slots[x.0 as usize].rows);
-        GpuValue { ptr: self.values[plan.buffer(*x, self.place) as usize], rows, width: tape.width(*x) }
+    fn value(&self, plan: &Plan, tape: &Tape, lane: &Lane<'_>, x: &Slot) -> GpuValue {
+        let rows = lane.batch.count(tape.slots[x.0 as usize].rows);
+        let buffer = plan.buffer(*x, self.place);
+        let ptr = self.values[buffer as usize].at(lane.offset(&plan.layouts[self.place.index()], buffer));
+        GpuValue { ptr, rows, width: tape.width(*x) }
     }
 
-    /// A value that stages from `stage` on sent down to a buffer of a place, once it is there.
-    pub(super) fn arrived(&self, stage: usize, to: (Place, u32), n: usize) -> Result<&[f32]> {
+    /// The `n` values that a lane's stages from `stage` on sent down to a buffer of a place, once they are there.
+    pub(super) fn arrived(
+        &self,
+        plan: &Plan,
+        lane: &Lane<'_>,
+        stage: usize,
+        (place, buffer): (Place, u32),
+        n: usize,
+    ) -> Result<&[f32]> {
         let start = Instant::now();
-        self.arrived[stage].wait()?;
+        self.arrived[self.event(lane, stage)].wait()?;
         if let Some(times) = &self.times {
             times.waited.set(times.waited.get() + start.elapsed().as_secs_f64());
         }
-        Ok(&self.staging[&to].as_slice()[..n])
+        let at = lane.offset(&plan.layouts[place.index()], buffer) / 4;
+        Ok(&self.staging[&(place, buffer)].as_slice()[at..at + n])
     }
 
-    /// Where a value is put that the next stages send up to a buffer.
-    pub(super) fn outgoing(&mut self, buffer: u32) -> Result<&mut [f32]> {
-        if let Some(&stage) = self.sent.get(&buffer) {
-            self.arrived[stage].wait()?;
+    /// Where a value is put that a lane's next stages send up to a buffer.
+    pub(super) fn outgoing(&mut self, plan: &Plan, lane: &Lane<'_>, buffer: u32) -> Result<&mut [f32]> {
+        if let Some(&stage) = self.sent.get(&(lane.number, buffer)) {
+            self.arrived[self.event(lane, stage)].wait()?;
         }
-        Ok(self.staging.get_mut(&(self.place, buffer)).expect("the plan sends it up").as_mut_slice())
+        let at = lane.offset(&plan.layouts[self.place.index()], buffer) / 4;
+        Ok(&mut self.staging.get_mut(&(self.place, buffer)).expect("the plan sends it up").as_mut_slice()[at..])
     }
 
     /// Bytes `at..at + len` of a sequence's part of a state.

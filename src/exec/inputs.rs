@@ -103,7 +103,7 @@ impl BatchInputs {
     pub(super) fn send(&mut self, gpu: &Gpu, batch: &Batch, cached: &ExpertCache) -> Result<()> {
         self.read.wait()?;
         self.fill(batch, cached);
-        gpu.bring(self.device, &self.host, self.at.bytes)?;
+        gpu.bring(self.device, &self.host, 0..self.at.bytes)?;
         self.read.record(&gpu.work)
     }
 

@@ -2,6 +2,7 @@
 
 mod cache;
 mod device;
+mod halves;
 mod inputs;
 mod pinned;
 mod profile;
@@ -18,6 +19,8 @@ use crate::cpu::{self, Pool};
 use crate::gguf::{Gguf, any_lost};
 use crate::plan::{Place, Plan, PlanStage, Shape};
 use crate::tape::{Batch, CpuIo, ExpertShare, SeqRows, Slot, State, StateSpec, Tape, WeightView, Work};
+
+use halves::Lane;
 
 pub use cache::CacheStats;
 pub use device::{Device, Waits};
@@ -67,11 +70,28 @@ pub struct Engine {
     /// The states of the sequences.
     pub states: Vec<State>,
     weights: Weights,
-    memory: Vec<PlaceMemory>,
+    /// Of a batch or its first half, and of a second half.
+    lanes: [LaneMemory; 2],
     /// The GPUs, by their numbers in [`Place::Gpu`].
     devices: Vec<Device>,
+}
+
+/// The CPU's memory of a batch on its way through the plan.
+#[derive(Debug)]
+struct LaneMemory {
+    places: Vec<PlaceMemory>,
     /// The first of the stages that send a value down from the GPU, by value and place; None when it was fetched.
     in_flight: Vec<[Option<usize>; Place::ALL.len()]>,
+}
+
+impl LaneMemory {
+    fn new(tape: &Tape, plan: &Plan) -> LaneMemory {
+        let buffers = |n: usize| PlaceMemory { buffers: vec![Vec::new(); n], work: Work::default() };
+        LaneMemory {
+            places: plan.layouts.iter().map(|l| buffers(l.widths.len())).collect(),
+            in_flight: vec![[None; Place::ALL.len()]; tape.slots.len()],
+        }
+    }
 }
 
 /// The buffers of one place.
@@ -113,13 +133,8 @@ impl Engine {
             pool.beside_gpu();
             pool_batch.iter().for_each(Pool::beside_gpu);
         }
-        let in_flight = vec![[None; Place::ALL.len()]; tape.slots.len()];
-        let memory = plan
-            .layouts
-            .iter()
-            .map(|l| PlaceMemory { buffers: vec![Vec::new(); l.widths.len()], work: Work::default() })
-            .collect();
-        Ok(Engine { gguf, tape, plan, pool, pool_batch, states, weights, memory, devices, in_flight })
+        let lanes = [LaneMemory::new(&tape, &plan), LaneMemory::new(&tape, &plan)];
+        Ok(Engine { gguf, tape, plan, pool, pool_batch, states, weights, lanes, devices })
     }
 
     /// The GPUs' parts, by the numbers of [`Place::Gpu`]; none where everything runs on the CPU.
@@ -147,36 +162,74 @@ impl Engine {
     }
 
     fn walk_stages(&mut self, batch: &Batch, stop: &AtomicBool, mut watch: Watch<'_>) -> Result<bool> {
-        for m in &mut self.memory {
-            m.work.angles.clear();
-            m.work.acts.rows_only = batch.deterministic_rows;
-        }
+        let halves = match (&watch.observer, self.devices.first()) {
+            (None, Some(device)) => device.halves(&self.plan, batch),
+            _ => None,
+        };
         for device in &mut self.devices {
-            device.begin(batch)?;
+            device.begin(batch, halves.is_some())?;
         }
-        let stopped = || batch.rows.len() > 1 && stop.load(Ordering::Relaxed);
+        let done = match &halves {
+            None => self.walk_lanes(&[Lane::whole(batch)], stop, &mut watch)?,
+            Some(halves) => self.walk_lanes(&Lane::halves(halves), stop, &mut watch)?,
+        };
+        if done {
+            self.devices.iter_mut().try_for_each(|device| device.end(&self.gguf, batch))?;
+        }
+        Ok(done)
+    }
+
+    /// Takes a batch, or its halves in turns, through all stages. Returns false if it was stopped.
+    fn walk_lanes(&mut self, lanes: &[Lane<'_>], stop: &AtomicBool, watch: &mut Watch<'_>) -> Result<bool> {
+        for lane in lanes {
+            for m in &mut self.lanes[lane.number].places {
+                m.work.angles.clear();
+                m.work.acts.rows_only = lane.batch.deterministic_rows;
+            }
+            self.devices.iter_mut().try_for_each(|device| device.send(lane))?;
+        }
+        let stopped = || lanes[0].batch.rows.len() > 1 && stop.load(Ordering::Relaxed);
         let mut next = 0;
         while next < self.plan.stages.len() {
+            let from = next;
+            for lane in lanes {
+                let Some(to) = self.turn(lane, from, &stopped, watch)? else { return Ok(false) };
+                next = to;
+            }
+        }
+        lanes.iter().try_for_each(|lane| self.fetch_results(lane))?;
+        Ok(true)
+    }
+
+    /// A lane's turn: the host's stages from `from` on, and then the GPU's, which are started. Returns the stage after them,
+    /// or None if it was stopped.
+    fn turn(
+        &mut self,
+        lane: &Lane<'_>,
+        from: usize,
+        stopped: &dyn Fn() -> bool,
+        watch: &mut Watch<'_>,
+    ) -> Result<Option<usize>> {
+        let mut next = from;
+        while next < self.plan.stages.len() && gpu_of(&self.plan.stages[next]).is_none() {
             match self.plan.stages[next] {
-                ref stage if gpu_of(stage).is_some() => {
-                    if stopped() {
-                        return Ok(false);
-                    }
-                    next = self.start_gpu_stages(batch, next, &mut watch.observer)?;
-                    continue;
-                }
-                PlanStage::Copy(slot, from, to) => self.copy_stage(batch, slot, from, to),
+                PlanStage::Copy(slot, from, to) => self.copy_stage(lane, slot, from, to),
                 PlanStage::Run(place, ref steps) => {
                     let steps = steps.clone();
-                    if !self.run_steps(batch, place, steps, &stopped, &mut watch)? {
-                        return Ok(false);
+                    if !self.run_steps(lane, place, steps, stopped, watch)? {
+                        return Ok(None);
                     }
                 }
             }
             next += 1;
         }
-        self.fetch_results(batch)?;
-        Ok(true)
+        while next < self.plan.stages.len() && gpu_of(&self.plan.stages[next]).is_some() {
+            if stopped() {
+                return Ok(None);
+            }
+            next = self.start_gpu_stages(lane, next, &mut watch.observer)?;
+        }
+        Ok(Some(next))
     }
 
     /// Values of f32 that a slot has in this batch.
@@ -187,23 +240,23 @@ impl Engine {
 
     /// Starts the GPU's stages from `from` on, as far as they go together, and returns the stage after them. What they
     /// read of the CPU's memory is copied first; what they send down is in flight afterwards.
-    fn start_gpu_stages(&mut self, batch: &Batch, from: usize, observer: &mut Option<Observer<'_>>) -> Result<usize> {
-        let range = segment(&self.plan, from);
+    fn start_gpu_stages(&mut self, lane: &Lane<'_>, from: usize, observer: &mut Option<Observer<'_>>) -> Result<usize> {
+        let (range, own) = (segment(&self.plan, from), lane.number);
         let gpu = gpu_of(&self.plan.stages[from]).expect("the first stage is a GPU's");
         for at in range.clone() {
             match self.plan.stages[at] {
                 PlanStage::Copy(slot, from, to @ Place::Gpu(_)) => {
-                    let n = self.count(batch, slot);
+                    let n = self.count(lane.batch, slot);
                     let (source, to) = (self.plan.buffer(slot, from), self.plan.buffer(slot, to));
-                    let values = &self.memory[from.index()].buffers[source as usize][..n];
-                    self.devices[gpu].outgoing(to)?[..n].copy_from_slice(values);
+                    let values = &self.lanes[own].places[from.index()].buffers[source as usize][..n];
+                    self.devices[gpu].outgoing(&self.plan, lane, to)?[..n].copy_from_slice(values);
                 }
                 PlanStage::Copy(slot, Place::Gpu(_), to) => {
-                    self.in_flight[slot.0 as usize][to.index()] = Some(range.start);
+                    self.lanes[own].in_flight[slot.0 as usize][to.index()] = Some(range.start);
                 }
                 PlanStage::Run(_, ref steps) => {
                     for s in self.tape.steps[steps.clone()].iter().flat_map(|step| &step.states) {
-                        self.states[s.0 as usize].wrote(&batch.rows);
+                        self.states[s.0 as usize].wrote(&lane.batch.rows);
                     }
                 }
                 PlanStage::Copy(..) => {}
@@ -211,27 +264,28 @@ impl Engine {
         }
         let device = &mut self.devices[gpu];
         match observer {
-            None => device.start(&self.tape, &self.plan, batch, range.clone())?,
-            Some(f) => device.observe(&self.tape, &self.plan, batch, range.clone(), f)?,
+            None => device.start(&self.tape, &self.plan, lane, range.clone())?,
+            Some(f) => device.observe(&self.tape, &self.plan, lane, range.clone(), f)?,
         }
         Ok(range.end)
     }
 
     /// Copies a value between two memories of the CPU.
-    fn copy_stage(&mut self, batch: &Batch, slot: Slot, from: Place, to: Place) {
-        let n = self.count(batch, slot);
+    fn copy_stage(&mut self, lane: &Lane<'_>, slot: Slot, from: Place, to: Place) {
+        let n = self.count(lane.batch, slot);
         let buffer = |place: Place| self.plan.buffer(slot, place) as usize;
-        let mut out = std::mem::take(&mut self.memory[to.index()].buffers[buffer(to)]);
+        let places = &mut self.lanes[lane.number].places;
+        let mut out = std::mem::take(&mut places[to.index()].buffers[buffer(to)]);
         out.clear();
-        out.extend_from_slice(&self.memory[from.index()].buffers[buffer(from)][..n]);
-        self.memory[to.index()].buffers[buffer(to)] = out;
+        out.extend_from_slice(&places[from.index()].buffers[buffer(from)][..n]);
+        places[to.index()].buffers[buffer(to)] = out;
     }
 
     /// Runs steps on the CPU, once the values have arrived that the GPU sends them. Returns false if it was stopped
     /// before all of them were done.
     fn run_steps(
         &mut self,
-        batch: &Batch,
+        lane: &Lane<'_>,
         place: Place,
         steps: Range<usize>,
         stopped: &dyn Fn() -> bool,
@@ -239,7 +293,7 @@ impl Engine {
     ) -> Result<bool> {
         for i in steps.clone() {
             for k in 0..self.tape.steps[i].ins.len() {
-                self.fetch(batch, self.tape.steps[i].ins[k], place)?;
+                self.fetch(lane, self.tape.steps[i].ins[k], place)?;
             }
         }
         for i in steps {
@@ -249,8 +303,8 @@ impl Engine {
             if any_lost() {
                 self.gguf.check_files()?;
             }
-            self.run_step(batch, place, i, &mut watch.observer)?;
-            if let Some(progress) = &mut watch.progress {
+            self.run_step(lane, place, i, &mut watch.observer)?;
+            if let Some(progress) = watch.progress.as_mut().filter(|_| lane.last) {
                 progress(i + 1);
             }
         }
@@ -258,35 +312,43 @@ impl Engine {
     }
 
     /// Runs one step on the CPU: takes its output buffers, computes, and gives them back.
-    fn run_step(&mut self, batch: &Batch, place: Place, i: usize, observer: &mut Option<Observer<'_>>) -> Result<()> {
+    fn run_step(&mut self, lane: &Lane<'_>, place: Place, i: usize, observer: &mut Option<Observer<'_>>) -> Result<()> {
+        let (batch, own) = (lane.batch, lane.number);
         let mut outs: Vec<Vec<f32>> = Vec::with_capacity(self.tape.steps[i].outs.len());
         for &slot in &self.tape.steps[i].outs {
             let n = self.count(batch, slot);
             let buffer = self.plan.buffer(slot, place) as usize;
-            let mut out = std::mem::take(&mut self.memory[place.index()].buffers[buffer]);
+            let mut out = std::mem::take(&mut self.lanes[own].places[place.index()].buffers[buffer]);
             out.resize(n, 0.0);
             outs.push(out);
         }
         let rows_of = |slot: &Slot| batch.count(self.tape.slots[slot.0 as usize].rows);
         let rows = self.tape.steps[i].ins.first().map_or(batch.rows.len(), rows_of);
         if rows > 0 {
-            self.compute(batch, place, (i, rows), &mut outs)?;
+            self.compute(lane, place, (i, rows), &mut outs)?;
         }
         let step = &self.tape.steps[i];
         for (&slot, mut out) in step.outs.iter().zip(outs) {
             if let Some(f) = observer {
                 f(&step.label, &mut out, self.tape.width(slot));
             }
-            self.memory[place.index()].buffers[self.plan.buffer(slot, place) as usize] = out;
+            self.lanes[own].places[place.index()].buffers[self.plan.buffer(slot, place) as usize] = out;
         }
         Ok(())
     }
 
     /// Calls the CPU body of step `i`, whose inputs have `rows` rows.
-    fn compute(&mut self, batch: &Batch, place: Place, (i, rows): (usize, usize), outs: &mut [Vec<f32>]) -> Result<()> {
-        let Engine { gguf, tape, plan, pool, pool_batch, states, weights, memory, devices, .. } = self;
+    fn compute(
+        &mut self,
+        lane: &Lane<'_>,
+        place: Place,
+        (i, rows): (usize, usize),
+        outs: &mut [Vec<f32>],
+    ) -> Result<()> {
+        let Engine { gguf, tape, plan, pool, pool_batch, states, weights, lanes, devices, .. } = self;
+        let batch = lane.batch;
         let pool = pool_batch.as_ref().filter(|_| batch.rows.len() > 1).unwrap_or(pool);
-        let (step, PlaceMemory { buffers, work }) = (&tape.steps[i], &mut memory[place.index()]);
+        let (step, PlaceMemory { buffers, work }) = (&tape.steps[i], &mut lanes[lane.number].places[place.index()]);
         let value = |slot: Slot| {
             let info = &tape.slots[slot.0 as usize];
             &buffers[plan.buffer(slot, place) as usize][..batch.count(info.rows) * info.width]
@@ -308,7 +370,7 @@ impl Engine {
         match shared {
             None => compute(),
             Some(device) => {
-                device.compute_and_stream((gguf, tape, plan), batch, (i, &on_gpu), pool, &mut compute)?;
+                device.compute_and_stream((gguf, tape, plan), lane, (i, &on_gpu), pool, &mut compute)?;
                 device.experts.note(i, ins[1], seconds);
             }
         }
@@ -319,27 +381,38 @@ impl Engine {
     }
 
     /// Takes a value that the GPU sent to `place` into its buffer there, if it is in flight.
-    fn fetch(&mut self, batch: &Batch, slot: Slot, place: Place) -> Result<()> {
-        let Some(stage) = self.in_flight[slot.0 as usize][place.index()].take() else { return Ok(()) };
-        let n = self.count(batch, slot);
+    fn fetch(&mut self, lane: &Lane<'_>, slot: Slot, place: Place) -> Result<()> {
+        let own = lane.number;
+        let Some(stage) = self.lanes[own].in_flight[slot.0 as usize][place.index()].take() else { return Ok(()) };
+        let n = self.count(lane.batch, slot);
         let buffer = self.plan.buffer(slot, place);
         let gpu = gpu_of(&self.plan.stages[stage]).expect("a GPU sent it");
-        let to = &mut self.memory[place.index()].buffers[buffer as usize];
+        let to = &mut self.lanes[own].places[place.index()].buffers[buffer as usize];
         to.clear();
-        to.extend_from_slice(self.devices[gpu].arrived(stage, (place, buffer), n)?);
+        to.extend_from_slice(self.devices[gpu].arrived(&self.plan, lane, stage, (place, buffer), n)?);
         Ok(())
     }
 
-    /// Takes the results that the GPU sent down, and ends the walk there.
-    fn fetch_results(&mut self, batch: &Batch) -> Result<()> {
+    /// Takes the results that the GPU sent down. Those of a second half come after those of the first.
+    fn fetch_results(&mut self, lane: &Lane<'_>) -> Result<()> {
+        let cpu = Place::Cpu.index();
         for slot in self.tape.results() {
             // The logits stay on the GPU where only the argmax is asked for.
-            if batch.argmax_only && self.tape.logits == Some(slot) {
-                self.in_flight[slot.0 as usize][Place::Cpu.index()] = None;
+            if lane.batch.argmax_only && self.tape.logits == Some(slot) {
+                self.lanes[lane.number].in_flight[slot.0 as usize][cpu] = None;
             }
-            self.fetch(batch, slot, Place::Cpu)?;
+            self.fetch(lane, slot, Place::Cpu)?;
         }
-        self.devices.iter_mut().try_for_each(|device| device.end(&self.gguf, batch))
+        if lane.number == 1 {
+            let slot = self.tape.results()[lane.batch.argmax_only as usize];
+            let buffer = self.plan.buffer(slot, Place::Cpu) as usize;
+            let [first, second] = &mut self.lanes;
+            let width = self.tape.width(slot);
+            let (all, rest) = (&mut first.places[cpu].buffers[buffer], &second.places[cpu].buffers[buffer]);
+            all.truncate(lane.before[1] * width);
+            all.extend_from_slice(&rest[..lane.batch.output_rows.len() * width]);
+        }
+        Ok(())
     }
 
     /// Writes what a sequence of `tokens` tokens remembers, or what later tokens overwrite of it (see
@@ -450,7 +523,7 @@ impl Engine {
     /// and its logit, (output rows, 2).
     pub fn result(&self, batch: &Batch) -> &[f32] {
         let slot = self.tape.results()[batch.argmax_only as usize];
-        &self.memory[Place::Cpu.index()].buffers[self.plan.buffer(slot, Place::Cpu) as usize]
+        &self.lanes[0].places[Place::Cpu.index()].buffers[self.plan.buffer(slot, Place::Cpu) as usize]
     }
 }
 

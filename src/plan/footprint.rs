@@ -73,7 +73,9 @@ impl Footprint {
         let mut seen = vec![false; tape.weights.len()];
         let mut states = vec![false; tape.states.len()];
         let mut tables: Vec<&str> = Vec::new();
-        sum.header = (LISTS * n_batch * 4).next_multiple_of(ALIGN);
+        let lanes: Vec<usize> = lane_rows(tape, n_batch).collect();
+        let header = |bytes: usize| lanes.iter().map(|rows| (rows * bytes).next_multiple_of(ALIGN)).sum::<usize>();
+        sum.header = header(LISTS * 4);
         for (i, step) in tape.steps.iter().enumerate().filter(|(i, _)| plan.places[*i].is_gpu()) {
             for w in step.weights.iter().map(|w| w.0 as usize) {
                 if !streams_through(tape, step, w) && !std::mem::replace(&mut seen[w], true) {
@@ -88,11 +90,11 @@ impl Footprint {
             for (key, row_bytes) in &needs.tables[i] {
                 if !tables.contains(&key.as_str()) {
                     tables.push(key);
-                    sum.header += (row_bytes * n_batch).next_multiple_of(ALIGN);
+                    sum.header += header(*row_bytes);
                 }
             }
             if step.share == ExpertShare::OnGpu {
-                sum.header += (experts_of(tape, step) * 4).next_multiple_of(ALIGN);
+                sum.header += lanes.len() * (experts_of(tape, step) * 4).next_multiple_of(ALIGN);
                 sum.cache +=
                     stacks(tape, step).map(|(_, b)| (plan.cache.slots * b).next_multiple_of(ALIGN)).sum::<usize>();
                 sum.ring = sum.ring.max(2 * ring_part_bytes(tape, step, plan.cache.ring));
@@ -103,6 +105,13 @@ impl Footprint {
         sum.scratch = sum.scratch.next_multiple_of(ALIGN);
         sum
     }
+}
+
+/// The rows that each part of a batch has at most: the whole batch, or its first half; and where experts are at two
+/// places, a second half.
+pub fn lane_rows(tape: &Tape, n_batch: usize) -> impl Iterator<Item = usize> {
+    let split = tape.steps.iter().any(|step| step.share == ExpertShare::OnGpu);
+    [n_batch].into_iter().chain(split.then_some(n_batch / 2))
 }
 
 /// What each step needs on a GPU whatever the plan.

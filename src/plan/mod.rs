@@ -9,7 +9,9 @@ mod split;
 
 pub use fit::{Ask, CacheSize, Fit, Refused, fit};
 pub use footprint::{ALIGN, Footprint, LISTS, Needs, Shape};
-pub use footprint::{expert_bytes, experts_of, ring_part_bytes, stacks, state_of, streams_through, weight_bytes};
+pub use footprint::{
+    expert_bytes, experts_of, lane_rows, ring_part_bytes, stacks, state_of, streams_through, weight_bytes,
+};
 pub use layout::Layout;
 pub use place::{Place, Rules};
 pub use split::split;
