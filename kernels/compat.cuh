@@ -33,6 +33,20 @@ __device__ __forceinline__ u16 f2b(float f) {
     return (u + 0x7fff + (u >> 16 & 1)) >> 16;
 }
 
+// Bytes by the nibbles of a selector, 0 to 3 of a and 4 to 7 of b, where the fourth bit of none is set.
+// (`__byte_perm` takes any, which costs an instruction that clears these bits.)
+__device__ __forceinline__ u32 permute(u32 a, u32 b, u32 s) {
+    u32 d;
+    asm("prmt.b32 %0, %1, %2, %3;" : "=r"(d) : "r"(a), "r"(b), "r"(s));
+    return d;
+}
+
+// A value of which the compiler does not know how it was made.
+__device__ __forceinline__ u32 opaque(u32 v) {
+    asm("" : "+r"(v));
+    return v;
+}
+
 // Copies of 16 bytes from device to shared memory that run beside the code; before sm_80 they run at once.
 __device__ __forceinline__ void cp_async16(void *to, const void *from) {
 #if __CUDA_ARCH__ >= 800

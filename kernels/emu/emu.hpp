@@ -190,6 +190,11 @@ inline u32 __byte_perm(u32 a, u32 b, u32 s) {
     }
     return out;
 }
+inline u32 opaque(u32 v) { return v; }
+inline u32 permute(u32 a, u32 b, u32 s) {
+    if (s & 0x8888) emu::fail("permute by %04x: a selector of bytes has three bits", s & 0xffff);
+    return __byte_perm(a, b, s);
+}
 inline u32 __funnelshift_r(u32 low, u32 high, u32 by) { return (u32)(((u64)high << 32 | low) >> (by & 31)); }
 inline u32 each_byte(u32 a, u32 b, int (*f)(int, int)) {
     u32 out = 0;

@@ -4,68 +4,72 @@
 
 struct Q4_0 {
     enum { BLOCK = 32, BYTES = 18, HALVES = 0, MINS = 0, FLOATS = 0 };
-    static __device__ __forceinline__ void group(const u8 *b, int, Group &o) {
-        o.scale[0] = load_h(b);
+    static __device__ __forceinline__ void group(Block b, int, Group &o) {
+        o.scale[0] = load_h(b.byte(0)) * (1.f / 16.f);
         u32 v[4];
-        load_words(b + 2, v);
+        load_words(b, 2, v);
 #pragma unroll
         for (int w = 0; w < 4; w++) {
-            o.codes[w] = __vsub4(v[w] & 0x0f0f0f0f, 0x08080808);
-            o.codes[4 + w] = __vsub4(v[w] >> 4 & 0x0f0f0f0f, 0x08080808);
+            o.codes[w] = (v[w] << 4 & 0xf0f0f0f0) ^ 0x80808080;
+            o.codes[4 + w] = (v[w] & 0xf0f0f0f0) ^ 0x80808080;
         }
     }
 };
 
 struct Q4_1 {
     enum { BLOCK = 32, BYTES = 20, HALVES = 0, MINS = 1, FLOATS = 0 };
-    static __device__ __forceinline__ void group(const u8 *b, int, Group &o) {
-        o.scale[0] = load_h(b);
-        o.min[0] = -load_h(b + 2);
+    static __device__ __forceinline__ void group(Block b, int, Group &o) {
+        u32 both = load4(b.words);
+        o.scale[0] = h2f((u16)both);
+        o.min[0] = -h2f((u16)(both >> 16));
 #pragma unroll
         for (int w = 0; w < 4; w++) {
-            u32 v = load4(b + 4 + 4 * w);
+            u32 v = load4(b.words + 4 + 4 * w);
             o.codes[w] = v & 0x0f0f0f0f;
             o.codes[4 + w] = v >> 4 & 0x0f0f0f0f;
         }
     }
 };
 
+/// Bit 4 w + i of `bits` to the highest of byte i, for a word that nothing else is in.
+__device__ __forceinline__ u32 to_top(u32 bits, int w) { return (bits >> 4 * w & 15) * 0x10204080; }
+
 struct Q5_0 {
     enum { BLOCK = 32, BYTES = 22, HALVES = 0, MINS = 0, FLOATS = 0 };
-    static __device__ __forceinline__ void group(const u8 *b, int, Group &o) {
-        o.scale[0] = load_h(b);
+    static __device__ __forceinline__ void group(Block b, int, Group &o) {
+        o.scale[0] = load_h(b.byte(0)) * 0.125f;
         u32 all[5]; // the fifth bits, then the others
-        load_words(b + 2, all);
-        u32 high = all[0];
+        load_words(b, 2, all);
+        u32 high = ~all[0];
 #pragma unroll
         for (int w = 0; w < 4; w++) {
             u32 v = all[1 + w];
-            o.codes[w] = __vsub4((v & 0x0f0f0f0f) | spread4(high >> 4 * w & 15, 4), 0x10101010);
-            o.codes[4 + w] = __vsub4((v >> 4 & 0x0f0f0f0f) | spread4(high >> (16 + 4 * w) & 15, 4), 0x10101010);
+            o.codes[w] = (v << 3 & 0x78787878) | (to_top(high, w) & 0x80808080);
+            o.codes[4 + w] = (v >> 1 & 0x78787878) | (to_top(high, 4 + w) & 0x80808080);
         }
     }
 };
 
 struct Q5_1 {
     enum { BLOCK = 32, BYTES = 24, HALVES = 0, MINS = 1, FLOATS = 0 };
-    static __device__ __forceinline__ void group(const u8 *b, int, Group &o) {
-        o.scale[0] = load_h(b);
-        o.min[0] = -load_h(b + 2);
-        u32 high = load4(b + 4);
+    static __device__ __forceinline__ void group(Block b, int, Group &o) {
+        u32 both = load4(b.words), high = load4(b.words + 4);
+        o.scale[0] = h2f((u16)both);
+        o.min[0] = -h2f((u16)(both >> 16));
 #pragma unroll
         for (int w = 0; w < 4; w++) {
-            u32 v = load4(b + 8 + 4 * w);
-            o.codes[w] = (v & 0x0f0f0f0f) | spread4(high >> 4 * w & 15, 4);
-            o.codes[4 + w] = (v >> 4 & 0x0f0f0f0f) | spread4(high >> (16 + 4 * w) & 15, 4);
+            u32 v = load4(b.words + 8 + 4 * w);
+            o.codes[w] = (v & 0x0f0f0f0f) | (to_top(high, w) >> 3 & 0x10101010);
+            o.codes[4 + w] = (v >> 4 & 0x0f0f0f0f) | (to_top(high, 4 + w) >> 3 & 0x10101010);
         }
     }
 };
 
 struct Q8_0 {
     enum { BLOCK = 32, BYTES = 34, HALVES = 0, MINS = 0, FLOATS = 0 };
-    static __device__ __forceinline__ void group(const u8 *b, int, Group &o) {
-        o.scale[0] = load_h(b);
-        load_words(b + 2, o.codes);
+    static __device__ __forceinline__ void group(Block b, int, Group &o) {
+        o.scale[0] = load_h(b.byte(0));
+        load_words(b, 2, o.codes);
     }
 };
 
@@ -76,64 +80,67 @@ struct Q8_0 {
 
 struct IQ4_NL {
     enum { BLOCK = 32, BYTES = 18, HALVES = 0, MINS = 0, FLOATS = 0 };
-    static __device__ __forceinline__ void group(const u8 *b, int, Group &o) {
+    static __device__ __forceinline__ void group(Block b, int, Group &o) {
         const u32 table[4] = IQ4_VALUES;
-        o.scale[0] = load_h(b);
+        o.scale[0] = load_h(b.byte(0));
         u32 v[4];
-        load_words(b + 2, v);
+        load_words(b, 2, v);
         put_nibbles(o, table, v);
     }
 };
 
 struct MXFP4 {
     enum { BLOCK = 32, BYTES = 17, HALVES = 0, MINS = 0, FLOATS = 0 };
-    static __device__ __forceinline__ void group(const u8 *b, int, Group &o) {
+    static __device__ __forceinline__ void group(Block b, int, Group &o) {
         const u32 table[4] = FP4_VALUES;
         // 2^(e - 128): 0 and 1 are below the normal numbers.
-        o.scale[0] = __uint_as_float(b[0] < 2 ? 0x00200000u << b[0] : (u32)(b[0] - 1) << 23);
-        u32 v[4];
-        load_words(b + 1, v);
+        u32 e = *b.byte(0), v[4];
+        o.scale[0] = __uint_as_float(e < 2 ? 0x00200000u << e : (e - 1) << 23);
+        load_words(b, 1, v);
         put_nibbles(o, table, v);
     }
 };
 
 struct NVFP4 {
     enum { BLOCK = 64, BYTES = 36, HALVES = 1, MINS = 0, FLOATS = 0 };
-    static __device__ __forceinline__ void group(const u8 *b, int g, Group &o) {
+    static __device__ __forceinline__ void group(Block b, int g, Group &o) {
         const u32 table[4] = FP4_VALUES;
+        u32 scales = load2(b.words + 2 * g);
 #pragma unroll
         for (int h = 0; h < 2; h++) {
-            u32 s = b[2 * g + h] & 127;
+            u32 s = scales >> 8 * h & 127;
             // E4M3's bits stand like an f16's seven places down; its exponent's bias differs by 8, and one for the half.
             o.scale[h] = s == 127 ? 0.f : h2f((u16)(s << 7)) * 128.f;
 #pragma unroll
-            for (int w = 0; w < 2; w++) {
-                u32 v = load4(b + 4 + 16 * g + 8 * h + 4 * w);
-                o.codes[4 * h + w] = look_up4(table, v & 0x0f0f0f0f);
-                o.codes[4 * h + 2 + w] = look_up4(table, v >> 4 & 0x0f0f0f0f);
-            }
+            for (int w = 0; w < 2; w++)
+                look_up8(table, load4(b.words + 4 + 16 * g + 8 * h + 4 * w), o.codes[4 * h + w], o.codes[4 * h + 2 + w]);
         }
     }
 };
 
 struct Q1_0 {
     enum { BLOCK = 128, BYTES = 18, HALVES = 0, MINS = 0, FLOATS = 0 };
-    static __device__ __forceinline__ void group(const u8 *b, int g, Group &o) {
-        o.scale[0] = load_h(b);
-        u32 bits = load4_2(b + 2 + 4 * g);
-#pragma unroll
-        for (int w = 0; w < 8; w++) o.codes[w] = negate4(0x01010101, ~bits >> 4 * w);
+    static __device__ __forceinline__ void group(Block b, int g, Group &o) {
+        o.scale[0] = load_h(b.byte(0));
+        u32 bits[1];
+        load_words(b, 2 + 4 * g, bits);
+        choose(bits[0], 0xffffffff, 0x01010101, o.codes);
     }
 };
 
 struct Q2_0 {
     enum { BLOCK = 64, BYTES = 18, HALVES = 0, MINS = 0, FLOATS = 0 };
-    static __device__ __forceinline__ void group(const u8 *b, int g, Group &o) {
-        o.scale[0] = load_h(b);
+    static __device__ __forceinline__ void group(Block b, int g, Group &o) {
+        o.scale[0] = load_h(b.byte(0));
+        u32 v[2];
+        load_words(b, 2 + 8 * g, v);
 #pragma unroll
-        for (int w = 0; w < 8; w++) {
-            u32 v = b[2 + 8 * g + w];
-            o.codes[w] = __vsub4((v | v << 6 | v << 12 | v << 18) & 0x03030303, 0x01010101);
+        for (int w = 0; w < 8; w += 2) { // two bytes of four codes each, to nibbles
+            u32 s = permute(v[w / 4], 0, w % 4 ? 0x4342 : 0x4140);
+            s = (s | s << 4) & 0x0f0f0f0f;
+            s = (s | s << 2) & 0x33333333;
+            o.codes[w] = permute(0x020100ff, 0, s);
+            o.codes[w + 1] = permute(0x020100ff, 0, s >> 16);
         }
     }
 };
