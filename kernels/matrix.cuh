@@ -49,54 +49,90 @@ template <class F>
 __device__ __forceinline__ float dot(const Group &o, const u32 *x, const ActScale &s) {
     int low = 0, high = 0;
 #pragma unroll
-    for (int i = 0; i < 4; i++) {
-        low = __dp4a((int)o.codes[i], (int)x[i], low);
-        high = __dp4a((int)o.codes[4 + i], (int)x[4 + i], high);
-    }
+    for (int i = 0; i < 4; i++) low = __dp4a((int)o.codes[i], (int)x[i], low);
+    if constexpr (!F::HALVES) high = low;
+#pragma unroll
+    for (int i = 4; i < 8; i++) high = __dp4a((int)o.codes[i], (int)x[i], high);
     float sum;
     if constexpr (F::HALVES) sum = s.d * (o.scale[0] * (float)low + o.scale[1] * (float)high);
-    else sum = s.d * o.scale[0] * (float)(low + high);
+    else sum = s.d * o.scale[0] * (float)high;
     if constexpr (F::MINS && F::HALVES) sum -= o.min[0] * s.low + o.min[1] * s.high;
     else if constexpr (F::MINS) sum -= o.min[0] * (s.low + s.high);
     return sum;
 }
 
-/// Few pairs: a warp per row of the matrix and `T` pairs, which share the matrix (T = 1 unless there are no ids and one
-/// head). Grid: (rows / warps, pairs / T).
+/// Few pairs: `lanes` threads (16 to 128, a power of two) for two rows of the matrix and one pair, or for one row and
+/// `T` pairs, which share the matrix (only where there are no ids, one head and an activation row for each pair). Grid:
+/// (rows / ROWS * lanes / threads, pairs / T); 128 threads.
+///
+/// A lane that has two rows has the weights of both on their way at once, and brings the activations once for both.
+/// Rejected: two rows with four pairs, too (registers of Q4_K, Q5_K, Q6_K, IQ2_S and IQ3_S spill, and the PTX grows by
+/// 500 KB, for up to a tenth fewer instructions).
 template <class F, int T>
 __device__ __forceinline__ void matvec_body(const u8 *w, const i8 *x, const ActScale *scales, const float *ids,
                                             const int *slots, float *out, int n_in, int n_out, int pairs, int share,
-                                            int heads, u64 row_bytes) {
-    int lane = threadIdx.x & 31, row = blockIdx.x * (blockDim.x >> 5) + (threadIdx.x >> 5), first = blockIdx.y * T;
-    if (row >= n_out) return;
+                                            int heads, int lanes, u64 row_bytes) {
+    enum { IN_BLOCK = F::BLOCK / 32, ROWS = T == 1 ? 2 : 1, SUMS = ROWS * T };
+    __shared__ float parts[4][SUMS];
+    int lane = threadIdx.x & (lanes - 1), first = blockIdx.y * T;
+    int row = ROWS * ((blockIdx.x * blockDim.x + threadIdx.x) >> (31 - __clz(lanes))), groups = n_in / 32;
     int m = matrix_of(first, ids, slots, heads);
     if (m < 0) return;
-    w += ((u64)m * n_out + row) * row_bytes;
-    int groups = n_in / 32;
-    float sums[T];
+    w += (u64)m * n_out * row_bytes + (u64)(lane / IN_BLOCK) * F::BYTES;
+    // A lane goes on by whole blocks that are a multiple of four bytes together: the place of its group in the
+    // block and that of the block among words stay the same.
+    Block block[ROWS];
+    float sums[ROWS][T];
+    int rows[T]; // of activations: where their groups begin
 #pragma unroll
-    for (int t = 0; t < T; t++) sums[t] = 0.f;
-    for (int g = lane; g < groups; g += 32) {
-        Group o;
-        F::group(w + (u64)(g / (F::BLOCK / 32)) * F::BYTES, g % (F::BLOCK / 32), o);
+    for (int r = 0; r < ROWS; r++) {
+        block[r] = Block(w + (u64)min(row + r, n_out - 1) * row_bytes);
+#pragma unroll
+        for (int t = 0; t < T; t++) sums[r][t] = 0.f;
+    }
+#pragma unroll
+    for (int t = 0; t < T; t++) rows[t] = (T == 1 ? first / share : min(first + t, pairs - 1)) * groups;
+    for (int g = lane; g < groups; g += lanes) {
+        Group o[ROWS];
+#pragma unroll
+        for (int r = 0; r < ROWS; r++) {
+            F::group(block[r], lane % IN_BLOCK, o[r]);
+            block[r].words += lanes / IN_BLOCK * F::BYTES;
+        }
 #pragma unroll
         for (int t = 0; t < T; t++) {
-            u64 at = (u64)(min(first + t, pairs - 1) / share) * groups + g;
-            const uint4 *q = (const uint4 *)(x + 32 * at);
+            u64 at = (u32)(rows[t] + g);
+            const uint4 *q = (const uint4 *)x + 2 * at;
             uint4 a = q[0], b = q[1];
             u32 words[8] = {a.x, a.y, a.z, a.w, b.x, b.y, b.z, b.w};
-            sums[t] += dot<F>(o, words, scales[at]);
+            ActScale s = scales[at];
+#pragma unroll
+            for (int r = 0; r < ROWS; r++) sums[r][t] += dot<F>(o[r], words, s);
         }
     }
+    for (int by = min(lanes, 32) / 2; by; by /= 2)
 #pragma unroll
-    for (int t = 0; t < T; t++) {
-        float sum = warp_sum(sums[t]);
-        if (lane == 0 && first + t < pairs) out[(u64)(first + t) * n_out + row] = sum;
+        for (int i = 0; i < SUMS; i++) sums[i / T][i % T] += __shfl_xor_sync(0xffffffffu, sums[i / T][i % T], by);
+    if (lanes > 32) {
+        int warp = threadIdx.x / 32;
+        if (threadIdx.x % 32 == 0)
+#pragma unroll
+            for (int i = 0; i < SUMS; i++) parts[warp][i] = sums[i / T][i % T];
+        __syncthreads();
+        if (lane == 0)
+            for (int other = 1; other < lanes / 32; other++)
+#pragma unroll
+                for (int i = 0; i < SUMS; i++) sums[i / T][i % T] += parts[warp + other][i];
     }
+    if (lane == 0)
+#pragma unroll
+        for (int i = 0; i < SUMS; i++)
+            if (row + i / T < n_out && first + i % T < pairs)
+                out[(u64)(first + i % T) * n_out + row + i / T] = sums[i / T][i % T];
 }
 
 /// Few pairs of a format of floats, on activations as they are: a block per row, since such matrices have few rows
-/// (routers, mixes), or else long ones. Grid: (rows, pairs / T).
+/// (routers, mixes), or else long ones. Grid: (rows, pairs / T); up to 512 threads.
 template <class F, int T>
 __device__ __forceinline__ void matvec_floats_body(const u8 *w, const float *x, const float *ids, const int *slots,
                                                    float *out, int n_in, int n_out, int pairs, int share, int heads,
@@ -110,7 +146,7 @@ __device__ __forceinline__ void matvec_floats_body(const u8 *w, const float *x, 
 #pragma unroll
     for (int t = 0; t < T; t++) sums[t] = 0.f;
     if (row_bytes % (4 * F::BYTES) == 0 && n_in % 4 == 0) { // rows begin where four weights can be loaded at once
-#pragma unroll 2 // more would spill on sm_90
+#pragma unroll(T == 1 ? 4 : 2)
         for (int i = threadIdx.x; i < n_in / 4; i += blockDim.x) {
             float v[4];
             F::four(w, i, v);
@@ -314,13 +350,13 @@ __device__ __forceinline__ void matmul_floats_body(const u8 *w, const float *x, 
     }                                                                                                                  \
     extern "C" __global__ void __launch_bounds__(128, 6)                                                               \
         matvec1_##name(const u8 *w, const i8 *x, const ActScale *scales, const float *ids, const int *slots,           \
-                       float *out, int n_in, int n_out, int pairs, int share, int heads, u64 row_bytes) {              \
-        matvec_body<F, 1>(w, x, scales, ids, slots, out, n_in, n_out, pairs, share, heads, row_bytes);                 \
+                       float *out, int n_in, int n_out, int pairs, int share, int heads, int lanes, u64 row_bytes) {   \
+        matvec_body<F, 1>(w, x, scales, ids, slots, out, n_in, n_out, pairs, share, heads, lanes, row_bytes);          \
     }                                                                                                                  \
     extern "C" __global__ void __launch_bounds__(128, 6)                                                               \
         matvec4_##name(const u8 *w, const i8 *x, const ActScale *scales, const float *ids, const int *slots,           \
-                       float *out, int n_in, int n_out, int pairs, int share, int heads, u64 row_bytes) {              \
-        matvec_body<F, 4>(w, x, scales, ids, slots, out, n_in, n_out, pairs, share, heads, row_bytes);                 \
+                       float *out, int n_in, int n_out, int pairs, int share, int heads, int lanes, u64 row_bytes) {   \
+        matvec_body<F, 4>(w, x, scales, ids, slots, out, n_in, n_out, pairs, share, heads, lanes, row_bytes);          \
     }                                                                                                                  \
     extern "C" __global__ void __launch_bounds__(128)                                                                  \
         matmul_##name(const u8 *w, const i8 *x, const ActScale *scales, const Tile *tiles, const int *order,           \
@@ -333,12 +369,12 @@ __device__ __forceinline__ void matmul_floats_body(const u8 *w, const float *x, 
     extern "C" __global__ void rows_##name(const u8 *w, const int *ids, float *out, int n, u64 row_bytes) {            \
         rows_body<F>(w, ids, out, n, row_bytes);                                                                       \
     }                                                                                                                  \
-    extern "C" __global__ void __launch_bounds__(128, 6)                                                               \
+    extern "C" __global__ void __launch_bounds__(512)                                                                  \
         matvec1_##name(const u8 *w, const float *x, const float *ids, const int *slots, float *out, int n_in,          \
                        int n_out, int pairs, int share, int heads, u64 row_bytes) {                                    \
         matvec_floats_body<F, 1>(w, x, ids, slots, out, n_in, n_out, pairs, share, heads, row_bytes);                  \
     }                                                                                                                  \
-    extern "C" __global__ void __launch_bounds__(128, 6)                                                               \
+    extern "C" __global__ void __launch_bounds__(512)                                                                  \
         matvec4_##name(const u8 *w, const float *x, const float *ids, const int *slots, float *out, int n_in,          \
                        int n_out, int pairs, int share, int heads, u64 row_bytes) {                                    \
         matvec_floats_body<F, 4>(w, x, ids, slots, out, n_in, n_out, pairs, share, heads, row_bytes);                  \

@@ -645,6 +645,29 @@ fn products_of_every_format_are_the_sums_of_their_terms() {
     }
 }
 
+/// On the emulated device of 4 multiprocessors half a warp has two of 300 rows, two warps have two of 70 and four warps two
+/// of 5 (of floats 512 threads a row).
+#[test]
+fn rows_shared_by_less_or_more_than_a_warp_are_right_and_the_same_for_one_row_of_activations_as_for_five() {
+    if !emu::load() {
+        return;
+    }
+    let gpu = Gpu::open().unwrap();
+    let mut rng = Rng(4);
+    for ty in formats() {
+        for (n_out, n_in) in [(300, 512), (70, 2304), (5, 4608)] {
+            let m = Matrices::random(ty, [1, n_out, n_in], &mut rng);
+            let x: Vec<f32> = (0..5 * n_in).map(|_| rng.normal()).collect();
+            let pairs: Vec<(usize, usize)> = (0..5).map(|p| (0, p)).collect();
+            let want = pairs_of(&pairs, &m, &rounded(&x, ty.act.block() == 1));
+            let five = product(&gpu, &m, &x, (5, n_in), MatrixRows::All, 5);
+            worst_of(&five, &want, ty.name);
+            let one = product(&gpu, &m, &x[..n_in], (1, n_in), MatrixRows::All, 1);
+            assert!(one == five[..n_out], "{}, {n_out} x {n_in}: a row's bits depend on how many there are", ty.name);
+        }
+    }
+}
+
 fn worst_of(got: &[f32], want: &[(f64, f64)], name: &str) -> f64 {
     assert_eq!(got.len(), want.len());
     let mut worst = 0f64;
