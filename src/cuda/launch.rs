@@ -1,7 +1,7 @@
 //! One function for every kernel, with the arguments of its prototype.
 //!
 //! kernels/ptx.sh makes this file (kernels/launch.py alone does without the CUDA compiler) from the kernels' sources,
-//! whose hash is be7d9fd2495aa9f747c2c1f9be966c1d04f54b383c80aa28af576c1a59bf280b.
+//! whose hash is e7cf3dbb00f9276d7836ce40b430554aa5b4d124d440315320ff4ac1c1d15a50.
 
 #![allow(clippy::too_many_arguments)] // the kernels' arguments, in their order
 
@@ -25,29 +25,39 @@ pub fn rows(gpu: Option<&Gpu>, format: &'static str, grid: Grid, w: Ptr, ids: Pt
 
 /// Starts `matvec1_FORMAT` of kernels/matrix.cuh:
 /// ```text
-/// Few pairs: a warp per row of the matrix and `T` pairs, which share the matrix (T = 1 unless
-/// there are no ids and one head). Grid: (rows / warps, pairs / T).
+/// Few pairs: `lanes` threads (16 to 128, a power of two) for two rows of the matrix and one pair,
+/// or for one row and `T` pairs, which share the matrix (only where there are no ids, one head and
+/// an activation row for each pair). Grid: (rows / ROWS * lanes / threads, pairs / T); 128 threads.
+/// A lane that has two rows has the weights of both on their way at once, and brings the
+/// activations once for both. Rejected: two rows with four pairs, too (registers of Q4_K, Q5_K,
+/// Q6_K, IQ2_S and IQ3_S spill, and the PTX grows by 500 KB, for up to a tenth fewer instructions).
 /// ```
 /// # Errors
 /// If the driver does not take the kernel or its arguments.
 pub fn matvec1(gpu: Option<&Gpu>, format: &'static str, grid: Grid, w: Ptr, x: Ptr, scales: Ptr, ids: Ptr, slots: Ptr,
-        out: Ptr, n_in: i32, n_out: i32, pairs: i32, share: i32, heads: i32, row_bytes: u64) -> Result<()> {
+        out: Ptr, n_in: i32, n_out: i32, pairs: i32, share: i32, heads: i32, lanes: i32, row_bytes: u64) -> Result<()> {
     let args = [Arg::Ptr(w), Arg::Ptr(x), Arg::Ptr(scales), Arg::Ptr(ids), Arg::Ptr(slots), Arg::Ptr(out),
-        Arg::Int(n_in), Arg::Int(n_out), Arg::Int(pairs), Arg::Int(share), Arg::Int(heads), Arg::Long(row_bytes)];
+        Arg::Int(n_in), Arg::Int(n_out), Arg::Int(pairs), Arg::Int(share), Arg::Int(heads), Arg::Int(lanes),
+        Arg::Long(row_bytes)];
     start(gpu, (format, &format!("matvec1_{format}")), grid, &args)
 }
 
 /// Starts `matvec4_FORMAT` of kernels/matrix.cuh:
 /// ```text
-/// Few pairs: a warp per row of the matrix and `T` pairs, which share the matrix (T = 1 unless
-/// there are no ids and one head). Grid: (rows / warps, pairs / T).
+/// Few pairs: `lanes` threads (16 to 128, a power of two) for two rows of the matrix and one pair,
+/// or for one row and `T` pairs, which share the matrix (only where there are no ids, one head and
+/// an activation row for each pair). Grid: (rows / ROWS * lanes / threads, pairs / T); 128 threads.
+/// A lane that has two rows has the weights of both on their way at once, and brings the
+/// activations once for both. Rejected: two rows with four pairs, too (registers of Q4_K, Q5_K,
+/// Q6_K, IQ2_S and IQ3_S spill, and the PTX grows by 500 KB, for up to a tenth fewer instructions).
 /// ```
 /// # Errors
 /// If the driver does not take the kernel or its arguments.
 pub fn matvec4(gpu: Option<&Gpu>, format: &'static str, grid: Grid, w: Ptr, x: Ptr, scales: Ptr, ids: Ptr, slots: Ptr,
-        out: Ptr, n_in: i32, n_out: i32, pairs: i32, share: i32, heads: i32, row_bytes: u64) -> Result<()> {
+        out: Ptr, n_in: i32, n_out: i32, pairs: i32, share: i32, heads: i32, lanes: i32, row_bytes: u64) -> Result<()> {
     let args = [Arg::Ptr(w), Arg::Ptr(x), Arg::Ptr(scales), Arg::Ptr(ids), Arg::Ptr(slots), Arg::Ptr(out),
-        Arg::Int(n_in), Arg::Int(n_out), Arg::Int(pairs), Arg::Int(share), Arg::Int(heads), Arg::Long(row_bytes)];
+        Arg::Int(n_in), Arg::Int(n_out), Arg::Int(pairs), Arg::Int(share), Arg::Int(heads), Arg::Int(lanes),
+        Arg::Long(row_bytes)];
     start(gpu, (format, &format!("matvec4_{format}")), grid, &args)
 }
 
@@ -69,7 +79,8 @@ pub fn matmul(gpu: Option<&Gpu>, format: &'static str, grid: Grid, w: Ptr, x: Pt
 /// Starts `matvec1_FORMAT` of kernels/matrix.cuh:
 /// ```text
 /// Few pairs of a format of floats, on activations as they are: a block per row, since such
-/// matrices have few rows (routers, mixes), or else long ones. Grid: (rows, pairs / T).
+/// matrices have few rows (routers, mixes), or else long ones. Grid: (rows, pairs / T); up to 512
+/// threads.
 /// ```
 /// # Errors
 /// If the driver does not take the kernel or its arguments.
@@ -83,7 +94,8 @@ pub fn matvec1_floats(gpu: Option<&Gpu>, format: &'static str, grid: Grid, w: Pt
 /// Starts `matvec4_FORMAT` of kernels/matrix.cuh:
 /// ```text
 /// Few pairs of a format of floats, on activations as they are: a block per row, since such
-/// matrices have few rows (routers, mixes), or else long ones. Grid: (rows, pairs / T).
+/// matrices have few rows (routers, mixes), or else long ones. Grid: (rows, pairs / T); up to 512
+/// threads.
 /// ```
 /// # Errors
 /// If the driver does not take the kernel or its arguments.
