@@ -1,7 +1,7 @@
 #!/usr/bin/env bash
 # Makes kernels/ptx, src/cuda/launch.rs and codes.rs from the kernels' sources, with the compiler that the project pins (from PyPI,
-# 250 MB, kept in target/nvcc). `kernels/ptx.sh check` makes them elsewhere, compares, and assembles the PTX for every kind
-# of device: no difference, no spills.
+# 250 MB, kept in target/nvcc). `kernels/ptx.sh check` makes them elsewhere, compares, assembles the PTX for every kind
+# of device (no difference, no spills), and holds the kernels' budgets of instructions (kernels/sass.py).
 set -euo pipefail
 cd "$(dirname "$0")/.."
 [ $# = 0 ] || [ "$*" = check ] || { sed -n '2,4s/^# //p' "$0"; exit 2; }
@@ -14,9 +14,11 @@ for file in launch.rs codes.rs; do
     diff src/cuda/$file $stubs/$file || { echo "src/cuda/$file is not what the sources give: run kernels/launch.py" >&2; exit 1; }
 done
 
-# All four in one version: nvcc's own requirements name none, and would bring parts that do not fit.
+# The first four in one version: nvcc's own requirements name none, and would bring parts that do not fit. There is no
+# disassembler of that version; this one reads what it makes.
 tools=target/nvcc
-packages=(nvidia-cuda-nvcc==13.0.88 nvidia-nvvm==13.0.88 nvidia-cuda-crt==13.0.88 nvidia-cuda-runtime==13.0.96)
+packages=(nvidia-cuda-nvcc==13.0.88 nvidia-nvvm==13.0.88 nvidia-cuda-crt==13.0.88 nvidia-cuda-runtime==13.0.96
+    nvidia-cuda-nvdisasm==13.5.37)
 if [ "$(cat $tools/packages 2>/dev/null)" != "${packages[*]}" ]; then
     rm -rf $tools
     python3 -m venv $tools
@@ -65,4 +67,5 @@ for ptx in $to/*.ptx; do
     [[ $ptx == *sm_75* ]] && archs=75
     for arch in $archs; do echo "$ptx $arch"; done
 done | some assemble_one
-echo "$(ls $to | wc -l) PTX files are current and assemble without spills"
+kernels/sass.py check
+echo "$(ls $to | wc -l) PTX files are current, assemble without spills and are within their budgets of instructions"
