@@ -143,24 +143,41 @@ __device__ __forceinline__ void matvec_floats_body(const u8 *w, const float *x, 
     if (m < 0) return;
     w += ((u64)m * n_out + row) * row_bytes;
     float sums[T];
+    const float *rows[T]; // of activations
 #pragma unroll
-    for (int t = 0; t < T; t++) sums[t] = 0.f;
+    for (int t = 0; t < T; t++) {
+        sums[t] = 0.f;
+        rows[t] = x + (u64)(min(first + t, pairs - 1) / share) * n_in;
+    }
     if (row_bytes % (4 * F::BYTES) == 0 && n_in % 4 == 0) { // rows begin where four weights can be loaded at once
-#pragma unroll(T == 1 ? 4 : 2)
-        for (int i = threadIdx.x; i < n_in / 4; i += blockDim.x) {
-            float v[4];
-            F::four(w, i, v);
+        // Loads of weights first, then what needs them: a loop that is only unrolled looks for its end after each.
+        enum { AT_ONCE = T == 1 ? 4 : 2 };
+        int i = threadIdx.x, by = blockDim.x, n = n_in / 4;
+        auto add = [&](int i, const float (&v)[4]) {
 #pragma unroll
             for (int t = 0; t < T; t++) {
-                float4 y = ((const float4 *)(x + (u64)(min(first + t, pairs - 1) / share) * n_in))[i];
+                float4 y = ((const float4 *)rows[t])[i];
                 sums[t] += v[0] * y.x + v[1] * y.y + v[2] * y.z + v[3] * y.w;
             }
+        };
+        for (; i + (AT_ONCE - 1) * by < n; i += AT_ONCE * by) {
+            float v[AT_ONCE][4];
+#pragma unroll
+            for (int k = 0; k < AT_ONCE; k++) F::four(w, i + k * by, v[k]);
+#pragma unroll
+            for (int k = 0; k < AT_ONCE; k++) add(i + k * by, v[k]);
+        }
+#pragma unroll 1
+        for (; i < n; i += by) {
+            float v[4];
+            F::four(w, i, v);
+            add(i, v);
         }
     } else {
         for (int i = threadIdx.x; i < n_in; i += blockDim.x) {
             float v = F::value(w, i);
 #pragma unroll
-            for (int t = 0; t < T; t++) sums[t] += v * x[(u64)(min(first + t, pairs - 1) / share) * n_in + i];
+            for (int t = 0; t < T; t++) sums[t] += v * rows[t][i];
         }
     }
 #pragma unroll
