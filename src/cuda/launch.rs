@@ -1,7 +1,7 @@
 //! One function for every kernel, with the arguments of its prototype.
 //!
 //! kernels/ptx.sh makes this file (kernels/launch.py alone does without the CUDA compiler) from the kernels' sources,
-//! whose hash is e7cf3dbb00f9276d7836ce40b430554aa5b4d124d440315320ff4ac1c1d15a50.
+//! whose hash is 6a3bfd54b63b4dbac879e3c76676cb57b5e723a7253a352a3a5ce5fff835d3d1.
 
 #![allow(clippy::too_many_arguments)] // the kernels' arguments, in their order
 
