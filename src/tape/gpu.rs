@@ -396,7 +396,7 @@ mod tests {
         assert_eq!(codes(4096, 4096, 28), 32);
         assert_eq!(codes(512, 8192, 82), 128);
         assert_eq!(codes(8 * 2048, 768, 82), 32, "24 groups: half a warp would need two turns");
-        assert_eq!(codes(8 * 2048, 1536, 82), 16, "48 groups: three turns of half a warp, not two of which one is half");
+        assert_eq!(codes(8 * 2048, 1536, 82), 16, "48 groups: three turns of half a warp, not two");
         assert_eq!(codes(64, 32, 170), 32);
         assert_eq!(threads_of_a_row(true, 24, 16384, 82), 512);
         assert_eq!(threads_of_a_row(true, 24, 512, 82), 64);
