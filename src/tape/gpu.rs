@@ -195,8 +195,8 @@ impl Scratch {
 /// (IQ2_XXS), 1.1 KB (Q4_K) or 2.2 KB (Q8_0): so 16 warps for each multiprocessor are enough. Where
 /// two rows to a warp make fewer, up to four warps share two rows. A matrix of many rows whose last
 /// turn would leave half of the lanes without work has two rows to 16 lanes. Rows of floats that
-/// are fewer than four for each multiprocessor get up to 512 threads, each with four loads of 16
-/// bytes on their way.
+/// are fewer than four for each multiprocessor get up to 512 threads, each with two loads on their
+/// way: of F32 16 KB. Rejected: 1024 threads (registers of the kernels for four rows spill).
 ///
 /// The number depends on the matrix and the device alone, so that a row's bits do not depend on how
 /// many rows there are.
