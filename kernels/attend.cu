@@ -26,8 +26,6 @@ struct Cache {
     CacheType type;
 };
 
-__device__ __forceinline__ u32 two_halves(float a, float b) { return f2h(a) | (u32)f2h(b) << 16; }
-
 /// `n` rows of `dim` values from column `at` on, as f16 with zeros up to `wide`; rows beyond become zeros. `which` gives a
 /// row's address. They are there once the thread's copies have been waited for, and all threads met.
 template <class W>

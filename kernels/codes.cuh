@@ -45,8 +45,8 @@ enum CacheType : int {
 };
 
 enum {
-    TILE_ROWS = 64,      /// Rows of a matrix that one block of `matmul` multiplies.
-    TILE_PAIRS = 64,     /// Pairs of a tile: those of one matrix that a block of `matmul` multiplies.
+    TILE_ROWS = 128,     /// Rows of a matrix that one block of `matmul` multiplies.
+    TILE_PAIRS = 128,    /// Pairs of a tile: those of one matrix that a block of `matmul` multiplies.
     MOST_EXPERTS = 1024, /// Experts that `route` can choose from.
     MOST_CHOSEN = 64,    /// Experts that `route` can choose for a token.
     MOST_GROUPS = 32,    /// Groups of experts that `route` can choose among.

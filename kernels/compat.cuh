@@ -32,6 +32,22 @@ __device__ __forceinline__ u16 f2b(float f) {
     if ((u & 0x7fffffff) > 0x7f800000) return u >> 16 | 64;
     return (u + 0x7fff + (u >> 16 & 1)) >> 16;
 }
+/// Two halves in a word, the first one below.
+__device__ __forceinline__ u32 two_halves(float a, float b) {
+#if __CUDA_ARCH__ >= 800
+    u32 both;
+    asm("cvt.rn.f16x2.f32 %0, %1, %2;" : "=r"(both) : "f"(b), "f"(a));
+    return both;
+#else
+    return f2h(a) | (u32)f2h(b) << 16;
+#endif
+}
+/// 2^x to about 22 bits; what is below the normal numbers is 0.
+__device__ __forceinline__ float fast_exp2(float x) {
+    float y;
+    asm("ex2.approx.ftz.f32 %0, %1;" : "=f"(y) : "f"(x));
+    return y;
+}
 
 // Bytes by the nibbles of a selector, 0 to 3 of a and 4 to 7 of b, where the fourth bit of none is set.
 // (`__byte_perm` takes any, which costs an instruction that clears these bits.)
@@ -83,6 +99,29 @@ __device__ __forceinline__ void ldmatrix_x4_trans(u32 (&r)[4], const void *row) 
                  : "memory");
 }
 
+/// Zeros that neither compiler nor assembler knows, as blocks and grids have one layer: constants
+/// that tensor cores start from then stay in registers, and are not made again before every
+/// product.
+__device__ __forceinline__ void unknown_zeros(int (&v)[4]) {
+    asm volatile("mov.u32 %0, %%tid.y;" : "=r"(v[0]));
+    asm volatile("mov.u32 %0, %%tid.z;" : "=r"(v[1]));
+    asm volatile("mov.u32 %0, %%ctaid.z;" : "=r"(v[2]));
+    asm volatile("mov.u32 %0, %%nctaid.z;" : "=r"(v[3]));
+    v[3]--;
+}
+
+/// `threadIdx.x`, read here and now: what follows from it is not kept in registers.
+__device__ __forceinline__ int thread_again() {
+    int v;
+    asm volatile("mov.u32 %0, %%tid.x;" : "=r"(v));
+    return v;
+}
+/// Two floats of shared memory, read here and now: never kept in registers from an earlier reading.
+__device__ __forceinline__ void shared_two(const float *from, float &a, float &b) {
+    u32 s = (u32)__cvta_generic_to_shared(from);
+    asm volatile("ld.volatile.shared.v2.f32 {%0,%1}, [%2];" : "=f"(a), "=f"(b) : "r"(s));
+}
+
 // d += a b of 16 x 8 results: 16 values of f16 along k, or 32 of 8 bits. sm_75 has smaller shapes with the same layout.
 __device__ __forceinline__ void mma_f16(float (&d)[4], const u32 (&a)[4], const u32 (&b)[2]) {
 #if __CUDA_ARCH__ >= 800
@@ -96,28 +135,42 @@ __device__ __forceinline__ void mma_f16(float (&d)[4], const u32 (&a)[4], const 
             : "r"(a[2 * h]), "r"(a[2 * h + 1]), "r"(b[h]));
 #endif
 }
-__device__ __forceinline__ void mma_s8(int (&d)[4], const u32 (&a)[4], const u32 (&b)[2]) {
+/// Of bfloat16 values; sm_75 has none, and no kernel of it comes here.
+__device__ __forceinline__ void mma_bf16(float (&d)[4], const u32 (&a)[4], const u32 (&b)[2]) {
 #if __CUDA_ARCH__ >= 800
-    asm("mma.sync.aligned.m16n8k32.row.col.s32.s8.s8.s32 {%0,%1,%2,%3},{%4,%5,%6,%7},{%8,%9},{%0,%1,%2,%3};"
-        : "+r"(d[0]), "+r"(d[1]), "+r"(d[2]), "+r"(d[3])
+    asm("mma.sync.aligned.m16n8k16.row.col.f32.bf16.bf16.f32 {%0,%1,%2,%3},{%4,%5,%6,%7},{%8,%9},{%0,%1,%2,%3};"
+        : "+f"(d[0]), "+f"(d[1]), "+f"(d[2]), "+f"(d[3])
         : "r"(a[0]), "r"(a[1]), "r"(a[2]), "r"(a[3]), "r"(b[0]), "r"(b[1]));
-#else
-    for (int i = 0; i < 4; i++) // rows 0..8 or 8..16 with k 0..16 or 16..32
-        asm("mma.sync.aligned.m8n8k16.row.col.s32.s8.s8.s32 {%0,%1},{%2},{%3},{%0,%1};"
-            : "+r"(d[i % 2 * 2]), "+r"(d[i % 2 * 2 + 1])
-            : "r"(a[i]), "r"(b[i / 2]));
 #endif
 }
-__device__ __forceinline__ void mma_s8_k16(int (&d)[4], const u32 (&a)[2], const u32 (&b)[1]) {
+// d = start + a b.
+__device__ __forceinline__ void mma_s8(int (&d)[4], const u32 (&a)[4], const u32 (&b)[2], const int (&start)[4]) {
 #if __CUDA_ARCH__ >= 800
-    asm("mma.sync.aligned.m16n8k16.row.col.s32.s8.s8.s32 {%0,%1,%2,%3},{%4,%5},{%6},{%0,%1,%2,%3};"
-        : "+r"(d[0]), "+r"(d[1]), "+r"(d[2]), "+r"(d[3])
-        : "r"(a[0]), "r"(a[1]), "r"(b[0]));
+    asm("mma.sync.aligned.m16n8k32.row.col.s32.s8.s8.s32 {%0,%1,%2,%3},{%4,%5,%6,%7},{%8,%9},{%10,%11,%12,%13};"
+        : "=r"(d[0]), "=r"(d[1]), "=r"(d[2]), "=r"(d[3])
+        : "r"(a[0]), "r"(a[1]), "r"(a[2]), "r"(a[3]), "r"(b[0]), "r"(b[1]), "r"(start[0]), "r"(start[1]),
+          "r"(start[2]), "r"(start[3]));
 #else
-    for (int i = 0; i < 2; i++)
+    for (int i = 0; i < 2; i++) { // rows 0..8 or 8..16
+        asm("mma.sync.aligned.m8n8k16.row.col.s32.s8.s8.s32 {%0,%1},{%2},{%3},{%4,%5};"
+            : "=r"(d[2 * i]), "=r"(d[2 * i + 1])
+            : "r"(a[i]), "r"(b[0]), "r"(start[2 * i]), "r"(start[2 * i + 1]));
         asm("mma.sync.aligned.m8n8k16.row.col.s32.s8.s8.s32 {%0,%1},{%2},{%3},{%0,%1};"
             : "+r"(d[2 * i]), "+r"(d[2 * i + 1])
-            : "r"(a[i]), "r"(b[0]));
+            : "r"(a[2 + i]), "r"(b[1]));
+    }
+#endif
+}
+__device__ __forceinline__ void mma_s8_k16(int (&d)[4], const u32 (&a)[2], const u32 (&b)[1], const int (&start)[4]) {
+#if __CUDA_ARCH__ >= 800
+    asm("mma.sync.aligned.m16n8k16.row.col.s32.s8.s8.s32 {%0,%1,%2,%3},{%4,%5},{%6},{%7,%8,%9,%10};"
+        : "=r"(d[0]), "=r"(d[1]), "=r"(d[2]), "=r"(d[3])
+        : "r"(a[0]), "r"(a[1]), "r"(b[0]), "r"(start[0]), "r"(start[1]), "r"(start[2]), "r"(start[3]));
+#else
+    for (int i = 0; i < 2; i++)
+        asm("mma.sync.aligned.m8n8k16.row.col.s32.s8.s8.s32 {%0,%1},{%2},{%3},{%4,%5};"
+            : "=r"(d[2 * i]), "=r"(d[2 * i + 1])
+            : "r"(a[i]), "r"(b[0]), "r"(start[2 * i]), "r"(start[2 * i + 1]));
 #endif
 }
 #endif

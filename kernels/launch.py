@@ -169,7 +169,7 @@ def functions(path, enums, done):
             stub = name.replace("_##name", "")
             first, kernel = [("format", "&'static str")], f"{stub}_FORMAT"
             module = f'(format, &format!("{stub}_{{format}}"))'
-            if macro == "FLOAT_KERNELS" and done.get(stub) != args:
+            if macro.startswith("FLOAT_") and done.get(stub) != args:
                 stub += "_floats"
         elif used:  # one of several sizes
             stub, low = name.split("_##")[0], [p.lower() for p in used]

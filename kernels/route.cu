@@ -111,8 +111,8 @@ extern "C" __global__ void __launch_bounds__(32)
     }
 }
 
-/// Counts the pairs of each expert and cuts them into tiles of 64: `first` is where an expert's pairs begin in the order of
-/// experts, negative for experts whose slot is; `tiles` has room for pairs / 64 + n of them, the rest get n = 0. One block.
+/// Counts the pairs of each expert and cuts them into tiles of 128: `first` is where an expert's pairs begin in the order of
+/// experts, negative for experts whose slot is; `tiles` has room for pairs / 128 + n of them, the rest get n = 0. One block.
 extern "C" __global__ void __launch_bounds__(1024)
     count_pairs(const float *ids, const int *slots, int *first, Tile *tiles, int pairs, int n, int n_tiles) {
     __shared__ int count[MOST_EXPERTS], at[MOST_EXPERTS], tile_at[MOST_EXPERTS];

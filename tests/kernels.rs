@@ -163,8 +163,8 @@ fn a_barrier_that_is_missing_is_found() {
     if !emu::load() {
         return;
     }
-    let barrier = "        __syncthreads();\n        fetch(g0 + 2 + half);";
-    let without = "        fetch(g0 + 2 + half);";
+    let barrier = "        __syncthreads(); // this stage is full, and all are done with the other\n";
+    let without = "";
     let dir = changed("no-barrier", "matrix.cuh", barrier, without);
     must_fail(PRODUCTS, &[("TANDEM_EMU_KERNELS", &dir)], "expected");
     // The kernels as they are pass in the same way.
@@ -607,6 +607,7 @@ fn products_of_every_format_are_the_sums_of_their_terms() {
             (1, 130, 3, 3, 1),
             (1, 64, 5, 20, 1),
             (1, 65, 2, 70, 1),
+            (1, 150, 1, 143, 1), // more rows and more pairs than a tile has
             (3, 33, 1, 5, 3),
             (3, 40, 2, 19, 3),
         ];
@@ -670,11 +671,13 @@ fn rows_shared_by_less_or_more_than_a_warp_are_right_and_the_same_for_one_row_of
 
 fn worst_of(got: &[f32], want: &[(f64, f64)], name: &str) -> f64 {
     assert_eq!(got.len(), want.len());
+    // Sums in f32 in another order: a few roundings of terms as large as all of them. With BF16
+    // an activation is the sum of two values of 8 bits, which keep it to 2^-18.
+    let most = if name == "BF16" { 6e-6 } else { 2e-6 };
     let mut worst = 0f64;
     for (i, (got, (want, size))) in got.iter().zip(want).enumerate() {
         let off = (*got as f64 - want).abs() / size.max(1e-30);
-        // Sums in f32 in another order: a few roundings of terms as large as all of them.
-        assert!(off < 2e-6, "{name}: value {i} is {got}, {want} expected ({off:.1e} of its terms)");
+        assert!(off < most, "{name}: value {i} is {got}, {want} expected ({off:.1e} of its terms)");
         worst = worst.max(off);
     }
     worst

@@ -256,6 +256,8 @@ inline u16 f2b(float f) {
     if ((u & 0x7fffffff) > 0x7f800000) return u >> 16 | 64;
     return (u + 0x7fff + (u >> 16 & 1)) >> 16;
 }
+inline u32 two_halves(float a, float b) { return f2h(a) | (u32)f2h(b) << 16; }
+inline float fast_exp2(float x) { return exp2f(x); }
 
 // Asynchronous copies.
 static EMU_RT void cp_async16(void *to, const void *from) {
@@ -313,8 +315,19 @@ EMU_RT void mma_16x8(D (&d)[4], const u32 (&a)[2 * H], const u32 (&b)[H], const 
             for (u32 k = 0; k < 4; k++)
                 d[i] = mul(d[i], word(row * 4 + k, (i >> 1) + 2 * h), word((col + (i & 1)) * 4 + k, 2 * H + h));
 }
+inline void unknown_zeros(int (&v)[4]) { v[0] = v[1] = v[2] = v[3] = 0; }
+inline int thread_again() { return (int)threadIdx.x; }
+inline void shared_two(const float *from, float &a, float &b) { a = from[0], b = from[1]; }
 inline float dot_h(float c, u32 x, u32 y) { return c + h2f((u16)x) * h2f((u16)y) + h2f(x >> 16) * h2f(y >> 16); }
 inline void mma_f16(float (&d)[4], const u32 (&a)[4], const u32 (&b)[2]) { mma_16x8<2>(d, a, b, "mma.f16", dot_h); }
+inline float dot_b(float c, u32 x, u32 y) { return c + b2f((u16)x) * b2f((u16)y) + b2f(x >> 16) * b2f(y >> 16); }
+inline void mma_bf16(float (&d)[4], const u32 (&a)[4], const u32 (&b)[2]) { mma_16x8<2>(d, a, b, "mma.bf16", dot_b); }
 inline int dot_i(int c, u32 x, u32 y) { return __dp4a((int)x, (int)y, c); }
-inline void mma_s8(int (&d)[4], const u32 (&a)[4], const u32 (&b)[2]) { mma_16x8<2>(d, a, b, "mma.s8", dot_i); }
-inline void mma_s8_k16(int (&d)[4], const u32 (&a)[2], const u32 (&b)[1]) { mma_16x8<1>(d, a, b, "mma.s8.k16", dot_i); }
+inline void mma_s8(int (&d)[4], const u32 (&a)[4], const u32 (&b)[2], const int (&start)[4]) {
+    memcpy(d, start, sizeof d);
+    mma_16x8<2>(d, a, b, "mma.s8", dot_i);
+}
+inline void mma_s8_k16(int (&d)[4], const u32 (&a)[2], const u32 (&b)[1], const int (&start)[4]) {
+    memcpy(d, start, sizeof d);
+    mma_16x8<1>(d, a, b, "mma.s8.k16", dot_i);
+}

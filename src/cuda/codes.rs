@@ -92,10 +92,10 @@ impl CacheType {
 }
 
 /// Rows of a matrix that one block of `matmul` multiplies.
-pub const TILE_ROWS: usize = 64;
+pub const TILE_ROWS: usize = 128;
 
 /// Pairs of a tile: those of one matrix that a block of `matmul` multiplies.
-pub const TILE_PAIRS: usize = 64;
+pub const TILE_PAIRS: usize = 128;
 
 /// Experts that `route` can choose from.
 pub const MOST_EXPERTS: usize = 1024;

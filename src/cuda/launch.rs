@@ -1,7 +1,7 @@
 //! One function for every kernel, with the arguments of its prototype.
 //!
 //! kernels/ptx.sh makes this file (kernels/launch.py alone does without the CUDA compiler) from the kernels' sources,
-//! whose hash is 6a3bfd54b63b4dbac879e3c76676cb57b5e723a7253a352a3a5ce5fff835d3d1.
+//! whose hash is bec0e3c7613f8750d4a8d60bbab64d22747ca08df5e26f586bd12f4099379642.
 
 #![allow(clippy::too_many_arguments)] // the kernels' arguments, in their order
 
@@ -63,9 +63,18 @@ pub fn matvec4(gpu: Option<&Gpu>, format: &'static str, grid: Grid, w: Ptr, x: P
 
 /// Starts `matmul_FORMAT` of kernels/matrix.cuh:
 /// ```text
-/// Many pairs: 64 rows of a matrix times 64 pairs, 64 columns at a time: codes in shared memory,
-/// products by tensor cores, sums in f32. Grid: (rows / 64, tiles); 128 threads, four warps of 32
-/// rows and 32 pairs each.
+/// Many pairs: 128 rows of a matrix times up to 128 pairs, 64 columns at a time: codes in shared
+/// memory, products by tensor cores, sums in f32. Grid: (rows / 128, tiles); 256 threads. Of eight
+/// warps each has 32 rows and every second strip of 16 pairs; strips beyond a tile's end are left
+/// out, so that a tile of few pairs costs little more than its decoding, and no kernel for smaller
+/// tiles is needed.  Sums of 32 products are below 2^20, so that their bits on top of those of 1.5
+/// * 2^23 are a float as they are: no conversion. A scale is an f16 times at most 8 bits: 1.5 *
+/// 2^23 times it is exact, and one fused operation gives scale times sum, rounded once.  At most
+/// 128 registers and 48 KB of shared memory: two blocks on a multiprocessor of sm_86, of which one
+/// multiplies while the other waits for its weights; one on sm_75. So numbers of rows and places
+/// are read again rather than kept where formats have many.  Rejected: a second kernel for tiles of
+/// 64 x 64 (PTX of 25 KB more for each format and tier); weights kept in registers while the tile
+/// before them is multiplied (12 registers, which spill).
 /// ```
 /// # Errors
 /// If the driver does not take the kernel or its arguments.
@@ -108,8 +117,8 @@ pub fn matvec4_floats(gpu: Option<&Gpu>, format: &'static str, grid: Grid, w: Pt
 
 /// Starts `matmul_FORMAT` of kernels/matrix.cuh:
 /// ```text
-/// Many pairs of a format of floats: f32, 32 columns at a time. A thread sums 8 rows times 4 pairs.
-/// Grid: (rows / 64, tiles); 128 threads.
+/// Many pairs of a format of floats: f32, 32 columns at a time. A thread sums 8 rows times 8 pairs;
+/// warps without pairs only bring values. Grid: (rows / 128, tiles); 256 threads.
 /// ```
 /// # Errors
 /// If the driver does not take the kernel or its arguments.
@@ -118,6 +127,37 @@ pub fn matmul_floats(gpu: Option<&Gpu>, format: &'static str, grid: Grid, w: Ptr
     let args = [Arg::Ptr(w), Arg::Ptr(x), Arg::Ptr(tiles), Arg::Ptr(order), Arg::Ptr(out), Arg::Int(n_in),
         Arg::Int(n_out), Arg::Int(share), Arg::Long(row_bytes)];
     start(gpu, (format, &format!("matmul_{format}")), grid, &args)
+}
+
+/// Starts `split_FORMAT` of kernels/matrix.cuh:
+/// ```text
+/// A row of activations as two values of 16 bits that add up to each, for tensor cores: (rows, 2,
+/// wide), zeros from `n` on; `by`: what products with it are multiplied with. For F16 rows are
+/// scaled by a power of two, so that the largest value is between 2^13 and 2^14: none overflows,
+/// and what is lost of small ones is 2^-39 of the largest. A block per row.
+/// ```
+/// # Errors
+/// If the driver does not take the kernel or its arguments.
+pub fn split(gpu: Option<&Gpu>, format: &'static str, grid: Grid, x: Ptr, halves: Ptr, by: Ptr, n: i32,
+        wide: i32) -> Result<()> {
+    let args = [Arg::Ptr(x), Arg::Ptr(halves), Arg::Ptr(by), Arg::Int(n), Arg::Int(wide)];
+    start(gpu, (format, &format!("split_{format}")), grid, &args)
+}
+
+/// Starts `matmul16_FORMAT` of kernels/matrix.cuh:
+/// ```text
+/// Many pairs of a format of 16 bits, 32 columns at a time, on activations that `split_body` made
+/// two values of: two products by tensor cores for each, with the precision of f32 (one of
+/// activations that are rounded to 16 bits would be off by more than all else in a model).
+/// Otherwise as `matmul_body`: the same tiles, warps, strips and places in shared memory.
+/// ```
+/// # Errors
+/// If the driver does not take the kernel or its arguments.
+pub fn matmul16(gpu: Option<&Gpu>, format: &'static str, grid: Grid, w: Ptr, halves: Ptr, by: Ptr, tiles: Ptr,
+        order: Ptr, out: Ptr, n_in: i32, n_out: i32, share: i32, row_bytes: u64) -> Result<()> {
+    let args = [Arg::Ptr(w), Arg::Ptr(halves), Arg::Ptr(by), Arg::Ptr(tiles), Arg::Ptr(order), Arg::Ptr(out),
+        Arg::Int(n_in), Arg::Int(n_out), Arg::Int(share), Arg::Long(row_bytes)];
+    start(gpu, (format, &format!("matmul16_{format}")), grid, &args)
 }
 
 /// The sizes that [`attend`] has kernels for: `mt`, `nv`.
@@ -531,9 +571,9 @@ pub fn route(gpu: Option<&Gpu>, grid: Grid, logits: Ptr, bias: Ptr, table: Ptr, 
 
 /// Starts `count_pairs` of kernels/route.cu:
 /// ```text
-/// Counts the pairs of each expert and cuts them into tiles of 64: `first` is where an expert's
+/// Counts the pairs of each expert and cuts them into tiles of 128: `first` is where an expert's
 /// pairs begin in the order of experts, negative for experts whose slot is; `tiles` has room for
-/// pairs / 64 + n of them, the rest get n = 0. One block.
+/// pairs / 128 + n of them, the rest get n = 0. One block.
 /// ```
 /// # Errors
 /// If the driver does not take the kernel or its arguments.

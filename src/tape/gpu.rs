@@ -11,7 +11,7 @@ use anyhow::Result;
 use super::{Batch, StateKind};
 use crate::cuda::launch::{CacheType, TILE_PAIRS, TILE_ROWS};
 use crate::cuda::{Arena, CacheArg, Gpu, Grid, Ptr, int, launch};
-use crate::quant::QuantType;
+use crate::quant::{Floats, QuantType};
 
 /// Rows from which a matrix that all of them share is multiplied by tensor cores. Below, every group of 32 weights is
 /// unpacked once for up to four rows.
@@ -149,10 +149,14 @@ pub struct Scratch {
     used: Cell<usize>,
     /// Rows of floats, and their codes and scales.
     acts: Cell<Option<(GpuValue, [Ptr; 2])>>,
+    /// Rows of floats, for the kernels of a format, and their halves and factors.
+    halves: Cell<Option<(RowsFor, [Ptr; 2])>>,
     /// Pairs in the order of their experts.
     tiles: Cell<Option<(PairsOf, Tiles)>>,
 }
 
+/// A format's kernels, the columns of a matrix, and the rows.
+type RowsFor = (&'static str, usize, GpuValue);
 /// Ids, places of matrices, and the number of pairs.
 type PairsOf = (Ptr, Ptr, usize);
 /// The order of pairs, the tiles, and their number.
@@ -161,7 +165,14 @@ type Tiles = (Ptr, Ptr, usize);
 impl Scratch {
     /// So many bytes of memory that begins at `at`.
     pub fn new(at: Ptr, bytes: usize) -> Scratch {
-        Scratch { at, bytes, used: Cell::new(0), acts: Cell::new(None), tiles: Cell::new(None) }
+        Scratch {
+            at,
+            bytes,
+            used: Cell::new(0),
+            acts: Cell::new(None),
+            halves: Cell::new(None),
+            tiles: Cell::new(None),
+        }
     }
 
     /// Scratch memory that is only counted.
@@ -238,6 +249,17 @@ impl<'a> GpuIo<'a> {
 }
 
 impl GpuIo<'_> {
+    /// Shared memory that a block may take on every device since sm_75, in bytes.
+    pub const LEAST_SHARED: usize = 64 << 10;
+
+    /// Shared memory that a block may take, in bytes; all devices since sm_80 give 99 KB.
+    pub fn shared_bytes(&self) -> usize {
+        match self.gpu {
+            Some(gpu) if gpu.capability < (8, 0) => GpuIo::LEAST_SHARED,
+            _ => 99 << 10,
+        }
+    }
+
     /// Multiprocessors of the device; while scratch memory is counted, as many as any has.
     pub fn processors(&self) -> usize {
         self.gpu.map_or(192, |g| g.processors)
@@ -282,14 +304,21 @@ impl GpuIo<'_> {
         let many = match pairs {
             MatrixRows::Chosen { .. } => each >= 4,
             // A router or a mix: a tile of its rows is all there is, and few blocks would do all the work.
-            MatrixRows::All if floats && n_out <= TILE_ROWS => false,
+            MatrixRows::All if floats && n_out <= TILE_ROWS / 2 => false,
             _ => x.rows >= MANY,
         };
         let acts = if floats { None } else { Some(self.quantized(x)?) };
         let (gpu, row_bytes) = (self.gpu, w.row_bytes());
         if many {
             let (order, tiles, n_tiles) = self.tiles(w, pairs, count)?;
-            let grid = Grid::new([n_out.div_ceil(TILE_ROWS), n_tiles, 1], 128);
+            let grid = Grid::new([n_out.div_ceil(TILE_ROWS), n_tiles, 1], 256);
+            if self.by_tensor_cores(ty) {
+                let [halves, by] = self.split(name, x, n_in)?;
+                let (n_in, n_out, share) = (int(n_in), int(n_out), int(share));
+                return launch::matmul16(
+                    gpu, name, grid, w.ptr, halves, by, tiles, order, out, n_in, n_out, share, row_bytes,
+                );
+            }
             let (n_in, n_out, share) = (int(n_in), int(n_out), int(share));
             return match acts {
                 None => launch::matmul_floats(
@@ -352,6 +381,29 @@ impl GpuIo<'_> {
         let made = [self.scratch.take(groups * 32), self.scratch.take(groups * 16)];
         launch::quantize(self.gpu, Grid::each(32 * groups), x.ptr, made[0], made[1], groups as u64)?;
         self.scratch.acts.set(Some((x, made)));
+        Ok(made)
+    }
+
+    /// Whether a format of floats has products by tensor cores on this device: those of 16 bits, but for the one that sm_75
+    /// has none for.
+    fn by_tensor_cores(&self, ty: &QuantType) -> bool {
+        match ty.kv.as_ref().and_then(|kv| kv.floats) {
+            Some(Floats::Half) => true,
+            Some(Floats::Brain) => self.gpu.is_none_or(|g| g.capability >= (8, 0)),
+            _ => false,
+        }
+    }
+
+    /// Rows of `n_in` values as two of 16 bits for each, and what products with each row are multiplied with.
+    fn split(&self, format: &'static str, x: GpuValue, n_in: usize) -> Result<[Ptr; 2]> {
+        if let Some((_, made)) = self.scratch.halves.get().filter(|(of, _)| *of == (format, n_in, x)) {
+            return Ok(made);
+        }
+        let (rows, wide) = (x.rows * x.width / n_in, n_in.next_multiple_of(32));
+        let made = [self.scratch.take(rows * wide * 4), self.scratch.take(rows * 4)];
+        let grid = Grid::new([rows, 1, 1], 128);
+        launch::split(self.gpu, format, grid, x.ptr, made[0], made[1], int(n_in), int(wide))?;
+        self.scratch.halves.set(Some(((format, n_in, x), made)));
         Ok(made)
     }
 
