@@ -7,8 +7,9 @@ use std::path::{Path, PathBuf};
 use std::process::Command;
 
 use common::emu;
+use half::f16;
 use tandem::cuda::launch::GluKind;
-use tandem::cuda::{Buffer, Gpu, Grid, Ptr, int, launch, module_of, modules};
+use tandem::cuda::{Buffer, CacheArg, Gpu, Grid, Ptr, int, launch, module_of, modules};
 use tandem::quant::{self, QuantType, Rng};
 use tandem::sample::argmax;
 use tandem::tape::{Batch, GpuIo, GpuState, GpuValue, GpuWeight, MatrixRows, Row, Scratch};
@@ -573,6 +574,97 @@ fn the_likeliest_is_the_first_of_the_largest_and_a_nan_before_all() {
             let value = x[r * width + want[r] as usize];
             assert_eq!(got[2 * r], want[r], "row {r} of {width}");
             assert_eq!(got[2 * r + 1].to_bits(), value.to_bits(), "row {r} of {width}");
+        }
+    }
+}
+
+/// Keys that are three blocks of the kernel's and a part, shared by two splits; windows, chunks and soft caps.
+#[test]
+fn attention_in_every_shape_is_the_softmax_of_its_scores() {
+    if !emu::load() {
+        return;
+    }
+    let gpu = Gpu::open().unwrap();
+    let mut rng = Rng(11);
+    let (heads, n_keys, scale, splits) = (2usize, 107usize, 0.11f32, 2usize);
+    for (i, (mt, nv)) in launch::ATTEND.into_iter().enumerate() {
+        let (k_dim, v_dim, tokens) = (32 * nv - 8, 32 * nv - 12, 8 * mt - 3);
+        let first = n_keys - tokens;
+        let mut halves = |n: usize| -> Vec<f16> { (0..n).map(|_| f16::from_f32(rng.normal())).collect() };
+        let (k, v, q) = (halves(n_keys * k_dim), halves(n_keys * v_dim), halves(tokens * heads * k_dim));
+        let q: Vec<f32> = q.iter().map(|q| q.to_f32()).collect();
+        let bits = |v: &[f16]| v.iter().map(|v| v.to_bits()).collect::<Vec<u16>>();
+        let (keys, values, queries) = (put(&gpu, &bits(&k)), put(&gpu, &bits(&v)), put(&gpu, &q));
+        let positions: Vec<i32> = (first as i32..n_keys as i32).collect();
+        let (window, cap) = [(0, 0.0), (40, 0.0), (-50, 0.0), (0, 3.0)][i % 4];
+        let start = |end: usize| match window {
+            0 => 0,
+            w if w > 0 => end.saturating_sub(w as usize),
+            w => (end - 1) / -w as usize * -w as usize,
+        };
+        let span = [0, tokens as i32, 0, start(first + 1) as i32, n_keys as i32, 0, 0, 0];
+        let (spans, pos) = (put(&gpu, &span), put(&gpu, &positions));
+        let parts = put(&gpu, &vec![f32::NAN; tokens * heads * splits * (v_dim + 2)]);
+        let out = gpu.alloc(tokens * heads * v_dim * 4, "a test").unwrap();
+        let cache = |rows: &Buffer, dim: usize| CacheArg {
+            rows: rows.ptr().0,
+            row_bytes: 2 * dim as u64,
+            seq_bytes: 0,
+            capacity: int(n_keys),
+            ty: launch::CacheType::F16,
+        };
+        for stages in [1, 2] {
+            let grid = Grid::new([1, 1, splits], 128).with_shared(192 << 10);
+            let none = Ptr::default();
+            launch::attend(
+                Some(&gpu),
+                mt,
+                nv,
+                grid,
+                queries.ptr(),
+                cache(&keys, k_dim),
+                cache(&values, v_dim),
+                CacheArg::default(),
+                none,
+                spans.ptr(),
+                pos.ptr(),
+                parts.ptr(),
+                int(heads),
+                1,
+                int(k_dim),
+                int(v_dim),
+                scale,
+                window,
+                cap,
+                1,
+                0,
+                0,
+                1,
+                0,
+                1,
+                int(splits),
+                stages,
+            )
+            .unwrap();
+            let grid = Grid::new([heads, tokens, 1], 128);
+            launch::attend_join(Some(&gpu), grid, parts.ptr(), none, out.ptr(), int(v_dim), int(splits)).unwrap();
+            let got = get(&gpu, out.ptr(), tokens * heads * v_dim);
+            let mut want = Vec::new();
+            for r in 0..tokens * heads {
+                let seen = start(first + r / heads + 1)..first + r / heads + 1;
+                let dot = |at: usize| -> f64 {
+                    let q = q[r * k_dim..][..k_dim].iter().map(|&q| f16::from_f32(q * scale).to_f64());
+                    q.zip(&k[at * k_dim..][..k_dim]).map(|(q, k)| q * k.to_f64()).sum()
+                };
+                let capped = |s: f64| if cap > 0.0 { cap as f64 * (s / cap as f64).tanh() } else { s };
+                let shares: Vec<f64> = seen.clone().map(|at| capped(dot(at)).exp()).collect();
+                let sum: f64 = shares.iter().sum();
+                let terms = |c: usize| seen.clone().zip(&shares).map(move |(at, s)| (at * v_dim + c, s));
+                want.extend((0..v_dim).map(|c| terms(c).map(|(at, s)| s * v[at].to_f64()).sum::<f64>() / sum));
+            }
+            // Shares are rounded to f16.
+            let error = off(&got, &want);
+            assert!(error < 1e-3, "{mt} x {nv}, window {window}, cap {cap}, {stages} stages: {error:.1e}");
         }
     }
 }

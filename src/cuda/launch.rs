@@ -1,7 +1,7 @@
 //! One function for every kernel, with the arguments of its prototype.
 //!
 //! kernels/ptx.sh makes this file (kernels/launch.py alone does without the CUDA compiler) from the kernels' sources,
-//! whose hash is bec0e3c7613f8750d4a8d60bbab64d22747ca08df5e26f586bd12f4099379642.
+//! whose hash is a44214dc964c879c01c890e9b3f4843e61b8d9724218c58623b502764067228d.
 
 #![allow(clippy::too_many_arguments)] // the kernels' arguments, in their order
 
@@ -161,30 +161,31 @@ pub fn matmul16(gpu: Option<&Gpu>, format: &'static str, grid: Grid, w: Ptr, hal
 }
 
 /// The sizes that [`attend`] has kernels for: `mt`, `nv`.
-pub const ATTEND: [(usize, usize); 7] = [(1, 2), (1, 4), (1, 8), (1, 16), (2, 8), (4, 2), (4, 4)];
+pub const ATTEND: [(usize, usize); 8] = [(1, 2), (1, 4), (1, 8), (1, 16), (2, 8), (2, 16), (4, 2), (4, 4)];
 
 /// Starts `attend_MT_NV` of kernels/attend.cu:
 /// ```text
-/// The parts of attention. MT: query rows of a block in 16s. NV: columns of values in 8s for each
-/// warp. Shared memory: see `shared_bytes` in src/ops/attend.rs. Grid: (spans times row_tiles, key
-/// heads, splits); 128 threads.
+/// The parts of attention. MT: query rows of a block in 16s. NV: columns of values in 32s. Shared
+/// memory: see `shared_bytes` in src/ops/attend.rs. Grid: (spans times row_tiles, key heads,
+/// splits); 128 threads.
 /// ```
 /// # Errors
 /// If the driver does not take the kernel or its arguments.
 pub fn attend(gpu: Option<&Gpu>, mt: usize, nv: usize, grid: Grid, q: Ptr, keys: CacheArg, values: CacheArg,
         extra: CacheArg, select: Ptr, spans: Ptr, pos: Ptr, parts: Ptr, heads: i32, kv_heads: i32, k_dim: i32,
         v_dim: i32, scale: f32, window: i32, cap: f32, every: i32, n_select: i32, block_size: i32, lists: i32,
-        shared_kv: i32, row_tiles: i32, splits: i32) -> Result<()> {
+        shared_kv: i32, row_tiles: i32, splits: i32, stages: i32) -> Result<()> {
     let args = [Arg::Ptr(q), Arg::Cache(keys), Arg::Cache(values), Arg::Cache(extra), Arg::Ptr(select), Arg::Ptr(spans),
         Arg::Ptr(pos), Arg::Ptr(parts), Arg::Int(heads), Arg::Int(kv_heads), Arg::Int(k_dim), Arg::Int(v_dim),
         Arg::Float(scale), Arg::Int(window), Arg::Float(cap), Arg::Int(every), Arg::Int(n_select), Arg::Int(block_size),
-        Arg::Int(lists), Arg::Int(shared_kv), Arg::Int(row_tiles), Arg::Int(splits)];
+        Arg::Int(lists), Arg::Int(shared_kv), Arg::Int(row_tiles), Arg::Int(splits), Arg::Int(stages)];
     start(gpu, ("attend", &format!("attend_{mt}_{nv}")), grid, &args)
 }
 
 /// Starts `attend_join` of kernels/attend.cu:
 /// ```text
-/// Joins the parts of every token and head, and its sink. Grid: (heads, tokens).
+/// Joins the parts of every token and head, and its sink; a part without keys has the sum 0 and no
+/// values. Grid: (heads, tokens).
 /// ```
 /// # Errors
 /// If the driver does not take the kernel or its arguments.

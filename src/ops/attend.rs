@@ -546,11 +546,12 @@ impl Op for AttendOp {
         let spans = self.spans(io.batch);
         let per_kv = a.heads / a.kv_heads;
         let rows = spans.iter().map(|s| s[1] as usize).max().unwrap_or(1) * per_kv;
-        let (mt, nv) = self.shape(rows);
+        let (mt, nv, stages) = self.shape(rows, io.shared_bytes());
         let row_tiles = rows.div_ceil(16 * mt);
-        // Enough blocks for every multiprocessor to have two, as far as there may be keys to share out, and parts to hold.
+        // Enough blocks for every multiprocessor to have two, as far as there is room for their parts. Blocks that get no
+        // keys, while there are few, end at once.
         let blocks = a.kv_heads * spans.len() * row_tiles;
-        let splits = (2 * io.processors()).div_ceil(blocks).clamp(1, 32).min((PARTS / q.rows).max(1));
+        let splits = (2 * io.processors()).div_ceil(blocks).clamp(1, io.processors()).min((PARTS / q.rows).max(1));
         let parts = io.scratch.take(PARTS.max(q.rows) * a.heads * (a.v_dim + 2) * 4);
         let grid = Grid::new([spans.len() * row_tiles, a.kv_heads, splits], 128);
         let (v_dim, splits) = (int(a.v_dim), int(splits));
@@ -558,7 +559,7 @@ impl Op for AttendOp {
             io.gpu,
             mt,
             nv,
-            grid.with_shared(self.shared_bytes(mt, nv)),
+            grid.with_shared(self.shared_bytes(mt, nv, stages)),
             q.ptr,
             keys.cache,
             values.cache,
@@ -581,6 +582,7 @@ impl Op for AttendOp {
             i32::from(self.shared),
             int(row_tiles),
             splits,
+            int(stages),
         )?;
         let sinks = if self.sinks { io.weights[0].ptr } else { Ptr::default() };
         let grid = Grid::new([a.heads, q.rows, 1], 128);
@@ -589,16 +591,12 @@ impl Op for AttendOp {
 
     fn gpu_refuses(&self) -> Option<String> {
         let v = self.a.v_dim;
-        let bytes = |rows: usize| {
-            let (mt, nv) = self.shape(rows);
-            self.shared_bytes(mt, nv)
-        };
-        let bytes = bytes(1).max(bytes(64));
         if v > 512 {
             return Some(format!("values of {v} columns; the kernel takes 512"));
         }
-        // What every device since Turing allows a block.
-        (bytes > 64 << 10).then(|| format!("heads that take {bytes} bytes of shared memory; 65536 are sure"))
+        let (mt, nv, stages) = self.shape(1, GpuIo::LEAST_SHARED);
+        let (bytes, sure) = (self.shared_bytes(mt, nv, stages), GpuIo::LEAST_SHARED);
+        (bytes > sure).then(|| format!("heads that take {bytes} bytes of shared memory; {sure} are sure"))
     }
 
     fn tables(&self) -> Vec<Table> {
@@ -655,22 +653,33 @@ impl AttendOp {
         spans
     }
 
-    /// The kernel for this many query rows: 16s of rows, and 8s of columns for each warp.
-    fn shape(&self, rows: usize) -> (usize, usize) {
+    /// The kernel for this many query rows, on a device that gives a block `limit` bytes of shared memory: 16s of rows, 32s
+    /// of columns, and stages of keys.
+    fn shape(&self, rows: usize, limit: usize) -> (usize, usize, usize) {
         let nv = self.a.v_dim.div_ceil(32).next_power_of_two().max(2);
+        // The kernel that keeps its queries has as many columns of them as of values.
+        let nv = if rows > 16 && self.a.k_dim > 32 * nv { nv.max(8) } else { nv };
+        let fits = |mt: usize, stages: usize| self.shared_bytes(mt, nv, stages) <= limit;
         let mt = match (rows > 16, nv) {
             (true, 2 | 4) => 4,
-            (true, 8) => 2,
+            (true, 8 | 16) if fits(2, 1) => 2,
             _ => 1,
         };
-        (mt, nv)
+        // A second stage hides copies, as a second block on the multiprocessor does.
+        let alone = |stages: usize| 2 * self.shared_bytes(mt, nv, stages) > limit;
+        let stages = if fits(mt, 2) && (alone(1) || !alone(2)) { 2 } else { 1 };
+        (mt, nv, stages)
     }
 
     /// Shared memory of a block, as kernels/attend.cu lays it out.
-    fn shared_bytes(&self, mt: usize, nv: usize) -> usize {
-        let (rows, keys) = (16 * mt, 32);
-        let (k, v) = (self.a.k_dim.next_multiple_of(16) + 8, if self.shared { 0 } else { 32 * nv + 8 });
-        2 * (rows * k + keys * (k + v) + rows * (keys + 8)) + 4 * (rows * (keys + 1) + 3 * rows)
+    fn shared_bytes(&self, mt: usize, nv: usize, stages: usize) -> usize {
+        let (rows, keys, wide) = (16 * mt, 32, 32 * nv);
+        if mt == 4 {
+            return 16 + 2 * stages * keys * (wide + 8) * if self.shared { 1 } else { 2 };
+        }
+        let k = self.a.k_dim.next_multiple_of(32).max(if self.shared { wide } else { 0 }) + 8;
+        let v = if self.shared { 0 } else { wide + 8 };
+        16 + 2 * (rows * k + stages * keys * (k + v)) + 4 * rows * (keys + 8)
     }
 }
 
