@@ -201,30 +201,110 @@ extern "C" __global__ void __launch_bounds__(128)
     if (lane == 0) scores[((u64)t * heads + h) * most + b] = best;
 }
 
-/// score[t][r] = sum over heads of weight times max(q . key r, 0), for the rows that token t sees; without weights all are 1.
-/// A warp per row. Grid: (most rows / 4, tokens).
+/// A power of two that brings values up to `most` below 2^14, and what undoes it.
+__device__ __forceinline__ float scale_for(float most, float &back) {
+    int exponent = max((int)(__float_as_uint(most) >> 23) - 127, -100);
+    back = __uint_as_float((u32)(exponent - 13 + 127) << 23);
+    return __uint_as_float((u32)(13 - exponent + 127) << 23);
+}
+
+/// score[t][r] = sum over heads of weight times max(q . key r, 0), for the rows that token t sees;
+/// without weights all are 1. Tensor cores, on queries (and keys that are not f16) as the sums of
+/// two f16 each, scaled by a power of two: as exact as f32, since a choice of rows hangs on the
+/// last bits. A block has 64 rows, each of its four warps 16 heads at a time; at most 128 columns.
+/// Grid: (most rows / 64, tokens).
 extern "C" __global__ void __launch_bounds__(128)
     index_scores(const float *q, const float *weights, const u8 *keys, const int *seq, const int *pos, float *scores,
                  int heads, int dim, int every, CacheType cache_type, int most, int capacity, u64 row_bytes,
                  u64 seq_bytes) {
-    int t = blockIdx.y, r = blockIdx.x * 4 + (threadIdx.x >> 5), lane = threadIdx.x & 31;
-    if (r >= (pos[t] + 1) / every) return;
-    const u8 *row = keys + seq[t] * seq_bytes + (u64)(r % capacity) * row_bytes;
-    auto key = [&](int i) { return cached(row, cache_type, i); };
-    float k[4]; // the first 128 columns, which all heads meet
+    enum { ROWS = 64, STRIDE = 128 + 8 };
+    __shared__ __align__(16) u16 high[ROWS * STRIDE], low[ROWS * STRIDE];
+    __shared__ float back[ROWS], sums[4][ROWS];
+    int t = blockIdx.y, row0 = blockIdx.x * ROWS, seen = (pos[t] + 1) / every;
+    if (row0 >= seen) return;
+    int id = threadIdx.x, lane = id & 31, warp = id >> 5, quad = lane & 3;
+    bool exact = cache_type == CACHE_F16;
+    for (int h0 = 0; h0 < heads; h0 += ROWS) {
+        u32 a_high[8][4], a_low[8][4]; // the warp's queries, as A
+        float w[2];                    // of heads lane / 4 and 8 further
+        // First the queries through shared memory into registers, then the keys: two threads have a
+        // row, and go over it once for the largest value and once to write.
+#pragma unroll 1
+        for (int of_keys = 0; of_keys < 2; of_keys++) {
+            __syncthreads(); // all are done with what was there
+            int r = id >> 1, at = row0 + r, h = h0 + r;
+            bool there = of_keys ? at < seen : h < heads, whole = of_keys && exact;
+            CacheType type = of_keys ? cache_type : CACHE_F32;
+            const u8 *row = of_keys ? keys + seq[t] * seq_bytes + (u64)(at % capacity) * row_bytes
+                                    : (const u8 *)(q + ((u64)t * heads + h) * dim);
+            float largest = 0.f, up = 1.f, down = 1.f;
+#pragma unroll 1
+            for (int pass = whole ? 1 : 0; pass < 2; pass++) {
+#pragma unroll 1
+                for (int c = 64 * (id & 1); c < 64 + 64 * (id & 1); c += 8) {
+                    float f[8] = {0.f, 0.f, 0.f, 0.f, 0.f, 0.f, 0.f, 0.f};
+                    if (there && c < dim) {
+                        if (is_float(type)) {
+                            for (int j = 0; j < 8; j++) f[j] = c + j < dim ? cached_float(row, type, c + j) : 0.f;
+                        } else cached_eight(row, type, c, f);
+                    }
 #pragma unroll
-    for (int j = 0; j < 4; j++) k[j] = lane + 32 * j < dim ? key(lane + 32 * j) : 0.f;
-    float score = 0.f;
-    for (int h = 0; h < heads; h++) {
-        const float *qh = q + ((u64)t * heads + h) * dim;
-        float sum = 0.f;
+                    for (int j = 0; j < 8; j += 2) {
+                        largest = fmaxf(largest, fmaxf(fabsf(f[j]), fabsf(f[j + 1])));
+                        u16 a = f2h(up * f[j]), b = f2h(up * f[j + 1]);
+                        *(u32 *)(high + r * STRIDE + c + j) = a | (u32)b << 16;
+                        *(u32 *)(low + r * STRIDE + c + j) = two_halves(up * f[j] - h2f(a), up * f[j + 1] - h2f(b));
+                    }
+                }
+                largest = fmaxf(largest, __shfl_xor_sync(0xffffffffu, largest, 1));
+                if (pass == 0) up = scale_for(largest, down);
+            }
+            if (!(id & 1)) back[r] = down;
+            __syncthreads();
+            if (of_keys) continue;
+            int from = (16 * warp + (lane & 15)) * STRIDE + (lane >> 4) * 8;
 #pragma unroll
-        for (int j = 0; j < 4; j++)
-            if (lane + 32 * j < dim) sum += qh[lane + 32 * j] * k[j];
-        for (int i = lane + 128; i < dim; i += 32) sum += qh[i] * key(i);
-        score += (weights ? weights[(u64)t * heads + h] : 1.f) * fmaxf(warp_sum(sum), 0.f);
+            for (int k = 0; k < 8; k++) {
+                ldmatrix_x4(a_high[k], high + from + 16 * k);
+                ldmatrix_x4(a_low[k], low + from + 16 * k);
+            }
+#pragma unroll
+            for (int i = 0; i < 2; i++) {
+                int own = 16 * warp + (lane >> 2) + 8 * i, head = h0 + own;
+                w[i] = head < heads ? back[own] * (weights ? weights[(u64)t * heads + head] : 1.f) : 0.f;
+            }
+        }
+#pragma unroll 1
+        for (int n = 0; n < ROWS; n += 8) {
+            float c[4] = {0.f, 0.f, 0.f, 0.f};
+            int from = (n + (lane & 7)) * STRIDE + (lane >> 3) * 8;
+#pragma unroll
+            for (int k = 0; k < 4; k++) {
+                u32 b[4];
+                ldmatrix_x4(b, high + from + 32 * k);
+                u32 b0[2] = {b[0], b[1]}, b1[2] = {b[2], b[3]};
+                mma_f16(c, a_low[2 * k], b0);
+                mma_f16(c, a_low[2 * k + 1], b1);
+                mma_f16(c, a_high[2 * k], b0);
+                mma_f16(c, a_high[2 * k + 1], b1);
+                if (exact) continue;
+                ldmatrix_x4(b, low + from + 32 * k);
+                u32 l0[2] = {b[0], b[1]}, l1[2] = {b[2], b[3]};
+                mma_f16(c, a_high[2 * k], l0);
+                mma_f16(c, a_high[2 * k + 1], l1);
+            }
+#pragma unroll
+            for (int i = 0; i < 2; i++) { // rows 2 * quad and the next
+                float sum = w[0] * fmaxf(c[i], 0.f) + w[1] * fmaxf(c[2 + i], 0.f);
+#pragma unroll
+                for (int by = 4; by < 32; by <<= 1) sum += __shfl_xor_sync(0xffffffffu, sum, by);
+                if (lane < 4) sums[warp][n + 2 * quad + i] = h0 ? sums[warp][n + 2 * quad + i] + sum : sum;
+            }
+        }
     }
-    if (lane == 0) scores[(u64)t * most + r] = score;
+    __syncthreads();
+    if (id < ROWS && row0 + id < seen)
+        scores[(u64)t * most + row0 + id] = back[id] * (sums[0][id] + sums[1][id] + sums[2][id] + sums[3][id]);
 }
 
 /// A float as an integer of the same order.

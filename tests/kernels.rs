@@ -265,7 +265,7 @@ fn a_row_is_cached_as_the_cpu_caches_it_and_read_as_the_values_that_it_keeps() {
         let want: Vec<(f64, f64)> =
             (0..heads).flat_map(|h| (0..rows).map(move |r| (h, r))).map(|(h, r)| dot(h, r)).collect();
         worst_of(&each, &want, ty.name);
-        let (none, grid) = (Ptr::default(), Grid::new([rows.div_ceil(4), 1, 1], 128));
+        let (none, grid) = (Ptr::default(), Grid::new([rows.div_ceil(64), 1, 1], 128));
         launch::index_scores(
             on, grid, q, none, keys, seq, last, scores, h, wide, 1, code, most, most, row_bytes, seq_bytes,
         )

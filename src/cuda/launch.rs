@@ -1,7 +1,7 @@
 //! One function for every kernel, with the arguments of its prototype.
 //!
 //! kernels/ptx.sh makes this file (kernels/launch.py alone does without the CUDA compiler) from the kernels' sources,
-//! whose hash is a44214dc964c879c01c890e9b3f4843e61b8d9724218c58623b502764067228d.
+//! whose hash is 9a3d00155c3419258d23af440037e11cf06a37c0b60b28f1d18cc3425c5c0be8.
 
 #![allow(clippy::too_many_arguments)] // the kernels' arguments, in their order
 
@@ -754,7 +754,10 @@ pub fn block_scores(gpu: Option<&Gpu>, grid: Grid, q: Ptr, keys: Ptr, seq: Ptr, 
 /// Starts `index_scores` of kernels/streams.cu:
 /// ```text
 /// score[t][r] = sum over heads of weight times max(q . key r, 0), for the rows that token t sees;
-/// without weights all are 1. A warp per row. Grid: (most rows / 4, tokens).
+/// without weights all are 1. Tensor cores, on queries (and keys that are not f16) as the sums of
+/// two f16 each, scaled by a power of two: as exact as f32, since a choice of rows hangs on the
+/// last bits. A block has 64 rows, each of its four warps 16 heads at a time; at most 128 columns.
+/// Grid: (most rows / 64, tokens).
 /// ```
 /// # Errors
 /// If the driver does not take the kernel or its arguments.

@@ -117,7 +117,7 @@ impl Op for IndexOp {
         let (every, most) = (int(x.every), keys.capacity);
         launch::index_scores(
             io.gpu,
-            Grid::new([rows.div_ceil(4), q.rows, 1], 128),
+            Grid::new([rows.div_ceil(64), q.rows, 1], 128),
             q.ptr,
             weights,
             Ptr(keys.rows),
@@ -136,6 +136,11 @@ impl Op for IndexOp {
         let grid = Grid::new([q.rows, 1, 1], 256);
         let open = i32::from(x.open);
         launch::index_top(io.gpu, grid, scores, positions, io.outs[0].ptr, int(x.k), every, most, 1, 0, open)
+    }
+
+    fn gpu_refuses(&self) -> Option<String> {
+        let dim = self.0.dim;
+        (dim > 128).then(|| format!("index keys of {dim} columns; the kernel takes 128"))
     }
 }
 
