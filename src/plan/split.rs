@@ -6,7 +6,8 @@
 //!                                                out = a + b                                      on the GPU
 //! ```
 //! To the plan and the walk these are steps like others: the GPU's is started, the CPU's runs meanwhile, and the sum
-//! waits for both.
+//! waits for both. So the sum comes right before the first step that reads it: what stands between, a shared expert
+//! mostly, does not wait for the CPU.
 
 use std::sync::Arc;
 
@@ -17,7 +18,9 @@ use crate::tape::{ExpertShare, Slot, Step, Tape};
 pub fn split(tape: &Tape, which: &dyn Fn(usize) -> bool) -> Tape {
     let mut halves = tape.clone();
     halves.steps.clear();
+    let mut sums: Vec<Step> = Vec::new(); // those that nothing has read yet
     for (i, step) in tape.steps.iter().enumerate() {
+        halves.steps.extend(sums.extract_if(.., |sum| step.ins.contains(&sum.outs[0])));
         if !which(i) {
             halves.steps.push(step.clone());
             continue;
@@ -32,7 +35,8 @@ pub fn split(tape: &Tape, which: &dyn Fn(usize) -> bool) -> Tape {
         // The CPU's first: what it waits for is sent before the GPU begins its own share.
         let rest = part(ExpertShare::OnCpu, "rest");
         let ins = vec![part(ExpertShare::OnGpu, "cached"), rest];
-        halves.steps.push(Step { op: Arc::new(Add), ins, weights: Vec::new(), states: Vec::new(), ..step.clone() });
+        sums.push(Step { op: Arc::new(Add), ins, weights: Vec::new(), states: Vec::new(), ..step.clone() });
     }
+    halves.steps.append(&mut sums);
     halves
 }
