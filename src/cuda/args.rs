@@ -1,5 +1,6 @@
 //! What a kernel is started with: the shape of its grid, and its arguments as the driver takes them.
 
+use std::cell::Cell;
 use std::ffi::c_void;
 
 use anyhow::Result;
@@ -87,7 +88,25 @@ impl Arg {
     }
 }
 
-/// Starts a kernel of a module; without a device nothing happens.
+thread_local! {
+    /// Kernels that this thread was asked to start without a device.
+    static COUNTED: Cell<usize> = const { Cell::new(0) };
+}
+
+/// Runs `f`, which starts kernels without a device, and returns how many it would have started on one.
+pub fn count_launches<T>(f: impl FnOnce() -> T) -> (T, usize) {
+    let before = COUNTED.get();
+    let made = f();
+    (made, COUNTED.get() - before)
+}
+
+/// Starts a kernel of a module; without a device it is only counted.
 pub(super) fn start(gpu: Option<&Gpu>, kernel: (&'static str, &str), grid: Grid, args: &[Arg]) -> Result<()> {
-    gpu.map_or(Ok(()), |gpu| gpu.launch(kernel, grid, args))
+    match gpu {
+        Some(gpu) => gpu.launch(kernel, grid, args),
+        None => {
+            COUNTED.set(COUNTED.get() + usize::from(!grid.blocks.contains(&0)));
+            Ok(())
+        }
+    }
 }

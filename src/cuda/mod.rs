@@ -11,9 +11,10 @@ mod codes;
 mod kernels;
 #[rustfmt::skip]
 pub mod launch;
+mod measure;
 
 use args::Arg;
-pub use args::{CacheArg, Grid, int};
+pub use args::{CacheArg, Grid, count_launches, int};
 pub use kernels::{all as modules, module_of};
 
 use std::collections::HashMap;

@@ -208,6 +208,11 @@ impl Device {
         self.gpu.rates()
     }
 
+    /// The device, for measurements.
+    pub fn gpu(&self) -> &Gpu {
+        &self.gpu
+    }
+
     /// Returns how long both sides waited; None where the times are not measured.
     pub fn waits(&self) -> Option<Waits> {
         self.times.as_ref().map(|t| t.sum)
