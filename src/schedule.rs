@@ -22,7 +22,7 @@ use crate::talk::{End, Generated, Writer, shared};
 /// Tokens of prompts that one step reads, at most. Measured with a 30B mixture of experts on the CPU
 /// (benches/record/2026-11-21-zen4-targets.md): 128 tokens are read at 0.72 to 0.85 of the speed of 512, and hold the
 /// others up for a third of the time; 64 are read at 0.54 to 0.70 of it.
-const PIECE: usize = 128;
+pub const PIECE: usize = 128;
 
 /// Tokens that two prompts must share beyond what a slot has read, for a copy, or a wait, to be worth its time.
 const WORTH: usize = 16;

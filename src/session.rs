@@ -42,7 +42,7 @@ const CARRIED_BYTES: usize = 64 << 20;
 pub struct Options {
     /// Tokens per sequence; None is the model's own context up to 8192, 0 all of it.
     pub n_ctx: Option<usize>,
-    /// Tokens computed together when reading a prompt.
+    /// Tokens computed together when reading a prompt, where `ask` does not leave it to the plan.
     pub n_batch: usize,
     /// Output rows of a batch (tokens whose logits are computed), at most; None is all of them. A GPU allocates memory for
     /// this many.
@@ -290,13 +290,13 @@ impl Session {
             }
             last = fit.footprint.total();
             placed(&fit, lack.as_ref())?;
-            if !fit.plan.on_gpu() {
-                return Session::planned(gguf, fit.tape, fit.plan, o, None);
-            }
             let weights = Weights::load(&gguf, &fit.tape, &fit.plan)?;
-            match Device::open((gpu.clone(), Place::Gpu(0)), &gguf, &fit.tape, &fit.plan, &weights, shape) {
+            if !fit.plan.on_gpu() {
+                return Session::with(gguf, (fit.tape, fit.plan, fit.shape), o, weights, Vec::new());
+            }
+            match Device::open((gpu.clone(), Place::Gpu(0)), &gguf, &fit.tape, &fit.plan, &weights, fit.shape) {
                 Ok(device) => {
-                    return Session::with(gguf, (fit.tape, fit.plan), o, weights, vec![device]);
+                    return Session::with(gguf, (fit.tape, fit.plan, fit.shape), o, weights, vec![device]);
                 }
                 Err(e) => {
                     let e = e.downcast::<OutOfMemory>()?;
@@ -318,12 +318,12 @@ impl Session {
             Some(gpu) => vec![Device::open((gpu, Place::Gpu(0)), &gguf, &tape, &plan, &weights, shape)?],
             None => Vec::new(),
         };
-        Session::with(gguf, (tape, plan), o, weights, devices)
+        Session::with(gguf, (tape, plan, shape), o, weights, devices)
     }
 
     fn with(
         gguf: Gguf,
-        placed: (Tape, Plan),
+        (tape, plan, shape): (Tape, Plan, Shape),
         o: &Options,
         weights: Weights,
         mut devices: Vec<Device>,
@@ -335,14 +335,13 @@ impl Session {
                 device.keep_time()?;
             }
         }
-        let (shape, deterministic) = (shape(&gguf, o)?, o.deterministic);
-        let n_vocab = placed.0.n_vocab();
-        log_placement(&placed.0, &placed.1, shape);
+        let (n_vocab, deterministic) = (tape.n_vocab(), o.deterministic);
+        log_placement(&tape, &plan, shape);
         let few = Pool::new(o.threads)?;
         let many = o.threads_batch.filter(|n| *n != o.threads).map(Pool::new).transpose()?;
         let threads = (few.threads(), many.as_ref().map_or(few.threads(), Pool::threads));
         tracing::debug!("threads: {} for single tokens, {} for prompts", threads.0, threads.1);
-        let engine = Engine::new(gguf, placed, (few, many), shape, weights, devices)?;
+        let engine = Engine::new(gguf, (tape, plan), (few, many), shape, weights, devices)?;
         let seqs = (0..shape.n_seq).map(|_| Sequence::default()).collect();
         Ok(Session {
             engine,

@@ -154,10 +154,12 @@ pub struct ExplainArgs {
     /// Predict the speed for a memory bandwidth of N GB/s instead of measuring it
     #[arg(long, value_name = "N")]
     pub ram_gbps: Option<f64>,
-    /// Predict for a GPU memory bandwidth of N GB/s [default: measured, or 500 with --vram]
+    /// Predict for a GPU memory bandwidth of N GB/s [default: measured, or with --vram that of a
+    /// usual card of this size]
     #[arg(long, value_name = "N")]
     pub vram_gbps: Option<f64>,
-    /// Predict for N GB/s between memory and the GPU [default: measured, or 22 with --vram]
+    /// Predict for N GB/s between memory and the GPU [default: measured, or with --vram that of a
+    /// usual card of this size]
     #[arg(long, value_name = "N")]
     pub bus_gbps: Option<f64>,
     /// Predict for N tokens in the context

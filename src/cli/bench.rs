@@ -61,6 +61,7 @@ pub(super) fn run(a: &args::BenchArgs) -> Result<()> {
     let params: usize = tape.weights.iter().map(|w| w.count()).sum();
     let per_token: usize = tape.bytes_per_token();
     let rates = s.engine().devices().first().map(|d| d.rates()).transpose()?;
+    let launch = s.engine().devices().first().map(|d| d.gpu().launch_seconds()).transpose()?;
     let threads = s.engine().pool.threads();
     let bandwidth = a.n_gen.iter().any(|n| *n > 0).then(|| predict::roof(bytes));
     let roof_bytes = bandwidth.as_ref().map(Bandwidth::bytes);
@@ -75,7 +76,7 @@ pub(super) fn run(a: &args::BenchArgs) -> Result<()> {
     }
     let isa = simd::isa().name();
     stats(&s, &a.model)?;
-    print(a.output, &rows, &TableHead { name, size: bytes, params, per_token, threads, isa, rates, roof_bytes })
+    print(a.output, &rows, &TableHead { name, size: bytes, params, per_token, threads, isa, rates, launch, roof_bytes })
 }
 
 /// Bytes of weights that one token reads, by place.
@@ -182,6 +183,8 @@ struct TableHead {
     isa: &'static str,
     /// Bytes per second over the bus and through the GPU's memory.
     rates: Option<(f64, f64)>,
+    /// Seconds of a small kernel of the GPU, in a graph and by itself.
+    launch: Option<(f64, f64)>,
     /// Bytes of the buffer whose read rate is the roof over decoding.
     roof_bytes: Option<usize>,
 }
@@ -212,6 +215,7 @@ fn print(form: TableFormat, rows: &[TestRow], h: &TableHead) -> Result<()> {
                     "tokens_per_s_each": r.rates, "gbps": r.read.map(|r| r[0]), "read_gbps": r.read.map(|r| r[1]),
                     "share_of_read": r.read.map(|r| r[2]), "read_bytes": h.roof_bytes, "share_of_gpu": r.gpu,
                     "bus_gbps": h.rates.map(|r| r.0 / 1e9), "vram_gbps": h.rates.map(|r| r.1 / 1e9),
+                    "launch_us": h.launch.map(|l| [l.0 * 1e6, l.1 * 1e6]),
                     "logits_hash": format!("{:016x}", r.hash),
                 })
             })
@@ -265,6 +269,10 @@ fn print(form: TableFormat, rows: &[TestRow], h: &TableHead) -> Result<()> {
             format!("; this machine reads {roof:.1} GB/s{of} with {n} threads, which allows {most:.1} t/s")
         });
         writeln!(out, "\n{gb:.3} GB of weights read per token{allows}.")?;
+        if let Some((graph, single)) = h.launch {
+            let [graph, single] = [graph, single].map(|s| s * 1e6);
+            writeln!(out, "A small kernel takes {graph:.1} microseconds in a graph, {single:.1} by itself.")?;
+        }
         if let Some((bus, memory)) = h.rates {
             writeln!(
                 out,

@@ -65,7 +65,10 @@ fn command(verb: &Verb, given: &ArgMatches) -> Result<Option<String>> {
     if n_seq == 0 {
         return usage("--parallel 0: at least 1 expected".into());
     }
-    let o = Options { n_seq, n_output_rows: Some(n_seq), ..open::options(model)? };
+    let o = match verb {
+        Verb::Perplexity(_) | Verb::Logits(_) | Verb::Verify(_) => open::for_all_logits(open::options(model)?),
+        _ => open::for_sequences(open::options(model)?, n_seq, matches!(verb, Verb::Batch(_))),
+    };
     let gguf = open::header(model.model.as_deref(), &Load { mmap: true, mlock: false }, 0)?; // no weight is read
     let mut resolved = placed(model, &o, &gguf)?;
     if let Some(flags) = sampling {
@@ -110,15 +113,18 @@ fn placed(model: &args::ModelArgs, o: &Options, gguf: &crate::gguf::Gguf) -> Res
         }
         None => None,
     };
-    let placement = plan::fit(tape, &o.ask, budget, shape)?.flags(&o.ask);
+    let fit = plan::fit(tape, &o.ask, budget, shape)?;
+    let (shape, placement) = (fit.shape, fit.flags(&o.ask));
+    // A -b below the batch would be the smaller of the two.
+    let most = model.batch_size.unwrap_or(0).max(shape.n_batch);
     let threads = Pool::new(o.threads)?.threads();
     let batch_threads = o.threads_batch.filter(|n| *n > 0).unwrap_or(threads);
     let words = [
         ("ctx_size", format!("-c {}", shape.n_ctx)),
         ("threads", format!("-t {threads}")),
         ("threads_batch", format!("-tb {batch_threads}")),
-        ("batch_size", format!("-b {}", model.batch_size)),
-        ("ubatch_size", format!("-ub {}", o.n_batch)),
+        ("batch_size", format!("-b {most}")),
+        ("ubatch_size", format!("-ub {}", shape.n_batch)),
         ("cache_type_k", format!("-ctk {}", o.type_k.name.to_lowercase())),
         ("cache_type_v", format!("-ctv {}", o.type_v.name.to_lowercase())),
         ("gpu_layers", placement),

@@ -17,7 +17,7 @@ use anyhow::{Context, Result};
 
 use super::errors::{Failure, usage};
 use super::human::{parse_size, write_sizes_in};
-use super::predict::Bandwidths;
+use super::predict::{Bandwidths, Card};
 use super::terminal::Stdout;
 use super::{args, open};
 use crate::cpu::{Memory, Pool};
@@ -25,7 +25,7 @@ use crate::gguf::Load;
 use crate::plan;
 use crate::session;
 use facts::{ModelFacts, PlacedModel};
-use speed::Speed;
+use speed::{GpuRates, Speed};
 use verdict::MemoryFit;
 
 /// Runs the verb.
@@ -68,13 +68,15 @@ pub(super) fn run(a: &args::ExplainArgs) -> Result<()> {
     };
     let budget = vram.map(|(free, shown)| free - session::margin(free, shown));
     let placed = plan::fit(tape, &options.ask, budget, shape)?;
+    let shape = placed.shape;
     let gpu = gpu.filter(|_| placed.plan.on_gpu() && (a.vram_gbps.is_none() || a.bus_gbps.is_none()));
-    let of_gpu = gpu.map(|gpu| gpu.rates()).transpose()?;
-    let rates = rates(a, of_gpu);
+    let of_gpu = gpu.map(|gpu| Bandwidths::measured(&gpu)).transpose()?;
+    let card = Card::of(vram.map_or(0, |v| v.0));
+    let (rates, gpu_from) = rates(a, of_gpu, card);
     let model = PlacedModel { gguf: &gguf, placed: &placed, vram: vram.map(|v| v.0), options: &options, shape };
     let facts = ModelFacts::new(&model)?;
     let fit = MemoryFit::new(&model, &facts, memory);
-    let speed = Speed::new(a, (&placed, shape), &Pool::new(options.threads)?, rates, of_gpu.is_some());
+    let speed = Speed::new(a, (&placed, shape), &Pool::new(options.threads)?, rates, gpu_from);
     print(a, &model, &facts, &fit, &speed)
 }
 
@@ -104,14 +106,21 @@ fn sizes(a: &args::ExplainArgs) -> Result<(Option<usize>, Option<usize>)> {
     Ok((ram.map(|r| r.0), vram.map(|v| v.0)))
 }
 
-/// The rates to predict with: as given, else as measured on the GPU (bus, memory), else assumed.
-fn rates(a: &args::ExplainArgs, of_gpu: Option<(f64, f64)>) -> Bandwidths {
-    let (bus, vram) = of_gpu.unwrap_or((Bandwidths::ASSUMED.bus, Bandwidths::ASSUMED.vram));
-    Bandwidths {
+/// The rates to predict with: as given, else as measured on the GPU (bus, memory), else those of a usual card.
+fn rates(a: &args::ExplainArgs, of_gpu: Option<Bandwidths>, card: Card) -> (Bandwidths, GpuRates) {
+    let known = of_gpu.unwrap_or(card.rates());
+    let rates = Bandwidths {
         ram: a.ram_gbps.map(|r| r * 1e9),
-        vram: a.vram_gbps.map_or(vram, |r| r * 1e9),
-        bus: a.bus_gbps.map_or(bus, |r| r * 1e9),
-    }
+        vram: a.vram_gbps.map_or(known.vram, |r| r * 1e9),
+        bus: a.bus_gbps.map_or(known.bus, |r| r * 1e9),
+        ..known
+    };
+    let from = match (of_gpu, a.vram_gbps.is_some() && a.bus_gbps.is_some()) {
+        (Some(_), _) => GpuRates::Measured,
+        (None, true) => GpuRates::Given,
+        (None, false) => GpuRates::Assumed(card.name),
+    };
+    (rates, from)
 }
 
 fn print(

@@ -10,7 +10,7 @@ use super::errors::usage;
 use super::files::{AnswerFile, apart, has_folder, read_text};
 use super::stats::stats;
 use super::{args, open};
-use crate::session::{Options, Want};
+use crate::session::Want;
 
 /// Runs the verb.
 pub(super) fn run(a: &args::LogitsArgs) -> Result<()> {
@@ -18,7 +18,7 @@ pub(super) fn run(a: &args::LogitsArgs) -> Result<()> {
     let positions = positions(&a.positions, tokens.len())?;
     has_folder("--out", &a.out)?;
     apart("--out", &a.out, &[("the model", a.model.model.as_deref()), ("the tokens", Some(Path::new(&a.tokens)))])?;
-    let o = Options { n_output_rows: None, ..open::options(&a.model)? };
+    let o = open::for_all_logits(open::options(&a.model)?);
     let mut session = open::session(open::header(a.model.model.as_deref(), &o.load, o.threads)?, &a.model, &o)?;
     let n_vocab = session.n_vocab();
     let logits = session.feed(0, &tokens, Want::All)?.into_logits();

@@ -14,8 +14,9 @@ use crate::cpu::{Memory, Pool};
 use crate::cuda::{Gpu, OutOfMemory};
 use crate::exec::Device;
 use crate::gguf::{Gguf, Load};
-use crate::plan::{Ask, CacheSize, Fit, Place, Rules};
+use crate::plan::{Ask, CacheSize, Fit, LARGEST_BATCH, Place, Rules};
 use crate::quant;
+use crate::schedule::PIECE;
 use crate::session::{self, MAX_CONTEXT, Options, Session};
 
 /// The built-in model: 16 experts trained on Shakespeare's plays by demo/train.py.
@@ -24,6 +25,9 @@ static DEMO: &[u8] = include_bytes!("../../demo/demo.gguf");
 /// Tokens that can be computed together: a GPU counts blocks in 16 bits, and 128 heads have one for
 /// every 64 tokens.
 const MOST_AT_ONCE: usize = 16384;
+
+/// Prompt tokens that the CPU computes together: more are hardly faster, and take memory.
+const USUAL_BATCH: usize = 1024;
 
 /// The model's header: a file, or the built-in model. As many `threads` (0: the default) read a file that is not mapped.
 pub(super) fn header(model: Option<&Path>, load: &Load, threads: usize) -> Result<Gguf> {
@@ -101,22 +105,17 @@ pub(super) fn options(a: &args::ModelArgs) -> Result<Options> {
     if let Some(n) = a.ctx_size.filter(|n| *n > MAX_CONTEXT) {
         return usage(format!("-c {n}: at most {MAX_CONTEXT} tokens"));
     }
-    if a.batch_size == 0 || a.ubatch_size == 0 {
-        return usage("-b and -ub must be at least 1".into());
-    }
-    if a.batch_size.min(a.ubatch_size) > MOST_AT_ONCE {
-        return usage(format!("-b and -ub: at most {MOST_AT_ONCE} tokens can be computed together"));
-    }
+    let (n_batch, batch_up_to) = batch(a)?;
     Ok(Options {
         n_ctx: a.ctx_size,
-        n_batch: a.batch_size.min(a.ubatch_size),
+        n_batch,
         n_output_rows: Some(1),
         n_seq: 1,
         threads: a.threads,
         threads_batch: a.threads_batch,
         type_k: cache_type("-ctk", &a.cache_type_k)?,
         type_v: cache_type("-ctv", &a.cache_type_v)?,
-        ask: Ask { gpu_layers, cpu_moe, cache, rules },
+        ask: Ask { gpu_layers, cpu_moe, cache, rules, batch_up_to },
         deterministic: a.deterministic,
         halves: halves()?,
         stats: a.stats,
@@ -132,6 +131,38 @@ fn halves() -> Result<Option<bool>> {
         Ok("off") => Ok(Some(false)),
         Ok(other) => usage(format!("TANDEM_HALVES={other}: expected on or off")),
     }
+}
+
+/// The rows of a batch, and up to how many may be chosen instead: `-ub` is not chosen anew.
+fn batch(a: &args::ModelArgs) -> Result<(usize, Option<usize>)> {
+    if a.batch_size == Some(0) || a.ubatch_size == Some(0) {
+        return usage("-b and -ub must be at least 1".into());
+    }
+    let most = a.batch_size.unwrap_or(usize::MAX);
+    let Some(rows) = a.ubatch_size.map(|n| n.min(most)) else {
+        return Ok((USUAL_BATCH.min(most), Some(LARGEST_BATCH.min(most))));
+    };
+    if rows > MOST_AT_ONCE {
+        return usage(format!("-b and -ub: at most {MOST_AT_ONCE} tokens can be computed together"));
+    }
+    Ok((rows, None))
+}
+
+/// These options for a session that returns the logits of every token: a batch has as many output rows, which take more
+/// memory than all else, so that its size is not chosen anew.
+pub(super) fn for_all_logits(mut o: Options) -> Options {
+    (o.n_output_rows, o.ask.batch_up_to) = (None, None);
+    o
+}
+
+/// These options for `n_seq` sequences, which answer requests or one conversation.
+pub(super) fn for_sequences(mut o: Options, n_seq: usize, requests: bool) -> Options {
+    (o.n_seq, o.n_output_rows) = (n_seq, Some(n_seq));
+    if requests {
+        // Nothing computes more rows together than a piece of a prompt has, or a token of every sequence.
+        o.ask.batch_up_to = o.ask.batch_up_to.map(|n| n.min(PIECE.max(n_seq)));
+    }
+    o
 }
 
 /// Opens a model whose header is read, with the GPU if there is one.

@@ -57,7 +57,7 @@ impl Opened {
             return usage("--stop: expected some text; an empty one would stop at once".into());
         }
         let further = further(talk)?; // usage errors come before a model is loaded
-        let o = crate::session::Options { n_seq, n_output_rows: Some(n_seq), ..open::options(model)? };
+        let o = open::for_sequences(open::options(model)?, n_seq, requests);
         let gguf = open::header(model.model.as_deref(), &o.load, o.threads)?;
         let tokenizer = Tokenizer::new(&gguf).context(Failure::Model)?;
         settings.follow(&gguf.meta);

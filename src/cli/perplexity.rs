@@ -40,7 +40,7 @@ fn measure(a: &args::PerplexityArgs, base: Option<&Path>, limit: usize) -> Resul
         return usage("no text to read; give one with -f FILE".into());
     };
     let text = read_text(file)?;
-    let o = Options { n_output_rows: None, ..open::options(&a.model)? };
+    let o = open::for_all_logits(open::options(&a.model)?);
     let gguf = open::header(a.model.model.as_deref(), &o.load, o.threads)?;
     let n_ctx = context(&gguf, Some(a.model.ctx_size.unwrap_or(DEFAULT_CHUNK)))?;
     let tokenizer = Tokenizer::new(&gguf).context(Failure::Model)?;
@@ -82,7 +82,7 @@ fn measure(a: &args::PerplexityArgs, base: Option<&Path>, limit: usize) -> Resul
 /// The figures of the model against those in the file `base`.
 fn compare(a: &args::PerplexityArgs, base: &Path, limit: usize) -> Result<()> {
     let mut base = BaseReader::open(base)?;
-    let o = Options { n_output_rows: None, ..open::options(&a.model)? };
+    let o = open::for_all_logits(open::options(&a.model)?);
     let gguf = open::header(a.model.model.as_deref(), &o.load, o.threads)?;
     if let Some(n) = a.model.ctx_size {
         base.check_context(context(&gguf, Some(n))?)?;

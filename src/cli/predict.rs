@@ -2,18 +2,19 @@
 //! `--stats` next to the measured rate.
 //!
 //! ```text
-//! ceiling   = 1 / (bytes on the CPU / memory's rate + bytes on the GPU / its memory's rate)
-//! expected  = 1 / (a token's walk on the CPU + others + bytes on the GPU / its memory's rate + sampling)
-//! the walk  = reading + kernels + attention + steps:
+//! ceiling   = 1 / (the walk of the plan, of the CPU bytes / memory's rate alone)
+//! expected  = 1 / (the walk of the plan with the CPU as it was measured + others + sampling)
+//! the CPU   = reading + kernels + attention + steps:
 //!     reading     bytes / what the threads read of a buffer as large as the weights
 //!     kernels     what the formats' kernels take longer than reading, measured on such a buffer
 //!     attention   as walked, at the asked depth
 //!     steps       what is left: threads that meet, norms, routing, quantized activations, pieces too small to share
 //! others    = how much longer the walks took in the mean than in the median: other programs' turns on the cores
 //! ```
-//! Of a step in halves, the larger of the CPU's and the GPU's counts, with as many experts cached
-//! as there are slots, as if they were chosen evenly. GPU time counts weight reads only, so the GPU
-//! estimate is an upper bound on speed.
+//! What the GPU adds comes from `plan/cost.rs`: kernels started, bytes and products, copies, and what
+//! both sides wait for each other. Where they work at the same time, the CPU's time counts, and of
+//! the GPU's what it takes longer. As many experts are cached as there are slots, as if they were
+//! chosen evenly.
 
 mod prompt;
 
@@ -21,8 +22,12 @@ use std::collections::BTreeMap;
 use std::path::Path;
 use std::time::{Duration, Instant};
 
+use anyhow::Result;
+
 use crate::cpu::{Bandwidth, Memory, Pool, Topology};
+use crate::cuda::Gpu;
 use crate::exec::{Profile, SyntheticRun};
+use crate::plan::cost::{HardwareRates, WalkShape, WalkTime};
 use crate::plan::{self, Place, Plan};
 use crate::sample::{Params, Sampler};
 use crate::tape::{ExpertShare, Step, Tape, WeightKind};
@@ -38,11 +43,65 @@ pub(super) struct Bandwidths {
     pub(super) vram: f64,
     /// Between the two.
     pub(super) bus: f64,
+    /// Seconds of a small kernel in a graph, and started by itself.
+    pub(super) launch: (f64, f64),
 }
 
 impl Bandwidths {
     /// Assumed for a machine that cannot be measured: a mid-range card, PCIe 4.0 with 16 lanes.
-    pub(super) const ASSUMED: Bandwidths = Bandwidths { ram: None, vram: 500e9, bus: 22e9 };
+    const ASSUMED: Bandwidths = Bandwidths { ram: None, vram: 500e9, bus: 22e9, launch: HardwareRates::LAUNCH };
+
+    /// As measured on the GPU, if there is one that can be measured, else assumed.
+    pub(super) fn of_gpu(gpu: Option<&Gpu>) -> Bandwidths {
+        gpu.and_then(|gpu| Bandwidths::measured(gpu).ok()).unwrap_or(Bandwidths::ASSUMED)
+    }
+
+    /// As measured on a GPU.
+    ///
+    /// # Errors
+    /// If there is no memory for it, or the driver reports an error.
+    pub(super) fn measured(gpu: &Gpu) -> Result<Bandwidths> {
+        gpu.enter()?;
+        let ((bus, vram), launch) = (gpu.rates()?, gpu.launch_seconds()?);
+        Ok(Bandwidths { ram: None, vram, bus, launch })
+    }
+
+    /// With memory's rate.
+    fn with_ram(self, ram: f64) -> HardwareRates {
+        HardwareRates { ram, vram: self.vram, bus: self.bus, launch: self.launch }
+    }
+}
+
+/// A usual card, for a GPU of which nothing but the memory is known.
+#[derive(Clone, Copy, Debug, PartialEq)]
+pub(super) struct Card {
+    /// The free memory from which a GPU is taken to be this one.
+    from: usize,
+    pub(super) name: &'static str,
+    /// Bytes per second: the published rate of its memory, and what copies over its bus reach.
+    vram: f64,
+    bus: f64,
+}
+
+/// The slowest card that many have of each size: PCIe 4.0 with 8 lanes, with 16 (5.0 with 8), 5.0 with 16.
+const CARDS: [Card; 5] = [
+    Card { from: 0, name: "RTX 4060", vram: 272e9, bus: 12e9 },
+    Card { from: 10 << 30, name: "RTX 3060", vram: 360e9, bus: 24e9 },
+    Card { from: 14 << 30, name: "RTX 5060 Ti", vram: 448e9, bus: 24e9 },
+    Card { from: 20 << 30, name: "RTX 3090", vram: 936e9, bus: 24e9 },
+    Card { from: 28 << 30, name: "RTX 5090", vram: 1792e9, bus: 50e9 },
+];
+
+impl Card {
+    /// Its rates.
+    pub(super) fn rates(self) -> Bandwidths {
+        Bandwidths { vram: self.vram, bus: self.bus, ..Bandwidths::ASSUMED }
+    }
+
+    /// The card that a GPU with this much free memory is taken for.
+    pub(super) fn of(free: usize) -> Card {
+        *CARDS.iter().rfind(|c| c.from <= free).expect("the first has no bound")
+    }
 }
 
 /// What this machine's CPU does with a tape.
@@ -145,8 +204,12 @@ pub(super) enum Limit {
     Steps,
     /// Other programs.
     Others,
-    /// Reading weights on the GPU.
+    /// Reading and computing on the GPU.
     Gpu,
+    /// Starting kernels on the GPU.
+    Launches,
+    /// Copies between the two, and waiting for them.
+    Bus,
     /// Choosing the token.
     Sampling,
 }
@@ -160,6 +223,8 @@ impl Limit {
             Limit::Steps => "steps",
             Limit::Others => "others",
             Limit::Gpu => "gpu",
+            Limit::Launches => "launches",
+            Limit::Bus => "bus",
             Limit::Sampling => "sampling",
         }
     }
@@ -168,14 +233,14 @@ impl Limit {
 /// What is predicted.
 #[derive(Clone, Debug)]
 pub(super) struct Prediction {
-    /// Tokens per second that reading the weights allows.
+    /// Tokens per second if the CPU did nothing but read its weights.
     pub(super) ceiling: f64,
     /// Tokens per second to expect; None where the CPU's share could not be measured.
     pub(super) expected: Option<f64>,
-    /// Whether `expected` is an upper bound, because a GPU does more than reading.
-    pub(super) at_most: bool,
-    /// Seconds of a token by what they go into; with the rates alone, reading.
+    /// Seconds of a token by what they go into; with the rates alone, those of the ceiling.
     pub(super) parts: Vec<(Limit, f64)>,
+    /// Kernels and copies that a token starts on a GPU.
+    pub(super) started: usize,
     /// Bytes per second from memory.
     pub(super) ram: f64,
     /// Bytes that a token reads from the CPU's memory.
@@ -185,61 +250,58 @@ pub(super) struct Prediction {
 }
 
 impl Prediction {
-    /// From the rates alone, or with what was measured. `rates.ram` counts where it is given.
-    pub(super) fn new(tape: &Tape, plan: &Plan, rates: Bandwidths, measured: Option<&CpuProfile>) -> Prediction {
+    /// From the rates alone, or with what was measured, for a token that comes after `depth` others. `rates.ram` counts
+    /// where it is given.
+    pub(super) fn new(
+        tape: &Tape,
+        plan: &Plan,
+        depth: usize,
+        rates: Bandwidths,
+        measured: Option<&CpuProfile>,
+    ) -> Prediction {
         let ram = rates.ram.or(measured.map(|m| m.ram)).unwrap_or(f64::INFINITY);
+        let (at, rates) = (WalkShape { rows: 1, seen: depth + 1 }, rates.with_ram(ram));
+        let reading = |i: usize| tape.step_bytes(&tape.steps[i]) as f64 / ram;
+        let least = WalkTime::of(tape, plan, at, rates, &reading);
+        let (ceiling, started) = (1.0 / least.whole.max(1e-9), least.started);
         let mut formats: BTreeMap<&'static str, f64> = BTreeMap::new();
-        // Seconds: reading alone, and as walked; of the GPU, and, of both, what does not overlap
-        // with the other.
-        let (mut reading, mut walked, mut attention, mut gpu, mut floor) = (0.0, 0.0, 0.0, 0.0, 0.0);
-        for (i, (step, place)) in tape.steps.iter().zip(&plan.places).enumerate() {
-            let bytes = tape.step_bytes(step) as f64;
-            if *place == Place::Gpu(0) {
-                gpu += bytes / rates.vram;
-                floor += bytes / rates.vram;
-                continue;
-            }
-            let cached = cached(tape, plan, step);
-            let (here, there) = (bytes * (1.0 - cached), bytes * cached / rates.vram);
-            by_format(tape, step, here, &mut formats);
-            reading += here / ram;
-            floor += (here / ram).max(there);
-            let took = measured.and_then(|m| m.walked.steps[i]).unwrap_or(bytes / ram) * (1.0 - cached);
-            walked += took;
-            gpu += (there - took).max(0.0);
-            if step.op.name() == "attend" {
-                attention += took;
-            }
+        for (step, _) in tape.steps.iter().zip(&plan.places).filter(|(_, place)| **place != Place::Gpu(0)) {
+            by_format(tape, step, tape.step_bytes(step) as f64 * (1.0 - cached(tape, plan, step)), &mut formats);
         }
         let cpu_bytes = formats.values().sum();
-        let ceiling = 1.0 / floor.max(1e-9);
-        let at_most = plan.on_gpu();
         let Some(m) = measured else {
-            let mut parts = vec![(Limit::Memory, reading), (Limit::Gpu, gpu)];
+            let mut parts = vec![(Limit::Memory, least.cpu)];
+            parts.extend(on_gpu(&least));
             parts.retain(|p| p.1 > 0.0);
-            return Prediction { ceiling, expected: None, at_most, parts, ram, cpu_bytes, formats };
+            return Prediction { ceiling, expected: None, parts, started, ram, cpu_bytes, formats };
         };
+        let took = |i: usize| m.walked.steps[i].unwrap_or_else(|| reading(i));
+        let time = WalkTime::of(tape, plan, at, rates, &took);
         let between: f64 = m.walked.token - m.walked.steps.iter().flatten().sum::<f64>();
-        walked += between.max(0.0);
+        let walked = time.cpu + between.max(0.0);
         // Other programs slow down what is done here, which may be less than was walked.
         let others = (m.walked.mean / m.walked.token.max(1e-12) - 1.0).max(0.0) * walked;
-        let mut parts = vec![(Limit::Memory, reading)];
+        let mut parts = vec![(Limit::Memory, cpu_bytes / ram)];
         for (name, bytes) in &formats {
             let rate = m.formats.get(name).copied().unwrap_or(ram);
             parts.push((Limit::Kernels(name), (bytes / rate - bytes / ram).max(0.0)));
         }
-        parts.push((Limit::Attention, attention));
+        let attends = |(i, step): (usize, &Step)| {
+            let here = plan.places[i] != Place::Gpu(0) && step.op.name() == "attend";
+            here.then(|| took(i))
+        };
+        parts.push((Limit::Attention, tape.steps.iter().enumerate().filter_map(attends).sum()));
         // A walk in a quiet moment may be quicker than the sum of what was measured in others.
         let known: f64 = parts.iter().map(|p| p.1).sum();
         let scale = (walked / known.max(1e-12)).min(1.0);
         parts.iter_mut().for_each(|p| p.1 *= scale);
         parts.push((Limit::Steps, (walked - known).max(0.0)));
         parts.push((Limit::Others, others));
-        parts.push((Limit::Gpu, gpu));
+        parts.extend(on_gpu(&time));
         parts.push((Limit::Sampling, m.sampling));
         parts.retain(|p| p.1 > 0.0);
         let expected = Some(1.0 / parts.iter().map(|p| p.1).sum::<f64>().max(1e-9));
-        Prediction { ceiling, expected, at_most, parts, ram, cpu_bytes, formats }
+        Prediction { ceiling, expected, parts, started, ram, cpu_bytes, formats }
     }
 
     /// The largest part.
@@ -264,6 +326,8 @@ impl Prediction {
             ),
             Limit::Others => "other programs on the same cores: stop them, or leave them cores with -t".into(),
             Limit::Gpu => "GPU memory bandwidth".into(),
+            Limit::Launches => format!("launching {} kernels and copies on the GPU", self.started),
+            Limit::Bus => "what CPU and GPU copy and wait for each other".into(),
             Limit::Sampling => "sampling from the vocabulary".into(),
         }
     }
@@ -277,6 +341,8 @@ impl Prediction {
             Limit::Steps => format!("the fixed cost of {steps} steps"),
             Limit::Others => "other programs on the cores".into(),
             Limit::Gpu => "GPU memory bandwidth".into(),
+            Limit::Launches => format!("{} launches", self.started),
+            Limit::Bus => "copies between CPU and GPU".into(),
             Limit::Sampling => "sampling".into(),
         }
     }
@@ -287,6 +353,14 @@ impl Prediction {
         let seconds: f64 = self.parts.iter().filter(|p| p.0 != Limit::Sampling).map(|p| p.1).sum();
         Some(1.0 / seconds.max(1e-9))
     }
+}
+
+/// What a walk takes beyond the CPU's time, shared out in proportion to what the GPU and the bus are busy with.
+fn on_gpu(time: &WalkTime) -> [(Limit, f64); 3] {
+    let busy = [(Limit::Gpu, time.gpu), (Limit::Launches, time.launches), (Limit::Bus, time.bus)];
+    let all: f64 = busy.iter().map(|p| p.1).sum();
+    let rest = (time.whole - time.cpu).max(0.0) / all.max(1e-12);
+    busy.map(|(limit, seconds)| (limit, seconds * rest))
 }
 
 /// The share of a step's experts that the GPU has.
@@ -344,7 +418,7 @@ mod tests {
         let bytes = p.tape.bytes_per_token() as f64;
         let m = measured(&p.tape, 1e-3, 100.0 * bytes, 100.0 * bytes);
         assert!((m.walked.token - (n * 1e-3 + 1e-3)).abs() < 1e-9);
-        let got = Prediction::new(&p.tape, &p.plan, Bandwidths::ASSUMED, Some(&m));
+        let got = Prediction::new(&p.tape, &p.plan, 0, Bandwidths::ASSUMED, Some(&m));
         assert!((got.ceiling - 100.0).abs() < 1e-6, "{got:?}");
         // The walk with what others took of it, and 2 ms of sampling.
         assert!((1.0 / got.expected.unwrap() - (n * 1e-3 + 3.5e-3)).abs() < 1e-9, "{got:?}");
@@ -360,7 +434,7 @@ mod tests {
         let (n, bytes) = (p.tape.steps.len() as f64, p.tape.bytes_per_token() as f64);
         let limit = |step: f64, ram: f64, format: f64| {
             let m = measured(&p.tape, step / n, bytes / ram, bytes / format);
-            Prediction::new(&p.tape, &p.plan, Bandwidths::ASSUMED, Some(&m)).limit()
+            Prediction::new(&p.tape, &p.plan, 0, Bandwidths::ASSUMED, Some(&m)).limit()
         };
         // Seconds of a token: as walked, to read, in the kernels.
         assert_eq!(limit(1.0, 0.9, 0.9), Limit::Memory);
@@ -377,11 +451,29 @@ mod tests {
             let steps = p.tape.steps.iter().zip(&p.plan.places).filter(|(_, x)| **x == place);
             steps.map(|(s, _)| p.tape.step_bytes(s)).sum::<usize>() as f64
         };
-        let rates = Bandwidths { ram: Some(10e9), vram: 40e9, bus: 1e9 };
-        let got = Prediction::new(&p.tape, &p.plan, rates, None);
-        let want = at(Place::Cpu) / 10e9 + at(Place::Gpu(0)) / 40e9;
-        assert!((got.ceiling * want - 1.0).abs() < 1e-9 && got.expected.is_none() && got.at_most, "{got:?}");
+        // On a slow GPU reading is all that counts; on a fast one what is started there does.
+        let seconds = |ram: f64, vram: f64| {
+            let rates = Bandwidths { ram: Some(ram), vram, bus: 1e12, ..Bandwidths::ASSUMED };
+            let got = Prediction::new(&p.tape, &p.plan, 0, rates, None);
+            assert!(got.expected.is_none() && got.started > 0, "{got:?}");
+            let sum: f64 = got.parts.iter().map(|p| p.1).sum();
+            assert!((sum * got.ceiling - 1.0).abs() < 1e-9, "the parts are the whole: {got:?}");
+            (1.0 / got.ceiling, got)
+        };
+        let (slow, _) = seconds(10e6, 40e6);
+        let least = at(Place::Cpu) / 10e6 + at(Place::Gpu(0)) / 40e6;
+        assert!((1.0..1.3).contains(&(slow / least)), "{slow} s, {least} of reading");
+        let (fast, got) = seconds(1e15, 1e15);
+        assert!(fast > got.started as f64 * 2e-6 && got.limit() == Limit::Launches, "{got:?}");
         assert!(at(Place::Gpu(0)) > 0.0 && at(Place::Cpu) > 0.0);
+    }
+
+    #[test]
+    fn a_larger_card_is_never_taken_for_a_slower_one() {
+        assert!(CARDS.is_sorted_by(|a, b| a.from < b.from && a.vram <= b.vram && a.bus <= b.bus));
+        assert_eq!(Card::of(12 << 30).name, "RTX 3060");
+        assert_eq!(Card::of(24 << 30).name, "RTX 3090");
+        assert_eq!(Card::of(0).name, "RTX 4060");
     }
 
     #[test]

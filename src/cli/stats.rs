@@ -8,6 +8,7 @@ use anyhow::Result;
 use super::args;
 use super::predict::{self, Bandwidths, Prediction};
 use crate::cpu::major_faults;
+use crate::exec::Device;
 use crate::session::Session;
 
 /// Major page faults up to which there is no notice: loading the program itself takes some tens.
@@ -64,16 +65,14 @@ fn speed(session: &Session) {
     }
     let rate = single.tokens as f64 / single.seconds.max(1e-9);
     let depth = session.tokens(0).len().saturating_sub(single.tokens / 2);
-    let rates = engine.devices().first().and_then(|d| d.rates().ok());
-    let rates = rates.map_or(Bandwidths::ASSUMED, |(bus, vram)| Bandwidths { ram: None, vram, bus });
+    let rates = Bandwidths::of_gpu(engine.devices().first().map(Device::gpu));
     match predict::measure(&engine.tape, &engine.plan, &engine.pool, depth) {
         Ok(m) => {
-            let p = Prediction::new(&engine.tape, &engine.plan, rates, Some(&m));
+            let p = Prediction::new(&engine.tape, &engine.plan, depth, rates, Some(&m));
             let expected = p.decode().unwrap_or(0.0);
             tracing::info!(
-                "decode: {} tokens, {rate:.1} tokens/s measured, {}{expected:.1} predicted, ceiling {:.1}",
+                "decode: {} tokens, {rate:.1} tokens/s measured, {expected:.1} predicted, ceiling {:.1}",
                 single.tokens,
-                if p.at_most { "at most " } else { "" },
                 p.ceiling
             );
             tracing::info!("limited by {}", p.limit_words(engine.tape.steps.len(), Some(&m)));

@@ -245,7 +245,7 @@ impl Calls {
 type Reference = BTreeMap<(usize, String), Vec<Vec<f32>>>;
 
 fn model(a: &args::VerifyArgs, places: &[Where], gpu: Option<&Arc<Gpu>>, best: Isa) -> Result<ErrorTable> {
-    let base = Options { n_output_rows: None, ..open::options(&a.model)? };
+    let base = open::for_all_logits(open::options(&a.model)?);
     let open_at = |place: Where| -> Result<Session> {
         let mut o = Options { n_ctx: Some(base.n_ctx.unwrap_or(512).max(a.tokens)), ..base.clone() };
         let file = open::header(a.model.model.as_deref(), &o.load, o.threads)?;

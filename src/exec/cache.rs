@@ -28,6 +28,7 @@ use super::pinned::PinnedExperts;
 use crate::cpu::Pool;
 use crate::cuda::{Arena, Event, Gpu, Pinned, Ptr};
 use crate::gguf::Gguf;
+use crate::plan::cost::{CPU_PRODUCTS, HardwareRates};
 use crate::plan::{self, ALIGN, Plan};
 use crate::tape::{Batch, ExpertShare, RowSet, Tape};
 
@@ -40,6 +41,8 @@ const PER_TOKEN: usize = 4;
 const AT_ONCE: usize = 64 << 20;
 /// Layers that are looked at after a single token: one in this many.
 const IN_TURN: usize = 4;
+/// Weights in a byte, where nothing was measured yet: of 4-bit formats.
+const WEIGHTS: f64 = 2.0;
 /// An expert takes another's slot only if its score is this many times as high: otherwise two would take turns.
 const BETTER: f32 = 1.25;
 
@@ -391,16 +394,17 @@ impl ExpertCache {
     }
 
     /// The experts of a layer that should stream for a batch of `rows`, hottest first.
+    ///
+    /// The first batch goes by a usual machine's rates. Rejected: half of the experts for each side, which in a batch of
+    /// 8,192 rows leaves the CPU work for as long as it takes to read 4,096 tokens alone.
     fn through(&self, l: usize, rows: usize) -> Vec<u32> {
         let layer = &self.layers[l];
-        if self.known().is_some() {
-            let (mut order, _, count) = self.shares(l, rows, true);
-            order.truncate(count);
-            return order;
+        if self.known().is_none() && rows * layer.k < 4 * layer.score.len() {
+            return Vec::new(); // too few to measure anything
         }
-        // A long enough batch gives each side half of the experts and measures both.
-        let order: Vec<u32> = layer.by_score().into_iter().filter(|&e| layer.slot_of[e as usize] < 0).collect();
-        if rows * layer.k < 4 * layer.score.len() { Vec::new() } else { order[..order.len() / 2].to_vec() }
+        let (mut order, _, count) = self.shares(l, rows, true);
+        order.truncate(count);
+        order
     }
 
     /// The experts of a layer that are in no slot, hottest first; the seconds that a batch of `rows` is expected to take
@@ -415,9 +419,10 @@ impl ExpertCache {
         let products = (rows * layer.k) as f64;
         let expected = |e: u32| ((layer.score[e as usize] + 1e-3) / total) as f64 * products;
         let touched = |e: u32| 1.0 - (-expected(e)).exp();
-        let ring = self.rates.ring.0.unwrap_or(0.0);
-        let (read, cpu) = (self.rates.read.0.unwrap_or(0.0), self.rates.cpu.0.unwrap_or(0.0));
-        let gpu = self.rates.gpu.0.unwrap_or(0.0);
+        let (known, r, usual) = (self.known().is_some(), &self.rates, HardwareRates::USUAL);
+        let or = |measured: Ema, usual: f64| measured.0.unwrap_or(if known { 0.0 } else { usual });
+        let (ring, read) = (or(r.ring, 1.0 / usual.bus), or(r.read, 1.0 / usual.ram));
+        let (cpu, gpu) = (or(r.cpu, WEIGHTS / (CPU_PRODUCTS * usual.ram)), or(r.gpu, 0.0));
         let mut here: (f64, f64) = order.iter().fold((0.0, 0.0), |s, &e| (s.0 + touched(e), s.1 + expected(e)));
         let mut there = (0.0f64, 0.0f64);
         let cost = |here: (f64, f64), there: (f64, f64)| {

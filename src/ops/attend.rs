@@ -599,6 +599,13 @@ impl Op for AttendOp {
         (bytes > sure).then(|| format!("heads that take {bytes} bytes of shared memory; {sure} are sure"))
     }
 
+    fn rows_seen(&self, seen: usize) -> usize {
+        let own = self.blocks.map_or(self.a.window.unwrap_or(usize::MAX), |(size, _)| size * self.selected);
+        let extra =
+            self.extra.map_or(0, |(every, select)| (seen / every).min(if select { self.selected } else { seen }));
+        seen.min(own) + extra
+    }
+
     fn tables(&self) -> Vec<Table> {
         let op = AttendOp { ..*self };
         let select = (self.blocks, self.selected);

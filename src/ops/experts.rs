@@ -226,6 +226,11 @@ impl Op for ExpertsOp {
         true
     }
 
+    fn cpu_scratch_bytes(&self, rows: usize, width: usize) -> usize {
+        let gates = if self.inner == Inner::Ungated { 1 } else { 2 };
+        rows * self.k * ((gates + 1) * self.e.n_ff + width) * 4
+    }
+
     fn bytes_per_token(&self, weights: &[&Weight]) -> usize {
         weights.iter().map(|w| w.bytes).sum::<usize>() / self.e.n * self.k
     }

@@ -142,6 +142,10 @@ impl Op for IndexOp {
         let dim = self.0.dim;
         (dim > 128).then(|| format!("index keys of {dim} columns; the kernel takes 128"))
     }
+
+    fn rows_seen(&self, seen: usize) -> usize {
+        seen / self.0.every
+    }
 }
 
 /// An indexer whose heads each select blocks of adjacent rows.
@@ -215,6 +219,10 @@ impl Op for BlockIndexOp {
         )?;
         let grid = Grid::new([q.rows * x.heads, 1, 1], 256);
         launch::index_top(io.gpu, grid, scores, positions, io.outs[0].ptr, int(x.k), size, most, int(x.heads), 1, 0)
+    }
+
+    fn rows_seen(&self, seen: usize) -> usize {
+        seen
     }
 }
 

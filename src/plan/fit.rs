@@ -6,6 +6,7 @@
 
 use anyhow::Result;
 
+use super::batch::{Candidate, choose, sizes};
 use super::{Cache, Footprint, Needs, Place, Plan, Rules, Shape, experts_of, ring_part_bytes, split};
 use crate::tape::{ExpertShare, Role, Step, Tape};
 
@@ -32,6 +33,8 @@ pub struct Ask {
     pub cache: CacheSize,
     /// `-ot`.
     pub rules: Rules,
+    /// Rows up to which the batch is chosen (`plan/batch.rs`) where anything runs on a GPU; None takes the shape's.
+    pub batch_up_to: Option<usize>,
 }
 
 /// Steps that a GPU cannot run, for one reason.
@@ -54,6 +57,8 @@ pub struct Fit {
     pub plan: Plan,
     /// Bytes on the GPU.
     pub footprint: Footprint,
+    /// For how much, with the batch that was chosen.
+    pub shape: Shape,
     /// As `-ngl` says it.
     pub gpu_layers: usize,
     /// As `-ncmoe` says it.
@@ -95,7 +100,7 @@ impl Placing<'_> {
         let head = tape.steps.iter().rfind(|s| s.outs.first() == tape.logits.as_ref());
         let tied = |s: &Step| head.is_some_and(|h| s.weights.first().is_some_and(|w| h.weights.first() == Some(w)));
         let ruled = self.ask.rules.places(tape);
-        Plan::new(tape, &|i, step| {
+        let plan = Plan::new(tape, &|i, step| {
             if let Some(place) = ruled[i] {
                 return if place.is_gpu() && needs.refuses[i].is_some() { Place::Cpu } else { place };
             }
@@ -106,7 +111,8 @@ impl Placing<'_> {
             };
             let experts = step.op.splits_by_expert() && layer.is_some_and(|l| l < cpu_moe);
             if there && !experts && needs.refuses[i].is_none() { Place::Gpu(0) } else { Place::Cpu }
-        })
+        });
+        Plan { starts: needs.starts.clone(), ..plan }
     }
 
     fn footprint(&self, tape: &Tape, needs: &Needs, at: (usize, usize)) -> Footprint {
@@ -126,6 +132,23 @@ const RING: usize = 256 << 20;
 /// # Errors
 /// If a step's GPU body refuses shapes that it said it takes: an error of this program.
 pub fn fit(tape: Tape, ask: &Ask, budget: Option<usize>, shape: Shape) -> Result<Fit> {
+    let (Some(budget), Some(most)) = (budget, ask.batch_up_to) else { return place(tape, ask, budget, shape) };
+    let mut fits = Vec::new();
+    for n_batch in sizes(&shape, most) {
+        let shape = Shape { n_batch, n_output_rows: shape.n_output_rows.min(n_batch), ..shape };
+        fits.push(place(tape.clone(), ask, Some(budget), shape)?);
+    }
+    let cost = |f: &Fit| Candidate::of(&f.tape, &f.plan, &f.footprint, &f.shape, budget);
+    let alone = place(tape.clone(), ask, None, shape)?;
+    let without = Ask { cpu_moe: Some(usize::MAX), cache: CacheSize::Off, ..ask.clone() };
+    let uncached = place(tape, &without, Some(usize::MAX), fits[0].shape)?;
+    let list: Vec<Candidate> = fits.iter().map(cost).collect();
+    let fit = fits.swap_remove(choose(&list, budget, cost(&uncached).decode, cost(&alone).prompt));
+    if fit.plan.on_gpu() { Ok(fit) } else { Ok(Fit { shape, ..fit }) }
+}
+
+/// Places a tape for a batch of the shape's size.
+fn place(tape: Tape, ask: &Ask, budget: Option<usize>, shape: Shape) -> Result<Fit> {
     let layers = tape.n_layers();
     let Some(budget) = budget else {
         let ruled = ask.rules.places(&tape);
@@ -134,7 +157,7 @@ pub fn fit(tape: Tape, ask: &Ask, budget: Option<usize>, shape: Shape) -> Result
             _ => Place::Cpu,
         });
         let (footprint, refused) = (Footprint::default(), Vec::new());
-        return Ok(Fit { tape, plan, footprint, gpu_layers: 0, cpu_moe: layers, layers, refused, less: None });
+        return Ok(Fit { tape, plan, footprint, shape, gpu_layers: 0, cpu_moe: layers, layers, refused, less: None });
     };
     let needs = Needs::of(&tape, shape)?;
     let m = Placing { ask, shape, budget, layers };
@@ -185,10 +208,10 @@ pub fn fit(tape: Tape, ask: &Ask, budget: Option<usize>, shape: Shape) -> Result
         plan.cache = cache(&halves, &plan, &needs, &m);
         if plan.cache != Cache::default() {
             let footprint = Footprint::of(&halves, &plan, &needs, shape);
-            return Ok(Fit { tape: halves, plan, footprint, gpu_layers, cpu_moe, layers, refused, less });
+            return Ok(Fit { tape: halves, plan, footprint, shape, gpu_layers, cpu_moe, layers, refused, less });
         }
     }
-    Ok(Fit { tape, plan, footprint, gpu_layers, cpu_moe, layers, refused, less })
+    Ok(Fit { tape, plan, footprint, shape, gpu_layers, cpu_moe, layers, refused, less })
 }
 
 /// The largest of 0..=most of which `f` holds, which holds of all below it.
@@ -261,9 +284,10 @@ impl Fit {
         let mut text = format!("-ngl {}", self.gpu_layers);
         if self.gpu_layers > 0 && self.cpu_moe > 0 {
             text += &if self.cpu_moe == self.layers { " -cmoe".into() } else { format!(" -ncmoe {}", self.cpu_moe) };
-            match self.footprint.cache {
-                0 => text += " --expert-cache off",
-                bytes => text += &format!(" --expert-cache {}M", bytes.div_ceil(1_000_000)),
+            match self.footprint {
+                Footprint { cache: 0, ring: 0, .. } => text += " --expert-cache off",
+                // 0M is no room for experts that stay, and a ring for those that stream.
+                Footprint { cache, .. } => text += &format!(" --expert-cache {}M", cache.div_ceil(1_000_000)),
             }
         }
         rules.texts().for_each(|rule| text += &format!(" -ot '{rule}'"));

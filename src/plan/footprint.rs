@@ -2,11 +2,11 @@
 
 use anyhow::{Context, Result};
 
-use super::{Place, Plan, shared_states};
-use crate::cuda::{Arena, CacheArg, Ptr};
+use super::{Place, Plan, PlanStage, shared_states};
+use crate::cuda::{Arena, CacheArg, Ptr, count_launches};
 use crate::tape::{
-    Batch, ExpertShare, GpuIo, GpuState, GpuValue, GpuWeight, Lists, Row, Scratch, Slot, StateId, StateKind, StateSpec,
-    Step, Tape, WeightId, WeightKind,
+    Batch, ExpertShare, GpuIo, GpuState, GpuValue, GpuWeight, Lists, Row, RowSet, Scratch, Slot, StateId, StateKind,
+    StateSpec, Step, Tape, WeightId, WeightKind,
 };
 
 /// How much a model is to hold.
@@ -123,6 +123,19 @@ pub struct Needs {
     pub tables: Vec<Vec<(String, usize)>>,
     /// Why a step cannot run there, if so.
     pub refuses: Vec<Option<String>>,
+    /// What it starts there.
+    pub starts: Vec<GpuStarts>,
+}
+
+/// What the GPU body of a step starts.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct GpuStarts {
+    /// Kernels for a single row.
+    pub single: usize,
+    /// Kernels for the largest batch.
+    pub batch: usize,
+    /// Bytes of scratch memory that it fills for the largest batch.
+    pub scratch_bytes: usize,
 }
 
 impl Needs {
@@ -132,6 +145,7 @@ impl Needs {
     /// If a GPU body cannot run a step of this shape.
     pub fn of(tape: &Tape, shape: Shape) -> Result<Needs> {
         let mut scratch = vec![0; tape.steps.len()];
+        let mut starts = vec![GpuStarts::default(); tape.steps.len()];
         let own: Vec<Option<String>> = tape.steps.iter().map(|s| refuses(tape, s)).collect();
         // What one step cannot do there keeps all away that share a state with it.
         let groups = shared_states(tape);
@@ -148,12 +162,15 @@ impl Needs {
                 deterministic_rows: false,
             };
             for (i, step) in tape.steps.iter().enumerate().filter(|(i, _)| refuses[*i].is_none()) {
-                let used = scratch_of(tape, step, &batch, &shape);
-                scratch[i] = scratch[i].max(used.with_context(|| format!("step {}", step.label))?);
+                let (used, launches) = count_launches(|| scratch_of(tape, step, &batch, &shape));
+                let used = used.with_context(|| format!("step {}", step.label))?;
+                scratch[i] = scratch[i].max(used);
+                let single = if n == 1 { launches } else { starts[i].single };
+                starts[i] = GpuStarts { single, batch: launches, scratch_bytes: used }; // the last is the largest
             }
         }
         let tables = |s: &Step| s.op.tables().into_iter().map(|t| (t.key, t.row_bytes)).collect();
-        Ok(Needs { scratch, tables: tape.steps.iter().map(tables).collect(), refuses })
+        Ok(Needs { scratch, tables: tape.steps.iter().map(tables).collect(), refuses, starts })
     }
 }
 
@@ -181,6 +198,38 @@ fn scratch_of(tape: &Tape, step: &Step, batch: &Batch, shape: &Shape) -> Result<
     };
     step.op.gpu(&io)?;
     Ok(io.scratch.used())
+}
+
+/// Bytes of the CPU's memory that a walk of the largest batch takes: the values between its steps, the largest memory
+/// inside one, and what crosses to and from a GPU with the ring's staging memory.
+pub fn host_bytes(tape: &Tape, plan: &Plan, shape: &Shape) -> usize {
+    let bytes = |x: Slot, at: Place| plan.layouts[at.index()].bytes(shape).nth(plan.buffer(x, at) as usize);
+    let mut staging: Vec<(Place, u32)> = Vec::new(); // values that share a buffer share their staging memory
+    let (mut crossing, mut ring) = (0, 0);
+    for stage in &plan.stages {
+        if let PlanStage::Copy(x, from, to) = *stage
+            && (from.is_gpu() || to.is_gpu())
+            && !staging.contains(&(to, plan.buffer(x, to)))
+        {
+            staging.push((to, plan.buffer(x, to)));
+            crossing += bytes(x, to).unwrap_or(0);
+        }
+    }
+    let mut inside = 0;
+    for (step, place) in tape.steps.iter().zip(&plan.places) {
+        match place {
+            Place::Gpu(_) if step.share == ExpertShare::OnGpu => {
+                ring = ring.max(2 * ring_part_bytes(tape, step, plan.cache.ring));
+            }
+            Place::Gpu(_) => {}
+            Place::Cpu | Place::Twin => {
+                let Some(out) = step.outs.first().map(|x| tape.slots[x.0 as usize]) else { continue };
+                let rows = if out.rows == RowSet::All { shape.n_batch } else { shape.n_output_rows };
+                inside = inside.max(step.op.cpu_scratch_bytes(rows, out.width));
+            }
+        }
+    }
+    plan.buffer_bytes(Place::Cpu, shape) + inside + crossing + ring
 }
 
 fn refuses(tape: &Tape, step: &Step) -> Option<String> {

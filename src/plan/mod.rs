@@ -1,17 +1,19 @@
 //! Where each step of a tape runs, which values cross between places, and which buffer each value lives in: all from
 //! the header, before a weight is read.
 
+mod batch;
+pub mod cost;
 mod fit;
 mod footprint;
 mod layout;
 mod place;
 mod split;
 
+pub use batch::LARGEST as LARGEST_BATCH;
 pub use fit::{Ask, CacheSize, Fit, Refused, fit};
-pub use footprint::{ALIGN, Footprint, LISTS, Needs, Shape};
-pub use footprint::{
-    expert_bytes, experts_of, lane_rows, ring_part_bytes, stacks, state_of, streams_through, weight_bytes,
-};
+pub use footprint::{ALIGN, Footprint, GpuStarts, LISTS, Needs, Shape};
+pub use footprint::{expert_bytes, experts_of, host_bytes, lane_rows, ring_part_bytes};
+pub use footprint::{stacks, state_of, streams_through, weight_bytes};
 pub use layout::Layout;
 pub use place::{Place, Rules};
 pub use split::split;
@@ -42,6 +44,8 @@ pub struct Plan {
     pub layouts: Vec<Layout>,
     /// The capacity of the expert cache.
     pub cache: Cache,
+    /// What each step starts where it runs on a GPU, for estimates; none where nobody counted.
+    pub starts: Vec<GpuStarts>,
 }
 
 /// The expert cache in a GPU's memory: its capacity, the same in every layer whose experts run at both places.
@@ -82,7 +86,7 @@ impl Plan {
         let stages = order(tape, &places);
         let layouts = Place::ALL.iter().map(|&p| Layout::new(tape, &stages, p)).collect();
         let state_places = state_places.into_iter().map(|p| p.unwrap_or(Place::Cpu)).collect();
-        Plan { places, state_places, stages, layouts, cache: Cache::default() }
+        Plan { places, state_places, stages, layouts, cache: Cache::default(), starts: Vec::new() }
     }
 
     /// The buffer of a value at a place where it is at some time.

@@ -419,6 +419,16 @@ pub trait Op: Debug + Send + Sync {
         false
     }
 
+    /// Cached rows that it looks at for a token that has `seen` tokens in sight, its own included; 0 for all but attention.
+    fn rows_seen(&self, _seen: usize) -> usize {
+        0
+    }
+
+    /// Bytes of memory that the CPU body fills besides its outputs, of `width` columns, for `rows` rows, where that is much.
+    fn cpu_scratch_bytes(&self, _rows: usize, _width: usize) -> usize {
+        0
+    }
+
     /// Of the bytes of its weights, how many one token reads: all of them, unless the op picks experts or rows.
     fn bytes_per_token(&self, weights: &[&Weight]) -> usize {
         weights.iter().map(|w| w.bytes).sum()

@@ -26,12 +26,13 @@ pub struct ModelArgs {
     /// Threads for prompts [default: same as --threads] [also: -tb]
     #[arg(long, value_name = "N")]
     pub threads_batch: Option<usize>,
-    /// Largest batch of prompt tokens
-    #[arg(short, long, value_name = "N", default_value_t = 2048)]
-    pub batch_size: usize,
-    /// Most tokens computed together; the smaller of -b and -ub counts [also: -ub]
-    #[arg(long, value_name = "N", default_value_t = 1024)]
-    pub ubatch_size: usize,
+    /// Largest batch of prompt tokens; without -ub it bounds the number that is chosen
+    #[arg(short, long, value_name = "N")]
+    pub batch_size: Option<usize>,
+    /// Prompt tokens computed together; the smaller of -b and -ub counts [default: 1024 on the CPU;
+    /// with a GPU 256 to 8192, as its memory allows] [also: -ub]
+    #[arg(long, value_name = "N")]
+    pub ubatch_size: Option<usize>,
     /// KV cache type of keys: f32, f16, bf16, q8_0, q5_1, q5_0, q4_1, q4_0 or iq4_nl [also: -ctk]
     #[arg(long, value_name = "TYPE", default_value = "f16")]
     pub cache_type_k: String,

@@ -5,6 +5,7 @@ use std::collections::{BTreeMap, BTreeSet};
 use crate::cli::human::{grouped, size};
 use crate::cli::predict::{Bandwidths, Prediction};
 use crate::cpu::Bandwidth;
+use crate::exec::Device;
 use crate::gguf::Gguf;
 use crate::plan::{self, Plan};
 use crate::session::Session;
@@ -69,9 +70,8 @@ pub(super) fn limits(session: &Session) -> String {
     let engine = session.engine();
     let here: usize = engine.tape.weights.iter().map(|w| w.bytes).sum();
     let ram = Bandwidth::of(here.min(MEASURED)).measure(&engine.pool) * 1e9;
-    let device = engine.devices().first().and_then(|d| d.rates().ok());
-    let rates = device.map_or(Bandwidths::ASSUMED, |(bus, vram)| Bandwidths { ram: None, vram, bus });
-    let ceiling = Prediction::new(&engine.tape, &engine.plan, Bandwidths { ram: Some(ram), ..rates }, None).ceiling;
+    let rates = Bandwidths::of_gpu(engine.devices().first().map(Device::gpu));
+    let ceiling = Prediction::new(&engine.tape, &engine.plan, 0, Bandwidths { ram: Some(ram), ..rates }, None).ceiling;
     describe(session.n_ctx(), ceiling)
 }
 

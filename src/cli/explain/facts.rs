@@ -46,6 +46,7 @@ pub(super) struct PlaceFacts {
     /// Lookup tables that stay in the file: a token reads a few of their rows there.
     pub(super) mapped_bytes: usize,
     pub(super) state_bytes: usize,
+    /// Of the CPU also what crosses to and from a GPU, and the ring's staging memory.
     pub(super) buffer_bytes: usize,
     /// The expert cache.
     pub(super) cache_bytes: usize,
@@ -54,6 +55,8 @@ pub(super) struct PlaceFacts {
 /// Where the model goes.
 pub(super) struct PlacementFacts {
     pub(super) flags: String,
+    /// The batch, where it was chosen for this placement.
+    pub(super) batch: Option<usize>,
     /// In a line of the verdict, and in the table's words.
     pub(super) line: String,
     pub(super) words: String,
@@ -68,8 +71,11 @@ impl PlacementFacts {
     fn new(m: &PlacedModel<'_>) -> PlacementFacts {
         let p = m.placed;
         let on_cpu = "everything on the CPU".to_owned();
+        let batch = m.options.ask.batch_up_to.filter(|_| p.plan.on_gpu()).map(|_| p.shape.n_batch);
+        let flags = p.flags(&m.options.ask);
         PlacementFacts {
-            flags: p.flags(&m.options.ask),
+            flags: batch.map_or(flags.clone(), |n| format!("{flags} -ub {n}")),
+            batch,
             line: if p.plan.on_gpu() { line(p) } else { on_cpu.clone() },
             words: if p.plan.on_gpu() {
                 format!("{}; {} of GPU memory", p.layers_in_words(), size(p.footprint.total()))
@@ -133,7 +139,7 @@ fn weights<'a>(tape: &'a Tape, step: &Step) -> Vec<&'a Weight> {
 
 impl ModelFacts {
     pub(super) fn new(m: &PlacedModel<'_>) -> Result<ModelFacts> {
-        let (gguf, tape, o) = (m.gguf, &m.placed.tape, m.options);
+        let (gguf, tape, o, n_batch) = (m.gguf, &m.placed.tape, m.options, m.shape.n_batch);
         let n_ctx = session::context(gguf, o.n_ctx)?;
         let file = FileFacts::new(gguf, |t| tape.ignored.iter().any(|(prefix, _)| t.name.starts_with(prefix)));
         let (parts, tied) = parts(tape);
@@ -143,12 +149,12 @@ impl ModelFacts {
         });
         let bytes_of = |fixed: bool| {
             let list = tape.states.iter().filter(move |s| s.is_overwritten() == fixed);
-            list.map(|s| s.bytes(n_ctx, o.n_batch)).sum::<usize>()
+            list.map(|s| s.bytes(n_ctx, n_batch)).sum::<usize>()
         };
         Ok(ModelFacts {
             file,
             n_ctx,
-            n_batch: o.n_batch.min(n_ctx),
+            n_batch,
             unused: unused(gguf, tape),
             unused_keys: tape.unused_keys.clone(),
             parts,
@@ -190,7 +196,7 @@ fn parts(tape: &Tape) -> (Vec<PartFacts>, bool) {
 
 /// What is where, for a context of `n_ctx` tokens.
 fn places(m: &PlacedModel<'_>, n_ctx: usize) -> Vec<PlaceFacts> {
-    let (tape, plan, o) = (&m.placed.tape, &m.placed.plan, m.options);
+    let (tape, plan) = (&m.placed.tape, &m.placed.plan);
     let mut places = Vec::new();
     for place in Place::ALL {
         let here = || tape.steps.iter().zip(&plan.places).filter(|(_, p)| **p == place).map(|(s, _)| s);
@@ -203,8 +209,11 @@ fn places(m: &PlacedModel<'_>, n_ctx: usize) -> Vec<PlaceFacts> {
             let bytes = if w.kind == WeightKind::Mapped { &mut mapped_bytes } else { &mut weight_bytes };
             *bytes += w.bytes;
         }
-        let states = || states.clone().map(|(s, _)| s.bytes(n_ctx, o.n_batch)).sum();
-        let buffers = || plan.buffer_bytes(place, &m.shape);
+        let states = || states.clone().map(|(s, _)| s.bytes(n_ctx, m.shape.n_batch)).sum();
+        let buffers = || match place {
+            Place::Cpu => plan::host_bytes(tape, plan, &m.shape),
+            _ => plan.buffer_bytes(place, &m.shape),
+        };
         places.push(PlaceFacts {
             name: place.name(),
             steps: here().count(),

@@ -25,14 +25,17 @@
 //! places            [{place, steps, weight_bytes, mapped_bytes, state_bytes, buffer_bytes, cache_bytes}]
 //!                                                         mapped_bytes: lookup tables that stay in the file, which are
 //!                                                         not needed memory; cache_bytes: the expert cache
-//! placement         {flags, words, gpu_free_bytes, gpu_needed_bytes, tokens_per_s, prompt_tokens_per_s}   flags: what asks
-//!                                                         for this placement; tokens_per_s: what is expected, or
+//! placement         {flags, words, batch, gpu_free_bytes, gpu_needed_bytes, tokens_per_s, prompt_tokens_per_s}
+//!                                                         flags: what asks for this placement; batch: prompt tokens
+//!                                                         computed together; tokens_per_s: what is expected, or
 //!                                                         the ceiling; prompt_tokens_per_s: as in prediction
 //! prediction        {ceiling_tokens_per_s, expected_tokens_per_s, at_most, depth, limit, words, parts_ms, threads, isa,
 //!                    steps, formats: [{format, bytes_per_token, gbps}], ram_gbps, ram_bytes, vram_gbps, bus_gbps,
-//!                    gpu_measured, not_measured, prompt: {tokens_per_s, batch, limit, measured}}
-//!                                                         limit: memory, kernels, attention, steps, others, gpu or
-//!                                                         sampling; at_most: with a GPU only what it reads is counted;
+//!                    gpu_measured, card, gpu_launches, not_measured, prompt: {tokens_per_s, batch, limit, measured}}
+//!                                                         limit: memory, kernels, attention, steps, others, gpu,
+//!                                                         launches, bus or sampling; at_most: of the CPU only what it
+//!                                                         reads is counted; card: the one whose rates are assumed, or
+//!                                                         null; gpu_launches: kernels and copies of a token;
 //!                                                         expected is null where nothing was measured, for which
 //!                                                         not_measured has the reason; ram_bytes: those that ram_gbps
 //!                                                         was measured on; prompt: a long one, in batches of this many
@@ -51,7 +54,7 @@ use serde_json::{Value, json};
 
 use super::facts::{ModelFacts, StepFacts};
 use super::file::FileFacts;
-use super::speed::Speed;
+use super::speed::{GpuRates, Speed};
 use super::summary;
 use super::verdict::MemoryFit;
 use crate::cli::predict::Limit;
@@ -128,6 +131,7 @@ pub(super) fn object(f: &ModelFacts, fit: &MemoryFit, speed: &Speed) -> Value {
     object["placement"] = json!({
         "flags": f.placement.flags,
         "words": f.placement.words,
+        "batch": f.n_batch,
         "gpu_free_bytes": f.placement.vram,
         "gpu_needed_bytes": f.placement.needed,
         "tokens_per_s": speed.prediction.expected.unwrap_or(speed.prediction.ceiling),
@@ -153,7 +157,7 @@ fn prediction(s: &Speed) -> Value {
     json!({
         "ceiling_tokens_per_s": p.ceiling,
         "expected_tokens_per_s": p.expected,
-        "at_most": p.at_most,
+        "at_most": p.expected.is_none(),
         "depth": s.depth,
         "limit": p.limit().word(),
         "words": p.limit_words(s.steps, m),
@@ -166,7 +170,9 @@ fn prediction(s: &Speed) -> Value {
         "ram_bytes": m.map(|m| m.buffer),
         "vram_gbps": s.rates.vram / 1e9,
         "bus_gbps": s.rates.bus / 1e9,
-        "gpu_measured": s.gpu_measured,
+        "gpu_measured": s.gpu_from == GpuRates::Measured,
+        "card": if let GpuRates::Assumed(card) = s.gpu_from { Some(card) } else { None },
+        "gpu_launches": p.started,
         "not_measured": s.measured.as_ref().err(),
         "prompt": {
             "tokens_per_s": s.prompt.tokens_per_s,

@@ -2,7 +2,7 @@
 
 use super::facts::{ModelFacts, PlacementFacts, StepFacts, TABLES};
 use super::file::{ExpertFacts, FileFacts};
-use super::speed::Speed;
+use super::speed::{GpuRates, Speed};
 use super::summary;
 use super::verdict::{MemoryFit, Verdict};
 use crate::cli::human::{count, size, table, wrapped};
@@ -168,29 +168,16 @@ fn predicted(f: &ModelFacts, fit: &MemoryFit, speed: &Speed) -> String {
         why += &format!("{from} at {}, {}", gb(p.ram), speed.ram_from);
     }
     let mut rows = vec![row([&"ceiling", &rate(p.ceiling), &why])];
+    let ms = |s: f64| format!("{:.*} ms", if s < 2e-3 { 3 } else { 1 }, s * 1e3);
     if let (Some(expected), Ok(m)) = (p.expected, &speed.measured) {
-        let ms = |s: f64| format!("{:.*} ms", if s < 2e-3 { 3 } else { 1 }, s * 1e3);
         let threads = if m.threads == 1 { "1 thread".into() } else { format!("{} threads", m.threads) };
         let whole = ms(1.0 / expected);
-        rows.push(row([
-            &if p.at_most { "at most" } else { "expected" },
-            &rate(expected),
-            &format!("{whole} per token with {threads}, {}", speed.isa),
-        ]));
-        for &(limit, seconds) in p.parts.iter().filter(|x| x.1 * expected >= 0.005) {
-            let what = match limit {
-                Limit::Memory => format!("reading {} of weights", size(p.cpu_bytes as usize)),
-                Limit::Kernels(name) => {
-                    let reach = m.formats.get(name).map_or(String::new(), |r| format!(", which reach {}", gb(*r)));
-                    format!("the {name} kernels beyond that{reach}")
-                }
-                Limit::Attention => "attention".into(),
-                Limit::Steps => format!("fixed costs of {} steps", speed.steps),
-                Limit::Others => "waiting for cores used by other programs".into(),
-                Limit::Gpu => "the GPU, at its full memory bandwidth".into(),
-                Limit::Sampling => "sampling".into(),
-            };
-            rows.push(row([&"", &ms(seconds), &what]));
+        rows.push(row([&"expected", &rate(expected), &format!("{whole} per token with {threads}, {}", speed.isa)]));
+    }
+    if p.expected.is_some() || f.placement.needed > 0 {
+        let total: f64 = p.parts.iter().map(|x| x.1).sum();
+        for &(limit, seconds) in p.parts.iter().filter(|x| x.1 >= 0.005 * total) {
+            rows.push(row([&"", &ms(seconds), &part(limit, speed)]));
         }
     }
     out += &table(&rows, &[false, true, false]);
@@ -200,7 +187,11 @@ fn predicted(f: &ModelFacts, fit: &MemoryFit, speed: &Speed) -> String {
     }
     if f.placement.needed > 0 {
         let r = &speed.rates;
-        let how = if speed.gpu_measured { "measured just now" } else { "given or assumed" };
+        let how = match speed.gpu_from {
+            GpuRates::Measured => "measured just now".into(),
+            GpuRates::Given => "as given".into(),
+            GpuRates::Assumed(card) => format!("of an {card}, where not given (--vram-gbps, --bus-gbps)"),
+        };
         out += &wrapped(&format!("GPU memory bandwidth {}, bus {}: {how}.", gb(r.vram), gb(r.bus)));
     }
     out += &prompt(&speed.prompt, f.placement.needed > 0);
@@ -208,6 +199,26 @@ fn predicted(f: &ModelFacts, fit: &MemoryFit, speed: &Speed) -> String {
         out += &wrapped("These figures assume that the model fits into memory.");
     }
     out
+}
+
+/// What a part of a token's time goes into.
+fn part(limit: Limit, speed: &Speed) -> String {
+    let p = &speed.prediction;
+    match limit {
+        Limit::Memory => format!("reading {} of weights from memory", size(p.cpu_bytes as usize)),
+        Limit::Kernels(name) => {
+            let rate = speed.measured.as_ref().ok().and_then(|m| m.formats.get(name));
+            let reach = rate.map_or(String::new(), |r| format!(", which reach {:.1} GB/s", r / 1e9));
+            format!("the {name} kernels beyond that{reach}")
+        }
+        Limit::Attention => "attention".into(),
+        Limit::Steps => format!("fixed costs of {} steps", speed.steps),
+        Limit::Others => "waiting for cores used by other programs".into(),
+        Limit::Gpu => "the GPU's reading and computing beyond the CPU's time".into(),
+        Limit::Launches => format!("launching {} kernels and copies on the GPU", p.started),
+        Limit::Bus => "copies between CPU and GPU, and waiting for them".into(),
+        Limit::Sampling => "sampling".into(),
+    }
 }
 
 /// How fast a long prompt is read.
@@ -230,6 +241,9 @@ fn placement(p: &PlacementFacts) -> String {
         0 => wrapped("Everything runs on the CPU."),
         _ => wrapped(&format!("On the GPU: {}.", p.words)),
     };
+    if let Some(n) = p.batch {
+        out += &wrapped(&format!("Prompts are read in batches of {n} tokens, chosen for this placement (-ub N)."));
+    }
     if let Some(less) = &p.less {
         out += &wrapped(&format!("Less than requested: {less}."));
     }

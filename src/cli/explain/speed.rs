@@ -14,11 +14,23 @@ pub(super) struct Speed {
     pub(super) rates: Bandwidths,
     /// Where memory's rate comes from, for people.
     pub(super) ram_from: &'static str,
-    pub(super) gpu_measured: bool,
+    /// Where the GPU's rates come from.
+    pub(super) gpu_from: GpuRates,
     /// What this machine's CPU does, or why that is not known.
     pub(super) measured: Result<CpuProfile, String>,
     pub(super) prediction: Prediction,
     pub(super) prompt: PromptSpeed,
+}
+
+/// Where the rates of a GPU's memory and of its bus come from.
+#[derive(Clone, Copy, Debug, PartialEq)]
+pub(super) enum GpuRates {
+    /// From the GPU of this machine, just now.
+    Measured,
+    /// From the command line, both of them.
+    Given,
+    /// At least one is that of this card.
+    Assumed(&'static str),
 }
 
 impl Speed {
@@ -28,7 +40,7 @@ impl Speed {
         (placed, shape): (&Fit, Shape),
         pool: &Pool,
         rates: Bandwidths,
-        gpu_measured: bool,
+        gpu_from: GpuRates,
     ) -> Speed {
         let (tape, plan) = (&placed.tape, &placed.plan);
         let measured = match a.ram_gbps {
@@ -44,8 +56,9 @@ impl Speed {
         // Where the tape could not be walked, memory's rate can be measured all the same.
         let ram = rates.ram.or_else(|| measured.is_err().then(|| Bandwidth::default().measure(pool) * 1e9));
         let rates = Bandwidths { ram, ..rates };
-        let prediction = Prediction::new(tape, plan, rates, measured.as_ref().ok());
-        let prompt = PromptSpeed::new(tape, plan, shape.n_batch, (prediction.ram, rates), batch.as_deref());
+        let prediction = Prediction::new(tape, plan, a.depth, rates, measured.as_ref().ok());
+        let at = (shape.n_batch, a.depth, shape.n_ctx);
+        let prompt = PromptSpeed::new(tape, plan, at, (prediction.ram, rates), batch.as_deref());
         Speed {
             depth: a.depth,
             steps: tape.steps.len(),
@@ -56,7 +69,7 @@ impl Speed {
                 (None, Some(_)) => "as measured on this machine just now",
                 (None, None) => "measured just now",
             },
-            gpu_measured,
+            gpu_from,
             prediction,
             prompt,
             measured,

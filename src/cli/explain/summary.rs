@@ -16,7 +16,7 @@ pub(super) fn lines(fit: &MemoryFit, placement: &str, speed: &Speed) -> [String;
     let (waits, batch_waits) = disk.map_or((0.0, 0.0), |d| (d.per_token / DISK, d.missing as f64 / DISK));
     let (decode, n) = (1.0 / (in_memory + waits), prompt.n_batch as f64);
     let read = n / (n / prompt.tokens_per_s + batch_waits);
-    let words = if p.expected.is_none() || p.at_most || disk.is_some() { "at most" } else { "about" };
+    let words = if p.expected.is_none() || disk.is_some() { "at most" } else { "about" };
     let slow_disk = format!("a disk of {:.0} GB/s", DISK / 1e9);
     let limit = if waits > in_memory { slow_disk.clone() } else { p.limit_in_short(speed.steps) };
     let by = if batch_waits > n / prompt.tokens_per_s { &slow_disk } else { prompt.limit.name() };

@@ -155,7 +155,7 @@ fn too_large(m: &PlacedModel<'_>, f: &ModelFacts, weights: usize, rest: usize, u
     let (states, places) = (&m.placed.tape.states, &m.placed.plan.state_places);
     let at = |n_ctx: usize| {
         let here = states.iter().zip(places).filter(|(_, place)| !place.is_gpu());
-        here.map(|(s, _)| s.bytes(n_ctx, m.options.n_batch)).sum::<usize>()
+        here.map(|(s, _)| s.bytes(n_ctx, m.shape.n_batch)).sum::<usize>()
     };
     let fixed = rest.saturating_sub(at(f.n_ctx));
     let fits = |n_ctx: usize| weights + fixed + at(n_ctx) <= usable;
