@@ -10,7 +10,9 @@ use std::process::Command;
 use serde_json::Value;
 use tandem::cpu::Memory;
 use tandem::gguf::{Gguf, Tensor};
-use tandem::session;
+use tandem::plan::cost::{HardwareRates, WalkShape, WalkTime};
+use tandem::plan::{self, Ask, Cache, CacheSize, Fit, Plan, PlanStage};
+use tandem::session::{self, Options};
 use tandem::tape::{Weight, WeightKind};
 
 /// With a rate that is given, so that nothing need be measured.
@@ -226,7 +228,7 @@ fn full_size_models_are_placed_on_a_gpu_that_is_not_here() {
             assert!(p["tokens_per_s"].as_f64().unwrap() > 0.0, "{shape}: {p}");
             // A prompt takes what the CPU, the bus and the GPU take: with more memory less.
             let read = p["prompt_tokens_per_s"].as_f64().unwrap();
-            assert!(read > prompt && read < 1000.0, "{shape} in {vram}: {read} tokens/s of a prompt after {prompt}");
+            assert!(read > prompt && read < 20_000.0, "{shape} in {vram}: {read} tokens/s of a prompt after {prompt}");
             prompt = read;
             let on =
                 |place: &str| j["places"].as_array().unwrap().iter().find(|x| x["place"] == place).unwrap().clone();
@@ -239,6 +241,129 @@ fn full_size_models_are_placed_on_a_gpu_that_is_not_here() {
             assert_eq!(again["places"], j["places"], "{shape} in {vram}: {flags:?}");
         }
         std::fs::remove_file(path).unwrap();
+    }
+}
+
+/// Seconds of a token of a prompt and of a decoded one that are estimated for a context of `n_ctx` tokens on a machine
+/// whose GPU has `gib` of free memory (0: has none), and the batch that is chosen for it.
+fn estimate(gguf: &Gguf, n_ctx: usize, gib: usize) -> (f64, f64, usize) {
+    let mut o = Options { n_ctx: Some(n_ctx), n_batch: 1024, n_output_rows: Some(1), ..Options::default() };
+    o.ask.batch_up_to = Some(plan::LARGEST_BATCH);
+    let (tape, shape) = (session::tape(gguf, &o).unwrap(), session::shape(gguf, &o).unwrap());
+    let free = gib << 30;
+    let p = plan::fit(tape, &o.ask, (gib > 0).then(|| free - session::margin(free, false)), shape).unwrap();
+    let rates = HardwareRates { ram: 80e9, vram: 936e9, bus: 24e9, ..HardwareRates::USUAL };
+    let seconds =
+        |rows| WalkTime::assumed(&p.tape, &p.plan, WalkShape { rows, seen: n_ctx.min(8192) / 2 }, rates).whole;
+    (seconds(p.shape.n_batch) / p.shape.n_batch as f64, seconds(1), p.shape.n_batch)
+}
+
+/// What an estimate may be slower with more memory, of a prompt and of decode: a batch may read prompts 2% slower than the
+/// best (`plan/batch.rs`), or cost decode 4% where it is allowed first; and a layer whose experts are at both places computes
+/// its shared expert after the CPU's half, which shows where few are cached. (`tiny`, of 9 MB, is read from a CPU's memory
+/// faster than a GPU launches its kernels.)
+const SLACK: (f64, f64) = (1.02, 1.06);
+
+#[test]
+fn more_gpu_memory_is_never_slower_and_a_longer_context_never_faster() {
+    let dir = Path::new(env!("CARGO_TARGET_TMPDIR")).join("estimates");
+    std::fs::create_dir_all(&dir).unwrap();
+    let mix: model::Mix = "Q4_K_M".parse().unwrap();
+    let mut bad = Vec::new();
+    for shape in model::SHAPES {
+        let synth =
+            model::Synth { layers: None, mix: mix.clone(), seed: 1, vocab: Some(1024), holes: model::Holes::All };
+        let path = synth.write(shape.name, None, &dir.join("header.gguf")).unwrap()[0].0.clone();
+        let gguf = Gguf::open(&path).unwrap();
+        let mut line = String::new();
+        let mut before = (f64::INFINITY, f64::INFINITY);
+        for gib in [0, 2, 4, 8, 12, 16, 24, 32, 48] {
+            let (prompt, decode, batch) = estimate(&gguf, 32768, gib);
+            line += &format!(" {gib}G {:.0}/{:.1} b{batch}", 1.0 / prompt, 1.0 / decode);
+            if shape.name != "tiny" && (prompt > before.0 * SLACK.0 || decode > before.1 * SLACK.1) {
+                bad.push(format!("{} with {gib} GiB: {:.4} {:.4}", shape.name, prompt / before.0, decode / before.1));
+            }
+            before = (prompt, decode);
+        }
+        let mut before = (0.0, 0.0);
+        for n_ctx in [8192, 32768, 131_072] {
+            let (prompt, decode, _) = estimate(&gguf, n_ctx, 16);
+            if prompt * SLACK.0 < before.0 || decode * SLACK.1 < before.1 {
+                bad.push(format!("{} at {n_ctx}: {:.4} {:.4}", shape.name, prompt / before.0, decode / before.1));
+            }
+            before = (prompt, decode);
+        }
+        say!("{:22}{line}", shape.name);
+    }
+    assert!(bad.is_empty(), "{bad:#?}");
+}
+
+/// A small reference model with some experts cached on a GPU, and a ring for the others.
+fn split_by_expert(name: &str) -> Fit {
+    let gguf = Gguf::open(&small(name)).unwrap();
+    let options = Options { n_ctx: Some(256), n_batch: 64, ..Options::default() };
+    let (tape, shape) = (session::tape(&gguf, &options).unwrap(), session::shape(&gguf, &options).unwrap());
+    let ask = Ask { cpu_moe: Some(usize::MAX), cache: CacheSize::Bytes(200 << 10), ..Ask::default() };
+    plan::fit(tape, &ask, Some(64 << 20), shape).unwrap()
+}
+
+fn whole(p: &Fit, plan: &Plan, ram: f64, bus: f64) -> WalkTime {
+    let rates = HardwareRates { ram, vram: 1e12, bus, launch: (0.0, 0.0) };
+    WalkTime::assumed(&p.tape, plan, WalkShape { rows: 64, seen: 64 }, rates)
+}
+
+#[test]
+fn of_an_expert_layer_none_some_or_all_stream_whichever_ends_earliest() {
+    let p = split_by_expert("qwen3moe");
+    let cache = p.plan.cache;
+    assert!(cache.ring > 0 && (1..8).contains(&cache.slots), "{cache:?}");
+    let without = Plan { cache: Cache { ring: 0, ..cache }, ..p.plan.clone() };
+    for ram in [1e8, 1e9, 1e10, 1e11] {
+        for bus in [1e8, 1e9, 1e10, 1e11] {
+            let (ring, none) = (whole(&p, &p.plan, ram, bus), whole(&p, &without, ram, bus));
+            assert!(ring.whole <= none.whole && ring.cpu <= none.cpu, "{ram} {bus}: {ring:?}, {none:?}");
+        }
+    }
+    let (none, all) = (whole(&p, &p.plan, 1e12, 1e6), whole(&p, &p.plan, 1e6, 1e12));
+    let alone = |ram, bus| whole(&p, &without, ram, bus);
+    // What the bus brings while nothing else is on it costs nothing, so that a little may stream.
+    let slow = alone(1e12, 1e6).whole;
+    assert!(none.whole <= slow && none.whole > 0.99 * slow, "a slow bus: streaming gains nothing: {none:?}");
+    assert!(all.whole < 0.5 * alone(1e6, 1e12).whole, "a slow CPU: everything does: {all:?}");
+    let both = whole(&p, &p.plan, 1e9, 1e9);
+    assert!(both.cpu > 0.0 && both.bus > alone(1e9, 1e9).bus && both.whole < alone(1e9, 1e9).whole, "{both:?}");
+}
+
+#[test]
+fn what_a_gpu_body_launches_is_counted_without_a_gpu() {
+    let p = split_by_expert("qwen3moe");
+    let of = |op: &str| {
+        let steps = p.tape.steps.iter().zip(&p.plan.starts).filter(|(s, _)| s.op.name() == op);
+        steps.map(|(_, starts)| *starts).collect::<Vec<_>>()
+    };
+    assert!(of("add").iter().all(|s| (s.single, s.batch) == (1, 1)) && !of("add").is_empty());
+    assert!(of("experts").iter().all(|s| s.single >= 5 && s.batch >= 5 && s.scratch_bytes > 0));
+    let all: usize = p
+        .tape
+        .steps
+        .iter()
+        .zip(&p.plan.places)
+        .zip(&p.plan.starts)
+        .fold(0, |sum, ((_, place), s)| sum + if place.is_gpu() { s.single } else { 0 });
+    let rates = HardwareRates { ram: f64::INFINITY, vram: f64::INFINITY, bus: f64::INFINITY, launch: (1.0, 0.0) };
+    let time = WalkTime::assumed(&p.tape, &p.plan, WalkShape { rows: 1, seen: 1 }, rates);
+    let copies = p.plan.stages.iter().filter(|s| matches!(s, PlanStage::Copy(..))).count();
+    // The argmax, which nobody asks for here, and its copy are left out or cost a launch each.
+    assert!(time.started <= all + copies && time.started + 3 >= all + copies, "{} {all} {copies}", time.started);
+    assert!((time.launches - time.started as f64).abs() < 1e-9 && time.whole >= time.launches, "{time:?}");
+}
+
+#[test]
+fn a_token_that_sees_more_takes_longer() {
+    for name in ["qwen3moe", "deepseek4", "qwen35moe", "gpt-oss"] {
+        let p = split_by_expert(name);
+        let time = |seen| WalkTime::assumed(&p.tape, &p.plan, WalkShape { rows: 1, seen }, HardwareRates::USUAL);
+        assert!(time(200).whole > time(1).whole, "{name}");
     }
 }
 

@@ -7,7 +7,7 @@ use std::sync::Arc;
 use common::{Reference, emu, exact, nmse, references};
 use tandem::cuda::Gpu;
 use tandem::gguf::Gguf;
-use tandem::plan::{Ask, CacheSize, Place, Plan};
+use tandem::plan::{Ask, CacheSize, LARGEST_BATCH, Place, Plan};
 use tandem::quant::{self, QuantType};
 use tandem::session::{self, Options, Output, Session, Want};
 use tandem::tape::{ExpertShare, Step, Tape, WeightKind};
@@ -415,17 +415,18 @@ fn a_gpu_takes_no_more_memory_than_the_plan_said() {
     }
     let gpu = Arc::new(Gpu::open().unwrap());
     for r in models(KINDS) {
-        for ask in [Ask::default(), Ask { cpu_moe: Some(usize::MAX), ..Ask::default() }] {
+        let experts = Ask { cpu_moe: Some(usize::MAX), ..Ask::default() };
+        for ask in [Ask::default(), experts.clone(), Ask { batch_up_to: Some(LARGEST_BATCH), ..experts }] {
             let o = Options { ask, ..exact() };
             let before = gpu.memory().unwrap().0;
-            let mut planned = 0;
+            let (mut planned, mut n_batch) = (0, 0);
             let gguf = Gguf::open_with(&r.gguf, &o.load).unwrap();
             let s = Session::hybrid(gguf, &o, gpu.clone(), |fit, _| {
-                planned = fit.footprint.total();
+                (planned, n_batch) = (fit.footprint.total(), fit.shape.n_batch);
                 Ok(())
             });
             let took = before - gpu.memory().unwrap().0;
-            drop(s.unwrap());
+            assert_eq!(s.unwrap().n_batch(), n_batch, "{}: the batch is the one that was planned", r.name);
             assert!(took <= planned && took * 100 >= planned * 97, "{}: {took} bytes, {planned} planned", r.name);
             assert_eq!(gpu.memory().unwrap().0, before, "{}: all is given back", r.name);
         }

@@ -105,3 +105,28 @@ fn verify_holds_every_place_to_the_scalar_kernels() {
         assert!(stdout.contains(word), "{word}: {stdout}");
     }
 }
+
+#[test]
+fn the_batch_is_chosen_for_the_placement_unless_it_is_asked_for() {
+    let dry = ["run", "--dry-run", "-p", "x", "-c", "2048"];
+    let Some((line, _)) = said(&dry, &[]) else { return };
+    let word = |line: &str, flag: &str| {
+        let mut words = line.split_whitespace().skip_while(|w| *w != flag);
+        words.nth(1).unwrap_or_else(|| panic!("{flag}: {line}")).parse::<usize>().unwrap()
+    };
+    let chosen = word(&line, "-ub");
+    assert!([256, 512, 1024, 2048].contains(&chosen) && word(&line, "-b") >= chosen, "{line}");
+    let (_, stderr) = said(&["run", "-v", "-p", "JULIET:", "-n", "1", "--temp", "0", "-c", "2048"], &[]).unwrap();
+    assert!(stderr.contains(&format!("batches of up to {chosen} tokens")), "{stderr}");
+    // What is asked for is taken, and -b alone is a bound.
+    for (flags, most) in [(&["-ub", "64"][..], 64), (&["-b", "100"], 100), (&["-b", "100", "-ub", "3000"], 100)] {
+        let (line, _) = said(&[&dry[..], flags].concat(), &[]).unwrap();
+        assert_eq!(word(&line, "-ub"), most, "{line}");
+    }
+    // Nothing computes more rows together than a piece of a prompt has.
+    let (line, _) = said(&["batch", "--dry-run", "-c", "2048", "in.jsonl"], &[]).unwrap();
+    assert_eq!(word(&line, "-ub"), 128, "{line}");
+    // Without a GPU it is what it always is.
+    let (line, _) = said(&dry, &[("TANDEM_EMU_MEM_MB", "0")]).unwrap();
+    assert_eq!((word(&line, "-ub"), word(&line, "-b")), (1024, 1024), "{line}");
+}
