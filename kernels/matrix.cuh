@@ -233,7 +233,8 @@ __device__ __forceinline__ void write_strips(const float (&sums)[2][8][4], float
 /// exact, and one fused operation gives scale times sum, rounded once.
 ///
 /// At most 128 registers and 48 KB of shared memory: two blocks on a multiprocessor of sm_86, of
-/// which one multiplies while the other waits for its weights; one on sm_75. So numbers of rows and
+/// which one multiplies while the other waits for its weights; one on sm_75, and of formats whose
+/// groups have two scales and two minimums (Q2_K), which would spill on sm_120. So numbers of rows and
 /// places are read again rather than kept where formats have many.
 ///
 /// Rejected: a second kernel for tiles of 64 x 64 (PTX of 25 KB more for each format and tier);
@@ -563,7 +564,7 @@ __device__ __forceinline__ void matmul_floats_body(const u8 *w, const float *x, 
                        float *out, int n_in, int n_out, int pairs, int share, int heads, int lanes, u64 row_bytes) {   \
         matvec_body<F, 4>(w, x, scales, ids, slots, out, n_in, n_out, pairs, share, heads, lanes, row_bytes);          \
     }                                                                                                                  \
-    extern "C" __global__ void __launch_bounds__(256, 2)                                                               \
+    extern "C" __global__ void __launch_bounds__(256, F::HALVES && F::MINS ? 1 : 2)                                    \
         matmul_##name(const u8 *w, const i8 *x, const ActScale *scales, const Tile *tiles, const int *order,           \
                       float *out, int n_in, int n_out, int share, u64 row_bytes) {                                     \
         matmul_body<F>(w, x, scales, tiles, order, out, n_in, n_out, share, row_bytes);                                \

@@ -1,7 +1,7 @@
 //! One function for every kernel, with the arguments of its prototype.
 //!
 //! kernels/ptx.sh makes this file (kernels/launch.py alone does without the CUDA compiler) from the kernels' sources,
-//! whose hash is 9a3d00155c3419258d23af440037e11cf06a37c0b60b28f1d18cc3425c5c0be8.
+//! whose hash is 2dc73b05f03d825e37f95185faff656c787ddeaedd51f191ab985c158a01619a.
 
 #![allow(clippy::too_many_arguments)] // the kernels' arguments, in their order
 
@@ -71,7 +71,8 @@ pub fn matvec4(gpu: Option<&Gpu>, format: &'static str, grid: Grid, w: Ptr, x: P
 /// * 2^23 are a float as they are: no conversion. A scale is an f16 times at most 8 bits: 1.5 *
 /// 2^23 times it is exact, and one fused operation gives scale times sum, rounded once.  At most
 /// 128 registers and 48 KB of shared memory: two blocks on a multiprocessor of sm_86, of which one
-/// multiplies while the other waits for its weights; one on sm_75. So numbers of rows and places
+/// multiplies while the other waits for its weights; one on sm_75, and of formats whose groups have
+/// two scales and two minimums (Q2_K), which would spill on sm_120. So numbers of rows and places
 /// are read again rather than kept where formats have many.  Rejected: a second kernel for tiles of
 /// 64 x 64 (PTX of 25 KB more for each format and tier); weights kept in registers while the tile
 /// before them is multiplied (12 registers, which spill).
