@@ -241,7 +241,7 @@ fn tensors_that_are_missing_left_over_misshapen_or_broken_are_refused_by_name() 
     must_say(&f, &["neither model.safetensors nor model.safetensors.index.json"]);
     let index = |file: &str| json!({"weight_map": {"a": file}}).to_string();
     std::fs::write(f.path("model.safetensors.index.json"), index("../a.safetensors")).unwrap();
-    must_say(&f, &["index.json", "../a.safetensors", "beside the index"]);
+    must_say(&f, &["index.json", "../a.safetensors", "in the index's folder"]);
     std::fs::write(f.path("model.safetensors.index.json"), index("model-00001-of-00002.safetensors")).unwrap();
     must_say(&f, &["tensor a is missing", "index.json"]);
 }

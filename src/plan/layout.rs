@@ -1,7 +1,7 @@
 //! Which buffer of a place holds each value: values that are never alive together share one.
 
 use super::{Place, PlanStage, Shape};
-use crate::tape::{RowSet, Slot, Tape};
+use crate::tape::{ExpertShare, RowSet, Slot, Tape};
 
 /// The buffers of one place.
 #[derive(Clone, Debug)]
@@ -31,6 +31,13 @@ impl Layout {
         let mut last = vec![0; tape.slots.len()];
         for (at, (reads, writes)) in moments.iter().enumerate() {
             reads.iter().chain(writes).for_each(|x| last[x.0 as usize] = at);
+        }
+        // Experts that stream through the ring are multiplied while the host computes its own, after what this place does
+        // until then: what they read lives until their sum with the host's.
+        for step in tape.steps.iter().filter(|s| s.share == ExpertShare::OnGpu && place.is_gpu()) {
+            let sum = last[step.outs[0].0 as usize];
+            moments[sum].0.extend(&step.ins);
+            step.ins.iter().for_each(|x| last[x.0 as usize] = last[x.0 as usize].max(sum));
         }
         if place == Place::Cpu {
             tape.results().iter().for_each(|x| last[x.0 as usize] = usize::MAX); // read after the walk
