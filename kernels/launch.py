@@ -22,18 +22,15 @@ CODES_HEAD = """//! The numbers that kernels and host share.
 //! kernels/launch.py makes this file from kernels/codes.cuh.
 """
 
-HEAD = """//! One function for every kernel, with the arguments of its prototype.
-//!
-//! kernels/ptx.sh makes this file (kernels/launch.py alone does without the CUDA compiler) from the kernels' sources,
-//! whose hash is {hash}.
+HEAD = """//! One function for every kernel, with the arguments of its prototype. kernels/ptx.sh makes this file (kernels/launch.py
+//! alone does without the CUDA compiler) from the kernels' sources, whose hash is
+//! {hash}.
 
 #![allow(clippy::too_many_arguments)] // the kernels' arguments, in their order
 
-use anyhow::Result;
-
-use super::args::{{Arg, CacheArg, Grid, start}};
 pub use super::codes::*;
-use super::{{Gpu, Ptr}};
+use super::{{Gpu, Ptr, args::{{Arg, CacheArg, Grid, start}}}};
+use anyhow::Result;
 """
 
 

@@ -1,15 +1,12 @@
-//! One function for every kernel, with the arguments of its prototype.
-//!
-//! kernels/ptx.sh makes this file (kernels/launch.py alone does without the CUDA compiler) from the kernels' sources,
-//! whose hash is 2dc73b05f03d825e37f95185faff656c787ddeaedd51f191ab985c158a01619a.
+//! One function for every kernel, with the arguments of its prototype. kernels/ptx.sh makes this file (kernels/launch.py
+//! alone does without the CUDA compiler) from the kernels' sources, whose hash is
+//! 2dc73b05f03d825e37f95185faff656c787ddeaedd51f191ab985c158a01619a.
 
 #![allow(clippy::too_many_arguments)] // the kernels' arguments, in their order
 
-use anyhow::Result;
-
-use super::args::{Arg, CacheArg, Grid, start};
 pub use super::codes::*;
-use super::{Gpu, Ptr};
+use super::{Gpu, Ptr, args::{Arg, CacheArg, Grid, start}};
+use anyhow::Result;
 
 /// Starts `rows_FORMAT` of kernels/matrix.cuh:
 /// ```text

@@ -139,12 +139,15 @@ impl DenseClock {
     /// Whether a batch should go in halves, by what is known.
     pub(super) fn prefers_halves(&self, experts: &ExpertCache, batch: &Batch) -> bool {
         // The first batches go as a whole, which measures both sides.
-        let expected = self.expected(experts, batch).filter(|_| batch.rows.len() >= 2 * LEAST);
-        expected.is_some_and(go_in_halves)
+        self.expected(experts, batch).is_some_and(go_in_halves)
     }
 
+    /// Of a batch that is long enough for halves: it takes a look at every expert, which a token has no time for.
     fn expected(&self, experts: &ExpertCache, batch: &Batch) -> Option<[f64; 2]> {
         let rows = batch.rows.len();
+        if rows < 2 * LEAST {
+            return None;
+        }
         let [whole, half] = experts.prompt_seconds(rows)?;
         let [a, b] = expected(self.row.get()? * rows as f64, whole, half, experts.layers());
         let error = |i: usize| self.error[i].get().unwrap_or(1.0);
@@ -154,9 +157,7 @@ impl DenseClock {
     /// A walk begins.
     pub(super) fn begin(&mut self, experts: &ExpertCache, batch: &Batch, in_halves: bool) {
         self.segments.clear();
-        let long = batch.rows.len() >= 2 * LEAST;
-        let expected = self.expected(experts, batch).filter(|_| long);
-        self.walk = expected.map(|e| (Instant::now(), e[in_halves as usize], in_halves));
+        self.walk = self.expected(experts, batch).map(|e| (Instant::now(), e[in_halves as usize], in_halves));
     }
 
     /// A segment begins, before its work is started.
@@ -233,7 +234,7 @@ mod tests {
         let shape = Shape { n_seq: 1, n_ctx: 1000, n_batch: 512, n_output_rows: 512 };
         assert!(cut(&batch(64, vec![63]), &shape, []).is_none());
         assert!(cut(&batch(65, vec![64]), &shape, []).is_some());
-        // All output rows are the second half's: behind the first half's rows they find no room.
+        // All output rows are the second half's: after the first half's rows they find no room.
         let narrow = layout(&[[100, 200]]);
         assert!(cut(&batch(512, (256..512).collect()), &shape, [&narrow]).is_some());
         let shape = Shape { n_output_rows: 256, ..shape };
