@@ -22,8 +22,9 @@ CODES_HEAD = """//! The numbers that kernels and host share.
 //! kernels/launch.py makes this file from kernels/codes.cuh.
 """
 
-HEAD = """//! One function for every kernel, with the arguments of its prototype. kernels/ptx.sh makes this file (kernels/launch.py
-//! alone does without the CUDA compiler) from the kernels' sources, whose hash is
+HEAD = """\
+//! One function for every kernel, with the arguments of its prototype. kernels/ptx.sh makes this file (so does
+//! kernels/launch.py, without the CUDA compiler) from the kernels' sources, whose hash is
 //! {hash}.
 
 #![allow(clippy::too_many_arguments)] // the kernels' arguments, in their order

@@ -1,5 +1,5 @@
-//! One function for every kernel, with the arguments of its prototype. kernels/ptx.sh makes this file (kernels/launch.py
-//! alone does without the CUDA compiler) from the kernels' sources, whose hash is
+//! One function for every kernel, with the arguments of its prototype. kernels/ptx.sh makes this file (so does
+//! kernels/launch.py, without the CUDA compiler) from the kernels' sources, whose hash is
 //! 2dc73b05f03d825e37f95185faff656c787ddeaedd51f191ab985c158a01619a.
 
 #![allow(clippy::too_many_arguments)] // the kernels' arguments, in their order
