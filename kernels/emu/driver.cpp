@@ -9,15 +9,20 @@
 //   TANDEM_EMU_SEED       the order of threads (default 1; 0: in order)
 //   TANDEM_EMU_THREADS    threads of the system that blocks run on (default 2)
 //   TANDEM_EMU_NO_REGISTER 1: memory of the program's own cannot be pinned
+//   TANDEM_EMU_READ_ONLY  0: read-only memory cannot be pinned (device attribute 113)
+//   TANDEM_EMU_FAULT_AT   N: the Nth launch fails with an illegal address, and everything after it
+//   TANDEM_EMU_ALLOC_LIMIT N: allocations of device memory (a graph's is one) after the Nth fail
 //   TANDEM_EMU_SM         compute capability (default 80)
 //   TANDEM_EMU_DEAF       1: waits for events are left out, as if the program had forgotten them (for tests of tests)
 #include "emu.hpp"
 
+#include <climits>
 #include <cstdarg>
 #include <chrono>
 #include <cstdio>
 #include <cstdlib>
 #include <deque>
+#include <fstream>
 #include <functional>
 #include <map>
 #include <memory>
@@ -29,7 +34,7 @@
 
 typedef int Result;
 typedef u64 Ptr;
-enum { OK = 0, INVALID = 1, OUT_OF_MEMORY = 2, NO_DEVICE = 100, INVALID_DEVICE = 101, INVALID_IMAGE = 200, NOT_FOUND = 500, NOT_READY = 600, LAUNCH_FAILED = 719, CAPTURE_UNSUPPORTED = 900 };
+enum { OK = 0, INVALID = 1, OUT_OF_MEMORY = 2, NO_DEVICE = 100, INVALID_DEVICE = 101, INVALID_IMAGE = 200, NOT_FOUND = 500, NOT_READY = 600, ILLEGAL_ADDRESS = 700, LAUNCH_FAILED = 719, NOT_SUPPORTED = 801, CAPTURE_UNSUPPORTED = 900 };
 
 static long setting(const char *name, long otherwise) {
     const char *v = getenv(name);
@@ -73,6 +78,7 @@ static std::map<u64, size_t> device, pinned;
 static int sticky = OK; // after a failed launch everything fails, as on a device
 static int context;
 static size_t used = 0;
+static long allocations = 0, launches = 0;
 static size_t total() { static size_t n = (size_t)setting("TANDEM_EMU_MEM_MB", 2048) << 20; return n; }
 
 static double now_ms() {
@@ -152,12 +158,14 @@ API cuDeviceGetAttribute(int *v, int which, int) {
     case 75: *v = sm / 10; break;   // compute capability
     case 76: *v = sm % 10; break;
     case 97: *v = 96 << 10; break;  // shared memory that a block may ask for
+    case 113: *v = setting("TANDEM_EMU_READ_ONLY", 1) != 0; break; // read-only memory can be pinned
     default: *v = 0;
     }
     return OK;
 }
 API cuDevicePrimaryCtxRetain(void **c, int) { *c = &context; return OK; }
 API cuDevicePrimaryCtxRelease_v2(int) { return OK; }
+API cuDevicePrimaryCtxSetFlags_v2(int, u32) { return OK; }
 API cuCtxSetCurrent(void *) { return OK; }
 API cuCtxGetCurrent(void **c) { *c = &context; return OK; }
 API cuCtxSynchronize() {
@@ -172,6 +180,8 @@ API cuGetErrorName(int e, const char **s) {
     case NO_DEVICE: *s = "CUDA_ERROR_NO_DEVICE"; break;
     case INVALID_IMAGE: *s = "CUDA_ERROR_INVALID_IMAGE"; break;
     case NOT_FOUND: *s = "CUDA_ERROR_NOT_FOUND"; break;
+    case ILLEGAL_ADDRESS: *s = "CUDA_ERROR_ILLEGAL_ADDRESS"; break;
+    case NOT_SUPPORTED: *s = "CUDA_ERROR_NOT_SUPPORTED"; break;
     case LAUNCH_FAILED: *s = "CUDA_ERROR_LAUNCH_FAILED"; break;
     default: *s = "CUDA_ERROR_UNKNOWN";
     }
@@ -186,9 +196,11 @@ API cuMemGetInfo_v2(size_t *free, size_t *all) {
     *all = total();
     return OK;
 }
+static bool may_allocate() { return ++allocations <= setting("TANDEM_EMU_ALLOC_LIMIT", LONG_MAX); }
 API cuMemAlloc_v2(Ptr *p, size_t n) {
     LOCK;
     void *m = nullptr;
+    if (!may_allocate()) return OUT_OF_MEMORY;
     static size_t hidden = (size_t)setting("TANDEM_EMU_HIDDEN_MB", 0) << 20;
     if (used + n + hidden > total() || posix_memalign(&m, 256, n + (n == 0))) return OUT_OF_MEMORY;
     memset(m, 0xff, n);
@@ -222,8 +234,21 @@ API cuMemFreeHost(void *p) {
     free(p);
     return sticky;
 }
-API cuMemHostRegister_v2(void *p, size_t n, u32) {
+/// Whether the program may write to a page: others are pinned for reading alone.
+static bool writable(void *p) {
+    std::ifstream maps("/proc/self/maps");
+    for (std::string line; std::getline(maps, line);) {
+        unsigned long from, to;
+        char mode[5];
+        if (sscanf(line.c_str(), "%lx-%lx %4s", &from, &to, mode) == 3 && from <= (u64)p && (u64)p < to)
+            return mode[1] == 'w';
+    }
+    return false;
+}
+API cuMemHostRegister_v2(void *p, size_t n, u32 flags) {
     LOCK;
+    if ((flags & 8) && !setting("TANDEM_EMU_READ_ONLY", 1)) return NOT_SUPPORTED;
+    if (!(flags & 8) && !writable(p)) return INVALID;
     if (setting("TANDEM_EMU_NO_REGISTER", 0)) return OUT_OF_MEMORY;
     pinned[(u64)p] = n;
     return OK;
@@ -416,6 +441,10 @@ API cuLaunchKernel(void *f, u32 gx, u32 gy, u32 gz, u32 bx, u32 by, u32 bz, u32 
     auto kept = std::make_shared<std::vector<std::vector<u8>>>();
     for (int i = 0; i < k->n_params; i++) kept->emplace_back((u8 *)params[i], (u8 *)params[i] + k->size[i]);
     push(h, [=] {
+        if (++launches == setting("TANDEM_EMU_FAULT_AT", 0)) {
+            sticky = ILLEGAL_ADDRESS;
+            return;
+        }
         std::vector<void *> p;
         for (auto &v : *kept) p.push_back(v.data());
         static u64 seed = setting("TANDEM_EMU_SEED", 1);
@@ -441,6 +470,8 @@ API cuStreamEndCapture(void *h, void **graph) {
     return OK;
 }
 API cuGraphInstantiateWithFlags(void **exec, void *graph, u64) {
+    LOCK;
+    if (!may_allocate()) return OUT_OF_MEMORY;
     *exec = new Graph(*(Graph *)graph);
     return OK;
 }
