@@ -1,8 +1,9 @@
-//! The experts' part of the mapped file, as pinned memory: the GPU then copies from it by DMA, and the CPU copies
-//! nothing.
+//! The experts' part of the model's memory, pinned: the GPU then copies from it by DMA, and the CPU
+//! copies nothing.
 //!
-//! Pinning looks up every page, and reads those that were not in memory, so it goes on piece by piece in the background.
-//! What is not pinned yet, or cannot be, goes through staging memory.
+//! Pinning looks up every page, and reads those that were not in memory, so it goes on piece by
+//! piece in the background. What is not pinned yet, or cannot be (`cuda/pinning.rs` says what can),
+//! goes through staging memory.
 
 use std::ops::Range;
 use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
@@ -10,7 +11,7 @@ use std::sync::{Arc, Mutex, PoisonError};
 use std::thread::JoinHandle;
 
 use crate::cpu::Memory;
-use crate::cuda::{Gpu, Registered};
+use crate::cuda::{Gpu, HostMemory, PinMode, Registered};
 use crate::gguf::{Gguf, SharedBytes};
 
 /// Bytes that are pinned at once. The driver does nothing else meanwhile, so a piece is short work.
@@ -78,6 +79,51 @@ fn pieces(owner: &SharedBytes, mut parts: Vec<Range<usize>>) -> Vec<PinnedPages>
     list
 }
 
+/// Whose memory a file's weights are in.
+pub(super) fn memory_of(gguf: &Gguf, shard: usize) -> HostMemory {
+    if gguf.is_mapped(shard) { HostMemory::Mapped } else { HostMemory::Own }
+}
+
+/// Bytes that may be pinned of experts that take `bytes`: a share of what programs could have,
+/// where memory of the program's own is counted as if it were free, since it cannot be given up in
+/// any case.
+fn most_pinned(memory: HostMemory, bytes: usize) -> usize {
+    let own = if memory == HostMemory::Own { bytes } else { 0 };
+    Memory::of_this_machine().map_or(usize::MAX, |m| ((m.free + own) as f64 * SHARE) as usize)
+}
+
+impl PinState {
+    fn refuse(&self, why: String) {
+        *self.why.lock().unwrap_or_else(PoisonError::into_inner) = Some(why);
+    }
+
+    /// Pins a piece. Returns whether the next one may follow.
+    fn pin(&self, gpu: &Gpu, pieces: &[PinnedPages], i: usize, (mode, most): (PinMode, usize)) -> bool {
+        if pieces[i].at.end - pieces[0].at.start > most && pieces[..=i].iter().map(|p| p.at.len()).sum::<usize>() > most
+        {
+            self.refuse(format!(
+                "no more than {:.1} GB of this machine's free memory may be pinned",
+                most as f64 / 1e9
+            ));
+            return false;
+        }
+        // Read first what is not in memory: the driver would hold everything else up meanwhile.
+        let bytes = &(*pieces[i].owner).as_ref()[pieces[i].bytes.clone()];
+        std::hint::black_box(bytes.iter().step_by(PAGE).fold(0u8, |sum, b| sum ^ b));
+        match gpu.register(pieces[i].owner.clone(), pieces[i].bytes.clone(), mode) {
+            Ok(r) => {
+                self.kept.lock().unwrap_or_else(PoisonError::into_inner).push(r);
+                self.ready.store(i + 1, Ordering::Release);
+                !self.stop.load(Ordering::Relaxed)
+            }
+            Err(e) => {
+                self.refuse(format!("{e:#}"));
+                false
+            }
+        }
+    }
+}
+
 impl PinnedExperts {
     /// Pins these tensors of a model: the first piece now, the others in the background.
     pub(super) fn start(gpu: &Arc<Gpu>, gguf: &Gguf, tensors: impl Iterator<Item = usize>) -> PinnedExperts {
@@ -86,50 +132,33 @@ impl PinnedExperts {
             parts.resize(parts.len().max(t.shard + 1), Vec::new());
             parts[t.shard].push(t.range());
         }
-        let used = parts.into_iter().enumerate().filter(|(_, p)| !p.is_empty());
-        let mut list: Vec<PinnedPages> = used.flat_map(|(shard, p)| pieces(&gguf.share(shard), p)).collect();
+        let used: Vec<(usize, Vec<Range<usize>>)> =
+            parts.into_iter().enumerate().filter(|(_, p)| !p.is_empty()).collect();
+        let memory = used.iter().map(|(shard, _)| memory_of(gguf, *shard)).find(|m| *m == HostMemory::Mapped);
+        let memory = memory.unwrap_or(HostMemory::Own);
+        let mut list: Vec<PinnedPages> =
+            used.into_iter().flat_map(|(shard, p)| pieces(&gguf.share(shard), p)).collect();
         list.sort_by_key(|p| p.at.start);
+        let bytes = list.iter().map(|p| p.at.len()).sum();
         let mut pinned = PinnedExperts { pieces: Arc::new(list), state: Arc::default(), thread: None };
-        let (state, pieces) = (pinned.state.clone(), pinned.pieces.clone());
-        let refuse =
-            |state: &PinState, why: String| *state.why.lock().unwrap_or_else(PoisonError::into_inner) = Some(why);
-        let may = Memory::of_this_machine().map_or(usize::MAX, |m| (m.free as f64 * SHARE) as usize);
-        let one = move |gpu: &Gpu, i: usize| {
-            if pieces[i].at.end - pieces[0].at.start > may
-                && pieces[..=i].iter().map(|p| p.at.len()).sum::<usize>() > may
-            {
-                refuse(
-                    &state,
-                    format!("no more than {:.1} GB of this machine's free memory may be pinned", may as f64 / 1e9),
-                );
-                return false;
-            }
-            // Read first what is not in memory: the driver would hold everything else up meanwhile.
-            let bytes = &(*pieces[i].owner).as_ref()[pieces[i].bytes.clone()];
-            std::hint::black_box(bytes.iter().step_by(PAGE).fold(0u8, |sum, b| sum ^ b));
-            match gpu.register(pieces[i].owner.clone(), pieces[i].bytes.clone()) {
-                Ok(r) => {
-                    state.kept.lock().unwrap_or_else(PoisonError::into_inner).push(r);
-                    state.ready.store(i + 1, Ordering::Release);
-                    !state.stop.load(Ordering::Relaxed)
-                }
-                Err(e) => {
-                    refuse(&state, format!("{e:#}"));
-                    false
-                }
+        let mode = match gpu.pin_mode(memory) {
+            Ok(mode) => mode,
+            Err(why) => {
+                pinned.state.refuse(why);
+                return pinned;
             }
         };
+        let most = most_pinned(memory, bytes);
         let n = pinned.pieces.len();
-        if n > 0 && one(gpu, 0) && n > 1 {
-            let gpu = gpu.clone();
-            let state = pinned.state.clone();
+        if n > 0 && pinned.state.pin(gpu, &pinned.pieces, 0, (mode, most)) && n > 1 {
+            let (gpu, state, pieces) = (gpu.clone(), pinned.state.clone(), pinned.pieces.clone());
             let rest = move || match gpu.enter() {
-                Ok(()) => drop((1..n).all(|i| one(&gpu, i))),
-                Err(e) => refuse(&state, format!("{e:#}")),
+                Ok(()) => drop((1..n).all(|i| state.pin(&gpu, &pieces, i, (mode, most)))),
+                Err(e) => state.refuse(format!("{e:#}")),
             };
             match std::thread::Builder::new().name("pinned".into()).spawn(rest) {
                 Ok(thread) => pinned.thread = Some(thread),
-                Err(e) => refuse(&pinned.state, format!("no thread could be started: {e}")),
+                Err(e) => pinned.state.refuse(format!("no thread could be started: {e}")),
             }
         }
         pinned

@@ -112,7 +112,7 @@ pub(super) struct FileBytes {
 #[derive(Debug)]
 enum Backing {
     Map(GuardedMap),
-    Read(Mmap), // pages of our own, not the file's
+    Read(MmapMut), // pages of our own, not the file's; writable, since a GPU's driver pins those on every machine
     Vec(Vec<u8>),
 }
 
@@ -137,7 +137,8 @@ impl GuardedMap {
 impl AsRef<[u8]> for Backing {
     fn as_ref(&self) -> &[u8] {
         match self {
-            Backing::Map(GuardedMap { map: pages, .. }) | Backing::Read(pages) => pages,
+            Backing::Map(GuardedMap { map, .. }) => map,
+            Backing::Read(pages) => pages,
             Backing::Vec(bytes) => bytes,
         }
     }
@@ -209,6 +210,11 @@ impl FileBytes {
         self.store.clone()
     }
 
+    /// Whether the bytes are in the file's map.
+    pub(super) fn is_mapped(&self) -> bool {
+        matches!(&*self.store, Backing::Map(_))
+    }
+
     /// Fails if the file no longer has the length that was mapped: it is still being written, or being replaced.
     pub(super) fn recheck(&self, path: &Path) -> Result<()> {
         let Some(file) = &self.file else { return Ok(()) };
@@ -255,9 +261,13 @@ impl FileBytes {
 
     /// Locks the bytes in RAM, or says in words why not.
     pub(super) fn lock(&self, path: &Path) -> Result<()> {
-        let (Backing::Map(GuardedMap { map, .. }) | Backing::Read(map)) = &*self.store else { return Ok(()) };
-        map.lock().map_err(|e| {
-            let (shown, len) = (path.display(), map.len());
+        let (locked, len) = match &*self.store {
+            Backing::Map(GuardedMap { map, .. }) => (map.lock(), map.len()),
+            Backing::Read(pages) => (pages.lock(), pages.len()),
+            Backing::Vec(_) => return Ok(()),
+        };
+        locked.map_err(|e| {
+            let shown = path.display();
             anyhow!(
                 "cannot lock {shown} ({len} bytes) in RAM: {e}. Raise the limit (`ulimit -l` shows it, in KiB), free \
                  memory, or do without --mlock"
@@ -267,8 +277,8 @@ impl FileBytes {
 }
 
 /// Reads a file into fresh pages, several parts at once; the places in `keep` stay untouched pages, which take no memory.
-fn read(path: &Path, file: &File, len: u64, keep: &[Range<usize>]) -> Result<Mmap> {
-    let fill = || -> Result<Mmap> {
+fn read(path: &Path, file: &File, len: u64, keep: &[Range<usize>]) -> Result<MmapMut> {
+    let fill = || -> Result<MmapMut> {
         let len = usize::try_from(len).map_err(|_| io::Error::from(io::ErrorKind::OutOfMemory))?;
         let mut pages = MmapMut::map_anon(len)?;
         let (mut rest, mut at) = (&mut pages[..], 0);
@@ -280,7 +290,7 @@ fn read(path: &Path, file: &File, len: u64, keep: &[Range<usize>]) -> Result<Mma
             rest = &mut after[to - from..];
             at = to;
         }
-        Ok(pages.make_read_only()?)
+        Ok(pages)
     };
     fill().with_context(|| format!("cannot read {} ({len} bytes) into memory", path.display()))
 }

@@ -309,6 +309,12 @@ impl Gguf {
         self.files[shard].bytes.share()
     }
 
+    /// Whether a file's weights are in its map; otherwise they are in memory of the program's own,
+    /// which is writable.
+    pub fn is_mapped(&self, shard: usize) -> bool {
+        self.files[shard].bytes.is_mapped()
+    }
+
     /// Fails if a file was cut short, or could not be read, since it was mapped: what was computed with its bytes
     /// meanwhile may be wrong.
     ///
