@@ -2,24 +2,26 @@
 //! saved, be copied.
 
 mod forward;
+mod gpu;
 
 use std::io::{Read, Write};
 use std::path::Path;
 use std::sync::atomic::AtomicBool;
 use std::sync::{Arc, OnceLock};
 
-use anyhow::{Context, Result, bail};
+use anyhow::{Result, bail};
 
 use crate::cpu::{Memory, Pool};
-use crate::cuda::{Gpu, OutOfMemory};
-use crate::exec::{self, Device, Engine, Weights};
+use crate::cuda::Gpu;
+use crate::exec::{self, Device, Engine, GpuLost, Weights};
 use crate::gguf::{Gguf, Load};
 use crate::models;
-use crate::plan::{self, Ask, Fit, Place, Plan, Shape};
+use crate::plan::{self, Ask, Place, Plan, Shape};
 use crate::quant::{self, QuantType};
 use crate::tape::{Settings, Tape};
 
 pub use forward::{DecodeStats, Output, Progress, Want};
+pub use gpu::margin;
 
 /// Context used when none is asked for: enough for a talk, small enough that no model is refused for its cache.
 const DEFAULT_CONTEXT: usize = 8192;
@@ -68,6 +70,11 @@ pub struct Options {
     pub stats: bool,
     /// Whether the file is mapped or read.
     pub load: Load,
+    /// A mapped file is read into memory if experts are copied from it to a GPU that cannot copy
+    /// from a map by itself, and there is memory enough.
+    pub read_to_pin: bool,
+    /// Where the GPU fails, read again on the CPU what the sequences have read, and go on.
+    pub gpu_fallback: bool,
 }
 
 impl Default for Options {
@@ -87,6 +94,8 @@ impl Default for Options {
             halves: None,
             stats: false,
             load: Load::default(),
+            read_to_pin: false,
+            gpu_fallback: false,
         }
     }
 }
@@ -165,7 +174,10 @@ pub struct Session {
     n_vocab: usize,
     stop: Arc<AtomicBool>,
     decode_stats: DecodeStats,
-    deterministic: bool,
+    /// How it was opened.
+    options: Options,
+    /// Why nothing more is computed.
+    lost: Option<GpuLost>,
     fingerprint: OnceLock<String>,
 }
 
@@ -236,13 +248,6 @@ pub fn shape(gguf: &Gguf, o: &Options) -> Result<Shape> {
     Ok(Shape { n_seq: o.n_seq, n_ctx, n_batch, n_output_rows })
 }
 
-/// Of the GPU memory that is free, what is left to the driver: kernels' code, graphs, and what the display may want.
-/// A GPU that is `shown` draws a screen too.
-pub fn margin(free: usize, shown: bool) -> usize {
-    let screen = if shown { (free / 8).min(512 << 20) } else { 0 };
-    (free / 16).min(384 << 20) + screen
-}
-
 impl Session {
     /// Opens the model at `path` (any shard of it).
     ///
@@ -265,48 +270,6 @@ impl Session {
         Session::planned(gguf, fit.tape, fit.plan, o, None)
     }
 
-    /// Opens a model on the CPU and a GPU. Where the driver has less memory to give than it said, what had no room is
-    /// told to `smaller`, and the next smaller placement is tried.
-    ///
-    /// # Errors
-    /// As [`Session::open`]; if the driver fails; or with what `smaller` returns.
-    pub fn hybrid(
-        gguf: Gguf,
-        o: &Options,
-        gpu: Arc<Gpu>,
-        mut placed: impl FnMut(&Fit, Option<&OutOfMemory>) -> Result<()>,
-    ) -> Result<Session> {
-        let shape = shape(&gguf, o)?;
-        let free = gpu.memory()?.0;
-        let mut budget = free.saturating_sub(margin(free, gpu.shown));
-        let mut lack: Option<OutOfMemory> = None;
-        let mut last = usize::MAX;
-        loop {
-            let fit = plan::fit(tape(&gguf, o)?, &o.ask, Some(budget), shape)?;
-            if fit.footprint.total() >= last
-                && let Some(lack) = lack
-            {
-                return Err(lack).context("-ot places more on the GPU than its memory holds");
-            }
-            last = fit.footprint.total();
-            placed(&fit, lack.as_ref())?;
-            let weights = Weights::load(&gguf, &fit.tape, &fit.plan)?;
-            if !fit.plan.on_gpu() {
-                return Session::with(gguf, (fit.tape, fit.plan, fit.shape), o, weights, Vec::new());
-            }
-            match Device::open((gpu.clone(), Place::Gpu(0)), &gguf, &fit.tape, &fit.plan, &weights, fit.shape) {
-                Ok(device) => {
-                    return Session::with(gguf, (fit.tape, fit.plan, fit.shape), o, weights, vec![device]);
-                }
-                Err(e) => {
-                    let e = e.downcast::<OutOfMemory>()?;
-                    budget = fit.footprint.total().min(budget) * 9 / 10;
-                    lack = Some(e);
-                }
-            }
-        }
-    }
-
     /// Opens a model with a plan of one's own, and the device for what it places there.
     ///
     /// # Errors
@@ -314,6 +277,9 @@ impl Session {
     pub fn planned(gguf: Gguf, tape: Tape, plan: Plan, o: &Options, gpu: Option<Arc<Gpu>>) -> Result<Session> {
         let weights = Weights::load(&gguf, &tape, &plan)?;
         let shape = shape(&gguf, o)?;
+        if let Some(gpu) = gpu.as_ref().filter(|_| plan.on_gpu()) {
+            plan::load_kernels(gpu, &tape, &plan, shape)?;
+        }
         let devices = match gpu.filter(|_| plan.on_gpu()) {
             Some(gpu) => vec![Device::open((gpu, Place::Gpu(0)), &gguf, &tape, &plan, &weights, shape)?],
             None => Vec::new(),
@@ -323,25 +289,26 @@ impl Session {
 
     fn with(
         gguf: Gguf,
-        (tape, plan, shape): (Tape, Plan, Shape),
+        (tape, mut plan, shape): (Tape, Plan, Shape),
         o: &Options,
         weights: Weights,
         mut devices: Vec<Device>,
     ) -> Result<Session> {
         for device in &mut devices {
+            plan.cache.slots = device.cache_slots(); // fewer where memory ran out
             device.deterministic(o.deterministic);
             device.in_halves = o.halves;
             if o.stats {
                 device.keep_time()?;
             }
         }
-        let (n_vocab, deterministic) = (tape.n_vocab(), o.deterministic);
+        let n_vocab = tape.n_vocab();
         log_placement(&tape, &plan, shape);
         let few = Pool::new(o.threads)?;
         let many = o.threads_batch.filter(|n| *n != o.threads).map(Pool::new).transpose()?;
         let threads = (few.threads(), many.as_ref().map_or(few.threads(), Pool::threads));
         tracing::debug!("threads: {} for single tokens, {} for prompts", threads.0, threads.1);
-        let engine = Engine::new(gguf, (tape, plan), (few, many), shape, weights, devices)?;
+        let engine = Engine::new(Arc::new(gguf), (tape, plan), (few, many), shape, weights, devices)?;
         let seqs = (0..shape.n_seq).map(|_| Sequence::default()).collect();
         Ok(Session {
             engine,
@@ -350,7 +317,8 @@ impl Session {
             n_vocab,
             stop: Arc::default(),
             decode_stats: DecodeStats::default(),
-            deterministic,
+            options: o.clone(),
+            lost: None,
             fingerprint: OnceLock::new(),
         })
     }
@@ -448,11 +416,25 @@ impl Session {
     ///
     /// # Errors
     /// With the sequence as it was, if it has fewer tokens. [`Interrupted`] while tokens are read again, of which the
-    /// sequence then holds the finished batches; others if the GPU fails.
+    /// sequence then holds the finished batches; [`GpuLost`] if the GPU fails.
     pub fn rewind(&mut self, seq: usize, n: usize) -> Result<usize> {
+        let mut had = self.lengths();
+        match self.rewind_once(seq, n) {
+            Err(e) if e.is::<GpuLost>() && self.lost.is_none() => {
+                had[seq] = n;
+                self.after_loss(&had, e).map(|()| n)
+            }
+            done => done,
+        }
+    }
+
+    fn rewind_once(&mut self, seq: usize, n: usize) -> Result<usize> {
         let have = self.seqs[seq].tokens.len();
         if n > have {
             bail!("cannot go back to {n} tokens: the sequence has {have}");
+        }
+        if self.lost.is_some() {
+            return Ok(0); // it is empty
         }
         self.seqs[seq].checkpoints.retain(|c| c.n <= n);
         if self.engine.states.iter().all(|s| s.can_rewind(seq as u32, n)) {
@@ -515,6 +497,11 @@ impl Session {
     /// # Errors
     /// If it cannot be written, or the GPU fails.
     pub fn save(&self, seq: usize, out: &mut dyn Write) -> Result<()> {
+        if self.lost.is_some() {
+            // What is left is a sequence that has read nothing; recurrent blocks begin as zeros.
+            std::io::copy(&mut std::io::repeat(0).take(self.state_bytes(seq) as u64), out)?;
+            return Ok(());
+        }
         self.engine.save(seq as u32, self.seqs[seq].tokens.len(), true, out)?;
         for c in self.carried(seq) {
             out.write_all(&c.states)?;
@@ -569,6 +556,17 @@ impl Session {
     /// # Panics
     /// If `from` has fewer.
     pub fn copy(&mut self, from: usize, to: usize, n: usize) -> Result<usize> {
+        let had = self.lengths();
+        match self.copy_once(from, to, n) {
+            Err(e) if e.is::<GpuLost>() && self.lost.is_none() => {
+                self.after_loss(&had, e)?;
+                self.copy_once(from, to, n)
+            }
+            done => done,
+        }
+    }
+
+    fn copy_once(&mut self, from: usize, to: usize, n: usize) -> Result<usize> {
         if self.is_overwritten() {
             // What it was at `n` may be gone: the nearest checkpoint comes along, and the rest is read again.
             self.restore(to, &self.snapshot(from)?)?;

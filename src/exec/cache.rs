@@ -26,7 +26,7 @@ use anyhow::Result;
 
 use super::pinned::PinnedExperts;
 use crate::cpu::Pool;
-use crate::cuda::{Arena, Event, Gpu, Pinned, Ptr};
+use crate::cuda::{Arena, Event, Gpu, OutOfMemory, Pinned, Ptr};
 use crate::gguf::Gguf;
 use crate::plan::cost::{CPU_PRODUCTS, HardwareRates};
 use crate::plan::{self, ALIGN, Plan};
@@ -39,6 +39,8 @@ const HALF_LIFE: f32 = 200.0;
 const PER_TOKEN: usize = 4;
 /// Bytes that may be brought over at once: they arrive together, a few ms later.
 const AT_ONCE: usize = 64 << 20;
+/// Bytes of slots that are given back at least where memory runs out.
+const GIVE_BACK: usize = 64 << 20;
 /// Layers that are looked at after a single token: one in this many.
 const IN_TURN: usize = 4;
 /// Weights in a byte, where nothing was measured yet: of 4-bit formats.
@@ -182,6 +184,10 @@ pub(super) struct ExpertCache {
     layers: Vec<CachedLayer>,
     /// The layer of a step, by the numbers of both shares' steps.
     of_step: HashMap<usize, usize>,
+    /// The slots' memory, apart from all else: where memory runs out, some of it is given back.
+    memory: Option<Arena>,
+    /// Slots of each layer.
+    slots: usize,
     in_flight: Option<InFlight>,
     ring: Option<[RingPart; 2]>,
     /// Experts that a part of the ring holds.
@@ -222,12 +228,7 @@ impl ExpertCache {
             };
             let mut stacks = Vec::new();
             for (weight, bytes) in plan::stacks(tape, step) {
-                stacks.push(Stack {
-                    weight,
-                    tensor: tape.weights[weight].tensor,
-                    bytes,
-                    at: memory.take(slots * bytes),
-                });
+                stacks.push(Stack { weight, tensor: tape.weights[weight].tensor, bytes, at: Ptr::default() });
             }
             let n = plan::experts_of(tape, step);
             layers.push(CachedLayer {
@@ -236,7 +237,7 @@ impl ExpertCache {
                 k: tape.width(step.ins[1]),
                 rows: tape.slots[step.outs[0].0 as usize].rows,
                 slot_of: vec![-1; n],
-                holds: vec![None; slots],
+                holds: Vec::new(),
                 score: vec![0.0; n],
                 on_gpu: vec![-1; n],
                 passes: Vec::new(),
@@ -268,9 +269,11 @@ impl ExpertCache {
             }),
             false => None,
         };
-        Ok(ExpertCache {
+        let mut cache = ExpertCache {
             layers,
             of_step,
+            memory: None,
+            slots: 0,
             in_flight,
             ring,
             per_pass,
@@ -284,7 +287,67 @@ impl ExpertCache {
             deterministic: false,
             stats: CacheStats::default(),
             pinned: PinnedExperts::default(),
-        })
+        };
+        cache.allocate(gpu, slots)?;
+        Ok(cache)
+    }
+
+    /// Gives every layer `slots` empty slots, or as many as the device has memory for, which a
+    /// notice says.
+    fn allocate(&mut self, gpu: &Gpu, slots: usize) -> Result<()> {
+        self.memory = None;
+        let bytes_of = |layers: &[CachedLayer], n: usize| -> usize {
+            layers.iter().flat_map(|l| &l.stacks).map(|s| (n * s.bytes).next_multiple_of(ALIGN)).sum()
+        };
+        let (mut n, mut lack) = (if self.layers.is_empty() { 0 } else { slots }, None);
+        while n > 0 {
+            match Arena::new(gpu, bytes_of(&self.layers, n), "cached experts") {
+                Ok(memory) => {
+                    self.memory = Some(memory);
+                    break;
+                }
+                Err(e) => lack = Some(e.downcast::<OutOfMemory>()?),
+            }
+            n = n * 7 / 8;
+        }
+        if let Some(lack) = lack {
+            tracing::warn!("not enough memory for {lack}; {n} of {slots} experts of each layer are cached");
+        }
+        for layer in &mut self.layers {
+            layer.holds = vec![None; n];
+            layer.slot_of.fill(-1);
+            layer
+                .stacks
+                .iter_mut()
+                .for_each(|s| s.at = self.memory.as_ref().map_or_else(Ptr::default, |m| m.take(n * s.bytes)));
+        }
+        self.slots = n;
+        Ok(())
+    }
+
+    /// Gives some slots' memory back to the driver, an eighth or 64 MB. The others are empty
+    /// afterwards, and fill again with what is used most. Nothing that reads or fills them may be
+    /// under way, or be recorded. Returns whether there were any.
+    pub(super) fn give_back(&mut self, gpu: &Gpu) -> Result<bool> {
+        if self.slots == 0 {
+            return Ok(false);
+        }
+        let bytes: usize = self.layers.iter().map(CachedLayer::expert_bytes).sum();
+        let less = (self.slots / 8).max(GIVE_BACK / bytes.max(1)).clamp(1, self.slots);
+        tracing::warn!(
+            "GPU memory has run out: the expert cache gives back {less} of its {} slots in each layer",
+            self.slots
+        );
+        if let Some(in_flight) = &mut self.in_flight {
+            in_flight.list.clear();
+        }
+        self.allocate(gpu, self.slots - less)?;
+        Ok(true)
+    }
+
+    /// Slots of each layer.
+    pub(super) fn slots_each(&self) -> usize {
+        self.slots
     }
 
     /// Pins their memory, from now on. Nothing else may be copied from the model's own memory after this: a copy must not

@@ -15,9 +15,10 @@ use super::Observer;
 use super::cache::{CacheStats, ExpertCache};
 use super::halves::{self, DenseClock, Lane};
 use super::inputs::BatchInputs;
+use super::lost::GpuLost;
 use super::weights::Weights;
 use crate::cpu::Pool;
-use crate::cuda::{Arena, Event, Gpu, Graph, Pinned, Ptr};
+use crate::cuda::{Arena, DriverFailed, Event, Gpu, Graph, OutOfMemory, Pinned, Ptr};
 use crate::gguf::Gguf;
 use crate::plan::{self, Needs, Place, Plan, PlanStage, Shape};
 use crate::tape::{Batch, ExpertShare, GpuIo, GpuState, GpuValue, GpuWeight, Scratch, Slot, Step, Tape, WeightKind};
@@ -43,6 +44,10 @@ pub struct Device {
     sent: HashMap<(usize, u32), usize>,
     /// None where the device could not make graphs: stages are then started one by one.
     graphs: Option<HashMap<(usize, bool), Graph>>,
+    /// A graph found no memory: slots of the expert cache are given back before the next walk.
+    is_short: bool,
+    /// What is known of the steps of the current walk.
+    progress: StepProgress,
     /// Walks of one row so far: those that gave logits, and the greedy ones.
     singles: [usize; 2],
     /// The measured times; None where measuring was not asked for.
@@ -77,6 +82,19 @@ pub struct Waits {
     pub gpu_worked: f64,
 }
 
+/// What the host knows of the steps that it started on the device, by their numbers.
+#[derive(Debug, Default)]
+struct StepProgress {
+    /// Steps before this one are done: values that came after them were waited for.
+    done: Cell<usize>,
+    /// Steps from this one on were not started.
+    started: Cell<usize>,
+    /// The step whose kernels were started last, one by one.
+    last: Cell<usize>,
+    /// Where the steps of each segment end, by the number of its first stage.
+    ends: HashMap<usize, usize>,
+}
+
 #[derive(Debug)]
 struct Times {
     /// Passed when a segment begins; `Device::arrived` keep the time too.
@@ -108,7 +126,9 @@ impl Device {
         let needs = Needs::of(tape, shape)?;
         let footprint = plan::Footprint::of(tape, plan, &needs, shape);
         tracing::debug!("GPU memory in MB: {}", footprint.describe());
-        let memory = Arena::new(&gpu, footprint.total(), &format!("the model ({})", footprint.describe()))?;
+        // The cache's slots have memory of their own, which can be given back.
+        let fixed = footprint.total() - footprint.cache;
+        let memory = Arena::new(&gpu, fixed, &format!("the model ({})", footprint.describe()))?;
         let scratch = (memory.take(footprint.scratch), footprint.scratch);
         let lanes = plan::lane_rows(tape, n_batch);
         let inputs =
@@ -162,7 +182,7 @@ impl Device {
         gpu.work.wait()?;
         drop(small);
         experts.pin(&gpu, gguf);
-        let graphs = Some(HashMap::new());
+        let graphs = (!gpu.sync).then(HashMap::new); // a graph's kernels cannot be waited for one by one
         let (sent, singles) = (HashMap::new(), [0; 2]);
         Ok(Device {
             place,
@@ -178,6 +198,8 @@ impl Device {
             arrived,
             sent,
             graphs,
+            is_short: false,
+            progress: StepProgress::default(),
             singles,
             times: None,
             dense,
@@ -228,6 +250,11 @@ impl Device {
         self.experts.deterministic = on;
     }
 
+    /// Experts of each split layer that the expert cache has slots for.
+    pub fn cache_slots(&self) -> usize {
+        self.experts.slots_each()
+    }
+
     /// Statistics of the expert cache so far.
     pub fn cache_stats(&self) -> CacheStats {
         self.experts.stats
@@ -247,6 +274,11 @@ impl Device {
     /// Begins a walk of a batch, in halves or not.
     pub(super) fn begin(&mut self, batch: &Batch, in_halves: bool) -> Result<()> {
         self.gpu.enter()?;
+        self.progress.done.set(0);
+        self.progress.started.set(0);
+        if std::mem::take(&mut self.is_short) {
+            self.give_back()?;
+        }
         if let Some(clock) = &mut self.dense {
             clock.begin(&self.experts, batch, in_halves);
         }
@@ -290,23 +322,61 @@ impl Device {
         let record =
             batch.rows.len() == 1 && batch.output_rows.len() == 1 && self.singles[batch.argmax_only as usize] > 1;
         let key = (range.start, batch.argmax_only);
-        if record && self.graphs.as_ref().is_some_and(|g| !g.contains_key(&key)) {
-            match self.gpu.capture(|| self.stages(tape, plan, lane, range.clone())) {
-                Ok(graph) => drop(self.graphs.as_mut().map(|g| g.insert(key, graph))),
-                Err(e) => {
-                    tracing::warn!("graphs: off, because {e:#}; kernels are started one by one");
-                    self.graphs = None;
-                }
-            }
+        if record && !self.is_short && self.graphs.as_ref().is_some_and(|g| !g.contains_key(&key)) {
+            self.record(key, tape, plan, lane, range.clone())?;
         }
-        match self.graphs.as_ref().filter(|_| record) {
-            Some(graphs) => self.gpu.replay(&graphs[&key])?,
+        let graph = self.graphs.as_ref().and_then(|g| g.get(&key)).filter(|_| record);
+        match graph {
+            Some(graph) => self.gpu.replay(graph)?,
             None => self.stages(tape, plan, lane, range.clone())?,
         }
         if let Some(clock) = self.dense.as_mut().filter(|_| batch.rows.len() > 1) {
             clock.segment_ends(&self.gpu)?;
         }
         self.arrived[self.event(lane, range.start)].record(&self.gpu.work)
+    }
+
+    /// Records the stages as a graph. Where that is not possible, they are started one by one from
+    /// now on; where memory has run out, in this walk: the next one begins by giving slots of the
+    /// cache back.
+    fn record(
+        &mut self,
+        key: (usize, bool),
+        tape: &Tape,
+        plan: &Plan,
+        lane: &Lane<'_>,
+        range: std::ops::Range<usize>,
+    ) -> Result<()> {
+        match self.gpu.capture(|| self.stages(tape, plan, lane, range)) {
+            Ok(graph) => drop(self.graphs.as_mut().map(|g| g.insert(key, graph))),
+            Err(e) if e.downcast_ref::<DriverFailed>().is_some_and(|f| f.is_lost) => return Err(e),
+            Err(e) if e.is::<OutOfMemory>() && self.experts.slots_each() > 0 => self.is_short = true,
+            Err(e) => {
+                tracing::warn!("graphs: off, because {e:#}; kernels are started one by one");
+                self.graphs = None;
+            }
+        }
+        Ok(())
+    }
+
+    /// Gives slots of the expert cache back, between walks. Graphs name the slots, so they are
+    /// recorded again.
+    fn give_back(&mut self) -> Result<()> {
+        self.settle()?;
+        if let Some(graphs) = &mut self.graphs {
+            graphs.clear();
+        }
+        self.experts.give_back(&self.gpu).map(drop)
+    }
+
+    /// The error of a walk in which the driver failed: it names the steps that were under way, or
+    /// the one step and its kernel where each is waited for.
+    pub(super) fn lost(&self, tape: &Tape, plan: &Plan, e: &anyhow::Error) -> GpuLost {
+        let p = &self.progress;
+        let here = |i: &usize| plan.places[*i] == self.place;
+        let under_way = (p.done.get()..p.started.get()).filter(here).map(|i| tape.steps[i].label.as_str());
+        let last = tape.steps.get(p.last.get()).map(|s| s.label.as_str());
+        GpuLost::new(e, &under_way.collect::<Vec<_>>(), last.filter(|_| self.gpu.sync))
     }
 
     /// Runs the stages as [`Device::start`] does, but step by step: `f` sees what each gives before the next begins.
@@ -368,8 +438,14 @@ impl Device {
         self.experts.bring(&self.gpu, gguf, batch)
     }
 
-    /// Takes note of the values that stages send up.
+    /// Takes note of the stages that are started now: how far they go, and the values that they
+    /// send up.
     fn sends(&mut self, plan: &Plan, lane: &Lane<'_>, range: std::ops::Range<usize>) {
+        let end = |stage: &PlanStage| if let PlanStage::Run(_, steps) = stage { Some(steps.end) } else { None };
+        if let Some(end) = plan.stages[range.clone()].iter().rev().find_map(end) {
+            self.progress.started.set(end);
+            self.progress.ends.insert(range.start, end);
+        }
         for stage in &plan.stages[range.clone()] {
             if let PlanStage::Copy(slot, _, Place::Gpu(_)) = stage {
                 self.sent.insert((lane.number, plan.buffer(*slot, self.place)), range.start);
@@ -398,6 +474,7 @@ impl Device {
                 }
             }
             PlanStage::Run(_, steps) => steps.clone().map(|i| (i, &tape.steps[i])).try_for_each(|(i, step)| {
+                self.progress.last.set(i);
                 self.step(step, i, (lane, tape), &value).with_context(|| format!("step {}", step.label))
             }),
         }
@@ -503,6 +580,7 @@ impl Device {
         pool: Option<&Pool>,
     ) -> Result<()> {
         self.gpu.enter()?;
+        self.progress.last.set(i);
         let step = &tape.steps[i];
         let products = lane.batch.count(tape.slots[step.outs[0].0 as usize].rows) * tape.width(step.ins[1]);
         let mut add = self.experts.any(i);
@@ -534,6 +612,8 @@ impl Device {
     ) -> Result<&[f32]> {
         let start = Instant::now();
         self.arrived[self.event(lane, stage)].wait()?;
+        let done = self.progress.ends.get(&stage).copied().unwrap_or(0).max(self.progress.done.get());
+        self.progress.done.set(done);
         if let Some(times) = &self.times {
             times.waited.set(times.waited.get() + start.elapsed().as_secs_f64());
         }
@@ -548,6 +628,13 @@ impl Device {
         }
         let at = lane.offset(&plan.layouts[self.place.index()], buffer) / 4;
         Ok(&mut self.staging.get_mut(&(self.place, buffer)).expect("the plan sends it up").as_mut_slice()[at..])
+    }
+
+    /// Waits until everything that was started is done.
+    pub(super) fn settle(&self) -> Result<()> {
+        self.gpu.enter()?;
+        self.gpu.work.wait()?;
+        self.gpu.copies.wait()
     }
 
     /// Bytes `at..at + len` of a sequence's part of a state.

@@ -4,18 +4,21 @@ mod cache;
 mod device;
 mod halves;
 mod inputs;
+mod lost;
 mod pinned;
 mod profile;
 mod weights;
 
 use std::io::{Read, Write};
 use std::ops::Range;
+use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Instant;
 
 use anyhow::{Context, Result};
 
 use crate::cpu::{self, Pool};
+use crate::cuda;
 use crate::gguf::{Gguf, any_lost};
 use crate::plan::{Place, Plan, PlanStage, Shape};
 use crate::tape::{Batch, CpuIo, ExpertShare, SeqRows, Slot, State, StateSpec, Tape, WeightView, Work};
@@ -24,6 +27,7 @@ use halves::Lane;
 
 pub use cache::CacheStats;
 pub use device::{Device, Waits};
+pub use lost::GpuLost;
 pub use profile::{Profile, SyntheticRun};
 pub use weights::Weights;
 
@@ -58,7 +62,7 @@ const PIECE: usize = 4 << 20;
 /// A model ready to run: its plan, its weights, its memory.
 #[derive(Debug)]
 pub struct Engine {
-    gguf: Gguf,
+    gguf: Arc<Gguf>,
     /// The model.
     pub tape: Tape,
     /// Where it runs.
@@ -108,7 +112,7 @@ impl Engine {
     /// # Errors
     /// [`NoMemory`] if the sequences' states need more memory than the machine has.
     pub fn new(
-        gguf: Gguf,
+        gguf: Arc<Gguf>,
         (tape, plan): (Tape, Plan),
         (pool, pool_batch): (Pool, Option<Pool>),
         shape: Shape,
@@ -147,16 +151,29 @@ impl Engine {
         &self.gguf
     }
 
-    /// Computes the batch; its results are then in [`Engine::result`]. Returns false, with the states of the batch's
-    /// sequences half-written, when `stop` was raised meanwhile. A batch of one row is never stopped: it is over in a
-    /// moment, and undoing it may cost more.
+    /// The file, for another engine.
+    pub(crate) fn share_gguf(&self) -> Arc<Gguf> {
+        self.gguf.clone()
+    }
+
+    /// An error of the driver as one that says what a session lost by it; other errors as they are.
+    fn failed(&self, e: anyhow::Error) -> anyhow::Error {
+        match self.devices.first() {
+            Some(device) if cuda::is_failure(&e) => device.lost(&self.tape, &self.plan, &e).into(),
+            _ => e,
+        }
+    }
+
+    /// Computes the batch; its results are then in [`Engine::result`]. Returns false, with the
+    /// states of the batch's sequences half-written, when `stop` was raised meanwhile. A batch of
+    /// one row is never stopped: it is over in a moment, and undoing it may cost more.
     ///
     /// # Errors
-    /// [`CutShort`](crate::gguf::CutShort) if a model's file is not what it was, with the states half-written as above. If
-    /// the GPU fails; the states are then lost.
+    /// [`CutShort`](crate::gguf::CutShort) if a model's file is not what it was, with the states
+    /// half-written as above. [`GpuLost`] if the GPU fails; the states are then lost.
     pub fn walk(&mut self, batch: &Batch, stop: &AtomicBool, watch: Watch<'_>) -> Result<bool> {
         self.gguf.check_files()?;
-        let done = self.walk_stages(batch, stop, watch)?;
+        let done = self.walk_stages(batch, stop, watch).map_err(|e| self.failed(e))?;
         self.gguf.check_files()?; // what it computed with zeros is dropped
         Ok(done)
     }
@@ -367,17 +384,18 @@ impl Engine {
             step.op.cpu(&mut CpuIo { batch, rows, ins: &ins, outs, weights, states, work, pool });
             seconds = start.elapsed().as_secs_f64();
         };
+        let mut done = Ok(());
         match shared {
             None => compute(),
             Some(device) => {
-                device.compute_and_stream((gguf, tape, plan), lane, (i, &on_gpu), pool, &mut compute)?;
+                done = device.compute_and_stream((gguf, tape, plan), lane, (i, &on_gpu), pool, &mut compute);
                 device.experts.note(i, ins[1], seconds);
             }
         }
         for (s, state) in step.states.iter().zip(own) {
             states[s.0 as usize] = state;
         }
-        Ok(())
+        done
     }
 
     /// Takes a value that the GPU sent to `place` into its buffer there, if it is in flight.
@@ -419,7 +437,7 @@ impl Engine {
     /// [`State::saved_ranges`]): state after state, straight from its memory.
     ///
     /// # Errors
-    /// If it cannot be written, or the GPU fails.
+    /// If it cannot be written; [`GpuLost`] if the GPU fails.
     pub fn save(&self, seq: u32, tokens: usize, whole: bool, out: &mut dyn Write) -> Result<()> {
         let mut piece = Vec::new();
         for (i, state) in self.states.iter().enumerate() {
@@ -430,7 +448,7 @@ impl Engine {
                 };
                 for from in (at..at + len).step_by(PIECE) {
                     piece.resize(PIECE.min(at + len - from), 0);
-                    device.read_state(i, seq, from, &mut piece)?;
+                    device.read_state(i, seq, from, &mut piece).map_err(|e| self.failed(e))?;
                     out.write_all(&piece)?;
                 }
             }
@@ -462,14 +480,14 @@ impl Engine {
     /// Makes what [`Engine::read`] gave for the same `tokens` the sequence's.
     ///
     /// # Errors
-    /// If the GPU fails.
+    /// [`GpuLost`] if the GPU fails.
     pub fn put(&mut self, seq: u32, tokens: usize, parts: Vec<SeqRows>) -> Result<()> {
         for (i, part) in parts.into_iter().enumerate() {
             match self.device_of(i) {
                 None => *self.states[i].of_mut(seq) = part,
                 Some(device) => {
                     for (at, len) in self.states[i].saved_ranges(tokens, true) {
-                        device.write_state(i, seq, at, &part.bytes[at..at + len])?;
+                        device.write_state(i, seq, at, &part.bytes[at..at + len]).map_err(|e| self.failed(e))?;
                     }
                 }
             }
@@ -481,14 +499,14 @@ impl Engine {
     /// Puts back what [`Engine::save`] wrote of what later tokens overwrite.
     ///
     /// # Errors
-    /// If the GPU fails.
+    /// [`GpuLost`] if the GPU fails.
     pub fn put_back(&mut self, seq: u32, tokens: usize, mut saved: &[u8]) -> Result<()> {
         for i in 0..self.states.len() {
             for (at, len) in self.states[i].saved_ranges(tokens, false) {
                 let (piece, rest) = saved.split_at(len);
                 match self.device_of(i) {
                     None => self.states[i].of_mut(seq).bytes[at..at + len].copy_from_slice(piece),
-                    Some(device) => device.write_state(i, seq, at, piece)?,
+                    Some(device) => device.write_state(i, seq, at, piece).map_err(|e| self.failed(e))?,
                 }
                 saved = rest;
             }
@@ -505,14 +523,23 @@ impl Engine {
         }
     }
 
+    /// Waits for all that the GPU was given, as for what was brought into the expert cache after
+    /// the last walk.
+    ///
+    /// # Errors
+    /// [`GpuLost`] if it failed meanwhile.
+    pub fn settle(&self) -> Result<()> {
+        self.devices.iter().try_for_each(Device::settle).map_err(|e| self.failed(e))
+    }
+
     /// Forgets a sequence.
     ///
     /// # Errors
-    /// If the GPU fails.
+    /// [`GpuLost`] if the GPU fails.
     pub fn clear(&mut self, seq: u32) -> Result<()> {
         for i in 0..self.states.len() {
             if let Some(device) = self.device_of(i) {
-                device.clear_state(i, seq)?;
+                device.clear_state(i, seq).map_err(|e| self.failed(e))?;
             }
             self.states[i].clear(seq);
         }

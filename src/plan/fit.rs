@@ -120,7 +120,7 @@ impl Placing<'_> {
     }
 
     fn fits(&self, tape: &Tape, needs: &Needs, at: (usize, usize)) -> bool {
-        self.footprint(tape, needs, at).total() <= self.budget
+        self.footprint(tape, needs, at).needed() <= self.budget
     }
 }
 
@@ -226,7 +226,7 @@ fn last_that(most: usize, f: impl Fn(usize) -> bool) -> usize {
 
 /// How many experts of each layer find room in what a plan leaves.
 fn cache(tape: &Tape, plan: &Plan, needs: &Needs, m: &Placing<'_>) -> Cache {
-    let left = m.budget.saturating_sub(Footprint::of(tape, plan, needs, m.shape).total());
+    let left = m.budget.saturating_sub(Footprint::of(tape, plan, needs, m.shape).needed());
     let halves: Vec<&Step> = tape.steps.iter().filter(|s| s.share == ExpertShare::OnGpu).collect();
     let ring_bytes = |n: usize| 2 * halves.iter().map(|s| ring_part_bytes(tape, s, n)).max().unwrap_or(0);
     let experts = halves.iter().map(|s| experts_of(tape, s)).max().unwrap_or(0);

@@ -3,7 +3,7 @@
 use anyhow::{Context, Result};
 
 use super::{Place, Plan, PlanStage, shared_states};
-use crate::cuda::{Arena, CacheArg, Ptr, count_launches};
+use crate::cuda::{Arena, CacheArg, Gpu, Grid, Ptr, count_launches, launch};
 use crate::tape::{
     Batch, ExpertShare, GpuIo, GpuState, GpuValue, GpuWeight, Lists, Row, RowSet, Scratch, Slot, StateId, StateKind,
     StateSpec, Step, Tape, WeightId, WeightKind,
@@ -25,6 +25,10 @@ pub struct Shape {
 /// The step of addresses that everything in device memory begins at.
 pub const ALIGN: usize = Arena::ALIGN;
 
+/// Bytes of pinned host memory for which the driver takes a byte of the device's memory: page
+/// tables, 8 bytes for 4 KB.
+const PINNED_PER_BYTE: usize = 512;
+
 /// Lists of int32 that begin the header of a batch: tokens, sequences, positions, output rows.
 pub const LISTS: usize = 4;
 
@@ -45,10 +49,19 @@ pub struct Footprint {
     pub cache: usize,
     /// The ring through which experts stream while a prompt is read.
     pub ring: usize,
+    /// The device's page tables of the host memory that experts are copied from, which the driver
+    /// allocates: 8 bytes for every 4 KB that is pinned.
+    pub page_tables: usize,
 }
 
 impl Footprint {
-    /// Returns the sum, in bytes.
+    /// Returns what must be free for it, in bytes: what is allocated, and what the driver takes for
+    /// its page tables.
+    pub fn needed(&self) -> usize {
+        self.total() + self.page_tables
+    }
+
+    /// Returns the sum of what is allocated, in bytes.
     pub fn total(&self) -> usize {
         self.weights + self.states + self.values + self.scratch + self.header + self.cache + self.ring
     }
@@ -98,6 +111,7 @@ impl Footprint {
                 sum.cache +=
                     stacks(tape, step).map(|(_, b)| (plan.cache.slots * b).next_multiple_of(ALIGN)).sum::<usize>();
                 sum.ring = sum.ring.max(2 * ring_part_bytes(tape, step, plan.cache.ring));
+                sum.page_tables += experts_of(tape, step) * expert_bytes(tape, step) / PINNED_PER_BYTE;
             }
             sum.scratch = sum.scratch.max(needs.scratch[i]);
         }
@@ -154,15 +168,9 @@ impl Needs {
             groups.iter().enumerate().map(|(i, g)| own[g.and_then(refusing).unwrap_or(i)].clone()).collect();
         // A single row, the fewest that tensor cores take, and all: each takes other kernels.
         for n in [1, shape.n_batch.min(17), shape.n_batch] {
-            let rows = (0..n as u32).map(|pos| Row { token: 0, seq: 0, pos }).collect();
-            let batch = Batch {
-                rows,
-                output_rows: (0..n.min(shape.n_output_rows) as u32).collect(),
-                argmax_only: true,
-                deterministic_rows: false,
-            };
+            let batch = batch_of(n, &shape);
             for (i, step) in tape.steps.iter().enumerate().filter(|(i, _)| refuses[*i].is_none()) {
-                let (used, launches) = count_launches(|| scratch_of(tape, step, &batch, &shape));
+                let (used, launches) = count_launches(|| scratch_of(tape, step, &batch, &shape, None, false));
                 let used = used.with_context(|| format!("step {}", step.label))?;
                 scratch[i] = scratch[i].max(used);
                 let single = if n == 1 { launches } else { starts[i].single };
@@ -174,7 +182,40 @@ impl Needs {
     }
 }
 
-fn scratch_of(tape: &Tape, step: &Step, batch: &Batch, shape: &Shape) -> Result<usize> {
+/// A batch of `n` tokens of one sequence.
+fn batch_of(n: usize, shape: &Shape) -> Batch {
+    let rows = (0..n as u32).map(|pos| Row { token: 0, seq: 0, pos }).collect();
+    let output_rows = (0..n.min(shape.n_output_rows) as u32).collect();
+    Batch { rows, output_rows, argmax_only: true, deterministic_rows: false }
+}
+
+/// Loads the kernels that a plan's steps start, for one token, few and many: the driver compiles
+/// them now, and what their code takes is no longer free. Nothing is started.
+///
+/// # Errors
+/// If the driver does not take a kernel.
+pub fn load_kernels(gpu: &Gpu, tape: &Tape, plan: &Plan, shape: Shape) -> Result<()> {
+    // Up to four rows share a weight, from 16 on tensor cores multiply.
+    let mut counts = [1, 2, 3, 4, 8, 17, shape.n_batch].map(|n| n.min(shape.n_batch)).to_vec();
+    counts.dedup();
+    let word = Ptr::default();
+    gpu.load_kernels(|| {
+        launch::bring(Some(gpu), Grid::each(1), word, word, 1)?; // how a batch comes over
+        for batch in counts.iter().map(|n| batch_of(*n, &shape)) {
+            for (_, step) in tape.steps.iter().enumerate().filter(|(i, _)| plan.places[*i].is_gpu()) {
+                for add in [false, true].into_iter().take(1 + (step.share == ExpertShare::OnGpu) as usize) {
+                    let loaded = scratch_of(tape, step, &batch, &shape, Some(gpu), add);
+                    loaded.with_context(|| format!("step {}", step.label))?;
+                }
+            }
+        }
+        Ok(())
+    })
+}
+
+/// Calls a step's GPU body, which counts the scratch memory that it takes; `gpu` only looks kernels
+/// up.
+fn scratch_of(tape: &Tape, step: &Step, batch: &Batch, shape: &Shape, gpu: Option<&Gpu>, add: bool) -> Result<usize> {
     let rows = |x: &Slot| batch.count(tape.slots[x.0 as usize].rows);
     let value = |x: &Slot| GpuValue { ptr: Ptr::default(), rows: rows(x), width: tape.width(*x) };
     let weight = |w: &WeightId| {
@@ -184,7 +225,7 @@ fn scratch_of(tape: &Tape, step: &Step, batch: &Batch, shape: &Shape) -> Result<
     let state = |s: &StateId| state_of(&tape.states[s.0 as usize], Ptr::default(), shape.n_ctx, shape.n_batch);
     let tables = vec![Ptr::default(); step.op.tables().len()];
     let io = GpuIo {
-        gpu: None,
+        gpu,
         batch,
         lists: Lists::default(),
         tables: &tables,
@@ -193,7 +234,7 @@ fn scratch_of(tape: &Tape, step: &Step, batch: &Batch, shape: &Shape) -> Result<
         outs: &step.outs.iter().map(value).collect::<Vec<_>>(),
         weights: &step.weights.iter().map(weight).collect::<Vec<_>>(),
         states: &step.states.iter().map(state).collect::<Vec<_>>(),
-        add: false,
+        add,
         scratch: Scratch::counted(),
     };
     step.op.gpu(&io)?;

@@ -11,7 +11,7 @@ mod split;
 
 pub use batch::LARGEST as LARGEST_BATCH;
 pub use fit::{Ask, CacheSize, Fit, Refused, fit};
-pub use footprint::{ALIGN, Footprint, GpuStarts, LISTS, Needs, Shape};
+pub use footprint::{ALIGN, Footprint, GpuStarts, LISTS, Needs, Shape, load_kernels};
 pub use footprint::{expert_bytes, experts_of, host_bytes, lane_rows, ring_part_bytes};
 pub use footprint::{stacks, state_of, streams_through, weight_bytes};
 pub use layout::Layout;

@@ -16,7 +16,7 @@ use std::time::Instant;
 use anyhow::{Result, bail};
 
 use super::{ContextFull, Interrupted, Session};
-use crate::exec::{Observer, Watch};
+use crate::exec::{GpuLost, Observer, Watch};
 use crate::gguf::CutShort;
 use crate::sample::argmax;
 use crate::tape::{Batch, Row};
@@ -109,16 +109,21 @@ fn reborrow<'a>(observer: &'a mut Option<Observer<'_>>) -> Option<Observer<'a>> 
 }
 
 impl Session {
-    /// Reads tokens into each of several sequences and returns what each part wants, in the order of the parts. A part
-    /// of several tokens is read like a prompt, in batches; parts of one token are computed together. On the CPU each of
-    /// those comes out bit for bit as if it were alone, if there are at most 8 or if that was asked for
-    /// ([`Options::deterministic`](super::Options::deterministic)); with more, their products share decoded weights.
+    /// Reads tokens into each of several sequences and returns what each part wants, in the order
+    /// of the parts. A part of several tokens is read like a prompt, in batches; parts of one token
+    /// are computed together. On the CPU each of those comes out bit for bit as if it were alone,
+    /// if there are at most 8 or if that was asked for
+    /// ([`Options::deterministic`](super::Options::deterministic)); with more, their products share
+    /// decoded weights.
     ///
     /// # Errors
-    /// With every sequence as it was: a token outside the vocabulary, [`ContextFull`], a sequence that has two parts.
-    /// [`Interrupted`] if the stop flag was raised while a prompt was read: the sequences hold the batches that were
-    /// finished, and no part of one token. [`CutShort`] if a file of the model is not what it was: what was being computed
-    /// is dropped, and the sequences hold what they held before, or less where that is overwritten. Others if a GPU fails.
+    /// With every sequence as it was: a token outside the vocabulary, [`ContextFull`], a sequence
+    /// that has two parts. [`Interrupted`] if the stop flag was raised while a prompt was read: the
+    /// sequences hold the batches that were finished, and no part of one token. [`CutShort`] if a
+    /// file of the model is not what it was: what was being computed is dropped, and the sequences
+    /// hold what they held before, or less where that is overwritten. [`GpuLost`] if a GPU fails
+    /// and [`Options::gpu_fallback`](super::Options::gpu_fallback) is not set: all sequences are
+    /// then empty.
     pub fn forward(&mut self, parts: &[(usize, &[u32], Want)]) -> Result<Vec<Output>> {
         self.forward_watched(parts, Looking::default())
     }
@@ -197,7 +202,23 @@ impl Session {
         Ok(self.forward_watched(&[part], looking)?.remove(0))
     }
 
+    /// Computes the parts; where the GPU fails and the session goes on with the CPU, from the
+    /// beginning of the call again.
     fn forward_watched(&mut self, parts: &[(usize, &[u32], Want)], mut looking: Looking<'_>) -> Result<Vec<Output>> {
+        if let Some(lost) = &self.lost {
+            return Err(lost.clone().into());
+        }
+        let had = self.lengths();
+        match self.forward_once(parts, &mut looking) {
+            Err(e) if e.is::<GpuLost>() && self.lost.is_none() => {
+                self.after_loss(&had, e)?;
+                self.forward_once(parts, &mut looking)
+            }
+            done => done,
+        }
+    }
+
+    fn forward_once(&mut self, parts: &[(usize, &[u32], Want)], looking: &mut Looking<'_>) -> Result<Vec<Output>> {
         for (i, &(seq, tokens, _)) in parts.iter().enumerate() {
             self.check(self.seqs[seq].tokens.len(), tokens)?;
             if parts[..i].iter().any(|p| p.0 == seq) {
@@ -206,10 +227,10 @@ impl Session {
         }
         let mut outputs: Vec<Output> = parts.iter().map(|_| Output::Logits(Vec::new())).collect();
         for (output, &part) in outputs.iter_mut().zip(parts).filter(|(_, p)| p.1.len() > 1) {
-            *output = self.read_prompt(part, &mut looking)?;
+            *output = self.read_prompt(part, looking)?;
         }
         let singles: Vec<usize> = (0..parts.len()).filter(|&i| parts[i].1.len() == 1).collect();
-        let deterministic_rows = self.deterministic || singles.len() <= FEW;
+        let deterministic_rows = self.options.deterministic || singles.len() <= FEW;
         let start = Instant::now();
         for group in singles.chunks(self.shape.n_batch.min(self.shape.n_output_rows)) {
             let rows: Vec<(usize, u32, Want)> =
