@@ -747,3 +747,27 @@ fn a_conversation_goes_on_with_another_model() {
     t.sees("continuing after 2 turns;");
     t.sees("\nNo, never\n");
 }
+
+#[test]
+fn a_gpu_that_is_lost_ends_no_chat_and_the_cpu_goes_on_if_it_is_asked_to() {
+    let Some(library) = common::emu::library() else { return };
+    let env = [("LD_LIBRARY_PATH", library.parent().unwrap().to_str().unwrap()), ("TANDEM_EMU_FAULT_AT", "900")];
+    let template = root().join("demo/romeo.jinja");
+    let args = ["chat", "--chat-template-file", template.to_str().unwrap(), "--seed", "3", "-n", "16", "-cmoe"];
+    let mut t = Terminal::start(&folder("lost"), &args, &env);
+    t.waits("");
+    t.keys("Good morrow\r");
+    t.sees("the GPU was lost");
+    t.sees("[y/n]");
+    t.keys("n\r");
+    t.sees("(the conversation is unchanged");
+    t.keys("\x15/retry\r");
+    t.until("the question again", |t| t.screen().matches("[y/n]").count() == 2);
+    t.keys("y\r");
+    t.sees("(the CPU goes on from here");
+    t.keys("\x15");
+    t.waits("");
+    t.says("Who art thou?");
+    assert!(!t.screen().rsplit("> Who art thou?").next().unwrap().contains("the GPU was lost"), "{}", t.screen());
+    assert_eq!(t.leaves("\x04"), 0);
+}

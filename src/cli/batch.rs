@@ -22,6 +22,7 @@ use super::opened::{Mode, Opened};
 use super::settings::Settings;
 use super::stats::stats;
 use super::{args, structured};
+use crate::exec::GpuLost;
 use crate::schedule::{Answer, Request, Scheduler};
 use crate::session::Interrupted;
 use crate::talk::{self, GenParams, ToolUse, Turns, Writer};
@@ -83,7 +84,10 @@ pub(super) fn run(a: &args::BatchArgs) -> Result<()> {
             cut: 0,
             generated: 0,
         };
-        let done = Requests::read(input, 2 * a.parallel).and_then(|lines| work.answer(&lines));
+        let done = Requests::read(input, 2 * a.parallel).and_then(|lines| match work.answer(&lines) {
+            Err(e) if e.is::<GpuLost>() => work.refuse_all(&lines, &e).and(Err(e)),
+            done => done,
+        });
         let written = work.finish(done.as_ref().err());
         work.forms.close();
         (done, written, work)
@@ -173,6 +177,28 @@ impl Work<'_> {
                 Err(e) => return Err(e),
             }
         }
+    }
+
+    /// Writes the error in place of every answer that is under way or to come.
+    fn refuse_all(&mut self, lines: &Requests, e: &anyhow::Error) -> Result<()> {
+        self.finish(Some(e))?;
+        while !self.is_interrupted() {
+            match lines.next(Some(IDLE))? {
+                Next::Line((line, text)) => {
+                    let why = format!("{e:#}");
+                    let refused = match text.map(|text| Job::parse(&text, &self.defaults)) {
+                        Ok(Ok(job)) => Refused { form: job.form, id: job.id, why },
+                        Ok(Err(refused)) => *refused,
+                        Err(why) => Refused { form: job::Form::Own, id: serde_json::Value::Null, why },
+                    };
+                    self.count += 1;
+                    self.refuse(&refused, self.count - 1, line)?;
+                }
+                Next::NotYet => {}
+                Next::NoMore => break,
+            }
+        }
+        Ok(())
     }
 
     /// Hands a line to the scheduler, at once or when its form is compiled, or writes why it is refused.

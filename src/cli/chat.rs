@@ -30,6 +30,7 @@ use super::opened::{Mode, Opened};
 use super::session_file::SessionFile;
 use super::stats::stats;
 use super::{args, signals};
+use crate::exec::GpuLost;
 use crate::gguf::CutShort;
 use crate::session::Interrupted;
 use crate::store;
@@ -156,6 +157,9 @@ fn one_model(
     stats(&chat.session, &a.model)?;
     let next = talked?;
     kept?;
+    if let Some(lost) = chat.session.lost().filter(|_| next.is_none()) {
+        return Err(lost.clone().into());
+    }
     if signals::leaving() {
         return Err(Interrupted.into());
     }
@@ -278,6 +282,7 @@ impl Chat<'_> {
             Err(e) if is_closed_pipe(&e) || !lines.is_terminal() => return Err(e),
             // The conversation is saved on the way out; without a file to save to, the user may name one.
             Err(e) if e.is::<CutShort>() && self.file.is_some() => return Err(e),
+            Err(e) if e.is::<GpuLost>() => self.offer_cpu(lines, &e)?,
             Err(e) => say!("{e:#}"),
         }
         let unanswered = self.messages.last().is_some_and(|m| m["role"] == "user");
@@ -291,5 +296,17 @@ impl Chat<'_> {
             }
         };
         Ok((back, stopped))
+    }
+
+    /// After the GPU was lost: the conversation is there, and the CPU can go on with it.
+    fn offer_cpu(&mut self, lines: &mut Lines, lost: &anyhow::Error) -> Result<()> {
+        say!("{lost:#}");
+        if !lines.ask("Go on with the CPU, which reads the conversation again? [y/n] ")? {
+            say!("(the conversation is unchanged; /save keeps it, and the next message asks again)");
+            return Ok(());
+        }
+        self.session.leave_gpu()?;
+        say!("(the CPU goes on from here; it reads the conversation with the next message, /retry answers again)");
+        Ok(())
     }
 }

@@ -13,7 +13,8 @@
 //! others        {busy, stolen, load}                      shares of all CPUs' time while nothing ran here
 //! virtual_machine
 //! bandwidth     [{threads, gbps, siblings}]               siblings: with two threads on a core
-//! gpu           {name, total_bytes, free_bytes, vram_gbps, bus_gbps, lanes} or null, and gpu_unknown: why
+//! gpu           {name, total_bytes, free_bytes, vram_gbps, bus_gbps, kernel_module, pins_mapped_files, lanes} or null,
+//!               and gpu_unknown: why                      pins_mapped_files: experts are copied from a mapped file directly
 //! models        [{memory_bytes, this_machine, model, architecture, format, file_bytes, needed_bytes,
 //!                experts_bytes, bytes_per_token, experts_bytes_per_token, tokens_per_s}]
 //!                                                         files to take for so much memory, the
@@ -184,13 +185,19 @@ fn others_rows(h: &Host, t: &Tested, row: AddRow<'_>) {
     }
     match &t.gpu {
         GpuReport::None(why) => row("GPU", format!("none: {why}")),
-        GpuReport::There { name, memory, rates } => {
+        GpuReport::There { name, memory, rates, module, unpinnable } => {
             let memory =
                 memory.map_or("memory unknown".into(), |(free, all)| format!("{}, {} free", size(all), size(free)));
             row("GPU", format!("{name}: {memory}"));
             if let Ok((bus, within)) = rates {
                 row("", format!("{:.0} GB/s memory bandwidth, {:.1} GB/s over the bus", within / 1e9, bus / 1e9));
             }
+            let from = match unpinnable {
+                None => "directly from the mapped model file",
+                Some(_) => "from memory that the model is read into, or through staging copies; see the remarks",
+            };
+            row("experts reach it", from.into());
+            row("kernel module", module.clone().unwrap_or_else(|| "version unknown".into()));
             for l in &h.links {
                 row("", format!("{} of {} lanes at {}", l.lanes.0, l.lanes.1, l.address));
             }
@@ -219,7 +226,7 @@ fn object(h: &Host, t: &Tested, remarks: &[Remark]) -> Value {
     let bandwidth = t.by_threads.iter().map(|x| rate(*x, false)).chain(t.siblings.map(|x| rate(x, true)));
     let (gpu, none) = match &t.gpu {
         GpuReport::None(why) => (Value::Null, Some(why)),
-        GpuReport::There { name, memory, rates } => {
+        GpuReport::There { name, memory, rates, module, unpinnable } => {
             let rates = rates.as_ref().ok();
             let gpu = json!({
                 "name": name,
@@ -227,6 +234,8 @@ fn object(h: &Host, t: &Tested, remarks: &[Remark]) -> Value {
                 "free_bytes": memory.map(|m| m.0),
                 "vram_gbps": rates.map(|r| r.1 / 1e9),
                 "bus_gbps": rates.map(|r| r.0 / 1e9),
+                "kernel_module": module,
+                "pins_mapped_files": unpinnable.is_none(),
                 "lanes": h.links.iter().map(|l| json!({ "at": l.address, "now": l.lanes.0, "most": l.lanes.1 })).collect::<Vec<_>>(),
             });
             (gpu, None)

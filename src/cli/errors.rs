@@ -7,8 +7,8 @@ use std::sync::atomic::{AtomicBool, Ordering};
 use anyhow::Result;
 
 use super::signals;
-use crate::cuda::OutOfMemory;
-use crate::exec::NoMemory;
+use crate::cuda::{DriverFailed, OutOfMemory};
+use crate::exec::{GpuLost, NoMemory};
 use crate::gguf::CutShort;
 use crate::session::{ContextFull, Interrupted};
 use crate::talk::{End, Generated};
@@ -165,7 +165,8 @@ pub(super) fn exit_status(e: &anyhow::Error) -> u8 {
     if e.is::<OutOfMemory>() || e.is::<NoMemory>() || is_refused_memory(e) {
         return OUT_OF_MEMORY;
     }
-    if let Some(failure) = e.downcast_ref::<Failure>() {
+    let lost = e.is::<GpuLost>() || e.downcast_ref::<DriverFailed>().is_some_and(|f| f.is_lost);
+    if let Some(failure) = if lost { Some(&Failure::GpuLost) } else { e.downcast_ref::<Failure>() } {
         let row = STATUSES.iter().find(|s| s.2 == Some(*failure));
         return row.expect("every failure is in the table").0;
     }
@@ -209,12 +210,15 @@ mod tests {
     }
 
     #[test]
-    fn memory_that_is_refused_while_a_model_is_opened_is_no_fault_of_the_file() {
+    fn what_fails_while_a_model_is_opened_is_not_always_a_fault_of_the_file() {
         let refused = Err::<(), _>(std::io::Error::from(ErrorKind::OutOfMemory));
         let e = refused.context("cannot read x.gguf into memory").context(Failure::Model).unwrap_err();
         assert_eq!(exit_status(&e), 5);
         let missing = Err::<(), _>(std::io::Error::from(ErrorKind::NotFound));
         assert_eq!(exit_status(&missing.context(Failure::Model).unwrap_err()), 3);
+        let (call, name) = ("to finish".into(), "CUDA_ERROR_ILLEGAL_ADDRESS".into());
+        let lost = Err::<(), _>(DriverFailed { call, name, is_lost: true, kernel: None });
+        assert_eq!(exit_status(&lost.context(Failure::Model).unwrap_err()), 9, "nor is a GPU that is lost");
         let full = ContextFull { n_ctx: 8, used: 0, given: 9 };
         assert_eq!(exit_status(&anyhow::Error::from(full)), 4);
     }

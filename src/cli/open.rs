@@ -120,6 +120,8 @@ pub(super) fn options(a: &args::ModelArgs) -> Result<Options> {
         halves: halves()?,
         stats: a.stats,
         load: Load { mmap: !a.no_mmap, mlock: a.mlock },
+        read_to_pin: !(a.no_mmap || a.keep_mmap || a.mlock),
+        gpu_fallback: a.gpu_fallback,
     })
 }
 
@@ -240,6 +242,7 @@ fn without_gpu(a: &args::ModelArgs, o: &Options, why: &str) -> Result<bool> {
         sized.then(|| format!("--expert-cache {}", a.expert_cache)),
         a.cpu_moe.then(|| "-cmoe".into()),
         a.n_cpu_moe.map(|n| format!("-ncmoe {n}")),
+        a.gpu_fallback.then(|| "--gpu-fallback".into()),
     ];
     given.iter().flatten().try_for_each(|flag| off(flag, why))?;
     Ok(given.iter().flatten().next().is_some())

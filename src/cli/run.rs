@@ -81,15 +81,17 @@ pub(super) fn run(a: &args::RunArgs) -> Result<()> {
         said.take_calls(tools, ended);
     }
     let ended = ended.and_then(|ended| shown.finish(&said).map(|()| ended));
+    let settled = session.settle(); // a GPU that is lost is known before something is saved
     if let Some(file) = &mut file {
-        // Also when nobody reads stdout any more.
+        // Also when nobody reads stdout any more, or the GPU was lost.
         let stopped = matches!(ended, Ok(End::Stop(_)));
         let mut whole = said.clone();
         whole.answer.insert_str(0, a.prefill.as_deref().unwrap_or_default());
         saved.keep(&whole, stopped, &mut session, &tokenizer, &prompt)?;
         file.save(|path| store::save(path, &session, 0, &saved.note()))?;
     }
-    let summary = Summary { said, ended: ended?, complete, seed, prompt_tokens, read, read_s, made_s };
+    let ended = ended.and_then(|ended| settled.map(|()| ended))?;
+    let summary = Summary { said, ended, complete, seed, prompt_tokens, read, read_s, made_s };
     summary.print(a, &mut out)?;
     stats(&session, &a.model)?;
     summary.status(a, &session, turns.is_some())

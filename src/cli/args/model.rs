@@ -42,6 +42,10 @@ pub struct ModelArgs {
     /// Read the model into memory instead of mapping the file
     #[arg(long)]
     pub no_mmap: bool,
+    /// Keep the file mapped even if a GPU can copy experts from memory only, and there is enough
+    /// for them [also: --mmap]
+    #[arg(long, conflicts_with = "no_mmap")]
+    pub keep_mmap: bool,
     /// Lock the model in memory, so that it is not swapped out
     #[arg(long)]
     pub mlock: bool,
@@ -63,6 +67,10 @@ pub struct ModelArgs {
     /// left
     #[arg(long, value_name = "SIZE|off|auto", default_value = "auto")]
     pub expert_cache: String,
+    /// Go on with the CPU if the GPU is lost, instead of ending with exit status 9: it reads again
+    /// what the GPU had read
+    #[arg(long)]
+    pub gpu_fallback: bool,
     /// Bit-identical output for identical input (ignores timing measurements)
     #[arg(long)]
     pub deterministic: bool,

@@ -284,9 +284,10 @@ impl Chat<'_> {
     /// Saves to the conversation's own file, if it has one.
     pub(super) fn keep(&mut self, whole: bool) -> Result<()> {
         let Some(mut file) = self.file.take() else { return Ok(()) };
+        let settled = self.session.settle(); // a GPU that is lost is known before something is saved
         let done = file.save(|path| self.save(path, whole));
         self.file = Some(file);
-        done
+        done.and(settled)
     }
 
     pub(super) fn save(&self, path: &Path, whole: bool) -> Result<()> {

@@ -336,8 +336,19 @@ fn gpu(h: &Host, t: &Tested, say: Say<'_>) {
             format!("the card at {} uses {now} of its {most} lanes: try another slot, or no riser", l.address),
         );
     }
-    if let GpuReport::There { name, rates: Err(why), .. } = &t.gpu {
+    let GpuReport::There { name, rates, unpinnable, .. } = &t.gpu else { return };
+    if let Err(why) = rates {
         say(Severity::Unknown, "gpu", format!("{name}: its rates could not be measured: {why}"));
+    }
+    if let Some(why) = unpinnable {
+        say(
+            Severity::Note,
+            "gpu",
+            format!(
+                "{why}. A model whose experts do not fit on the GPU is therefore read into memory at the start where there \
+                 is enough; with --keep-mmap, or less memory, the CPU copies every expert for the GPU"
+            ),
+        );
     }
 }
 
@@ -444,6 +455,18 @@ mod tests {
             (&|h, _| h.huge_reserved = Some((100, 2 << 20)), "set aside as 100"),
             (&|h, _| h.nodes = vec![node(0), node(1)], "2 NUMA nodes"),
             (&|h, _| h.links = vec![Link { address: "01:00".into(), lanes: (4, 16) }], "4 of its 16 lanes"),
+            (
+                &|_, t| {
+                    t.gpu = GpuReport::There {
+                        name: "a card".into(),
+                        memory: None,
+                        rates: Ok((1e9, 2e9)),
+                        module: None,
+                        unpinnable: Some("it cannot".into()),
+                    }
+                },
+                "note gpu: it cannot. A model",
+            ),
         ] {
             let text = said(change);
             assert!(text.contains(words) && text.lines().count() == 1, "{words}: {text}");

@@ -36,6 +36,10 @@ pub(super) enum GpuReport {
         memory: Option<(usize, usize)>,
         /// Bytes per second over the bus, and of its memory.
         rates: Result<(f64, f64), String>,
+        /// The version of the driver's kernel module.
+        module: Option<String>,
+        /// Why experts cannot be copied from a mapped file directly; None if they can.
+        unpinnable: Option<String>,
     },
 }
 
@@ -70,6 +74,8 @@ impl Tested {
                 name: format!("{gpu:?}"),
                 memory: gpu.memory().ok(),
                 rates: gpu.rates().map_err(|e| format!("{e:#}")),
+                module: gpu.kernel_module.clone(),
+                unpinnable: gpu.pin_mode(cuda::HostMemory::Mapped).err(),
             },
         };
         let mut by_threads: Vec<(usize, f64)> = all.into_iter().zip(best).collect();

@@ -25,7 +25,8 @@ pub(super) fn adjusted(long: &str, value: &OsString) -> OsString {
 /// `--mmap`, of llama-bench with 0 or 1.
 pub(super) fn mmap(value: &str) -> Result<Vec<String>, String> {
     match value {
-        "" | "1" | "on" | "auto" => Ok(Vec::new()),
+        "auto" => Ok(Vec::new()),
+        "" | "1" | "on" => Ok(vec!["--keep-mmap".into()]),
         "0" | "off" => Ok(vec!["--no-mmap".into()]),
         other => Err(format!("found {other}, expected 0 or 1")),
     }
@@ -34,7 +35,8 @@ pub(super) fn mmap(value: &str) -> Result<Vec<String>, String> {
 /// `--load-mode`.
 pub(super) fn load_mode(value: &str) -> Result<Vec<String>, String> {
     let words: &[&str] = match value {
-        "auto" | "mmap" => &[],
+        "auto" => &[],
+        "mmap" => &["--keep-mmap"],
         "none" => &["--no-mmap"],
         "mlock" => &["--no-mmap", "--mlock"],
         "mmap+mlock" => &["--mlock"],
