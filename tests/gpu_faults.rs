@@ -7,6 +7,10 @@ use std::path::PathBuf;
 use std::process::{Command, Output, Stdio};
 
 use common::emu;
+use tandem::gguf::Gguf;
+use tandem::plan::{self, Ask};
+use tandem::session::{self, Options};
+use tandem::tape::{ExpertShare, WeightKind};
 
 /// Settings of the driver, or of the program, by the names of environment variables.
 type Env<'a> = &'a [(&'a str, &'a str)];
@@ -45,6 +49,40 @@ fn folder(name: &str) -> PathBuf {
     dir
 }
 
+#[test]
+fn kernels_that_do_not_load_are_an_error_before_the_first_token() {
+    let dir = folder("kernels");
+    std::fs::write(dir.join("attend.sm_80.ptx"), "no kernels").unwrap();
+    let broken = [("TANDEM_PTX_DIR", dir.to_str().unwrap())];
+    let Some((status, got, stderr)) = run(&["-cmoe"], &broken) else { return };
+    assert!(status == 1 && got.is_empty(), "{status} {got} {stderr}");
+    assert!(stderr.contains("refused the kernels of attend: CUDA_ERROR_INVALID_IMAGE"), "{stderr}");
+    let (status, got, stderr) = run(&["-cmoe", "--gpu-fallback"], &broken).unwrap();
+    let (_, want, _) = run(&["-ngl", "0"], &[]).unwrap();
+    assert_eq!((status, got), (0, want), "{stderr}");
+    assert!(stderr.contains("the CPU takes its place"), "{stderr}");
+}
+
+#[test]
+fn what_the_driver_takes_for_page_tables_is_left_to_it() {
+    let gguf = Gguf::open(&common::demo()).unwrap();
+    let (o, ask) = (Options::default(), Ask { cpu_moe: Some(usize::MAX), ..Ask::default() });
+    let shape = session::shape(&gguf, &o).unwrap();
+    let mut seen = 0;
+    for mb in [8, 16, 24, 32, 48, 64, 128, 256] {
+        let fit = plan::fit(session::tape(&gguf, &o).unwrap(), &ask, Some(mb << 20), shape).unwrap();
+        let shared = fit.tape.steps.iter().filter(|s| s.share == ExpertShare::OnGpu);
+        let weights = shared.flat_map(|s| &s.weights).map(|w| &fit.tape.weights[w.0 as usize]);
+        let pinned: usize = weights.filter(|w| w.kind == WeightKind::Matrix).map(|w| w.bytes).sum();
+        assert!(fit.footprint.needed() <= mb << 20, "{mb} MB");
+        assert_eq!(fit.footprint.needed() - fit.footprint.total(), fit.footprint.page_tables);
+        // A byte for 512; each layer's share is rounded down.
+        assert!(fit.footprint.page_tables.abs_diff(pinned / 512) <= fit.layers, "{mb} MB: {pinned} bytes of experts");
+        seen += usize::from(pinned > 0);
+    }
+    assert!(seen > 1, "some placements copy experts");
+}
+
 /// Launches at which the driver fails: while the prompt is read, early in the answer, and late in
 /// it.
 const LAUNCHES: [&str; 3] = ["40", "500", "1500"];
@@ -57,16 +95,16 @@ fn tells_the_loss(text: &str) -> bool {
 #[test]
 fn experts_reach_the_gpu_by_the_best_way_that_the_driver_allows_and_it_is_said() {
     let Some((_, want, stderr)) = run(&["-cmoe"], &[]) else { return };
-    assert!(want.len() > 20 && stderr.contains("of experts are pinned"), "a mapped file is pinned: {stderr}");
+    assert!(want.len() > 20 && stderr.contains("of experts are "), "a mapped file is pinned: {stderr}");
     let (no, old, unknown) =
         (("TANDEM_EMU_READ_ONLY", "0"), ("TANDEM_EMU_KERNEL_MODULE", "565.57.01"), ("TANDEM_EMU_KERNEL_MODULE", ""));
     let cases: [(&[&str], Env, &[&str]); 7] = [
-        (&[], &[no], &["reading the weights into memory", "attribute 113 is 0", "of experts are pinned"]),
-        (&[], &[old], &["reading the weights into memory", "kernel module 565.57.01", "of experts are pinned"]),
-        (&[], &[unknown], &["reading the weights into memory", "kernel module is unknown", "of experts are pinned"]),
+        (&[], &[no], &["reading the weights into memory", "attribute 113 is 0", "of experts are "]),
+        (&[], &[old], &["reading the weights into memory", "kernel module 565.57.01", "of experts are "]),
+        (&[], &[unknown], &["reading the weights into memory", "kernel module is unknown", "of experts are "]),
         (&["--keep-mmap"], &[no], &["through staging memory, because", "attribute 113 is 0"]),
         (&["--mmap"], &[old], &["through staging memory, because", "kernel module 565.57.01"]),
-        (&["--no-mmap"], &[no], &["of experts are pinned"]),
+        (&["--no-mmap"], &[no], &["of experts are "]),
         (
             &["--no-mmap"],
             &[no, ("TANDEM_EMU_NO_REGISTER", "1")],

@@ -165,8 +165,12 @@ pub(super) fn exit_status(e: &anyhow::Error) -> u8 {
     if e.is::<OutOfMemory>() || e.is::<NoMemory>() || is_refused_memory(e) {
         return OUT_OF_MEMORY;
     }
-    let lost = e.is::<GpuLost>() || e.downcast_ref::<DriverFailed>().is_some_and(|f| f.is_lost);
-    if let Some(failure) = if lost { Some(&Failure::GpuLost) } else { e.downcast_ref::<Failure>() } {
+    let failed = e.downcast_ref::<DriverFailed>();
+    let failure = match e.is::<GpuLost>() || failed.is_some_and(|f| f.is_lost) {
+        true => Some(&Failure::GpuLost),
+        false => e.downcast_ref::<Failure>().filter(|_| failed.is_none()), // no fault of the model
+    };
+    if let Some(failure) = failure {
         let row = STATUSES.iter().find(|s| s.2 == Some(*failure));
         return row.expect("every failure is in the table").0;
     }
@@ -217,8 +221,10 @@ mod tests {
         let missing = Err::<(), _>(std::io::Error::from(ErrorKind::NotFound));
         assert_eq!(exit_status(&missing.context(Failure::Model).unwrap_err()), 3);
         let (call, name) = ("to finish".into(), "CUDA_ERROR_ILLEGAL_ADDRESS".into());
-        let lost = Err::<(), _>(DriverFailed { call, name, is_lost: true, kernel: None });
-        assert_eq!(exit_status(&lost.context(Failure::Model).unwrap_err()), 9, "nor is a GPU that is lost");
+        let failed = DriverFailed { call, name, is_lost: false, kernel: None };
+        let lost = DriverFailed { is_lost: true, ..failed.clone() };
+        let of = |failed: DriverFailed| exit_status(&anyhow!(failed).context(Failure::Model));
+        assert_eq!((of(failed), of(lost)), (1, 9), "nor is what a driver refuses, or a GPU that is lost");
         let full = ContextFull { n_ctx: 8, used: 0, given: 9 };
         assert_eq!(exit_status(&anyhow::Error::from(full)), 4);
     }

@@ -81,7 +81,8 @@ pub(super) fn run(a: &args::RunArgs) -> Result<()> {
         said.take_calls(tools, ended);
     }
     let ended = ended.and_then(|ended| shown.finish(&said).map(|()| ended));
-    let settled = session.settle(); // a GPU that is lost is known before something is saved
+    // A GPU that is lost is known before something is saved.
+    let settled = if file.is_some() { session.settle() } else { Ok(()) };
     if let Some(file) = &mut file {
         // Also when nobody reads stdout any more, or the GPU was lost.
         let stopped = matches!(ended, Ok(End::Stop(_)));

@@ -110,7 +110,7 @@ impl Device {
     /// Brings the weights over that a plan has at `place`, this GPU, and allocates all else.
     ///
     /// # Errors
-    /// [`OutOfMemory`](crate::cuda::OutOfMemory) names what had no room; others if the driver fails.
+    /// [`OutOfMemory`] names what had no room; others if the driver fails.
     pub fn open(
         (gpu, place): (Arc<Gpu>, Place),
         gguf: &Gguf,

@@ -126,8 +126,8 @@ impl Session {
                     let n: usize = tokens.iter().map(Vec::len).sum();
                     tracing::warn!("{lost}");
                     tracing::warn!("going on with the CPU, which reads {n} tokens again (--gpu-fallback)");
-                    let again = tokens.iter().enumerate().filter(|(_, t)| !t.is_empty());
-                    return again.map(|(seq, t)| self.feed(seq, t, Want::None).map(drop)).collect();
+                    let mut again = tokens.iter().enumerate().filter(|(_, t)| !t.is_empty());
+                    return again.try_for_each(|(seq, t)| self.feed(seq, t, Want::None).map(drop));
                 }
                 Err(why) => lost.with_remedy(&format!("the CPU cannot go on: {why:#}")),
             },
