@@ -28,10 +28,10 @@ pub use pinning::{HostMemory, PinMode, pin_mode};
 pub use streams::{Event, Graph, Stream};
 
 use std::cell::Cell;
-use std::ops::Range;
 use std::collections::HashMap;
 use std::ffi::{CString, c_void};
 use std::fmt;
+use std::ops::Range;
 use std::sync::mpsc::{RecvTimeoutError, channel};
 use std::sync::{Mutex, PoisonError};
 use std::time::Duration;
