@@ -6,8 +6,8 @@
 //!                                                out = a + b                                      on the GPU
 //! ```
 //! To the plan and the walk these are steps like others: the GPU's is started, the CPU's runs meanwhile, and the sum
-//! waits for both. So the sum comes right before the first step that reads it: what stands between, a shared expert
-//! mostly, does not wait for the CPU.
+//! waits for both. So the sum, and what depends on it, comes after all else of its layer: a shared expert mostly, which
+//! does not wait for the CPU then.
 
 use std::sync::Arc;
 
@@ -18,9 +18,17 @@ use crate::tape::{ExpertShare, Slot, Step, Tape};
 pub fn split(tape: &Tape, which: &dyn Fn(usize) -> bool) -> Tape {
     let mut halves = tape.clone();
     halves.steps.clear();
-    let mut sums: Vec<Step> = Vec::new(); // those that nothing has read yet
+    let mut late: Vec<Step> = Vec::new(); // a layer's sum and what depends on it
     for (i, step) in tape.steps.iter().enumerate() {
-        halves.steps.extend(sums.extract_if(.., |sum| step.ins.contains(&sum.outs[0])));
+        let depends = late.iter().any(|s| s.outs.iter().any(|x| step.ins.contains(x)));
+        // Steps that share a state stay in order.
+        let may_wait = step.states.is_empty() && !which(i);
+        if late.first().is_some_and(|s| s.layer != step.layer) || (depends && !may_wait) {
+            halves.steps.append(&mut late);
+        } else if depends {
+            late.push(step.clone());
+            continue;
+        }
         if !which(i) {
             halves.steps.push(step.clone());
             continue;
@@ -35,8 +43,8 @@ pub fn split(tape: &Tape, which: &dyn Fn(usize) -> bool) -> Tape {
         // The CPU's first: what it waits for is sent before the GPU begins its own share.
         let rest = part(ExpertShare::OnCpu, "rest");
         let ins = vec![part(ExpertShare::OnGpu, "cached"), rest];
-        sums.push(Step { op: Arc::new(Add), ins, weights: Vec::new(), states: Vec::new(), ..step.clone() });
+        late.push(Step { op: Arc::new(Add), ins, weights: Vec::new(), states: Vec::new(), ..step.clone() });
     }
-    halves.steps.append(&mut sums);
+    halves.steps.append(&mut late);
     halves
 }
