@@ -1,4 +1,4 @@
-// Numbers that the kernels and the host share, each declared once: kernels/launch.py writes them into src/cuda/launch.rs.
+// Numbers that the kernels and the host share, each declared once: kernels/launch.py writes them into src/cuda/codes.rs.
 #pragma once
 
 /// What `glu` computes of a gate g and the other half u.

@@ -1,10 +1,11 @@
 #!/usr/bin/env python3
-"""Writes launch.rs from the kernels' prototypes and codes.rs from codes.cuh, in src/cuda or the folder that is named.
+"""Writes launch/ from the kernels' prototypes and codes.rs from codes.cuh, in src/cuda or the folder that is named.
 
 A prototype becomes a function of the same arguments. Kernels that a macro makes become one function that takes the
 macro's arguments first: the format's name, or the sizes that the kernel's name carries.
 """
 import re
+import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -23,15 +24,25 @@ CODES_HEAD = """//! The numbers that kernels and host share.
 """
 
 HEAD = """\
-//! One function for every kernel, with the arguments of its prototype. kernels/ptx.sh makes this file (so does
-//! kernels/launch.py, without the CUDA compiler) from the kernels' sources, whose hash is
+//! One function for every kernel, with the arguments of its prototype: a module for each source. kernels/ptx.sh makes
+//! these files (so does kernels/launch.py, without the CUDA compiler) from the sources, whose hash is
 //! {hash}.
 
 #![allow(clippy::too_many_arguments)] // the kernels' arguments, in their order
 
+{modules}
+
 pub use super::codes::*;
-use super::{{Gpu, Ptr, args::{{Arg, CacheArg, Grid, start}}}};
+{uses}
+"""
+
+MODULE = """\
+//! Starts the kernels of {source}.
+
 use anyhow::Result;
+use crate::cuda::{{{names}}};
+
+{functions}
 """
 
 
@@ -182,16 +193,31 @@ def functions(path, enums, done):
         yield function(stub, first, args, module, kernel, comment, source)
 
 
+def module(functions, source, enums):
+    """The file of a source's functions."""
+    text = "\n\n".join(functions)
+    codes = [e for e in enums if re.search(rf"\b{e}\b", text)]
+    args = ["Arg", *["CacheArg"] * ("CacheArg" in text), "Grid"]
+    names = ["Gpu", "Ptr", f"args::{{{', '.join(args)}}}", "queue::start", *(f"codes::{e}" for e in codes)]
+    return MODULE.format(source=source, names=", ".join(names), functions=text)
+
+
 def main():
     numbers, enums = codes()
-    out, done = [], {}
+    files, done = {}, {}
     sources = sorted(HERE.glob("*.cu"))
     for path in [HERE / "matrix.cuh", *sources]:
-        out += functions(path, enums, done)
+        files[path.stem] = module(functions(path, enums, done), f"kernels/{path.name}", enums)
     digest = subprocess.run([HERE / "hash.sh", *sources], check=True, capture_output=True, text=True).stdout.strip()
+    each = sorted(files)
+    modules, uses = ("\n".join(line.format(name) for name in each) for line in ("mod {};", "pub use {}::*;"))
+    files["mod"] = HEAD.format(hash=digest, modules=modules, uses=uses)
     folder = Path(sys.argv[1]) if len(sys.argv) > 1 else HERE.parent / "src/cuda"
     (folder / "codes.rs").write_text(CODES_HEAD + "\n" + "\n\n".join(numbers) + "\n")
-    (folder / "launch.rs").write_text(HEAD.format(hash=digest) + "\n" + "\n\n".join(out) + "\n")
+    shutil.rmtree(folder / "launch", ignore_errors=True)  # of a source that is no more, too
+    (folder / "launch").mkdir()
+    for name, text in files.items():
+        (folder / "launch" / f"{name}.rs").write_text(text)
 
 
 main()

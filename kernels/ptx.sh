@@ -1,5 +1,5 @@
 #!/usr/bin/env bash
-# Makes kernels/ptx, src/cuda/launch.rs and codes.rs from the kernels' sources, with the compiler that the project pins (from PyPI,
+# Makes kernels/ptx, src/cuda/launch and codes.rs from the kernels' sources, with the compiler that the project pins (from PyPI,
 # 250 MB, kept in target/nvcc). `kernels/ptx.sh check` makes them elsewhere, compares, assembles the PTX for every kind
 # of device (no difference, no spills), and holds the kernels' budgets of instructions (kernels/sass.py).
 set -euo pipefail
@@ -10,8 +10,8 @@ stubs=src/cuda
 [ $# = 0 ] || stubs=target/stubs
 mkdir -p $stubs
 python3 kernels/launch.py $stubs
-for file in launch.rs codes.rs; do
-    diff src/cuda/$file $stubs/$file || { echo "src/cuda/$file is not what the sources give: run kernels/launch.py" >&2; exit 1; }
+for made in launch codes.rs; do
+    diff -r src/cuda/$made $stubs/$made || { echo "src/cuda/$made is not what the sources give: run kernels/launch.py" >&2; exit 1; }
 done
 
 # The first four in one version: nvcc's own requirements name none, and would bring parts that do not fit. There is no
@@ -37,8 +37,12 @@ make_one() { # source tier
     out=$to/$name.sm_$2.ptx
     $cuda/bin/nvcc -ptx -arch=compute_$2 -O3 -Ikernels "$1" -o "$out.new"
     # The kernels use nothing newer than PTX 7.0, so that a driver of CUDA 11 can read them; what the compiler says to a
-    # newer assembler of bytes that nobody looks at is left out.
-    { echo "// of $(kernels/hash.sh "$1")"; sed '/^[[:space:]]*\.pragma "used_bytes_mask/d; s/^\.version .*/.version 7.0/' "$out.new"; } > "$out"
+    # newer assembler of bytes that nobody looks at is left out, and so are its comments around inline instructions.
+    {
+        echo "// of $(kernels/hash.sh "$1")"
+        sed '/^[[:space:]]*\.pragma "used_bytes_mask/d; /^[[:space:]]*\/\/ \(begin\|end\) inline asm$/d
+             s/^\.version .*/.version 7.0/' "$out.new"
+    } > "$out"
     rm "$out.new"
 }
 # As many at a time as there are processors: a function for every line of two words.
