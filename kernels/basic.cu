@@ -1,6 +1,6 @@
 // One pass over rows each: norms, add, scales, soft cap, glu, rope, pack, chosen rows, scale and bias, activations as 8-bit
-// codes, argmax.
-#include "matrix.cuh"
+// codes, argmax; and `chain`, several of these one after the other.
+#include "acts.cuh"
 
 /// x / sqrt(mean(x^2) + eps) * scale * weight over runs of `n` values, with mean + eps counted as `least` at least; the
 /// weights of `groups` runs follow each other, and begin again. A block per run.
@@ -63,9 +63,12 @@ extern "C" __global__ void __launch_bounds__(512) rotate(const float *x, float *
     out[at] = v * by;
 }
 
-/// Words from the host's memory.
-extern "C" __global__ void bring(const u32 *from, u32 *to, u64 n) {
+/// Words between the host's memory and the device's: up to three runs, each along x. Grid: (words / threads, runs).
+extern "C" __global__ void bring(const u32 *from, u32 *to, u64 n, const u32 *from2, u32 *to2, u64 n2, const u32 *from3,
+                                 u32 *to3, u64 n3) {
     u64 i = (u64)blockIdx.x * blockDim.x + threadIdx.x;
+    if (blockIdx.y == 1) from = from2, to = to2, n = n2;
+    if (blockIdx.y == 2) from = from3, to = to3, n = n3;
     if (i < n) to[i] = from[i];
 }
 
@@ -124,35 +127,54 @@ extern "C" __global__ void soft_cap(const float *x, float *out, float cap, u64 t
 __device__ __forceinline__ float sigmoid(float x) { return 1.f / (1.f + __expf(-x)); }
 
 /// A gate times the other half, as `kind` has it. Row r takes its gates from `g + r * g_stride`, its other half from
-/// `u + r * u_stride`, or 1 where there is no u; `run` values of u share a gate.
-extern "C" __global__ void glu(const float *g, const float *u, float *out, GluKind kind, float limit, float limit_u,
-                               int n, int run, u64 g_stride, u64 u_stride, u64 total) {
+/// `u + r * u_stride`, or 1 where there is no u; `run` values of u share a gate. Where `codes` is not null, the result is
+/// stored in 8 bits too; `total` is a multiple of 32 then.
+extern "C" __global__ void glu(const float *g, const float *u, float *out, i8 *codes, ActScale *scales, GluKind kind,
+                               float limit, float limit_u, int n, int run, u64 g_stride, u64 u_stride, u64 total) {
     u64 i = (u64)blockIdx.x * blockDim.x + threadIdx.x;
     if (i >= total) return;
     u64 r = i / n;
     int c = (int)(i % n);
-    float a = kind == GLU_RELU_SQ ? 0.f : g[r * g_stride + c / run], b = u ? u[r * u_stride + c] : 1.f;
+    float a = kind == GLU_RELU_SQ ? 0.f : g[r * g_stride + c / run], b = u ? u[r * u_stride + c] : 1.f, v = 0.f;
     if (kind == GLU_SILU_CLAMP || kind == GLU_OAI) {
         a = fminf(a, limit);
         b = fminf(fmaxf(b, -limit), limit);
     }
     switch (kind) {
     case GLU_SILU:
-    case GLU_SILU_CLAMP: out[i] = a * sigmoid(a) * b; break;
-    case GLU_OAI: out[i] = a * sigmoid(1.702f * a) * (b + 1.f); break;
-    case GLU_SIGMOID: out[i] = sigmoid(a) * b; break;
-    case GLU_GELU: out[i] = .5f * a * (1.f + tanhf(.79788456f * (a + .044715f * a * a * a))) * b; break;
-    case GLU_GELU_ERF: out[i] = .5f * a * (1.f + erff(.70710678f * a)) * b; break;
-    case GLU_RELU_SQ: b = fmaxf(b, 0.f), out[i] = b * b; break;
-    case GLU_RELU: out[i] = fmaxf(a, 0.f) * b; break;
-    case GLU_SILU_CAP: out[i] = fminf(a * sigmoid(a), limit) * fminf(fmaxf(b, -limit), limit); break;
-    case GLU_SOFTPLUS: out[i] = (a > 20.f ? a : log1pf(expf(a))) * b; break;
-    case GLU_MULTIPLY: out[i] = a * b; break;
+    case GLU_SILU_CLAMP: v = a * sigmoid(a) * b; break;
+    case GLU_OAI: v = a * sigmoid(1.702f * a) * (b + 1.f); break;
+    case GLU_SIGMOID: v = sigmoid(a) * b; break;
+    case GLU_GELU: v = .5f * a * (1.f + tanhf(.79788456f * (a + .044715f * a * a * a))) * b; break;
+    case GLU_GELU_ERF: v = .5f * a * (1.f + erff(.70710678f * a)) * b; break;
+    case GLU_RELU_SQ: b = fmaxf(b, 0.f), v = b * b; break;
+    case GLU_RELU: v = fmaxf(a, 0.f) * b; break;
+    case GLU_SILU_CAP: v = fminf(a * sigmoid(a), limit) * fminf(fmaxf(b, -limit), limit); break;
+    case GLU_SOFTPLUS: v = (a > 20.f ? a : log1pf(expf(a))) * b; break;
+    case GLU_MULTIPLY: v = a * b; break;
     case GLU_SITU:
         if (limit_u != 0.f) b = limit_u * tanhf(b / limit_u);
-        out[i] = limit * tanhf(a / limit) * sigmoid(a) * b;
+        v = limit * tanhf(a / limit) * sigmoid(a) * b;
         break;
     }
+    out[i] = v;
+    if (codes) store_code(v, codes, scales, i);
+}
+
+/// Value `i` of a head at `x` after the rotation of the `n_rot` values from `offset` on by the row's angles.
+__device__ __forceinline__ float turned(const float *x, int i, const float *angles, int n_rot, int offset, RopePairs pairs,
+                                        int inverse) {
+    float v = x[i];
+    int c = i - offset;
+    if (c < 0 || c >= n_rot) return v;
+    bool adjacent = pairs == ROPE_ADJACENT;
+    int half = n_rot / 2, pair = adjacent ? c / 2 : c % half;
+    bool second = adjacent ? c & 1 : c >= half;
+    int to_other = adjacent ? 1 : half;
+    float other = second ? x[i - to_other] : x[i + to_other];
+    float cs = angles[2 * pair], sn = angles[2 * pair + 1];
+    if (inverse) sn = -sn;
+    return second ? other * sn + v * cs : v * cs - other * sn;
 }
 
 /// Rotates pairs in every head of `head` values; `angles`: cos, sin of every pair, for every row. A thread per value.
@@ -160,20 +182,8 @@ extern "C" __global__ void rope(const float *x, const float *angles, float *out,
                                 int offset, RopePairs pairs, int inverse, u64 total) {
     u64 i = (u64)blockIdx.x * blockDim.x + threadIdx.x;
     if (i >= total) return;
-    u64 t = i / width;
-    int c = (int)(i % width) % head - offset;
-    float v = x[i];
-    bool adjacent = pairs == ROPE_ADJACENT;
-    if (c >= 0 && c < n_rot) {
-        int half = n_rot / 2, pair = adjacent ? c / 2 : c % half;
-        bool second = adjacent ? c & 1 : c >= half;
-        int to_other = adjacent ? 1 : half;
-        float other = second ? x[i - to_other] : x[i + to_other];
-        float cs = angles[t * n_rot + 2 * pair], sn = angles[t * n_rot + 2 * pair + 1];
-        if (inverse) sn = -sn;
-        v = second ? other * sn + v * cs : v * cs - other * sn;
-    }
-    out[i] = v;
+    int c = (int)(i % width) % head;
+    out[i] = turned(x + i - c, c, angles + i / width * n_rot, n_rot, offset, pairs, inverse);
 }
 
 /// One part of every head: columns `at..at + len` of `heads` heads of `head` values come from
@@ -209,23 +219,55 @@ extern "C" __global__ void scale_bias(float *out, const float *scale, const floa
 
 /// Rows of f32 as 8-bit codes with a scale per 32, and the sums of codes. A warp per 32 values.
 extern "C" __global__ void quantize(const float *x, i8 *codes, ActScale *scales, u64 groups) {
-    u64 g = ((u64)blockIdx.x * blockDim.x + threadIdx.x) >> 5;
-    int lane = threadIdx.x & 31;
-    if (g >= groups) return;
-    float v = x[32 * g + lane], most = warp_max(fabsf(v)), d = most / 127.f;
-    int q = __float2int_rn(d > 0.f ? v / d : 0.f);
-    codes[32 * g + lane] = (i8)q;
-    float sum = (float)q;
-#pragma unroll
-    for (int by = 8; by; by >>= 1) sum += __shfl_xor_sync(0xffffffffu, sum, by);
-    float high = __shfl_sync(0xffffffffu, sum, 16);
-    if (lane == 0) {
-        ActScale s;
-        s.d = d;
-        s.low = d * sum;
-        s.high = d * high;
-        s.unused = 0.f;
-        scales[g] = s;
+    u64 i = (u64)blockIdx.x * blockDim.x + threadIdx.x;
+    if (i / 32 < groups) store_code(x[i], codes, scales, i);
+}
+
+/// What launches of `pack`, `add` (up to three), `rms_norm`, `rope` and `quantize` do one after the other, each with what the
+/// one before gave, as far as they are there; a null pointer is one that is not. All results are stored, since others may read
+/// them. A block per run of `n` values in rows of `width`: what is normed together, and a head of the rotation; with codes a
+/// multiple of 32. `packed` is made of heads of `head` values, `stride` apart in rows of `x_width` from `from` on, and a head
+/// is a multiple of a run.
+extern "C" __global__ void __launch_bounds__(1024)
+    chain(const float *x, float *packed, int x_width, int head, int stride, int from, const float *y, float *sum,
+          const float *y2, float *sum2, const float *y3, float *sum3, const float *weight, float *normed, int groups,
+          float eps, float least, float scale, const float *angles, float *out, int n_rot, int offset, RopePairs pairs,
+          int inverse, i8 *codes, ActScale *scales, int n, int width) {
+    __shared__ float scratch[32];
+    u64 at = (u64)blockIdx.x * n, t = at / width;
+    const float *last = x + at;
+    if (packed) {
+        int c = (int)(at % width);
+        last = x + t * x_width + c / head * stride + from + c % head;
+    }
+    float squares = 0.f;
+    for (int i = threadIdx.x; i < n; i += blockDim.x) {
+        float v = last[i];
+        if (packed) packed[at + i] = v;
+        if (y) v += y[at + i], sum[at + i] = v;
+        if (y2) v += y2[at + i], sum2[at + i] = v;
+        if (y3) v += y3[at + i], sum3[at + i] = v;
+        if (normed) squares += v * v;
+        else if (codes && !out) store_code(v, codes, scales, at + i);
+    }
+    if (y) last = (y3 ? sum3 : y2 ? sum2 : sum) + at;
+    if (normed) {
+        float mean = block_sum(squares, scratch) / (float)n + eps;
+        float by = scale / sqrtf(mean < least ? least : mean); // a maximum would hide a NaN
+        if (weight) weight += (u64)(blockIdx.x % groups) * n;
+        for (int i = threadIdx.x; i < n; i += blockDim.x) {
+            float v = last[i] * by * (weight ? weight[i] : 1.f);
+            normed[at + i] = v;
+            if (codes && !out) store_code(v, codes, scales, at + i);
+        }
+        last = normed + at;
+    }
+    if (!out) return;
+    __syncthreads(); // a value's partner is another thread's
+    for (int i = threadIdx.x; i < n; i += blockDim.x) {
+        float v = turned(last, i, angles + t * n_rot, n_rot, offset, pairs, inverse);
+        out[at + i] = v;
+        if (codes) store_code(v, codes, scales, at + i);
     }
 }
 

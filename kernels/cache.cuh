@@ -143,3 +143,11 @@ __device__ __forceinline__ void store_block(u8 *row, CacheType type, int b, floa
         to[1] = (u16)(fifth >> 16);
     }
 }
+
+/// Writes value `i` of a row of any format, of which the lanes of a warp have 32 one after the other, from a multiple of 32 on.
+__device__ __forceinline__ void store_value(u8 *row, CacheType type, int i, float v) {
+    if (type == CACHE_F32) ((float *)row)[i] = v;
+    else if (type == CACHE_F16) ((u16 *)row)[i] = f2h(v);
+    else if (type == CACHE_BRAIN) ((u16 *)row)[i] = f2b(v);
+    else store_block(row, type, i / 32, v, i % 32);
+}

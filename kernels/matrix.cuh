@@ -63,22 +63,28 @@ __device__ __forceinline__ float dot(const Group &o, const u32 *x, const ActScal
 
 /// Few pairs: `lanes` threads (16 to 128, a power of two) for two rows of the matrix and one pair, or for one row and
 /// `T` pairs, which share the matrix (only where there are no ids, one head and an activation row for each pair). Grid:
-/// (rows / ROWS * lanes / threads, pairs / T); 128 threads.
+/// (rows / ROWS * lanes / threads, pairs / T, 1); 128 threads. For one pair it may be two deep: the second time for `w2`, as
+/// many matrices of `n_out2` rows as long, and `out2`; blocks beyond the rows of one of them have nothing to do.
 ///
 /// A lane that has two rows has the weights of both on their way at once, and brings the activations once for both.
 /// Rejected: two rows with four pairs, too (registers of Q4_K, Q5_K, Q6_K, IQ2_S and IQ3_S spill, and the PTX grows by
 /// 500 KB, for up to a tenth fewer instructions).
 template <class F, int T>
-__device__ __forceinline__ void matvec_body(const u8 *w, const i8 *x, const ActScale *scales, const float *ids,
-                                            const int *slots, float *out, int n_in, int n_out, int pairs, int share,
-                                            int heads, int lanes, u64 row_bytes) {
+__device__ __forceinline__ void matvec_body(const u8 *w, const u8 *w2, const i8 *x, const ActScale *scales,
+                                            const float *ids, const int *slots, float *out, float *out2, int n_in,
+                                            int n_out, int n_out2, int pairs, int share, int heads, int lanes,
+                                            u64 row_bytes) {
     enum { IN_BLOCK = F::BLOCK / 32, ROWS = T == 1 ? 2 : 1, SUMS = ROWS * T };
     __shared__ float parts[4][SUMS];
     int lane = threadIdx.x & (lanes - 1), first = blockIdx.y * T;
-    int row = ROWS * ((blockIdx.x * blockDim.x + threadIdx.x) >> (31 - __clz(lanes))), groups = n_in / 32;
+    int begin = blockIdx.x * blockDim.x, by_lanes = 31 - __clz(lanes);
+    int row = ROWS * ((begin + threadIdx.x) >> by_lanes), groups = n_in / 32;
+    int rows_here = T == 1 && blockIdx.z ? n_out2 : n_out;
+    if (T == 1 && ROWS * (begin >> by_lanes) >= rows_here) return;
+    if (T == 1 && blockIdx.z) w = w2;
     int m = matrix_of(first, ids, slots, heads);
     if (m < 0) return;
-    w += (u64)m * n_out * row_bytes + (u64)(lane / IN_BLOCK) * F::BYTES;
+    w += (u64)m * rows_here * row_bytes + (u64)(lane / IN_BLOCK) * F::BYTES;
     // A lane goes on by whole blocks that are a multiple of four bytes together: the place of its group in the
     // block and that of the block among words stay the same.
     Block block[ROWS];
@@ -86,7 +92,7 @@ __device__ __forceinline__ void matvec_body(const u8 *w, const i8 *x, const ActS
     int rows[T]; // of activations: where their groups begin
 #pragma unroll
     for (int r = 0; r < ROWS; r++) {
-        block[r] = Block(w + (u64)min(row + r, n_out - 1) * row_bytes);
+        block[r] = Block(w + (u64)min(row + r, rows_here - 1) * row_bytes);
 #pragma unroll
         for (int t = 0; t < T; t++) sums[r][t] = 0.f;
     }
@@ -124,6 +130,7 @@ __device__ __forceinline__ void matvec_body(const u8 *w, const i8 *x, const ActS
 #pragma unroll
                 for (int i = 0; i < SUMS; i++) sums[i / T][i % T] += parts[warp + other][i];
     }
+    if (T == 1 && opaque(blockIdx.z)) out = out2, n_out = n_out2; // chosen here, so that the loop has their registers
     if (lane == 0)
 #pragma unroll
         for (int i = 0; i < SUMS; i++)
@@ -132,12 +139,15 @@ __device__ __forceinline__ void matvec_body(const u8 *w, const i8 *x, const ActS
 }
 
 /// Few pairs of a format of floats, on activations as they are: a block per row, since such matrices have few rows
-/// (routers, mixes), or else long ones. Grid: (rows, pairs / T); up to 512 threads.
+/// (routers, mixes), or else long ones. Grid: (rows, pairs / T, 1), for one pair up to two deep as in `matvec_body`; up to 512
+/// threads.
 template <class F, int T>
-__device__ __forceinline__ void matvec_floats_body(const u8 *w, const float *x, const float *ids, const int *slots,
-                                                   float *out, int n_in, int n_out, int pairs, int share, int heads,
-                                                   u64 row_bytes) {
+__device__ __forceinline__ void matvec_floats_body(const u8 *w, const u8 *w2, const float *x, const float *ids,
+                                                   const int *slots, float *out, float *out2, int n_in, int n_out,
+                                                   int n_out2, int pairs, int share, int heads, u64 row_bytes) {
     __shared__ float scratch[32];
+    if (T == 1 && blockIdx.z) w = w2, out = out2, n_out = n_out2;
+    if (T == 1 && (int)blockIdx.x >= n_out) return;
     int row = blockIdx.x, first = blockIdx.y * T;
     int m = matrix_of(first, ids, slots, heads);
     if (m < 0) return;
@@ -549,20 +559,69 @@ __device__ __forceinline__ void matmul_floats_body(const u8 *w, const float *x, 
     }
 }
 
+/// Rows of activations, T to a block, that are normed first, without a weight: x / sqrt(mean(x^2) + eps). Every block sums the
+/// squares too, so that the normed rows need not exist; large blocks, since few rows of a matrix (mixes of streams) are long.
+/// Out: (rows, n_out). Grid: (n_out, rows / T).
+template <class F, int T>
+__device__ __forceinline__ void normed_body(const u8 *w, const float *x, float *out, int n_in, int n_out, int rows, float eps,
+                                            u64 row_bytes) {
+    __shared__ float scratch[32];
+    int first = T * blockIdx.y;
+    w += (u64)blockIdx.x * row_bytes;
+    float sums[T], squares[T];
+    const float *xs[T];
+#pragma unroll
+    for (int t = 0; t < T; t++) {
+        sums[t] = squares[t] = 0.f;
+        xs[t] = x + (u64)min(first + t, rows - 1) * n_in;
+    }
+    if (row_bytes % (4 * F::BYTES) == 0 && n_in % 4 == 0) {
+        for (int i = threadIdx.x; i < n_in / 4; i += blockDim.x) {
+            float v[4];
+            F::four(w, i, v);
+#pragma unroll
+            for (int t = 0; t < T; t++) {
+                float4 y = ((const float4 *)xs[t])[i];
+                sums[t] += v[0] * y.x + v[1] * y.y + v[2] * y.z + v[3] * y.w;
+                squares[t] += y.x * y.x + y.y * y.y + y.z * y.z + y.w * y.w;
+            }
+        }
+    } else {
+        for (int i = threadIdx.x; i < n_in; i += blockDim.x) {
+            float v = F::value(w, i);
+#pragma unroll
+            for (int t = 0; t < T; t++) {
+                float y = xs[t][i];
+                sums[t] += v * y;
+                squares[t] += y * y;
+            }
+        }
+    }
+#pragma unroll
+    for (int t = 0; t < T; t++) {
+        float sum = block_sum(sums[t], scratch), square = block_sum(squares[t], scratch);
+        if (threadIdx.x == 0 && first + t < rows)
+            out[(u64)(first + t) * n_out + blockIdx.x] = sum / sqrtf(square / (float)n_in + eps);
+    }
+}
+
 /// The kernels of a format of codes, with its name at the end of theirs.
 #define MATRIX_KERNELS(name, F)                                                                                        \
     extern "C" __global__ void rows_##name(const u8 *w, const int *ids, float *out, int n, u64 row_bytes) {            \
         rows_body<F>(w, ids, out, n, row_bytes);                                                                       \
     }                                                                                                                  \
     extern "C" __global__ void __launch_bounds__(128, 6)                                                               \
-        matvec1_##name(const u8 *w, const i8 *x, const ActScale *scales, const float *ids, const int *slots,           \
-                       float *out, int n_in, int n_out, int pairs, int share, int heads, int lanes, u64 row_bytes) {   \
-        matvec_body<F, 1>(w, x, scales, ids, slots, out, n_in, n_out, pairs, share, heads, lanes, row_bytes);          \
+        matvec1_##name(const u8 *w, const u8 *w2, const i8 *x, const ActScale *scales, const float *ids,               \
+                       const int *slots, float *out, float *out2, int n_in, int n_out, int n_out2, int pairs,          \
+                       int share, int heads, int lanes, u64 row_bytes) {                                               \
+        matvec_body<F, 1>(w, w2, x, scales, ids, slots, out, out2, n_in, n_out, n_out2, pairs, share, heads, lanes,    \
+                          row_bytes);                                                                                  \
     }                                                                                                                  \
     extern "C" __global__ void __launch_bounds__(128, 6)                                                               \
         matvec4_##name(const u8 *w, const i8 *x, const ActScale *scales, const float *ids, const int *slots,           \
                        float *out, int n_in, int n_out, int pairs, int share, int heads, int lanes, u64 row_bytes) {   \
-        matvec_body<F, 4>(w, x, scales, ids, slots, out, n_in, n_out, pairs, share, heads, lanes, row_bytes);          \
+        matvec_body<F, 4>(w, nullptr, x, scales, ids, slots, out, nullptr, n_in, n_out, 0, pairs, share, heads, lanes, \
+                          row_bytes);                                                                                  \
     }                                                                                                                  \
     extern "C" __global__ void __launch_bounds__(256, F::HALVES && F::MINS ? 1 : 2)                                    \
         matmul_##name(const u8 *w, const i8 *x, const ActScale *scales, const Tile *tiles, const int *order,           \
@@ -576,14 +635,27 @@ __device__ __forceinline__ void matmul_floats_body(const u8 *w, const float *x, 
         rows_body<F>(w, ids, out, n, row_bytes);                                                                       \
     }                                                                                                                  \
     extern "C" __global__ void __launch_bounds__(512)                                                                  \
-        matvec1_##name(const u8 *w, const float *x, const float *ids, const int *slots, float *out, int n_in,          \
-                       int n_out, int pairs, int share, int heads, u64 row_bytes) {                                    \
-        matvec_floats_body<F, 1>(w, x, ids, slots, out, n_in, n_out, pairs, share, heads, row_bytes);                  \
+        matvec1_##name(const u8 *w, const u8 *w2, const float *x, const float *ids, const int *slots, float *out,      \
+                       float *out2, int n_in, int n_out, int n_out2, int pairs, int share, int heads,                  \
+                       u64 row_bytes) {                                                                                \
+        matvec_floats_body<F, 1>(w, w2, x, ids, slots, out, out2, n_in, n_out, n_out2, pairs, share, heads,            \
+                                 row_bytes);                                                                           \
+    }                                                                                                                  \
+    extern "C" __global__ void __launch_bounds__(1024)                                                                 \
+        normed1_##name(const u8 *w, const float *x, float *out, int n_in, int n_out, int rows, float eps,              \
+                       u64 row_bytes) {                                                                                \
+        normed_body<F, 1>(w, x, out, n_in, n_out, rows, eps, row_bytes);                                               \
+    }                                                                                                                  \
+    extern "C" __global__ void __launch_bounds__(1024)                                                                 \
+        normed4_##name(const u8 *w, const float *x, float *out, int n_in, int n_out, int rows, float eps,              \
+                       u64 row_bytes) {                                                                                \
+        normed_body<F, 4>(w, x, out, n_in, n_out, rows, eps, row_bytes);                                               \
     }                                                                                                                  \
     extern "C" __global__ void __launch_bounds__(512)                                                                  \
         matvec4_##name(const u8 *w, const float *x, const float *ids, const int *slots, float *out, int n_in,          \
                        int n_out, int pairs, int share, int heads, u64 row_bytes) {                                    \
-        matvec_floats_body<F, 4>(w, x, ids, slots, out, n_in, n_out, pairs, share, heads, row_bytes);                  \
+        matvec_floats_body<F, 4>(w, nullptr, x, ids, slots, out, nullptr, n_in, n_out, 0, pairs, share, heads,         \
+                                 row_bytes);                                                                           \
     }
 
 /// Products of many pairs for a format of floats by plain arithmetic.

@@ -5,22 +5,25 @@
 __device__ __forceinline__ float sigmoid(float x) { return 1.f / (1.f + expf(-x)); }
 
 /// out[t][c] = silu(sum_j w[c][j] x[pos - (taps - 1 - j) step][c] + bias[c]), from the batch's rows and, before them, rows of
-/// f32 by position; `bias` may be null, and `silu` 0 for none. Grid: (columns / 128, rows).
-extern "C" __global__ void conv(const float *x, const u8 *past, const float *w, const float *bias, const int *seq,
-                                const int *pos, float *out, int silu, int n, int taps, int step, int capacity,
+/// f32 by position; `bias` may be null, and `silu` 0 for none. With `keep`, where the batch has one row, it is stored by its
+/// position too: in the place of one that nothing reads any more. Grid: (columns / 128, rows).
+extern "C" __global__ void conv(const float *x, u8 *past, const float *w, const float *bias, const int *seq,
+                                const int *pos, float *out, int silu, int keep, int n, int taps, int step, int capacity,
                                 u64 row_bytes, u64 seq_bytes) {
     int c = blockIdx.x * blockDim.x + threadIdx.x, t = blockIdx.y;
     if (c >= n) return;
+    past += seq[t] * seq_bytes;
     float sum = 0.f;
     for (int j = 0; j < taps; j++) {
         int back = (taps - 1 - j) * step, p = pos[t] - back;
         if (p < 0) continue;
         bool own = back <= t && seq[t - back] == seq[t];
-        const u8 *row = past + seq[t] * seq_bytes + (u64)(p % capacity) * row_bytes;
+        const u8 *row = past + (u64)(p % capacity) * row_bytes;
         sum += w[c * taps + j] * (own ? x[(u64)(t - back) * n + c] : ((const float *)row)[c]);
     }
     if (bias) sum += bias[c];
     out[(u64)t * n + c] = silu ? sum * sigmoid(sum) : sum;
+    if (keep) ((float *)(past + (u64)(pos[t] % capacity) * row_bytes))[c] = x[(u64)t * n + c];
 }
 
 /// out[t][c] = x[pos - back][c], from the batch's rows and, before them, rows of f32 by position; before the sequence's

@@ -38,7 +38,7 @@ WORK = [("matvec1_*", "IDP.4A", 8), ("matvec4_*", "IDP.4A", 32), ("matmul_*", "I
 # them up to 18 for each byte of 32 weights (150 for IQ2_XXS, of 8.25 bytes; 325 for Q4_K).
 BUDGETS = {
     "matvec1_iq1_m": 110, "matvec1_iq1_s": 85, "matvec1_iq2_s": 120, "matvec1_iq2_xs": 120, "matvec1_iq2_xxs": 110,
-    "matvec1_iq3_s": 140, "matvec1_iq3_xxs": 150, "matvec1_iq4_nl": 110, "matvec1_iq4_xs": 110, "matvec1_mxfp4": 115,
+    "matvec1_iq3_s": 145, "matvec1_iq3_xxs": 150, "matvec1_iq4_nl": 110, "matvec1_iq4_xs": 110, "matvec1_mxfp4": 115,
     "matvec1_nvfp4": 115, "matvec1_q1_0": 55, "matvec1_q2_0": 75, "matvec1_q2_k": 80, "matvec1_q3_k": 115,
     "matvec1_q4_0": 60, "matvec1_q4_1": 45, "matvec1_q4_k": 60, "matvec1_q5_0": 90, "matvec1_q5_1": 80,
     "matvec1_q5_k": 80, "matvec1_q6_k": 105, "matvec1_q8_0": 50, "matvec1_tq1_0": 165, "matvec1_tq2_0": 80,

@@ -1,14 +1,18 @@
 // Parallel residual streams: hyper-connections, attention to earlier residuals; compressed rows,
 // and the choice among them.
+#include "acts.cuh"
 #include "cache.cuh"
 
 __device__ __forceinline__ float sigmoid(float x) { return 1.f / (1.f + expf(-x)); }
 
 /// What a block reads from the streams, and how it writes back; see src/ops/hyper.rs. A block per token; `back` is null at
-/// the head of the model. Without `mixed` it is a weight for each stream and no matrix.
-extern "C" __global__ void hyper_pre(const float *streams, const float *mixes, const float *scale, const float *base,
-                                     float *out, float *back, int n, int width, int mixed, int rounds, float magnitude,
-                                     float eps, float post_eps) {
+/// the head of the model. Without `mixed` it is a weight for each stream and no matrix. Where `normed` is not null, it gets
+/// what `rms_norm` makes of the whole row, and where `codes` is not null they get that in 8 bits.
+extern "C" __global__ void __launch_bounds__(1024)
+    hyper_pre(const float *streams, const float *mixes, const float *scale, const float *base, float *out, float *back,
+              const float *weight, float *normed, i8 *codes, ActScale *scales, int n, int width, int mixed, int rounds,
+              float magnitude, float eps, float post_eps, float norm_eps, float norm_least, float norm_scale) {
+    __shared__ float scratch[32];
     __shared__ float pre[MOST_STREAMS], m[MOST_STREAMS * MOST_STREAMS];
     int t = blockIdx.x, nn = mixed ? n * n : 0, n_mix = back ? 2 * n + nn : n;
     mixes += (u64)t * n_mix;
@@ -48,22 +52,45 @@ extern "C" __global__ void hyper_pre(const float *streams, const float *mixes, c
         }
     }
     __syncthreads();
+    float squares = 0.f;
     for (int c = threadIdx.x; c < width; c += blockDim.x) {
         float sum = 0.f;
         for (int i = 0; i < n; i++) sum += pre[i] * streams[(u64)i * width + c];
         out[(u64)t * width + c] = sum;
+        squares += sum * sum;
+    }
+    if (!normed) return;
+    float mean = block_sum(squares, scratch) / (float)width + norm_eps;
+    float by = norm_scale / sqrtf(mean < norm_least ? norm_least : mean);
+    for (int c = threadIdx.x; c < width; c += blockDim.x) {
+        u64 i = (u64)t * width + c;
+        float v = out[i] * by * (weight ? weight[c] : 1.f);
+        normed[i] = v;
+        if (codes) store_code(v, codes, scales, i);
     }
 }
 
-/// The streams after a block gave `x`; without `mixed` each keeps what it has. A thread per value.
-extern "C" __global__ void hyper_post(const float *x, const float *streams, const float *back, float *out, int n,
-                                      int width, int mixed, u64 total) {
+/// The streams after a block gave `x`, or `x` + `y` where `y` is not null, which is stored as `sum`; and the same with `y2`.
+/// Without `mixed` each keeps what it has. A thread per value.
+extern "C" __global__ void hyper_post(const float *x, const float *y, float *sum, const float *y2, float *sum2,
+                                      const float *streams, const float *back, float *out, int n, int width, int mixed,
+                                      u64 total) {
     u64 i = (u64)blockIdx.x * blockDim.x + threadIdx.x;
     if (i >= total) return;
     u64 t = i / ((u64)n * width);
     int to = (int)(i / width % n), c = (int)(i % width);
     back += t * (n + (mixed ? n * n : 0));
-    float v = x[t * width + c] * back[to];
+    u64 at = t * width + c;
+    float given = x[at];
+    if (y) {
+        given += y[at];
+        if (to == 0) sum[at] = given;
+    }
+    if (y2) {
+        given += y2[at];
+        if (to == 0) sum2[at] = given;
+    }
+    float v = given * back[to];
     if (!mixed) v += streams[i];
     for (int from = 0; mixed && from < n; from++) v += back[n + from * n + to] * streams[(t * n + from) * width + c];
     out[i] = v;
@@ -128,18 +155,30 @@ extern "C" __global__ void add_place(const float *score, const float *ape, const
 
 /// The row of every token that completes a block of `ratio`; others are left. See src/ops/compress.rs: a softmax over the
 /// block's tokens (and with `overlap` the block's before) in each column, or without `scores` the mean; a norm where there
-/// is a weight of one, rotation; stored as f32 in `rows`, from
-/// where `store_rows` takes them. A block of threads per token.
-extern "C" __global__ void compress(const u8 *kvs, const u8 *scores, const float *norm, const float *angles,
-                                    const int *seq, const int *pos, float *rows, int dim, int ratio, int overlap,
-                                    float eps, int n_rot, int offset, RopePairs pairs, int inverse, int capacity,
-                                    u64 row_bytes, u64 seq_bytes) {
+/// is a weight of one, rotation; stored as f32 in `rows`, from where `store_rows` takes them. A block of threads per token.
+///
+/// With `kv`, of a batch of one row, that row of `kvs` and `scores` is stored first: `score` with the offset of its place
+/// (`add_place`). With `cache`, the row that is made is stored there, as `store_rows` would.
+extern "C" __global__ void __launch_bounds__(512, 2)
+    compress(u8 *kvs, u8 *scores, const float *kv, const float *score, const float *ape, const float *norm,
+             const float *angles, const int *seq, const int *pos, float *rows, int dim, int ratio, int overlap, float eps,
+             int n_rot, int offset, RopePairs pairs, int inverse, int capacity, u64 row_bytes, u64 seq_bytes, u8 *cache,
+             CacheType cache_type, int cache_capacity, u64 cache_row_bytes, u64 cache_seq_bytes) {
     __shared__ float scratch[32];
     DYN_SHARED(float, row); // dim
     int t = blockIdx.x, p = pos[t];
-    if ((p + 1) % ratio) return;
     kvs += seq[t] * seq_bytes;
     if (scores) scores += seq[t] * seq_bytes;
+    if (kv) {
+        int wide = dim * (1 + overlap);
+        u64 at = (u64)(p % capacity) * row_bytes;
+        for (int i = threadIdx.x; i < wide; i += blockDim.x) {
+            ((float *)(kvs + at))[i] = kv[i];
+            if (scores) ((float *)(scores + at))[i] = score[i] + ape[(u64)(p % ratio) * wide + i];
+        }
+        __syncthreads();
+    }
+    if ((p + 1) % ratio) return;
     int block = p / ratio, first = max((block + 1) * ratio - ratio * (1 + overlap), 0);
     float squares = 0.f;
     for (int c = threadIdx.x; c < dim; c += blockDim.x) {
@@ -164,6 +203,7 @@ extern "C" __global__ void compress(const u8 *kvs, const u8 *scores, const float
     for (int c = threadIdx.x; norm && c < dim; c += blockDim.x) row[c] *= by * norm[c];
     __syncthreads();
     rows += (u64)t * dim;
+    if (cache) cache += seq[t] * cache_seq_bytes + (u64)(block % cache_capacity) * cache_row_bytes;
     for (int c = threadIdx.x; c < dim; c += blockDim.x) {
         int r = c - offset, half = n_rot / 2;
         float v = row[c];
@@ -176,7 +216,8 @@ extern "C" __global__ void compress(const u8 *kvs, const u8 *scores, const float
             if (inverse) sn = -sn;
             v = second ? other * sn + v * cs : v * cs - other * sn;
         }
-        rows[c] = v;
+        if (cache) store_value(cache, cache_type, c, v);
+        else rows[c] = v;
     }
 }
 

@@ -109,22 +109,24 @@ fn the_functions_that_start_kernels_were_made_from_their_prototypes() {
     let mut sources: Vec<PathBuf> = std::fs::read_dir(&kernels).unwrap().map(|e| e.unwrap().path()).collect();
     sources.retain(|p| p.extension().is_some_and(|e| e == "cu"));
     sources.sort();
-    let here = include_str!("../src/cuda/launch.rs");
+    let here = include_str!("../src/cuda/launch/mod.rs");
     match hash(&sources) {
-        Some(hash) => assert!(here.contains(&hash), "src/cuda/launch.rs is stale: run kernels/ptx.sh"),
-        None => say!("no bash with sha256sum here: whether src/cuda/launch.rs is current is not checked"),
+        Some(hash) => assert!(here.contains(&hash), "src/cuda/launch is stale: run kernels/ptx.sh"),
+        None => say!("no bash with sha256sum here: whether src/cuda/launch is current is not checked"),
     }
     // The hash shows sources that were changed; only making it again shows a file that was.
-    let made = Path::new(env!("CARGO_TARGET_TMPDIR"));
+    let (made, src) = (Path::new(env!("CARGO_TARGET_TMPDIR")), kernels.join("../src/cuda"));
     match Command::new("python3").arg(kernels.join("launch.py")).arg(made).status() {
         Ok(status) => {
             assert!(status.success());
-            for (file, here) in [("launch.rs", here), ("codes.rs", include_str!("../src/cuda/codes.rs"))] {
-                let made = std::fs::read_to_string(made.join(file)).unwrap();
-                assert!(made == here, "src/cuda/{file} is not what launch.py writes");
-            }
+            let files = |folder: &Path| {
+                let stubs = std::fs::read_dir(folder.join("launch")).unwrap().map(|e| e.unwrap().path());
+                let read = |p: PathBuf| (p.file_name().unwrap().to_owned(), std::fs::read_to_string(p).unwrap());
+                stubs.chain([folder.join("codes.rs")]).map(read).collect::<std::collections::BTreeMap<_, _>>()
+            };
+            assert!(files(made) == files(&src), "src/cuda/launch and codes.rs are not what launch.py writes");
         }
-        Err(_) => say!("no python3 here: src/cuda/launch.rs and codes.rs are not made again"),
+        Err(_) => say!("no python3 here: src/cuda/launch and codes.rs are not made again"),
     }
 }
 
@@ -409,8 +411,8 @@ fn every_glu_is_its_formula_and_one_without_a_gate_reads_none() {
         for kind in kinds {
             let g = if kind == GluKind::ReluSq { Ptr::default() } else { from.ptr() };
             let (u, total, wide) = (from.ptr().at(n / run * 4), rows * n, stride as u64);
-            let (gpu, grid, out) = (Some(&gpu), Grid::each(total), out.ptr());
-            launch::glu(gpu, grid, g, u, out, kind, 2.0, 3.0, int(n), int(run), wide, wide, total as u64).unwrap();
+            let (gpu, grid, out, none, all) = (Some(&gpu), Grid::each(total), out.ptr(), Ptr::default(), total as u64);
+            launch::glu(gpu, grid, g, u, out, none, none, kind, 2.0, 3.0, int(n), int(run), wide, wide, all).unwrap();
             let want: Vec<f64> = (0..total)
                 .map(|i| {
                     let row = &x[i / n * stride..][..stride];

@@ -13,6 +13,8 @@
 //   TANDEM_EMU_FAULT_AT   N: the Nth launch fails with an illegal address, and everything after it
 //   TANDEM_EMU_ALLOC_LIMIT N: allocations of device memory (a graph's is one) after the Nth fail
 //   TANDEM_EMU_SM         compute capability (default 80)
+//   TANDEM_EMU_COUNT      a file to which each launch, copy and replay of a graph is added as a line, with `recorded` before
+//                         what goes into a graph: `launch NAME 64x1x1 256`, `copy up 4096` (down, within), `set 4096`, `replay`
 //   TANDEM_EMU_DEAF       1: waits for events are left out, as if the program had forgotten them (for tests of tests)
 #include "emu.hpp"
 
@@ -104,6 +106,20 @@ static void push(void *h, std::function<void()> run) {
     }
     s->queue.push_back({std::move(run)});
     s->pushed++;
+}
+
+/// Adds a line to the file of TANDEM_EMU_COUNT.
+static void count(void *h, const char *format, ...) {
+    static const char *path = getenv("TANDEM_EMU_COUNT");
+    static FILE *file = path ? fopen(path, "a") : nullptr;
+    if (!file) return;
+    va_list args;
+    va_start(args, format);
+    if (stream_of(h)->capture) fputs("recorded ", file);
+    vfprintf(file, format, args);
+    fputc('\n', file);
+    fflush(file);
+    va_end(args);
 }
 
 static bool inside(const std::map<u64, size_t> &blocks, u64 p, size_t n) {
@@ -270,6 +286,7 @@ static Result copy(Ptr to, u64 from, size_t n, void *h, bool up, bool down) {
         return refuse(INVALID, "a copy of %zu bytes lies in pinned memory in part", n);
     if ((!up && !own_from) || (!down && !own_to)) return refuse(INVALID, "a copy of %zu bytes leaves its memory", n);
     if (s->capture && (!own_from || !own_to)) return refuse(CAPTURE_UNSUPPORTED, "a copy of pageable memory in a graph");
+    count(h, "copy %s %zu", up ? "up" : down ? "down" : "within", n);
     if (!own_from) {
         auto kept = std::make_shared<std::vector<u8>>((u8 *)from, (u8 *)from + n);
         push(h, [=] { memcpy((void *)to, kept->data(), n); });
@@ -294,6 +311,7 @@ API cuMemcpyDtoH_v2(void *to, Ptr from, size_t n) {
 API cuMemsetD8Async(Ptr to, u8 v, size_t n, void *h) {
     LOCK;
     if (!inside(device, to, n)) return refuse(INVALID, "a memset of %zu bytes leaves its memory", n);
+    count(h, "set %zu", n);
     push(h, [=] { memset((void *)to, v, n); });
     return OK;
 }
@@ -438,6 +456,7 @@ API cuLaunchKernel(void *f, u32 gx, u32 gy, u32 gz, u32 bx, u32 by, u32 bz, u32 
         return refuse(INVALID, "%s: a grid of %u x %u x %u blocks of %u threads", k->name, gx, gy, gz, bx * by * bz);
     if ((int)shared > function->most_shared)
         return refuse(INVALID, "%s: %u bytes of dynamic shared memory, allowed are %d", k->name, shared, function->most_shared);
+    count(h, "launch %s %ux%ux%u %u", k->name, gx, gy, gz, bx);
     auto kept = std::make_shared<std::vector<std::vector<u8>>>();
     for (int i = 0; i < k->n_params; i++) kept->emplace_back((u8 *)params[i], (u8 *)params[i] + k->size[i]);
     push(h, [=] {
@@ -477,6 +496,7 @@ API cuGraphInstantiateWithFlags(void **exec, void *graph, u64) {
 }
 API cuGraphLaunch(void *exec, void *h) {
     LOCK;
+    count(h, "replay");
     for (auto &work : ((Graph *)exec)->work) push(h, work);
     return OK;
 }

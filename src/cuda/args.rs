@@ -1,12 +1,9 @@
 //! What a kernel is started with: the shape of its grid, and its arguments as the driver takes them.
 
-use std::cell::Cell;
 use std::ffi::c_void;
 
-use anyhow::Result;
-
+use super::Ptr;
 use super::codes::CacheType;
-use super::{Gpu, Ptr};
 
 /// Threads of a block in kernels that have a thread per value.
 const BLOCK: usize = 256;
@@ -84,29 +81,6 @@ impl Arg {
             Arg::Long(v) => (&raw const *v).cast_mut().cast(),
             Arg::Float(v) => (&raw const *v).cast_mut().cast(),
             Arg::Cache(v) => (&raw const *v).cast_mut().cast(),
-        }
-    }
-}
-
-thread_local! {
-    /// Kernels that this thread was asked to start without a device.
-    static COUNTED: Cell<usize> = const { Cell::new(0) };
-}
-
-/// Runs `f`, which starts kernels without a device, and returns how many it would have started on one.
-pub fn count_launches<T>(f: impl FnOnce() -> T) -> (T, usize) {
-    let before = COUNTED.get();
-    let made = f();
-    (made, COUNTED.get() - before)
-}
-
-/// Starts a kernel of a module; without a device it is only counted.
-pub(super) fn start(gpu: Option<&Gpu>, kernel: (&'static str, &str), grid: Grid, args: &[Arg]) -> Result<()> {
-    match gpu {
-        Some(gpu) => gpu.launch(kernel, grid, args),
-        None => {
-            COUNTED.set(COUNTED.get() + usize::from(!grid.blocks.contains(&0)));
-            Ok(())
         }
     }
 }

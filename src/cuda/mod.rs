@@ -9,6 +9,7 @@ mod args;
 #[rustfmt::skip]
 mod codes;
 mod errors;
+mod join;
 mod kernels;
 #[rustfmt::skip]
 pub mod launch;
@@ -16,15 +17,19 @@ mod measure;
 mod memory;
 mod open;
 mod pinning;
+mod queue;
 mod streams;
 
 use args::Arg;
-pub use args::{CacheArg, Grid, count_launches, int};
+pub use args::{CacheArg, Grid, int};
 use errors::DriverContext;
 pub use errors::{DriverFailed, OutOfMemory, is_failure};
+use join::Launch;
 pub use kernels::{all as modules, module_of};
 pub use memory::{Arena, Buffer, Pinned, Ptr, Registered};
 pub use pinning::{HostMemory, PinMode, pin_mode};
+use queue::LaunchQueue;
+pub use queue::count_launches;
 pub use streams::{Event, Graph, Stream};
 
 use std::cell::Cell;
@@ -40,8 +45,8 @@ use anyhow::Result;
 use cudarc::driver::result as cu;
 use cudarc::driver::sys;
 
-/// Bytes up to which a kernel copies.
-const SMALL: usize = 64 << 10;
+/// Bytes up to which a kernel copies ([`Gpu::bring`], [`Gpu::send`]).
+pub const SMALL: usize = 64 << 10;
 
 thread_local! {
     /// Whether this thread only looks up the kernels that it starts ([`Gpu::load_kernels`]).
@@ -77,6 +82,8 @@ pub struct Gpu {
     pub copies: Stream,
     modules: Mutex<HashMap<&'static str, sys::CUmodule>>,
     functions: Mutex<HashMap<(&'static str, String), Function>>,
+    /// The launches that wait for the next one.
+    queue: Mutex<LaunchQueue>,
     /// Released after all of the above.
     context: Context,
 }
@@ -169,6 +176,7 @@ impl Gpu {
     /// # Errors
     /// If the driver reports an error.
     pub fn upload<T: bytemuck::NoUninit>(&self, stream: &Stream, to: Ptr, from: &[T]) -> Result<()> {
+        self.flush()?;
         // SAFETY: the callers hand out pointers into their own buffers; pinned memory outlives the stream's work because
         // its owner waits for the stream before it is reused or dropped.
         unsafe { cu::memcpy_htod_async(to.0, from, stream.0) }.driver_context("a copy to the device")?;
@@ -180,6 +188,7 @@ impl Gpu {
     /// # Errors
     /// If the driver reports an error.
     pub fn upload_pinned(&self, stream: &Stream, to: Ptr, from: &Pinned, at: usize, bytes: usize) -> Result<()> {
+        self.flush()?;
         assert!(at + bytes <= from.bytes);
         // SAFETY: the memory is as long; its owner writes to it again only after an event that follows this copy.
         unsafe { sys::cuMemcpyHtoDAsync_v2(to.0, from.at.add(at).cast(), bytes, stream.0) }
@@ -198,9 +207,7 @@ impl Gpu {
         if bytes.len() > SMALL {
             return self.upload_pinned(&self.work, to, from, bytes.start, bytes.len());
         }
-        // Pinned memory has one address for both (unified addressing, on every 64-bit system).
-        let words = bytes.len().div_ceil(4);
-        launch::bring(Some(self), Grid::each(words), Ptr(from.at as u64).at(bytes.start), to, words as u64)
+        self.move_words(Ptr(from.at as u64).at(bytes.start), to, bytes.len())
     }
 
     /// Copies from the device, in the stream's order: done when the stream has been waited for.
@@ -208,6 +215,7 @@ impl Gpu {
     /// # Errors
     /// If the driver reports an error.
     pub fn download<T: bytemuck::AnyBitPattern>(&self, stream: &Stream, to: &mut [T], from: Ptr) -> Result<()> {
+        self.flush()?;
         // SAFETY: as above.
         unsafe { cu::memcpy_dtoh_async(to, from.0, stream.0) }.driver_context("a copy from the device")
     }
@@ -217,6 +225,7 @@ impl Gpu {
     /// # Errors
     /// If the driver reports an error.
     pub fn download_pinned(&self, stream: &Stream, to: &Pinned, bytes: Range<usize>, from: Ptr) -> Result<()> {
+        self.flush()?;
         assert!(bytes.end <= to.bytes);
         // SAFETY: the memory is as long; its owner reads it only after an event that follows this copy.
         unsafe { sys::cuMemcpyDtoHAsync_v2(to.at.add(bytes.start).cast(), from.0, bytes.len(), stream.0) }
@@ -225,11 +234,32 @@ impl Gpu {
         self.settle(stream, None)
     }
 
+    /// Copies values from the device into pinned memory, in the work stream's order. Small ones are written by a kernel, and
+    /// several that follow each other by one ([`Gpu::joined`]): a copy of its own costs about as much as a launch each.
+    ///
+    /// # Errors
+    /// If the driver reports an error.
+    pub fn send(&self, to: &Pinned, bytes: Range<usize>, from: Ptr) -> Result<()> {
+        assert!(bytes.end <= to.bytes);
+        if bytes.len() > SMALL {
+            return self.download_pinned(&self.work, to, bytes, from);
+        }
+        self.move_words(from, Ptr(to.at as u64).at(bytes.start), bytes.len())
+    }
+
+    /// A kernel that copies between pinned memory and the device's. Pinned memory has one address for both (unified
+    /// addressing, on every 64-bit system).
+    fn move_words(&self, from: Ptr, to: Ptr, bytes: usize) -> Result<()> {
+        let (words, none) = (bytes.div_ceil(4), Ptr::default());
+        launch::bring(Some(self), Grid::each(words), from, to, words as u64, none, none, 0, none, none, 0)
+    }
+
     /// Copies within the device.
     ///
     /// # Errors
     /// If the driver reports an error.
     pub fn copy(&self, stream: &Stream, to: Ptr, from: Ptr, bytes: usize) -> Result<()> {
+        self.flush()?;
         // SAFETY: as above.
         unsafe { cu::memcpy_dtod_async(to.0, from.0, bytes, stream.0) }.driver_context("a copy on the device")
     }
@@ -239,6 +269,7 @@ impl Gpu {
     /// # Errors
     /// If the driver reports an error.
     pub fn zero(&self, stream: &Stream, to: Ptr, bytes: usize) -> Result<()> {
+        self.flush()?;
         // SAFETY: as above.
         unsafe { cu::memset_d8_async(to.0, 0, bytes, stream.0) }.driver_context("to clear memory")
     }
@@ -273,21 +304,18 @@ impl Gpu {
         Ok((bytes as f64 / up, 2.0 * bytes as f64 / within)) // read and written
     }
 
-    /// Starts kernel `name` of a module. `args` must be what the kernel's source declares: only the functions of `launch`,
-    /// which are made from the sources, call this.
-    fn launch(&self, (module, name): (&'static str, &str), grid: Grid, args: &[Arg]) -> Result<()> {
-        if grid.blocks.contains(&0) {
-            return Ok(());
-        }
+    /// Gives a launch to the driver.
+    fn begin(&self, launch: &Launch) -> Result<()> {
+        let (grid, (module, name)) = (launch.grid, (launch.kernel.0, &*launch.kernel.1));
         let f = self.function(module, name, grid.shared_bytes)?;
         if LOOKS_UP.get() {
             return Ok(());
         }
-        let mut pointers: Vec<*mut c_void> = args.iter().map(Arg::at).collect();
+        let mut pointers: Vec<*mut c_void> = launch.args.iter().map(Arg::at).collect();
         let [x, y, z] = grid.blocks.map(|n| n as u32);
         let (threads, shared) = (grid.threads as u32, grid.shared_bytes as u32);
         // SAFETY: the function belongs to a module that lives as long as the device; the arguments are read before the
-        // call returns, and are those of the prototype that the caller was made from.
+        // call returns, and are those of the prototype that the caller was made from, or that `join` made of such.
         unsafe { cu::launch_kernel(f, (x, y, z), (threads, 1, 1), shared, self.work.0, &mut pointers) }
             .driver_context(&format!("to start {name}"))?;
         self.settle(&self.work, Some(name))
@@ -361,6 +389,7 @@ impl Gpu {
     /// # Errors
     /// If the driver reports an error.
     pub fn replay(&self, graph: &Graph) -> Result<()> {
+        self.flush()?;
         // SAFETY: the graph lives; what it names outlives it, by its owner's promise.
         unsafe { cu::graph::launch(graph.0, self.work.0) }.driver_context("to start a graph")
     }

@@ -73,6 +73,7 @@ impl Gpu {
             copies,
             modules: Mutex::default(),
             functions: Mutex::default(),
+            queue: Mutex::default(),
             context: Context { device, context },
         })
     }

@@ -21,7 +21,10 @@ use crate::cpu::Pool;
 use crate::cuda::{Arena, DriverFailed, Event, Gpu, Graph, OutOfMemory, Pinned, Ptr};
 use crate::gguf::Gguf;
 use crate::plan::{self, Needs, Place, Plan, PlanStage, Shape};
-use crate::tape::{Batch, ExpertShare, GpuIo, GpuState, GpuValue, GpuWeight, Scratch, Slot, Step, Tape, WeightKind};
+use crate::tape::{
+    Batch, ExpertShare, GpuIo, GpuState, GpuValue, GpuWeight, Scratch, Slot, Step, Tape, WeightKind, code_bytes,
+    quantize,
+};
 
 /// A plan's share of a device.
 #[derive(Debug)]
@@ -32,6 +35,8 @@ pub struct Device {
     states: Vec<Option<GpuState>>,
     /// Where values are, by the plan's buffers.
     values: Vec<Ptr>,
+    /// Of every slot that has codes: where its buffer is, and the codes of the buffer.
+    codes: Vec<Option<(Ptr, Ptr)>>,
     scratch: (Ptr, usize),
     /// Of each lane; one where no layer is split by expert.
     inputs: Vec<BatchInputs>,
@@ -135,7 +140,10 @@ impl Device {
             lanes.map(|rows| BatchInputs::new(&gpu, &memory, tape, (plan, place), rows)).collect::<Result<_>>()?;
         let mut experts = ExpertCache::open(&gpu, &memory, tape, plan)?;
         let layout = &plan.layouts[place.index()];
-        let values = layout.bytes(&shape).map(|b| memory.take(b)).collect();
+        let values: Vec<Ptr> = layout.bytes(&shape).map(|b| memory.take(b)).collect();
+        let beside: Vec<Ptr> = layout.code_bytes(&shape).map(|b| memory.take(b)).collect();
+        let coded = layout.buffer.iter().zip(&layout.coded).map(|(buffer, coded)| buffer.filter(|_| *coded));
+        let codes = coded.map(|b| b.map(|b| (values[b as usize], beside[b as usize]))).collect();
         let on_gpu = || tape.steps.iter().zip(&plan.places).filter(|(_, p)| **p == place).map(|(s, _)| s);
         for s in on_gpu().flat_map(|step| &step.states).map(|s| s.0 as usize) {
             if states[s].is_none() {
@@ -192,6 +200,7 @@ impl Device {
             states,
             memory,
             values,
+            codes,
             scratch,
             inputs,
             staging,
@@ -403,6 +412,7 @@ impl Device {
                     self.gpu.work.wait()?;
                     f(&tape.steps[i].label, &mut values, v.width);
                     self.gpu.upload(&self.gpu.work, v.ptr, &values)?;
+                    self.make_codes(slot, v)?;
                     self.gpu.work.wait()?;
                 }
             }
@@ -454,7 +464,7 @@ impl Device {
     }
 
     fn stages(&self, tape: &Tape, plan: &Plan, lane: &Lane<'_>, range: std::ops::Range<usize>) -> Result<()> {
-        plan.stages[range].iter().try_for_each(|stage| self.run(tape, plan, lane, stage))
+        self.gpu.joined(|| plan.stages[range].iter().try_for_each(|stage| self.run(tape, plan, lane, stage)))
     }
 
     fn run(&self, tape: &Tape, plan: &Plan, lane: &Lane<'_>, stage: &PlanStage) -> Result<()> {
@@ -469,8 +479,11 @@ impl Device {
                 let at = lane.offset(&plan.layouts[to.index()], buffer);
                 let bytes = at..at + v.rows * v.width * 4;
                 match from {
-                    Place::Gpu(_) => self.gpu.download_pinned(&self.gpu.work, host, bytes, v.ptr),
-                    _ => self.gpu.bring(v.ptr, host, bytes),
+                    Place::Gpu(_) => self.gpu.send(host, bytes, v.ptr),
+                    _ => {
+                        self.gpu.bring(v.ptr, host, bytes)?;
+                        self.make_codes(slot, v)
+                    }
                 }
             }
             PlanStage::Run(_, steps) => steps.clone().map(|i| (i, &tape.steps[i])).try_for_each(|(i, step)| {
@@ -497,7 +510,8 @@ impl Device {
             let slots = self.inputs[lane.number].places(i);
             self.start_step(step, i, (lane, tape), value, Some((&|w| self.experts.at(i, w), slots)), false)
         } else if self.experts.passes(i) == 0 {
-            self.gpu.zero(&self.gpu.work, out.ptr, out.rows * out.width * 4)
+            self.gpu.zero(&self.gpu.work, out.ptr, out.rows * out.width * 4)?;
+            self.make_codes(&step.outs[0], out)
         } else {
             Ok(()) // the first pass writes what later ones add to
         }
@@ -515,6 +529,7 @@ impl Device {
     ) -> Result<()> {
         let (batch, inputs) = (lane.batch, &self.inputs[lane.number]);
         let ins: Vec<GpuValue> = step.ins.iter().map(value).collect();
+        let outs: Vec<GpuValue> = step.outs.iter().map(value).collect();
         let rows = ins.first().map_or(batch.rows.len(), |x| x.rows);
         let none = |x: &Slot| batch.count(tape.slots[x.0 as usize].rows) == 0;
         if rows == 0 || step.outs.iter().any(none) {
@@ -535,12 +550,30 @@ impl Device {
             tables: &inputs.tables(i),
             rows,
             ins: &ins,
-            outs: &step.outs.iter().map(value).collect::<Vec<_>>(),
+            codes: &step.ins.iter().zip(&ins).map(|(x, v)| self.codes_of(x, *v)).collect::<Vec<_>>(),
+            outs: &outs,
             weights: &step.weights.iter().map(|w| weight(w.0 as usize)).collect::<Vec<_>>(),
             states: &states,
             add,
             scratch: Scratch::new(self.scratch.0, self.scratch.1),
+        })?;
+        step.outs.iter().zip(outs).try_for_each(|(slot, out)| self.make_codes(slot, out))
+    }
+
+    /// Where the codes of a value are; null if it has none. A value that begins within its buffer has them as far on
+    /// beside it.
+    fn codes_of(&self, slot: &Slot, value: GpuValue) -> Ptr {
+        self.codes[slot.0 as usize].map_or(Ptr::default(), |(buffer, codes)| {
+            codes.at(code_bytes((value.ptr.0 - buffer.0) as usize / 4).next_multiple_of(16))
         })
+    }
+
+    /// Makes the codes of a value that was just written, where some step reads them.
+    fn make_codes(&self, slot: &Slot, value: GpuValue) -> Result<()> {
+        match self.codes_of(slot, value) {
+            Ptr(0) => Ok(()),
+            at => quantize(Some(&self.gpu), value, at),
+        }
     }
 
     /// Runs `compute`, the CPU's share of step `i`, while experts stream through the ring for the GPU's. `on_gpu` is at

@@ -206,7 +206,7 @@ mod tests {
     }
 
     fn layout(widths: &[[usize; 2]]) -> Layout {
-        Layout { buffer: Vec::new(), widths: widths.to_vec() }
+        Layout { buffer: Vec::new(), widths: widths.to_vec(), coded: Vec::new() }
     }
 
     #[test]

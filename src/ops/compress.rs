@@ -117,25 +117,34 @@ impl Op for CompressOp {
         let (c, kv) = (&self.c, io.ins[0]);
         let [kvs, rows, scores @ ..] = io.states else { unreachable!("the builder gives two states or three") };
         let (positions, ratio) = (io.lists.positions, int(c.ratio));
-        io.store(kvs, kv, positions)?;
-        if let Some(scores) = scores.first() {
-            let score = io.ins[1];
-            let placed = GpuValue { ptr: io.scratch.take(score.rows * score.width * 4), ..score };
-            let (ape, total) = (io.weights[io.weights.len() - 1].ptr, score.rows * score.width);
+        let (score, none) = (io.ins.get(1), Ptr::default());
+        let ape = score.map_or(none, |_| io.weights[io.weights.len() - 1].ptr);
+        // One row is stored by the kernel that reads it.
+        let alone = kv.rows == 1;
+        if !alone {
+            io.store(kvs, kv, positions)?;
+        }
+        if let (Some(scores), Some(score), false) = (scores.first(), score, alone) {
+            let placed = GpuValue { ptr: io.scratch.take(score.rows * score.width * 4), ..*score };
+            let total = score.rows * score.width;
             let (grid, width) = (Grid::each(total), int(score.width));
             launch::add_place(io.gpu, grid, score.ptr, ape, positions, placed.ptr, width, ratio, total as u64)?;
             io.store(scores, placed, positions)?;
         }
         let made = GpuValue { ptr: io.scratch.take(kv.rows * c.dim * 4), rows: kv.rows, width: c.dim };
         let (open, rope) = (kvs.cache, c.rope.as_ref());
-        let (norm, eps) = c.norm.map_or((Ptr::default(), 0.0), |(_, eps)| (io.weights[0].ptr, eps));
+        let (norm, eps) = c.norm.map_or((none, 0.0), |(_, eps)| (io.weights[0].ptr, eps));
+        let (to, straight) = (rows.cache, alone && self.run.is_none()); // into the cache
         launch::compress(
             io.gpu,
-            Grid::new([kv.rows, 1, 1], 128).with_shared(c.dim * 4),
+            Grid::new([kv.rows, 1, 1], c.dim.next_multiple_of(32).min(512)).with_shared(c.dim * 4),
             Ptr(open.rows),
-            scores.first().map_or(Ptr::default(), |s| Ptr(s.cache.rows)),
+            scores.first().map_or(none, |s| Ptr(s.cache.rows)),
+            if alone { kv.ptr } else { none },
+            score.map_or(none, |s| s.ptr),
+            ape,
             norm,
-            rope.map_or(Ptr::default(), |_| io.tables[1]),
+            rope.map_or(none, |_| io.tables[1]),
             io.lists.seqs,
             positions,
             made.ptr,
@@ -150,7 +159,15 @@ impl Op for CompressOp {
             open.capacity,
             open.row_bytes,
             open.seq_bytes,
+            if straight { Ptr(to.rows) } else { none },
+            to.ty,
+            to.capacity,
+            to.row_bytes,
+            to.seq_bytes,
         )?;
+        if straight {
+            return Ok(());
+        }
         if let Some(run) = self.run {
             rotate::rotate(io, made.ptr, made.rows * made.width, run, made.ptr)?;
         }

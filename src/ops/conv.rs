@@ -49,7 +49,7 @@ impl Op for Conv {
 
     fn gpu(&self, io: &GpuIo<'_>) -> Result<()> {
         let (x, past) = (io.ins[0], &io.states[0]);
-        let c = past.cache;
+        let (c, alone) = (past.cache, x.rows == 1); // one row is stored at once, more only when all have been read
         launch::conv(
             io.gpu,
             Grid::new([x.width.div_ceil(128), x.rows, 1], 128),
@@ -61,6 +61,7 @@ impl Op for Conv {
             io.lists.positions,
             io.outs[0].ptr,
             i32::from(self.silu),
+            i32::from(alone),
             int(x.width),
             int(self.taps),
             int(self.step),
@@ -68,7 +69,7 @@ impl Op for Conv {
             c.row_bytes,
             c.seq_bytes,
         )?;
-        io.store(past, x, io.tables[0])
+        if alone { Ok(()) } else { io.store(past, x, io.tables[0]) }
     }
 
     fn tables(&self) -> Vec<Table> {

@@ -222,6 +222,10 @@ impl Op for ExpertsOp {
         )
     }
 
+    fn code_inputs(&self, weights: &[&Weight]) -> &'static [usize] {
+        if weights[0].is_coded() { &[0] } else { &[] }
+    }
+
     fn splits_by_expert(&self) -> bool {
         true
     }

@@ -176,6 +176,8 @@ impl Glu {
             g,
             if self == Glu::GeluErf { Ptr::default() } else { u }, // nothing is gated
             out,
+            Ptr::default(),
+            Ptr::default(),
             kind,
             limit,
             limit_u,

@@ -15,7 +15,7 @@ use anyhow::Result;
 use super::glu::sigmoid;
 use super::norm::{norm, rms};
 use crate::cpu::{Group, grouped};
-use crate::cuda::launch::MOST_STREAMS;
+use crate::cuda::launch::{MOST_STREAMS, TILE_ROWS};
 use crate::cuda::{Grid, Ptr, int, launch};
 use crate::tape::{Builder, CpuIo, GpuIo, GpuValue, MatrixRows, Op, Slot};
 
@@ -124,20 +124,37 @@ impl Op for HyperPre {
 
     fn gpu(&self, io: &GpuIo<'_>) -> Result<()> {
         let (h, x, w) = (&self.h, io.ins[0], &io.weights[0]);
-        let normed = GpuValue { ptr: io.scratch.take(x.rows * x.width * 4), ..x };
-        norm(io, x, (None, 1), x.width, (h.norm_eps, 1.0), normed.ptr)?;
-        let mixes = io.scratch.take(x.rows * w.shape[1] * 4);
-        io.product(w, normed, MatrixRows::All, mixes)?;
-        let back = (!self.head).then(|| io.outs[1].ptr);
+        let (n_mix, n_in) = (w.shape[1], w.shape[2]);
+        let mixes = io.scratch.take(x.rows * n_mix * 4);
+        if w.format().act.block() == 1 && n_mix <= TILE_ROWS / 2 {
+            // The norm is made by the products that read it.
+            let grid = |each: usize| Grid::new([n_mix, x.rows.div_ceil(each), 1], 1024);
+            let (gpu, name, eps, row_bytes) = (io.gpu, w.kernels(), h.norm_eps, w.row_bytes());
+            let (n_in, n_out, rows) = (int(n_in), int(n_mix), int(x.rows));
+            if x.rows == 1 {
+                launch::normed1_floats(gpu, name, grid(1), w.ptr, x.ptr, mixes, n_in, n_out, rows, eps, row_bytes)?;
+            } else {
+                launch::normed4_floats(gpu, name, grid(4), w.ptr, x.ptr, mixes, n_in, n_out, rows, eps, row_bytes)?;
+            }
+        } else {
+            let normed = GpuValue { ptr: io.scratch.take(x.rows * x.width * 4), ..x };
+            norm(io, x, (None, 1), x.width, (h.norm_eps, 1.0), normed.ptr)?;
+            io.product(w, normed, MatrixRows::All, mixes)?;
+        }
+        let (back, none) = ((!self.head).then(|| io.outs[1].ptr), Ptr::default());
         launch::hyper_pre(
             io.gpu,
-            Grid::new([x.rows, 1, 1], 256),
+            Grid::new([x.rows, 1, 1], h.width.next_multiple_of(32).min(1024)), // as `rms_norm`, which may join it
             x.ptr,
             mixes,
             io.weights[1].ptr,
             io.weights[2].ptr,
             io.outs[0].ptr,
             back.unwrap_or_default(),
+            none,
+            none,
+            none,
+            none,
             int(h.n),
             int(h.width),
             i32::from(h.rounds.is_some()),
@@ -145,6 +162,9 @@ impl Op for HyperPre {
             h.magnitude,
             h.eps,
             h.post_eps(),
+            0.0,
+            0.0,
+            0.0,
         )
     }
 
@@ -190,8 +210,23 @@ impl Op for Post {
         let [x, streams, back] = io.ins else { unreachable!("the builder gives three inputs") };
         let (n, width, total) = (int(self.n), int(self.width), streams.rows * streams.width);
         let (grid, out) = (Grid::each(total), io.outs[0].ptr);
-        let mixed = i32::from(self.mixed);
-        launch::hyper_post(io.gpu, grid, x.ptr, streams.ptr, back.ptr, out, n, width, mixed, total as u64)
+        let (mixed, none, all) = (i32::from(self.mixed), Ptr::default(), total as u64); // sums come in by joined launches
+        launch::hyper_post(
+            io.gpu,
+            grid,
+            x.ptr,
+            none,
+            none,
+            none,
+            none,
+            streams.ptr,
+            back.ptr,
+            out,
+            n,
+            width,
+            mixed,
+            all,
+        )
     }
 }
 

@@ -59,6 +59,10 @@ impl Op for Linear {
         scale_bias(io, out, scale, bias, None)
     }
 
+    fn code_inputs(&self, weights: &[&Weight]) -> &'static [usize] {
+        if weights[0].is_coded() { &[0] } else { &[] }
+    }
+
     fn bytes_per_token(&self, weights: &[&Weight]) -> usize {
         let matrices = weights[0].bytes / weights[0].shape[0] * self.heads;
         matrices + weights[1..].iter().map(|w| w.bytes).sum::<usize>()

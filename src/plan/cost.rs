@@ -13,6 +13,7 @@
 //! Never held against a real GPU: the constants below are estimates, to be replaced by what devices measure.
 
 use super::{Place, Plan, PlanStage, expert_bytes, experts_of};
+use crate::cuda::SMALL;
 use crate::tape::{ExpertShare, RowSet, Slot, StateKind, Step, Tape, WeightKind};
 
 /// Multiply-adds of a CPU for each byte that it could read of memory, where it was not measured.
@@ -162,6 +163,8 @@ struct Clocks<'a> {
     running: bool,
     /// When a value that was sent down arrives.
     arrives: Vec<f64>,
+    /// Small copies that the last kernel makes.
+    copies: usize,
     sum: WalkTime,
 }
 
@@ -175,9 +178,12 @@ impl WalkTime {
         on_cpu: &dyn Fn(usize) -> f64,
     ) -> WalkTime {
         let arrives = vec![0.0; tape.slots.len()];
-        let (cpu, gpu, bus, running, sum) = (0.0, 0.0, 0.0, false, WalkTime::default());
-        let mut clocks = Clocks { tape, plan, at, rates, on_cpu, cpu, gpu, bus, running, arrives, sum };
+        let (cpu, gpu, bus, running, copies, sum) = (0.0, 0.0, 0.0, false, 0, WalkTime::default());
+        let mut clocks = Clocks { tape, plan, at, rates, on_cpu, cpu, gpu, bus, running, arrives, copies, sum };
         for stage in &plan.stages {
+            if let PlanStage::Run(..) = stage {
+                clocks.copies = 0;
+            }
             match stage {
                 PlanStage::Run(Place::Gpu(_), steps) => {
                     clocks.start();
@@ -187,7 +193,7 @@ impl WalkTime {
                     clocks.running = false;
                     steps.clone().for_each(|i| clocks.cpu_step(i));
                 }
-                PlanStage::Copy(x, from, to) if from.is_gpu() || to.is_gpu() => clocks.copy(*x, from.is_gpu()),
+                PlanStage::Copy(x, from, to) if from.is_gpu() || to.is_gpu() => clocks.copy(*x, *to),
                 PlanStage::Copy(..) => {}
             }
         }
@@ -219,7 +225,7 @@ impl Clocks<'_> {
         seconds
     }
 
-    /// Kernels that a step starts.
+    /// Kernels that a step starts, but for what the kernels of the step before do.
     fn kernels(&self, i: usize) -> usize {
         let starts = self.plan.starts.get(i).copied().unwrap_or_default();
         if self.at.rows == 1 { starts.single } else { starts.batch }
@@ -271,15 +277,21 @@ impl Clocks<'_> {
         self.cpu += seconds;
     }
 
-    fn copy(&mut self, x: Slot, down: bool) {
+    fn copy(&mut self, x: Slot, to: Place) {
         self.start();
+        let down = !to.is_gpu();
         if !down {
             self.gpu = self.gpu.max(self.cpu); // the value is the CPU's last
         }
         let info = self.tape.slots[x.0 as usize];
-        let seconds = (self.at.count(info.rows) * info.width * 4) as f64 / self.rates.bus;
+        let bytes = self.at.count(info.rows) * info.width * 4;
+        let seconds = bytes as f64 / self.rates.bus;
         self.sum.bus += seconds;
-        self.gpu += seconds + self.launches(1);
+        let coded = self.plan.layouts[to.index()].coded[x.0 as usize];
+        // Up to three small ones that follow each other are one kernel (`cuda/join.rs`).
+        let joins = bytes <= SMALL && (1..3).contains(&self.copies);
+        self.copies = if coded || bytes > SMALL { 0 } else { self.copies % 3 + 1 };
+        self.gpu += seconds + self.launches(usize::from(!joins) + usize::from(coded));
         if down {
             self.arrives[x.0 as usize] = self.gpu + WAKE;
         }

@@ -6,7 +6,7 @@ use super::{Place, Plan, PlanStage, shared_states};
 use crate::cuda::{Arena, CacheArg, Gpu, Grid, Ptr, count_launches, launch};
 use crate::tape::{
     Batch, ExpertShare, GpuIo, GpuState, GpuValue, GpuWeight, Lists, Row, RowSet, Scratch, Slot, StateId, StateKind,
-    StateSpec, Step, Tape, WeightId, WeightKind,
+    StateSpec, Step, Tape, WeightId, WeightKind, quantize,
 };
 
 /// How much a model is to hold.
@@ -115,7 +115,8 @@ impl Footprint {
             }
             sum.scratch = sum.scratch.max(needs.scratch[i]);
         }
-        sum.values = plan.layouts[Place::Gpu(0).index()].bytes(&shape).map(|b| b.next_multiple_of(ALIGN)).sum();
+        let layout = &plan.layouts[Place::Gpu(0).index()];
+        sum.values = layout.bytes(&shape).chain(layout.code_bytes(&shape)).map(|b| b.next_multiple_of(ALIGN)).sum();
         sum.scratch = sum.scratch.next_multiple_of(ALIGN);
         sum
     }
@@ -144,9 +145,9 @@ pub struct Needs {
 /// What the GPU body of a step starts.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub struct GpuStarts {
-    /// Kernels for a single row.
+    /// Kernels for a single row, without those that joined launches do with the step before.
     pub single: usize,
-    /// Kernels for the largest batch.
+    /// Kernels for the largest batch, likewise.
     pub batch: usize,
     /// Bytes of scratch memory that it fills for the largest batch.
     pub scratch_bytes: usize,
@@ -166,12 +167,15 @@ impl Needs {
         let refusing = |group: usize| (0..own.len()).find(|&i| groups[i] == Some(group) && own[i].is_some());
         let refuses: Vec<Option<String>> =
             groups.iter().enumerate().map(|(i, g)| own[g.and_then(refusing).unwrap_or(i)].clone()).collect();
+        let mut coded = vec![false; tape.slots.len()];
+        tape.steps.iter().flat_map(|s| tape.code_inputs(s)).for_each(|x| coded[x.0 as usize] = true);
         // A single row, the fewest that tensor cores take, and all: each takes other kernels.
         for n in [1, shape.n_batch.min(17), shape.n_batch] {
             let batch = batch_of(n, &shape);
-            for (i, step) in tape.steps.iter().enumerate().filter(|(i, _)| refuses[*i].is_none()) {
-                let (used, launches) = count_launches(|| scratch_of(tape, step, &batch, &shape, None, false));
-                let used = used.with_context(|| format!("step {}", step.label))?;
+            let steps = tape.steps.iter().enumerate().filter(|(i, _)| refuses[*i].is_none());
+            let each = steps.map(|(i, step)| (i, start_step(tape, step, &coded, &batch, &shape, None, false)));
+            for ((i, used), launches) in count_launches(each) {
+                let used = used.with_context(|| format!("step {}", tape.steps[i].label))?;
                 scratch[i] = scratch[i].max(used);
                 let single = if n == 1 { launches } else { starts[i].single };
                 starts[i] = GpuStarts { single, batch: launches, scratch_bytes: used }; // the last is the largest
@@ -198,29 +202,44 @@ pub fn load_kernels(gpu: &Gpu, tape: &Tape, plan: &Plan, shape: Shape) -> Result
     // Up to four rows share a weight, from 16 on tensor cores multiply.
     let mut counts = [1, 2, 3, 4, 8, 17, shape.n_batch].map(|n| n.min(shape.n_batch)).to_vec();
     counts.dedup();
-    let word = Ptr::default();
-    gpu.load_kernels(|| {
-        launch::bring(Some(gpu), Grid::each(1), word, word, 1)?; // how a batch comes over
-        for batch in counts.iter().map(|n| batch_of(*n, &shape)) {
-            for (_, step) in tape.steps.iter().enumerate().filter(|(i, _)| plan.places[*i].is_gpu()) {
-                for add in [false, true].into_iter().take(1 + (step.share == ExpertShare::OnGpu) as usize) {
-                    let loaded = scratch_of(tape, step, &batch, &shape, Some(gpu), add);
-                    loaded.with_context(|| format!("step {}", step.label))?;
-                }
+    let coded = &plan.layouts[Place::Gpu(0).index()].coded;
+    let start = |n: usize| -> Result<()> {
+        let batch = batch_of(n, &shape);
+        for (_, step) in tape.steps.iter().enumerate().filter(|(i, _)| plan.places[*i].is_gpu()) {
+            for add in [false, true].into_iter().take(1 + (step.share == ExpertShare::OnGpu) as usize) {
+                let loaded = start_step(tape, step, coded, &batch, &shape, Some(gpu), add);
+                loaded.with_context(|| format!("step {}", step.label))?;
             }
         }
         Ok(())
+    };
+    let none = Ptr::default();
+    gpu.load_kernels(|| {
+        launch::bring(Some(gpu), Grid::each(1), none, none, 1, none, none, 0, none, none, 0)?; // how a batch comes over
+        counts.iter().try_for_each(|n| start(*n))?;
+        gpu.joined(|| start(1)) // the kernels of launches that become one
     })
 }
 
-/// Calls a step's GPU body, which counts the scratch memory that it takes; `gpu` only looks kernels
-/// up.
-fn scratch_of(tape: &Tape, step: &Step, batch: &Batch, shape: &Shape, gpu: Option<&Gpu>, add: bool) -> Result<usize> {
+/// Calls a step's GPU body, and makes the codes of what it gives where `coded` says that the slot has
+/// some. Returns the scratch memory that it takes, in bytes; `gpu` only looks kernels up.
+fn start_step(
+    tape: &Tape,
+    step: &Step,
+    coded: &[bool],
+    batch: &Batch,
+    shape: &Shape,
+    gpu: Option<&Gpu>,
+    add: bool,
+) -> Result<usize> {
     let rows = |x: &Slot| batch.count(tape.slots[x.0 as usize].rows);
-    let value = |x: &Slot| GpuValue { ptr: Ptr::default(), rows: rows(x), width: tape.width(*x) };
-    let weight = |w: &WeightId| {
-        let w = &tape.weights[w.0 as usize];
-        GpuWeight { ptr: Ptr::default(), shape: w.shape, ty: w.matrix_type(), slots: Ptr::default() }
+    // All values and weights have addresses of their own, by which launches that can be joined are found.
+    let ptr = |x: &Slot| Ptr((1 << 62) + (u64::from(x.0) << 30));
+    let value = |x: &Slot| GpuValue { ptr: ptr(x), rows: rows(x), width: tape.width(*x) };
+    let codes = |x: &Slot| if coded[x.0 as usize] { ptr(x).at(1 << 29) } else { Ptr::default() };
+    let weight = |id: &WeightId| {
+        let (w, ptr) = (&tape.weights[id.0 as usize], Ptr((1 << 61) + (u64::from(id.0) << 30)));
+        GpuWeight { ptr, shape: w.shape, ty: w.matrix_type(), slots: Ptr::default() }
     };
     let state = |s: &StateId| state_of(&tape.states[s.0 as usize], Ptr::default(), shape.n_ctx, shape.n_batch);
     let tables = vec![Ptr::default(); step.op.tables().len()];
@@ -231,6 +250,7 @@ fn scratch_of(tape: &Tape, step: &Step, batch: &Batch, shape: &Shape, gpu: Optio
         tables: &tables,
         rows: step.ins.first().map_or(batch.rows.len(), rows),
         ins: &step.ins.iter().map(value).collect::<Vec<_>>(),
+        codes: &step.ins.iter().map(codes).collect::<Vec<_>>(),
         outs: &step.outs.iter().map(value).collect::<Vec<_>>(),
         weights: &step.weights.iter().map(weight).collect::<Vec<_>>(),
         states: &step.states.iter().map(state).collect::<Vec<_>>(),
@@ -238,6 +258,8 @@ fn scratch_of(tape: &Tape, step: &Step, batch: &Batch, shape: &Shape, gpu: Optio
         scratch: Scratch::counted(),
     };
     step.op.gpu(&io)?;
+    let made = step.outs.iter().filter(|x| coded[x.0 as usize]);
+    made.map(|x| quantize(gpu, value(x), codes(x))).collect::<Result<()>>()?;
     Ok(io.scratch.used())
 }
 

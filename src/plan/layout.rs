@@ -1,7 +1,7 @@
 //! Which buffer of a place holds each value: values that are never alive together share one.
 
 use super::{Place, PlanStage, Shape};
-use crate::tape::{ExpertShare, RowSet, Slot, Tape};
+use crate::tape::{ExpertShare, RowSet, Slot, Tape, code_bytes};
 
 /// The buffers of one place.
 #[derive(Clone, Debug)]
@@ -10,6 +10,9 @@ pub struct Layout {
     pub buffer: Vec<Option<u32>>,
     /// Columns of each buffer: of values with a row for every token, and of values with a row for every output row.
     pub widths: Vec<[usize; 2]>,
+    /// Whether a step multiplies a slot as codes here, which lie beside it ([`quantize`](crate::tape::quantize)): only on
+    /// a GPU.
+    pub coded: Vec<bool>,
 }
 
 impl Layout {
@@ -18,11 +21,14 @@ impl Layout {
     pub fn new(tape: &Tape, stages: &[PlanStage], place: Place) -> Layout {
         // Every moment at which this place reads or writes: (reads, writes).
         let mut moments: Vec<(Vec<Slot>, Vec<Slot>)> = Vec::new();
+        let mut coded = vec![false; tape.slots.len()];
         for stage in stages {
             match stage {
                 PlanStage::Copy(x, from, _) if *from == place => moments.push((vec![*x], vec![])),
                 PlanStage::Copy(x, _, to) if *to == place => moments.push((vec![], vec![*x])),
                 PlanStage::Run(p, range) if *p == place => {
+                    let steps = tape.steps[range.clone()].iter().filter(|_| place.is_gpu());
+                    steps.flat_map(|s| tape.code_inputs(s)).for_each(|x| coded[x.0 as usize] = true);
                     moments.extend(tape.steps[range.clone()].iter().map(|s| (s.ins.clone(), s.outs.clone())))
                 }
                 _ => {}
@@ -42,7 +48,7 @@ impl Layout {
         if place == Place::Cpu {
             tape.results().iter().for_each(|x| last[x.0 as usize] = usize::MAX); // read after the walk
         }
-        let mut layout = Layout { buffer: vec![None; tape.slots.len()], widths: Vec::new() };
+        let mut layout = Layout { buffer: vec![None; tape.slots.len()], widths: Vec::new(), coded };
         let mut free: Vec<u32> = Vec::new();
         for (at, (reads, writes)) in moments.iter().enumerate() {
             for x in writes {
@@ -74,7 +80,16 @@ impl Layout {
         layout
     }
 
-    /// Bytes that each buffer must hold.
+    /// Bytes for codes beside each buffer: of those that hold a value with codes, as many as the whole buffer's have, and what
+    /// a second half of a batch loses by beginning at a multiple of 16.
+    pub fn code_bytes(&self, shape: &Shape) -> impl Iterator<Item = usize> {
+        let mut has = vec![false; self.widths.len()];
+        let coded = self.buffer.iter().zip(&self.coded).filter(|(_, coded)| **coded);
+        coded.filter_map(|(buffer, _)| *buffer).for_each(|buffer| has[buffer as usize] = true);
+        self.bytes(shape).zip(has).map(|(bytes, has)| if has { code_bytes(bytes / 4) + 16 } else { 0 })
+    }
+
+    /// Bytes that each buffer must hold, without codes.
     pub fn bytes(&self, shape: &Shape) -> impl Iterator<Item = usize> {
         self.widths.iter().map(|[all, wanted]| 4 * (all * shape.n_batch).max(wanted * shape.n_output_rows))
     }

@@ -106,7 +106,8 @@ impl Plan {
 
     /// Bytes of working buffers at `place` for the largest batch.
     pub fn buffer_bytes(&self, place: Place, shape: &Shape) -> usize {
-        self.layouts[place.index()].bytes(shape).sum()
+        let layout = &self.layouts[place.index()];
+        layout.bytes(shape).sum::<usize>() + layout.code_bytes(shape).sum::<usize>()
     }
 }
 

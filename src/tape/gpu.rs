@@ -28,6 +28,34 @@ pub struct GpuValue {
     pub width: usize,
 }
 
+/// Where the codes of a value of `n` numbers begin that are kept at `at`, and where their scales do.
+fn codes_at(at: Ptr, n: usize) -> [Ptr; 2] {
+    [at, at.at(n)]
+}
+
+/// Bytes of the codes and scales of `n` numbers.
+pub fn code_bytes(n: usize) -> usize {
+    n + n / 2
+}
+
+/// Makes the codes of a value: 8 bits each, and a scale for 32 of them.
+///
+/// Matrices of codes are multiplied by codes, not by floats. The rule: **who writes a value that some
+/// step on the GPU reads as codes ([`Op::code_inputs`](super::Op::code_inputs)) makes its codes too**,
+/// once, right after it. They are in memory that belongs to the value's buffer, and good for as long as
+/// the value is. So nothing need be remembered about them from step to step, no graph depends on what
+/// another one did, and a buffer that is used again has the codes of its new value, or of none that is
+/// read as such. A writer is a step, a copy up, or an observer that changes a value. Values inside a
+/// step have their codes in its scratch memory.
+///
+/// # Errors
+/// If the driver reports an error.
+pub fn quantize(gpu: Option<&Gpu>, x: GpuValue, at: Ptr) -> Result<()> {
+    let groups = x.rows * x.width / 32;
+    let [codes, scales] = codes_at(at, x.rows * x.width);
+    launch::quantize(gpu, Grid::each(32 * groups), x.ptr, codes, scales, groups as u64)
+}
+
 /// A weight in device memory.
 #[derive(Clone, Copy, Debug)]
 pub struct GpuWeight {
@@ -128,6 +156,8 @@ pub struct GpuIo<'a> {
     pub rows: usize,
     /// The inputs.
     pub ins: &'a [GpuValue],
+    /// The codes of those inputs that have some; null of the others.
+    pub codes: &'a [Ptr],
     /// The outputs.
     pub outs: &'a [GpuValue],
     /// The weights, in the step's order.
@@ -141,7 +171,7 @@ pub struct GpuIo<'a> {
 }
 
 /// Scratch memory, handed out from its start; a step begins with all of it. What products of a step can share is made
-/// once and found here: activations in 8 bits, and pairs in the order of their experts.
+/// once and found here: values inside the step in 8 bits, and pairs in the order of their experts.
 #[derive(Debug)]
 pub struct Scratch {
     at: Ptr,
@@ -175,9 +205,9 @@ impl Scratch {
         }
     }
 
-    /// Scratch memory that is only counted.
+    /// Scratch memory that is only counted; it is not null.
     pub fn counted() -> Scratch {
-        Scratch::new(Ptr::default(), usize::MAX)
+        Scratch::new(Ptr(1 << 60), usize::MAX)
     }
 
     /// So many bytes of it.
@@ -239,6 +269,7 @@ impl<'a> GpuIo<'a> {
             tables: &[],
             rows,
             ins: &[],
+            codes: &[],
             outs: &[],
             weights: &[],
             states: &[],
@@ -342,46 +373,38 @@ impl GpuIo<'_> {
             true => Grid::new([n_out, fours, 1], share_row),
             false => Grid::new([(n_out.div_ceil(if four { 1 } else { 2 }) * share_row).div_ceil(128), fours, 1], 128),
         };
-        let (n_in, n_out, count, share, heads) = (int(n_in), int(n_out), int(count), int(share), int(heads));
+        let (n_in, n_out, n, share, heads, at) = (int(n_in), int(n_out), int(count), int(share), int(heads), w.ptr);
+        let (none, b, lanes) = (Ptr::default(), row_bytes, int(share_row)); // a second matrix comes in by joined launches
         match acts {
-            None => {
-                let start = if four { launch::matvec4_floats } else { launch::matvec1_floats };
-                start(gpu, name, grid, w.ptr, x.ptr, ids, slots, out, n_in, n_out, count, share, heads, row_bytes)
+            None if four => {
+                launch::matvec4_floats(gpu, name, grid, at, x.ptr, ids, slots, out, n_in, n_out, n, share, heads, b)
             }
-            Some([codes, scales]) => {
-                let start = if four { launch::matvec4 } else { launch::matvec1 };
-                start(
-                    gpu,
-                    name,
-                    grid,
-                    w.ptr,
-                    codes,
-                    scales,
-                    ids,
-                    slots,
-                    out,
-                    n_in,
-                    n_out,
-                    count,
-                    share,
-                    heads,
-                    int(share_row),
-                    row_bytes,
-                )
-            }
+            None => launch::matvec1_floats(
+                gpu, name, grid, at, none, x.ptr, ids, slots, out, none, n_in, n_out, 0, n, share, heads, b,
+            ),
+            Some([codes, scales]) if four => launch::matvec4(
+                gpu, name, grid, at, codes, scales, ids, slots, out, n_in, n_out, n, share, heads, lanes, b,
+            ),
+            Some([codes, scales]) => launch::matvec1(
+                gpu, name, grid, at, none, codes, scales, ids, slots, out, none, n_in, n_out, 0, n, share, heads,
+                lanes, b,
+            ),
         }
     }
 
-    /// Rows as codes of 8 bits with a scale for 32.
+    /// Rows as codes of 8 bits with a scale for 32: those beside an input, or made here.
     fn quantized(&self, x: GpuValue) -> Result<[Ptr; 2]> {
+        let n = x.rows * x.width;
+        if let Some((_, &at)) = self.ins.iter().zip(self.codes).find(|(of, at)| **of == x && **at != Ptr::default()) {
+            return Ok(codes_at(at, n));
+        }
         if let Some((_, made)) = self.scratch.acts.get().filter(|(of, _)| *of == x) {
             return Ok(made);
         }
-        let groups = x.rows * x.width / 32;
-        let made = [self.scratch.take(groups * 32), self.scratch.take(groups * 16)];
-        launch::quantize(self.gpu, Grid::each(32 * groups), x.ptr, made[0], made[1], groups as u64)?;
-        self.scratch.acts.set(Some((x, made)));
-        Ok(made)
+        let at = self.scratch.take(code_bytes(n));
+        quantize(self.gpu, x, at)?;
+        self.scratch.acts.set(Some((x, codes_at(at, n))));
+        Ok(codes_at(at, n))
     }
 
     /// Whether a format of floats has products by tensor cores on this device: those of 16 bits, but for the one that sm_75

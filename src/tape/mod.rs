@@ -15,7 +15,7 @@ use std::fmt::Debug;
 use std::sync::Arc;
 
 pub use builder::{Builder, Layer, Settings, trunk_blocks};
-pub use gpu::{GpuIo, GpuState, GpuValue, GpuWeight, Lists, MatrixRows, Scratch};
+pub use gpu::{GpuIo, GpuState, GpuValue, GpuWeight, Lists, MatrixRows, Scratch, code_bytes, quantize};
 pub use known_keys::{Class, UnusedKey, classify};
 pub use refusal::{Refusal, WrongCacheType};
 pub use state::{SeqRows, State, StateKind, StateSpec};
@@ -101,6 +101,11 @@ impl Weight {
     /// The format of a matrix; None for what is decoded when the model is opened.
     pub fn matrix_type(&self) -> Option<&'static QuantType> {
         self.ty.filter(|_| self.kind == WeightKind::Matrix)
+    }
+
+    /// Whether it is a matrix of codes: a GPU multiplies it by activations in 8 bits.
+    pub fn is_coded(&self) -> bool {
+        self.matrix_type().is_some_and(|ty| ty.act.block() != 1)
     }
 
     /// The format's name, for reports.
@@ -225,6 +230,12 @@ impl Tape {
     /// The weights that stay in the file.
     pub fn mapped(&self) -> impl Iterator<Item = &Weight> {
         self.weights.iter().filter(|w| w.kind == WeightKind::Mapped)
+    }
+
+    /// The values that a step's GPU body multiplies as codes.
+    pub fn code_inputs(&self, step: &Step) -> impl Iterator<Item = Slot> {
+        let weights: Vec<&Weight> = step.weights.iter().map(|w| &self.weights[w.0 as usize]).collect();
+        step.op.code_inputs(&weights).iter().map(|&i| step.ins[i])
     }
 
     /// Bytes of weights that one decoded token reads.
@@ -400,6 +411,11 @@ pub trait Op: Debug + Send + Sync {
     /// Why a GPU cannot do it, if so: a shape that its kernels are not made for.
     fn gpu_refuses(&self) -> Option<String> {
         None
+    }
+
+    /// The inputs that the GPU body multiplies as codes, by their number: see [`quantize`].
+    fn code_inputs(&self, _weights: &[&Weight]) -> &'static [usize] {
+        &[]
     }
 
     /// The tables that the GPU body reads.
