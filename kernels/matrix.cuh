@@ -138,6 +138,12 @@ __device__ __forceinline__ void matvec_body(const u8 *w, const u8 *w2, const i8 
                 out[(u64)(first + i % T) * n_out + row + i / T] = sums[i / T][i % T];
 }
 
+/// The sum of four products, each rounding in its place: of `a * b + c * d` the compiler fuses either product, another one in
+/// another kernel, so that a row's bits depended on how many rows there were.
+__device__ __forceinline__ float dot_four(const float (&v)[4], float4 y) {
+    return fmaf(v[3], y.w, fmaf(v[2], y.z, fmaf(v[0], y.x, v[1] * y.y)));
+}
+
 /// Few pairs of a format of floats, on activations as they are: a block per row, since such matrices have few rows
 /// (routers, mixes), or else long ones. Grid: (rows, pairs / T, 1), for one pair up to two deep as in `matvec_body`; up to 512
 /// threads.
@@ -167,7 +173,7 @@ __device__ __forceinline__ void matvec_floats_body(const u8 *w, const u8 *w2, co
 #pragma unroll
             for (int t = 0; t < T; t++) {
                 float4 y = ((const float4 *)rows[t])[i];
-                sums[t] += v[0] * y.x + v[1] * y.y + v[2] * y.z + v[3] * y.w;
+                sums[t] += dot_four(v, y);
             }
         };
         for (; i + (AT_ONCE - 1) * by < n; i += AT_ONCE * by) {

@@ -393,6 +393,7 @@ extern "C" __global__ void __launch_bounds__(256)
                 if (lane >= by) before += other;
             }
             before -= sum;
+            __syncwarp(); // all have read `left`
             if (before < need && before + sum >= need) {
                 int j = 0;
                 while (before + own[j] < need) before += own[j++];

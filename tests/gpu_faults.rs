@@ -15,8 +15,7 @@ use tandem::tape::{ExpertShare, WeightKind};
 /// Settings of the driver, or of the program, by the names of environment variables.
 type Env<'a> = &'a [(&'a str, &'a str)];
 
-/// Runs the program with the emulated driver and this on stdin; None where there is no compiler for
-/// it.
+/// Runs the program with the emulated driver and this on stdin; None where there is no such driver.
 fn tandem(args: &[&str], env: Env, stdin: &str) -> Option<Output> {
     let library = emu::library()?;
     let mut c = Command::new(env!("CARGO_BIN_EXE_tandem"));

@@ -1,15 +1,20 @@
 //! The GPU's kernels on the emulated driver: every weight format, in the shapes that products come in, against sums of
 //! the decoded weights in f64; and kernels that go over values one by one, against their formulas in f64.
 
+#[path = "kernels/attention.rs"]
+mod attention;
 mod common;
+#[path = "kernels/interpreted.rs"]
+mod interpreted;
+#[path = "kernels/rare.rs"]
+mod rare;
 
 use std::path::{Path, PathBuf};
 use std::process::Command;
 
 use common::emu;
-use half::f16;
 use tandem::cuda::launch::GluKind;
-use tandem::cuda::{Buffer, CacheArg, Gpu, Grid, Ptr, int, launch, module_of, modules};
+use tandem::cuda::{Buffer, Gpu, Grid, Ptr, int, launch, module_of, modules};
 use tandem::quant::{self, QuantType, Rng};
 use tandem::sample::argmax;
 use tandem::tape::{Batch, GpuIo, GpuState, GpuValue, GpuWeight, MatrixRows, Row, Scratch};
@@ -163,7 +168,7 @@ fn changed(name: &str, file: &str, from: &str, to: &str) -> PathBuf {
 
 #[test]
 fn a_barrier_that_is_missing_is_found() {
-    if !emu::load() {
+    if !emu::load() || !emu::compiled() {
         return;
     }
     let barrier = "        __syncthreads(); // this stage is full, and all are done with the other\n";
@@ -179,7 +184,7 @@ fn a_barrier_that_is_missing_is_found() {
 
 #[test]
 fn ptx_whose_parameters_are_not_the_sources_is_found() {
-    if !emu::load() {
+    if !emu::load() || !emu::compiled() {
         return;
     }
     let dir = Path::new(env!("CARGO_TARGET_TMPDIR")).join("stale-ptx");
@@ -485,17 +490,20 @@ fn a_scan_that_is_shared_out_among_blocks_is_its_recurrence() {
     }
 }
 
-/// Every size of the kernel, both forms of the gate, and value heads that share key heads in either
+/// Every size of both kernels, both forms of the gate, and value heads that share key heads in either
 /// way.
 #[test]
-fn the_delta_rule_with_a_decay_for_each_channel_is_its_recurrence() {
+fn the_delta_rule_with_a_decay_for_each_head_or_each_channel_is_its_recurrence() {
     if !emu::load() {
         return;
     }
     let gpu = Gpu::open().unwrap();
     let mut rng = Rng(22);
     let (k_heads, v_heads) = (2usize, 4usize);
-    for (n, run, bound) in launch::DELTA_CHANNELS.into_iter().flat_map(|n| [(n, 1, 0f32), (n, 2, -5.0)]) {
+    let of_heads = launch::DELTA.into_iter().flat_map(|n| [(false, n, 1, 0f32), (false, n, 2, -5.0)]);
+    let of_channels = launch::DELTA_CHANNELS.into_iter().flat_map(|n| [(true, n, 1, 0f32), (true, n, 2, -5.0)]);
+    for (channels, n, run, bound) in of_heads.chain(of_channels) {
+        let decays = if channels { n } else { 1 }; // of a head
         let mut draw = |n| drawn(&gpu, &mut rng, n);
         let ((k, mut ks), (q, qs)) = (draw(TOKENS * k_heads * n), draw(TOKENS * k_heads * n));
         // Keys come normalised: others would make the state grow beyond what f32 holds.
@@ -505,7 +513,7 @@ fn the_delta_rule_with_a_decay_for_each_channel_is_its_recurrence() {
         });
         gpu.upload(&gpu.work, k.ptr(), &ks.iter().map(|&v| v as f32).collect::<Vec<f32>>()).unwrap();
         let ((v, vs), (beta, betas)) = (draw(TOKENS * v_heads * n), draw(TOKENS * v_heads));
-        let ((alpha, alphas), (dt, dts)) = (draw(TOKENS * v_heads * n), draw(v_heads * n));
+        let ((alpha, alphas), (dt, dts)) = (draw(TOKENS * v_heads * decays), draw(v_heads * decays));
         let ((state, mut states), rates) = (draw(2 * v_heads * n * n), [-0.1f64, -0.5, -1.0, -2.0]);
         let a = put(&gpu, &rates.map(|a| a as f32));
         let (lists, out) = (RUNS.map(|l| put(&gpu, &l)), gpu.alloc(TOKENS * v_heads * n * 4, "a test").unwrap());
@@ -515,17 +523,16 @@ fn the_delta_rule_with_a_decay_for_each_channel_is_its_recurrence() {
         let [q, k, v, beta, alpha, dt, a, state, out] =
             [&q, &k, &v, &beta, &alpha, &dt, &a, &state, &out].map(|b| b.ptr());
         let (kh, vh, of) = (int(k_heads), int(v_heads), int(run));
-        launch::delta_channels(
-            on, n, grid, q, k, v, beta, alpha, dt, a, state, out, first, count, seq, kh, vh, of, bound, -1.0,
-        )
-        .unwrap();
+        let launch = if channels { launch::delta_channels } else { launch::delta };
+        launch(on, n, grid, q, k, v, beta, alpha, dt, a, state, out, first, count, seq, kh, vh, of, bound, -1.0)
+            .unwrap();
         let sigmoid = |x: f64| 1.0 / (1.0 + (-x).exp());
         let mut want = vec![0f64; TOKENS * v_heads * n];
         for (t, s) in [(0, 1), (1, 1), (2, 0), (3, 0), (4, 0)] {
             for h in 0..v_heads {
                 let (key, head) = ((t * k_heads + h / run % k_heads) * n, t * v_heads + h);
                 let decay = |i: usize| {
-                    let x = alphas[head * n + i] + dts[h * n + i];
+                    let x = alphas[head * decays + i % decays] + dts[h * decays + i % decays];
                     let bounded = bound as f64 * sigmoid(-rates[h] * x);
                     if bound < 0.0 { bounded.exp() } else { (rates[h] * (1.0 + x.exp()).ln()).exp() }
                 };
@@ -543,7 +550,7 @@ fn the_delta_rule_with_a_decay_for_each_channel_is_its_recurrence() {
         }
         // Sums of `n` products in f32, each of values of a few.
         let errors = [off(&get(&gpu, out, want.len()), &want), off(&get(&gpu, state, states.len()), &states)];
-        assert!(errors.iter().all(|&e| e < 1e-4), "{n} columns, bound {bound}: {errors:?}");
+        assert!(errors.iter().all(|&e| e < 1e-4), "{n} columns, channels: {channels}, bound {bound}: {errors:?}");
     }
 }
 
@@ -576,97 +583,6 @@ fn the_likeliest_is_the_first_of_the_largest_and_a_nan_before_all() {
             let value = x[r * width + want[r] as usize];
             assert_eq!(got[2 * r], want[r], "row {r} of {width}");
             assert_eq!(got[2 * r + 1].to_bits(), value.to_bits(), "row {r} of {width}");
-        }
-    }
-}
-
-/// Keys that are three blocks of the kernel's and a part, shared by two splits; windows, chunks and soft caps.
-#[test]
-fn attention_in_every_shape_is_the_softmax_of_its_scores() {
-    if !emu::load() {
-        return;
-    }
-    let gpu = Gpu::open().unwrap();
-    let mut rng = Rng(11);
-    let (heads, n_keys, scale, splits) = (2usize, 107usize, 0.11f32, 2usize);
-    for (i, (mt, nv)) in launch::ATTEND.into_iter().enumerate() {
-        let (k_dim, v_dim, tokens) = (32 * nv - 8, 32 * nv - 12, 8 * mt - 3);
-        let first = n_keys - tokens;
-        let mut halves = |n: usize| -> Vec<f16> { (0..n).map(|_| f16::from_f32(rng.normal())).collect() };
-        let (k, v, q) = (halves(n_keys * k_dim), halves(n_keys * v_dim), halves(tokens * heads * k_dim));
-        let q: Vec<f32> = q.iter().map(|q| q.to_f32()).collect();
-        let bits = |v: &[f16]| v.iter().map(|v| v.to_bits()).collect::<Vec<u16>>();
-        let (keys, values, queries) = (put(&gpu, &bits(&k)), put(&gpu, &bits(&v)), put(&gpu, &q));
-        let positions: Vec<i32> = (first as i32..n_keys as i32).collect();
-        let (window, cap) = [(0, 0.0), (40, 0.0), (-50, 0.0), (0, 3.0)][i % 4];
-        let start = |end: usize| match window {
-            0 => 0,
-            w if w > 0 => end.saturating_sub(w as usize),
-            w => (end - 1) / -w as usize * -w as usize,
-        };
-        let span = [0, tokens as i32, 0, start(first + 1) as i32, n_keys as i32, 0, 0, 0];
-        let (spans, pos) = (put(&gpu, &span), put(&gpu, &positions));
-        let parts = put(&gpu, &vec![f32::NAN; tokens * heads * splits * (v_dim + 2)]);
-        let out = gpu.alloc(tokens * heads * v_dim * 4, "a test").unwrap();
-        let cache = |rows: &Buffer, dim: usize| CacheArg {
-            rows: rows.ptr().0,
-            row_bytes: 2 * dim as u64,
-            seq_bytes: 0,
-            capacity: int(n_keys),
-            ty: launch::CacheType::F16,
-        };
-        for stages in [1, 2] {
-            let grid = Grid::new([1, 1, splits], 128).with_shared(192 << 10);
-            let none = Ptr::default();
-            launch::attend(
-                Some(&gpu),
-                mt,
-                nv,
-                grid,
-                queries.ptr(),
-                cache(&keys, k_dim),
-                cache(&values, v_dim),
-                CacheArg::default(),
-                none,
-                spans.ptr(),
-                pos.ptr(),
-                parts.ptr(),
-                int(heads),
-                1,
-                int(k_dim),
-                int(v_dim),
-                scale,
-                window,
-                cap,
-                1,
-                0,
-                0,
-                1,
-                0,
-                1,
-                int(splits),
-                stages,
-            )
-            .unwrap();
-            let grid = Grid::new([heads, tokens, 1], 128);
-            launch::attend_join(Some(&gpu), grid, parts.ptr(), none, out.ptr(), int(v_dim), int(splits)).unwrap();
-            let got = get(&gpu, out.ptr(), tokens * heads * v_dim);
-            let mut want = Vec::new();
-            for r in 0..tokens * heads {
-                let seen = start(first + r / heads + 1)..first + r / heads + 1;
-                let dot = |at: usize| -> f64 {
-                    let q = q[r * k_dim..][..k_dim].iter().map(|&q| f16::from_f32(q * scale).to_f64());
-                    q.zip(&k[at * k_dim..][..k_dim]).map(|(q, k)| q * k.to_f64()).sum()
-                };
-                let capped = |s: f64| if cap > 0.0 { cap as f64 * (s / cap as f64).tanh() } else { s };
-                let shares: Vec<f64> = seen.clone().map(|at| capped(dot(at)).exp()).collect();
-                let sum: f64 = shares.iter().sum();
-                let terms = |c: usize| seen.clone().zip(&shares).map(move |(at, s)| (at * v_dim + c, s));
-                want.extend((0..v_dim).map(|c| terms(c).map(|(at, s)| s * v[at].to_f64()).sum::<f64>() / sum));
-            }
-            // Shares are rounded to f16.
-            let error = off(&got, &want);
-            assert!(error < 1e-3, "{mt} x {nv}, window {window}, cap {cap}, {stages} stages: {error:.1e}");
         }
     }
 }

@@ -6,6 +6,7 @@
 #include <cstdio>
 #include <cstdlib>
 #include <deque>
+#include <mutex>
 #include <numeric>
 #include <string>
 #include <sys/mman.h>
@@ -337,3 +338,29 @@ const char *launch(Entry entry, void **params, dim3 grid, dim3 shape, u32 shared
 }
 
 } // namespace emu
+
+// What the stand-in driver calls: kernels/standin/src/native.rs.
+#define API extern "C" __attribute__((visibility("default")))
+
+/// A kernel by name, or null.
+API const emu::Kernel *emu_find(const char *name) {
+    const emu::Kernel *kernel = emu::Kernel::first;
+    while (kernel && strcmp(kernel->name, name)) kernel = kernel->next;
+    return kernel;
+}
+
+/// The number of a kernel's parameters, and their sizes.
+API int emu_params(const emu::Kernel *kernel, const u32 **sizes) {
+    *sizes = kernel->size;
+    return kernel->n_params;
+}
+
+/// Runs a kernel; null, or what went wrong.
+API const char *emu_launch(const emu::Kernel *kernel, void **params, const u32 *grid, const u32 *block, u32 shared_bytes,
+                           u64 seed, int threads) {
+    // The driver has a lock of its own, which a race checker does not see.
+    static std::mutex one;
+    std::lock_guard<std::mutex> lock(one);
+    return emu::launch(kernel->entry, params, {grid[0], grid[1], grid[2]}, {block[0], block[1], block[2]}, shared_bytes,
+                       seed, threads);
+}

@@ -9,8 +9,8 @@
 //
 // Threads go in an order that a seed decides: lanes of a warp, warps of a block and blocks of a grid. What a kernel gets
 // wrong (lanes that part ways, a lane outside its mask, barriers that not all reach) ends the launch with a message.
-// What cannot be seen here: speed, coalescing, weak memory order, loads that are not aligned, and whether the device half of
-// compat.cuh is right.
+// What cannot be seen here: speed, coalescing, loads that are not aligned, and whether the device half of compat.cuh is
+// right, which the interpreter of PTX (kernels/standin) sees; and weak memory order.
 #pragma once
 #include <cmath>
 #include <cstddef>

@@ -3,6 +3,7 @@
 #![allow(dead_code, unreachable_pub, missing_docs)] // each test file uses its part
 
 pub mod emu;
+pub mod profile;
 pub mod puppet;
 pub mod source;
 
