@@ -266,24 +266,24 @@ impl Session {
     pub fn new(gguf: Gguf, o: &Options) -> Result<Session> {
         let tape = tape(&gguf, o)?;
         let shape = shape(&gguf, o)?;
-        let fit = plan::fit(tape, &o.ask, None, shape)?;
-        Session::planned(gguf, fit.tape, fit.plan, o, None)
+        let fit = plan::fit(tape, &o.ask, &[], shape)?;
+        Session::planned(gguf, fit.tape, fit.plan, o, &[])
     }
 
-    /// Opens a model with a plan of one's own, and the device for what it places there.
+    /// Opens a model with a plan of one's own, and the devices for what it places there.
     ///
     /// # Errors
     /// As [`Session::new`], and if the GPU fails or has no memory for its part.
-    pub fn planned(gguf: Gguf, tape: Tape, plan: Plan, o: &Options, gpu: Option<Arc<Gpu>>) -> Result<Session> {
+    pub fn planned(gguf: Gguf, tape: Tape, plan: Plan, o: &Options, gpus: &[Arc<Gpu>]) -> Result<Session> {
         let weights = Weights::load(&gguf, &tape, &plan)?;
         let shape = shape(&gguf, o)?;
-        if let Some(gpu) = gpu.as_ref().filter(|_| plan.on_gpu()) {
-            plan::load_kernels(gpu, &tape, &plan, shape)?;
+        let mut devices = Vec::new();
+        for (gpu, n) in gpus.iter().filter(|_| plan.on_gpu()).zip(0..) {
+            let place = Place::Gpu(n);
+            plan::load_kernels((gpu, place), &tape, &plan, shape)?;
+            devices.push(Device::open((gpu.clone(), place), &gguf, &tape, &plan, &weights, shape)?);
         }
-        let devices = match gpu.filter(|_| plan.on_gpu()) {
-            Some(gpu) => vec![Device::open((gpu, Place::Gpu(0)), &gguf, &tape, &plan, &weights, shape)?],
-            None => Vec::new(),
-        };
+        devices.iter_mut().for_each(|device: &mut Device| device.pin(&gguf));
         Session::with(gguf, (tape, plan, shape), o, weights, devices)
     }
 
@@ -294,8 +294,8 @@ impl Session {
         weights: Weights,
         mut devices: Vec<Device>,
     ) -> Result<Session> {
-        for device in &mut devices {
-            plan.cache.slots = device.cache_slots(); // fewer where memory ran out
+        for (n, device) in devices.iter_mut().enumerate() {
+            plan.caches[n].slots = device.cache_slots(); // fewer where memory ran out
             device.deterministic(o.deterministic);
             device.in_halves = o.halves;
             if o.stats {

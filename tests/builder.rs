@@ -79,7 +79,7 @@ fn a_layer_reads_another_layers_cache_wherever_its_steps_are_put() {
     let logits = |tape: Tape, place: &dyn Fn(Option<usize>) -> Place| -> Vec<u32> {
         let plan = Plan::new(&tape, &|_, step| place(step.layer));
         let gguf = Gguf::open(&r.gguf).unwrap();
-        let mut s = Session::planned(gguf, tape, plan, &o, None).unwrap();
+        let mut s = Session::planned(gguf, tape, plan, &o, &[]).unwrap();
         // A prompt in two pieces and single tokens: what is read was stored by earlier walks, too.
         let (a, b) = r.prompt.split_at(r.prompt.len() / 2);
         let mut all = Vec::new();
@@ -105,7 +105,7 @@ fn a_rule_for_a_weight_of_attention_moves_its_cache_with_it() {
     let mut ask = Ask::default();
     ask.rules.add("blk.1.attn_sinks=TWIN").unwrap();
     let (tape, shape) = (session::tape(&gguf, &exact()).unwrap(), session::shape(&gguf, &exact()).unwrap());
-    let fit = plan::fit(tape, &ask, None, shape).unwrap();
+    let fit = plan::fit(tape, &ask, &[], shape).unwrap();
     let moved = fit.tape.steps.iter().zip(&fit.plan.places).filter(|(_, place)| **place == Place::Twin);
     assert_eq!(moved.map(|(s, _)| s.label.as_str()).collect::<Vec<_>>(), ["blk.1.attn_cache", "blk.1.attn"]);
 }

@@ -51,7 +51,7 @@ fn any_split_between_the_cpu_and_its_twin_gives_bit_equal_logits() {
                 if draws[at.get() - 1] { Place::Twin } else { Place::Cpu }
             });
             let (copies, steps) = (plan.stages.len(), tape.steps.len());
-            let split = in_pieces(&mut Session::planned(gguf, tape, plan, &o, None).unwrap(), prompt, 70);
+            let split = in_pieces(&mut Session::planned(gguf, tape, plan, &o, &[]).unwrap(), prompt, 70);
             assert!(alone == split, "{}: split {round} ({copies} stages of {steps} steps) differs", r.name);
         }
         say!("{:24} 6 random splits bit-equal", r.name);

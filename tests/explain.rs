@@ -11,7 +11,7 @@ use serde_json::Value;
 use tandem::cpu::Memory;
 use tandem::gguf::{Gguf, Tensor};
 use tandem::plan::cost::{HardwareRates, WalkShape, WalkTime};
-use tandem::plan::{self, Ask, Cache, CacheSize, Fit, Plan, PlanStage};
+use tandem::plan::{self, Ask, Cache, CacheSize, Fit, Place, Plan, PlanStage};
 use tandem::session::{self, Options};
 use tandem::tape::{Weight, WeightKind};
 
@@ -251,7 +251,7 @@ fn estimate(gguf: &Gguf, n_ctx: usize, gib: usize) -> (f64, f64, usize) {
     o.ask.batch_up_to = Some(plan::LARGEST_BATCH);
     let (tape, shape) = (session::tape(gguf, &o).unwrap(), session::shape(gguf, &o).unwrap());
     let free = gib << 30;
-    let p = plan::fit(tape, &o.ask, (gib > 0).then(|| free - session::margin(free, false)), shape).unwrap();
+    let p = plan::fit(tape, &o.ask, (gib > 0).then(|| free - session::margin(free, false)).as_slice(), shape).unwrap();
     let rates = HardwareRates { ram: 80e9, vram: 936e9, bus: 24e9, ..HardwareRates::USUAL };
     let seconds =
         |rows| WalkTime::assumed(&p.tape, &p.plan, WalkShape { rows, seen: n_ctx.min(8192) / 2 }, rates).whole;
@@ -263,6 +263,10 @@ fn estimate(gguf: &Gguf, n_ctx: usize, gib: usize) -> (f64, f64, usize) {
 /// its shared expert after the CPU's half, which shows where few are cached. (`tiny`, of 9 MB, is read from a CPU's memory
 /// faster than a GPU launches its kernels.)
 const SLACK: (f64, f64) = (1.02, 1.06);
+/// Where nothing is cached, a larger batch costs decode nothing, and is taken; with more memory it would cost cached experts,
+/// and is not. So a prompt may take this many times the seconds where decode takes that share of them (gpt-oss-20b with 4 GiB
+/// after 2: 1.19 and 0.86).
+const TRADE: (f64, f64) = (1.25, 0.9);
 
 #[test]
 fn more_gpu_memory_is_never_slower_and_a_longer_context_never_faster() {
@@ -280,7 +284,9 @@ fn more_gpu_memory_is_never_slower_and_a_longer_context_never_faster() {
         for gib in [0, 2, 4, 8, 12, 16, 24, 32, 48] {
             let (prompt, decode, batch) = estimate(&gguf, 32768, gib);
             line += &format!(" {gib}G {:.0}/{:.1} b{batch}", 1.0 / prompt, 1.0 / decode);
-            if shape.name != "tiny" && (prompt > before.0 * SLACK.0 || decode > before.1 * SLACK.1) {
+            let traded = prompt <= before.0 * TRADE.0 && decode <= before.1 * TRADE.1;
+            let slower = (prompt > before.0 * SLACK.0 && !traded) || decode > before.1 * SLACK.1;
+            if shape.name != "tiny" && slower {
                 bad.push(format!("{} with {gib} GiB: {:.4} {:.4}", shape.name, prompt / before.0, decode / before.1));
             }
             before = (prompt, decode);
@@ -298,13 +304,62 @@ fn more_gpu_memory_is_never_slower_and_a_longer_context_never_faster() {
     assert!(bad.is_empty(), "{bad:#?}");
 }
 
+#[test]
+fn layers_go_to_several_gpus_in_order_and_fill_each_to_the_same_share() {
+    let dir = Path::new(env!("CARGO_TARGET_TMPDIR")).join("gpus");
+    std::fs::create_dir_all(&dir).unwrap();
+    let mix: model::Mix = "Q4_K_M".parse().unwrap();
+    for shape in ["qwen3.5-122b-a10b", "gpt-oss-120b"] {
+        let synth =
+            model::Synth { layers: None, mix: mix.clone(), seed: 1, vocab: Some(1024), holes: model::Holes::All };
+        let path = synth.write(shape, None, &dir.join("header.gguf")).unwrap()[0].0.clone();
+        let gguf = Gguf::open(&path).unwrap();
+        let mut o = Options { n_ctx: Some(32768), n_batch: 1024, n_output_rows: Some(1), ..Options::default() };
+        o.ask.batch_up_to = Some(plan::LARGEST_BATCH);
+        let fit = |budgets: &[usize], ask: &Ask| {
+            let gib: Vec<usize> = budgets.iter().map(|n| n << 30).collect();
+            plan::fit(session::tape(&gguf, &o).unwrap(), ask, &gib, session::shape(&gguf, &o).unwrap()).unwrap()
+        };
+        for budgets in [&[24, 12][..], &[12, 24], &[16, 16, 16], &[24, 1]] {
+            let p = fit(budgets, &o.ask);
+            let layers = p.layers_each();
+            say!("{shape} in {budgets:?} GiB: {layers:?}, {}", p.describe());
+            assert_eq!(layers.iter().sum::<usize>(), p.gpu_layers, "{shape}: {layers:?}");
+            let of_layer = |l: usize| {
+                let here = p.tape.steps.iter().zip(&p.plan.places).filter(|(s, _)| s.layer == Some(l));
+                here.filter_map(|(_, place)| if let Place::Gpu(n) = place { Some(*n) } else { None })
+                    .collect::<Vec<_>>()
+            };
+            let gpus: Vec<u8> = (0..p.layers).flat_map(of_layer).collect();
+            assert!(gpus.is_sorted(), "{shape}: the layers are in the order of the GPUs");
+            for (each, gib) in p.each.iter().zip(budgets) {
+                assert!(each.needed() <= gib << 30, "{shape}: {each:?} in {gib} GiB");
+                let share = each.total() as f64 / (gib << 30) as f64;
+                assert!(*gib < 12 || share > 0.9, "{shape}: {share} of {gib} GiB are used");
+            }
+            let rows = p.shape.n_batch;
+            let crossing = |s: &&PlanStage| matches!(s, PlanStage::Copy(_, Place::Gpu(_), Place::Gpu(_)));
+            let hops = p.plan.stages.iter().filter(crossing).count();
+            assert!(hops <= 3 * (p.plan.gpus().count() - 1), "{shape}: {hops} values of {rows} rows cross");
+            // The flags that it names ask for the same.
+            let ask = Ask { split: layers.iter().map(|n| *n as f64).collect(), ..o.ask.clone() };
+            if layers.iter().all(|n| *n > 0) {
+                assert_eq!(fit(budgets, &ask).plan.places, p.plan.places, "{shape}: -ts {layers:?}");
+            }
+        }
+        let alone = fit(&[400, 100], &o.ask);
+        assert!(alone.layers_each()[1] == 0 && alone.gpu_layers == alone.layers + 1, "one GPU has room for all of it");
+        std::fs::remove_file(path).unwrap();
+    }
+}
+
 /// A small reference model with some experts cached on a GPU, and a ring for the others.
 fn split_by_expert(name: &str) -> Fit {
     let gguf = Gguf::open(&small(name)).unwrap();
     let options = Options { n_ctx: Some(256), n_batch: 64, ..Options::default() };
     let (tape, shape) = (session::tape(&gguf, &options).unwrap(), session::shape(&gguf, &options).unwrap());
     let ask = Ask { cpu_moe: Some(usize::MAX), cache: CacheSize::Bytes(200 << 10), ..Ask::default() };
-    plan::fit(tape, &ask, Some(64 << 20), shape).unwrap()
+    plan::fit(tape, &ask, &[64 << 20], shape).unwrap()
 }
 
 fn whole(p: &Fit, plan: &Plan, ram: f64, bus: f64) -> WalkTime {
@@ -315,9 +370,9 @@ fn whole(p: &Fit, plan: &Plan, ram: f64, bus: f64) -> WalkTime {
 #[test]
 fn of_an_expert_layer_none_some_or_all_stream_whichever_ends_earliest() {
     let p = split_by_expert("qwen3moe");
-    let cache = p.plan.cache;
+    let cache = p.plan.cache(Place::Gpu(0));
     assert!(cache.ring > 0 && (1..8).contains(&cache.slots), "{cache:?}");
-    let without = Plan { cache: Cache { ring: 0, ..cache }, ..p.plan.clone() };
+    let without = Plan { caches: p.plan.caches.map(|c| Cache { ring: 0, ..c }), ..p.plan.clone() };
     for ram in [1e8, 1e9, 1e10, 1e11] {
         for bus in [1e8, 1e9, 1e10, 1e11] {
             let (ring, none) = (whole(&p, &p.plan, ram, bus), whole(&p, &without, ram, bus));
@@ -341,8 +396,10 @@ fn what_a_gpu_body_launches_is_counted_without_a_gpu() {
         let steps = p.tape.steps.iter().zip(&p.plan.starts).filter(|(s, _)| s.op.name() == op);
         steps.map(|(_, starts)| *starts).collect::<Vec<_>>()
     };
-    assert!(of("add").iter().all(|s| (s.single, s.batch) == (1, 1)) && !of("add").is_empty());
-    assert!(of("experts").iter().all(|s| s.single >= 5 && s.batch >= 5 && s.scratch_bytes > 0));
+    // A sum goes with the norm after it, or the other way around.
+    assert!(of("add").iter().all(|s| s.single <= 1 && s.batch <= 1) && !of("add").is_empty());
+    let experts = of("experts");
+    assert!(experts.iter().all(|s| s.single >= 3 && s.batch >= 3 && s.scratch_bytes > 0), "{experts:?}");
     let all: usize = p
         .tape
         .steps
@@ -353,8 +410,8 @@ fn what_a_gpu_body_launches_is_counted_without_a_gpu() {
     let rates = HardwareRates { ram: f64::INFINITY, vram: f64::INFINITY, bus: f64::INFINITY, launch: (1.0, 0.0) };
     let time = WalkTime::assumed(&p.tape, &p.plan, WalkShape { rows: 1, seen: 1 }, rates);
     let copies = p.plan.stages.iter().filter(|s| matches!(s, PlanStage::Copy(..))).count();
-    // The argmax, which nobody asks for here, and its copy are left out or cost a launch each.
-    assert!(time.started <= all + copies && time.started + 3 >= all + copies, "{} {all} {copies}", time.started);
+    // The argmax, which nobody asks for here, is left out or costs a launch; small values that are sent together share one.
+    assert!(time.started <= all + copies && time.started + 3 >= all, "{} {all} {copies}", time.started);
     assert!((time.launches - time.started as f64).abs() < 1e-9 && time.whole >= time.launches, "{time:?}");
 }
 

@@ -1,6 +1,8 @@
 //! Whole models with steps on a GPU: over the emulated driver, hybrid logits equal the CPU's.
 
 mod common;
+#[path = "gpu/several.rs"]
+mod several;
 
 use std::collections::{HashMap, VecDeque};
 use std::sync::Arc;
@@ -148,7 +150,7 @@ fn with_the_cpus_choices_a_model_whose_choices_tip_has_the_cpus_logits() {
     let gguf = Gguf::open_with(&r.gguf, &o.load).unwrap();
     let tape = session::tape(&gguf, &o).unwrap();
     let plan = plan(&tape, PLACEMENTS[0].1);
-    let mut s = Session::planned(gguf, tape, plan, &o, Some(Arc::new(Gpu::open().unwrap()))).unwrap();
+    let mut s = Session::planned(gguf, tape, plan, &o, &[Arc::new(Gpu::open().unwrap())]).unwrap();
     let got = s.feed_observed(0, prompt, Want::All, Some(&mut put_back)).unwrap().into_logits();
     let error = nmse(&truth.exact, &got);
     say!("{:24} with the CPU's choices NMSE {error:.1e}", r.name);
@@ -247,7 +249,7 @@ fn logits_are_the_cpus_for_every_family_and_placement() {
                 let gguf = Gguf::open_with(&r.gguf, &o.load)?;
                 let tape = session::tape(&gguf, &o)?;
                 let plan = plan(&tape, rule);
-                let mut s = Session::planned(gguf, tape, plan, &o, Some(Arc::new(Gpu::open()?)))?;
+                let mut s = Session::planned(gguf, tape, plan, &o, &[Arc::new(Gpu::open()?)])?;
                 // A prompt in two batches, then token by token: the second single token is recorded, the third replayed.
                 let n = prompt.len();
                 let mut got = s.feed(0, &prompt[..n / 2], Want::All)?.into_logits();
@@ -300,7 +302,7 @@ fn caches_of_every_type_give_what_they_give_on_the_cpu() {
             let tape = session::tape(&gguf, &o).unwrap();
             let plan = plan(&tape, PLACEMENTS[0].1);
             assert!(plan.state_places.iter().all(|p| p.is_gpu()), "{} {}: all states are on the GPU", r.name, ty.name);
-            let mut s = Session::planned(gguf, tape, plan, &o, Some(gpu.clone())).unwrap();
+            let mut s = Session::planned(gguf, tape, plan, &o, std::slice::from_ref(&gpu)).unwrap();
             let (first, last) = prompt.split_at(prompt.len() - 3);
             let mut got = s.feed(0, first, Want::All).unwrap().into_logits();
             last.iter().for_each(|t| got.extend(s.feed(0, &[*t], Want::Last).unwrap().into_logits()));
@@ -355,7 +357,7 @@ fn experts_that_come_and_go_change_nothing_but_the_order_of_sums() {
             o.ask.cpu_moe = Some(usize::MAX);
             o.ask.cache = cache;
             let gguf = Gguf::open_with(&r.gguf, &o.load).unwrap();
-            let mut s = Session::hybrid(gguf, &o, gpu.clone(), |_, _| Ok(())).unwrap();
+            let mut s = Session::hybrid(gguf, &o, std::slice::from_ref(&gpu), |_, _| Ok(())).unwrap();
             if !s.engine().tape.steps.iter().any(|s| s.share == ExpertShare::OnGpu) {
                 continue;
             }
@@ -407,7 +409,7 @@ fn halves_of_a_prompt_that_take_turns_give_what_the_whole_gives() {
             ..exact()
         };
         let gguf = Gguf::open_with(&r.gguf, &o.load).unwrap();
-        let mut s = Session::hybrid(gguf, &o, gpu.clone(), |_, _| Ok(())).unwrap();
+        let mut s = Session::hybrid(gguf, &o, std::slice::from_ref(&gpu), |_, _| Ok(())).unwrap();
         let first = prompt.len() - 3;
         let mut got = s.feed(0, &prompt[..first], Want::All).unwrap().into_logits();
         assert_eq!(s.engine().devices()[0].cache_stats().halved, 1, "{}: the prompt went in halves", r.name);
@@ -439,7 +441,7 @@ fn the_same_tokens_give_the_same_bits_when_times_decide_nothing() {
         o.ask = Ask { cpu_moe: Some(usize::MAX), cache: CacheSize::Bytes(200 << 10), ..Ask::default() };
         o.deterministic = true;
         let gguf = Gguf::open_with(&r.gguf, &o.load).unwrap();
-        let mut s = Session::hybrid(gguf, &o, gpu.clone(), |_, _| Ok(())).unwrap();
+        let mut s = Session::hybrid(gguf, &o, std::slice::from_ref(&gpu), |_, _| Ok(())).unwrap();
         let mut logits = s.feed(0, &r.prompt[..r.prompt.len() / 2], Want::All).unwrap().into_logits();
         for t in &r.prompt[r.prompt.len() / 2..] {
             logits.extend(s.feed(0, &[*t], Want::Last).unwrap().into_logits());
@@ -467,7 +469,7 @@ fn the_argmax_is_that_of_the_logits_wherever_they_are() {
                 let gguf = Gguf::open_with(&r.gguf, &o.load).unwrap();
                 let tape = session::tape(&gguf, &o).unwrap();
                 let plan = plan(&tape, rule);
-                Session::planned(gguf, tape, plan, &o, Some(gpu.clone())).unwrap()
+                Session::planned(gguf, tape, plan, &o, std::slice::from_ref(&gpu)).unwrap()
             };
             let (mut whole, mut greedy) = (open(), open());
             let n = prompt.len() - 6;
@@ -501,7 +503,7 @@ fn a_gpu_takes_no_more_memory_than_the_plan_said() {
             let before = gpu.memory().unwrap().0;
             let (mut planned, mut n_batch) = (0, 0);
             let gguf = Gguf::open_with(&r.gguf, &o.load).unwrap();
-            let s = Session::hybrid(gguf, &o, gpu.clone(), |fit, _| {
+            let s = Session::hybrid(gguf, &o, std::slice::from_ref(&gpu), |fit, _| {
                 (planned, n_batch) = (fit.footprint.total(), fit.shape.n_batch);
                 Ok(())
             });
@@ -521,8 +523,10 @@ fn what_a_sequence_remembers_on_a_gpu_can_be_saved_taken_back_and_gone_back_in()
     let gpu = Arc::new(Gpu::open().unwrap());
     for r in models(KINDS) {
         let o = Options { ask: Ask { gpu_layers: Some(usize::MAX), ..Ask::default() }, ..exact() };
-        let open =
-            || Session::hybrid(Gguf::open_with(&r.gguf, &o.load).unwrap(), &o, gpu.clone(), |_, _| Ok(())).unwrap();
+        let open = || {
+            Session::hybrid(Gguf::open_with(&r.gguf, &o.load).unwrap(), &o, std::slice::from_ref(&gpu), |_, _| Ok(()))
+                .unwrap()
+        };
         let n = r.prompt.len();
         let mut s = open();
         s.feed(0, &r.prompt[..n / 2], Want::None).unwrap();

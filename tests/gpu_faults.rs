@@ -69,7 +69,7 @@ fn what_the_driver_takes_for_page_tables_is_left_to_it() {
     let shape = session::shape(&gguf, &o).unwrap();
     let mut seen = 0;
     for mb in [8, 16, 24, 32, 48, 64, 128, 256] {
-        let fit = plan::fit(session::tape(&gguf, &o).unwrap(), &ask, Some(mb << 20), shape).unwrap();
+        let fit = plan::fit(session::tape(&gguf, &o).unwrap(), &ask, &[mb << 20], shape).unwrap();
         let shared = fit.tape.steps.iter().filter(|s| s.share == ExpertShare::OnGpu);
         let weights = shared.flat_map(|s| &s.weights).map(|w| &fit.tape.weights[w.0 as usize]);
         let pinned: usize = weights.filter(|w| w.kind == WeightKind::Matrix).map(|w| w.bytes).sum();

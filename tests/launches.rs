@@ -99,7 +99,7 @@ fn one_model_takes_a_few_tokens() {
     assert!(emu::load());
     let o = split();
     let gguf = Gguf::open_with(Path::new(&model), &o.load).unwrap();
-    let mut s = Session::hybrid(gguf, &o, Arc::new(Gpu::open().unwrap()), |_, _| Ok(())).unwrap();
+    let mut s = Session::hybrid(gguf, &o, &[Arc::new(Gpu::open().unwrap())], |_, _| Ok(())).unwrap();
     s.feed(0, &[1, 2, 3, 4, 5], Want::None).unwrap();
     for t in [6, 7, 8] {
         s.feed(0, &[t], Want::Last).unwrap();
@@ -151,7 +151,7 @@ fn an_estimate_counts_about_as_many_launches_as_there_are() {
         let path = file(&format!("{}-estimate", r.name), &coded(&r));
         let o = split();
         let gguf = Gguf::open_with(&path, &o.load).unwrap();
-        let s = Session::hybrid(gguf, &o, Arc::new(Gpu::open().unwrap()), |_, _| Ok(())).unwrap();
+        let s = Session::hybrid(gguf, &o, &[Arc::new(Gpu::open().unwrap())], |_, _| Ok(())).unwrap();
         let (tape, plan) = (&s.engine().tape, &s.engine().plan);
         let walk = WalkTime::assumed(tape, plan, WalkShape { rows: 1, seen: 8 }, HardwareRates::USUAL);
         let made = recorded(&path).len();
@@ -234,8 +234,10 @@ fn joined_launches_give_the_bits_of_those_that_they_are_made_of() {
         let path = file(&format!("{}-joined", r.name), &coded(&r));
         for (name, ask) in [("all on the GPU", Ask::default()), ("experts at both places", split().ask)] {
             let o = Options { ask, deterministic: true, ..exact() };
-            let open =
-                || Session::hybrid(Gguf::open_with(&path, &o.load).unwrap(), &o, gpu.clone(), |_, _| Ok(())).unwrap();
+            let open = || {
+                Session::hybrid(Gguf::open_with(&path, &o.load).unwrap(), &o, std::slice::from_ref(&gpu), |_, _| Ok(()))
+                    .unwrap()
+            };
             let (mut joined, mut apart) = (open(), open());
             // A prompt for tensor cores, a short one, and single tokens, of which the later ones are replayed.
             let n = r.prompt.len().min(40);

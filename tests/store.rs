@@ -99,11 +99,11 @@ fn what_one_place_saved_another_takes_up() {
         store::save(&path, &cpu, 0, "").unwrap();
         let want = singly(&mut cpu, rest);
         let twin = |i: usize| if i.is_multiple_of(3) { Place::Cpu } else { Place::Twin };
-        let placed = |place: &dyn Fn(usize) -> Place, gpu: Option<Arc<Gpu>>| {
+        let placed = |place: &dyn Fn(usize) -> Place, gpu: Option<&Arc<Gpu>>| {
             let gguf = Gguf::open(&r.gguf).unwrap();
             let tape = session::tape(&gguf, &o).unwrap();
             let plan = Plan::new(&tape, &|i, _| place(i));
-            Session::planned(gguf, tape, plan, &o, gpu).unwrap()
+            Session::planned(gguf, tape, plan, &o, gpu.map_or(&[], std::slice::from_ref)).unwrap()
         };
         let mut b = placed(&twin, None);
         store::load(&path, &mut b, 0).unwrap();
@@ -120,7 +120,7 @@ fn what_one_place_saved_another_takes_up() {
             say!("{:24} {what}: NMSE {error:.1e} (limit {limit:.1e})", r.name);
             assert!(error <= limit, "{} {what}: {error:e}", r.name);
         };
-        let mut b = placed(&|i| if i % 7 == 2 { Place::Cpu } else { Place::Gpu(0) }, Some(gpu.clone()));
+        let mut b = placed(&|i| if i % 7 == 2 { Place::Cpu } else { Place::Gpu(0) }, Some(gpu));
         store::load(&path, &mut b, 0).unwrap();
         let got = singly(&mut b, rest);
         near("a file of the CPU's on a GPU", &got);

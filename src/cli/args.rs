@@ -144,8 +144,8 @@ pub struct ExplainArgs {
     /// The model, by llama.cpp's flag, and how it would be opened.
     #[command(flatten)]
     pub model: ModelArgs,
-    /// Plan for a GPU with this much free memory (16G or 16GiB; 16GB is 16e9 bytes) instead of this
-    /// machine's; the report has sizes in the same unit
+    /// Plan for a GPU with this much free memory (16G or 16GiB; 16GB is 16e9 bytes; 24G,12G is two
+    /// GPUs) instead of this machine's; the report has sizes in the same unit
     #[arg(long, value_name = "SIZE")]
     pub vram: Option<String>,
     /// Plan for this much memory (128G or 128GiB; 128GB is 128e9 bytes) instead of this machine's

@@ -14,7 +14,6 @@ use super::stats::stats;
 use super::terminal::Stdout;
 use super::{open, predict};
 use crate::cpu::Bandwidth;
-use crate::plan::Place;
 use crate::session::{Session, Want};
 use crate::simd;
 use crate::tape::ExpertShare;
@@ -90,13 +89,13 @@ struct Reads {
 impl Reads {
     fn new(s: &Session) -> Reads {
         let (tape, places) = (&s.engine().tape, &s.engine().plan.places);
-        let at = |place: Place| {
-            let here = tape.steps.iter().zip(places).filter(|(_, p)| **p == place);
+        let at = |on_gpu: bool| {
+            let here = tape.steps.iter().zip(places).filter(|(_, p)| p.is_gpu() == on_gpu);
             here.map(|(step, _)| tape.step_bytes(step)).sum::<usize>() as f64
         };
         let both =
             tape.steps.iter().filter(|s| s.share == ExpertShare::OnCpu).map(|s| tape.step_bytes(s)).sum::<usize>();
-        Reads { cpu: at(Place::Cpu), gpu: at(Place::Gpu(0)), both: both as f64 }
+        Reads { cpu: at(false), gpu: at(true), both: both as f64 }
     }
 }
 
@@ -132,7 +131,7 @@ impl Bench {
                 s.feed(0, &before, Want::None)?;
             }
             let before = bandwidth.map(|b| b.measure(&s.engine().pool));
-            let counts = |s: &Session| s.engine().devices().first().map(|d| d.cache_stats()).unwrap_or_default();
+            let counts = |s: &Session| s.engine().cache_stats();
             let had = counts(s);
             let start = Instant::now();
             let mut logits = Vec::new();

@@ -15,6 +15,7 @@
 //! bandwidth     [{threads, gbps, siblings}]               siblings: with two threads on a core
 //! gpu           {name, total_bytes, free_bytes, vram_gbps, bus_gbps, kernel_module, pins_mapped_files, lanes} or null,
 //!               and gpu_unknown: why                      pins_mapped_files: experts are copied from a mapped file directly
+//! more_gpus     [{name, total_bytes, free_bytes}]         gpu is the one with the most memory
 //! models        [{memory_bytes, this_machine, model, architecture, format, file_bytes, needed_bytes,
 //!                experts_bytes, bytes_per_token, experts_bytes_per_token, tokens_per_s}]
 //!                                                         files to take for so much memory, the
@@ -176,6 +177,11 @@ fn memory_rows(h: &Host, row: AddRow<'_>) {
     );
 }
 
+/// A GPU's memory, of which so much is free.
+fn memory_words(memory: Option<(usize, usize)>) -> String {
+    memory.map_or("memory unknown".into(), |(free, all)| format!("{}, {} free", size(all), size(free)))
+}
+
 /// Other programs and the GPU.
 fn others_rows(h: &Host, t: &Tested, row: AddRow<'_>) {
     if let Some((busy, stolen)) = t.others {
@@ -186,9 +192,7 @@ fn others_rows(h: &Host, t: &Tested, row: AddRow<'_>) {
     match &t.gpu {
         GpuReport::None(why) => row("GPU", format!("none: {why}")),
         GpuReport::There { name, memory, rates, module, unpinnable } => {
-            let memory =
-                memory.map_or("memory unknown".into(), |(free, all)| format!("{}, {} free", size(all), size(free)));
-            row("GPU", format!("{name}: {memory}"));
+            row("GPU", format!("{name}: {}", memory_words(*memory)));
             if let Ok((bus, within)) = rates {
                 row("", format!("{:.0} GB/s memory bandwidth, {:.1} GB/s over the bus", within / 1e9, bus / 1e9));
             }
@@ -198,6 +202,9 @@ fn others_rows(h: &Host, t: &Tested, row: AddRow<'_>) {
             };
             row("experts reach it", from.into());
             row("kernel module", module.clone().unwrap_or_else(|| "version unknown".into()));
+            for (name, memory) in &t.more_gpus {
+                row("another GPU", format!("{name}: {}", memory_words(*memory)));
+            }
             for l in &h.links {
                 row("", format!("{} of {} lanes at {}", l.lanes.0, l.lanes.1, l.address));
             }
@@ -281,6 +288,9 @@ fn object(h: &Host, t: &Tested, remarks: &[Remark]) -> Value {
         },
         "virtual_machine": h.virtual_machine,
         "bandwidth": bandwidth.collect::<Vec<_>>(),
+        "more_gpus": t.more_gpus.iter().map(|(name, memory)| {
+            json!({ "name": name, "total_bytes": memory.map(|m| m.1), "free_bytes": memory.map(|m| m.0) })
+        }).collect::<Vec<_>>(),
         "gpu": gpu,
         "gpu_unknown": none,
         "models": models::object(&machine(h, t)),

@@ -14,9 +14,9 @@ use clap::{Arg, ArgAction, ArgMatches, Args, Command, CommandFactory};
 
 use super::args::{self, Cli, Verb};
 use super::errors::{Failure, usage};
-use super::open;
 use super::settings::Settings;
 use super::terminal::Stdout;
+use super::{gpus, open};
 use crate::cpu::Pool;
 use crate::gguf::Load;
 use crate::plan;
@@ -24,13 +24,14 @@ use crate::sample::Params;
 use crate::session::{self, Options};
 
 /// Arguments that are never printed, and why not.
-const LEFT_OUT: [(&str, &str); 6] = [
+const LEFT_OUT: [(&str, &str); 7] = [
     ("hf_token", "a secret"),
     ("dry_run", "the printed command is meant to be run"),
     ("sampler_seq", "--samplers names the same order"),
     ("cpu_moe", "part of the placement, which is printed as a whole with -ngl"),
     ("n_cpu_moe", "part of the placement"),
     ("expert_cache", "part of the placement"),
+    ("tensor_split", "part of the placement"),
 ];
 
 /// The words to print for resolved arguments, by clap's id; no words where the value is what it
@@ -106,14 +107,8 @@ fn placed(model: &args::ModelArgs, o: &Options, gguf: &crate::gguf::Gguf) -> Res
     super::unknown::unknown_keys(gguf, &tape)?;
     super::overrides::report_idle(gguf, &tape)?;
     let shape = session::shape(gguf, o).context(Failure::Model)?;
-    let budget = match open::gpu(model, o)? {
-        Some(gpu) => {
-            let free = gpu.memory()?.0;
-            Some(free.saturating_sub(session::margin(free, gpu.shown)))
-        }
-        None => None,
-    };
-    let fit = plan::fit(tape, &o.ask, budget, shape)?;
+    let budgets = gpus::budgets(&gpus::open(model, o)?)?;
+    let fit = plan::fit(tape, &o.ask, &budgets, shape)?;
     let (shape, placement) = (fit.shape, fit.flags(&o.ask));
     // A -b below the batch would be the smaller of the two.
     let most = model.batch_size.unwrap_or(0).max(shape.n_batch);

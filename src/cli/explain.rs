@@ -19,7 +19,7 @@ use super::errors::{Failure, usage};
 use super::human::{parse_size, write_sizes_in};
 use super::predict::{Bandwidths, Card};
 use super::terminal::Stdout;
-use super::{args, open};
+use super::{args, gpus, open};
 use crate::cpu::{Memory, Pool};
 use crate::gguf::Load;
 use crate::plan;
@@ -60,20 +60,26 @@ pub(super) fn run(a: &args::ExplainArgs) -> Result<()> {
     if a.depth >= n_ctx {
         return usage(format!("--depth {}: expected less than the context of {n_ctx} tokens (-c)", a.depth));
     }
-    let gpu = if a.vram.is_none() { open::gpu(&a.model, &options)? } else { None };
-    let vram = match (asked_vram, &gpu) {
-        (Some(bytes), _) => Some((bytes, false)),
-        (None, Some(gpu)) => Some((gpu.memory()?.0, gpu.shown)),
-        (None, None) => None,
+    let gpus = if a.vram.is_none() { gpus::open(&a.model, &options)? } else { Vec::new() };
+    let free: Vec<usize> = match a.vram.is_some() {
+        true => asked_vram,
+        false => gpus.iter().map(|gpu| Ok(gpu.memory()?.0)).collect::<Result<_>>()?,
     };
-    let budget = vram.map(|(free, shown)| free - session::margin(free, shown));
-    let placed = plan::fit(tape, &options.ask, budget, shape)?;
+    let budgets = match a.vram.is_some() {
+        true => free.iter().map(|free| free - session::margin(*free, false)).collect(),
+        false => gpus::budgets(&gpus)?,
+    };
+    if a.vram.is_some() {
+        gpus::check(&a.model, &options, free.len())?;
+    }
+    let placed = plan::fit(tape, &options.ask, &budgets, shape)?;
     let shape = placed.shape;
-    let gpu = gpu.filter(|_| placed.plan.on_gpu() && (a.vram_gbps.is_none() || a.bus_gbps.is_none()));
-    let of_gpu = gpu.map(|gpu| Bandwidths::measured(&gpu)).transpose()?;
-    let card = Card::of(vram.map_or(0, |v| v.0));
+    let measured = placed.plan.on_gpu() && (a.vram_gbps.is_none() || a.bus_gbps.is_none());
+    let of_gpu = gpus.first().filter(|_| measured).map(|gpu| Bandwidths::measured(gpu)).transpose()?;
+    let card = Card::of(free.iter().copied().max().unwrap_or(0));
+    let vram = (!free.is_empty()).then(|| free.iter().sum());
     let (rates, gpu_from) = rates(a, of_gpu, card);
-    let model = PlacedModel { gguf: &gguf, placed: &placed, vram: vram.map(|v| v.0), options: &options, shape };
+    let model = PlacedModel { gguf: &gguf, placed: &placed, vram, options: &options, shape };
     let facts = ModelFacts::new(&model)?;
     let fit = MemoryFit::new(&model, &facts, memory);
     let speed = Speed::new(a, (&placed, shape), &Pool::new(options.threads)?, rates, gpu_from);
@@ -90,20 +96,25 @@ fn check_rates(a: &args::ExplainArgs) -> Result<()> {
     Ok(())
 }
 
-/// What `--ram` and `--vram` say. The report has sizes in the unit that they are in.
-fn sizes(a: &args::ExplainArgs) -> Result<(Option<usize>, Option<usize>)> {
-    let size = |flag: &str, text: &Option<String>| match text {
+/// What `--ram` and `--vram` say, the latter for each GPU. The report has sizes in the unit that they are in.
+fn sizes(a: &args::ExplainArgs) -> Result<(Option<usize>, Vec<usize>)> {
+    let size = |flag: &str, text: Option<&str>| match text {
         None => Ok(None),
         Some(text) => match parse_size(text) {
             Some(size) => Ok(Some(size)),
             None => usage(format!("{flag} {text}: expected a size like 16G (or 16GiB), or 16GB for powers of 1000")),
         },
     };
-    let (ram, vram) = (size("--ram", &a.ram)?, size("--vram", &a.vram)?);
-    if let Some((_, unit)) = ram.or(vram) {
+    let ram = size("--ram", a.ram.as_deref())?;
+    let each = a.vram.iter().flat_map(|text| text.split(','));
+    let vram = each.filter_map(|text| size("--vram", Some(text)).transpose()).collect::<Result<Vec<_>>>()?;
+    if vram.len() > plan::MAX_GPUS {
+        return usage(format!("--vram: {} sizes; expected at most {}, one for each GPU", vram.len(), plan::MAX_GPUS));
+    }
+    if let Some((_, unit)) = ram.or(vram.first().copied()) {
         write_sizes_in(unit);
     }
-    Ok((ram.map(|r| r.0), vram.map(|v| v.0)))
+    Ok((ram.map(|r| r.0), vram.into_iter().map(|v| v.0).collect()))
 }
 
 /// The rates to predict with: as given, else as measured on the GPU (bus, memory), else those of a usual card.

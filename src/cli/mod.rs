@@ -37,6 +37,7 @@ mod explain;
 mod fetch;
 mod files;
 mod flags;
+mod gpus;
 mod human;
 mod list;
 mod logits;

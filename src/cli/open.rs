@@ -2,19 +2,19 @@
 //! session.
 
 use std::path::Path;
-use std::sync::{Arc, Once};
+use std::sync::Once;
 use std::time::Instant;
 
 use anyhow::{Context, Result};
 
 use super::errors::{Failure, off, usage};
 use super::human::{parse_size, size};
-use super::{args, overrides};
+use super::{args, gpus, overrides};
 use crate::cpu::{Memory, Pool};
-use crate::cuda::{Gpu, OutOfMemory};
+use crate::cuda::OutOfMemory;
 use crate::exec::Device;
 use crate::gguf::{Gguf, Load};
-use crate::plan::{Ask, CacheSize, Fit, LARGEST_BATCH, Place, Rules};
+use crate::plan::{Ask, CacheSize, Fit, LARGEST_BATCH, Rules};
 use crate::quant;
 use crate::schedule::PIECE;
 use crate::session::{self, MAX_CONTEXT, Options, Session};
@@ -115,7 +115,7 @@ pub(super) fn options(a: &args::ModelArgs) -> Result<Options> {
         threads_batch: a.threads_batch,
         type_k: cache_type("-ctk", &a.cache_type_k)?,
         type_v: cache_type("-ctv", &a.cache_type_v)?,
-        ask: Ask { gpu_layers, cpu_moe, cache, rules, batch_up_to },
+        ask: Ask { gpu_layers, cpu_moe, cache, rules, split: gpus::shares(a.tensor_split.as_deref())?, batch_up_to },
         deterministic: a.deterministic,
         halves: halves()?,
         stats: a.stats,
@@ -195,11 +195,13 @@ pub(super) fn session(gguf: Gguf, a: &args::ModelArgs, o: &Options) -> Result<Se
     }
     // Threads that cannot be started are no fault of the model.
     let _threads = (Pool::new(o.threads)?, o.threads_batch.map(Pool::new).transpose()?);
-    let session = match gpu(a, o)? {
-        None => Session::new(gguf, o),
-        Some(gpu) => {
-            let (name, free) = (format!("{gpu:?}"), gpu.memory()?.0);
-            Session::hybrid(gguf, o, gpu, |fit, lack| placed(&name, free, fit, lack, a))
+    let gpus = gpus::open(a, o)?;
+    let session = match gpus.is_empty() {
+        true => Session::new(gguf, o),
+        false => {
+            let name = gpus.iter().map(|gpu| format!("{gpu:?}")).collect::<Vec<_>>().join(" + ");
+            let free = gpus.iter().map(|gpu| Ok(gpu.memory()?.0)).sum::<Result<usize>>()?;
+            Session::hybrid(gguf, o, &gpus, |fit, lack| placed(&name, free, fit, lack, a))
         }
     }
     .context(Failure::Model)?;
@@ -210,42 +212,10 @@ pub(super) fn session(gguf: Gguf, a: &args::ModelArgs, o: &Options) -> Result<Se
         let why = "this model's values are columns of the cached keys, which have the type of -ctk";
         off(&format!("-ctv {}", o.type_v.name.to_lowercase()), why)?;
     }
-    if let Some(words) = session.engine().devices().first().and_then(Device::expert_memory) {
-        tracing::info!("{words}");
-    }
+    let mut memory: Vec<String> = session.engine().devices().iter().filter_map(Device::expert_memory).collect();
+    memory.dedup();
+    memory.iter().for_each(|words| tracing::info!("{words}"));
     Ok(session)
-}
-
-/// The GPU, or None with a notice of the reason.
-pub(super) fn gpu(a: &args::ModelArgs, o: &Options) -> Result<Option<Arc<Gpu>>> {
-    if o.ask.gpu_layers == Some(0) && !o.ask.rules.name(Place::Gpu(0)) {
-        return without_gpu(a, o, "-ngl 0 keeps everything on the CPU").map(|_| None);
-    }
-    let why = match Gpu::open() {
-        Ok(gpu) => return Ok(Some(Arc::new(gpu))),
-        Err(e) => format!("{e:#}"),
-    };
-    if !without_gpu(a, o, &why)? {
-        tracing::info!("no GPU is used: {why}");
-    }
-    Ok(None)
-}
-
-/// Reports the options that only a GPU gives an effect; returns whether there were any. A machine
-/// without a GPU is no reason for a warning by itself.
-fn without_gpu(a: &args::ModelArgs, o: &Options, why: &str) -> Result<bool> {
-    let layers = a.gpu_layers.as_deref().filter(|n| *n != "auto" && o.ask.gpu_layers != Some(0));
-    let sized = matches!(o.ask.cache, CacheSize::Bytes(_));
-    let given = [
-        layers.map(|n| format!("-ngl {n}")),
-        o.ask.rules.name(Place::Gpu(0)).then(|| "-ot ...=GPU".into()),
-        sized.then(|| format!("--expert-cache {}", a.expert_cache)),
-        a.cpu_moe.then(|| "-cmoe".into()),
-        a.n_cpu_moe.map(|n| format!("-ncmoe {n}")),
-        a.gpu_fallback.then(|| "--gpu-fallback".into()),
-    ];
-    given.iter().flatten().try_for_each(|flag| off(flag, why))?;
-    Ok(given.iter().flatten().next().is_some())
 }
 
 /// Tells the user where a model was placed.

@@ -28,7 +28,7 @@ use crate::cpu::{Bandwidth, Memory, Pool, Topology};
 use crate::cuda::Gpu;
 use crate::exec::{Profile, SyntheticRun};
 use crate::plan::cost::{HardwareRates, WalkShape, WalkTime};
-use crate::plan::{self, Place, Plan};
+use crate::plan::{self, Plan};
 use crate::sample::{Params, Sampler};
 use crate::tape::{ExpertShare, Step, Tape, WeightKind};
 
@@ -265,8 +265,8 @@ impl Prediction {
         let least = WalkTime::of(tape, plan, at, rates, &reading);
         let (ceiling, started) = (1.0 / least.whole.max(1e-9), least.started);
         let mut formats: BTreeMap<&'static str, f64> = BTreeMap::new();
-        for (step, _) in tape.steps.iter().zip(&plan.places).filter(|(_, place)| **place != Place::Gpu(0)) {
-            by_format(tape, step, tape.step_bytes(step) as f64 * (1.0 - cached(tape, plan, step)), &mut formats);
+        for (i, step) in tape.steps.iter().enumerate().filter(|(i, _)| !plan.places[*i].is_gpu()) {
+            by_format(tape, step, tape.step_bytes(step) as f64 * (1.0 - cached(tape, plan, i)), &mut formats);
         }
         let cpu_bytes = formats.values().sum();
         let Some(m) = measured else {
@@ -287,7 +287,7 @@ impl Prediction {
             parts.push((Limit::Kernels(name), (bytes / rate - bytes / ram).max(0.0)));
         }
         let attends = |(i, step): (usize, &Step)| {
-            let here = plan.places[i] != Place::Gpu(0) && step.op.name() == "attend";
+            let here = !plan.places[i].is_gpu() && step.op.name() == "attend";
             here.then(|| took(i))
         };
         parts.push((Limit::Attention, tape.steps.iter().enumerate().filter_map(attends).sum()));
@@ -364,9 +364,13 @@ fn on_gpu(time: &WalkTime) -> [(Limit, f64); 3] {
 }
 
 /// The share of a step's experts that the GPU has.
-fn cached(tape: &Tape, plan: &Plan, step: &Step) -> f64 {
+fn cached(tape: &Tape, plan: &Plan, i: usize) -> f64 {
+    let step = &tape.steps[i];
     match step.share {
-        ExpertShare::OnCpu => (plan.cache.slots as f64 / plan::experts_of(tape, step) as f64).min(1.0),
+        // The GPU's share comes next.
+        ExpertShare::OnCpu => {
+            (plan.cache(plan.places[i + 1]).slots as f64 / plan::experts_of(tape, step) as f64).min(1.0)
+        }
         _ => 0.0,
     }
 }
@@ -384,6 +388,7 @@ fn by_format(tape: &Tape, step: &Step, bytes: f64, to: &mut BTreeMap<&'static st
 mod tests {
     use super::*;
     use crate::gguf::Gguf;
+    use crate::plan::Place;
     use crate::plan::{Ask, CacheSize, fit};
     use crate::session::{self, Options};
 
@@ -394,7 +399,7 @@ mod tests {
         let options = Options { n_ctx: Some(256), n_batch: 8, ..Options::default() };
         let (tape, shape) = (session::tape(&gguf, &options).unwrap(), session::shape(&gguf, &options).unwrap());
         let ask = Ask { cpu_moe: vram.map(|_| usize::MAX), cache: CacheSize::Off, ..Ask::default() };
-        fit(tape, &ask, vram, shape).unwrap()
+        fit(tape, &ask, vram.as_slice(), shape).unwrap()
     }
 
     /// Each step takes `step` seconds, a token 1 ms more than all steps.

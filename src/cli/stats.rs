@@ -9,6 +9,7 @@ use super::args;
 use super::predict::{self, Bandwidths, Prediction};
 use crate::cpu::major_faults;
 use crate::exec::Device;
+use crate::plan::Place;
 use crate::session::Session;
 
 /// Major page faults up to which there is no notice: loading the program itself takes some tens.
@@ -20,12 +21,14 @@ pub(super) fn stats(session: &Session, a: &args::ModelArgs) -> Result<()> {
         return Ok(());
     }
     speed(session);
-    let Some(device) = session.engine().devices().first() else { return Ok(()) };
-    if let Some(w) = device.waits().filter(|w| w.walks > 0) {
+    let devices = session.engine().devices();
+    for (device, n) in devices.iter().zip(0..) {
+        let Some(w) = device.waits().filter(|w| w.walks > 0) else { continue };
         let ms = |s: f64| s * 1e3 / w.walks as f64;
+        let name = if devices.len() == 1 { "the GPU" } else { Place::Gpu(n).name() };
         tracing::info!(
-            "decode: {} tokens, {:.2} ms each; the CPU waited {:.2} ms for the GPU; the GPU worked {:.2} ms and waited \
-             {:.2} ms for the CPU",
+            "decode: {} tokens, {:.2} ms each; the CPU waited {:.2} ms for {name}; {name} worked {:.2} ms and waited \
+             {:.2} ms for others",
             w.walks,
             ms(w.whole),
             ms(w.cpu_waited),
@@ -33,8 +36,8 @@ pub(super) fn stats(session: &Session, a: &args::ModelArgs) -> Result<()> {
             ms(w.gpu_waited)
         );
     }
-    let Some(memory) = device.expert_memory() else { return Ok(()) };
-    let c = device.cache_stats();
+    let Some(memory) = devices.iter().find_map(Device::expert_memory) else { return Ok(()) };
+    let c = session.engine().cache_stats();
     let gb = |n: usize| n as f64 / 1e9;
     tracing::info!(
         "expert cache: {:.1}% hits of {} expert choices in decode; {} experts loaded ({:.2} GB), {} streamed for prompts \

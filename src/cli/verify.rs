@@ -261,7 +261,7 @@ fn model(a: &args::VerifyArgs, places: &[Where], gpu: Option<&Arc<Gpu>>, best: I
                 o.ask.cpu_moe = if hybrid { Some(usize::MAX) } else { o.ask.cpu_moe };
                 o.ask.cache = if hybrid { o.ask.cache } else { CacheSize::Off };
                 let gpu = gpu.expect("a place on a GPU has one").clone();
-                Session::hybrid(file, &o, gpu, |fit, _| {
+                Session::hybrid(file, &o, &[gpu], |fit, _| {
                     tracing::info!("{}: {}", place.name(), fit.describe());
                     Ok(())
                 })

@@ -19,6 +19,7 @@ impl Gpu {
     /// # Errors
     /// If the driver reports an error.
     pub fn memory(&self) -> Result<(usize, usize)> {
+        self.enter()?;
         cu::mem_get_info().driver_context("to tell its memory")
     }
 
@@ -27,6 +28,7 @@ impl Gpu {
     /// # Errors
     /// [`OutOfMemory`], which names what the memory was for, or another error of the driver.
     pub fn alloc(&self, bytes: usize, what: &str) -> Result<Buffer> {
+        self.enter()?;
         // Kernels read whole words; the driver's own step is larger.
         let bytes = bytes.max(1).next_multiple_of(Arena::ALIGN);
         // SAFETY: the memory is freed when the buffer is dropped, and nowhere else.
@@ -45,6 +47,7 @@ impl Gpu {
     /// # Errors
     /// If the system does not allow this much pinned memory; the message names what it was for.
     pub fn pinned(&self, bytes: usize, what: &str) -> Result<Pinned> {
+        self.enter()?;
         // SAFETY: the memory is freed when the value is dropped, and nowhere else.
         let at = unsafe { cu::malloc_host(bytes.max(1), 0) }.map_err(|e| match e.0 {
             sys::CUresult::CUDA_ERROR_OUT_OF_MEMORY => {
@@ -63,6 +66,7 @@ impl Gpu {
     /// # Errors
     /// If the system or the driver does not pin these pages.
     pub fn register(&self, owner: Owner, bytes: Range<usize>, mode: PinMode) -> Result<Registered> {
+        self.enter()?;
         let at = (*owner).as_ref()[bytes.clone()].as_ptr();
         let flags = match mode {
             PinMode::ReadOnly => sys::CU_MEMHOSTREGISTER_READ_ONLY,

@@ -38,7 +38,7 @@ use std::ffi::{CString, c_void};
 use std::fmt;
 use std::ops::Range;
 use std::sync::mpsc::{RecvTimeoutError, channel};
-use std::sync::{Mutex, PoisonError};
+use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 
 use anyhow::Result;
@@ -98,6 +98,7 @@ impl Drop for Context {
     fn drop(&mut self) {
         // SAFETY: retained in `open`, once.
         unsafe {
+            let _ = cu::ctx::set_current(self.context);
             let _ = cu::ctx::synchronize();
             let _ = cu::primary_ctx::release(self.device);
         }
@@ -262,6 +263,48 @@ impl Gpu {
         self.flush()?;
         // SAFETY: as above.
         unsafe { cu::memcpy_dtod_async(to.0, from.0, bytes, stream.0) }.driver_context("a copy on the device")
+    }
+
+    /// Copies from another device's memory, in the order of this one's work.
+    ///
+    /// # Errors
+    /// If the driver reports an error.
+    pub fn copy_from(&self, other: &Gpu, to: Ptr, from: Ptr, bytes: usize) -> Result<()> {
+        if bytes == 0 {
+            return Ok(());
+        }
+        self.flush()?;
+        let (here, there) = (self.context.context, other.context.context);
+        // SAFETY: as above; both contexts live as long as their devices.
+        unsafe { sys::cuMemcpyPeerAsync(to.0, here, from.0, there, bytes, self.work.0) }
+            .result()
+            .driver_context("a copy between two devices")?;
+        self.settle(&self.work, None)
+    }
+
+    /// Lets copies between this device and others go over the bus at once, where the machine can. Elsewhere the driver
+    /// takes them through the host's memory.
+    ///
+    /// # Errors
+    /// If the driver reports an error.
+    pub fn join(&self, others: &[Arc<Gpu>]) -> Result<()> {
+        self.enter()?;
+        for other in others.iter().filter(|o| o.context.device != self.context.device) {
+            let mut can = 0;
+            // SAFETY: writes one integer.
+            unsafe { sys::cuDeviceCanAccessPeer(&mut can, self.context.device, other.context.device) }
+                .result()
+                .driver_context("to tell which devices reach each other")?;
+            // SAFETY: the context lives. A refusal costs speed alone.
+            let joined = can != 0
+                && unsafe { sys::cuCtxEnablePeerAccess(other.context.context, 0) }
+                    .result()
+                    .inspect_err(|e| tracing::debug!("{:#}", errors::refused("to join two devices", *e)))
+                    .is_ok();
+            let how = if joined { "directly" } else { "through the host's memory" };
+            tracing::debug!("copies from {} to {} go {how}", other.name, self.name);
+        }
+        Ok(())
     }
 
     /// Fills device memory with zeros.

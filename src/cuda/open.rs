@@ -24,22 +24,38 @@ impl Gpu {
     /// # Errors
     /// If there is no driver, no device, or a device that the kernels do not run on; the message says which.
     pub fn open() -> Result<Gpu> {
-        // SAFETY: asks whether the library can be loaded, and calls nothing in it.
-        if !unsafe { sys::is_culib_present() } {
-            bail!("no NVIDIA driver is installed (libcuda was not found)");
+        let (driver, devices) = devices()?;
+        // SAFETY: as in `of`.
+        let memory = |d: &sys::CUdevice| unsafe { cu::device::total_mem(*d) }.unwrap_or(0);
+        let best = devices.iter().rev().filter(|d| is_new_enough(**d)).max_by_key(|d| memory(d)).or(devices.first());
+        Gpu::open_device(driver, best.copied().context("the NVIDIA driver finds no GPU")?)
+    }
+
+    /// Opens those devices that the kernels run on, in the driver's order; of `only`, if that names any by their numbers.
+    ///
+    /// # Errors
+    /// As [`Gpu::open`], if there is none of them; or if `only` names one that is not there or too old.
+    pub fn open_all(only: Option<&[usize]>) -> Result<Vec<Gpu>> {
+        let (driver, devices) = devices()?;
+        if let Some(only) = only {
+            let named = only.iter().map(|n| {
+                let there = devices.get(*n).copied();
+                there.with_context(|| format!("there is no GPU {n}; the NVIDIA driver finds {}", devices.len()))
+            });
+            let named = named.collect::<Result<Vec<_>>>()?;
+            return named.into_iter().map(|d| Gpu::open_device(driver, d)).collect();
         }
-        cu::init().map_err(|e| match e.0 {
-            sys::CUresult::CUDA_ERROR_NO_DEVICE => anyhow!("the NVIDIA driver finds no GPU"),
-            _ => refused("to start", e),
-        })?;
-        let mut driver = 0;
-        // SAFETY: writes one integer.
-        unsafe { sys::cuDriverGetVersion(&mut driver) }.result().driver_context("to tell its version")?;
-        if driver < OLDEST_DRIVER {
-            let (has, want) = (cuda_version(driver), cuda_version(OLDEST_DRIVER));
-            bail!("the NVIDIA driver is one of CUDA {has}, the kernels need one of {want} or newer: update it");
+        let mut usable: Vec<_> = devices.iter().copied().filter(|d| is_new_enough(*d)).collect();
+        if usable.is_empty() {
+            usable.extend(devices.first()); // whose error says what it lacks
         }
-        let device = choose()?;
+        if usable.is_empty() {
+            bail!("the NVIDIA driver finds no GPU");
+        }
+        usable.into_iter().map(|d| Gpu::open_device(driver, d)).collect()
+    }
+
+    fn open_device(driver: i32, device: sys::CUdevice) -> Result<Gpu> {
         let attribute = |a: A| of(device, a);
         let capability = capability_of(device)?;
         let name = cu::device::get_name(device).driver_context("to name the device")?;
@@ -89,15 +105,31 @@ fn capability_of(device: sys::CUdevice) -> Result<(i32, i32)> {
     Ok((major, of(device, A::CU_DEVICE_ATTRIBUTE_COMPUTE_CAPABILITY_MINOR)?))
 }
 
-/// Of several devices the one with the most memory that the kernels are made for.
-fn choose() -> Result<sys::CUdevice> {
+/// Starts the driver: its version, and its devices.
+fn devices() -> Result<(i32, Vec<sys::CUdevice>)> {
+    // SAFETY: asks whether the library can be loaded, and calls nothing in it.
+    if !unsafe { sys::is_culib_present() } {
+        bail!("no NVIDIA driver is installed (libcuda was not found)");
+    }
+    cu::init().map_err(|e| match e.0 {
+        sys::CUresult::CUDA_ERROR_NO_DEVICE => anyhow!("the NVIDIA driver finds no GPU"),
+        _ => refused("to start", e),
+    })?;
+    let mut driver = 0;
+    // SAFETY: writes one integer.
+    unsafe { sys::cuDriverGetVersion(&mut driver) }.result().driver_context("to tell its version")?;
+    if driver < OLDEST_DRIVER {
+        let (has, want) = (cuda_version(driver), cuda_version(OLDEST_DRIVER));
+        bail!("the NVIDIA driver is one of CUDA {has}, the kernels need one of {want} or newer: update it");
+    }
     let n = cu::device::get_count().driver_context("to count its devices")?;
     let devices = (0..n).map(cu::device::get).collect::<Result<Vec<_>, _>>().driver_context("to name its devices")?;
-    // SAFETY: as in `of`.
-    let memory = |d: &sys::CUdevice| unsafe { cu::device::total_mem(*d) }.unwrap_or(0);
-    let fits = |d: &&sys::CUdevice| capability_of(**d).is_ok_and(|c| c >= OLDEST);
-    let best = devices.iter().rev().filter(fits).max_by_key(|d| memory(d)).or(devices.first());
-    best.copied().context("the NVIDIA driver finds no GPU")
+    Ok((driver, devices))
+}
+
+/// Whether the kernels are made for a device.
+fn is_new_enough(device: sys::CUdevice) -> bool {
+    capability_of(device).is_ok_and(|c| c >= OLDEST)
 }
 
 /// Sets how a thread waits for the device, before its context is made. Where the pool's threads

@@ -29,7 +29,7 @@ use crate::cpu::Pool;
 use crate::cuda::{Arena, Event, Gpu, OutOfMemory, Pinned, Ptr};
 use crate::gguf::Gguf;
 use crate::plan::cost::{CPU_PRODUCTS, HardwareRates};
-use crate::plan::{self, ALIGN, Plan};
+use crate::plan::{self, ALIGN, Place, Plan};
 use crate::tape::{Batch, ExpertShare, RowSet, Tape};
 
 /// A token's choice counts half when this many tokens have followed it.
@@ -65,6 +65,22 @@ pub struct CacheStats {
     pub passed: usize,
     /// Bytes of the experts that were streamed through the ring.
     pub passed_bytes: usize,
+}
+
+impl std::ops::Add for CacheStats {
+    type Output = CacheStats;
+
+    fn add(self, b: CacheStats) -> CacheStats {
+        CacheStats {
+            chosen: self.chosen + b.chosen,
+            hits: self.hits + b.hits,
+            uploads: self.uploads + b.uploads,
+            upload_bytes: self.upload_bytes + b.upload_bytes,
+            halved: self.halved + b.halved,
+            passed: self.passed + b.passed,
+            passed_bytes: self.passed_bytes + b.passed_bytes,
+        }
+    }
 }
 
 /// A stack of matrices of one layer.
@@ -214,12 +230,15 @@ pub(super) struct ExpertCache {
 }
 
 impl ExpertCache {
-    pub(super) fn open(gpu: &Gpu, memory: &Arena, tape: &Tape, plan: &Plan) -> Result<ExpertCache> {
+    /// The cache of the GPU that is the plan's `place`.
+    pub(super) fn open(gpu: &Gpu, memory: &Arena, tape: &Tape, (plan, place): (&Plan, Place)) -> Result<ExpertCache> {
         let (mut layers, mut of_step) = (Vec::new(), HashMap::new());
-        let (slots, per_pass) = (plan.cache.slots, plan.cache.ring);
+        let plan::Cache { slots, ring: per_pass } = plan.cache(place);
         for (i, step) in tape.steps.iter().enumerate() {
             match step.share {
                 ExpertShare::All => continue,
+                ExpertShare::OnCpu if plan.places[i + 1] != place => continue, // another GPU's
+                ExpertShare::OnGpu if plan.places[i] != place => continue,
                 ExpertShare::OnCpu => {
                     of_step.insert(i, layers.len()); // the GPU's share is the next step
                     continue;

@@ -44,6 +44,8 @@ pub struct Device {
     staging: HashMap<(Place, u32), Pinned>,
     /// Passed when a segment's values have arrived, by its lane and number.
     arrived: Vec<Event>,
+    /// Passed when a value that another GPU needs is there, and when one of another GPU has come.
+    handed: [Event; 2],
     /// The segment that last sent values up through a buffer, by its lane and the buffer: until it is passed the staging
     /// memory is read.
     sent: HashMap<(usize, u32), usize>,
@@ -129,8 +131,9 @@ impl Device {
         let mut states: Vec<Option<GpuState>> = vec![None; tape.states.len()];
         // What must fit is taken first: a model that does not fit fails before its weights are read.
         let needs = Needs::of(tape, shape)?;
-        let footprint = plan::Footprint::of(tape, plan, &needs, shape);
-        tracing::debug!("GPU memory in MB: {}", footprint.describe());
+        gpu.enter()?;
+        let footprint = plan::Footprint::of(tape, plan, &needs, shape, place);
+        tracing::debug!("{} memory in MB: {}", place.name(), footprint.describe());
         // The cache's slots have memory of their own, which can be given back.
         let fixed = footprint.total() - footprint.cache;
         let memory = Arena::new(&gpu, fixed, &format!("the model ({})", footprint.describe()))?;
@@ -138,7 +141,7 @@ impl Device {
         let lanes = plan::lane_rows(tape, n_batch);
         let inputs =
             lanes.map(|rows| BatchInputs::new(&gpu, &memory, tape, (plan, place), rows)).collect::<Result<_>>()?;
-        let mut experts = ExpertCache::open(&gpu, &memory, tape, plan)?;
+        let experts = ExpertCache::open(&gpu, &memory, tape, (plan, place))?;
         let layout = &plan.layouts[place.index()];
         let values: Vec<Ptr> = layout.bytes(&shape).map(|b| memory.take(b)).collect();
         let beside: Vec<Ptr> = layout.code_bytes(&shape).map(|b| memory.take(b)).collect();
@@ -175,21 +178,11 @@ impl Device {
             }
             weights[w] = Some(GpuWeight { ptr, shape: weight.shape, ty, slots: Ptr::default() });
         }
-        let mut staging = HashMap::new();
-        for stage in &plan.stages {
-            if let PlanStage::Copy(slot, from, to) = *stage
-                && (from == place || to == place)
-                && let std::collections::hash_map::Entry::Vacant(free) = staging.entry((to, plan.buffer(slot, to)))
-            {
-                let bytes = plan.layouts[to.index()].bytes(&shape).nth(plan.buffer(slot, to) as usize);
-                free.insert(gpu.pinned(bytes.expect("a buffer"), "values that cross")?);
-            }
-        }
+        let staging = staging(&gpu, plan, place, &shape)?;
         let arrived = (0..2 * plan.stages.len()).map(|_| Event::new()).collect::<Result<Vec<_>>>()?;
         let dense = experts.some().then(|| DenseClock::new(plan.stages.len())).transpose()?;
         gpu.work.wait()?;
         drop(small);
-        experts.pin(&gpu, gguf);
         let graphs = (!gpu.sync).then(HashMap::new); // a graph's kernels cannot be waited for one by one
         let (sent, singles) = (HashMap::new(), [0; 2]);
         Ok(Device {
@@ -205,6 +198,7 @@ impl Device {
             inputs,
             staging,
             arrived,
+            handed: [Event::new()?, Event::new()?],
             sent,
             graphs,
             is_short: false,
@@ -215,6 +209,12 @@ impl Device {
             shape,
             in_halves: None,
         })
+    }
+
+    /// Begins to pin the experts' memory, once all devices have their weights: nothing else may be copied from memory
+    /// that is pinned in part.
+    pub fn pin(&mut self, gguf: &Gguf) {
+        self.experts.pin(&self.gpu, gguf);
     }
 
     /// Keeps the time from now on.
@@ -306,6 +306,7 @@ impl Device {
 
     /// Brings the rows of a walk over.
     pub(super) fn send(&mut self, lane: &Lane<'_>) -> Result<()> {
+        self.gpu.enter()?;
         self.inputs[lane.number].send(&self.gpu, lane.batch, &self.experts)
     }
 
@@ -319,6 +320,7 @@ impl Device {
         range: std::ops::Range<usize>,
     ) -> Result<()> {
         let batch = lane.batch;
+        self.gpu.enter()?;
         self.sends(plan, lane, range.clone());
         if let Some(clock) = self.dense.as_mut().filter(|_| batch.rows.len() > 1) {
             clock.segment_begins(&self.gpu, lane, range.start)?;
@@ -397,6 +399,7 @@ impl Device {
         range: std::ops::Range<usize>,
         f: &mut Observer<'_>,
     ) -> Result<()> {
+        self.gpu.enter()?;
         self.sends(plan, lane, range.clone());
         for at in range.clone() {
             let PlanStage::Run(place, steps) = &plan.stages[at] else {
@@ -427,6 +430,7 @@ impl Device {
 
     /// Ends a walk, whose last values have arrived.
     pub(super) fn end(&mut self, gguf: &Gguf, batch: &Batch) -> Result<()> {
+        self.gpu.enter()?;
         if let Some(times) = &mut self.times
             && let Some(began) = times.walk.take()
         {
@@ -457,7 +461,7 @@ impl Device {
             self.progress.ends.insert(range.start, end);
         }
         for stage in &plan.stages[range.clone()] {
-            if let PlanStage::Copy(slot, _, Place::Gpu(_)) = stage {
+            if let PlanStage::Copy(slot, Place::Cpu | Place::Twin, Place::Gpu(_)) = stage {
                 self.sent.insert((lane.number, plan.buffer(*slot, self.place)), range.start);
             }
         }
@@ -471,6 +475,7 @@ impl Device {
         let batch = lane.batch;
         let value = |x: &Slot| self.value(plan, tape, lane, x);
         match stage {
+            PlanStage::Copy(_, Place::Gpu(_), Place::Gpu(_)) => Ok(()), // came before the segment began
             // Nobody reads the logits where only the argmax is asked for.
             PlanStage::Copy(slot, Place::Gpu(_), _) if batch.argmax_only && tape.logits == Some(*slot) => Ok(()),
             PlanStage::Copy(slot, from, to) => {
@@ -634,6 +639,25 @@ impl Device {
         GpuValue { ptr, rows, width: tape.width(*x) }
     }
 
+    /// Copies a value of another GPU's to this one, when that one has it; its memory is used again when the copy is over.
+    pub(super) fn receive(&self, from: &Device, plan: &Plan, tape: &Tape, lane: &Lane<'_>, x: &Slot) -> Result<()> {
+        let (there, here) = (from.value(plan, tape, lane, x), self.value(plan, tape, lane, x));
+        from.gpu.enter()?;
+        from.handed[0].record(&from.gpu.work)?;
+        self.gpu.enter()?;
+        self.gpu.work.after(&from.handed[0])?;
+        self.gpu.copy_from(&from.gpu, here.ptr, there.ptr, here.rows * here.width * 4)?;
+        self.make_codes(x, here)?;
+        self.handed[1].record(&self.gpu.work)?;
+        from.gpu.enter()?;
+        from.gpu.work.after(&self.handed[1])
+    }
+
+    /// Whether steps were started that are not known to be done.
+    pub(super) fn is_under_way(&self) -> bool {
+        self.progress.started.get() > self.progress.done.get()
+    }
+
     /// The `n` values that a lane's stages from `stage` on sent down to a buffer of a place, once they are there.
     pub(super) fn arrived(
         &self,
@@ -644,6 +668,7 @@ impl Device {
         n: usize,
     ) -> Result<&[f32]> {
         let start = Instant::now();
+        self.gpu.enter()?;
         self.arrived[self.event(lane, stage)].wait()?;
         let done = self.progress.ends.get(&stage).copied().unwrap_or(0).max(self.progress.done.get());
         self.progress.done.set(done);
@@ -656,6 +681,7 @@ impl Device {
 
     /// Where a value is put that a lane's next stages send up to a buffer.
     pub(super) fn outgoing(&mut self, plan: &Plan, lane: &Lane<'_>, buffer: u32) -> Result<&mut [f32]> {
+        self.gpu.enter()?;
         if let Some(&stage) = self.sent.get(&(lane.number, buffer)) {
             self.arrived[self.event(lane, stage)].wait()?;
         }
@@ -695,6 +721,22 @@ impl Device {
         self.gpu.enter()?;
         self.gpu.zero(&self.gpu.work, to, s.cache.seq_bytes as usize)
     }
+}
+
+/// Pinned memory for the values that cross between the host and a GPU, its `place`.
+fn staging(gpu: &Gpu, plan: &Plan, place: Place, shape: &Shape) -> Result<HashMap<(Place, u32), Pinned>> {
+    let mut staging = HashMap::new();
+    for stage in &plan.stages {
+        if let PlanStage::Copy(slot, from, to) = *stage
+            && (from == place || to == place)
+            && !(from.is_gpu() && to.is_gpu())
+            && let std::collections::hash_map::Entry::Vacant(free) = staging.entry((to, plan.buffer(slot, to)))
+        {
+            let bytes = plan.layouts[to.index()].bytes(shape).nth(plan.buffer(slot, to) as usize);
+            free.insert(gpu.pinned(bytes.expect("a buffer"), "values that cross")?);
+        }
+    }
+    Ok(staging)
 }
 
 impl Drop for Device {

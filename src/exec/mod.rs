@@ -146,6 +146,11 @@ impl Engine {
         &self.devices
     }
 
+    /// Statistics of the expert caches of all devices together.
+    pub fn cache_stats(&self) -> CacheStats {
+        self.devices.iter().map(Device::cache_stats).fold(CacheStats::default(), |a, b| a + b)
+    }
+
     /// The file.
     pub fn gguf(&self) -> &Gguf {
         &self.gguf
@@ -158,7 +163,7 @@ impl Engine {
 
     /// An error of the driver as one that says what a session lost by it; other errors as they are.
     fn failed(&self, e: anyhow::Error) -> anyhow::Error {
-        match self.devices.first() {
+        match self.devices.iter().find(|d| d.is_under_way()).or(self.devices.first()) {
             Some(device) if cuda::is_failure(&e) => device.lost(&self.tape, &self.plan, &e).into(),
             _ => e,
         }
@@ -179,8 +184,9 @@ impl Engine {
     }
 
     fn walk_stages(&mut self, batch: &Batch, stop: &AtomicBool, mut watch: Watch<'_>) -> Result<bool> {
-        let halves = match (&watch.observer, self.devices.first()) {
-            (None, Some(device)) => device.halves(&self.plan, batch),
+        // With several GPUs the CPU's time is one's alone anyway.
+        let halves = match (&watch.observer, &self.devices[..]) {
+            (None, [device]) => device.halves(&self.plan, batch),
             _ => None,
         };
         for device in &mut self.devices {
@@ -262,6 +268,9 @@ impl Engine {
         let gpu = gpu_of(&self.plan.stages[from]).expect("the first stage is a GPU's");
         for at in range.clone() {
             match self.plan.stages[at] {
+                PlanStage::Copy(slot, Place::Gpu(from), Place::Gpu(_)) => {
+                    self.devices[gpu].receive(&self.devices[from as usize], &self.plan, &self.tape, lane, &slot)?;
+                }
                 PlanStage::Copy(slot, from, to @ Place::Gpu(_)) => {
                     let n = self.count(lane.batch, slot);
                     let (source, to) = (self.plan.buffer(slot, from), self.plan.buffer(slot, to));
@@ -371,8 +380,11 @@ impl Engine {
             &buffers[plan.buffer(slot, place) as usize][..batch.count(info.rows) * info.width]
         };
         let ins: Vec<&[f32]> = step.ins.iter().map(|&slot| value(slot)).collect();
-        // The other experts are the first GPU's.
-        let shared = devices.first_mut().filter(|_| step.share == ExpertShare::OnCpu);
+        // The other experts are a GPU's, whose share is the next step.
+        let shared = match plan.places.get(i + 1) {
+            Some(Place::Gpu(n)) if step.share == ExpertShare::OnCpu => Some(&mut devices[*n as usize]),
+            _ => None,
+        };
         let on_gpu = shared.as_ref().map_or(Vec::new(), |d| d.experts.on_gpu(i).to_vec());
         let view = |w| WeightView { slots: &on_gpu, ..weights.view(gguf, tape, place, w) };
         let views: Vec<WeightView> = step.weights.iter().map(|&w| view(w)).collect();
@@ -554,30 +566,34 @@ impl Engine {
     }
 }
 
-/// The number of the GPU whose stage it is: work there, or a copy to or from there.
+/// The number of the GPU whose stage it is: work there, a copy to it, or a copy from it to the host.
 fn gpu_of(stage: &PlanStage) -> Option<usize> {
     match *stage {
         PlanStage::Run(Place::Gpu(n), _)
-        | PlanStage::Copy(_, Place::Gpu(n), _)
-        | PlanStage::Copy(_, _, Place::Gpu(n)) => Some(n as usize),
+        | PlanStage::Copy(_, _, Place::Gpu(n))
+        | PlanStage::Copy(_, Place::Gpu(n), _) => Some(n as usize),
         _ => None,
     }
 }
 
 /// A GPU's stages from `from` on that are started together: up to the next stage that is not its own, and no further than
 /// the next values that are sent down, which the host may be waiting for. Values that are sent up are in staging memory
-/// when it starts, so no two of them may come through one buffer.
+/// when it starts, so no two of them may come through one buffer; those of another GPU come before it starts.
 fn segment(plan: &Plan, from: usize) -> Range<usize> {
     let stages = &plan.stages;
-    let down = |s: &PlanStage| matches!(s, PlanStage::Copy(_, Place::Gpu(_), _));
+    let down = |s: &PlanStage| matches!(s, PlanStage::Copy(_, Place::Gpu(_), Place::Cpu | Place::Twin));
+    let across = |s: &PlanStage| matches!(s, PlanStage::Copy(_, Place::Gpu(_), Place::Gpu(_)));
     let up = |s: &PlanStage| match *s {
-        PlanStage::Copy(slot, _, to @ Place::Gpu(_)) => Some(plan.buffer(slot, to)),
+        PlanStage::Copy(slot, Place::Cpu | Place::Twin, to @ Place::Gpu(_)) => Some(plan.buffer(slot, to)),
         _ => None,
     };
     let gpu = gpu_of(&stages[from]);
     let mut through: Vec<u32> = up(&stages[from]).into_iter().collect();
     let mut to = from + 1;
     while to < stages.len() && gpu_of(&stages[to]) == gpu && (!down(&stages[to - 1]) || down(&stages[to])) {
+        if across(&stages[to]) && !across(&stages[to - 1]) {
+            break;
+        }
         if let Some(buffer) = up(&stages[to]) {
             if through.contains(&buffer) {
                 break;

@@ -74,8 +74,8 @@ impl Candidate {
             0 => time(1),
             slot => {
                 let part = (budget.saturating_sub(footprint.total()) as f64 / slot as f64).min(1.0);
-                let cache = Cache { slots: plan.cache.slots + 1, ..plan.cache };
-                let more = time_of(&Plan { cache, ..plan.clone() }, 1);
+                let caches = plan.caches.map(|c| Cache { slots: c.slots + 1, ..c });
+                let more = time_of(&Plan { caches, ..plan.clone() }, 1);
                 time(1) * (1.0 - part) + more * part
             }
         };

@@ -10,9 +10,12 @@
 //! through the ring, as many as let both sides end earliest: the rule of `exec/cache.rs`, which has all three regimes (none,
 //! some, all). All experts are taken to be chosen alike, which is the worst for a cache.
 //!
+//! Several GPUs have one clock, at the rates of the first: for a token they take turns. (That a prompt's next batch begins on
+//! the first while the last is still busy with the one before is left out.)
+//!
 //! Never held against a real GPU: the constants below are estimates, to be replaced by what devices measure.
 
-use super::{Place, Plan, PlanStage, expert_bytes, experts_of};
+use super::{Cache, Place, Plan, PlanStage, expert_bytes, experts_of};
 use crate::cuda::SMALL;
 use crate::tape::{ExpertShare, RowSet, Slot, StateKind, Step, Tape, WeightKind};
 
@@ -254,7 +257,7 @@ impl Clocks<'_> {
         let share = match step.share {
             ExpertShare::OnGpu => {
                 let n = experts_of(self.tape, step);
-                self.plan.cache.slots.min(n) as f64 / n as f64
+                self.plan.cache(self.plan.places[i]).slots.min(n) as f64 / n as f64
             }
             _ => 1.0,
         };
@@ -299,9 +302,10 @@ impl Clocks<'_> {
 
     /// The CPU's share of an expert layer, while others stream through the ring.
     fn experts(&mut self, i: usize) {
-        let (step, ring) = (&self.tape.steps[i], self.plan.cache.ring);
+        let step = &self.tape.steps[i];
+        let Cache { slots, ring } = self.plan.cache(self.plan.places[i + 1]); // of the GPU's share, which comes next
         let n = experts_of(self.tape, step);
-        let others = n - self.plan.cache.slots.min(n);
+        let others = n - slots.min(n);
         let (here, there) = ((self.on_cpu)(i) / n as f64, self.gpu_seconds(i) / n as f64);
         let over = expert_bytes(self.tape, step) as f64 / self.rates.bus;
         let pass = self.rates.launch.1 * self.kernels(i + 1) as f64; // the GPU's share comes next

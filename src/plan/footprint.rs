@@ -2,7 +2,7 @@
 
 use anyhow::{Context, Result};
 
-use super::{Place, Plan, PlanStage, shared_states};
+use super::{MAX_GPUS, Place, Plan, PlanStage, shared_states};
 use crate::cuda::{Arena, CacheArg, Gpu, Grid, Ptr, count_launches, launch};
 use crate::tape::{
     Batch, ExpertShare, GpuIo, GpuState, GpuValue, GpuWeight, Lists, Row, RowSet, Scratch, Slot, StateId, StateKind,
@@ -66,6 +66,18 @@ impl Footprint {
         self.weights + self.states + self.values + self.scratch + self.header + self.cache + self.ring
     }
 
+    /// Adds what another takes.
+    pub fn add(&mut self, other: &Footprint) {
+        self.weights += other.weights;
+        self.states += other.states;
+        self.values += other.values;
+        self.scratch += other.scratch;
+        self.header += other.header;
+        self.cache += other.cache;
+        self.ring += other.ring;
+        self.page_tables += other.page_tables;
+    }
+
     /// Describes it for reports: the parts with their megabytes.
     pub fn describe(&self) -> String {
         let parts = [
@@ -79,8 +91,8 @@ impl Footprint {
         parts.iter().filter(|p| p.0 > 0).map(part).collect::<Vec<_>>().join(", ")
     }
 
-    /// Returns what a plan takes on the GPU when it is opened.
-    pub fn of(tape: &Tape, plan: &Plan, needs: &Needs, shape: Shape) -> Footprint {
+    /// Returns what a plan takes on a GPU, its `place`, when it is opened.
+    pub fn of(tape: &Tape, plan: &Plan, needs: &Needs, shape: Shape, place: Place) -> Footprint {
         let Shape { n_seq, n_ctx, n_batch, .. } = shape;
         let mut sum = Footprint::default();
         let mut seen = vec![false; tape.weights.len()];
@@ -89,7 +101,7 @@ impl Footprint {
         let lanes: Vec<usize> = lane_rows(tape, n_batch).collect();
         let header = |bytes: usize| lanes.iter().map(|rows| (rows * bytes).next_multiple_of(ALIGN)).sum::<usize>();
         sum.header = header(LISTS * 4);
-        for (i, step) in tape.steps.iter().enumerate().filter(|(i, _)| plan.places[*i].is_gpu()) {
+        for (i, step) in tape.steps.iter().enumerate().filter(|(i, _)| plan.places[*i] == place) {
             for w in step.weights.iter().map(|w| w.0 as usize) {
                 if !streams_through(tape, step, w) && !std::mem::replace(&mut seen[w], true) {
                     sum.weights += weight_bytes(tape, w).next_multiple_of(ALIGN);
@@ -108,14 +120,15 @@ impl Footprint {
             }
             if step.share == ExpertShare::OnGpu {
                 sum.header += lanes.len() * (experts_of(tape, step) * 4).next_multiple_of(ALIGN);
-                sum.cache +=
-                    stacks(tape, step).map(|(_, b)| (plan.cache.slots * b).next_multiple_of(ALIGN)).sum::<usize>();
-                sum.ring = sum.ring.max(2 * ring_part_bytes(tape, step, plan.cache.ring));
+                sum.cache += stacks(tape, step)
+                    .map(|(_, b)| (plan.cache(place).slots * b).next_multiple_of(ALIGN))
+                    .sum::<usize>();
+                sum.ring = sum.ring.max(2 * ring_part_bytes(tape, step, plan.cache(place).ring));
                 sum.page_tables += experts_of(tape, step) * expert_bytes(tape, step) / PINNED_PER_BYTE;
             }
             sum.scratch = sum.scratch.max(needs.scratch[i]);
         }
-        let layout = &plan.layouts[Place::Gpu(0).index()];
+        let layout = &plan.layouts[place.index()];
         sum.values = layout.bytes(&shape).chain(layout.code_bytes(&shape)).map(|b| b.next_multiple_of(ALIGN)).sum();
         sum.scratch = sum.scratch.next_multiple_of(ALIGN);
         sum
@@ -173,8 +186,8 @@ impl Needs {
         for n in [1, shape.n_batch.min(17), shape.n_batch] {
             let batch = batch_of(n, &shape);
             let steps = tape.steps.iter().enumerate().filter(|(i, _)| refuses[*i].is_none());
-            let each = steps.map(|(i, step)| (i, start_step(tape, step, &coded, &batch, &shape, None, false)));
-            for ((i, used), launches) in count_launches(each) {
+            let starts_of = steps.map(|(i, step)| (i, start_step(tape, step, &coded, (&batch, &shape), None, false)));
+            for ((i, used), launches) in count_launches(starts_of) {
                 let used = used.with_context(|| format!("step {}", tape.steps[i].label))?;
                 scratch[i] = scratch[i].max(used);
                 let single = if n == 1 { launches } else { starts[i].single };
@@ -198,42 +211,44 @@ fn batch_of(n: usize, shape: &Shape) -> Batch {
 ///
 /// # Errors
 /// If the driver does not take a kernel.
-pub fn load_kernels(gpu: &Gpu, tape: &Tape, plan: &Plan, shape: Shape) -> Result<()> {
+pub fn load_kernels((gpu, place): (&Gpu, Place), tape: &Tape, plan: &Plan, shape: Shape) -> Result<()> {
     // Up to four rows share a weight, from 16 on tensor cores multiply.
     let mut counts = [1, 2, 3, 4, 8, 17, shape.n_batch].map(|n| n.min(shape.n_batch)).to_vec();
     counts.dedup();
-    let coded = &plan.layouts[Place::Gpu(0).index()].coded;
-    let start = |n: usize| -> Result<()> {
-        let batch = batch_of(n, &shape);
-        for (_, step) in tape.steps.iter().enumerate().filter(|(i, _)| plan.places[*i].is_gpu()) {
-            for add in [false, true].into_iter().take(1 + (step.share == ExpertShare::OnGpu) as usize) {
-                let loaded = start_step(tape, step, coded, &batch, &shape, Some(gpu), add);
-                loaded.with_context(|| format!("step {}", step.label))?;
-            }
+    let word = Ptr::default();
+    gpu.load_kernels(|| {
+        launch::bring(Some(gpu), Grid::each(1), word, word, 1, word, word, 0, word, word, 0)?; // how a batch comes over
+        let coded = &plan.layouts[place.index()].coded;
+        let all = |batch: &Batch| {
+            let mut here = tape.steps.iter().zip(&plan.places).filter(|(_, p)| **p == place).map(|(s, _)| s);
+            here.try_for_each(|step| {
+                let adds = if step.share == ExpertShare::OnGpu { &[false, true][..] } else { &[false] };
+                adds.iter().try_for_each(|add| {
+                    let loaded = start_step(tape, step, coded, (batch, &shape), Some(gpu), *add);
+                    loaded.map(drop).with_context(|| format!("step {}", step.label))
+                })
+            })
+        };
+        for batch in counts.iter().map(|n| batch_of(*n, &shape)) {
+            all(&batch)?;
+            gpu.joined(|| all(&batch))?; // others where launches follow each other
         }
         Ok(())
-    };
-    let none = Ptr::default();
-    gpu.load_kernels(|| {
-        launch::bring(Some(gpu), Grid::each(1), none, none, 1, none, none, 0, none, none, 0)?; // how a batch comes over
-        counts.iter().try_for_each(|n| start(*n))?;
-        gpu.joined(|| start(1)) // the kernels of launches that become one
     })
 }
 
-/// Calls a step's GPU body, and makes the codes of what it gives where `coded` says that the slot has
-/// some. Returns the scratch memory that it takes, in bytes; `gpu` only looks kernels up.
+/// Starts a step and the codes of what it makes, and returns the scratch memory it takes in bytes. `coded`: the slots that
+/// have codes. `gpu`, where there is one, only looks kernels up.
 fn start_step(
     tape: &Tape,
     step: &Step,
     coded: &[bool],
-    batch: &Batch,
-    shape: &Shape,
+    (batch, shape): (&Batch, &Shape),
     gpu: Option<&Gpu>,
     add: bool,
 ) -> Result<usize> {
     let rows = |x: &Slot| batch.count(tape.slots[x.0 as usize].rows);
-    // All values and weights have addresses of their own, by which launches that can be joined are found.
+    // All values and weights have addresses of their own, by which the launches that can be joined are found.
     let ptr = |x: &Slot| Ptr((1 << 62) + (u64::from(x.0) << 30));
     let value = |x: &Slot| GpuValue { ptr: ptr(x), rows: rows(x), width: tape.width(*x) };
     let codes = |x: &Slot| if coded[x.0 as usize] { ptr(x).at(1 << 29) } else { Ptr::default() };
@@ -258,8 +273,8 @@ fn start_step(
         scratch: Scratch::counted(),
     };
     step.op.gpu(&io)?;
-    let made = step.outs.iter().filter(|x| coded[x.0 as usize]);
-    made.map(|x| quantize(gpu, value(x), codes(x))).collect::<Result<()>>()?;
+    let mut made = step.outs.iter().filter(|x| coded[x.0 as usize]);
+    made.try_for_each(|x| quantize(gpu, value(x), codes(x)))?;
     Ok(io.scratch.used())
 }
 
@@ -268,10 +283,10 @@ fn start_step(
 pub fn host_bytes(tape: &Tape, plan: &Plan, shape: &Shape) -> usize {
     let bytes = |x: Slot, at: Place| plan.layouts[at.index()].bytes(shape).nth(plan.buffer(x, at) as usize);
     let mut staging: Vec<(Place, u32)> = Vec::new(); // values that share a buffer share their staging memory
-    let (mut crossing, mut ring) = (0, 0);
+    let (mut crossing, mut rings) = (0, [0; MAX_GPUS]);
     for stage in &plan.stages {
         if let PlanStage::Copy(x, from, to) = *stage
-            && (from.is_gpu() || to.is_gpu())
+            && from.is_gpu() != to.is_gpu()
             && !staging.contains(&(to, plan.buffer(x, to)))
         {
             staging.push((to, plan.buffer(x, to)));
@@ -281,8 +296,9 @@ pub fn host_bytes(tape: &Tape, plan: &Plan, shape: &Shape) -> usize {
     let mut inside = 0;
     for (step, place) in tape.steps.iter().zip(&plan.places) {
         match place {
-            Place::Gpu(_) if step.share == ExpertShare::OnGpu => {
-                ring = ring.max(2 * ring_part_bytes(tape, step, plan.cache.ring));
+            Place::Gpu(n) if step.share == ExpertShare::OnGpu => {
+                let ring = &mut rings[*n as usize];
+                *ring = (*ring).max(2 * ring_part_bytes(tape, step, plan.cache(*place).ring));
             }
             Place::Gpu(_) => {}
             Place::Cpu | Place::Twin => {
@@ -292,7 +308,7 @@ pub fn host_bytes(tape: &Tape, plan: &Plan, shape: &Shape) -> usize {
             }
         }
     }
-    plan.buffer_bytes(Place::Cpu, shape) + inside + crossing + ring
+    plan.buffer_bytes(Place::Cpu, shape) + inside + crossing + rings.iter().sum::<usize>()
 }
 
 fn refuses(tape: &Tape, step: &Step) -> Option<String> {

@@ -1,7 +1,7 @@
 //! Which buffer of a place holds each value: values that are never alive together share one.
 
 use super::{Place, PlanStage, Shape};
-use crate::tape::{ExpertShare, RowSet, Slot, Tape, code_bytes};
+use crate::tape::{ExpertShare, RowSet, Slot, Step, Tape, code_bytes};
 
 /// The buffers of one place.
 #[derive(Clone, Debug)]
@@ -21,15 +21,18 @@ impl Layout {
     pub fn new(tape: &Tape, stages: &[PlanStage], place: Place) -> Layout {
         // Every moment at which this place reads or writes: (reads, writes).
         let mut moments: Vec<(Vec<Slot>, Vec<Slot>)> = Vec::new();
+        let mut shares: Vec<&Step> = Vec::new(); // the GPU's of steps that are split by expert
         let mut coded = vec![false; tape.slots.len()];
         for stage in stages {
             match stage {
                 PlanStage::Copy(x, from, _) if *from == place => moments.push((vec![*x], vec![])),
                 PlanStage::Copy(x, _, to) if *to == place => moments.push((vec![], vec![*x])),
                 PlanStage::Run(p, range) if *p == place => {
-                    let steps = tape.steps[range.clone()].iter().filter(|_| place.is_gpu());
-                    steps.flat_map(|s| tape.code_inputs(s)).for_each(|x| coded[x.0 as usize] = true);
-                    moments.extend(tape.steps[range.clone()].iter().map(|s| (s.ins.clone(), s.outs.clone())))
+                    let steps = &tape.steps[range.clone()];
+                    let read_as_codes = steps.iter().filter(|_| place.is_gpu()).flat_map(|s| tape.code_inputs(s));
+                    read_as_codes.for_each(|x| coded[x.0 as usize] = true);
+                    moments.extend(steps.iter().map(|s| (s.ins.clone(), s.outs.clone())));
+                    shares.extend(steps.iter().filter(|s| s.share == ExpertShare::OnGpu));
                 }
                 _ => {}
             }
@@ -40,7 +43,7 @@ impl Layout {
         }
         // Experts that stream through the ring are multiplied while the host computes its own, after what this place does
         // until then: what they read lives until their sum with the host's.
-        for step in tape.steps.iter().filter(|s| s.share == ExpertShare::OnGpu && place.is_gpu()) {
+        for step in shares {
             let sum = last[step.outs[0].0 as usize];
             moments[sum].0.extend(&step.ins);
             step.ins.iter().for_each(|x| last[x.0 as usize] = last[x.0 as usize].max(sum));

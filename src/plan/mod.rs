@@ -7,6 +7,7 @@ mod fit;
 mod footprint;
 mod layout;
 mod place;
+mod share;
 mod split;
 
 pub use batch::LARGEST as LARGEST_BATCH;
@@ -15,7 +16,7 @@ pub use footprint::{ALIGN, Footprint, GpuStarts, LISTS, Needs, Shape, load_kerne
 pub use footprint::{expert_bytes, experts_of, host_bytes, lane_rows, ring_part_bytes};
 pub use footprint::{stacks, state_of, streams_through, weight_bytes};
 pub use layout::Layout;
-pub use place::{Place, Rules};
+pub use place::{MAX_GPUS, Place, Rules};
 pub use split::split;
 
 use std::ops::Range;
@@ -42,13 +43,13 @@ pub struct Plan {
     pub stages: Vec<PlanStage>,
     /// Buffers of each place, in the order of [`Place::ALL`].
     pub layouts: Vec<Layout>,
-    /// The capacity of the expert cache.
-    pub cache: Cache,
+    /// The capacities of the GPUs' expert caches, by their numbers.
+    pub caches: [Cache; MAX_GPUS],
     /// What each step starts where it runs on a GPU, for estimates; none where nobody counted.
     pub starts: Vec<GpuStarts>,
 }
 
-/// The expert cache in a GPU's memory: its capacity, the same in every layer whose experts run at both places.
+/// The expert cache in a GPU's memory: its capacity, the same in every layer of which the GPU has a share of the experts.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub struct Cache {
     /// Experts of a layer that stay.
@@ -60,7 +61,7 @@ pub struct Cache {
 impl Plan {
     /// Places every step by `rule`, which is given its number. Steps that share a state, directly or through others, run
     /// where the first of them runs, since a state lives in one memory; of a step that is split by expert, one share runs
-    /// on the GPU and one on the CPU.
+    /// on the CPU and one on a GPU, the first where the rule names none.
     pub fn new(tape: &Tape, rule: &dyn Fn(usize, &Step) -> Place) -> Plan {
         let mut state_places: Vec<Option<Place>> = vec![None; tape.states.len()];
         let mut places: Vec<Place> = Vec::with_capacity(tape.steps.len());
@@ -68,7 +69,7 @@ impl Plan {
         for (i, step) in tape.steps.iter().enumerate() {
             let held = groups[i].filter(|&first| first < i).map(|first| places[first]);
             let place = match step.share {
-                ExpertShare::OnGpu => Place::Gpu(0),
+                ExpertShare::OnGpu => Some(rule(i, step)).filter(|p| p.is_gpu()).unwrap_or(Place::Gpu(0)),
                 ExpertShare::OnCpu => Place::Cpu,
                 // The argmax is found where the logits are.
                 ExpertShare::All if step.outs.first() == tape.argmax.as_ref() => {
@@ -86,12 +87,22 @@ impl Plan {
         let stages = order(tape, &places);
         let layouts = Place::ALL.iter().map(|&p| Layout::new(tape, &stages, p)).collect();
         let state_places = state_places.into_iter().map(|p| p.unwrap_or(Place::Cpu)).collect();
-        Plan { places, state_places, stages, layouts, cache: Cache::default(), starts: Vec::new() }
+        Plan { places, state_places, stages, layouts, caches: Default::default(), starts: Vec::new() }
     }
 
     /// The buffer of a value at a place where it is at some time.
     pub fn buffer(&self, slot: Slot, place: Place) -> u32 {
         self.layouts[place.index()].buffer[slot.0 as usize].expect("the plan brings the value there")
+    }
+
+    /// The expert cache of a GPU; none at other places.
+    pub fn cache(&self, place: Place) -> Cache {
+        if let Place::Gpu(n) = place { self.caches[n as usize] } else { Cache::default() }
+    }
+
+    /// The GPUs on which anything runs, in order.
+    pub fn gpus(&self) -> impl Iterator<Item = Place> {
+        Place::ALL.into_iter().filter(|p| p.is_gpu() && self.places.contains(p))
     }
 
     /// Whether anything runs on a GPU.

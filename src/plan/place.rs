@@ -18,9 +18,21 @@ pub enum Place {
     Gpu(u8),
 }
 
+/// GPUs that a model can be spread over.
+pub const MAX_GPUS: usize = 8;
+
 impl Place {
-    /// Every place, in the order of [`Place::index`]. One GPU is all that is used so far.
-    pub const ALL: [Place; 3] = [Place::Cpu, Place::Twin, Place::Gpu(0)];
+    /// Every place, in the order of [`Place::index`].
+    pub const ALL: [Place; 2 + MAX_GPUS] = {
+        let mut all = [Place::Cpu; 2 + MAX_GPUS];
+        all[1] = Place::Twin;
+        let mut n = 0;
+        while n < MAX_GPUS {
+            all[2 + n] = Place::Gpu(n as u8);
+            n += 1;
+        }
+        all
+    };
 
     /// Its number.
     pub fn index(self) -> usize {
@@ -41,7 +53,24 @@ impl Place {
         match self {
             Place::Cpu => "CPU",
             Place::Twin => "TWIN",
-            Place::Gpu(_) => "GPU",
+            Place::Gpu(n) => ["GPU", "GPU1", "GPU2", "GPU3", "GPU4", "GPU5", "GPU6", "GPU7"]
+                .get(n as usize)
+                .copied()
+                .unwrap_or("GPU?"),
+        }
+    }
+
+    /// The place that a rule names.
+    fn by_name(name: &str) -> Option<Place> {
+        match name.to_ascii_uppercase().as_str() {
+            // llama.cpp's names for memory that the CPU computes in: pinned, and laid out differently.
+            "CPU" | "CUDA_HOST" | "CPU_REPACK" => Some(Place::Cpu),
+            "TWIN" => Some(Place::Twin),
+            "GPU" | "CUDA" => Some(Place::Gpu(0)),
+            gpu => {
+                let n = gpu.strip_prefix("GPU").or_else(|| gpu.strip_prefix("CUDA"))?;
+                n.parse::<u8>().ok().filter(|n| usize::from(*n) < MAX_GPUS).map(Place::Gpu)
+            }
         }
     }
 }
@@ -53,7 +82,7 @@ pub struct Rules {
 }
 
 impl Rules {
-    /// Adds `REGEX=PLACE[,REGEX=PLACE ...]`; `GPU` is the first GPU, `GPU0`, llama.cpp's `CUDA0`.
+    /// Adds `REGEX=PLACE[,REGEX=PLACE ...]`; `GPU` is the first GPU, `GPU0`, llama.cpp's `CUDA0`; `GPU1` the second.
     ///
     /// # Errors
     /// If a rule has another form, names no place, or its regex is none.
@@ -61,12 +90,11 @@ impl Rules {
         for rule in text.split(',') {
             let (pattern, place) =
                 rule.rsplit_once('=').with_context(|| format!("-ot {rule}: REGEX=PLACE expected"))?;
-            let place = match place.to_ascii_uppercase().as_str() {
-                // llama.cpp's names for memory that the CPU computes in: pinned, and laid out differently.
-                "CPU" | "CUDA_HOST" | "CPU_REPACK" => Place::Cpu,
-                "TWIN" => Place::Twin,
-                "GPU" | "GPU0" | "CUDA0" | "CUDA" => Place::Gpu(0),
-                _ => bail!("-ot {rule}: no place is called {place}; expected CPU, GPU (also CUDA0) or TWIN"),
+            let Some(place) = Place::by_name(place) else {
+                bail!(
+                    "-ot {rule}: no place is called {place}; expected CPU, GPU or CUDA0 to CUDA{}, or TWIN",
+                    MAX_GPUS - 1
+                )
             };
             let pattern = Regex::new(pattern).with_context(|| format!("-ot {rule}: {pattern} is no regex"))?;
             self.list.push((pattern, place));
@@ -89,9 +117,9 @@ impl Rules {
         (0..own.len()).map(|i| own[i].or_else(|| groups[i].and_then(of_group))).collect()
     }
 
-    /// Whether any rule names the place.
-    pub fn name(&self, place: Place) -> bool {
-        self.list.iter().any(|(_, p)| *p == place)
+    /// The numbers of the GPUs that rules name.
+    pub fn gpus(&self) -> impl Iterator<Item = usize> {
+        self.list.iter().filter_map(|(_, p)| if let Place::Gpu(n) = p { Some(*n as usize) } else { None })
     }
 
     /// The rules as they were written.
@@ -105,20 +133,22 @@ mod tests {
     use super::*;
 
     #[test]
-    fn a_rule_names_the_first_gpu_with_or_without_its_number_and_no_gpu_that_is_not_used() {
-        for (text, place) in
-            [("x=GPU", Place::Gpu(0)), ("x=gpu0", Place::Gpu(0)), ("x=CUDA0", Place::Gpu(0)), ("x=Twin", Place::Twin)]
-        {
+    fn a_rule_names_a_gpu_by_its_number_and_the_first_one_without_too() {
+        for (text, n) in [("x=GPU", 0), ("x=gpu0", 0), ("x=CUDA0", 0), ("x=CUDA1", 1), ("x=GPU7", 7)] {
             let mut rules = Rules::default();
             rules.add(text).unwrap();
-            assert!(rules.name(place), "{text}");
+            assert_eq!(rules.gpus().collect::<Vec<_>>(), [n], "{text}");
+            assert_eq!(rules.list[0].1, Place::Gpu(n as u8), "{text}");
         }
-        let error = Rules::default().add("x=GPU1").unwrap_err().to_string();
-        assert!(error.contains("no place is called GPU1"), "{error}");
+        for bad in ["GPU8", "CUDA-1", "CUDA256", "GPUx", "METAL0"] {
+            let error = Rules::default().add(&format!("x={bad}")).unwrap_err().to_string();
+            assert!(error.contains(&format!("no place is called {bad}")), "{error}");
+        }
     }
 
     #[test]
     fn places_are_numbered_in_the_order_of_their_list() {
         assert!(Place::ALL.iter().enumerate().all(|(i, place)| place.index() == i));
+        assert_eq!(Place::by_name(Place::ALL[9].name()), Some(Place::Gpu(7)));
     }
 }

@@ -40,7 +40,7 @@ fn budget(gpu: &Gpu) -> Result<usize> {
 type Placed<'a> = &'a mut dyn FnMut(&Fit, Option<&OutOfMemory>) -> Result<()>;
 
 impl Session {
-    /// Opens a model on the CPU and a GPU. Where the driver has less memory to give than it said,
+    /// Opens a model on the CPU and GPUs, one or several. Where the driver has less memory to give than it said,
     /// what had no room is told to `placed`, and the next smaller placement is tried. Where a GPU
     /// cannot copy from a mapped file by itself, and [`Options::read_to_pin`] allows it, the
     /// weights are read into memory that it can copy from.
@@ -51,10 +51,10 @@ impl Session {
     pub fn hybrid(
         mut gguf: Gguf,
         o: &Options,
-        gpu: Arc<Gpu>,
+        gpus: &[Arc<Gpu>],
         mut placed: impl FnMut(&Fit, Option<&OutOfMemory>) -> Result<()>,
     ) -> Result<Session> {
-        let (fit, weights, devices) = match on_gpu(&mut gguf, o, &gpu, &mut placed) {
+        let (fit, weights, devices) = match on_gpus(&mut gguf, o, gpus, &mut placed) {
             Err(e) if o.gpu_fallback && cuda::is_failure(&e) => {
                 tracing::warn!("{e:#}; the CPU takes its place (--gpu-fallback)");
                 let fit = on_cpu(&gguf, o)?;
@@ -140,27 +140,19 @@ impl Session {
 
 /// The placement without a GPU.
 fn on_cpu(gguf: &Gguf, o: &Options) -> Result<Fit> {
-    plan::fit(tape(gguf, o)?, &o.ask, None, shape(gguf, o)?)
+    plan::fit(tape(gguf, o)?, &o.ask, &[], shape(gguf, o)?)
 }
 
-/// Places a model on a GPU, as much as fits, and brings it over; without a device where nothing
-/// fits.
-fn on_gpu(gguf: &mut Gguf, o: &Options, gpu: &Arc<Gpu>, placed: Placed<'_>) -> Result<(Fit, Weights, Vec<Device>)> {
+/// Places a model on GPUs, as much as fits, and brings it over; without a device where nothing fits.
+fn on_gpus(gguf: &mut Gguf, o: &Options, gpus: &[Arc<Gpu>], placed: Placed<'_>) -> Result<(Fit, Weights, Vec<Device>)> {
     let shape = shape(gguf, o)?;
-    let mut most = budget(gpu)?;
+    let mut most = gpus.iter().map(|gpu| budget(gpu)).collect::<Result<Vec<usize>>>()?;
     let mut lack: Option<OutOfMemory> = None;
     let mut last = usize::MAX;
     loop {
-        let fit = plan::fit(tape(gguf, o)?, &o.ask, Some(most), shape)?;
-        if fit.plan.on_gpu() {
-            // The kernels' code takes memory that the placement was given: it is made again for
-            // what is left.
-            plan::load_kernels(gpu, &fit.tape, &fit.plan, fit.shape)?;
-            let left = budget(gpu)?;
-            if left < most && fit.footprint.needed() > left {
-                most = left;
-                continue;
-            }
+        let fit = plan::fit(tape(gguf, o)?, &o.ask, &most, shape)?;
+        if is_tight(gpus, &fit, &mut most)? {
+            continue;
         }
         if fit.footprint.total() >= last
             && let Some(lack) = lack
@@ -170,29 +162,55 @@ fn on_gpu(gguf: &mut Gguf, o: &Options, gpu: &Arc<Gpu>, placed: Placed<'_>) -> R
         last = fit.footprint.total();
         placed(&fit, lack.as_ref())?;
         if fit.plan.on_gpu() && o.read_to_pin {
-            read_to_pin(gguf, &fit.tape, gpu)?;
+            read_to_pin(gguf, &fit.tape, gpus)?;
         }
         let weights = Weights::load(gguf, &fit.tape, &fit.plan)?;
         if !fit.plan.on_gpu() {
             return Ok((fit, weights, Vec::new()));
         }
-        match Device::open((gpu.clone(), Place::Gpu(0)), gguf, &fit.tape, &fit.plan, &weights, fit.shape) {
-            Ok(device) => return Ok((fit, weights, vec![device])),
-            Err(e) => {
-                let e = e.downcast::<OutOfMemory>()?;
-                most = fit.footprint.total().min(most) * 9 / 10;
-                lack = Some(e);
+        let mut devices = Vec::with_capacity(gpus.len());
+        for (n, gpu) in gpus.iter().enumerate() {
+            let place = Place::Gpu(n as u8);
+            match Device::open((gpu.clone(), place), gguf, &fit.tape, &fit.plan, &weights, fit.shape) {
+                Ok(device) => devices.push(device),
+                Err(e) => {
+                    lack = Some(e.downcast::<OutOfMemory>()?);
+                    most[n] = fit.each[n].total().min(most[n]) * 9 / 10;
+                    break;
+                }
             }
+        }
+        if devices.len() == gpus.len() {
+            devices.iter_mut().for_each(|device| device.pin(gguf));
+            return Ok((fit, weights, devices));
         }
     }
 }
 
+/// Loads the kernels of a placement. Their code takes memory that the placement was given: returns whether it must be made
+/// again for what is left, which is then in `most`.
+fn is_tight(gpus: &[Arc<Gpu>], fit: &Fit, most: &mut [usize]) -> Result<bool> {
+    let mut tight = false;
+    for (n, gpu) in gpus.iter().enumerate() {
+        let place = Place::Gpu(n as u8);
+        if !fit.plan.places.contains(&place) {
+            continue;
+        }
+        plan::load_kernels((gpu, place), &fit.tape, &fit.plan, fit.shape)?;
+        let left = budget(gpu)?;
+        if left < most[n] && fit.each[n].needed() > left {
+            (most[n], tight) = (left, true);
+        }
+    }
+    Ok(tight)
+}
+
 /// Reads the weights into memory of the program's own, if experts are to be copied from them, the
 /// GPU cannot copy from the mapped file by itself, and there is memory enough. A notice says which.
-fn read_to_pin(gguf: &mut Gguf, tape: &Tape, gpu: &Gpu) -> Result<()> {
+fn read_to_pin(gguf: &mut Gguf, tape: &Tape, gpus: &[Arc<Gpu>]) -> Result<()> {
     let shared = tape.steps.iter().any(|s| s.share == ExpertShare::OnGpu);
     let is_mapped = (0..gguf.shards().count()).any(|shard| gguf.is_mapped(shard));
-    let Err(why) = gpu.pin_mode(HostMemory::Mapped) else { return Ok(()) };
+    let Some(why) = gpus.iter().find_map(|gpu| gpu.pin_mode(HostMemory::Mapped).err()) else { return Ok(()) };
     if !shared || !is_mapped {
         return Ok(());
     }

@@ -17,7 +17,7 @@ fn a_rotation_is_the_walsh_hadamard_transform_of_each_run() {
         let (x, xs) = drawn(&gpu, &mut rng, runs * n);
         let by = 1.0 / (n as f32).sqrt();
         launch::rotate(Some(&gpu), Grid::new([runs, 1, 1], n), x.ptr(), x.ptr(), by).unwrap();
-        let sign = |i: usize, j: usize| if (i & j).count_ones() % 2 == 0 { 1.0 } else { -1.0 };
+        let sign = |i: usize, j: usize| if (i & j).count_ones().is_multiple_of(2) { 1.0 } else { -1.0 };
         let one = |run: &[f64], i: usize| (0..n).map(|j| sign(i, j) * run[j]).sum::<f64>() * by as f64;
         let want: Vec<f64> = xs.chunks(n).flat_map(|run| (0..n).map(move |i| one(run, i))).collect();
         let error = off(&get(&gpu, x.ptr(), runs * n), &want);

@@ -53,9 +53,21 @@ pub struct ModelArgs {
     /// [also: -ngl]
     #[arg(long, value_name = "N|all|auto")]
     pub gpu_layers: Option<String>,
-    /// Place the tensors that match a regex: REGEX=CPU|GPU|TWIN, separated by commas [also: -ot]
+    /// Place the tensors that match a regex: REGEX=CPU|GPU|GPU1|TWIN, separated by commas [also: -ot]
     #[arg(long, value_name = "RULES")]
     pub override_tensor: Vec<String>,
+    /// The GPUs to use: CUDA0,CUDA1 or none [default: all that the kernels run on] [also: -dev]
+    #[arg(long, value_name = "LIST|none", hide_short_help = true)]
+    pub device: Option<String>,
+    /// Spread layers over all GPUs (layer), or use one alone (none) [also: -sm]
+    #[arg(long, value_name = "layer|none", default_value = "layer", hide_short_help = true)]
+    pub split_mode: String,
+    /// The GPU of --split-mode none [default: the one with the most memory] [also: -mg]
+    #[arg(long, value_name = "N", hide_short_help = true)]
+    pub main_gpu: Option<usize>,
+    /// The share of the layers that each GPU has, like 3,1 [default: by free memory] [also: -ts]
+    #[arg(long, value_name = "SHARES", hide_short_help = true)]
+    pub tensor_split: Option<String>,
     /// Keep all experts on the CPU, except those in the expert cache [also: -cmoe]
     #[arg(long)]
     pub cpu_moe: bool,

@@ -59,7 +59,8 @@ pub(super) fn placement(tape: &Tape, plan: &Plan) -> String {
         let which = if n == with_experts.len() { "all".into() } else { n.to_string() };
         text += &format!(", experts of {which} layers on the CPU");
         if tape.steps.iter().any(|step| step.share == ExpertShare::OnGpu) {
-            text += &format!(" ({} of each layer cached on the GPU)", plan.cache.slots);
+            let most = plan.caches.iter().map(|c| c.slots).max().unwrap_or(0);
+            text += &format!(" ({most} of each layer cached on the GPU)");
         }
     }
     text

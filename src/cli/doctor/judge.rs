@@ -382,6 +382,7 @@ mod tests {
             isa: Isa::Avx2,
             detected: Isa::Avx2,
             gpu: GpuReport::None("no driver".into()),
+            more_gpus: Vec::new(),
         };
         (host, tested)
     }

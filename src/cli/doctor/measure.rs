@@ -24,8 +24,14 @@ pub(super) struct Tested {
     pub(super) others: Option<(f64, f64)>,
     pub(super) isa: Isa,
     pub(super) detected: Isa,
+    /// The GPU with the most memory.
     pub(super) gpu: GpuReport,
+    /// The others: name, and bytes free and all.
+    pub(super) more_gpus: Vec<NamedMemory>,
 }
+
+/// A GPU's name, and its memory: bytes free, and all.
+pub(super) type NamedMemory = (String, Option<(usize, usize)>);
 
 /// The GPU, or why there is none to use.
 pub(super) enum GpuReport {
@@ -68,18 +74,28 @@ impl Tested {
                 *best = best.max(bandwidth.measure(pool));
             }
         }
-        let gpu = match cuda::Gpu::open() {
-            Err(why) => GpuReport::None(format!("{why:#}")),
-            Ok(gpu) => GpuReport::There {
-                name: format!("{gpu:?}"),
-                memory: gpu.memory().ok(),
-                rates: gpu.rates().map_err(|e| format!("{e:#}")),
-                module: gpu.kernel_module.clone(),
-                unpinnable: gpu.pin_mode(cuda::HostMemory::Mapped).err(),
-            },
-        };
+        let (gpu, more_gpus) = gpus();
         let mut by_threads: Vec<(usize, f64)> = all.into_iter().zip(best).collect();
         let siblings = with_siblings.and_then(|_| by_threads.pop());
-        Ok(Tested { by_threads, siblings, others, isa: simd::isa(), detected: simd::detected(), gpu })
+        Ok(Tested { by_threads, siblings, others, isa: simd::isa(), detected: simd::detected(), gpu, more_gpus })
     }
+}
+
+/// The GPU with the most memory, the first of equals, and what is known of the others.
+fn gpus() -> (GpuReport, Vec<NamedMemory>) {
+    let mut all = match cuda::Gpu::open_all(None) {
+        Err(why) => return (GpuReport::None(format!("{why:#}")), Vec::new()),
+        Ok(all) => all,
+    };
+    let size = |gpu: &cuda::Gpu| gpu.memory().map_or(0, |m| m.1);
+    let best = (0..all.len()).rev().max_by_key(|i| size(&all[*i])).expect("one at least");
+    let gpu = all.remove(best);
+    let report = GpuReport::There {
+        name: format!("{gpu:?}"),
+        memory: gpu.memory().ok(),
+        rates: gpu.enter().and_then(|()| gpu.rates()).map_err(|e| format!("{e:#}")),
+        module: gpu.kernel_module.clone(),
+        unpinnable: gpu.pin_mode(cuda::HostMemory::Mapped).err(),
+    };
+    (report, all.iter().map(|gpu| (format!("{gpu:?}"), gpu.memory().ok())).collect())
 }

@@ -40,6 +40,7 @@ pub(super) struct PartFacts {
 /// What is at one place.
 pub(super) struct PlaceFacts {
     pub(super) name: &'static str,
+    pub(super) is_gpu: bool,
     pub(super) steps: usize,
     /// Without `mapped_bytes`.
     pub(super) weight_bytes: usize,
@@ -104,7 +105,7 @@ fn line(p: &Fit) -> String {
     let split = p.tape.steps.iter().find(|s| s.share == ExpertShare::OnGpu);
     match split {
         Some(step) => {
-            let (slots, n) = (p.plan.cache.slots, plan::experts_of(&p.tape, step));
+            let (slots, n) = (p.slots_in_words(), plan::experts_of(&p.tape, step));
             format!("{layers} on the GPU with {slots} of {n} experts a layer cached there; the rest on the CPU")
         }
         None => format!("{layers} on the GPU, the rest on the CPU"),
@@ -202,8 +203,9 @@ fn places(m: &PlacedModel<'_>, n_ctx: usize) -> Vec<PlaceFacts> {
         let here = || tape.steps.iter().zip(&plan.places).filter(|(_, p)| **p == place).map(|(s, _)| s);
         let ids: HashSet<_> = here().flat_map(|s| &s.weights).collect();
         let states = tape.states.iter().zip(&plan.state_places).filter(|(_, p)| **p == place);
-        let room = m.placed.footprint;
         let gpu = place.is_gpu();
+        let room = if let Place::Gpu(n) = place { m.placed.each.get(n as usize).copied() } else { None };
+        let room = room.unwrap_or_default();
         let (mut weight_bytes, mut mapped_bytes) = (0, 0);
         for w in ids.iter().map(|w| &tape.weights[w.0 as usize]) {
             let bytes = if w.kind == WeightKind::Mapped { &mut mapped_bytes } else { &mut weight_bytes };
@@ -216,6 +218,7 @@ fn places(m: &PlacedModel<'_>, n_ctx: usize) -> Vec<PlaceFacts> {
         };
         places.push(PlaceFacts {
             name: place.name(),
+            is_gpu: gpu,
             steps: here().count(),
             weight_bytes: if gpu { room.weights } else { weight_bytes },
             mapped_bytes,

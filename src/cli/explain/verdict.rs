@@ -5,7 +5,6 @@ use super::file::FileFacts;
 use super::formats;
 use crate::cli::human::size;
 use crate::cpu::Memory;
-use crate::plan::Place;
 
 /// The judgement.
 #[derive(Clone, Copy, Debug, PartialEq)]
@@ -66,7 +65,7 @@ const USABLE: f64 = 0.95;
 
 impl MemoryFit {
     pub(super) fn new(m: &PlacedModel<'_>, f: &ModelFacts, memory: Option<Memory>) -> MemoryFit {
-        let here = || f.places.iter().filter(|p| p.name != Place::Gpu(0).name());
+        let here = || f.places.iter().filter(|p| !p.is_gpu);
         let weights: usize = here().map(|p| p.weight_bytes).sum();
         let rest: usize = here().map(|p| p.state_bytes + p.buffer_bytes).sum();
         let needed = weights + rest;
@@ -212,7 +211,7 @@ mod tests {
         let options = Options { n_ctx: Some(n_ctx), n_batch: 8, ..Options::default() };
         let tape = session::tape(&gguf, &options).unwrap();
         let shape = session::shape(&gguf, &options).unwrap();
-        let placed = plan::fit(tape, &options.ask, None, shape).unwrap();
+        let placed = plan::fit(tape, &options.ask, &[], shape).unwrap();
         let model = PlacedModel { gguf: &gguf, placed: &placed, vram: None, options: &options, shape };
         let facts = ModelFacts::new(&model).unwrap();
         let total = total(MemoryFit::new(&model, &facts, None).needed);

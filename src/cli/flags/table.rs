@@ -23,7 +23,7 @@ const SCORES: &str = "tandem perplexity computes perplexity and KL divergence on
 const PRESET: &str = "there are no presets; name the model file with -m";
 const RETRIEVAL: &str = "it belongs to llama.cpp's retrieval and parallel examples; tandem batch answers many prompts";
 const ALLOWED: &str = "texts are not filtered by lists; --grammar and --regex hold a text to a form, -l biases a token";
-const ONE_GPU: &str = "one GPU is used; CUDA_VISIBLE_DEVICES chooses which";
+const WHOLE_LAYERS: &str = "several GPUs have whole layers each";
 const LOGS: &str = "notices go to stderr: 2>FILE writes them to a file, -q and -v say how many";
 const SESSIONS: &str = "--session FILE keeps a conversation or text, --prefix-file FILE caches how prompts begin";
 const SHIFT: &str = "the context is never shifted; tandem chat --when-full drop drops the oldest turns";
@@ -78,6 +78,10 @@ pub(super) const TABLE: &[Flag] = &[
     row("-ot --override-tensor", One, Works("--override-tensor")),
     row("-cmoe --cpu-moe", Nothing, Works("--cpu-moe")),
     row("-ncmoe --n-cpu-moe", One, Works("--n-cpu-moe")),
+    row("-dev --device", One, Works("--device")),
+    row("-sm --split-mode", One, Works("--split-mode")),
+    row("-mg --main-gpu", One, Works("--main-gpu")),
+    row("-ts --tensor-split", One, Works("--tensor-split")),
     row("--mlock", Nothing, Works("--mlock")),
     row("--no-mmap", Nothing, Works("--no-mmap")),
     row("-mmp --mmap", Switch, Becomes(values::mmap)),
@@ -182,10 +186,7 @@ pub(super) const TABLE: &[Flag] = &[
     row("-kvo --kv-offload --op-offload", Nothing, Already(ANY, "")),
     row("--no-context-shift", Nothing, Already(ANY, "")),
     row("--context-shift", Switch, Already(OFF, SHIFT)),
-    row("-sm --split-mode", One, If(Is(&["layer"]), &Idle(ONE_GPU), &Already(Is(&["none"]), ONE_GPU))),
-    row("-mg --main-gpu", One, Already(Is(&["0"]), ONE_GPU)),
-    row("--max-gpu", One, Already(AtLeast(1), ONE_GPU)),
-    row("-dev --device", One, Becomes(values::device)),
+    row("--max-gpu", One, Idle("-dev names the GPUs to use")),
     row("-st --single-turn", Nothing, Already(Verbs(&["run", "batch"]), "tandem run is a single turn")),
     row("-cnv --conversation -i --interactive -if --interactive-first", Nothing,
         Already(Verbs(&["chat"]), "tandem chat is a conversation; tandem run answers one prompt")),
@@ -230,9 +231,9 @@ pub(super) const TABLE: &[Flag] = &[
 
     // Speed alone: they are not followed, which is told.
     row("--numa", One, Idle("the system places threads and memory; numactl starts a program on chosen nodes")),
-    row("-ts --tensor-split", One, Idle(ONE_GPU)),
-    row("-smf16 --split-mode-f16 -smf32 --split-mode-f32 -smgs --split-mode-graph-scheduling", Nothing, Idle(ONE_GPU)),
-    row("-grt --graph-reduce-type -gap --graph-attn-precision -op --offload-policy", One, Idle(ONE_GPU)),
+    row("-smf16 --split-mode-f16 -smf32 --split-mode-f32 -smgs --split-mode-graph-scheduling", Nothing,
+        Idle(WHOLE_LAYERS)),
+    row("-grt --graph-reduce-type -gap --graph-attn-precision -op --offload-policy", One, Idle(WHOLE_LAYERS)),
     row("-cuda --cuda-params -mea --max-extra-alloc -wgt --worst-graph-tokens", One,
         Idle("the GPU's memory is allocated once, for the largest batch")),
     row("-thp --transparent-huge-pages", Switch, Idle("tandem doctor tells whether the system gives huge pages")),

@@ -2,8 +2,6 @@
 
 use std::ffi::OsString;
 
-const ONE_GPU: &str = "one GPU is used; CUDA_VISIBLE_DEVICES chooses which, -ngl 0 uses none";
-
 /// A value as clap takes it: in llama.cpp a number of threads below 1 is all of them, -2 tokens fill the context, -1
 /// layers are as many as fit, and what can be on or off has more words for that.
 pub(super) fn adjusted(long: &str, value: &OsString) -> OsString {
@@ -68,14 +66,5 @@ pub(super) fn verbosity(value: &str) -> Result<Vec<String>, String> {
         Ok(4) => Ok(vec!["--verbose".into()]),
         Ok(_) => Ok(vec!["--verbose".into(), "--verbose".into()]),
         Err(_) => Err(format!("found {value}, expected a number from 0 to 5")),
-    }
-}
-
-/// `--device`.
-pub(super) fn device(value: &str) -> Result<Vec<String>, String> {
-    match value.to_ascii_uppercase().as_str() {
-        "NONE" => Ok(vec!["--gpu-layers=0".into()]),
-        "CUDA0" | "GPU0" | "GPU" => Ok(Vec::new()),
-        _ => Err(format!("not here; {ONE_GPU}")),
     }
 }

@@ -101,7 +101,7 @@ mod tests {
         let gguf = Gguf::open(&path).unwrap();
         let options = Options { n_ctx: Some(256), n_batch: BATCH, ..Options::default() };
         let (tape, shape) = (session::tape(&gguf, &options).unwrap(), session::shape(&gguf, &options).unwrap());
-        fit(tape, &Ask::default(), vram, shape).unwrap()
+        fit(tape, &Ask::default(), vram.as_slice(), shape).unwrap()
     }
 
     fn speed(p: &Fit, measured: Option<&[Option<f64>]>) -> PromptSpeed {

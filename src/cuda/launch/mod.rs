@@ -1,6 +1,6 @@
 //! One function for every kernel, with the arguments of its prototype: a module for each source. kernels/ptx.sh makes
 //! these files (so does kernels/launch.py, without the CUDA compiler) from the sources, whose hash is
-//! e39fa5db20610df13afe646a0e71b94e67cd238ce5e44bf996801029240b7cdb.
+//! a0e5eeea0fed84d1a74fa5bb6525339211b2db98029afa2c8550393e2dbf0d36.
 
 #![allow(clippy::too_many_arguments)] // the kernels' arguments, in their order
 
