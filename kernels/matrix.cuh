@@ -588,8 +588,9 @@ __device__ __forceinline__ void normed_body(const u8 *w, const float *x, float *
 #pragma unroll
             for (int t = 0; t < T; t++) {
                 float4 y = ((const float4 *)xs[t])[i];
-                sums[t] += v[0] * y.x + v[1] * y.y + v[2] * y.z + v[3] * y.w;
-                squares[t] += y.x * y.x + y.y * y.y + y.z * y.z + y.w * y.w;
+                const float same[4] = {y.x, y.y, y.z, y.w};
+                sums[t] += dot_four(v, y);
+                squares[t] += dot_four(same, y);
             }
         }
     } else {
