@@ -1,6 +1,6 @@
 //! One function for every kernel, with the arguments of its prototype: a module for each source. kernels/ptx.sh makes
 //! these files (so does kernels/launch.py, without the CUDA compiler) from the sources, whose hash is
-//! a0e5eeea0fed84d1a74fa5bb6525339211b2db98029afa2c8550393e2dbf0d36.
+//! 2dfdb797c527dfa105a3f00c77d883a76448b0d7a207d8d2339b9ceea3ef00df.
 
 #![allow(clippy::too_many_arguments)] // the kernels' arguments, in their order
 
