@@ -4,6 +4,8 @@
 #[path = "kernels/attention.rs"]
 mod attention;
 mod common;
+#[path = "kernels/fused.rs"]
+mod fused;
 #[path = "kernels/interpreted.rs"]
 mod interpreted;
 #[path = "kernels/rare.rs"]
