@@ -127,8 +127,9 @@ impl Op for HyperPre {
         let (n_mix, n_in) = (w.shape[1], w.shape[2]);
         let mixes = io.scratch.take(x.rows * n_mix * 4);
         if w.format().act.block() == 1 && n_mix <= TILE_ROWS / 2 {
-            // The norm is made by the products that read it.
-            let grid = |each: usize| Grid::new([n_mix, x.rows.div_ceil(each), 1], 1024);
+            // The norm is made by the products that read it. A thread takes four columns at a time.
+            let threads = (n_in / 4).next_multiple_of(32).clamp(32, 1024);
+            let grid = |each: usize| Grid::new([n_mix, x.rows.div_ceil(each), 1], threads);
             let (gpu, name, eps, row_bytes) = (io.gpu, w.kernels(), h.norm_eps, w.row_bytes());
             let (n_in, n_out, rows) = (int(n_in), int(n_mix), int(x.rows));
             if x.rows == 1 {

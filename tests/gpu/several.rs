@@ -46,26 +46,24 @@ fn layers_on_several_gpus_give_the_same_logits() {
     for r in models(KINDS) {
         let prompt = &r.prompt[..r.prompt.len().min(SHORT)];
         let truth = Truth::of(&r, prompt);
-        for n in [2, 3] {
-            // Layers in order, as they are placed; and every other one, so that each layer's values cross.
-            for in_order in [true, false] {
-                let gguf = Gguf::open(&r.gguf).unwrap();
-                let o = exact();
-                let tape = session::tape(&gguf, &o).unwrap();
-                let layers = tape.n_layers();
-                let of = |l: usize| Place::Gpu(if in_order { l * n / layers } else { l % n } as u8);
-                let plan = Plan::new(&tape, &|_, s: &Step| match s.op.gpu_refuses() {
-                    None if !named(s, "token_embd") => s.layer.map_or(Place::Gpu(n as u8 - 1), of),
-                    _ => Place::Cpu,
-                });
-                let crossing = |s: &&PlanStage| matches!(s, PlanStage::Copy(_, Place::Gpu(_), Place::Gpu(_)));
-                assert!(plan.stages.iter().filter(crossing).count() >= n - 1, "{}: values cross", r.name);
-                let mut s = Session::planned(gguf, tape, plan, &o, &gpus[..n]).unwrap();
-                let (error, holds) = truth.holds(&logits(&mut s, prompt));
-                say!("{:24} {n} GPUs, in order: {in_order:5}  NMSE {error:.1e}", r.name);
-                if !holds {
-                    failed.push(format!("{} on {n}, in order: {in_order}: {error:.1e}", r.name));
-                }
+        // Layers in order, as they are placed; and every other one, so that each layer's values cross.
+        for (n, in_order) in [(2, false), (3, true)] {
+            let gguf = Gguf::open(&r.gguf).unwrap();
+            let o = exact();
+            let tape = session::tape(&gguf, &o).unwrap();
+            let layers = tape.n_layers();
+            let of = |l: usize| Place::Gpu(if in_order { l * n / layers } else { l % n } as u8);
+            let plan = Plan::new(&tape, &|_, s: &Step| match s.op.gpu_refuses() {
+                None if !named(s, "token_embd") => s.layer.map_or(Place::Gpu(n as u8 - 1), of),
+                _ => Place::Cpu,
+            });
+            let crossing = |s: &&PlanStage| matches!(s, PlanStage::Copy(_, Place::Gpu(_), Place::Gpu(_)));
+            assert!(plan.stages.iter().filter(crossing).count() >= n - 1, "{}: values cross", r.name);
+            let mut s = Session::planned(gguf, tape, plan, &o, &gpus[..n]).unwrap();
+            let (error, holds) = truth.holds(&logits(&mut s, prompt));
+            say!("{:24} {n} GPUs, in order: {in_order:5}  NMSE {error:.1e}", r.name);
+            if !holds {
+                failed.push(format!("{} on {n}, in order: {in_order}: {error:.1e}", r.name));
             }
         }
     }
