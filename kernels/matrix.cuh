@@ -658,7 +658,7 @@ __device__ __forceinline__ void normed_body(const u8 *w, const float *x, float *
                        u64 row_bytes) {                                                                                \
         normed_body<F, 4>(w, x, out, n_in, n_out, rows, eps, row_bytes);                                               \
     }                                                                                                                  \
-    extern "C" __global__ void __launch_bounds__(512)                                                                  \
+    extern "C" __global__ void __launch_bounds__(512, 1)                                                               \
         matvec4_##name(const u8 *w, const float *x, const float *ids, const int *slots, float *out, int n_in,          \
                        int n_out, int pairs, int share, int heads, u64 row_bytes) {                                    \
         matvec_floats_body<F, 4>(w, nullptr, x, ids, slots, out, nullptr, n_in, n_out, 0, pairs, share, heads,         \
