@@ -1,6 +1,6 @@
 //! One function for every kernel, with the arguments of its prototype: a module for each source. kernels/ptx.sh makes
 //! these files (so does kernels/launch.py, without the CUDA compiler) from the sources, whose hash is
-//! 2dfdb797c527dfa105a3f00c77d883a76448b0d7a207d8d2339b9ceea3ef00df.
+//! 64dd18b4977104095af919f9a3224f8629111533bd3f68764661cc23fdbb62c5.
 
 #![allow(clippy::too_many_arguments)] // the kernels' arguments, in their order
 
