@@ -21,7 +21,7 @@ use crate::quant::{self, QuantType};
 use crate::tape::{Settings, Tape};
 
 pub use forward::{DecodeStats, Output, Progress, Want};
-pub use gpu::margin;
+pub use gpu::{budget, margin};
 
 /// Context used when none is asked for: enough for a talk, small enough that no model is refused for its cache.
 const DEFAULT_CONTEXT: usize = 8192;

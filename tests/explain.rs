@@ -347,6 +347,18 @@ fn layers_go_to_several_gpus_in_order_and_fill_each_to_the_same_share() {
                 assert_eq!(fit(budgets, &ask).plan.places, p.plan.places, "{shape}: -ts {layers:?}");
             }
         }
+        let more = Ask { split: vec![1.0, 1.0, 2.0], ..o.ask.clone() };
+        assert_eq!(
+            fit(&[16, 16], &more).layers_each()[0].abs_diff(fit(&[16, 16], &more).layers_each()[1]),
+            1,
+            "{shape}"
+        );
+        let none = Ask { split: vec![0.0, 0.0, 2.0], ..o.ask.clone() };
+        assert_eq!(
+            fit(&[16, 16], &none).layers_each(),
+            fit(&[16, 16], &o.ask).layers_each(),
+            "{shape}: no GPU has a share"
+        );
         let alone = fit(&[400, 100], &o.ask);
         assert!(alone.layers_each()[1] == 0 && alone.gpu_layers == alone.layers + 1, "one GPU has room for all of it");
         std::fs::remove_file(path).unwrap();

@@ -47,16 +47,12 @@ pub(super) fn open(a: &ModelArgs, o: &Options) -> Result<Vec<Arc<Gpu>>> {
     Ok(gpus)
 }
 
-/// What may be taken of each GPU's memory: what is free, without what the driver needs.
+/// What may be taken of each GPU's memory.
 ///
 /// # Errors
 /// If the driver reports an error.
 pub(super) fn budgets(gpus: &[Arc<Gpu>]) -> Result<Vec<usize>> {
-    let budget = |gpu: &Arc<Gpu>| {
-        let free = gpu.memory()?.0;
-        Ok(free.saturating_sub(session::margin(free, gpu.shown)))
-    };
-    gpus.iter().map(budget).collect()
+    gpus.iter().map(|gpu| session::budget(gpu)).collect()
 }
 
 /// Whether one GPU alone has the model, and which.

@@ -123,9 +123,11 @@ impl Placing<'_> {
     fn shares(&self, gpu_layers: usize) -> (usize, Vec<u8>) {
         let first = (self.layers + 1).saturating_sub(gpu_layers);
         let bytes = &self.layer_bytes[first..];
-        let gpus = match self.ask.split.is_empty() {
-            true => share::by_memory(bytes, &self.budgets),
-            false => share::by_shares(bytes.len(), &self.ask.split),
+        // Shares of GPUs that are not there count for nothing.
+        let shares = &self.ask.split[..self.ask.split.len().min(self.budgets.len())];
+        let gpus = match shares.iter().any(|s| *s > 0.0) {
+            true => share::by_shares(bytes.len(), shares),
+            false => share::by_memory(bytes, &self.budgets),
         };
         (first, gpus)
     }

@@ -30,8 +30,11 @@ pub fn margin(free: usize, shown: bool) -> usize {
     (free / 16).min(384 << 20) + screen
 }
 
-/// What may be taken of a GPU's memory now.
-fn budget(gpu: &Gpu) -> Result<usize> {
+/// What may be taken of a GPU's memory now: what is free, without the [`margin`].
+///
+/// # Errors
+/// If the driver reports an error.
+pub fn budget(gpu: &Gpu) -> Result<usize> {
     let free = gpu.memory()?.0;
     Ok(free.saturating_sub(margin(free, gpu.shown)))
 }
