@@ -7,7 +7,7 @@ use anyhow::Result;
 use super::args::ModelArgs;
 use super::errors::{off, usage};
 use crate::cuda::Gpu;
-use crate::plan::{CacheSize, MAX_GPUS};
+use crate::plan::{CacheSize, MAX_GPUS, gpu_number};
 use crate::session::{self, Options};
 
 /// The GPUs that the flags allow, in the driver's order; none with a notice of the reason.
@@ -91,17 +91,10 @@ fn devices(a: &ModelArgs) -> Result<Option<Vec<usize>>> {
     if text.eq_ignore_ascii_case("none") {
         return Ok(None);
     }
-    let number = |name: &str| {
-        let upper = name.trim().to_ascii_uppercase();
-        let n = upper
-            .strip_prefix("CUDA")
-            .or_else(|| upper.strip_prefix("GPU"))
-            .map(|n| if n.is_empty() { "0" } else { n });
-        match n.map(str::parse::<usize>) {
-            Some(Ok(n)) => Ok(n),
-            _ => usage(format!(
-                "-dev {text}: found {name:?}, expected CUDA0, CUDA1 and so on, separated by commas, or none"
-            )),
+    let number = |name: &str| match gpu_number(name.trim()) {
+        Some(n) => Ok(n),
+        None => {
+            usage(format!("-dev {text}: found {name:?}, expected CUDA0, CUDA1 and so on, separated by commas, or none"))
         }
     };
     let list = text.split(',').map(number).collect::<Result<Vec<usize>>>()?;

@@ -236,8 +236,8 @@ fn place(tape: Tape, ask: &Ask, budgets: &[usize], shape: Shape) -> Result<Fit> 
         return Ok(alone);
     }
     let mut best = among(budgets.len())?.0;
-    for n in (1..budgets.len()).rev() {
-        let fewer = among(n)?.0;
+    for fewer in (2..budgets.len()).rev().map(|n| among(n).map(|f| f.0)).chain([Ok(alone)]) {
+        let fewer = fewer?;
         if fewer.gpu_layers > best.gpu_layers {
             best = fewer;
         }

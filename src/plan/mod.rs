@@ -16,7 +16,7 @@ pub use footprint::{ALIGN, Footprint, GpuStarts, LISTS, Needs, Shape, load_kerne
 pub use footprint::{expert_bytes, experts_of, host_bytes, lane_rows, ring_part_bytes};
 pub use footprint::{stacks, state_of, streams_through, weight_bytes};
 pub use layout::Layout;
-pub use place::{MAX_GPUS, Place, Rules};
+pub use place::{MAX_GPUS, Place, Rules, gpu_number};
 pub use split::split;
 
 use std::ops::Range;

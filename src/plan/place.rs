@@ -66,12 +66,17 @@ impl Place {
             // llama.cpp's names for memory that the CPU computes in: pinned, and laid out differently.
             "CPU" | "CUDA_HOST" | "CPU_REPACK" => Some(Place::Cpu),
             "TWIN" => Some(Place::Twin),
-            "GPU" | "CUDA" => Some(Place::Gpu(0)),
-            gpu => {
-                let n = gpu.strip_prefix("GPU").or_else(|| gpu.strip_prefix("CUDA"))?;
-                n.parse::<u8>().ok().filter(|n| usize::from(*n) < MAX_GPUS).map(Place::Gpu)
-            }
+            gpu => gpu_number(gpu).filter(|n| *n < MAX_GPUS).map(|n| Place::Gpu(n as u8)),
         }
+    }
+}
+
+/// The number of a GPU by its name, `GPU1` or llama.cpp's `CUDA1`; one without a number is the first.
+pub fn gpu_number(name: &str) -> Option<usize> {
+    let name = name.to_ascii_uppercase();
+    match name.strip_prefix("GPU").or_else(|| name.strip_prefix("CUDA"))? {
+        "" => Some(0),
+        n => n.parse().ok(),
     }
 }
 
