@@ -35,10 +35,13 @@ extern "C" __global__ void shift(const float *x, const u8 *past, const float *be
     int p = pos[t] - back;
     float v;
     if (p < 0) v = before ? before[c] : 0.f;
-    else if (back <= t && seq[t - back] == seq[t]) v = x[(u64)(t - back) * n + c];
+    else if (x && back <= t && seq[t - back] == seq[t]) v = x[(u64)(t - back) * n + c];
     else v = ((const float *)(past + seq[t] * seq_bytes + (u64)(p % capacity) * row_bytes))[c];
     out[(u64)t * n + c] = v;
 }
+
+// A sequence has `blocks` states in what follows: its own, and after it with `keep` what it is after each token of the run but
+// the last, which a sequence that verifies drafts can go back to.
 
 /// What a state is multiplied by: exp(a softplus(x)), or with a bound below 0 exp(bound sigmoid(sign a x)).
 __device__ __forceinline__ float decay_of(float x, float a, float bound, float sign) {
@@ -54,11 +57,12 @@ template <int N, bool CHANNELS>
 __device__ __forceinline__ void delta_body(const float *q, const float *k, const float *v, const float *beta,
                                            const float *alpha, const float *dt, const float *a, float *state,
                                            float *out, const int *first, const int *count, const int *seq, int k_heads,
-                                           int v_heads, int run, float bound, float sign) {
+                                           int v_heads, int run, float bound, float sign, int blocks, int keep) {
     const int PER = N / 4;
     __shared__ __align__(16) float sk[N], sq[N], sd[CHANNELS ? N : 4];
     int h = blockIdx.x, row = blockIdx.z * (blockDim.x >> 2) + (threadIdx.x >> 2), part = threadIdx.x & 3;
-    float4 *own = (float4 *)(state + ((u64)seq[blockIdx.y] * v_heads + h) * N * N + row * N) + part;
+    float4 *own = (float4 *)(state + ((u64)seq[blockIdx.y] * blocks * v_heads + h) * N * N + row * N) + part;
+    float4 *copy = own;
     const float4 *ks = (const float4 *)sk + part, *qs = (const float4 *)sq + part,
                  *ds = (const float4 *)sd + part;
     float s[PER];
@@ -95,6 +99,10 @@ __device__ __forceinline__ void delta_body(const float *q, const float *k, const
         got += __shfl_xor_sync(0xffffffffu, got, 1);
         got += __shfl_xor_sync(0xffffffffu, got, 2);
         if (part == 0) out[head * N + row] = got * rsqrtf((float)N);
+        if (!keep || t + 1 == first[blockIdx.y] + count[blockIdx.y]) continue;
+        copy += (u64)v_heads * N * (N / 4);
+#pragma unroll
+        for (int i = 0; i < PER; i += 4) copy[i] = make_float4(s[i], s[i + 1], s[i + 2], s[i + 3]);
     }
 #pragma unroll
     for (int i = 0; i < PER; i += 4) own[i] = make_float4(s[i], s[i + 1], s[i + 2], s[i + 3]);
@@ -104,9 +112,10 @@ __device__ __forceinline__ void delta_body(const float *q, const float *k, const
     extern "C" __global__ void __launch_bounds__(128)                                                                  \
         delta_##N(const float *q, const float *k, const float *v, const float *beta, const float *alpha,               \
                   const float *dt, const float *a, float *state, float *out, const int *first, const int *count,       \
-                  const int *seq, int k_heads, int v_heads, int run, float bound, float sign) {                        \
+                  const int *seq, int k_heads, int v_heads, int run, float bound, float sign, int blocks,         \
+                  int keep) {                                                                                          \
         delta_body<N, false>(q, k, v, beta, alpha, dt, a, state, out, first, count, seq, k_heads, v_heads, run, bound, \
-                              sign);                                                                                   \
+                              sign, blocks, keep);                                                                     \
     }
 DELTA(16)
 DELTA(32)
@@ -118,9 +127,10 @@ DELTA(256)
     extern "C" __global__ void __launch_bounds__(128)                                                                  \
         delta_channels_##N(const float *q, const float *k, const float *v, const float *beta, const float *alpha,      \
                   const float *dt, const float *a, float *state, float *out, const int *first, const int *count,       \
-                  const int *seq, int k_heads, int v_heads, int run, float bound, float sign) {                        \
+                  const int *seq, int k_heads, int v_heads, int run, float bound, float sign, int blocks,         \
+                  int keep) {                                                                                          \
         delta_body<N, true>(q, k, v, beta, alpha, dt, a, state, out, first, count, seq, k_heads, v_heads, run, bound,  \
-                              sign);                                                                                   \
+                              sign, blocks, keep);                                                                     \
     }
 DELTA_CHANNELS(16)
 DELTA_CHANNELS(32)
@@ -138,12 +148,13 @@ template <int N>
 __device__ __forceinline__ void scan_body(const float *x, const float *b, const float *c, const float *dt,
                                           const float *bias, const float *a, const float *d, float *state, float *out,
                                           const int *first, const int *count, const int *seq, int heads, int dim,
-                                          int groups, float base, float scale) {
+                                          int groups, float base, float scale, int blocks, int keep) {
     const int PER = N / 4;
     __shared__ __align__(16) float sb[N], sc[N];
     int h = blockIdx.x, row = blockIdx.z * (blockDim.x >> 2) + (threadIdx.x >> 2), part = threadIdx.x & 3;
     bool is_row = row < dim; // the others help with loads
-    float4 *own = (float4 *)(state + (((u64)seq[blockIdx.y] * heads + h) * dim + (is_row ? row : 0)) * N) + part;
+    u64 first_row = ((u64)seq[blockIdx.y] * blocks * heads + h) * dim;
+    float4 *own = (float4 *)(state + (first_row + (is_row ? row : 0)) * N) + part, *copy = own;
     const float4 *bs = (const float4 *)sb + part, *cs = (const float4 *)sc + part;
     float s[PER];
 #pragma unroll
@@ -169,6 +180,10 @@ __device__ __forceinline__ void scan_body(const float *x, const float *b, const 
         got += __shfl_xor_sync(0xffffffffu, got, 1);
         got += __shfl_xor_sync(0xffffffffu, got, 2);
         if (is_row && part == 0) out[head * dim + row] = got + skip * value;
+        if (!keep || !is_row || t + 1 == first[blockIdx.y] + count[blockIdx.y]) continue;
+        copy += (u64)heads * dim * (N / 4);
+#pragma unroll
+        for (int i = 0; i < PER; i += 4) copy[i] = make_float4(s[i], s[i + 1], s[i + 2], s[i + 3]);
     }
     if (!is_row) return;
 #pragma unroll
@@ -179,8 +194,9 @@ __device__ __forceinline__ void scan_body(const float *x, const float *b, const 
     extern "C" __global__ void __launch_bounds__(128)                                                                  \
         scan_##N(const float *x, const float *b, const float *c, const float *dt, const float *bias, const float *a,   \
                  const float *d, float *state, float *out, const int *first, const int *count, const int *seq,         \
-                 int heads, int dim, int groups, float base, float scale) {                                            \
-        scan_body<N>(x, b, c, dt, bias, a, d, state, out, first, count, seq, heads, dim, groups, base, scale);         \
+                 int heads, int dim, int groups, float base, float scale, int blocks, int keep) {                      \
+        scan_body<N>(x, b, c, dt, bias, a, d, state, out, first, count, seq, heads, dim, groups, base, scale, blocks,  \
+                     keep);                                                                                            \
     }
 SCAN(16)
 SCAN(32)
@@ -194,10 +210,11 @@ SCAN(256)
 template <int N>
 __device__ __forceinline__ void channel_scan_body(const float *x, const float *b, const float *c, const float *dt,
                                                   const float *a, const float *d, float *state, float *out,
-                                                  const int *first, const int *count, const int *seq, int channels) {
+                                                  const int *first, const int *count, const int *seq, int channels,
+                                                  int blocks, int keep) {
     int channel = blockIdx.x * blockDim.x + threadIdx.x;
     if (channel >= channels) return;
-    float *own = state + ((u64)seq[blockIdx.y] * channels + channel) * N;
+    float *own = state + ((u64)seq[blockIdx.y] * blocks * channels + channel) * N, *copy = own;
     float s[N], rate[N], skip = d[channel];
 #pragma unroll
     for (int i = 0; i < N; i++) s[i] = own[i], rate[i] = a[(u64)channel * N + i];
@@ -210,6 +227,10 @@ __device__ __forceinline__ void channel_scan_body(const float *x, const float *b
             got += s[i] * c[(u64)t * N + i];
         }
         out[at] = got + skip * value;
+        if (!keep || t + 1 == first[blockIdx.y] + count[blockIdx.y]) continue;
+        copy += (u64)channels * N;
+#pragma unroll
+        for (int i = 0; i < N; i++) copy[i] = s[i];
     }
 #pragma unroll
     for (int i = 0; i < N; i++) own[i] = s[i];
@@ -219,8 +240,8 @@ __device__ __forceinline__ void channel_scan_body(const float *x, const float *b
     extern "C" __global__ void __launch_bounds__(128)                                                                  \
         channel_scan_##N(const float *x, const float *b, const float *c, const float *dt,           \
                          const float *a, const float *d, float *state, float *out, const int *first, const int *count, \
-                         const int *seq, int channels) {                                                               \
-        channel_scan_body<N>(x, b, c, dt, a, d, state, out, first, count, seq, channels);                        \
+                         const int *seq, int width, int per, int keep) {                                               \
+        channel_scan_body<N>(x, b, c, dt, a, d, state, out, first, count, seq, width, per, keep);                      \
     }
 CHANNEL_SCAN(16)
 CHANNEL_SCAN(32)

@@ -3,6 +3,8 @@
 
 mod forward;
 mod gpu;
+mod heads;
+mod verify;
 
 use std::io::{Read, Write};
 use std::path::Path;
@@ -18,10 +20,12 @@ use crate::gguf::{Gguf, Load};
 use crate::models;
 use crate::plan::{self, Ask, Place, Plan, Shape};
 use crate::quant::{self, QuantType};
-use crate::tape::{Settings, Tape};
+use crate::tape::{Settings, State, StateKind, Tape};
 
 pub use forward::{DecodeStats, Output, Progress, Want};
 pub use gpu::{budget, margin};
+use heads::HeadProgress;
+pub use verify::Draft;
 
 /// Context used when none is asked for: enough for a talk, small enough that no model is refused for its cache.
 const DEFAULT_CONTEXT: usize = 8192;
@@ -59,6 +63,8 @@ pub struct Options {
     pub type_k: &'static QuantType,
     /// Format of cached values.
     pub type_v: &'static QuantType,
+    /// Whether the file's draft heads (blocks for multi-token prediction) are opened too, for [`Session::draft`].
+    pub heads: bool,
     /// Where steps run.
     pub ask: Ask,
     /// Let measured times decide nothing.
@@ -75,6 +81,9 @@ pub struct Options {
     pub read_to_pin: bool,
     /// Where the GPU fails, read again on the CPU what the sequences have read, and go on.
     pub gpu_fallback: bool,
+    /// Drafted tokens of a sequence that are verified together, at most; 0 where nothing is drafted. Recurrent blocks take
+    /// as many times their memory more.
+    pub drafts: usize,
 }
 
 impl Default for Options {
@@ -89,6 +98,7 @@ impl Default for Options {
             threads_batch: None,
             type_k: f16,
             type_v: f16,
+            heads: false,
             ask: Ask::default(),
             deterministic: false,
             halves: None,
@@ -96,6 +106,7 @@ impl Default for Options {
             load: Load::default(),
             read_to_pin: false,
             gpu_fallback: false,
+            drafts: 0,
         }
     }
 }
@@ -156,6 +167,7 @@ pub struct Snapshot {
 struct Sequence {
     tokens: Vec<u32>,
     checkpoints: Vec<Checkpoint>, // rising in length
+    heads: Vec<HeadProgress>,     // none where none has read anything
 }
 
 /// The state that tokens after the first `n` overwrite.
@@ -208,8 +220,10 @@ pub fn context(gguf: &Gguf, asked: Option<usize>) -> Result<usize> {
 /// As [`context`], and if no family can be built from the file: its architecture is unknown, or a key or tensor is
 /// missing, wrong, or not used.
 pub fn tape(gguf: &Gguf, o: &Options) -> Result<Tape> {
-    let settings = Settings { n_ctx: context(gguf, o.n_ctx)?, type_k: o.type_k, type_v: o.type_v };
-    models::build(gguf, settings)
+    let settings = Settings { n_ctx: context(gguf, o.n_ctx)?, type_k: o.type_k, type_v: o.type_v, heads: o.heads };
+    let mut tape = models::build(gguf, settings)?;
+    tape.keep_trail(o.drafts);
+    Ok(tape)
 }
 
 /// Opens a model's files, mapped or read as `load` says. Tables of which a token reads a few rows
@@ -223,7 +237,7 @@ pub fn open_files(path: &Path, load: &Load) -> Result<Gguf> {
     let mut gguf = Gguf::open_mapped(path, load)?;
     if *load != Load::default() {
         let ty = quant::TYPES[0];
-        let tape = models::build(&gguf, Settings { n_ctx: 1, type_k: ty, type_v: ty });
+        let tape = models::build(&gguf, Settings { n_ctx: 1, type_k: ty, type_v: ty, heads: false });
         // Faults of the model are reported when it is opened with the user's settings.
         let mapped: Vec<usize> = tape.iter().flat_map(|t| t.mapped().map(|w| w.tensor)).collect();
         if !load.mmap {
@@ -244,7 +258,8 @@ pub fn shape(gguf: &Gguf, o: &Options) -> Result<Shape> {
     }
     let n_ctx = context(gguf, o.n_ctx)?;
     let n_batch = o.n_batch.min(n_ctx.saturating_mul(o.n_seq));
-    let n_output_rows = o.n_output_rows.unwrap_or(n_batch).clamp(1, n_batch);
+    let verified = if o.drafts > 0 { o.n_seq.max(forward::FEW) } else { 1 };
+    let n_output_rows = o.n_output_rows.unwrap_or(n_batch).max(verified).min(n_batch);
     Ok(Shape { n_seq: o.n_seq, n_ctx, n_batch, n_output_rows })
 }
 
@@ -386,16 +401,26 @@ impl Session {
 
     /// Whether later tokens destroy anything that earlier ones left.
     fn is_overwritten(&self) -> bool {
-        self.engine.tape.states.iter().any(|s| s.is_overwritten())
+        let tape = &self.engine.tape;
+        tape.states[..tape.model_states()].iter().any(|s| s.is_overwritten())
+    }
+
+    /// Whether a sequence has recurrent blocks, which single steps overwrite.
+    pub fn has_recurrent_blocks(&self) -> bool {
+        self.engine.tape.states.iter().any(|s| s.kind == StateKind::Fixed)
     }
 
     /// Remembers what the sequence's next tokens will overwrite, so that a rewind need not read from the start.
-    fn checkpoint(&mut self, seq: usize) -> Result<()> {
+    ///
+    /// # Errors
+    /// [`GpuLost`] if the GPU fails.
+    pub fn checkpoint(&mut self, seq: usize) -> Result<()> {
         let n = self.seqs[seq].tokens.len();
         let known = self.seqs[seq].checkpoints.last().is_some_and(|c| c.n >= n);
         if n == 0 || known || !self.is_overwritten() {
             return Ok(());
         }
+        self.heads_follow(seq, Some(1))?;
         let new = self.overwritten(seq)?;
         self.keep_checkpoint(seq, new);
         Ok(())
@@ -437,9 +462,10 @@ impl Session {
             return Ok(0); // it is empty
         }
         self.seqs[seq].checkpoints.retain(|c| c.n <= n);
-        if self.engine.states.iter().all(|s| s.can_rewind(seq as u32, n)) {
+        if self.model_states().iter().all(|s| s.can_rewind(seq as u32, n)) {
+            self.engine.go_back(seq as u32, n)?;
             self.seqs[seq].tokens.truncate(n);
-            return Ok(0);
+            return self.heads_rewind(seq, n).map(|()| 0);
         }
         let again = self.seqs[seq].tokens[..n].to_vec();
         let from = self.go_to_checkpoint(seq)?;
@@ -465,14 +491,20 @@ impl Session {
             }
         };
         self.seqs[seq].tokens.truncate(n);
+        self.heads_rewind(seq, n)?;
         Ok(n)
+    }
+
+    /// The states of the model, without those of draft heads.
+    fn model_states(&self) -> &[State] {
+        &self.engine.states[..self.engine.tape.model_states()]
     }
 
     /// After a walk that failed since a file was cut short: makes a sequence what it was before the walk, or, where the
     /// walk has overwritten that, what it was at its last checkpoint. Nothing can be read again.
     fn undo_walk(&mut self, seq: usize) -> Result<()> {
         let n = self.seqs[seq].tokens.len();
-        if !self.engine.states.iter().all(|s| s.can_rewind(seq as u32, n)) {
+        if !self.model_states().iter().all(|s| s.can_rewind(seq as u32, n)) {
             self.go_to_checkpoint(seq)?;
         }
         Ok(())
@@ -480,7 +512,7 @@ impl Session {
 
     /// The checkpoints that are saved with a sequence.
     fn carried(&self, seq: usize) -> &[Checkpoint] {
-        let Sequence { tokens, checkpoints } = &self.seqs[seq];
+        let Sequence { tokens, checkpoints, .. } = &self.seqs[seq];
         // One at the sequence's end is what is saved anyway.
         let before = checkpoints.partition_point(|c| c.n < tokens.len());
         newest(&checkpoints[..before], (CARRIED, CHECKPOINTS), CARRIED_BYTES)
@@ -514,8 +546,17 @@ impl Session {
         checkpoints.iter().fold(self.engine.saved_bytes(n, true), |sum, &c| sum + self.engine.saved_bytes(c, false))
     }
 
+    /// Bytes of a saved sequence that are of draft heads: those of the sequence, then those of each checkpoint, which come
+    /// after the model's.
+    pub fn head_bytes(&self, n: usize, checkpoints: &[usize]) -> Vec<usize> {
+        let one = |n: usize, whole: bool| self.engine.saved_bytes(n, whole) - self.engine.model_bytes(n, whole);
+        [one(n, true)].into_iter().chain(checkpoints.iter().map(|&c| one(c, false))).collect()
+    }
+
     /// Makes a sequence what [`Session::save`] wrote of one with these tokens and checkpoints, once all of it was read
-    /// and `agreed` found nothing wrong with it. Until then it stays as it was.
+    /// and `agreed` found nothing wrong with it. Until then it stays as it was. `skipped` are the [`Session::head_bytes`]
+    /// of a session with other draft heads, or without: its heads' rows are not read then, and those of this session begin
+    /// with none, which makes their first drafts worse.
     ///
     /// # Errors
     /// If it cannot be this session's, cannot be read, or is not agreed to; or if the GPU fails, with the sequence
@@ -524,6 +565,7 @@ impl Session {
         &mut self,
         seq: usize,
         (tokens, checkpoints): (&[u32], &[usize]),
+        skipped: Option<&[usize]>,
         from: &mut R,
         agreed: impl FnOnce(&mut R) -> Result<()>,
     ) -> Result<()> {
@@ -532,11 +574,19 @@ impl Session {
         if checkpoints.len() > CHECKPOINTS || !checkpoints.is_sorted() || checkpoints.iter().any(|&c| c >= n) {
             bail!("checkpoints at {checkpoints:?}: at most {CHECKPOINTS}, in rising order, below {n} tokens expected");
         }
-        let parts = self.engine.read(n, from)?;
+        let skip = |from: &mut R, i: usize| -> Result<()> {
+            let bytes = skipped.and_then(|list| list.get(i)).map_or(0, |n| *n as u64);
+            std::io::copy(&mut from.by_ref().take(bytes), &mut std::io::sink())?;
+            Ok(())
+        };
+        let parts = self.engine.read(n, skipped.is_none(), from)?;
+        skip(from, 0)?;
         let mut list = Vec::with_capacity(checkpoints.len());
-        for &n in checkpoints {
+        for (i, &n) in checkpoints.iter().enumerate() {
             let mut states = vec![0; self.engine.saved_bytes(n, false)];
-            from.read_exact(&mut states)?;
+            let own = if skipped.is_none() { states.len() } else { self.engine.model_bytes(n, false) };
+            from.read_exact(&mut states[..own])?;
+            skip(from, i + 1)?;
             list.push(Checkpoint { n, states });
         }
         agreed(from)?;
@@ -544,7 +594,8 @@ impl Session {
             self.clear(seq);
             return Err(e);
         }
-        self.seqs[seq] = Sequence { tokens: tokens.to_vec(), checkpoints: list };
+        let heads = vec![HeadProgress::whole(n); self.n_heads()];
+        self.seqs[seq] = Sequence { tokens: tokens.to_vec(), checkpoints: list, heads };
         self.checkpoint(seq) // going back to here must not mean reading it all
     }
 
@@ -567,6 +618,7 @@ impl Session {
     }
 
     fn copy_once(&mut self, from: usize, to: usize, n: usize) -> Result<usize> {
+        self.heads_follow(from, Some(1))?;
         if self.is_overwritten() {
             // What it was at `n` may be gone: the nearest checkpoint comes along, and the rest is read again.
             self.restore(to, &self.snapshot(from)?)?;
@@ -602,10 +654,13 @@ impl Session {
     /// cleared, if the GPU fails.
     pub fn restore(&mut self, seq: usize, snapshot: &Snapshot) -> Result<()> {
         let Snapshot { tokens, checkpoints, states } = snapshot;
-        if self.saved_bytes(tokens.len(), checkpoints) != states.len() {
-            bail!("the saved state does not fit this model and its cache types");
-        }
-        self.load(seq, (tokens, checkpoints), &mut &states[..], |_| Ok(()))
+        let (all, heads) = (self.saved_bytes(tokens.len(), checkpoints), self.head_bytes(tokens.len(), checkpoints));
+        let skipped: Option<&[usize]> = match states.len() {
+            n if n == all => None,
+            n if n == all - heads.iter().sum::<usize>() => Some(&[]), // of a session without draft heads
+            _ => bail!("the saved state does not fit this model and its cache types"),
+        };
+        self.load(seq, (tokens, checkpoints), skipped, &mut &states[..], |_| Ok(()))
     }
 }
 

@@ -2,13 +2,15 @@
 //!
 //! ```text
 //! file  "tandem\x1a\n" | u32 version | u64 bytes of the head | u64 bytes of the states | head | sum | states | sum
-//! head  JSON: model, fingerprint, kept (what each state is), tokens, checkpoints, note
+//! head  JSON: model, fingerprint, kept (what each state is), tokens, checkpoints, note; heads (what each state of draft heads
+//!       is), head_bytes (theirs in the sequence and in each checkpoint, where they come last)
 //! sum   XXH3-128 of everything before it
 //! ```
 //!
 //! Numbers are little-endian. The states are what [`Session::save`] writes: used rows only, the same whatever the context,
 //! the batch, the threads and the placement are, so a sequence can be taken up under others. What must agree is the model
-//! (its fingerprint) and how states are kept (the cache types).
+//! (its fingerprint) and how states are kept (the cache types). The states of draft heads need not: where there are others,
+//! or none, the sequence is the same, and heads begin without rows.
 //!
 //! A file is replaced as a whole: written to the same folder under a temporary name, synced, renamed. It is read once, into
 //! memory that becomes the sequence's when the last sum was right.
@@ -63,7 +65,9 @@ pub struct Head {
     /// The caller's text.
     pub note: String,
     kept: Vec<String>,
-    bytes: u64, // of the states
+    heads: Vec<String>,     // what each state of draft heads is
+    head_bytes: Vec<usize>, // of `bytes`, theirs
+    bytes: u64,             // of the states
 }
 
 /// Saves a sequence and a text of the caller's. The file is there as a whole or not at all, also if the program is killed
@@ -101,7 +105,7 @@ pub fn prepare(session: &Session) -> Result<()> {
 /// # Errors
 /// If the model's file cannot be read.
 pub fn key(session: &Session, tokens: &[u32]) -> Result<String> {
-    let kept: Vec<String> = session.engine().tape.states.iter().map(describe).collect();
+    let (kept, _) = described(session);
     let model = session.fingerprint(fingerprint)?;
     let own = xxhash_rust::xxh3::xxh3_64(json!([model, kept, tokens]).to_string().as_bytes());
     Ok(format!("{own:016x}"))
@@ -117,7 +121,10 @@ pub fn load(path: &Path, session: &mut Session, seq: usize) -> Result<String> {
         let (mut file, head) = Head::open(path)?;
         head.fits(session)?;
         tracing::debug!("loading {} tokens from {}", head.tokens.len(), path.display());
-        session.load(seq, (&head.tokens, &head.checkpoints), &mut file, |file| file.agree("states"))?;
+        let own = head.heads == described(session).1
+            && head.head_bytes == session.head_bytes(head.tokens.len(), &head.checkpoints);
+        let skipped = (!own).then_some(&head.head_bytes[..]);
+        session.load(seq, (&head.tokens, &head.checkpoints), skipped, &mut file, |file| file.agree("states"))?;
         Ok(head.note)
     };
     read().with_context(|| format!("cannot load {}", path.display()))
@@ -136,19 +143,22 @@ impl Head {
         let gguf = session.engine().gguf();
         let tokens = seq.map_or(Vec::new(), |seq| session.tokens(seq).to_vec());
         let checkpoints = seq.map_or(Vec::new(), |seq| session.checkpoints(seq));
+        let (kept, heads) = described(session);
         Ok(Head {
             model: name(gguf),
             fingerprint: session.fingerprint(fingerprint)?.to_owned(),
             bytes: session.saved_bytes(tokens.len(), &checkpoints) as u64,
+            head_bytes: if heads.is_empty() { Vec::new() } else { session.head_bytes(tokens.len(), &checkpoints) },
             tokens,
             checkpoints,
             note: note.into(),
-            kept: session.engine().tape.states.iter().map(describe).collect(),
+            kept,
+            heads,
         })
     }
 
     fn write(&self, session: &Session, seq: Option<usize>, file: &mut File) -> Result<()> {
-        let head = json!({
+        let mut head = json!({
             "model": self.model,
             "fingerprint": self.fingerprint,
             "kept": self.kept,
@@ -156,6 +166,10 @@ impl Head {
             "checkpoints": self.checkpoints,
             "note": self.note,
         });
+        if !self.heads.is_empty() {
+            head["heads"] = json!(self.heads);
+            head["head_bytes"] = json!(self.head_bytes);
+        }
         let head = head.to_string();
         ensure!(head.len() as u64 <= MOST_HEAD, "the text to save has {} bytes, too many", self.note.len());
         let mut out = Summed::new(file);
@@ -218,6 +232,8 @@ impl Head {
             checkpoints: list(&head["checkpoints"], |v| usize::try_from(v.as_u64()?).ok())?,
             note: text("note")?,
             kept: list(&head["kept"], |v| Some(v.as_str()?.to_owned()))?,
+            heads: list(&head["heads"], |v| Some(v.as_str()?.to_owned())).unwrap_or_default(),
+            head_bytes: list(&head["head_bytes"], |v| usize::try_from(v.as_u64()?).ok()).unwrap_or_default(),
             bytes,
         })
     }
@@ -233,7 +249,7 @@ impl Head {
             self.model,
             name(gguf)
         );
-        let kept: Vec<String> = session.engine().tape.states.iter().map(describe).collect();
+        let (kept, _) = described(session);
         if let Some((theirs, ours)) = self.kept.iter().zip(&kept).find(|(a, b)| a != b) {
             bail!(
                 "it was saved with other cache types: {theirs}; in this session it is {ours}. Give the types that it was \
@@ -242,7 +258,10 @@ impl Head {
         }
         let (n, n_ctx) = (self.tokens.len(), session.n_ctx());
         ensure!(n <= n_ctx, "it has {n} tokens, and the context has room for {n_ctx}: use a larger -c");
-        let (theirs, ours) = (self.bytes, session.saved_bytes(n, &self.checkpoints) as u64);
+        let own: usize = session.head_bytes(n, &self.checkpoints).iter().sum();
+        let model = (session.saved_bytes(n, &self.checkpoints) - own) as u64;
+        let ours = self.head_bytes.iter().try_fold(model, |sum, &n| sum.checked_add(n as u64)).unwrap_or(u64::MAX);
+        let theirs = self.bytes;
         ensure!(
             self.kept.len() == kept.len() && theirs == ours,
             "its {} states have {theirs} bytes, {} states of {ours} bytes expected: another version of this program saved \
@@ -252,6 +271,14 @@ impl Head {
         );
         Ok(())
     }
+}
+
+/// What each state of a session is: those of the model, and those of its draft heads.
+fn described(session: &Session) -> (Vec<String>, Vec<String>) {
+    let tape = &session.engine().tape;
+    let (model, heads) = tape.states.split_at(tape.model_states());
+    let all = |states: &[StateSpec]| states.iter().map(describe).collect();
+    (all(model), all(heads))
 }
 
 /// Describes the layout of a state's saved contents.
@@ -282,7 +309,9 @@ fn name(gguf: &Gguf) -> String {
 fn fingerprint(gguf: &Gguf) -> Result<String> {
     let of_file = |key: &str| {
         let about = ["general.", "split.", "tokenizer.chat_template"].iter().any(|part| key.starts_with(part));
-        about && key != "general.architecture"
+        let drafter =
+            gguf.drafter().is_some_and(|arch| key.strip_prefix(arch).is_some_and(|rest| rest.starts_with('.')));
+        (about && key != "general.architecture") || drafter
     };
     let mut meta: Vec<_> = gguf.meta.iter().filter(|(key, _)| !of_file(key)).collect();
     meta.sort_by_key(|(key, _)| *key);
@@ -292,7 +321,7 @@ fn fingerprint(gguf: &Gguf) -> Result<String> {
     }
     let mut hash = Xxh3Default::new();
     hash.update(&header.to_bytes()?);
-    let mut tensors: Vec<_> = gguf.tensors.iter().collect();
+    let mut tensors: Vec<_> = gguf.tensors.iter().filter(|t| gguf.is_own(t)).collect();
     tensors.sort_by_key(|t| &t.name);
     for t in tensors {
         let data = gguf.data(t);

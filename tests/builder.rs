@@ -71,7 +71,7 @@ fn shared_cache(b: &Builder, again: bool) -> anyhow::Result<Slot> {
 fn a_layer_reads_another_layers_cache_wherever_its_steps_are_put() {
     let r = reference("qwen3moe").unwrap();
     let o = exact();
-    let settings = Settings { n_ctx: 512, type_k: o.type_k, type_v: o.type_v };
+    let settings = Settings { n_ctx: 512, type_k: o.type_k, type_v: o.type_v, heads: false };
     let tape = |again: bool| -> Tape {
         let gguf = Gguf::open(&r.gguf).unwrap();
         models::record(&gguf, "qwen3moe", settings.clone(), |b| shared_cache(b, again)).unwrap()

@@ -468,7 +468,8 @@ fn a_scan_that_is_shared_out_among_blocks_is_its_recurrence() {
         let inputs = [x.ptr(), b.ptr(), c.ptr(), own(&dt), own(&bias), own(&a), own(&d)];
         let [x, b, c, dt, bias, a, d] = inputs;
         let (to, on) = (out.ptr(), Some(&gpu));
-        launch::scan(on, n, grid, x, b, c, dt, bias, a, d, state, to, first, count, seq, h, m, g, 0.5, 0.9).unwrap();
+        launch::scan(on, n, grid, x, b, c, dt, bias, a, d, state, to, first, count, seq, h, m, g, 0.5, 0.9, 1, 0)
+            .unwrap();
         let mut want = vec![0f64; TOKENS * heads * dim];
         for (t, s) in [(0, 1), (1, 1), (2, 0), (3, 0), (4, 0)] {
             for r in 0..heads * dim {
@@ -526,7 +527,7 @@ fn the_delta_rule_with_a_decay_for_each_head_or_each_channel_is_its_recurrence()
             [&q, &k, &v, &beta, &alpha, &dt, &a, &state, &out].map(|b| b.ptr());
         let (kh, vh, of) = (int(k_heads), int(v_heads), int(run));
         let launch = if channels { launch::delta_channels } else { launch::delta };
-        launch(on, n, grid, q, k, v, beta, alpha, dt, a, state, out, first, count, seq, kh, vh, of, bound, -1.0)
+        launch(on, n, grid, q, k, v, beta, alpha, dt, a, state, out, first, count, seq, kh, vh, of, bound, -1.0, 1, 0)
             .unwrap();
         let sigmoid = |x: f64| 1.0 / (1.0 + (-x).exp());
         let mut want = vec![0f64; TOKENS * v_heads * n];

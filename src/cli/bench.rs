@@ -90,11 +90,11 @@ impl Reads {
     fn new(s: &Session) -> Reads {
         let (tape, places) = (&s.engine().tape, &s.engine().plan.places);
         let at = |on_gpu: bool| {
-            let here = tape.steps.iter().zip(places).filter(|(_, p)| p.is_gpu() == on_gpu);
+            let here = tape.model().iter().zip(places).filter(|(_, p)| p.is_gpu() == on_gpu);
             here.map(|(step, _)| tape.step_bytes(step)).sum::<usize>() as f64
         };
         let both =
-            tape.steps.iter().filter(|s| s.share == ExpertShare::OnCpu).map(|s| tape.step_bytes(s)).sum::<usize>();
+            tape.model().iter().filter(|s| s.share == ExpertShare::OnCpu).map(|s| tape.step_bytes(s)).sum::<usize>();
         Reads { cpu: at(false), gpu: at(true), both: both as f64 }
     }
 }

@@ -115,6 +115,7 @@ pub(super) fn options(a: &args::ModelArgs) -> Result<Options> {
         threads_batch: a.threads_batch,
         type_k: cache_type("-ctk", &a.cache_type_k)?,
         type_v: cache_type("-ctv", &a.cache_type_v)?,
+        heads: false, // for verbs that draft
         ask: Ask { gpu_layers, cpu_moe, cache, rules, split: gpus::shares(a.tensor_split.as_deref())?, batch_up_to },
         deterministic: a.deterministic,
         halves: halves()?,
@@ -122,6 +123,7 @@ pub(super) fn options(a: &args::ModelArgs) -> Result<Options> {
         load: Load { mmap: !a.no_mmap, mlock: a.mlock },
         read_to_pin: !(a.no_mmap || a.keep_mmap || a.mlock),
         gpu_fallback: a.gpu_fallback,
+        drafts: 0,
     })
 }
 
@@ -195,16 +197,7 @@ pub(super) fn session(gguf: Gguf, a: &args::ModelArgs, o: &Options) -> Result<Se
     }
     // Threads that cannot be started are no fault of the model.
     let _threads = (Pool::new(o.threads)?, o.threads_batch.map(Pool::new).transpose()?);
-    let gpus = gpus::open(a, o)?;
-    let session = match gpus.is_empty() {
-        true => Session::new(gguf, o),
-        false => {
-            let name = gpus.iter().map(|gpu| format!("{gpu:?}")).collect::<Vec<_>>().join(" + ");
-            let free = gpus.iter().map(|gpu| Ok(gpu.memory()?.0)).sum::<Result<usize>>()?;
-            Session::hybrid(gguf, o, &gpus, |fit, lack| placed(&name, free, fit, lack, a))
-        }
-    }
-    .context(Failure::Model)?;
+    let session = on_device(gguf, a, o)?;
     super::unknown::unknown_keys(session.engine().gguf(), &session.engine().tape)?;
     overrides::report_idle(session.engine().gguf(), &session.engine().tape)?;
     let values = session.engine().tape.states.iter().any(|s| s.label.ends_with("attn.v"));
@@ -216,6 +209,20 @@ pub(super) fn session(gguf: Gguf, a: &args::ModelArgs, o: &Options) -> Result<Se
     memory.dedup();
     memory.iter().for_each(|words| tracing::info!("{words}"));
     Ok(session)
+}
+
+/// Opens a model on the GPUs, if there are any, and the CPU.
+pub(super) fn on_device(gguf: Gguf, a: &args::ModelArgs, o: &Options) -> Result<Session> {
+    let gpus = gpus::open(a, o)?;
+    let opened = match gpus.is_empty() {
+        true => Session::new(gguf, o),
+        false => {
+            let name = gpus.iter().map(|gpu| format!("{gpu:?}")).collect::<Vec<_>>().join(" + ");
+            let free = gpus.iter().map(|gpu| Ok(gpu.memory()?.0)).sum::<Result<usize>>()?;
+            Session::hybrid(gguf, o, &gpus, |fit, lack| placed(&name, free, fit, lack, a))
+        }
+    };
+    opened.context(Failure::Model)
 }
 
 /// Tells the user where a model was placed.

@@ -265,7 +265,7 @@ impl Prediction {
         let least = WalkTime::of(tape, plan, at, rates, &reading);
         let (ceiling, started) = (1.0 / least.whole.max(1e-9), least.started);
         let mut formats: BTreeMap<&'static str, f64> = BTreeMap::new();
-        for (i, step) in tape.steps.iter().enumerate().filter(|(i, _)| !plan.places[*i].is_gpu()) {
+        for (i, step) in tape.model().iter().enumerate().filter(|(i, _)| !plan.places[*i].is_gpu()) {
             by_format(tape, step, tape.step_bytes(step) as f64 * (1.0 - cached(tape, plan, i)), &mut formats);
         }
         let cpu_bytes = formats.values().sum();
@@ -290,7 +290,7 @@ impl Prediction {
             let here = !plan.places[i].is_gpu() && step.op.name() == "attend";
             here.then(|| took(i))
         };
-        parts.push((Limit::Attention, tape.steps.iter().enumerate().filter_map(attends).sum()));
+        parts.push((Limit::Attention, tape.model().iter().enumerate().filter_map(attends).sum()));
         // A walk in a quiet moment may be quicker than the sum of what was measured in others.
         let known: f64 = parts.iter().map(|p| p.1).sum();
         let scale = (walked / known.max(1e-12)).min(1.0);

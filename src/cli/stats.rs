@@ -78,7 +78,7 @@ fn speed(session: &Session) {
                 single.tokens,
                 p.ceiling
             );
-            tracing::info!("limited by {}", p.limit_words(engine.tape.steps.len(), Some(&m)));
+            tracing::info!("limited by {}", p.limit_words(engine.tape.model().len(), Some(&m)));
         }
         Err(why) => tracing::info!("decode: {} tokens, {rate:.1} tokens/s; not predicted: {why}", single.tokens),
     }

@@ -51,7 +51,7 @@ const BETTER: f32 = 1.25;
 /// Statistics of the expert cache and the ring.
 #[derive(Clone, Copy, Debug, Default, PartialEq)]
 pub struct CacheStats {
-    /// Choices of the router in walks of one token.
+    /// Choices of the router in walks of one token, or of some that verify drafts.
     pub chosen: usize,
     /// Those of `chosen` whose expert was in a slot.
     pub hits: usize,
@@ -100,6 +100,8 @@ struct Stack {
 struct CachedLayer {
     /// The step of the GPU's share.
     step: usize,
+    /// The part of the tape that the step belongs to.
+    part: usize,
     stacks: Vec<Stack>,
     /// Experts per token.
     k: usize,
@@ -215,7 +217,7 @@ pub(super) struct ExpertCache {
     /// The part that is filled next.
     turn: usize,
     rates: Rates,
-    /// Whether the current walk is of one row.
+    /// Whether the current walk decodes: one row, or some that verify drafts.
     single: bool,
     /// How often experts were looked at for what should be brought.
     looked: usize,
@@ -252,6 +254,7 @@ impl ExpertCache {
             let n = plan::experts_of(tape, step);
             layers.push(CachedLayer {
                 step: i,
+                part: step.part,
                 stacks,
                 k: tape.width(step.ins[1]),
                 rows: tape.slots[step.outs[0].0 as usize].rows,
@@ -434,16 +437,19 @@ impl ExpertCache {
             }
         }
         let fade = 0.5f32.powf(batch.rows.len() as f32 / HALF_LIFE);
-        self.single = batch.rows.len() == 1;
+        self.single = (batch.rows.len() == 1 || batch.verifies) && batch.part == 0;
         self.ahead.clear();
         for l in 0..self.layers.len() {
             let rows = batch.count(self.layers[l].rows);
+            let is_prompt = rows > 1 && streams && !batch.verifies;
             let through = match &self.ring {
-                Some(_) if rows > 1 && streams => self.through(l, rows),
+                Some(_) if is_prompt && self.layers[l].part == batch.part => self.through(l, rows),
                 _ => Vec::new(),
             };
             let layer = &mut self.layers[l];
-            layer.score.iter_mut().for_each(|s| *s *= fade);
+            if layer.part == batch.part {
+                layer.score.iter_mut().for_each(|s| *s *= fade);
+            }
             layer.on_gpu.clone_from(&layer.slot_of);
             through.iter().for_each(|&e| layer.on_gpu[e as usize] = 0);
             layer.passes = through.chunks(self.per_pass.max(1)).map(<[u32]>::to_vec).collect();

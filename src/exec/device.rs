@@ -50,13 +50,13 @@ pub struct Device {
     /// memory is read.
     sent: HashMap<(usize, u32), usize>,
     /// None where the device could not make graphs: stages are then started one by one.
-    graphs: Option<HashMap<(usize, bool), Graph>>,
+    graphs: Option<HashMap<(usize, StepKind), Graph>>,
     /// A graph found no memory: slots of the expert cache are given back before the next walk.
     is_short: bool,
     /// What is known of the steps of the current walk.
     progress: StepProgress,
-    /// Walks of one row so far: those that gave logits, and the greedy ones.
-    singles: [usize; 2],
+    /// Walks so far that may be recorded, by their kind.
+    steps: HashMap<StepKind, usize>,
     /// The measured times; None where measuring was not asked for.
     times: Option<Times>,
     /// How long the GPU works for a row of a prompt, apart from streamed experts; None where no layer is split by expert.
@@ -184,7 +184,7 @@ impl Device {
         gpu.work.wait()?;
         drop(small);
         let graphs = (!gpu.sync).then(HashMap::new); // a graph's kernels cannot be waited for one by one
-        let (sent, singles) = (HashMap::new(), [0; 2]);
+        let (sent, steps) = (HashMap::new(), HashMap::new());
         Ok(Device {
             place,
             experts,
@@ -203,7 +203,7 @@ impl Device {
             graphs,
             is_short: false,
             progress: StepProgress::default(),
-            singles,
+            steps,
             times: None,
             dense,
             shape,
@@ -271,7 +271,7 @@ impl Device {
 
     /// The halves in which a batch goes through `plan`, if it should.
     pub(super) fn halves(&self, plan: &Plan, batch: &Batch) -> Option<[Batch; 2]> {
-        let clock = self.dense.as_ref()?;
+        let clock = self.dense.as_ref().filter(|_| !batch.verifies)?;
         let wanted =
             self.in_halves.unwrap_or_else(|| !self.experts.deterministic && clock.prefers_halves(&self.experts, batch));
         if !wanted {
@@ -288,16 +288,16 @@ impl Device {
         if std::mem::take(&mut self.is_short) {
             self.give_back()?;
         }
-        if let Some(clock) = &mut self.dense {
+        if let Some(clock) = self.dense.as_mut().filter(|_| batch.part == 0 && !batch.verifies) {
             clock.begin(&self.experts, batch, in_halves);
         }
         self.experts.stats.halved += in_halves as usize;
         self.experts.begin(batch, !in_halves)?;
-        if batch.rows.len() == 1 && batch.output_rows.len() == 1 {
-            self.singles[batch.argmax_only as usize] += 1; // one that wants nothing loads no kernels of the head
+        if is_step(batch) {
+            *self.steps.entry(kind_of(batch)).or_default() += 1; // one that wants nothing loads no kernels of the head
         }
         if let Some(times) = &mut self.times {
-            times.walk = (batch.rows.len() == 1).then(Instant::now);
+            times.walk = (batch.rows.len() == 1 && batch.part == 0).then(Instant::now);
             times.segments.clear();
             times.waited.set(0.0);
         }
@@ -322,17 +322,16 @@ impl Device {
         let batch = lane.batch;
         self.gpu.enter()?;
         self.sends(plan, lane, range.clone());
-        if let Some(clock) = self.dense.as_mut().filter(|_| batch.rows.len() > 1) {
+        if let Some(clock) = self.dense.as_mut().filter(|_| is_prompt(batch)) {
             clock.segment_begins(&self.gpu, lane, range.start)?;
         }
         if let Some(times) = self.times.as_mut().filter(|t| t.walk.is_some()) {
             times.began[range.start].record(&self.gpu.work)?;
             times.segments.push(range.start);
         }
-        // The first walk of one row loads kernels, which a recording must not; the second records.
-        let record =
-            batch.rows.len() == 1 && batch.output_rows.len() == 1 && self.singles[batch.argmax_only as usize] > 1;
-        let key = (range.start, batch.argmax_only);
+        // The first walk of its kind loads kernels, which a recording must not; the second records.
+        let record = is_step(batch) && self.steps.get(&kind_of(batch)).is_some_and(|n| *n > 1);
+        let key = (range.start, kind_of(batch));
         if record && !self.is_short && self.graphs.as_ref().is_some_and(|g| !g.contains_key(&key)) {
             self.record(key, tape, plan, lane, range.clone())?;
         }
@@ -341,7 +340,7 @@ impl Device {
             Some(graph) => self.gpu.replay(graph)?,
             None => self.stages(tape, plan, lane, range.clone())?,
         }
-        if let Some(clock) = self.dense.as_mut().filter(|_| batch.rows.len() > 1) {
+        if let Some(clock) = self.dense.as_mut().filter(|_| is_prompt(batch)) {
             clock.segment_ends(&self.gpu)?;
         }
         self.arrived[self.event(lane, range.start)].record(&self.gpu.work)
@@ -352,7 +351,7 @@ impl Device {
     /// cache back.
     fn record(
         &mut self,
-        key: (usize, bool),
+        key: (usize, StepKind),
         tape: &Tape,
         plan: &Plan,
         lane: &Lane<'_>,
@@ -384,7 +383,9 @@ impl Device {
     /// the one step and its kernel where each is waited for.
     pub(super) fn lost(&self, tape: &Tape, plan: &Plan, e: &anyhow::Error) -> GpuLost {
         let p = &self.progress;
-        let here = |i: &usize| plan.places[*i] == self.place;
+        // A walk of a draft head starts no steps of the parts before it.
+        let part = p.started.get().checked_sub(1).map_or(0, |last| tape.steps[last].part);
+        let here = |i: &usize| plan.places[*i] == self.place && tape.steps[*i].part == part;
         let under_way = (p.done.get()..p.started.get()).filter(here).map(|i| tape.steps[i].label.as_str());
         let last = tape.steps.get(p.last.get()).map(|s| s.label.as_str());
         GpuLost::new(e, &under_way.collect::<Vec<_>>(), last.filter(|_| self.gpu.sync))
@@ -446,10 +447,13 @@ impl Device {
                 sum.gpu_waited += times.began[pair[1]].since(&self.arrived[pair[0]])?;
             }
         }
-        if let Some(clock) = self.dense.as_mut().filter(|_| batch.rows.len() > 1) {
+        if let Some(clock) = self.dense.as_mut().filter(|_| is_prompt(batch)) {
             clock.end(batch.rows.len())?;
         }
-        self.experts.bring(&self.gpu, gguf, batch)
+        match batch.part {
+            0 => self.experts.bring(&self.gpu, gguf, batch),
+            _ => Ok(()), // a draft head's walk: the model's next one brings what it wants, too
+        }
     }
 
     /// Takes note of the stages that are started now: how far they go, and the values that they
@@ -477,7 +481,9 @@ impl Device {
         match stage {
             PlanStage::Copy(_, Place::Gpu(_), Place::Gpu(_)) => Ok(()), // came before the segment began
             // Nobody reads the logits where only the argmax is asked for.
-            PlanStage::Copy(slot, Place::Gpu(_), _) if batch.argmax_only && tape.logits == Some(*slot) => Ok(()),
+            PlanStage::Copy(slot, Place::Gpu(_), _) if batch.argmax_only && tape.results(batch.part)[0] == *slot => {
+                Ok(())
+            }
             PlanStage::Copy(slot, from, to) => {
                 let buffer = plan.buffer(*slot, *to);
                 let (v, host) = (value(slot), &self.staging[&(*to, buffer)]);
@@ -510,8 +516,8 @@ impl Device {
             return self.start_step(step, i, (lane, tape), value, None, false);
         }
         let out = value(&step.outs[0]);
-        // What is recorded for one row must do for whatever the slots hold later.
-        if self.experts.any(i) || (batch.rows.len() == 1 && self.experts.room(i)) {
+        // What is recorded must do for whatever the slots hold later.
+        if self.experts.any(i) || (is_step(batch) && self.experts.room(i)) {
             let slots = self.inputs[lane.number].places(i);
             self.start_step(step, i, (lane, tape), value, Some((&|w| self.experts.at(i, w), slots)), false)
         } else if self.experts.passes(i) == 0 {
@@ -714,6 +720,14 @@ impl Device {
         self.gpu.work.wait()
     }
 
+    /// Makes a sequence's fixed block what its copy number `copy` is.
+    pub(super) fn use_copy(&self, state: usize, seq: u32, copy: usize) -> Result<()> {
+        let s = self.states[state].expect("here");
+        let (to, block) = (Ptr(s.cache.rows + seq as u64 * s.cache.seq_bytes), s.width * size_of::<f32>());
+        self.gpu.enter()?;
+        self.gpu.copy(&self.gpu.work, to, to.at((copy + 1) * block), block)
+    }
+
     /// Clears a sequence's part of a state.
     pub(super) fn clear_state(&self, state: usize, seq: u32) -> Result<()> {
         let s = self.states[state].expect("here");
@@ -737,6 +751,26 @@ fn staging(gpu: &Gpu, plan: &Plan, place: Place, shape: &Shape) -> Result<HashMa
         }
     }
     Ok(staging)
+}
+
+/// What a recorded walk is made for: the part of the tape, the number of rows, and whether only their argmax is wanted.
+type StepKind = (usize, usize, bool);
+
+fn kind_of(batch: &Batch) -> StepKind {
+    (batch.part, batch.rows.len(), batch.argmax_only)
+}
+
+/// Whether walks like this one can be recorded: a token with its result, or several of one sequence that verify drafts.
+/// What they start does not depend on positions.
+fn is_step(batch: &Batch) -> bool {
+    let rows = &batch.rows;
+    let verifies = batch.verifies && rows.iter().all(|row| row.seq == rows[0].seq);
+    (rows.len() == 1 || verifies) && batch.output_rows.len() == rows.len()
+}
+
+/// Whether it is a batch of a prompt, by whose times the next ones are planned.
+fn is_prompt(batch: &Batch) -> bool {
+    batch.rows.len() > 1 && batch.part == 0 && !batch.verifies
 }
 
 impl Drop for Device {

@@ -169,7 +169,7 @@ impl Engine {
         }
     }
 
-    /// Computes the batch; its results are then in [`Engine::result`]. Returns false, with the
+    /// Computes the batch, by the part of the tape that it names; its results are then in [`Engine::result`]. Returns false, with the
     /// states of the batch's sequences half-written, when `stop` was raised meanwhile. A batch of
     /// one row is never stopped: it is over in a moment, and undoing it may cost more.
     ///
@@ -186,7 +186,7 @@ impl Engine {
     fn walk_stages(&mut self, batch: &Batch, stop: &AtomicBool, mut watch: Watch<'_>) -> Result<bool> {
         // With several GPUs the CPU's time is one's alone anyway.
         let halves = match (&watch.observer, &self.devices[..]) {
-            (None, [device]) => device.halves(&self.plan, batch),
+            (None, [device]) if batch.part == 0 => device.halves(&self.plan, batch),
             _ => None,
         };
         for device in &mut self.devices {
@@ -212,8 +212,9 @@ impl Engine {
             self.devices.iter_mut().try_for_each(|device| device.send(lane))?;
         }
         let stopped = || lanes[0].batch.rows.len() > 1 && stop.load(Ordering::Relaxed);
-        let mut next = 0;
-        while next < self.plan.stages.len() {
+        let stages = self.plan.parts[lanes[0].batch.part].clone();
+        let mut next = stages.start;
+        while next < stages.end {
             let from = next;
             for lane in lanes {
                 let Some(to) = self.turn(lane, from, &stopped, watch)? else { return Ok(false) };
@@ -233,8 +234,8 @@ impl Engine {
         stopped: &dyn Fn() -> bool,
         watch: &mut Watch<'_>,
     ) -> Result<Option<usize>> {
-        let mut next = from;
-        while next < self.plan.stages.len() && gpu_of(&self.plan.stages[next]).is_none() {
+        let (mut next, end) = (from, self.plan.parts[lane.batch.part].end);
+        while next < end && gpu_of(&self.plan.stages[next]).is_none() {
             match self.plan.stages[next] {
                 PlanStage::Copy(slot, from, to) => self.copy_stage(lane, slot, from, to),
                 PlanStage::Run(place, ref steps) => {
@@ -246,7 +247,7 @@ impl Engine {
             }
             next += 1;
         }
-        while next < self.plan.stages.len() && gpu_of(&self.plan.stages[next]).is_some() {
+        while next < end && gpu_of(&self.plan.stages[next]).is_some() {
             if stopped() {
                 return Ok(None);
             }
@@ -264,7 +265,7 @@ impl Engine {
     /// Starts the GPU's stages from `from` on, as far as they go together, and returns the stage after them. What they
     /// read of the CPU's memory is copied first; what they send down is in flight afterwards.
     fn start_gpu_stages(&mut self, lane: &Lane<'_>, from: usize, observer: &mut Option<Observer<'_>>) -> Result<usize> {
-        let (range, own) = (segment(&self.plan, from), lane.number);
+        let (range, own) = (segment(&self.plan, lane.batch.part, from), lane.number);
         let gpu = gpu_of(&self.plan.stages[from]).expect("the first stage is a GPU's");
         for at in range.clone() {
             match self.plan.stages[at] {
@@ -282,7 +283,7 @@ impl Engine {
                 }
                 PlanStage::Run(_, ref steps) => {
                     for s in self.tape.steps[steps.clone()].iter().flat_map(|step| &step.states) {
-                        self.states[s.0 as usize].wrote(&lane.batch.rows);
+                        self.states[s.0 as usize].wrote(lane.batch);
                     }
                 }
                 PlanStage::Copy(..) => {}
@@ -426,15 +427,16 @@ impl Engine {
     /// Takes the results that the GPU sent down. Those of a second half come after those of the first.
     fn fetch_results(&mut self, lane: &Lane<'_>) -> Result<()> {
         let cpu = Place::Cpu.index();
-        for slot in self.tape.results() {
+        let results = self.tape.results(lane.batch.part);
+        for slot in results {
             // The logits stay on the GPU where only the argmax is asked for.
-            if lane.batch.argmax_only && self.tape.logits == Some(slot) {
+            if lane.batch.argmax_only && results[0] == slot {
                 self.lanes[lane.number].in_flight[slot.0 as usize][cpu] = None;
             }
             self.fetch(lane, slot, Place::Cpu)?;
         }
         if lane.number == 1 {
-            let slot = self.tape.results()[lane.batch.argmax_only as usize];
+            let slot = results[lane.batch.argmax_only as usize];
             let buffer = self.plan.buffer(slot, Place::Cpu) as usize;
             let [first, second] = &mut self.lanes;
             let width = self.tape.width(slot);
@@ -473,20 +475,47 @@ impl Engine {
         self.states.iter().flat_map(|s| s.saved_ranges(tokens, whole)).map(|(_, len)| len).sum()
     }
 
-    /// Reads what [`Engine::save`] wrote of a whole sequence into memory of its own; no sequence changes.
+    /// Of [`Engine::saved_bytes`], those of the model: they come first, then those of draft heads.
+    pub fn model_bytes(&self, tokens: usize, whole: bool) -> usize {
+        let model = &self.states[..self.tape.model_states()];
+        model.iter().flat_map(|s| s.saved_ranges(tokens, whole)).map(|(_, len)| len).sum()
+    }
+
+    /// Reads what [`Engine::save`] wrote of a whole sequence, with draft heads or of the model alone, into memory of its
+    /// own; no sequence changes.
     ///
     /// # Errors
     /// If it cannot be read, or there is no memory for it.
-    pub fn read(&self, tokens: usize, from: &mut dyn Read) -> Result<Vec<SeqRows>> {
+    pub fn read(&self, tokens: usize, heads: bool, from: &mut dyn Read) -> Result<Vec<SeqRows>> {
         let mut parts = Vec::with_capacity(self.states.len());
-        for state in &self.states {
+        let saved = if heads { self.states.len() } else { self.tape.model_states() };
+        for (i, state) in self.states.iter().enumerate() {
             let mut part = state.part().context("cannot allocate the state of a sequence")?;
-            for (at, len) in state.saved_ranges(tokens, true) {
+            for (at, len) in state.saved_ranges(tokens, true).into_iter().filter(|_| i < saved) {
                 from.read_exact(&mut part.bytes[at..at + len])?;
             }
             parts.push(part);
         }
         Ok(parts)
+    }
+
+    /// Takes a state of rows back to `tokens` tokens. Rows that would be looked at again and are not there any more become
+    /// zeros.
+    ///
+    /// # Errors
+    /// [`GpuLost`] if the GPU fails.
+    pub fn rewind_rows(&mut self, state: usize, seq: u32, tokens: usize) -> Result<()> {
+        if self.states[state].can_rewind(seq, tokens) {
+            return Ok(());
+        }
+        for (at, len) in self.states[state].saved_ranges(tokens, false) {
+            match self.device_of(state) {
+                None => self.states[state].of_mut(seq).bytes[at..at + len].fill(0),
+                Some(device) => device.write_state(state, seq, at, &vec![0; len]).map_err(|e| self.failed(e))?,
+            }
+        }
+        self.states[state].replaced(seq, tokens, false);
+        Ok(())
     }
 
     /// Makes what [`Engine::read`] gave for the same `tokens` the sequence's.
@@ -527,6 +556,20 @@ impl Engine {
         Ok(())
     }
 
+    /// Takes a sequence back to `tokens` tokens, to which every state can go.
+    ///
+    /// # Errors
+    /// [`GpuLost`] if the GPU fails.
+    pub fn go_back(&mut self, seq: u32, tokens: usize) -> Result<()> {
+        for i in 0..self.states.len() {
+            if let Some(copy) = self.states[i].go_back(seq, tokens) {
+                let device = self.device_of(i).expect("elsewhere the block is exchanged at once");
+                device.use_copy(i, seq, copy).map_err(|e| self.failed(e))?;
+            }
+        }
+        Ok(())
+    }
+
     /// The device that holds a state, if one does.
     fn device_of(&self, state: usize) -> Option<&Device> {
         match self.plan.state_places[state] {
@@ -559,9 +602,9 @@ impl Engine {
     }
 
     /// The results of the last walk: logits, (output rows, n_vocab), or after a greedy one only the argmax of each row
-    /// and its logit, (output rows, 2).
+    /// and its logit, (output rows, 2). A walk of another part of the tape overwrites them.
     pub fn result(&self, batch: &Batch) -> &[f32] {
-        let slot = self.tape.results()[batch.argmax_only as usize];
+        let slot = self.tape.results(batch.part)[batch.argmax_only as usize];
         &self.lanes[0].places[Place::Cpu.index()].buffers[self.plan.buffer(slot, Place::Cpu) as usize]
     }
 }
@@ -576,11 +619,11 @@ fn gpu_of(stage: &PlanStage) -> Option<usize> {
     }
 }
 
-/// A GPU's stages from `from` on that are started together: up to the next stage that is not its own, and no further than
+/// A GPU's stages of a part from `from` on that are started together: up to the next stage that is not its own, and no further than
 /// the next values that are sent down, which the host may be waiting for. Values that are sent up are in staging memory
 /// when it starts, so no two of them may come through one buffer; those of another GPU come before it starts.
-fn segment(plan: &Plan, from: usize) -> Range<usize> {
-    let stages = &plan.stages;
+fn segment(plan: &Plan, part: usize, from: usize) -> Range<usize> {
+    let stages = &plan.stages[..plan.parts[part].end];
     let down = |s: &PlanStage| matches!(s, PlanStage::Copy(_, Place::Gpu(_), Place::Cpu | Place::Twin));
     let across = |s: &PlanStage| matches!(s, PlanStage::Copy(_, Place::Gpu(_), Place::Gpu(_)));
     let up = |s: &PlanStage| match *s {

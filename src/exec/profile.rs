@@ -139,7 +139,7 @@ impl SyntheticRun<'_> {
                 *wants.entry(w.format()).or_default() += aligned(w.format(), bytes);
             }
             let mapped = step.weights.iter().any(|id| weight(id).kind == WeightKind::Mapped);
-            let here = !place.is_gpu() && step.share != ExpertShare::OnGpu && !mapped;
+            let here = !place.is_gpu() && step.share != ExpertShare::OnGpu && !mapped && step.part == 0;
             let walked = here && wants.values().all(|n| *n <= largest);
             steps.push(walked);
             for id in matrices(step).filter(|_| walked) {
@@ -235,15 +235,10 @@ impl SyntheticRun<'_> {
         for i in 0..TOKENS {
             let token = rng.below(LOOKED_UP.min(tape.n_vocab())) as u32;
             let pos = (self.depth + i % POSITIONS) as u32;
-            let batch = Batch {
-                rows: vec![Row { token, seq: 0, pos }],
-                output_rows: vec![0],
-                argmax_only: false,
-                deterministic_rows: false,
-            };
+            let batch = Batch { rows: vec![Row { token, seq: 0, pos }], output_rows: vec![0], ..Batch::default() };
             work.angles.clear();
             let start = Instant::now();
-            for (n, step) in tape.steps.iter().enumerate().filter(|(n, _)| self.steps[*n]) {
+            for (n, step) in tape.steps.iter().enumerate().filter(|(n, s)| self.steps[*n] && !tape.is_of_others(s)) {
                 let start = Instant::now();
                 self.step(step, &batch, &mut values, &mut states, &mut work, &mut turn);
                 steps[n].push(start.elapsed().as_secs_f64());
@@ -371,7 +366,8 @@ mod tests {
     pub(super) fn tape(name: &str) -> Tape {
         let path = Path::new(env!("CARGO_MANIFEST_DIR")).join(format!("tests/data/models/{name}.gguf"));
         let f16 = quant::by_name("f16").unwrap();
-        models::build(&Gguf::open(&path).unwrap(), Settings { n_ctx: 4096, type_k: f16, type_v: f16 }).unwrap()
+        models::build(&Gguf::open(&path).unwrap(), Settings { n_ctx: 4096, type_k: f16, type_v: f16, heads: false })
+            .unwrap()
     }
 
     #[test]

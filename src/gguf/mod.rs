@@ -201,7 +201,12 @@ pub struct Gguf {
     pub unlocked: Vec<String>,
     files: Vec<Shard>,
     index: HashMap<String, usize>,
+    /// The architecture of a drafter whose file was taken in, and the first of its files.
+    drafter: Option<(String, usize)>,
 }
+
+/// What the names of a drafter's tensors begin with.
+pub const DRAFTER: &str = "drafter.";
 
 impl Gguf {
     /// Opens a model and maps its files; `path` may be any file of a split model.
@@ -286,7 +291,43 @@ impl Gguf {
             files.push(file);
         }
         let (version, meta) = first.expect("a model has at least one file");
-        Ok(Gguf { path: path.to_owned(), version, meta, tensors, unlocked: Vec::new(), files, index })
+        let (path, unlocked) = (path.to_owned(), Vec::new());
+        Ok(Gguf { path, version, meta, tensors, unlocked, files, index, drafter: None })
+    }
+
+    /// Takes in the file of a drafter that reads what this model computes (Gemma 4's assistants): its tensors, whose names
+    /// then begin with [`DRAFTER`], and the metadata of its architecture.
+    ///
+    /// # Errors
+    /// If there is one already, or the file does not say what architecture it has, or has this model's.
+    pub fn with_drafter(mut self, drafter: Gguf) -> Result<Gguf> {
+        let (file, arch) = (drafter.path.display(), drafter.meta.str("general.architecture")?);
+        if self.meta.str("general.architecture")? == arch || self.drafter.is_some() {
+            bail!("{file}: its architecture is {arch:?}, expected that of a drafter, and one drafter for a model");
+        }
+        let (prefix, first) = (format!("{arch}."), self.files.len());
+        for (key, value) in drafter.meta.iter().filter(|(key, _)| key.starts_with(&prefix)) {
+            self.meta.insert(key.to_owned(), value.clone());
+        }
+        self.drafter = Some((arch.to_owned(), first));
+        for mut t in drafter.tensors {
+            (t.name, t.shard) = (format!("{DRAFTER}{}", t.name), t.shard + first);
+            self.index.insert(t.name.clone(), self.tensors.len());
+            self.tensors.push(t);
+        }
+        self.files.extend(drafter.files);
+        self.unlocked.extend(drafter.unlocked);
+        Ok(self)
+    }
+
+    /// The architecture of the drafter that was taken in.
+    pub fn drafter(&self) -> Option<&str> {
+        self.drafter.as_ref().map(|d| d.0.as_str())
+    }
+
+    /// Whether a tensor is the model's own, and not a drafter's.
+    pub fn is_own(&self, t: &Tensor) -> bool {
+        self.drafter.as_ref().is_none_or(|d| t.shard < d.1)
     }
 
     /// The place in [`Gguf::tensors`] of the tensor of this name.

@@ -5,6 +5,7 @@
 use anyhow::Result;
 
 use super::blocks::{self, Mixture, silu_capped};
+use super::heads::Frame;
 use super::mixers;
 use crate::ops::{Decay, Gate, Glu, Pairs};
 use crate::tape::{Builder, Role, Slot};
@@ -32,7 +33,12 @@ pub(super) fn build(b: &Builder) -> Result<Slot> {
         let y = if l.i < n_dense { blocks::dense(b, h, silu_capped(b.number_or("swiglu_clamp_shexp", 0.0)?))? } else { mixture(b, h)? };
         x = b.add(x, y);
     }
-    b.head(b.norm(x, "output_norm", eps)?) // (output rows, n_vocab)
+    let h = b.norm(x, "output_norm", eps)?;
+    let logits = b.head(h)?; // (output rows, n_vocab)
+    Frame::normed().record(b, (logits, h), |b, x| {
+        let x = b.add(x, attention(&b.role(Role::Attention), b.norm(x, "attn_norm", eps)?)?);
+        Ok(b.add(x, mixture(b, b.norm(x, "ffn_norm", eps)?)?))
+    })
 }
 
 fn attention(b: &Builder, h: Slot) -> Result<Slot> {

@@ -4,6 +4,7 @@
 use anyhow::Result;
 
 use super::blocks::{self, Attention, Full, Mixture, windowed};
+use super::heads::{Frame, is_windowed};
 use crate::ops::{Gate, Glu, Pairs};
 use crate::tape::{Builder, Slot};
 
@@ -14,20 +15,26 @@ pub(super) fn build(b: &Builder) -> Result<Slot> {
     let windowed = windowed(b, &layers, 4, Full::First)?;
     let mut x = b.embed()?; // (T, n_embd)
     for l in &layers {
-        let b = &l.scope(b);
-        let mut attention = Attention::new(b, Pairs::Adjacent)?;
-        if windowed[l.i] {
-            attention.window = Some(b.tokens("attention.sliding_window")?);
-        } else if l.i >= b.count_or_zero("leading_dense_block_count")? {
-            attention.rope = None;
-        }
-        let h = norm(b, x, "attn_norm")?; // (T, n_embd)
-        let a = attention.build(b, h)?;
-        let y = if blocks::is_dense(b)? { blocks::dense(b, h, Glu::Silu)? } else { mixture(b, h)? };
-        x = b.add(b.add(x, y), a);
+        let rotated = windowed[l.i] || l.i < b.count_or_zero("leading_dense_block_count")?;
+        x = layer(&l.scope(b), x, windowed[l.i], rotated)?;
     }
-    let logits = b.head(norm(b, x, "output_norm")?)?; // (output rows, n_vocab)
-    Ok(b.scale(logits, b.number("logit_scale")?))
+    let scaled = |b: &Builder, logits: Slot| Ok(b.scale(logits, b.number("logit_scale")?));
+    let h = norm(b, x, "output_norm")?;
+    let logits = scaled(b, b.head(h)?)?; // (output rows, n_vocab)
+    let frame = Frame { norm: &norm, head_norm: &norm, logits: &scaled, ..Frame::normed() };
+    frame.record(b, (logits, h), |b, x| layer(b, x, is_windowed(b)?, true))
+}
+
+fn layer(b: &Builder, x: Slot, windowed: bool, rotated: bool) -> Result<Slot> {
+    let mut attention = Attention::new(b, Pairs::Adjacent)?;
+    if windowed {
+        attention.window = Some(b.tokens("attention.sliding_window")?);
+    }
+    attention.rope = attention.rope.filter(|_| rotated);
+    let h = norm(b, x, "attn_norm")?; // (T, n_embd)
+    let a = attention.build(b, h)?;
+    let y = if blocks::is_dense(b)? { blocks::dense(b, h, Glu::Silu)? } else { mixture(b, h)? };
+    Ok(b.add(b.add(x, y), a))
 }
 
 /// LayerNorm, or in some files an RMS norm, by which of the two keys is there.

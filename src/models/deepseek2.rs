@@ -4,6 +4,7 @@
 use anyhow::Result;
 
 use super::blocks::{self, Mixture};
+use super::heads::Frame;
 use super::latent::Latent;
 use crate::ops::{Gate, Glu, Selected};
 use crate::tape::{Builder, Role, Slot};
@@ -16,7 +17,7 @@ pub(super) fn build(b: &Builder) -> Result<Slot> {
 }
 
 /// The layers and the head around latent attention. `unstated` is the router's function in files that name none; `select`
-/// gives the rows that a layer attends to, from its normed rows and low-rank queries.
+/// gives the rows that a layer attends to, from its normed rows and low-rank queries. Draft heads attend to all rows.
 pub(super) fn trunk(
     b: &Builder,
     latent: &Latent,
@@ -28,19 +29,36 @@ pub(super) fn trunk(
     let experts = experts(b, unstated)?;
     let mut x = b.embed()?; // (T, n_embd)
     for l in b.layers()? {
-        let b = &l.scope(b);
-        let h = b.norm(x, "attn_norm", eps)?;
-        let mixer = &b.role(Role::Attention);
-        let low = latent.low_rank(mixer, h)?;
-        let selected = select(mixer, h, low)?;
-        let a = latent.build(mixer, h, low, selected)?; // (T, heads * v_dim)
-        x = b.add(x, mixer.linear(a, "attn_output", b.width(x))?);
-
-        let h = b.norm(x, "ffn_norm", eps)?;
-        let y = if l.i < n_dense { blocks::dense(b, h, Glu::Silu)? } else { mixture(b, h, &experts)? };
-        x = b.add(x, y);
+        let dense = l.i < n_dense;
+        x = layer(&l.scope(b), x, latent, (!dense).then_some(&experts), &mut select)?;
     }
-    b.head(b.norm(x, "output_norm", eps)?) // (output rows, n_vocab)
+    let h = b.norm(x, "output_norm", eps)?;
+    let logits = b.head(h)?; // (output rows, n_vocab)
+    Frame::normed().record(b, (logits, h), |b, x| {
+        b.ignore("indexer.", "the draft head attends to all rows");
+        let experts = b.has("ffn_gate_inp.weight").then_some(&experts);
+        layer(b, x, latent, experts, &mut |_, _, _| Ok(None))
+    })
+}
+
+/// Gives the rows that a layer attends to.
+type Select<'a> = &'a mut dyn FnMut(&Builder, Slot, Option<Slot>) -> Result<Option<Selected>>;
+
+/// A layer with these experts, or a dense one.
+fn layer(b: &Builder, x: Slot, latent: &Latent, experts: Option<&Mixture>, select: Select<'_>) -> Result<Slot> {
+    let h = b.norm(x, "attn_norm", latent.eps)?;
+    let mixer = &b.role(Role::Attention);
+    let low = latent.low_rank(mixer, h)?;
+    let selected = select(mixer, h, low)?;
+    let a = latent.build(mixer, h, low, selected)?; // (T, heads * v_dim)
+    let x = b.add(x, mixer.linear(a, "attn_output", b.width(x))?);
+
+    let h = b.norm(x, "ffn_norm", latent.eps)?;
+    let y = match experts {
+        None => blocks::dense(b, h, Glu::Silu)?,
+        Some(experts) => mixture(b, h, experts)?,
+    };
+    Ok(b.add(x, y))
 }
 
 /// The routed experts, which all layers after the dense ones have alike.

@@ -9,6 +9,7 @@
 use anyhow::Result;
 
 use super::blocks;
+use super::heads::Frame;
 use crate::ops::{Attend, Compress, Experts, Extra, Gate, Hyper, Index, Pairs, Piece, Rope, Route, Scaling};
 use crate::tape::{Builder, Role, Slot};
 
@@ -26,18 +27,26 @@ pub(super) fn build(b: &Builder) -> Result<Slot> {
     let x = b.embed()?; // (T, n_embd)
     let mut s = b.pack(hyper.n, &[Piece { x, stride: 0, offset: 0, len: n_embd }])?; // (T, n * n_embd)
     for l in b.layers()? {
-        let b = &l.scope(b);
-        let (h, back) = b.hyper_pre("hc_attn", s, hyper)?; // (T, n_embd)
-        let h = b.norm(h, "attn_norm", eps)?;
-        let a = attention(&b.role(Role::Attention), h, eps)?;
-        s = b.hyper_post(a, s, back);
-
-        let (h, back) = b.hyper_pre("hc_ffn", s, hyper)?;
-        let h = b.norm(h, "ffn_norm", eps)?;
-        s = b.hyper_post(mixture(b, h)?, s, back);
+        s = layer(&l.scope(b), s, hyper)?;
     }
-    let x = b.hyper_head("output_hc", s, hyper)?; // (output rows, n_embd)
-    b.head(b.norm(x, "output_norm", eps)?) // (output rows, n_vocab)
+    let join = |b: &Builder, s: Slot| b.root().hyper_head("output_hc", s, hyper);
+    let x = join(b, s)?; // (output rows, n_embd)
+    let logits = b.head(b.norm(x, "output_norm", eps)?)?; // (output rows, n_vocab)
+    let frame = Frame { streams: hyper.n, join: &join, ..Frame::residual() };
+    frame.record(b, (logits, s), |b, s| layer(b, s, hyper))
+}
+
+/// A layer, from the streams to the streams: (T, n * n_embd).
+fn layer(b: &Builder, s: Slot, hyper: Hyper) -> Result<Slot> {
+    let eps = b.eps()?;
+    let (h, back) = b.hyper_pre("hc_attn", s, hyper)?; // (T, n_embd)
+    let h = b.norm(h, "attn_norm", eps)?;
+    let a = attention(&b.role(Role::Attention), h, eps)?;
+    let s = b.hyper_post(a, s, back);
+
+    let (h, back) = b.hyper_pre("hc_ffn", s, hyper)?;
+    let h = b.norm(h, "ffn_norm", eps)?;
+    Ok(b.hyper_post(mixture(b, h)?, s, back))
 }
 
 /// The rotation of the last columns of a `dim`-wide head.

@@ -5,21 +5,27 @@
 use anyhow::Result;
 
 use super::blocks::{self, Attention, QkNorm};
+use super::heads::Frame;
 use crate::ops::{Gate, Pairs};
 use crate::tape::{Builder, Slot};
 
 
 pub(super) fn build(b: &Builder) -> Result<Slot> {
-    let eps = b.eps()?;
     let mut x = b.embed()?; // (T, n_embd)
     for l in b.layers()? {
-        let b = &l.scope(b);
-        let attention = Attention { qk_norm: QkNorm::Heads, ..Attention::new(b, Pairs::Halves)? };
-        let h = b.norm(x, "attn_norm", eps)?; // (T, n_embd)
-        x = b.add(x, attention.build(b, h)?);
-
-        let h = b.norm(x, "ffn_norm", eps)?;
-        x = b.add(x, blocks::feed_forward(b, h, Gate::Sigmoid)?);
+        x = layer(&l.scope(b), x)?;
     }
-    b.head(b.norm(x, "output_norm", eps)?) // (output rows, n_vocab)
+    let h = b.norm(x, "output_norm", b.eps()?)?;
+    let logits = b.head(h)?; // (output rows, n_vocab)
+    Frame::normed().record(b, (logits, h), layer)
+}
+
+fn layer(b: &Builder, x: Slot) -> Result<Slot> {
+    let eps = b.eps()?;
+    let attention = Attention { qk_norm: QkNorm::Heads, ..Attention::new(b, Pairs::Halves)? };
+    let h = b.norm(x, "attn_norm", eps)?; // (T, n_embd)
+    let x = b.add(x, attention.build(b, h)?);
+
+    let h = b.norm(x, "ffn_norm", eps)?;
+    Ok(b.add(x, blocks::feed_forward(b, h, Gate::Sigmoid)?))
 }

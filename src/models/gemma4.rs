@@ -3,12 +3,16 @@
 //! Layers that see a window only have heads, widths and a rotation of their own; where a layer has no `attn_v`, its
 //! values are its keys before norm and rotation. The last layers of some models have no keys and values at all and read
 //! those of the last earlier layer of their kind.
+//!
+//! A drafter may come in a file of its own (`gemma4-assistant`). It is narrow, and reads the model's embedding of a token, the
+//! model's row of the token before, and the caches of the model's last layers, of which it sees the same rows in every step of
+//! a draft: those before the first drafted token.
 
 use anyhow::Result;
 
 use super::blocks::{self, Full, Mixture, windowed};
-use crate::ops::{Attend, Gate, Glu, Kv, Pairs};
-use crate::tape::{Builder, Role, Slot};
+use crate::ops::{Attend, Gate, Glu, Kv, Pairs, Piece, Rope};
+use crate::tape::{Builder, Layer, Role, Slot};
 
 pub(super) fn build(b: &Builder) -> Result<Slot> {
     let n_embd = b.count("embedding_length")?;
@@ -51,9 +55,68 @@ pub(super) fn build(b: &Builder) -> Result<Slot> {
             x = b.scale(x, b.values("layer_output_scale.weight", &[1])?[0]);
         }
     }
-    let logits = b.head(b.norm(x, "output_norm", eps)?)?; // (output rows, n_vocab)
+    let h = b.norm(x, "output_norm", eps)?;
+    let logits = b.head(h)?; // (output rows, n_vocab)
     const CAP: &str = "final_logit_softcapping";
-    Ok(b.soft_cap(logits, if b.has_key(CAP) { b.cap(CAP)? } else { 30.0 }))
+    let logits = b.soft_cap(logits, if b.has_key(CAP) { b.cap(CAP)? } else { 30.0 });
+    if let [Some(full), Some(windowed)] = caches
+        && b.has_drafter("gemma4-assistant", logits, h)?
+    {
+        // The first step reads the row of the token before, the others what the step before them handed on.
+        for back in [1, 0] {
+            assistant(b, &b.drafter_scope(), back, [full, windowed])?;
+        }
+    }
+    Ok(logits)
+}
+
+/// A step of the drafter `d` of the model `b`, in a part of its own.
+fn assistant(b: &Builder, d: &Builder, back: usize, [full, windowed]: [Kv; 2]) -> Result<()> {
+    let (n_embd, eps) = (b.count("embedding_length")?, d.eps()?);
+    if d.count("embedding_length_out")? != n_embd {
+        let found = d.count("embedding_length_out")?;
+        return Err(d.bad_key("embedding_length_out", found, format!("the model's {n_embd} columns")));
+    }
+    let e = b.scale(b.embed()?, (n_embd as f32).sqrt()); // (T, n_embd)
+    let piece = |x| Piece { x, stride: 0, offset: 0, len: n_embd };
+    let both = d.pack(1, &[piece(e), piece(d.handed(n_embd, back)?)])?; // (T, e | handed)
+    let mut x = d.linear(both, "nextn.pre_projection", d.count("embedding_length")?)?; // (T, width)
+    d.count_or_zero("attention.shared_kv_layers")?; // all of them
+    let window = d.tokens("attention.sliding_window")?;
+    if windowed.window != Some(window) {
+        return Err(d.bad_key("attention.sliding_window", window, format!("the model's, {:?}", windowed.window)));
+    }
+    for i in 0..d.count_up_to("block_count", 64)? {
+        let d = &Layer { i }.scope(d);
+        let in_window = d.flag_or("attention.sliding_window_pattern", true)?;
+        let (kv, rope) = match in_window {
+            true => (windowed, d.windowed_rope(windowed.k_dim, Pairs::Halves, 10_000.0)?),
+            false => (full, d.rope_from_keys(full.k_dim, Pairs::Halves)?), // with rope_freqs
+        };
+        let a = assistant_attention(&d.role(Role::Attention), d.norm(x, "attn_norm", eps)?, &kv, &rope)?;
+        x = d.add(x, d.norm(a, "post_attention_norm", eps)?);
+
+        let y = blocks::dense(d, d.norm(x, "ffn_norm", eps)?, Glu::Gelu)?;
+        x = d.add(x, d.norm(y, "post_ffw_norm", eps)?);
+        x = d.scale(x, d.values("layer_output_scale.weight", &[1])?[0]);
+    }
+    let h = d.norm(x, "output_norm", eps)?; // (output rows, width)
+    d.hand_on(d.role(Role::Head).linear(h, "nextn.post_projection", n_embd)?)?;
+    d.ignore("masked_embd", "all tokens are candidates");
+    d.end_part(d.head(h)?); // (output rows, n_vocab)
+    Ok(())
+}
+
+/// Attention to rows of a cache of the model that come before the token.
+fn assistant_attention(d: &Builder, h: Slot, kv: &Kv, rope: &Rope) -> Result<Slot> {
+    let heads = d.count("attention.head_count")?;
+    if !heads.is_multiple_of(kv.heads) {
+        return Err(d.bad_key("attention.head_count", heads, format!("a multiple of the model's {} key heads", kv.heads)));
+    }
+    let q = d.linear(h, "attn_q", heads * kv.k_dim)?;
+    let q = d.rope(d.head_norm(q, "attn_q_norm", kv.k_dim, d.eps()?)?, kv.k_dim, rope)?;
+    let a = d.attend(q, kv, Attend::causal(heads).scale(1.0).before())?;
+    d.linear(a, "attn_output", d.width(h))
 }
 
 /// What every layer adds of the token: a row of a table of its own, and a part of the embedding: (T, layers * width).

@@ -4,22 +4,28 @@
 use anyhow::Result;
 
 use super::blocks::{self, Attention, QkNorm};
+use super::heads::Frame;
 use crate::ops::{Gate, Pairs};
 use crate::tape::{Builder, Slot};
 
 pub(super) fn build(b: &Builder) -> Result<Slot> {
-    let eps = b.eps()?;
     let mut x = b.embed()?; // (T, n_embd)
     for l in b.layers()? {
-        let b = &l.scope(b);
-        let qk_norm = if b.has("attn_q_norm.weight") { QkNorm::Heads } else { QkNorm::None };
-        let attention = Attention { qk_norm, ..Attention::new(b, Pairs::Halves)? };
-        b.text_sections(attention.rope.as_ref().map_or(0, |rope| rope.n_rot / 2), false)?;
-        let h = b.norm(x, "attn_norm", eps)?; // (T, n_embd)
-        x = b.add(x, attention.build(b, h)?);
-
-        let h = b.norm(x, "post_attention_norm", eps)?;
-        x = b.add(x, blocks::feed_forward(b, h, Gate::Sigmoid)?);
+        x = layer(&l.scope(b), x)?;
     }
-    b.head(b.norm(x, "output_norm", eps)?) // (output rows, n_vocab)
+    let h = b.norm(x, "output_norm", b.eps()?)?;
+    let logits = b.head(h)?; // (output rows, n_vocab)
+    Frame::normed().record(b, (logits, h), layer)
+}
+
+fn layer(b: &Builder, x: Slot) -> Result<Slot> {
+    let eps = b.eps()?;
+    let qk_norm = if b.has("attn_q_norm.weight") { QkNorm::Heads } else { QkNorm::None };
+    let attention = Attention { qk_norm, ..Attention::new(b, Pairs::Halves)? };
+    b.text_sections(attention.rope.as_ref().map_or(0, |rope| rope.n_rot / 2), false)?;
+    let h = b.norm(x, "attn_norm", eps)?; // (T, n_embd)
+    let x = b.add(x, attention.build(b, h)?);
+
+    let h = b.norm(x, "post_attention_norm", eps)?;
+    Ok(b.add(x, blocks::feed_forward(b, h, Gate::Sigmoid)?))
 }

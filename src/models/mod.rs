@@ -1,8 +1,9 @@
 //! The model families: one file each, one function in it, found by `general.architecture`. What several of them are made
-//! of is in `blocks`, `latent` and `mixers`.
+//! of is in `blocks`, `latent` and `mixers`, and in `heads` what their draft heads have in common.
 
 mod blocks;
 pub mod checkpoint;
+mod heads;
 mod latent;
 mod mixers;
 
@@ -80,7 +81,8 @@ pub fn known() -> impl Iterator<Item = &'static str> {
     FAMILIES.iter().map(|(arch, _)| *arch)
 }
 
-/// Records the tape of the model in `gguf`, from its header alone.
+/// Records the tape of the model in `gguf`, from its header alone. Draft heads that are asked for and cannot be recorded are
+/// left out, with the reason in [`Tape::heads_off`].
 ///
 /// # Errors
 /// If no family knows the file's architecture, or the file is not what its family expects.
@@ -93,6 +95,16 @@ pub fn build(gguf: &Gguf, settings: Settings) -> Result<Tape> {
             known().collect::<Vec<_>>().join(", ")
         );
     };
+    if settings.heads {
+        match record(gguf, arch, settings.clone(), build) {
+            Ok(tape) => return Ok(tape),
+            // Heads that cannot be computed are no reason to refuse the model.
+            Err(why) => {
+                let tape = record(gguf, arch, Settings { heads: false, ..settings }, build)?;
+                return Ok(Tape { heads_off: Some(format!("{why:#}")), ..tape });
+            }
+        }
+    }
     record(gguf, arch, settings, build)
 }
 
@@ -111,6 +123,8 @@ pub fn record(
         return Err(b.bad_key("attention.causal", false, "true: this version reads from left to right only"));
     }
     let logits = family(&b)?;
-    let argmax = b.argmax(logits);
-    Ok(cut_rows(b.finish(logits, argmax)?))
+    if !b.has_ended() {
+        b.end_part(logits);
+    }
+    Ok(cut_rows(b.finish()?))
 }

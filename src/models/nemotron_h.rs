@@ -5,13 +5,13 @@
 use anyhow::Result;
 
 use super::blocks::{self, Attention, Mixture};
+use super::heads::Frame;
 use super::mixers;
 use crate::ops::{Gate, Glu, Pairs};
 use crate::tape::{Builder, Role, Slot};
 
 pub(super) fn build(b: &Builder) -> Result<Slot> {
     let eps = b.eps()?;
-    let scale = Some(b.number_or("attention.scale", 0.0)?).filter(|&s| s != 0.0);
     let mut x = b.embed()?; // (T, n_embd)
     for l in b.layers()? {
         let b = &l.scope(b);
@@ -19,13 +19,26 @@ pub(super) fn build(b: &Builder) -> Result<Slot> {
         let y = if b.count_or_zero("feed_forward_length")? > 0 {
             feed_forward(b, h)?
         } else if b.count_or_zero("attention.head_count_kv")? > 0 {
-            Attention { rope: None, scale, ..Attention::new(b, Pairs::Halves)? }.build(b, h)?
+            attention(b, h)?
         } else {
             mixers::mamba2(b, h)?
         };
         x = b.add(x, y);
     }
-    b.head(b.norm(x, "output_norm", eps)?) // (output rows, n_vocab)
+    let h = b.norm(x, "output_norm", eps)?;
+    let logits = b.head(h)?; // (output rows, n_vocab)
+    let head_norm =
+        |b: &Builder, x: Slot, name: &str| b.layer_norm(x, name, b.number_or("attention.layer_norm_epsilon", eps)?);
+    let frame = Frame { head_norm: &head_norm, ..Frame::normed() };
+    frame.record(b, (logits, h), |b, x| {
+        let x = b.add(x, attention(b, b.norm(x, "attn_norm", eps)?)?);
+        Ok(b.add(x, feed_forward(b, b.norm(x, "post_attention_norm", eps)?)?))
+    })
+}
+
+fn attention(b: &Builder, h: Slot) -> Result<Slot> {
+    let scale = Some(b.number_or("attention.scale", 0.0)?).filter(|&s| s != 0.0);
+    Attention { rope: None, scale, ..Attention::new(b, Pairs::Halves)? }.build(b, h)
 }
 
 fn feed_forward(b: &Builder, h: Slot) -> Result<Slot> {

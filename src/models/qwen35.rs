@@ -4,6 +4,7 @@
 use anyhow::Result;
 
 use super::blocks::{self, Mixture};
+use super::heads::Frame;
 use crate::ops::{Attend, Decay, Delta, Gate, Glu, Pairs, Piece, Selected};
 use crate::tape::{Builder, Role, Slot};
 
@@ -14,21 +15,28 @@ pub(super) fn build(b: &Builder) -> Result<Slot> {
     let mut x = b.embed()?; // (T, n_embd)
     for l in b.layers()? {
         let b = &l.scope(b);
-        let h = b.norm(x, "attn_norm", eps)?;
         let recurrent = b.flag_or("attention.recurrent_layers", !(l.i + 1).is_multiple_of(every))?;
-        let mixer = &b.role(Role::Attention);
-        let a = match recurrent {
-            true => delta_net(mixer, h, eps, Glu::Silu)?,
-            false => attention(mixer, h, eps, None)?,
-        }; // (T, n_embd)
-        x = b.add(x, a);
-
-        let h = b.norm(x, "post_attention_norm", eps)?;
-        let moe = b.has("ffn_gate_inp.weight");
-        let y = if moe { mixture(b, h)? } else { blocks::dense(b, h, Glu::Silu)? };
-        x = b.add(x, y);
+        x = layer(b, x, recurrent)?;
     }
-    b.head(b.norm(x, "output_norm", eps)?) // (output rows, n_vocab)
+    let h = b.norm(x, "output_norm", eps)?;
+    let logits = b.head(h)?; // (output rows, n_vocab)
+    Frame::normed().record(b, (logits, h), |b, x| layer(b, x, false))
+}
+
+fn layer(b: &Builder, x: Slot, recurrent: bool) -> Result<Slot> {
+    let eps = b.eps()?;
+    let h = b.norm(x, "attn_norm", eps)?;
+    let mixer = &b.role(Role::Attention);
+    let a = match recurrent {
+        true => delta_net(mixer, h, eps, Glu::Silu)?,
+        false => attention(mixer, h, eps, None)?,
+    }; // (T, n_embd)
+    let x = b.add(x, a);
+
+    let h = b.norm(x, "post_attention_norm", eps)?;
+    let moe = b.has("ffn_gate_inp.weight");
+    let y = if moe { mixture(b, h)? } else { blocks::dense(b, h, Glu::Silu)? };
+    Ok(b.add(x, y))
 }
 
 /// Attention whose output is gated by a sigmoid; `attn_q` holds query and gate of each head next to each other.

@@ -5,6 +5,7 @@
 use anyhow::Result;
 
 use super::blocks::{self, Attention, Full, Mixture, QkNorm, silu_capped, windowed};
+use super::heads::{Frame, is_windowed};
 use crate::ops::{Gate, Glu, Pairs, Rope};
 use crate::tape::{Builder, Slot};
 
@@ -15,30 +16,35 @@ pub(super) fn build(b: &Builder) -> Result<Slot> {
     let windowed = windowed(b, &layers, 4, Full::First)?;
     let mut x = b.embed()?; // (T, n_embd)
     for l in &layers {
-        let b = &l.scope(b);
-        let attention = Attention::new(b, Pairs::Halves)?;
-        let attention = match windowed[l.i] {
-            true => attention.in_window(b, b.tokens("attention.sliding_window")?)?,
-            false => {
-                let rope = attention.rope.map(|rope| Rope { n_rot: rope.n_rot / 2, ..rope });
-                Attention { rope, ..attention }
-            }
-        };
-        let qk_norm = if b.has("attn_q_norm.weight") { QkNorm::Heads } else { QkNorm::None };
-        let gate = b.has("attn_gate.weight").then_some(Glu::Sigmoid);
-        let h = b.norm(x, "attn_norm", eps)?; // (T, n_embd)
-        x = b.add(x, Attention { qk_norm, gate, ..attention }.build(b, h)?);
-
-        let h = b.norm(x, "ffn_norm", eps)?;
-        let shared = silu_capped(b.cap("swiglu_clamp_shexp")?);
-        let y = if blocks::is_dense(b)? {
-            blocks::dense(b, h, shared)?
-        } else {
-            let mut m = Mixture { shared, ..Mixture::from_keys(b, Gate::Sigmoid)? };
-            m.experts.glu = silu_capped(b.cap("swiglu_clamp_exp")?);
-            m.build_with_shared(b, h)?
-        };
-        x = b.add(x, y);
+        x = layer(&l.scope(b), x, windowed[l.i])?;
     }
-    b.head(b.norm(x, "output_norm", eps)?) // (output rows, n_vocab)
+    let logits = b.head(b.norm(x, "output_norm", eps)?)?; // (output rows, n_vocab)
+    Frame::residual().record(b, (logits, x), |b, x| layer(b, x, is_windowed(b)?))
+}
+
+fn layer(b: &Builder, x: Slot, windowed: bool) -> Result<Slot> {
+    let eps = b.eps()?;
+    let attention = Attention::new(b, Pairs::Halves)?;
+    let attention = match windowed {
+        true => attention.in_window(b, b.tokens("attention.sliding_window")?)?,
+        false => {
+            let rope = attention.rope.map(|rope| Rope { n_rot: rope.n_rot / 2, ..rope });
+            Attention { rope, ..attention }
+        }
+    };
+    let qk_norm = if b.has("attn_q_norm.weight") { QkNorm::Heads } else { QkNorm::None };
+    let gate = b.has("attn_gate.weight").then_some(Glu::Sigmoid);
+    let h = b.norm(x, "attn_norm", eps)?; // (T, n_embd)
+    let x = b.add(x, Attention { qk_norm, gate, ..attention }.build(b, h)?);
+
+    let h = b.norm(x, "ffn_norm", eps)?;
+    let shared = silu_capped(b.cap("swiglu_clamp_shexp")?);
+    let y = if blocks::is_dense(b)? {
+        blocks::dense(b, h, shared)?
+    } else {
+        let mut m = Mixture { shared, ..Mixture::from_keys(b, Gate::Sigmoid)? };
+        m.experts.glu = silu_capped(b.cap("swiglu_clamp_exp")?);
+        m.build_with_shared(b, h)?
+    };
+    Ok(b.add(x, y))
 }

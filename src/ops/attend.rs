@@ -32,12 +32,14 @@ pub struct Attend {
     extra: Option<Extra>,
     selected: Option<Selected>,
     chunks: bool,
+    before: bool,
 }
 
 impl Attend {
     /// Attention of `heads` query heads to every position that the cache's window leaves in sight.
     pub fn causal(heads: usize) -> Attend {
-        Attend { heads, scale: None, soft_cap: None, sinks: None, extra: None, selected: None, chunks: false }
+        let (scale, soft_cap, sinks) = (None, None, None);
+        Attend { heads, scale, soft_cap, sinks, extra: None, selected: None, chunks: false, before: false }
     }
 
     /// Multiplies q . k by `scale` instead of 1 / sqrt(columns of a key head).
@@ -63,6 +65,11 @@ impl Attend {
     /// Takes the cache's window as a cut of all positions into chunks of that size: a token sees those of its own.
     pub fn in_chunks(self) -> Attend {
         Attend { chunks: true, ..self }
+    }
+
+    /// Attends to the positions before the token's own alone, of which the window counts one less. There is one at least.
+    pub fn before(self) -> Attend {
+        Attend { before: true, ..self }
     }
 
     /// Attends to selected rows of the cache only; None is all. The cache has no window.
@@ -101,10 +108,17 @@ struct Heads {
     chunks: bool,
     /// Squashes scores to (-cap, cap) by tanh.
     soft_cap: Option<f32>,
+    /// Whether a token does not see its own position, which `window` then does not count.
+    before: bool,
 }
 
 impl Heads {
-    /// The first position that the token before `end` sees.
+    /// The position after the last that a token sees.
+    fn end(&self, pos: u32) -> usize {
+        pos as usize + usize::from(!self.before)
+    }
+
+    /// The first position that a token sees whose last is before `end`.
     fn first(&self, end: usize) -> usize {
         match self.window {
             None => 0,
@@ -252,7 +266,7 @@ impl AttendCall<'_> {
 
     /// The positions that a token's heads of a key head see; of selected rows their places in the list.
     fn visible(&self, token: usize, kv_head: usize) -> (usize, usize) {
-        let end = self.rows[token].pos as usize + 1;
+        let end = self.a.end(self.rows[token].pos);
         match self.blocks {
             Some(b) => {
                 let chosen = self.chosen(b, token, kv_head);
@@ -549,9 +563,10 @@ impl Op for AttendOp {
         let (mt, nv, stages) = self.shape(rows, io.shared_bytes());
         let row_tiles = rows.div_ceil(16 * mt);
         // Enough blocks for every multiprocessor to have two, as far as there is room for their parts. Blocks that get no
-        // keys, while there are few, end at once.
-        let blocks = a.kv_heads * spans.len() * row_tiles;
-        let splits = (2 * io.processors()).div_ceil(blocks).clamp(1, io.processors()).min((PARTS / q.rows).max(1));
+        // keys, while there are few, end at once. Rows that are to be as if alone are cut as one row is.
+        let (together, rows) = if io.batch.alone { (1, q.rows.max(ALONE)) } else { (spans.len(), q.rows) };
+        let blocks = a.kv_heads * together * row_tiles;
+        let splits = (2 * io.processors()).div_ceil(blocks).clamp(1, io.processors()).min((PARTS / rows).max(1));
         let parts = io.scratch.take(PARTS.max(q.rows) * a.heads * (a.v_dim + 2) * 4);
         let grid = Grid::new([spans.len() * row_tiles, a.kv_heads, splits], 128);
         let (v_dim, splits) = (int(a.v_dim), int(splits));
@@ -566,7 +581,7 @@ impl Op for AttendOp {
             extra,
             select.map_or(Ptr::default(), |s| s.ptr),
             io.tables[0],
-            io.lists.positions,
+            if a.before { io.tables[1] } else { io.lists.positions },
             parts,
             int(a.heads),
             int(a.kv_heads),
@@ -609,18 +624,30 @@ impl Op for AttendOp {
     fn tables(&self) -> Vec<Table> {
         let op = AttendOp { ..*self };
         let select = (self.blocks, self.selected);
-        let key = format!("spans {:?} {} {:?} {select:?} {}", self.a.window, self.a.chunks, self.extra, self.span());
+        let (a, span) = (&self.a, self.span());
+        let key = format!("spans {:?} {} {} {:?} {select:?} {span}", a.window, a.chunks, a.before, self.extra);
         let fill = move |batch: &Batch, to: &mut [u8]| {
             for (span, to) in op.spans(batch).iter().zip(to.chunks_exact_mut(size_of::<Span>())) {
                 to.copy_from_slice(bytemuck::bytes_of(span));
             }
         };
-        vec![Table { key, row_bytes: size_of::<Span>(), fill: Box::new(fill) }]
+        let spans = Table { key, row_bytes: size_of::<Span>(), fill: Box::new(fill) };
+        // A token that does not see itself sees what the one before it would.
+        let fill = |batch: &Batch, to: &mut [u8]| {
+            for (row, to) in batch.rows.iter().zip(to.as_chunks_mut::<4>().0) {
+                *to = (row.pos as i32 - 1).to_ne_bytes();
+            }
+        };
+        let before = Table { key: "positions before".into(), row_bytes: 4, fill: Box::new(fill) };
+        [Some(spans), a.before.then_some(before)].into_iter().flatten().collect()
     }
 }
 
 /// Parts that rows' heads may be cut into, all rows of a batch together: whatever the batch, no more memory is taken.
 const PARTS: usize = 512;
+
+/// Rows that come out as if each were alone, at most ([`Batch::alone`]).
+const ALONE: usize = 8;
 
 /// As kernels/attend.cu has it: first row, rows, sequence, positions seen from and to, rows of the second cache.
 type Span = [i32; 8];
@@ -636,10 +663,10 @@ impl AttendOp {
 
     /// The batch cut into neighbours of one sequence.
     fn spans(&self, batch: &Batch) -> Vec<Span> {
-        let most = self.span();
+        let most = if batch.alone { 1 } else { self.span() };
         let mut spans: Vec<Span> = Vec::new();
         for (i, row) in batch.rows.iter().enumerate() {
-            let end = row.pos as usize + 1;
+            let end = self.a.end(row.pos);
             let from = self.a.first(end) as i32;
             // Of selected rows as many as there can be.
             let to = self.blocks.map_or(end, |(size, _)| end.min(self.selected * size));
@@ -698,7 +725,7 @@ impl Builder<'_> {
     pub fn attend(&self, q: Slot, kv: &Kv, a: Attend) -> Result<Slot> {
         self.expect_width("attn", q, a.heads * kv.k_dim)?;
         debug_assert!(
-            a.heads.is_multiple_of(kv.heads) && kv.window != Some(0),
+            a.heads.is_multiple_of(kv.heads) && kv.window != Some(0) && !(a.before && kv.window == Some(1)),
             "the keys were read by heads and tokens"
         );
         // Rows of a second cache are rotated by the columns of a key alone (`ops/compress.rs`).
@@ -726,9 +753,10 @@ impl Builder<'_> {
                 k_dim: kv.k_dim,
                 v_dim: kv.v_dim,
                 scale: a.scale.unwrap_or(1.0 / (kv.k_dim as f32).sqrt()),
-                window: kv.window,
+                window: kv.window.map(|n| if a.before { n - 1 } else { n }),
                 chunks: a.chunks,
                 soft_cap: a.soft_cap,
+                before: a.before,
             },
             shared: kv.v.is_none(),
             sinks: a.sinks.is_some(),

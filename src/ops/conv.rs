@@ -95,7 +95,8 @@ pub(super) fn row_before<'a>(batch: &Batch, x: &'a [f32], past: &'a State, t: us
     })
 }
 
-/// Writes the last `n` rows of `x` of each sequence into the state that is to have them after this batch.
+/// Writes the last `n` rows of `x` of each sequence into the state that is to have them after this batch; all of them where
+/// the sequence may go back to any.
 pub(super) fn keep_last(batch: &Batch, x: &[f32], past: &mut State, n: usize) {
     let width = x.len() / batch.rows.len();
     for (t, row) in batch.rows.iter().enumerate().filter(|(t, _)| is_last(batch, *t, n)) {
@@ -113,9 +114,10 @@ pub(super) fn last_positions(n: usize) -> Table {
     Table { key: format!("last {n}"), row_bytes: 4, fill: Box::new(fill) }
 }
 
-/// Whether row `t` is among the last `n` of its sequence in the batch.
+/// Whether a state of the last `n` rows keeps row `t`: it is among the last `n` of its sequence in the batch, or the batch
+/// verifies drafts.
 pub(super) fn is_last(batch: &Batch, t: usize, n: usize) -> bool {
-    batch.rows.get(t + n).is_none_or(|later| later.seq != batch.rows[t].seq)
+    batch.verifies || batch.rows.get(t + n).is_none_or(|later| later.seq != batch.rows[t].seq)
 }
 
 impl Builder<'_> {

@@ -140,6 +140,8 @@ impl Op for DeltaOp {
             int(d.run),
             bound,
             sign,
+            io.states[0].cache.capacity,
+            i32::from(io.batch.verifies),
         )
     }
 

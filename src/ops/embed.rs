@@ -55,6 +55,23 @@ impl Builder<'_> {
         Ok(self.push_named("token_embd", Embed { mapped: false }, &[], &[n_embd], &[w], &[])[0])
     }
 
+    /// The token embeddings again, in a draft head's builder: its own, `NAME.weight`, where the block has them, else the
+    /// model's: (T, n_embd).
+    ///
+    /// # Errors
+    /// If the file does not have them in this shape.
+    pub fn embed_again(&self, name: &str) -> Result<Slot> {
+        let (own, n_embd) = (format!("{name}.weight"), self.count("embedding_length")?);
+        let shape = [self.n_vocab()?, n_embd];
+        let w = if self.has(&own) {
+            self.matrix(&own, &shape)?
+        } else {
+            self.root().matrix("token_embd.weight", &shape)?
+        };
+        let b = self.role(Role::Embedding);
+        Ok(b.push_named(name, Embed { mapped: false }, &[], &[n_embd], &[w], &[])[0])
+    }
+
     /// Each token's row of a further table `NAME.weight` (n_vocab, width), which stays in the file: (T, width).
     ///
     /// # Errors

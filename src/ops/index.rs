@@ -113,7 +113,7 @@ impl Op for IndexOp {
         let scores = io.scratch.take(q.rows * most * 4);
         // A recorded step must do for every later token; a batch is started as it is.
         let last = io.batch.rows.iter().map(|r| (r.pos as usize + 1) / x.every).max().unwrap_or(0);
-        let rows = if q.rows == 1 { most } else { last.min(most) };
+        let rows = if q.rows == 1 || io.batch.verifies { most } else { last.min(most) };
         let (every, most) = (int(x.every), keys.capacity);
         launch::index_scores(
             io.gpu,
@@ -197,7 +197,7 @@ impl Op for BlockIndexOp {
         // As for single rows: a recorded step must do for every later token.
         let most = (keys.capacity as usize).div_ceil(x.size);
         let last = io.batch.rows.iter().map(|r| r.pos as usize / x.size + 1).max().unwrap_or(0);
-        let blocks = if q.rows == 1 { most } else { last.min(most) };
+        let blocks = if q.rows == 1 || io.batch.verifies { most } else { last.min(most) };
         let scores = io.scratch.take(q.rows * x.heads * most * 4);
         let (positions, size, most) = (io.lists.positions, int(x.size), int(most));
         launch::block_scores(

@@ -69,6 +69,32 @@ impl Op for Linear {
     }
 }
 
+/// One matrix times each of several parts of every row.
+#[derive(Debug)]
+struct OfParts {
+    parts: usize,
+}
+
+impl Op for OfParts {
+    fn name(&self) -> &'static str {
+        "linear"
+    }
+
+    fn cpu(&self, io: &mut CpuIo<'_>) {
+        let w = io.weights[0];
+        let pairs: Vec<(u32, u32)> = (0..(io.rows * self.parts) as u32).map(|r| (r, r)).collect();
+        let group = Group { w: w.matrix(0), pairs: &pairs };
+        let out = &mut io.outs[0];
+        grouped(io.pool, w.format(), (w.shape[1], w.shape[2]), &[group], &mut io.work.acts, io.ins[0], out);
+    }
+
+    fn gpu(&self, io: &GpuIo<'_>) -> Result<()> {
+        let x = io.ins[0];
+        let parts = GpuValue { rows: x.rows * self.parts, width: x.width / self.parts, ..x };
+        io.product(&io.weights[0], parts, MatrixRows::All, io.outs[0].ptr)
+    }
+}
+
 /// Rows times a scale, plus a bias: of the whole, or of the matrix that `ids` gives for each row.
 pub(super) fn scale_bias(
     io: &GpuIo<'_>,
@@ -116,6 +142,28 @@ impl Builder<'_> {
         let b = &self.root().role(Role::Head);
         let name = if b.has("output.weight") { "output" } else { "token_embd" };
         b.stack(x, name, "output", 1, b.n_vocab()?)
+    }
+
+    /// The logits of a draft head, in its builder: its own `NAME.weight` where the block has it, else as
+    /// [`Builder::head`].
+    ///
+    /// # Errors
+    /// If the file does not have it in this shape.
+    pub fn head_again(&self, x: Slot, name: &str) -> Result<Slot> {
+        if !self.has(&format!("{name}.weight")) {
+            return self.head(x);
+        }
+        self.role(Role::Head).stack(x, name, name, 1, self.n_vocab()?)
+    }
+
+    /// Each of `parts` equal parts of `x` times `NAME.weight` (n_out, width of a part): (T, parts * n_out).
+    ///
+    /// # Errors
+    /// If the file does not have it in this shape, or has something to be added to or multiplied with the product.
+    pub fn linear_of_parts(&self, x: Slot, name: &str, parts: usize, n_out: usize) -> Result<Slot> {
+        let n_in = self.width(x) / parts;
+        let w = self.matrix(&format!("{name}.weight"), &[n_out, n_in])?;
+        Ok(self.push_named(name, OfParts { parts }, &[x], &[parts * n_out], &[w], &[])[0])
     }
 
     /// Head `h` of `x` times matrix `h` of `NAME.weight` (heads, n_out, width of a head): (T, heads * n_out).

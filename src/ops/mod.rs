@@ -10,6 +10,7 @@ mod delta;
 mod embed;
 mod experts;
 mod glu;
+mod hand;
 mod heads_mean;
 mod hyper;
 mod hyper_low;

@@ -3,28 +3,34 @@
 //!
 //! No family asks for it: [`cut_rows`] finds in a finished tape which values are needed in all rows. Those are the inputs of
 //! steps that keep something of every token (caches, recurrences) or read its position, and what those are made of.
+//!
+//! Rows that a model hands on to draft heads are needed of every token, and their last steps could run on all rows. But
+//! products with many rows may add in another order than with few (`quant/panels/`), so the logits would have other last
+//! bits than without heads. So the steps stay on the output rows, and what they give is computed once more, for the other
+//! rows alone. While tokens are generated there are none.
 
 use std::sync::Arc;
 
 use anyhow::Result;
 
 use crate::cuda::{Grid, int, launch};
-use crate::tape::{CpuIo, ExpertShare, GpuIo, Op, RowSet, Slot, SlotInfo, Step, Tape};
+use crate::tape::{Batch, CpuIo, ExpertShare, GpuIo, Op, RowSet, Slot, SlotInfo, Step, Table, Tape};
 
+/// Keeps the output rows, or the others.
 #[derive(Debug)]
-struct OutputRows;
+struct TakeRows(RowSet);
 
-impl Op for OutputRows {
+impl Op for TakeRows {
     fn name(&self) -> &'static str {
-        "output_rows"
+        if self.0 == RowSet::Output { "output_rows" } else { "other_rows" }
     }
 
     fn cpu(&self, io: &mut CpuIo<'_>) {
-        if io.batch.output_rows.is_empty() {
+        if io.outs[0].is_empty() {
             return;
         }
-        let width = io.outs[0].len() / io.batch.output_rows.len();
-        for (&r, out) in io.batch.output_rows.iter().zip(io.outs[0].chunks_exact_mut(width)) {
+        let width = io.ins[0].len() / io.rows;
+        for (r, out) in io.batch.indices(self.0).into_iter().zip(io.outs[0].chunks_exact_mut(width)) {
             out.copy_from_slice(&io.ins[0][r as usize * width..][..width]);
         }
     }
@@ -32,22 +38,56 @@ impl Op for OutputRows {
     fn gpu(&self, io: &GpuIo<'_>) -> Result<()> {
         let (x, out) = (io.ins[0], io.outs[0]);
         let total = out.rows * out.width;
-        launch::take_rows(io.gpu, Grid::each(total), x.ptr, io.lists.output_rows, out.ptr, int(x.width), total as u64)
+        let rows = io.tables.first().copied().unwrap_or(io.lists.output_rows);
+        launch::take_rows(io.gpu, Grid::each(total), x.ptr, rows, out.ptr, int(x.width), total as u64)
+    }
+
+    fn tables(&self) -> Vec<Table> {
+        let fill = |batch: &Batch, to: &mut [u8]| {
+            for (row, to) in batch.indices(RowSet::Others).into_iter().zip(to.as_chunks_mut::<4>().0) {
+                *to = row.to_ne_bytes();
+            }
+        };
+        let others = Table { key: "other rows".into(), row_bytes: 4, fill: Box::new(fill) };
+        Vec::from_iter((self.0 == RowSet::Others).then_some(others)) // the output rows come with every batch
     }
 }
 
 /// Of every step, whether it has to run on all rows.
 fn on_all_rows(tape: &Tape) -> Vec<bool> {
     let mut needed = vec![false; tape.slots.len()]; // values that are needed in all rows
-    tape.kept.iter().for_each(|x| needed[x.0 as usize] = true);
     let mut all = vec![false; tape.steps.len()];
     for (step, all) in tape.steps.iter().zip(&mut all).rev() {
-        *all = !step.states.is_empty() || !step.op.by_row() || step.outs.iter().any(|x| needed[x.0 as usize]);
+        let keeps = !step.states.is_empty() && step.op.of_rows(RowSet::Output).is_none();
+        *all = keeps || !step.op.by_row() || step.outs.iter().any(|x| needed[x.0 as usize]);
         if *all {
             step.ins.iter().for_each(|x| needed[x.0 as usize] = true);
         }
     }
     all
+}
+
+/// Of every step that does not run on all rows, whether the other rows are handed on too, or what they are made of: the
+/// model's, of which a head reads every row.
+fn on_other_rows(tape: &Tape, all: &[bool]) -> Vec<bool> {
+    let mut needed = vec![false; tape.slots.len()];
+    let mut others = vec![false; tape.steps.len()];
+    for (i, step) in tape.steps.iter().enumerate().rev().filter(|(i, s)| !all[*i] && s.part == 0) {
+        let hands = step.op.of_rows(RowSet::Others).is_some();
+        others[i] = hands || step.outs.iter().any(|x| needed[x.0 as usize]);
+        if others[i] {
+            step.ins.iter().for_each(|x| needed[x.0 as usize] = true);
+        }
+    }
+    others
+}
+
+/// A tape that is being rewritten, step by step.
+struct Cut {
+    tape: Tape,
+    steps: Vec<Step>,
+    /// What holds the output rows, and the other rows, of a value that has all.
+    made: [Vec<Option<Slot>>; 2],
 }
 
 /// The tape with every step on the output rows that need not run on all rows. A value that both kinds of steps read is
@@ -57,41 +97,82 @@ fn on_all_rows(tape: &Tape) -> Vec<bool> {
 /// If the logits would have all rows: they would be computed and brought over for nothing.
 pub(crate) fn cut_rows(mut tape: Tape) -> Tape {
     let all = on_all_rows(&tape);
-    let mut cut: Vec<Option<Slot>> = vec![None; tape.slots.len()];
-    let mut steps: Vec<Step> = Vec::with_capacity(tape.steps.len() + 2);
-    for (mut step, all) in std::mem::take(&mut tape.steps).into_iter().zip(all) {
-        if !all {
-            for i in 0..step.ins.len() {
-                let x = step.ins[i];
-                if tape.slots[x.0 as usize].rows == RowSet::All && cut[x.0 as usize].is_none() {
-                    let made = output_rows(&mut tape, x, &step, &steps);
-                    cut[x.0 as usize] = Some(made.outs[0]);
-                    steps.push(made);
-                }
-                step.ins[i] = cut.get(x.0 as usize).copied().flatten().unwrap_or(x);
-            }
-            let rows = if step.outs.first() == tape.argmax.as_ref() { RowSet::Argmax } else { RowSet::Output };
-            step.outs.iter().for_each(|x| tape.slots[x.0 as usize].rows = rows);
+    let others = on_other_rows(&tape, &all);
+    let steps = std::mem::take(&mut tape.steps);
+    let none = vec![None; tape.slots.len()];
+    let mut cut = Cut { steps: Vec::with_capacity(steps.len() + 2), made: [none.clone(), none], tape };
+    for ((mut step, all), others) in steps.into_iter().zip(all).zip(others) {
+        if all {
+            cut.steps.push(step);
+            continue;
         }
-        steps.push(step);
+        let copy = others.then(|| step.clone());
+        for i in 0..step.ins.len() {
+            step.ins[i] = cut.part_of(step.ins[i], RowSet::Output, &step);
+        }
+        let is_argmax = (0..cut.tape.parts()).any(|part| step.outs.first() == Some(&cut.tape.results(part)[1]));
+        let rows = if is_argmax { RowSet::Argmax } else { RowSet::Output };
+        step.outs.iter().for_each(|x| cut.tape.slots[x.0 as usize].rows = rows);
+        step.op = step.op.of_rows(rows).unwrap_or(step.op);
+        cut.steps.push(step);
+        if let Some(copy) = copy {
+            cut.repeat(copy);
+        }
     }
-    tape.steps = steps;
-    let logits = tape.results()[0];
-    assert_eq!(tape.slots[logits.0 as usize].rows, RowSet::Output, "logits are computed for the output rows");
+    let tape = Tape { steps: cut.steps, ..cut.tape };
+    for part in 0..tape.parts() {
+        let [logits, _] = tape.results(part);
+        assert_eq!(tape.slots[logits.0 as usize].rows, RowSet::Output, "logits are computed for the output rows");
+    }
     tape
 }
 
-/// The step that keeps the output rows of `x` for `reader`.
-fn output_rows(tape: &mut Tape, x: Slot, reader: &Step, before: &[Step]) -> Step {
+impl Cut {
+    /// The value that has these rows of `x`, for a reader.
+    fn part_of(&mut self, x: Slot, rows: RowSet, reader: &Step) -> Slot {
+        let (i, which) = (x.0 as usize, (rows == RowSet::Others) as usize);
+        match self.made[which].get(i) {
+            Some(Some(known)) => return *known,
+            Some(None) if self.tape.slots[i].rows == RowSet::All => {}
+            _ => return x,
+        }
+        let step = take_rows(&mut self.tape, (x, rows), reader, &self.steps);
+        self.made[which][i] = Some(step.outs[0]);
+        self.steps.push(step);
+        self.made[which][i].expect("just made")
+    }
+
+    /// Adds a step for the other rows that was added for the output rows.
+    fn repeat(&mut self, mut step: Step) {
+        for i in 0..step.ins.len() {
+            step.ins[i] = self.part_of(step.ins[i], RowSet::Others, &step);
+        }
+        for x in &mut step.outs {
+            let width = self.tape.width(*x);
+            self.tape.slots.push(SlotInfo { width, rows: RowSet::Others });
+            let new = Slot(self.tape.slots.len() as u32 - 1);
+            self.made[1][x.0 as usize] = Some(new);
+            *x = new;
+        }
+        step.label += ".others";
+        step.op = step.op.of_rows(RowSet::Others).unwrap_or(step.op);
+        self.steps.push(step);
+    }
+}
+
+/// The step that keeps some rows of `x` for `reader`.
+fn take_rows(tape: &mut Tape, (x, rows): (Slot, RowSet), reader: &Step, before: &[Step]) -> Step {
     let maker = before.iter().rfind(|s| s.outs.contains(&x)).expect("a value is made before it is read");
     let nth = maker.outs.iter().position(|out| *out == x).filter(|n| *n > 0);
-    let label = format!("{}.output_rows{}", maker.label, nth.map_or(String::new(), |n| format!(".{}", n + 1)));
-    tape.slots.push(SlotInfo { width: tape.width(x), rows: RowSet::Output });
+    let op = TakeRows(rows);
+    let label = format!("{}.{}{}", maker.label, op.name(), nth.map_or(String::new(), |n| format!(".{}", n + 1)));
+    tape.slots.push(SlotInfo { width: tape.width(x), rows });
     Step {
         label,
         layer: reader.layer,
+        part: reader.part,
         role: reader.role,
-        op: Arc::new(OutputRows),
+        op: Arc::new(op),
         share: ExpertShare::All,
         ins: vec![x],
         outs: vec![Slot(tape.slots.len() as u32 - 1)],
@@ -133,6 +214,7 @@ mod tests {
             tape.steps.push(Step {
                 label: format!("step {}", tape.steps.len()),
                 layer: None,
+                part: 0,
                 role: Role::Mixing,
                 op: Arc::new(Dummy(by_row)),
                 share: ExpertShare::All,
@@ -187,13 +269,38 @@ mod tests {
         assert!(got.contains(&("step 6".into(), RowSet::Output)), "{got:?}");
     }
 
+    #[derive(Debug)]
+    struct Hand;
+
+    impl Op for Hand {
+        fn name(&self) -> &'static str {
+            "hand"
+        }
+        fn cpu(&self, _: &mut CpuIo<'_>) {}
+        fn gpu(&self, _: &GpuIo<'_>) -> Result<()> {
+            Ok(())
+        }
+        fn of_rows(&self, _: RowSet) -> Option<Arc<dyn Op>> {
+            Some(Arc::new(Hand))
+        }
+    }
+
     #[test]
-    fn a_value_that_is_kept_has_all_rows_and_the_cut_moves_after_it() {
+    fn what_is_handed_on_is_computed_for_the_output_rows_as_before_and_for_the_others_apart() {
         let mut tape = tape(false);
-        tape.kept.push(Slot(6)); // the last layer's residual
-        let got = rows(&cut_rows(tape));
-        let cuts: Vec<&String> = got.iter().map(|(l, _)| l).filter(|l| l.ends_with("output_rows")).collect();
-        assert_eq!(cuts, ["step 6.output_rows"]);
-        assert!(got.contains(&("step 6".into(), RowSet::All)), "{got:?}");
+        let last = tape.steps[6].clone(); // the last layer's residual
+        let hand = Step { op: Arc::new(Hand), label: "hand".into(), ins: last.outs, outs: Vec::new(), ..last };
+        let steps = rows(&cut_rows(tape.clone()));
+        tape.steps.push(Step { states: vec![StateId(2)], ..hand });
+        let with = cut_rows(tape);
+        let of = |s: &Step| (s.label.clone(), s.outs.first().map(|x| with.slots[x.0 as usize].rows));
+        let got: Vec<_> = with.steps.iter().map(of).collect();
+        let model: Vec<_> = got.iter().filter(|(_, rows)| *rows != Some(RowSet::Others) && rows.is_some()).collect();
+        assert!(model.iter().zip(&steps).all(|(a, b)| a.0 == b.0 && a.1 == Some(b.1)), "{got:?}");
+        let others: Vec<&str> =
+            got.iter().filter(|(_, rows)| *rows == Some(RowSet::Others)).map(|(l, _)| l.as_str()).collect();
+        let want = ["step 4.other_rows", "step 5.others", "step 3.other_rows", "step 6.others"];
+        assert_eq!(others, want, "no logits of them: {got:?}");
+        assert_eq!(got.iter().filter(|(label, _)| label.starts_with("hand")).count(), 2);
     }
 }

@@ -33,7 +33,8 @@ pub(super) fn table() -> Table {
 
 /// Calls `f(head, rows, state, out)` for every head and every run of rows of one sequence: with the
 /// head's part of the op's first state, `size` values, and an output of `dim` columns for each of
-/// the rows. The first output, (rows, heads * dim), is put together of those.
+/// the rows. The first output, (rows, heads * dim), is put together of those. Where rows verify drafts
+/// the state keeps a copy of what it is after each but the last.
 pub(super) fn each_head(
     io: &mut CpuIo<'_>,
     (heads, dim, size): (usize, usize, usize),
@@ -43,9 +44,28 @@ pub(super) fn each_head(
         let to = from + count;
         let [by_head, ..] = &mut io.work.buffers; // (heads, tokens, dim)
         by_head.resize(heads * count * dim, 0.0);
-        let state = io.states[0].fixed(seq, io.batch.rows[to - 1].pos as usize + 1);
+        let copies = if io.batch.verifies { count - 1 } else { 0 };
+        let (state, mut copies) = io.states[0].fixed_with_copies(seq, io.batch.rows[to - 1].pos as usize + 1, copies);
         let bytes = count * state.len() * 12;
-        io.pool.pieces2((state, size), (by_head, count * dim), bytes, |h, state, out| f(h, from..to, state, out));
+        if copies.is_empty() {
+            io.pool.pieces2((state, size), (by_head, count * dim), bytes, |h, state, out| f(h, from..to, state, out));
+        } else {
+            // The state after each token is copied while it is in the CPU's caches.
+            let mut pieces: Vec<_> = copies.iter_mut().map(|copy| copy.chunks_mut(size)).collect();
+            let heads = state.chunks_mut(size).zip(by_head.chunks_mut(count * dim)).enumerate();
+            let heads = heads.map(|(h, (state, out))| {
+                let copies: Vec<&mut [f32]> = pieces.iter_mut().map(|p| p.next().expect("a piece per head")).collect();
+                (h, state, out, copies)
+            });
+            io.pool.each_of(heads, bytes, |(h, state, out, mut copies)| {
+                for (i, out) in out.chunks_mut(dim).enumerate() {
+                    f(h, from + i..from + i + 1, state, out);
+                    if let Some(copy) = copies.get_mut(i) {
+                        copy.copy_from_slice(state);
+                    }
+                }
+            });
+        }
         for t in from..to {
             for h in 0..heads {
                 let at = (h * count + t - from) * dim;

@@ -130,6 +130,7 @@ impl Op for ScanOp {
         let [a, d, bias] = [0, 1, 2].map(|i| io.weights.get(i).map(|w| w.ptr).unwrap_or_default());
         let (state, out, [first, count, seq]) =
             (Ptr(io.states[0].cache.rows), io.outs[0].ptr, [list(0), list(1), list(2)]);
+        let (blocks, keep) = (io.states[0].cache.capacity, i32::from(io.batch.verifies));
         if let Kind::Mamba = self.kind {
             let channels = s.heads * s.dim;
             let grid = Grid::new([channels.div_ceil(128), n_runs, 1], 128);
@@ -149,6 +150,8 @@ impl Op for ScanOp {
                 count,
                 seq,
                 int(channels),
+                blocks,
+                keep,
             );
         }
         let (base, scale) = if let Kind::Lightning { base, scale } = self.kind { (base, scale) } else { (0.0, 0.0) };
@@ -174,6 +177,8 @@ impl Op for ScanOp {
             int(s.groups),
             base,
             scale,
+            blocks,
+            keep,
         )
     }
 

@@ -79,6 +79,7 @@ impl WalkShape {
             RowSet::All => self.rows,
             RowSet::Output => 1,
             RowSet::Argmax => 0,
+            RowSet::Others => self.rows - 1,
         }
     }
 }
@@ -111,7 +112,7 @@ impl StepCost {
         let first = states().next().map(|s| &s.kind);
         for s in states() {
             match s.kind {
-                StateKind::Fixed => bytes += 2.0 * s.bytes(1, 1) as f64, // read and written
+                StateKind::Fixed => bytes += 2.0 * s.ty.row_bytes(s.width) as f64, // read and written
                 StateKind::Rows { .. } if Some(&s.kind) == first => bytes += seen * s.ty.row_bytes(s.width) as f64,
                 StateKind::Rows { .. } => {} // of a second cache, whose rows are among those seen
             }
@@ -183,7 +184,8 @@ impl WalkTime {
         let arrives = vec![0.0; tape.slots.len()];
         let (cpu, gpu, bus, running, copies, sum) = (0.0, 0.0, 0.0, false, 0, WalkTime::default());
         let mut clocks = Clocks { tape, plan, at, rates, on_cpu, cpu, gpu, bus, running, arrives, copies, sum };
-        for stage in &plan.stages {
+        // The model's alone, without draft heads.
+        for stage in &plan.stages[plan.parts[0].clone()] {
             if let PlanStage::Run(..) = stage {
                 clocks.copies = 0;
             }
@@ -251,7 +253,8 @@ impl Clocks<'_> {
 
     fn gpu_step(&mut self, i: usize) {
         let step = &self.tape.steps[i];
-        if step.outs.iter().any(|x| self.at.count(self.tape.slots[x.0 as usize].rows) == 0) {
+        let none = |x: &Slot| self.at.count(self.tape.slots[x.0 as usize].rows) == 0;
+        if step.outs.iter().chain(step.ins.first()).any(none) {
             return;
         }
         let share = match step.share {
@@ -272,6 +275,9 @@ impl Clocks<'_> {
         for x in &step.ins {
             self.cpu = self.cpu.max(self.arrives[x.0 as usize]);
         }
+        if step.ins.first().is_some_and(|x| self.at.count(self.tape.slots[x.0 as usize].rows) == 0) {
+            return;
+        }
         if step.share == ExpertShare::OnCpu {
             return self.experts(i);
         }
@@ -281,6 +287,9 @@ impl Clocks<'_> {
     }
 
     fn copy(&mut self, x: Slot, to: Place) {
+        if self.tape.slots[x.0 as usize].rows == RowSet::Others && self.at.rows == 1 {
+            return;
+        }
         self.start();
         let down = !to.is_gpu();
         if !down {

@@ -79,11 +79,12 @@ pub struct Fit {
 }
 
 /// The layer that a step counts as, as `-ngl` counts them: the head comes after the last one, and what all layers read goes
-/// with the first; None for the embedding.
+/// with the first; None for the embedding. A draft head goes with the last layer, whichever block it is.
 fn layer_of(step: &Step, layers: usize) -> Option<usize> {
     match step.role {
         Role::Head => Some(layers),
         Role::Embedding => None,
+        _ if step.part > 0 => Some(layers.saturating_sub(1)),
         _ => Some(step.layer.unwrap_or(0)),
     }
 }

@@ -184,9 +184,11 @@ impl Needs {
         tape.steps.iter().flat_map(|s| tape.code_inputs(s)).for_each(|x| coded[x.0 as usize] = true);
         // A single row, the fewest that tensor cores take, and all: each takes other kernels.
         for n in [1, shape.n_batch.min(17), shape.n_batch] {
-            let batch = batch_of(n, &shape);
             let steps = tape.steps.iter().enumerate().filter(|(i, _)| refuses[*i].is_none());
-            let starts_of = steps.map(|(i, step)| (i, start_step(tape, step, &coded, (&batch, &shape), None, false)));
+            let starts_of = steps.map(|(i, step)| {
+                let batch = batch_of(n, &shape, tape.is_of_others(step));
+                (i, start_step(tape, step, &coded, (&batch, &shape), None, false))
+            });
             for ((i, used), launches) in count_launches(starts_of) {
                 let used = used.with_context(|| format!("step {}", tape.steps[i].label))?;
                 scratch[i] = scratch[i].max(used);
@@ -199,11 +201,12 @@ impl Needs {
     }
 }
 
-/// A batch of `n` tokens of one sequence.
-fn batch_of(n: usize, shape: &Shape) -> Batch {
+/// A batch of `n` tokens of one sequence, with as many output rows as there can be; with none for a step of the others.
+fn batch_of(n: usize, shape: &Shape, of_others: bool) -> Batch {
     let rows = (0..n as u32).map(|pos| Row { token: 0, seq: 0, pos }).collect();
-    let output_rows = (0..n.min(shape.n_output_rows) as u32).collect();
-    Batch { rows, output_rows, argmax_only: true, deterministic_rows: false }
+    let outputs = if of_others { 0 } else { n.min(shape.n_output_rows) as u32 };
+    let output_rows = (0..outputs).collect();
+    Batch { rows, output_rows, argmax_only: true, ..Batch::default() }
 }
 
 /// Loads the kernels that a plan's steps start, for one token, few and many: the driver compiles
@@ -219,19 +222,20 @@ pub fn load_kernels((gpu, place): (&Gpu, Place), tape: &Tape, plan: &Plan, shape
     gpu.load_kernels(|| {
         launch::bring(Some(gpu), Grid::each(1), word, word, 1, word, word, 0, word, word, 0)?; // how a batch comes over
         let coded = &plan.layouts[place.index()].coded;
-        let all = |batch: &Batch| {
+        let all = |n: usize| {
             let mut here = tape.steps.iter().zip(&plan.places).filter(|(_, p)| **p == place).map(|(s, _)| s);
             here.try_for_each(|step| {
+                let batch = batch_of(n, &shape, tape.is_of_others(step));
                 let adds = if step.share == ExpertShare::OnGpu { &[false, true][..] } else { &[false] };
                 adds.iter().try_for_each(|add| {
-                    let loaded = start_step(tape, step, coded, (batch, &shape), Some(gpu), *add);
+                    let loaded = start_step(tape, step, coded, (&batch, &shape), Some(gpu), *add);
                     loaded.map(drop).with_context(|| format!("step {}", step.label))
                 })
             })
         };
-        for batch in counts.iter().map(|n| batch_of(*n, &shape)) {
-            all(&batch)?;
-            gpu.joined(|| all(&batch))?; // others where launches follow each other
+        for n in counts {
+            all(n)?;
+            gpu.joined(|| all(n))?; // others where launches follow each other
         }
         Ok(())
     })
@@ -303,7 +307,8 @@ pub fn host_bytes(tape: &Tape, plan: &Plan, shape: &Shape) -> usize {
             Place::Gpu(_) => {}
             Place::Cpu | Place::Twin => {
                 let Some(out) = step.outs.first().map(|x| tape.slots[x.0 as usize]) else { continue };
-                let rows = if out.rows == RowSet::All { shape.n_batch } else { shape.n_output_rows };
+                let of_all = matches!(out.rows, RowSet::All | RowSet::Others);
+                let rows = if of_all { shape.n_batch } else { shape.n_output_rows };
                 inside = inside.max(step.op.cpu_scratch_bytes(rows, out.width));
             }
         }

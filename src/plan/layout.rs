@@ -1,5 +1,7 @@
 //! Which buffer of a place holds each value: values that are never alive together share one.
 
+use std::ops::Range;
+
 use super::{Place, PlanStage, Shape};
 use crate::tape::{ExpertShare, RowSet, Slot, Step, Tape, code_bytes};
 
@@ -17,13 +19,17 @@ pub struct Layout {
 
 impl Layout {
     /// Walks the stages once for the last use of each value and once to hand out buffers. A step's outputs never share
-    /// a buffer with its inputs.
-    pub fn new(tape: &Tape, stages: &[PlanStage], place: Place) -> Layout {
+    /// a buffer with its inputs. The results of a part of the tape are there until another part is walked.
+    pub fn new(tape: &Tape, (stages, parts): (&[PlanStage], &[Range<usize>]), place: Place) -> Layout {
         // Every moment at which this place reads or writes: (reads, writes).
         let mut moments: Vec<(Vec<Slot>, Vec<Slot>)> = Vec::new();
         let mut shares: Vec<&Step> = Vec::new(); // the GPU's of steps that are split by expert
         let mut coded = vec![false; tape.slots.len()];
-        for stage in stages {
+        let mut ends: Vec<usize> = Vec::new(); // the moments before the end of each part
+        for (i, stage) in stages.iter().enumerate() {
+            if parts.get(ends.len()).is_some_and(|part| part.end == i) {
+                ends.push(moments.len());
+            }
             match stage {
                 PlanStage::Copy(x, from, _) if *from == place => moments.push((vec![*x], vec![])),
                 PlanStage::Copy(x, _, to) if *to == place => moments.push((vec![], vec![*x])),
@@ -48,14 +54,20 @@ impl Layout {
             moments[sum].0.extend(&step.ins);
             step.ins.iter().for_each(|x| last[x.0 as usize] = last[x.0 as usize].max(sum));
         }
-        if place == Place::Cpu {
-            tape.results().iter().for_each(|x| last[x.0 as usize] = usize::MAX); // read after the walk
+        for part in (0..parts.len()).filter(|_| place == Place::Cpu) {
+            // Read after the walk: their buffers are free with the first moment of the next part.
+            let end = ends.get(part).map_or(usize::MAX, |end| end - 1);
+            tape.results(part).iter().for_each(|x| last[x.0 as usize] = end);
+            if let Some(moment) = moments.get_mut(end) {
+                moment.0.extend(tape.results(part));
+            }
         }
         let mut layout = Layout { buffer: vec![None; tape.slots.len()], widths: Vec::new(), coded };
         let mut free: Vec<u32> = Vec::new();
         for (at, (reads, writes)) in moments.iter().enumerate() {
             for x in writes {
-                let (width, rows) = (tape.width(*x), (tape.slots[x.0 as usize].rows != RowSet::All) as usize);
+                let of_outputs = matches!(tape.slots[x.0 as usize].rows, RowSet::Output | RowSet::Argmax);
+                let (width, rows) = (tape.width(*x), of_outputs as usize);
                 // The free buffer whose width is nearest, so that wide ones stay for wide values.
                 let near = |&i: &usize| layout.widths[free[i] as usize][rows].abs_diff(width);
                 let pick = (0..free.len()).min_by_key(near);

@@ -41,6 +41,8 @@ pub struct Plan {
     pub state_places: Vec<Place>,
     /// The runs and copies, in order.
     pub stages: Vec<PlanStage>,
+    /// The stages of each part of the tape: the model's, then those of each draft head.
+    pub parts: Vec<Range<usize>>,
     /// Buffers of each place, in the order of [`Place::ALL`].
     pub layouts: Vec<Layout>,
     /// The capacities of the GPUs' expert caches, by their numbers.
@@ -72,8 +74,9 @@ impl Plan {
                 ExpertShare::OnGpu => Some(rule(i, step)).filter(|p| p.is_gpu()).unwrap_or(Place::Gpu(0)),
                 ExpertShare::OnCpu => Place::Cpu,
                 // The argmax is found where the logits are.
-                ExpertShare::All if step.outs.first() == tape.argmax.as_ref() => {
-                    let head = tape.steps.iter().position(|s| s.outs.first() == tape.logits.as_ref());
+                ExpertShare::All if step.outs.first() == Some(&tape.results(step.part)[1]) => {
+                    let logits = tape.results(step.part)[0];
+                    let head = tape.steps.iter().position(|s| s.outs.first() == Some(&logits));
                     places[head.expect("a finished tape has logits")]
                 }
                 ExpertShare::All => held.unwrap_or_else(|| rule(i, step)),
@@ -84,10 +87,10 @@ impl Plan {
             }
             places.push(place);
         }
-        let stages = order(tape, &places);
-        let layouts = Place::ALL.iter().map(|&p| Layout::new(tape, &stages, p)).collect();
+        let (stages, parts) = order(tape, &places);
+        let layouts = Place::ALL.iter().map(|&p| Layout::new(tape, (&stages, &parts), p)).collect();
         let state_places = state_places.into_iter().map(|p| p.unwrap_or(Place::Cpu)).collect();
-        Plan { places, state_places, stages, layouts, caches: Default::default(), starts: Vec::new() }
+        Plan { places, state_places, stages, parts, layouts, caches: Default::default(), starts: Vec::new() }
     }
 
     /// The buffer of a value at a place where it is at some time.
@@ -139,17 +142,22 @@ pub(crate) fn shared_states(tape: &Tape) -> Vec<Option<usize>> {
 /// The host waits while it computes, the GPU does not: so what the GPU can do without the host's next results is started
 /// before the host begins. A host step waits until something on the GPU needs it, and GPU steps overtake it meanwhile:
 /// of an expert layer that gives norm, router, copies down, shared expert on the GPU, then the experts on the host,
-/// then the copy up and the sum.
-fn order(tape: &Tape, places: &[Place]) -> Vec<PlanStage> {
+/// then the copy up and the sum. Each part of the tape ends before the next begins; returned are also the stages of each.
+fn order(tape: &Tape, places: &[Place]) -> (Vec<PlanStage>, Vec<Range<usize>>) {
     let mut home: Vec<Vec<Place>> = vec![Vec::new(); tape.slots.len()]; // places that hold the value by now
     let mut stages: Vec<PlanStage> = Vec::new();
     let mut late: Vec<PlanStage> = Vec::new(); // what the host has still to do
     let mut owed = vec![false; tape.slots.len()]; // values that it owes
-    let run = |stages: &mut Vec<PlanStage>, place: Place, i: usize| match stages.last_mut() {
+    let run = |stages: &mut Vec<PlanStage>, before: usize, place: Place, i: usize| match stages[before..].last_mut() {
         Some(PlanStage::Run(p, range)) if *p == place && range.end == i => range.end = i + 1,
         _ => stages.push(PlanStage::Run(place, i..i + 1)),
     };
+    let mut parts: Vec<Range<usize>> = Vec::new();
     for (i, (step, &place)) in tape.steps.iter().zip(places).enumerate() {
+        if step.part > parts.len() {
+            end_part(tape, parts.len(), &home, (&mut stages, &mut late), &mut parts);
+            owed.fill(false);
+        }
         if place.is_gpu() && step.ins.iter().any(|x| owed[x.0 as usize]) {
             stages.append(&mut late);
             owed.fill(false);
@@ -171,17 +179,31 @@ fn order(tape: &Tape, places: &[Place]) -> Vec<PlanStage> {
             home[x.0 as usize].push(place);
             owed[x.0 as usize] = !place.is_gpu();
         }
-        run(if place.is_gpu() { &mut stages } else { &mut late }, place, i);
+        match place.is_gpu() {
+            true => run(&mut stages, parts.last().map_or(0, |before| before.end), place, i),
+            false => run(&mut late, 0, place, i),
+        }
     }
-    stages.append(&mut late);
-    // What a walk gives is read from the CPU's memory.
-    for slot in tape.results() {
+    end_part(tape, parts.len(), &home, (&mut stages, &mut late), &mut parts);
+    (stages, parts)
+}
+
+/// Ends the stages of a part, with what the host has still to do and the results, which are read from the CPU's memory.
+fn end_part(
+    tape: &Tape,
+    part: usize,
+    home: &[Vec<Place>],
+    (stages, late): (&mut Vec<PlanStage>, &mut Vec<PlanStage>),
+    parts: &mut Vec<Range<usize>>,
+) {
+    stages.append(late);
+    for slot in tape.results(part) {
         let at = &home[slot.0 as usize];
         if !at.contains(&Place::Cpu) {
             stages.push(PlanStage::Copy(slot, at[0], Place::Cpu));
         }
     }
-    stages
+    parts.push(parts.last().map_or(0, |before| before.end)..stages.len());
 }
 
 #[cfg(test)]
@@ -195,12 +217,13 @@ mod tests {
 
     #[test]
     fn steps_that_share_a_state_through_others_are_one_group() {
-        let spec = StateSpec { label: "state".into(), width: 1, ty: quant::TYPES[0], kind: StateKind::Fixed };
+        let spec = StateSpec { label: "state".into(), width: 1, ty: quant::TYPES[0], kind: StateKind::Fixed, trail: 0 };
         let mut tape = Tape { states: vec![spec; 3], ..Tape::default() };
         for states in [&[0u32][..], &[2], &[1], &[], &[0, 1]] {
             tape.steps.push(Step {
                 label: format!("step {}", tape.steps.len()),
                 layer: None,
+                part: 0,
                 role: Role::Attention,
                 op: Arc::new(Add),
                 share: ExpertShare::All,

@@ -23,7 +23,7 @@ pub fn split(tape: &Tape, which: &dyn Fn(usize) -> bool) -> Tape {
         let depends = late.iter().any(|s| s.outs.iter().any(|x| step.ins.contains(x)));
         // Steps that share a state stay in order.
         let may_wait = step.states.is_empty() && !which(i);
-        if late.first().is_some_and(|s| s.layer != step.layer) || (depends && !may_wait) {
+        if late.first().is_some_and(|s| s.layer != step.layer || s.part != step.part) || (depends && !may_wait) {
             halves.steps.append(&mut late);
         } else if depends {
             late.push(step.clone());

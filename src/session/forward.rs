@@ -23,7 +23,7 @@ use crate::tape::{Batch, Row};
 
 /// Single tokens that are computed together and come out as if each were alone. Measured on two cores: 8 lose a tenth at
 /// most by it, 32 a quarter.
-const FEW: usize = 8;
+pub(super) const FEW: usize = 8;
 
 /// Which logits a call returns.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -66,7 +66,8 @@ impl Output {
         }
     }
 
-    fn argmax(logits: &[f32]) -> Output {
+    /// The largest of a token's logits, as [`Want::Argmax`] returns it.
+    pub fn argmax(logits: &[f32]) -> Output {
         let best = logits.iter().position(|v| v.is_nan()).unwrap_or_else(|| argmax(logits) as usize);
         Output::Argmax { token: best as u32, logit: logits[best] }
     }
@@ -95,8 +96,8 @@ pub struct DecodeStats {
 
 /// Who looks on during a call.
 #[derive(Default)]
-struct Looking<'a> {
-    observer: Option<Observer<'a>>,
+pub(super) struct Looking<'a> {
+    pub(super) observer: Option<Observer<'a>>,
     progress: Option<&'a mut dyn FnMut(Progress)>,
 }
 
@@ -205,26 +206,37 @@ impl Session {
     /// Computes the parts; where the GPU fails and the session goes on with the CPU, from the
     /// beginning of the call again.
     fn forward_watched(&mut self, parts: &[(usize, &[u32], Want)], mut looking: Looking<'_>) -> Result<Vec<Output>> {
+        self.recovering(|s| s.forward_once(parts, &mut looking))
+    }
+
+    /// Computes; where the GPU fails and the session goes on with the CPU, once more.
+    pub(super) fn recovering<T>(&mut self, mut compute: impl FnMut(&mut Session) -> Result<T>) -> Result<T> {
         if let Some(lost) = &self.lost {
             return Err(lost.clone().into());
         }
         let had = self.lengths();
-        match self.forward_once(parts, &mut looking) {
+        match compute(self) {
             Err(e) if e.is::<GpuLost>() && self.lost.is_none() => {
                 self.after_loss(&had, e)?;
-                self.forward_once(parts, &mut looking)
+                compute(self)
             }
             done => done,
         }
     }
 
-    fn forward_once(&mut self, parts: &[(usize, &[u32], Want)], looking: &mut Looking<'_>) -> Result<Vec<Output>> {
+    /// Fails if a part has tokens that its sequence cannot have, or a sequence has two parts.
+    pub(super) fn check_parts(&self, parts: &[(usize, &[u32], Want)]) -> Result<()> {
         for (i, &(seq, tokens, _)) in parts.iter().enumerate() {
             self.check(self.seqs[seq].tokens.len(), tokens)?;
             if parts[..i].iter().any(|p| p.0 == seq) {
                 bail!("sequence {seq} is given twice in one call; at most one part for each sequence expected");
             }
         }
+        Ok(())
+    }
+
+    fn forward_once(&mut self, parts: &[(usize, &[u32], Want)], looking: &mut Looking<'_>) -> Result<Vec<Output>> {
+        self.check_parts(parts)?;
         let mut outputs: Vec<Output> = parts.iter().map(|_| Output::Logits(Vec::new())).collect();
         for (output, &part) in outputs.iter_mut().zip(parts).filter(|(_, p)| p.1.len() > 1) {
             *output = self.read_prompt(part, looking)?;
@@ -250,8 +262,9 @@ impl Session {
         Ok(outputs)
     }
 
-    /// Computes one token for each of several sequences in one walk. Such a walk is not interrupted: it is over soon.
-    fn decode(
+    /// Computes one token for each of several sequences in one walk, or several where drafts are verified. Such a walk is not
+    /// interrupted: it is over soon.
+    pub(super) fn decode(
         &mut self,
         rows: &[(usize, u32, Want)],
         deterministic_rows: bool,
@@ -260,11 +273,20 @@ impl Session {
         let is_wanted = |want: Want| !matches!(want, Want::None | Want::From(1..));
         let output_rows: Vec<u32> = (0..rows.len() as u32).filter(|&i| is_wanted(rows[i as usize].2)).collect();
         let argmax_only = !output_rows.is_empty() && output_rows.iter().all(|&i| rows[i as usize].2 == Want::Argmax);
-        let row = |&(seq, token, _): &(usize, u32, Want)| {
-            let pos = self.seqs[seq].tokens.len() as u32;
-            Row { token, seq: seq as u32, pos }
+        let row = |(i, &(seq, token, _)): (usize, &(usize, u32, Want))| {
+            let before = rows[..i].iter().rev().take_while(|r| r.0 == seq).count();
+            Row { token, seq: seq as u32, pos: (self.seqs[seq].tokens.len() + before) as u32 }
         };
-        let batch = Batch { rows: rows.iter().map(row).collect(), output_rows, argmax_only, deterministic_rows };
+        let verifies = rows.windows(2).any(|pair| pair[0].0 == pair[1].0);
+        let batch = Batch {
+            rows: rows.iter().enumerate().map(row).collect(),
+            output_rows,
+            argmax_only,
+            deterministic_rows,
+            alone: self.options.deterministic,
+            verifies,
+            part: 0,
+        };
         let start = Instant::now();
         if let Err(e) = self.engine.walk(&batch, &AtomicBool::new(false), Watch { observer, progress: None }) {
             if e.is::<CutShort>() {
@@ -286,7 +308,9 @@ impl Session {
             },
             _ => Output::Logits(results.next().expect("a result for each row that wants one").to_vec()),
         };
-        Ok(rows.iter().map(|r| r.2).map(output).collect())
+        let outputs = rows.iter().map(|r| r.2).map(output).collect();
+        rows.iter().try_for_each(|row| self.heads_follow(row.0, None))?;
+        Ok(outputs)
     }
 
     /// Reads several tokens into a sequence, batch after batch, with checkpoints before and after them.
@@ -311,12 +335,13 @@ impl Session {
                 rows: chunk.iter().zip(pos..).map(row).collect(),
                 output_rows,
                 argmax_only: want == Want::Argmax,
-                deterministic_rows: false,
+                ..Batch::default()
             };
             self.read_batch((seq, chunk), &batch, (first, tokens.len()), looking)?;
             if !batch.output_rows.is_empty() {
                 results.extend_from_slice(self.engine.result(&batch));
             }
+            self.heads_follow(seq, Some(1))?;
         }
         self.checkpoint(seq)?;
         match want {
@@ -337,7 +362,7 @@ impl Session {
         let from = self.seqs[seq].tokens.len();
         // Going back from a half-read batch must not mean reading all batches before it again.
         let before = (first > 0 && self.is_overwritten()).then(|| self.overwritten(seq)).transpose()?;
-        let n_steps = self.engine.tape.steps.len();
+        let n_steps = self.engine.tape.model().len();
         let observer = reborrow(&mut looking.observer);
         let mut report = looking
             .progress

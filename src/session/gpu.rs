@@ -94,14 +94,16 @@ impl Session {
         Ok(())
     }
 
-    /// Waits for all that the GPU was given, so that nothing fails while a sequence is saved.
+    /// Waits for all that the GPU was given, and for draft heads to read what they have not read yet, so that a sequence can
+    /// be saved and nothing fails meanwhile.
     ///
     /// # Errors
     /// [`GpuLost`], with all sequences empty, or read again on the CPU where
     /// [`Options::gpu_fallback`] asks for that.
     pub fn settle(&mut self) -> Result<()> {
         let had = self.lengths();
-        match self.engine.settle() {
+        let heads = (0..self.seqs.len()).try_for_each(|seq| self.heads_follow(seq, Some(1)));
+        match heads.and_then(|()| self.engine.settle()) {
             Err(e) if self.lost.is_none() && e.is::<GpuLost>() => self.after_loss(&had, e),
             _ => Ok(()),
         }

@@ -1,7 +1,7 @@
 //! Records a tape: finds each weight in the file's directory, checks its shape, and pushes a step. The ops' own
 //! builder methods (`b.norm`, `b.attend`, ...) are in the ops' files.
 
-use std::cell::RefCell;
+use std::cell::{Cell, RefCell};
 use std::collections::{HashMap, HashSet};
 use std::rc::Rc;
 use std::sync::Arc;
@@ -13,7 +13,7 @@ use super::{
     ExpertShare, Op, Refusal, Role, RowSet, Slot, SlotInfo, StateId, StateKind, StateSpec, Step, Tape, Weight,
     WeightId, WeightKind, WrongCacheType,
 };
-use crate::gguf::{Gguf, TensorType};
+use crate::gguf::{DRAFTER, Gguf, TensorType};
 use crate::quant::QuantType;
 
 /// Some converters flatten a stack of matrices: (groups * rows, columns) for (groups, rows,
@@ -37,6 +37,28 @@ pub fn trunk_blocks(gguf: &Gguf, all: usize, extra: usize) -> usize {
     (all - extra..all).find(|n| !is_layer(n)).unwrap_or(all)
 }
 
+/// The key that says how many blocks at the end of a file are draft heads.
+const HEADS: &str = "nextn_predict_layers";
+
+/// The number of the last block that a file has tensors of.
+fn last_block(gguf: &Gguf) -> usize {
+    let number = |name: &str| name.strip_prefix("blk.")?.split('.').next()?.parse::<usize>().ok();
+    gguf.tensors.iter().filter_map(|t| number(&t.name)).filter(|&i| i < gguf.tensors.len()).max().unwrap_or(0)
+}
+
+/// Whether a block is a draft head.
+fn is_head(gguf: &Gguf, block: usize) -> bool {
+    let prefix = format!("blk.{block}.nextn.");
+    gguf.tensors.iter().any(|t| t.name.starts_with(&prefix))
+}
+
+/// The first of the blocks at the end that are draft heads although the metadata states none: all blocks from it on have
+/// `nextn` tensors.
+fn unstated_heads(gguf: &Gguf, all: usize) -> Option<usize> {
+    let n_heads = (0..all.max(1 + last_block(gguf))).rev().take_while(|&i| is_head(gguf, i)).count();
+    Some(all.max(1 + last_block(gguf)) - n_heads).filter(|&first| n_heads > 0 && (1..=all).contains(&first))
+}
+
 /// The user's settings that shape a tape.
 #[derive(Clone, Debug)]
 pub struct Settings {
@@ -46,6 +68,8 @@ pub struct Settings {
     pub type_k: &'static QuantType,
     /// The format of cached values.
     pub type_v: &'static QuantType,
+    /// Whether the file's draft heads (blocks for multi-token prediction) are recorded after the model.
+    pub heads: bool,
 }
 
 /// The state that all scopes of one builder share.
@@ -62,6 +86,12 @@ pub(super) struct Recorder<'a> {
     origins: RefCell<Vec<String>>,
     /// The metadata keys that were looked up, without the architecture's prefix.
     pub(super) read: RefCell<HashSet<String>>,
+    /// Those of a drafter's metadata.
+    pub(super) read_of_drafter: RefCell<HashSet<String>>,
+    /// The part of the tape that steps are recorded for.
+    part: Cell<usize>,
+    /// The blocks that are draft heads.
+    head_blocks: RefCell<Vec<usize>>,
 }
 
 /// Writes a tape from a file's header. A builder of a layer ([`Layer::scope`]) finds weights by their names in the
@@ -71,6 +101,8 @@ pub struct Builder<'a> {
     pub(super) rec: Rc<Recorder<'a>>,
     pub(super) layer: Option<usize>,
     role: Option<Role>,
+    /// Whether names and keys are those of a drafter that was taken in.
+    pub(super) drafter: bool,
 }
 
 /// A layer of a model.
@@ -83,7 +115,7 @@ pub struct Layer {
 impl Layer {
     /// A builder of this layer: `attn_q` means `blk.I.attn_q`.
     pub fn scope<'a>(&self, b: &Builder<'a>) -> Builder<'a> {
-        Builder { rec: b.rec.clone(), layer: Some(self.i), role: None }
+        Builder { layer: Some(self.i), role: None, ..b.clone() }
     }
 }
 
@@ -99,8 +131,11 @@ impl<'a> Builder<'a> {
             labels: RefCell::default(),
             origins: RefCell::default(),
             read: RefCell::default(),
+            read_of_drafter: RefCell::default(),
+            part: Cell::new(0),
+            head_blocks: RefCell::default(),
         };
-        Builder { rec: Rc::new(rec), layer: None, role: None }
+        Builder { rec: Rc::new(rec), layer: None, role: None, drafter: false }
     }
 
     /// The same builder for steps of one part of the model, for those whose op does not say which part it is.
@@ -141,7 +176,7 @@ impl<'a> Builder<'a> {
     }
 
     /// The layers that take part: `block_count`, less the blocks at the end that predict further tokens
-    /// (`nextn_predict_layers`) and are ignored.
+    /// (`nextn_predict_layers`): the draft heads, see [`Builder::draft_heads`].
     ///
     /// # Errors
     /// If the keys do not fit each other or the file.
@@ -152,25 +187,144 @@ impl<'a> Builder<'a> {
             let want = format!("no more blocks than the file's {} tensors", gguf.tensors.len());
             return Err(self.bad_key("block_count", all, want));
         }
-        let extra = self.count_or_zero("nextn_predict_layers")?;
+        let extra = self.count_or_zero(HEADS)?;
         if extra >= all {
-            return Err(self.bad_key("nextn_predict_layers", extra, format!("fewer than the {all} blocks")));
+            return Err(self.bad_key(HEADS, extra, format!("fewer than the {all} blocks")));
         }
         let n = trunk_blocks(gguf, all, extra);
-        for i in n..all {
-            self.ignore(&format!("blk.{i}."), "multi-token prediction is not used yet");
+        if extra == 0
+            && let Some(first) = unstated_heads(gguf, all)
+        {
+            return Ok(self.without_heads(first, all));
         }
+        for i in n..all {
+            self.ignore(&format!("blk.{i}."), "blocks for multi-token prediction, which is off");
+        }
+        let heads: Vec<usize> = (n..all).take_while(|&i| is_head(gguf, i)).collect();
+        self.rec.tape.borrow_mut().heads_off = Some(match heads.len() {
+            0 if extra == 0 => "the file has no blocks for multi-token prediction".into(),
+            0 => format!(
+                "{} has {HEADS} = {extra}, and the file has no tensors of such blocks; a file converted with them has draft heads",
+                self.file()
+            ),
+            _ => format!("this version does not compute the draft heads of {}", self.rec.arch),
+        });
+        self.rec.head_blocks.replace(heads);
         Ok((0..n).map(|i| Layer { i }).collect())
+    }
+
+    /// The layers of a file with blocks for multi-token prediction, from `first` on, that its metadata does not mention.
+    fn without_heads(&self, first: usize, all: usize) -> Vec<Layer> {
+        const WHY: &str = "blocks for multi-token prediction that the metadata does not state";
+        let blocks = all.max(1 + last_block(self.rec.gguf));
+        (first..blocks).for_each(|i| self.ignore(&format!("blk.{i}."), WHY));
+        let why = format!("the file has such blocks (blk.{first}.nextn.*), but its metadata has no {HEADS}");
+        self.rec.tape.borrow_mut().heads_off = Some(why);
+        (0..first.min(all)).map(|i| Layer { i }).collect()
+    }
+
+    // ---- draft heads ----
+
+    /// Ends the model, whose logits these are, and begins its draft heads, if they are wanted and the file has any: returns
+    /// their blocks. What [`Builder::hand_on`] stores of `hidden` is what heads read of each of the model's tokens.
+    ///
+    /// # Errors
+    /// If the widths of states do not fit each other.
+    pub fn draft_heads(&self, logits: Slot, hidden: Slot) -> Result<Vec<Layer>> {
+        let blocks = match self.rec.settings.heads {
+            true => self.rec.head_blocks.borrow().clone(),
+            false => Vec::new(),
+        };
+        if blocks.is_empty() {
+            return Ok(Vec::new());
+        }
+        self.hand_on(hidden)?;
+        self.end_part(logits);
+        let mut tape = self.rec.tape.borrow_mut();
+        tape.heads_off = None;
+        tape.ignored.retain(|(prefix, _)| !blocks.iter().any(|i| *prefix == format!("blk.{i}.")));
+        Ok(blocks.into_iter().map(|i| Layer { i }).collect())
+    }
+
+    /// Ends the model, whose logits these are, if heads are wanted and a drafter of this architecture was taken in that reads
+    /// `hidden` of each of the model's tokens. Returns whether it is so.
+    ///
+    /// # Errors
+    /// If the drafter is of another architecture.
+    pub fn has_drafter(&self, arch: &str, logits: Slot, hidden: Slot) -> Result<bool> {
+        match self.rec.gguf.drafter().filter(|_| self.rec.settings.heads) {
+            None => return Ok(false),
+            Some(have) if have != arch => bail!("{}: the drafter is {have:?}, expected {arch:?}", self.file()),
+            Some(_) => {}
+        }
+        self.hand_on(hidden)?;
+        self.end_part(logits);
+        let mut tape = self.rec.tape.borrow_mut();
+        (tape.heads_off, tape.is_drafter) = (None, true);
+        Ok(true)
+    }
+
+    /// A builder of the drafter that was taken in, which records the next part of the tape.
+    pub fn drafter_scope(&self) -> Builder<'a> {
+        self.rec.part.set(self.rec.part.get() + 1);
+        Builder { layer: None, role: None, drafter: true, ..self.clone() }
+    }
+
+    /// A builder of the next draft head, in this block.
+    pub fn head_scope(&self, block: Layer) -> Builder<'a> {
+        self.rec.part.set(self.rec.part.get() + 1);
+        block.scope(self)
+    }
+
+    /// Ends the part of the tape that is being recorded, whose logits these are.
+    pub fn end_part(&self, logits: Slot) {
+        let argmax = self.root().argmax(logits);
+        let mut tape = self.rec.tape.borrow_mut();
+        match self.rec.part.get() {
+            0 => (tape.logits, tape.argmax) = (Some(logits), Some(argmax)),
+            _ => tape.heads.push([logits, argmax]),
+        }
+    }
+
+    /// Whether the model's part has ended.
+    pub(crate) fn has_ended(&self) -> bool {
+        self.rec.tape.borrow().logits.is_some()
+    }
+
+    /// The state of the rows that draft heads read, of this width: one for the model and all heads. It has room to go back
+    /// some hundred rows, and to let heads fall as far behind.
+    ///
+    /// # Errors
+    /// If it has another width.
+    pub(crate) fn hidden_state(&self, width: usize) -> Result<StateId> {
+        if let Some(known) = self.rec.tape.borrow().hidden {
+            let have = self.rec.tape.borrow().states[known.0 as usize].width;
+            if have != width {
+                bail!("{}: a draft head hands on {width} columns, the model {have}", self.file());
+            }
+            return Ok(known);
+        }
+        let ty = crate::quant::TYPES[0];
+        let kind = StateKind::Rows { every: 1, window: Some(2), before_batch: false }; // its own row, and the one before
+        let id = self.state(StateSpec { label: "hidden".into(), width, ty, kind, trail: 0 });
+        self.rec.tape.borrow_mut().hidden = Some(id);
+        Ok(id)
     }
 
     // ---- weights, by their names in this builder's layer ----
 
     /// The name in the file: `blk.I.NAME` in a layer, else `NAME`.
     fn full(&self, name: &str) -> String {
+        let file = if self.drafter { DRAFTER } else { "" };
         match self.layer {
-            Some(i) => format!("blk.{i}.{name}"),
-            None => name.into(),
+            Some(i) => format!("{file}blk.{i}.{name}"),
+            None => format!("{file}{name}"),
         }
+    }
+
+    /// The architecture whose metadata is read.
+    pub(super) fn arch(&self) -> &str {
+        self.rec.gguf.drafter().filter(|_| self.drafter).unwrap_or(&self.rec.arch)
     }
 
     /// The shape of a tensor, (matrices,) rows, columns, if the file has it.
@@ -399,6 +553,7 @@ impl<'a> Builder<'a> {
         tape.steps.push(Step {
             label,
             layer: self.layer,
+            part: self.rec.part.get(),
             role,
             op: Arc::new(op),
             share: ExpertShare::All,
@@ -408,11 +563,6 @@ impl<'a> Builder<'a> {
             states: states.to_vec(),
         });
         outs
-    }
-
-    /// Keeps all rows of a value, also those that are no output rows.
-    pub fn keep(&self, x: Slot) {
-        self.rec.tape.borrow_mut().kept.push(x);
     }
 
     // ---- states ----
@@ -436,21 +586,22 @@ impl<'a> Builder<'a> {
         if !width.is_multiple_of(ty.block) {
             bail!(WrongCacheType::new("-ctk", ty, format!("the width {width} of {label}")));
         }
-        Ok(self.state(StateSpec { label, width, ty, kind: StateKind::Rows { every, window, before_batch: false } }))
+        let kind = StateKind::Rows { every, window, before_batch: false };
+        Ok(self.state(StateSpec { label, width, ty, kind, trail: 0 }))
     }
 
     /// The newest `n` rows of f32 from before the current batch.
     pub fn last_rows(&self, name: &str, width: usize, n: usize) -> StateId {
         let label = self.full(name);
         let kind = StateKind::Rows { every: 1, window: Some(n), before_batch: true };
-        self.state(StateSpec { label, width, ty: crate::quant::TYPES[0], kind })
+        self.state(StateSpec { label, width, ty: crate::quant::TYPES[0], kind, trail: 0 })
     }
 
     /// A recurrent state: one block of floats.
     pub fn fixed_state(&self, name: &str, width: usize) -> StateId {
         let label = self.full(name);
         let ty = crate::quant::TYPES[0]; // a recurrent state is f32: anything less collapses within a few tokens
-        self.state(StateSpec { label, width, ty, kind: StateKind::Fixed })
+        self.state(StateSpec { label, width, ty, kind: StateKind::Fixed, trail: 0 })
     }
 
     fn state(&self, spec: StateSpec) -> StateId {
@@ -465,9 +616,19 @@ impl<'a> Builder<'a> {
     /// A [`Refusal`] if the file holds tensors that the family neither read nor ignored, or
     /// metadata keys that it did not read and that change what is computed: a model with a part
     /// that is not understood is refused, never run without it.
-    pub fn finish(self, logits: Slot, argmax: Slot) -> Result<Tape> {
+    pub fn finish(self) -> Result<Tape> {
         let mut tape = self.rec.tape.take();
-        (tape.logits, tape.argmax) = (Some(logits), Some(argmax));
+        if !self.rec.settings.heads {
+            tape.heads_off = None;
+        }
+        if !tape.is_drafter && self.rec.gguf.drafter().is_some() {
+            tape.ignored.push((DRAFTER.into(), "a drafter, which is off"));
+            if self.rec.settings.heads && tape.heads.is_empty() {
+                let (file, arch) = (self.file(), &self.rec.arch);
+                let drafter = self.rec.gguf.drafter().unwrap_or_default();
+                tape.heads_off = Some(format!("{file}: this version has no drafter {drafter:?} for a {arch} model"));
+            }
+        }
         let (gguf, known, read) = (self.rec.gguf, self.rec.known.borrow(), self.rec.read.take());
         // What 4-bit activations would be divided by on hardware that has them. Here they are not 4-bit.
         for t in gguf.tensors.iter().filter(|t| !known.contains_key(&t.name)) {
@@ -482,8 +643,13 @@ impl<'a> Builder<'a> {
             .filter(|n| !known.contains_key(*n) && !tape.ignored.iter().any(|(p, _)| n.starts_with(p)))
             .cloned()
             .collect();
-        let keys;
+        let mut keys;
         (tape.unused_keys, keys) = known_keys::unused(gguf, &self.rec.arch, &read);
+        if let Some(arch) = gguf.drafter().filter(|_| tape.is_drafter) {
+            let (unused, refused) = known_keys::unused(gguf, arch, &self.rec.read_of_drafter.borrow());
+            tape.unused_keys.extend(unused);
+            keys.extend(refused);
+        }
         if !tensors.is_empty() || !keys.is_empty() {
             let (file, arch) = (gguf.path.display().to_string(), self.rec.arch.clone());
             return Err(Refusal { file, arch, tensors, keys }.into());

@@ -17,13 +17,14 @@ const MAX_COUNT: usize = 1 << 20;
 impl Builder<'_> {
     /// The key with the architecture's prefix.
     fn full_key(&self, name: &str) -> String {
-        format!("{}.{name}", self.rec.arch)
+        format!("{}.{name}", self.arch())
     }
 
     /// The key with the architecture's prefix, for whoever looks it up: it is noted as read. What is not noted is held
     /// against the known keys when the tape is finished.
     fn key(&self, name: &str) -> String {
-        self.rec.read.borrow_mut().insert(name.to_owned());
+        let read = if self.drafter { &self.rec.read_of_drafter } else { &self.rec.read };
+        read.borrow_mut().insert(name.to_owned());
         self.full_key(name)
     }
 

@@ -12,6 +12,7 @@ mod state;
 
 use std::collections::HashMap;
 use std::fmt::Debug;
+use std::ops::Range;
 use std::sync::Arc;
 
 pub use builder::{Builder, Layer, Settings, trunk_blocks};
@@ -40,6 +41,8 @@ pub enum RowSet {
     Output,
     /// One per output row of which only the argmax is asked for: as many as [`RowSet::Output`], or none.
     Argmax,
+    /// One per row that is no output row.
+    Others,
 }
 
 /// The shape of a value, as far as it is known before anything runs.
@@ -182,6 +185,8 @@ pub struct Step {
     pub label: String,
     /// The layer it belongs to; None before the first layer and after the last.
     pub layer: Option<usize>,
+    /// The part of the tape that it belongs to: 0 is the model, and each draft head after it is a part of its own.
+    pub part: usize,
     /// The part of the model that it computes.
     pub role: Role,
     /// The operation.
@@ -213,10 +218,18 @@ pub struct Tape {
     pub logits: Option<Slot>,
     /// The value that holds the argmax of each output row and its logit: (argmax rows, 2).
     pub argmax: Option<Slot>,
+    /// The logits and the argmax of each draft head, which are those of parts 1, 2 ..
+    pub heads: Vec<[Slot; 2]>,
+    /// The rows that the model hands on to its draft heads, and a head to its next step; the states after it are the
+    /// heads'. None where there are no heads.
+    pub hidden: Option<StateId>,
+    /// Whether the heads are a drafter that was taken in: it reads the model's caches, and has no rows of its own. Part 1 reads
+    /// what the model handed on, part 2 what the step before did, both at the position of the token after the model's.
+    pub is_drafter: bool,
+    /// Why there are no draft heads, in words, where they were asked for.
+    pub heads_off: Option<String>,
     /// Tensors that the family leaves alone, and why (in words).
     pub ignored: Vec<(String, &'static str)>,
-    /// Values of which every row is kept, output row or not: what a draft head reads.
-    pub kept: Vec<Slot>,
     /// Metadata keys of the architecture that the tape does not depend on, and why.
     pub unused_keys: Vec<UnusedKey>,
 }
@@ -238,37 +251,77 @@ impl Tape {
         step.op.code_inputs(&weights).iter().map(|&i| step.ins[i])
     }
 
-    /// Bytes of weights that one decoded token reads.
+    /// The number of draft heads.
+    pub fn n_heads(&self) -> usize {
+        if self.is_drafter { 1 } else { self.heads.len() }
+    }
+
+    /// The number of parts: the model, and its draft heads. Steps of one part are adjacent, and no value is read in
+    /// another part than its own: what a head reads of the model is in a state.
+    pub fn parts(&self) -> usize {
+        1 + self.heads.len()
+    }
+
+    /// The steps of a part.
+    pub fn part_steps(&self, part: usize) -> Range<usize> {
+        let before = |part: usize| self.steps.partition_point(|s| s.part < part);
+        before(part)..before(part + 1)
+    }
+
+    /// The steps of the model, without those of its draft heads.
+    pub fn model(&self) -> &[Step] {
+        &self.steps[self.part_steps(0)]
+    }
+
+    /// The number of states that the model has without its draft heads: they are the first.
+    pub fn model_states(&self) -> usize {
+        self.hidden.map_or(self.states.len(), |s| s.0 as usize)
+    }
+
+    /// Bytes of weights that one decoded token reads, without draft heads.
     pub fn bytes_per_token(&self) -> usize {
-        self.steps.iter().map(|s| self.step_bytes(s)).sum()
+        self.model().iter().map(|s| self.step_bytes(s)).sum()
+    }
+
+    /// Whether a step is for rows that are no output rows alone: where a single token is decoded there are none.
+    pub fn is_of_others(&self, step: &Step) -> bool {
+        step.ins.iter().chain(&step.outs).any(|x| self.slots[x.0 as usize].rows == RowSet::Others)
     }
 
     /// Bytes of weights that one decoded token reads in a step. Of a step that is split by expert the CPU's share
     /// counts, as if nothing were cached.
     pub fn step_bytes(&self, step: &Step) -> usize {
-        if step.share == ExpertShare::OnGpu {
+        if step.share == ExpertShare::OnGpu || self.is_of_others(step) {
             return 0;
         }
         let weights: Vec<&Weight> = step.weights.iter().map(|w| &self.weights[w.0 as usize]).collect();
         step.op.bytes_per_token(&weights)
     }
 
-    /// The values that a walk returns: the logits, and the argmax of each row.
+    /// The values that a walk of a part returns: the logits, and the argmax of each row.
     ///
     /// # Panics
     /// If the tape is not finished.
-    pub fn results(&self) -> [Slot; 2] {
-        [self.logits, self.argmax].map(|x| x.expect("a finished tape has results"))
+    pub fn results(&self, part: usize) -> [Slot; 2] {
+        match part {
+            0 => [self.logits, self.argmax].map(|x| x.expect("a finished tape has results")),
+            head => self.heads[head - 1],
+        }
     }
 
-    /// The number of layers.
+    /// Has the states keep what going back `tokens` tokens takes, after a walk that verified as many drafted ones.
+    pub fn keep_trail(&mut self, tokens: usize) {
+        self.states.iter_mut().for_each(|s| s.trail = tokens);
+    }
+
+    /// The number of layers, without draft heads.
     pub fn n_layers(&self) -> usize {
-        self.steps.iter().filter_map(|s| s.layer).max().map_or(0, |last| last + 1)
+        self.model().iter().filter_map(|s| s.layer).max().map_or(0, |last| last + 1)
     }
 
     /// Size of the vocabulary.
     pub fn n_vocab(&self) -> usize {
-        self.width(self.results()[0])
+        self.width(self.results(0)[0])
     }
 }
 
@@ -294,6 +347,12 @@ pub struct Batch {
     pub argmax_only: bool,
     /// Every row is to come out, bit for bit, as if it were alone: on the CPU by row kernels only.
     pub deterministic_rows: bool,
+    /// Up to 8 rows are to come out so on a GPU, too, where attention then reads keys again for each of them.
+    pub alone: bool,
+    /// Rows of one sequence verify drafted tokens: states keep what going back to any row of it takes.
+    pub verifies: bool,
+    /// The part of the tape that is walked: 0 is the model.
+    pub part: usize,
 }
 
 impl Batch {
@@ -308,6 +367,17 @@ impl Batch {
             RowSet::All => self.rows.len(),
             RowSet::Output => self.output_rows.len(),
             RowSet::Argmax => self.output_rows.len() * self.argmax_only as usize,
+            RowSet::Others => self.rows.len() - self.output_rows.len(),
+        }
+    }
+
+    /// The numbers of the rows that a value of this row set has, rising.
+    pub fn indices(&self, rows: RowSet) -> Vec<u32> {
+        let all = 0..self.rows.len() as u32;
+        match rows {
+            RowSet::All => all.collect(),
+            RowSet::Output | RowSet::Argmax => self.output_rows.clone(),
+            RowSet::Others => all.filter(|i| self.output_rows.binary_search(i).is_err()).collect(),
         }
     }
 }
@@ -427,6 +497,12 @@ pub trait Op: Debug + Send + Sync {
     /// output rows only. False for bodies that take token or position `t` of the batch for row `t`.
     fn by_row(&self) -> bool {
         true
+    }
+
+    /// For an op that stores each row by itself, whichever rows it is given: the same op for rows of this set. None for
+    /// all others: an op that has a state is given all rows.
+    fn of_rows(&self, _rows: RowSet) -> Option<Arc<dyn Op>> {
+        None
     }
 
     /// Whether the work can be shared out by matrix of the first weight's stack, each place leaving out what the other

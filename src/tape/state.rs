@@ -5,13 +5,17 @@
 //! wraps; one with a window keeps the window, a batch, and some slack that lets a sequence be rewound a little without
 //! reading anything again; where only what came before the batch is looked at, the window is all. What cannot be rewound is
 //! restored from a checkpoint by the session.
+//!
+//! Where drafted tokens are verified ([`StateSpec::trail`]) every state can go back to each token of the last walk that
+//! verified some: a ring of rows from before the batch has as many rows more, and a fixed block is copied after each token
+//! but the last, so that going back is a choice of another block.
 
 use std::io;
-use std::ops::{Deref, DerefMut};
+use std::ops::{Deref, DerefMut, Range};
 
 use memmap2::MmapMut;
 
-use super::Row;
+use super::Batch;
 use crate::cpu;
 use crate::quant::{self, QuantType};
 
@@ -46,17 +50,21 @@ pub struct StateSpec {
     pub ty: &'static QuantType,
     /// Rows or a block.
     pub kind: StateKind,
+    /// How many tokens a sequence can go back at least after a walk that verified drafts ([`Batch::verifies`]); 0 where
+    /// nothing is drafted.
+    pub trail: usize,
 }
 
 impl StateSpec {
-    /// Rows to keep for one sequence of at most `n_ctx` tokens fed `n_batch` at a time.
+    /// Rows to keep for one sequence of at most `n_ctx` tokens fed `n_batch` at a time; of a fixed block itself and its
+    /// copies.
     pub fn capacity(&self, n_ctx: usize, n_batch: usize) -> usize {
         match self.kind {
-            StateKind::Fixed => 1,
+            StateKind::Fixed => 1 + self.trail,
             StateKind::Rows { every, window, before_batch } => {
                 let all = n_ctx.div_ceil(every).max(1);
                 if let (Some(w), true) = (window, before_batch) {
-                    return all.min(w);
+                    return all.min(w.saturating_add(self.trail));
                 }
                 let ring = |w: usize| w.saturating_add(n_batch.div_ceil(every)).saturating_add(SLACK);
                 window.map_or(all, |w| all.min(ring(w)))
@@ -93,6 +101,10 @@ pub struct SeqRows {
     low: usize,
     /// Tokens that a fixed block has absorbed.
     high: usize,
+    /// Blocks for copies of a fixed block; none where it is on a GPU.
+    copies: Vec<ZeroedBytes>,
+    /// How many tokens the copies had absorbed, the first one's number first.
+    trail: Range<usize>,
 }
 
 /// Zeroed memory, which the system commits as it fills.
@@ -130,7 +142,7 @@ impl DerefMut for ZeroedBytes {
 impl Default for State {
     fn default() -> State {
         State {
-            spec: StateSpec { label: String::new(), width: 0, ty: quant::TYPES[0], kind: StateKind::Fixed },
+            spec: StateSpec { label: String::new(), width: 0, ty: quant::TYPES[0], kind: StateKind::Fixed, trail: 0 },
             row_bytes: 0,
             capacity: 0,
             seqs: Vec::new(),
@@ -159,7 +171,10 @@ impl State {
     /// # Errors
     /// If the system does not give the memory.
     pub fn part(&self) -> io::Result<SeqRows> {
-        Ok(SeqRows { bytes: ZeroedBytes::new(self.capacity * self.row_bytes)?, ..SeqRows::default() })
+        let copies = if self.spec.kind == StateKind::Fixed { self.spec.trail } else { 0 };
+        let rows = self.capacity - copies;
+        let copies = (0..copies).map(|_| ZeroedBytes::new(self.row_bytes)).collect::<io::Result<_>>()?;
+        Ok(SeqRows { bytes: ZeroedBytes::new(rows * self.row_bytes)?, copies, ..SeqRows::default() })
     }
 
     /// The part of a sequence; its memory is empty where the state is on a GPU.
@@ -172,12 +187,17 @@ impl State {
         &mut self.seqs[seq as usize]
     }
 
-    /// Takes note that a GPU has stored what rows of a batch give.
-    pub fn wrote(&mut self, rows: &[Row]) {
-        for row in rows {
+    /// Takes note that a GPU has stored what the rows of a batch give.
+    pub fn wrote(&mut self, batch: &Batch) {
+        let mut last = None;
+        for row in &batch.rows {
             let (part, n) = (&mut self.seqs[row.seq as usize], row.pos as usize + 1);
             match self.spec.kind {
-                StateKind::Fixed => part.high = n,
+                StateKind::Fixed => {
+                    let follows = batch.verifies && last == Some(row.seq);
+                    let first = if follows { part.trail.start } else { n };
+                    (part.high, part.trail, last) = (n, first..n, Some(row.seq));
+                }
                 StateKind::Rows { every, .. } => part.low = part.low.max((n / every).saturating_sub(self.capacity)),
             }
         }
@@ -187,7 +207,7 @@ impl State {
     pub fn replaced(&mut self, seq: u32, tokens: usize, whole: bool) {
         let low = self.saved(tokens, whole).0;
         let part = &mut self.seqs[seq as usize];
-        part.high = tokens;
+        (part.high, part.trail) = (tokens, 0..0);
         if self.spec.is_overwritten() {
             part.low = low; // older rows may have been there, but later ones may have overwritten them by now
         }
@@ -255,9 +275,19 @@ impl State {
 
     /// The block of a fixed state; `tokens` is how many tokens the sequence has once the caller has updated it.
     pub fn fixed(&mut self, seq: u32, tokens: usize) -> &mut [f32] {
+        self.fixed_with_copies(seq, tokens, 0).0
+    }
+
+    /// The block of a fixed state, as [`State::fixed`], and blocks for what it is `copies` tokens before that, and so on up
+    /// to one token before: going back to these is then free.
+    ///
+    /// # Panics
+    /// If that is more than [`StateSpec::trail`].
+    pub fn fixed_with_copies(&mut self, seq: u32, tokens: usize, copies: usize) -> (&mut [f32], Vec<&mut [f32]>) {
         let part = &mut self.seqs[seq as usize];
-        part.high = tokens;
-        bytemuck::cast_slice_mut(&mut part.bytes)
+        (part.high, part.trail) = (tokens, tokens - copies..tokens);
+        let list = part.copies[..copies].iter_mut().map(|copy| bytemuck::cast_slice_mut(copy)).collect();
+        (bytemuck::cast_slice_mut(&mut part.bytes), list)
     }
 
     /// Forgets a sequence.
@@ -266,14 +296,28 @@ impl State {
         if self.spec.kind == StateKind::Fixed {
             part.bytes.fill(0);
         }
-        (part.low, part.high) = (0, 0);
+        (part.low, part.high, part.trail) = (0, 0, 0..0);
+    }
+
+    /// Goes back to `tokens` tokens, as [`State::can_rewind`] allows. Returns the number of the copy that a GPU must make
+    /// the block for that, if one; elsewhere that is done.
+    pub fn go_back(&mut self, seq: u32, tokens: usize) -> Option<usize> {
+        let part = &mut self.seqs[seq as usize];
+        if self.spec.kind != StateKind::Fixed || !part.trail.contains(&tokens) {
+            return None;
+        }
+        let copy = tokens - part.trail.start;
+        (part.high, part.trail.end) = (tokens, tokens);
+        let Some(block) = part.copies.get_mut(copy) else { return Some(copy) };
+        std::mem::swap(&mut part.bytes, block);
+        None
     }
 
     /// Whether the sequence can go back to `tokens` tokens with what is stored.
     pub fn can_rewind(&self, seq: u32, tokens: usize) -> bool {
         let part = &self.seqs[seq as usize];
         match self.spec.kind {
-            StateKind::Fixed => tokens >= part.high,
+            StateKind::Fixed => tokens >= part.high || part.trail.contains(&tokens),
             StateKind::Rows { window: None, .. } => true,
             // The next row is tokens / every, and a window ends with it.
             StateKind::Rows { every, window: Some(w), .. } => (tokens / every + 1).saturating_sub(w) >= part.low,
@@ -303,7 +347,7 @@ mod tests {
 
     fn rows(window: Option<usize>, every: usize) -> StateSpec {
         let kind = StateKind::Rows { every, window, before_batch: false };
-        StateSpec { label: "test".into(), width: 1, ty: quant::TYPES[0], kind }
+        StateSpec { label: "test".into(), width: 1, ty: quant::TYPES[0], kind, trail: 0 }
     }
 
     fn value(s: &State, row: usize) -> f32 {

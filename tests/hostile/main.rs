@@ -51,7 +51,7 @@ enum Outcome {
 }
 
 fn options() -> Options {
-    Options { n_ctx: Some(64), n_batch: 16, threads: 1, ..Options::default() }
+    Options { n_ctx: Some(64), n_batch: 16, threads: 1, heads: true, ..Options::default() }
 }
 
 /// Opens the file and feeds it some tokens, as the command line would.
@@ -82,6 +82,7 @@ fn try_file(v: &Variant) -> Outcome {
         let logits = s.feed(0, &ids[..TOKENS - 1], Want::All)?.into_logits();
         assert_eq!(logits.len(), (TOKENS - 1) * n_vocab);
         s.feed(0, &ids[TOKENS - 1..], Want::Last)?.into_logits();
+        s.draft(0, ids[0], 2, 0.0)?; // nothing where there are no draft heads
         Ok(())
     };
     match run() {
@@ -92,7 +93,7 @@ fn try_file(v: &Variant) -> Outcome {
 
 fn settings() -> Settings {
     let f16 = quant::by_name("f16").unwrap();
-    Settings { n_ctx: 64, type_k: f16, type_v: f16 }
+    Settings { n_ctx: 64, type_k: f16, type_v: f16, heads: true }
 }
 
 /// Whether the refusal says where to look: the file, and a key or tensor. A block_count that is too large, say, is told

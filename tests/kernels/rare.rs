@@ -46,7 +46,8 @@ fn a_scan_with_a_step_for_each_channel_is_its_recurrence() {
         let grid = Grid::new([channels.div_ceil(128), 2, 1], 128);
         let [x, b, c, dt, a, d, state, out] = [&x, &b, &c, &dt, &a, &d, &state, &out].map(Buffer::ptr);
         let on = Some(&gpu);
-        launch::channel_scan(on, n, grid, x, b, c, dt, a, d, state, out, first, count, seq, int(channels)).unwrap();
+        launch::channel_scan(on, n, grid, x, b, c, dt, a, d, state, out, first, count, seq, int(channels), 1, 0)
+            .unwrap();
         let mut want = vec![0f64; TOKENS * channels];
         for (t, s) in [(0, 1), (1, 1), (2, 0), (3, 0), (4, 0)] {
             for p in 0..channels {

@@ -35,7 +35,7 @@ pub(super) fn model(gguf: &Gguf) -> String {
 pub(super) fn placement(tape: &Tape, plan: &Plan) -> String {
     let (mut layers, mut on_gpu) = (BTreeSet::new(), BTreeSet::new());
     let (mut with_experts, mut experts_here, mut experts) = (BTreeSet::new(), BTreeSet::new(), 0);
-    for (step, place) in tape.steps.iter().zip(&plan.places) {
+    for (step, place) in tape.model().iter().zip(&plan.places) {
         let Some(layer) = step.layer else { continue };
         layers.insert(layer);
         if step.role != Role::Experts {

@@ -112,9 +112,41 @@ fn line(p: &Fit) -> String {
     }
 }
 
+/// The draft heads of a file, and what they take besides the model.
+pub(super) struct HeadFacts {
+    pub(super) count: usize,
+    /// Bytes of their weights that the model does not read.
+    pub(super) weight_bytes: usize,
+    /// Bytes of what they remember of a sequence, and of the rows that the model hands on to them.
+    pub(super) state_bytes: usize,
+    /// Whether the memory that the report gives has them in it.
+    pub(super) is_counted: bool,
+    /// Why there are none.
+    pub(super) off: Option<String>,
+}
+
+impl HeadFacts {
+    /// Of a file with blocks for multi-token prediction.
+    fn new(m: &PlacedModel<'_>, n_ctx: usize) -> Result<HeadFacts> {
+        let tape = session::tape(m.gguf, &Options { heads: true, ..m.options.clone() })?;
+        let used = |steps: &[Step]| steps.iter().flat_map(|s| &s.weights).map(|w| w.0).collect::<HashSet<_>>();
+        let model = used(tape.model());
+        let own = used(&tape.steps).into_iter().filter(|w| !model.contains(w));
+        Ok(HeadFacts {
+            count: tape.heads.len(),
+            weight_bytes: own.map(|w| tape.weights[w as usize].bytes).sum(),
+            state_bytes: tape.states[tape.model_states()..].iter().map(|s| s.bytes(n_ctx, m.shape.n_batch)).sum(),
+            is_counted: !m.placed.tape.heads.is_empty(),
+            off: tape.heads_off,
+        })
+    }
+}
+
 /// Everything that is known of a model that can run.
 pub(super) struct ModelFacts {
     pub(super) file: FileFacts,
+    /// None where the file has no blocks for them.
+    pub(super) heads: Option<HeadFacts>,
     pub(super) n_ctx: usize,
     pub(super) n_batch: usize,
     pub(super) unused: Vec<UnusedFacts>,
@@ -144,6 +176,7 @@ impl ModelFacts {
         let n_ctx = session::context(gguf, o.n_ctx)?;
         let file = FileFacts::new(gguf, |t| tape.ignored.iter().any(|(prefix, _)| t.name.starts_with(prefix)));
         let (parts, tied) = parts(tape);
+        let heads = file.mtp.is_some().then(|| HeadFacts::new(m, n_ctx)).transpose()?;
         let per_token = tape.states.iter().map(|s| match s.kind {
             StateKind::Rows { every, window: None, .. } => s.ty.row_bytes(s.width) as f64 / every as f64,
             _ => 0.0,
@@ -154,6 +187,7 @@ impl ModelFacts {
         };
         Ok(ModelFacts {
             file,
+            heads,
             n_ctx,
             n_batch,
             unused: unused(gguf, tape),
@@ -177,7 +211,7 @@ fn parts(tape: &Tape) -> (Vec<PartFacts>, bool) {
     let mut parts = Role::ALL.map(|role| part(role.name()));
     let mut tables = part(TABLES);
     let (mut seen, mut tied) = (HashSet::new(), false);
-    for step in tape.steps.iter().filter(|s| s.share != ExpertShare::OnGpu) {
+    for step in tape.model().iter().filter(|s| s.share != ExpertShare::OnGpu && !tape.is_of_others(s)) {
         let list = weights(tape, step);
         let in_file = list.iter().any(|w| w.kind == WeightKind::Mapped);
         let part = if in_file { &mut tables } else { &mut parts[step.role as usize] };
@@ -271,7 +305,11 @@ pub(super) fn steps(m: &PlacedModel<'_>) -> Vec<StepFacts> {
             PlanStage::Run(place, range) => list.extend(tape.steps[range.clone()].iter().map(|s| {
                 let shape = |x: &crate::tape::Slot| {
                     let info = tape.slots[x.0 as usize];
-                    let rows = if info.rows == RowSet::All { "T" } else { "W" };
+                    let rows = match info.rows {
+                        RowSet::All => "T",
+                        RowSet::Output | RowSet::Argmax => "W",
+                        RowSet::Others => "T - W",
+                    };
                     format!("({rows}, {})", info.width)
                 };
                 let list = weights(tape, s);

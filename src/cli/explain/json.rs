@@ -11,7 +11,10 @@
 //! parameters        {total, active}                       active: those that one token is multiplied with, or null
 //! experts           {layers, count, used} or null         count and used: in one layer; used may be null
 //! mtp               {blocks, parameters, bytes} or null   blocks that predict further tokens; part of the total, never
-//!                                                         active, not used yet
+//!                                                         active
+//! draft_heads       {count, weight_bytes, state_bytes, counted, why_none} or null   of these blocks, where the model can
+//!                                                         run: what they take besides the model, and whether the
+//!                                                         memory below has it in it
 //! tables            [{tensor, parameters, bytes}]         lookup tables other than the token embedding
 //! weights           {bytes, format, bits_per_weight, formats: [{format, tensors, weights, bytes}],
 //!                    unused: [{prefix, why, tensors, bytes}]}   unused: in the file but not computed with
@@ -118,6 +121,15 @@ pub(super) fn object(f: &ModelFacts, fit: &MemoryFit, speed: &Speed) -> Value {
     let keys = keys.map(|k| json!({ "key": k.key, "value": k.value, "why": k.why, "known": k.known }));
     let mut object = of_file(&f.file, fit, &summary::lines(fit, &f.placement.line, speed));
     object["context"]["used"] = f.n_ctx.into();
+    object["draft_heads"] = json!(f.heads.as_ref().map(|h| {
+        json!({
+            "count": h.count,
+            "weight_bytes": h.weight_bytes,
+            "state_bytes": h.state_bytes,
+            "counted": h.is_counted,
+            "why_none": h.off,
+        })
+    }));
     object["weights"]["unused"] = unused.collect();
     object["unused_metadata"] = keys.collect();
     object["parts"] = parts.collect();

@@ -1,6 +1,6 @@
 //! The report in words and aligned columns.
 
-use super::facts::{ModelFacts, PlacementFacts, StepFacts, TABLES};
+use super::facts::{HeadFacts, ModelFacts, PlacementFacts, StepFacts, TABLES};
 use super::file::{ExpertFacts, FileFacts};
 use super::speed::{GpuRates, Speed};
 use super::summary;
@@ -38,7 +38,7 @@ pub(super) fn about(f: &FileFacts, n_ctx: Option<usize>) -> String {
     if let Some(m) = &f.mtp {
         let blocks = if m.blocks == 1 { "1 block".into() } else { format!("{} blocks", m.blocks) };
         let text = format!("{} of them in {blocks} for multi-token prediction, {}", count(m.params), size(m.bytes));
-        about.push(row([&"", &format!("{text}, not used yet")]));
+        about.push(row([&"", &text]));
     }
     about.push(row([&"vocabulary", &f.n_vocab.map_or("not in the file".into(), |n| format!("{n} tokens"))]));
     about.push(row([&"context", &format!("{trained}{used_here}")]));
@@ -61,6 +61,19 @@ fn layers(f: &FileFacts) -> String {
     } else {
         format!("{}, {} of them with {} experts, {used} of those used per token", f.layers, e.layers, e.count)
     }
+}
+
+/// What the draft heads take.
+fn heads(h: &HeadFacts) -> String {
+    if let Some(off) = &h.off {
+        return wrapped(&format!("Draft heads (multi-token prediction): none, because {off}."));
+    }
+    let heads = if h.count == 1 { "1 draft head takes".into() } else { format!("{} draft heads take", h.count) };
+    let (weights, states) = (size(h.weight_bytes), size(h.state_bytes));
+    let counted = if h.is_counted { "counted below" } else { "not counted below, since they are off" };
+    wrapped(&format!(
+        "Multi-token prediction: {heads} {weights} of weights and {states} of KV cache besides the model; {counted}."
+    ))
 }
 
 /// The weight formats of the file.
@@ -86,6 +99,7 @@ pub(super) fn report(f: &ModelFacts, fit: &MemoryFit, speed: &Speed) -> String {
     let mut out = verdict(&summary::lines(fit, &f.placement.line, speed));
     out += &about(&f.file, Some(f.n_ctx));
     out += &formats(&f.file);
+    out += &f.heads.as_ref().map_or(String::new(), heads);
     for u in &f.unused {
         out += &wrapped(&format!("Not used: {} tensors {}*, {}: {}.", u.tensors, u.prefix, size(u.bytes), u.why));
     }

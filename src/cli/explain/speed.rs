@@ -61,7 +61,7 @@ impl Speed {
         let prompt = PromptSpeed::new(tape, plan, at, (prediction.ram, rates), batch.as_deref());
         Speed {
             depth: a.depth,
-            steps: tape.steps.len(),
+            steps: tape.model().len(),
             isa: simd::isa().name(),
             rates,
             ram_from: match (a.ram_gbps, &a.ram) {

@@ -14,7 +14,7 @@ use std::time::{Duration, Instant};
 
 use super::SyntheticRun;
 use crate::plan;
-use crate::tape::{Batch, Row, Slot, State, Step, Work};
+use crate::tape::{Batch, Row, RowSet, Slot, State, Step, Work};
 
 /// Tokens that are walked together, round after round: from 128 on products are hardly faster for
 /// more. What counts is the last round, or the faster one of two that are alike.
@@ -66,8 +66,7 @@ impl SyntheticRun<'_> {
         let batch = Batch {
             rows: (first..first + rows).map(row).collect(),
             output_rows: vec![rows as u32 - 1],
-            argmax_only: false,
-            deterministic_rows: false,
+            ..Batch::default()
         };
         let reads = walked.iter().flat_map(|&i| self.tape.steps[i].ins.iter().map(move |x| (x.0, i)));
         let mut walk = BatchWalk {
@@ -86,7 +85,7 @@ impl SyntheticRun<'_> {
     fn kinds(&self) -> Vec<usize> {
         let steps = &self.tape.steps;
         let mut layers: Vec<Vec<usize>> = vec![Vec::new(); self.tape.n_layers()];
-        for (i, step) in steps.iter().enumerate() {
+        for (i, step) in self.tape.model().iter().enumerate() {
             if let Some(layer) = step.layer {
                 layers[layer].push(i);
             }
@@ -183,7 +182,8 @@ impl SyntheticRun<'_> {
         }
         walk.values.retain(|x, _| walk.last.get(x).is_some_and(|last| *last > i));
         // Of output rows there are as many in any batch.
-        let all = rows == walk.batch.rows.len();
+        let set = step.ins.first().map_or(RowSet::All, |x| tape.slots[x.0 as usize].rows);
+        let all = matches!(set, RowSet::All | RowSet::Others);
         if all { seconds * walk.n as f64 / tokens as f64 } else { seconds }
     }
 
