@@ -1,6 +1,6 @@
 //! One function for every kernel, with the arguments of its prototype: a module for each source. kernels/ptx.sh makes
 //! these files (so does kernels/launch.py, without the CUDA compiler) from the sources, whose hash is
-//! 64dd18b4977104095af919f9a3224f8629111533bd3f68764661cc23fdbb62c5.
+//! 084eed14e80f967197a1320332b7a80898f8e21af8de615e4e32b7f4cb4402ef.
 
 #![allow(clippy::too_many_arguments)] // the kernels' arguments, in their order
 

@@ -49,10 +49,10 @@ pub const DELTA: [usize; 5] = [16, 32, 64, 128, 256];
 /// If the driver does not take the kernel or its arguments.
 pub fn delta(gpu: Option<&Gpu>, n: usize, grid: Grid, q: Ptr, k: Ptr, v: Ptr, beta: Ptr, alpha: Ptr, dt: Ptr, a: Ptr,
         state: Ptr, out: Ptr, first: Ptr, count: Ptr, seq: Ptr, k_heads: i32, v_heads: i32, run: i32, bound: f32,
-        sign: f32) -> Result<()> {
+        sign: f32, blocks: i32, keep: i32) -> Result<()> {
     let args = [Arg::Ptr(q), Arg::Ptr(k), Arg::Ptr(v), Arg::Ptr(beta), Arg::Ptr(alpha), Arg::Ptr(dt), Arg::Ptr(a),
         Arg::Ptr(state), Arg::Ptr(out), Arg::Ptr(first), Arg::Ptr(count), Arg::Ptr(seq), Arg::Int(k_heads),
-        Arg::Int(v_heads), Arg::Int(run), Arg::Float(bound), Arg::Float(sign)];
+        Arg::Int(v_heads), Arg::Int(run), Arg::Float(bound), Arg::Float(sign), Arg::Int(blocks), Arg::Int(keep)];
     start(gpu, ("recurrent", &format!("delta_{n}")), grid, &args)
 }
 
@@ -70,10 +70,10 @@ pub const DELTA_CHANNELS: [usize; 5] = [16, 32, 64, 128, 256];
 /// If the driver does not take the kernel or its arguments.
 pub fn delta_channels(gpu: Option<&Gpu>, n: usize, grid: Grid, q: Ptr, k: Ptr, v: Ptr, beta: Ptr, alpha: Ptr, dt: Ptr,
         a: Ptr, state: Ptr, out: Ptr, first: Ptr, count: Ptr, seq: Ptr, k_heads: i32, v_heads: i32, run: i32,
-        bound: f32, sign: f32) -> Result<()> {
+        bound: f32, sign: f32, blocks: i32, keep: i32) -> Result<()> {
     let args = [Arg::Ptr(q), Arg::Ptr(k), Arg::Ptr(v), Arg::Ptr(beta), Arg::Ptr(alpha), Arg::Ptr(dt), Arg::Ptr(a),
         Arg::Ptr(state), Arg::Ptr(out), Arg::Ptr(first), Arg::Ptr(count), Arg::Ptr(seq), Arg::Int(k_heads),
-        Arg::Int(v_heads), Arg::Int(run), Arg::Float(bound), Arg::Float(sign)];
+        Arg::Int(v_heads), Arg::Int(run), Arg::Float(bound), Arg::Float(sign), Arg::Int(blocks), Arg::Int(keep)];
     start(gpu, ("recurrent", &format!("delta_channels_{n}")), grid, &args)
 }
 
@@ -91,10 +91,10 @@ pub const SCAN: [usize; 5] = [16, 32, 64, 128, 256];
 /// If the driver does not take the kernel or its arguments.
 pub fn scan(gpu: Option<&Gpu>, n: usize, grid: Grid, x: Ptr, b: Ptr, c: Ptr, dt: Ptr, bias: Ptr, a: Ptr, d: Ptr,
         state: Ptr, out: Ptr, first: Ptr, count: Ptr, seq: Ptr, heads: i32, dim: i32, groups: i32, base: f32,
-        scale: f32) -> Result<()> {
+        scale: f32, blocks: i32, keep: i32) -> Result<()> {
     let args = [Arg::Ptr(x), Arg::Ptr(b), Arg::Ptr(c), Arg::Ptr(dt), Arg::Ptr(bias), Arg::Ptr(a), Arg::Ptr(d),
         Arg::Ptr(state), Arg::Ptr(out), Arg::Ptr(first), Arg::Ptr(count), Arg::Ptr(seq), Arg::Int(heads), Arg::Int(dim),
-        Arg::Int(groups), Arg::Float(base), Arg::Float(scale)];
+        Arg::Int(groups), Arg::Float(base), Arg::Float(scale), Arg::Int(blocks), Arg::Int(keep)];
     start(gpu, ("recurrent", &format!("scan_{n}")), grid, &args)
 }
 
@@ -110,8 +110,8 @@ pub const CHANNEL_SCAN: [usize; 2] = [16, 32];
 /// # Errors
 /// If the driver does not take the kernel or its arguments.
 pub fn channel_scan(gpu: Option<&Gpu>, n: usize, grid: Grid, x: Ptr, b: Ptr, c: Ptr, dt: Ptr, a: Ptr, d: Ptr,
-        state: Ptr, out: Ptr, first: Ptr, count: Ptr, seq: Ptr, channels: i32) -> Result<()> {
+        state: Ptr, out: Ptr, first: Ptr, count: Ptr, seq: Ptr, width: i32, per: i32, keep: i32) -> Result<()> {
     let args = [Arg::Ptr(x), Arg::Ptr(b), Arg::Ptr(c), Arg::Ptr(dt), Arg::Ptr(a), Arg::Ptr(d), Arg::Ptr(state),
-        Arg::Ptr(out), Arg::Ptr(first), Arg::Ptr(count), Arg::Ptr(seq), Arg::Int(channels)];
+        Arg::Ptr(out), Arg::Ptr(first), Arg::Ptr(count), Arg::Ptr(seq), Arg::Int(width), Arg::Int(per), Arg::Int(keep)];
     start(gpu, ("recurrent", &format!("channel_scan_{n}")), grid, &args)
 }
