@@ -64,6 +64,7 @@ pub mod sample;
 pub mod schedule;
 pub mod session;
 pub mod simd;
+pub mod speculate;
 pub mod store;
 pub mod talk;
 pub mod tape;

@@ -10,13 +10,17 @@
 //! so that a long prompt holds no answer up for longer than one piece takes. Where a prompt is cut depends on the prompt
 //! alone (and on what of it was known), never on what else is running: with kernels for many rows the last bits of its
 //! logits depend on the cuts, and an answer must not depend on its neighbours.
+//!
+//! Where tokens are drafted, an answer's next tokens may be read already: they are chosen at the beginning of a step, so that
+//! all answers need a new walk at the same time.
 
 use std::collections::VecDeque;
 use std::time::Instant;
 
 use anyhow::{Result, anyhow, bail};
 
-use crate::session::{Session, Want};
+use crate::session::{Output, Session, Want};
+use crate::speculate::{Next, Speculation};
 use crate::talk::{End, Generated, Writer, shared};
 
 /// Tokens of prompts that one step reads, at most. Measured with a 30B mixture of experts on the CPU
@@ -75,18 +79,26 @@ pub struct Scheduler<'t> {
     slots: Vec<Option<ActiveRequest<'t>>>,
     /// Requests that have no slot yet, oldest first.
     waiting: VecDeque<(Request<'t>, Instant)>,
+    speculation: Speculation,
+    /// Answers that ended and were not returned yet.
+    done: Vec<Answer>,
 }
 
 impl<'t> Scheduler<'t> {
     /// Takes over a session, all of whose sequences become slots.
-    pub fn new(session: Session) -> Scheduler<'t> {
+    pub fn new(session: Session, speculation: Speculation) -> Scheduler<'t> {
         let slots = (0..session.n_seq()).map(|_| None).collect();
-        Scheduler { session, slots, waiting: VecDeque::new() }
+        Scheduler { session, slots, waiting: VecDeque::new(), speculation, done: Vec::new() }
     }
 
     /// The session.
     pub fn session(&self) -> &Session {
         &self.session
+    }
+
+    /// What was drafted.
+    pub fn speculation(&self) -> &Speculation {
+        &self.speculation
     }
 
     /// Whether a slot is left for one more request.
@@ -113,42 +125,87 @@ impl<'t> Scheduler<'t> {
         Ok(())
     }
 
-    /// Reads the next piece of the prompts and computes a token for every answer. Returns the answers that ended with it.
+    /// Reads the next piece of the prompts and computes a token for every answer, or several where drafts are right.
+    /// Returns the answers that ended with them.
     ///
     /// # Errors
     /// [`Interrupted`](crate::session::Interrupted) if the session's stop flag was raised while a prompt was read, and
-    /// others if a GPU fails: the answers are then as they were before the step.
+    /// others if a GPU fails: the answers are then as far as they were, and may be gone on with.
     pub fn step(&mut self) -> Result<Vec<Answer>> {
+        self.choose_drafted()?;
         let pieces = self.plan_pieces()?;
+        self.read_prompts(&pieces)?;
+        let nexts: Vec<Next> = (0..self.slots.len()).filter(|i| pieces[*i] == 0).filter_map(|i| self.next(i)).collect();
+        if !nexts.is_empty() {
+            let outputs = self.speculation.read_all(&mut self.session, &nexts)?;
+            for (next, output) in nexts.iter().zip(outputs) {
+                self.choose_token(next.seq, &output)?;
+            }
+        }
+        Ok(std::mem::take(&mut self.done))
+    }
+
+    /// A slot's newest token, if it generates.
+    fn next(&self, i: usize) -> Option<Next> {
+        let slot = self.slots[i].as_ref()?;
+        let writer = &slot.request.writer;
+        slot.token.map(|token| Next { seq: i, token, want: writer.want(), room: writer.room() })
+    }
+
+    /// Chooses the tokens whose logits are there, since what they follow was drafted; then no sequence is ahead.
+    fn choose_drafted(&mut self) -> Result<()> {
+        for i in 0..self.slots.len() {
+            while let Some(next) = self.next(i)
+                && let Some(output) = self.speculation.take(&next)
+            {
+                self.choose_token(i, &output)?;
+            }
+            self.speculation.settle(&mut self.session, i)?;
+        }
+        Ok(())
+    }
+
+    /// Reads a piece of each prompt; of those that end with it, the first token is chosen.
+    fn read_prompts(&mut self, pieces: &[usize]) -> Result<()> {
         let (mut at, mut parts) = (Vec::new(), Vec::new());
-        for (i, slot) in self.slots.iter().enumerate().filter_map(|(i, slot)| Some((i, slot.as_ref()?))) {
-            let Request { prompt, writer, .. } = &slot.request;
+        for (i, &piece) in pieces.iter().enumerate().filter(|(_, piece)| **piece > 0) {
+            let Request { prompt, writer, .. } = &self.slots[i].as_ref().expect("a slot that reads").request;
             let read = self.session.tokens(i).len();
-            parts.push(match &slot.token {
-                Some(token) => (i, std::slice::from_ref(token), writer.want()),
-                None if read + pieces[i] == prompt.len() => (i, &prompt[read..], writer.want()),
-                None => (i, &prompt[read..read + pieces[i]], Want::None),
-            });
+            let want = if read + piece == prompt.len() { writer.want() } else { Want::None };
+            parts.push((i, &prompt[read..read + piece], want));
             at.push(i);
         }
+        if parts.is_empty() {
+            return Ok(());
+        }
         let outputs = self.session.forward(&parts)?;
-        let mut answers = Vec::new();
         for (i, output) in at.into_iter().zip(outputs) {
-            let read = self.session.tokens(i).len();
-            let slot = self.slots[i].as_mut().expect("the slot had a part of the call");
-            if read < slot.request.prompt.len() {
-                continue; // the rest of the prompt is read by later steps
-            }
-            let full = (read == self.session.n_ctx()).then_some(End::Context);
-            match slot.request.writer.next(&output) {
-                Ok((token, _, end)) => {
-                    slot.token = Some(token);
-                    answers.extend(end.or(full).map(|end| self.release(i, Ok(end))));
-                }
-                Err(e) => answers.push(self.release(i, Err(e))),
+            let prompt = &self.slots[i].as_ref().expect("a slot that reads").request.prompt;
+            if self.session.tokens(i).len() == prompt.len() {
+                self.speculation.begin(i);
+                self.choose_token(i, &output)?;
             }
         }
-        Ok(answers)
+        Ok(())
+    }
+
+    /// Chooses a slot's next token; an answer that ends with it is done.
+    fn choose_token(&mut self, i: usize, output: &Output) -> Result<()> {
+        let full = self.speculation.len_of(&self.session, i) == self.session.n_ctx();
+        let slot = self.slots[i].as_mut().expect("the slot answers a request");
+        let end = match slot.request.writer.next(output) {
+            Ok((token, _, end)) => {
+                slot.token = Some(token);
+                end.or(full.then_some(End::Context)).map(Ok)
+            }
+            Err(e) => Some(Err(e)),
+        };
+        if let Some(end) = end {
+            let answer = self.slots[i].take().expect("the slot answers a request").end(end);
+            self.done.push(answer);
+            self.speculation.settle(&mut self.session, i)?;
+        }
+        Ok(())
     }
 
     /// Ends what is being generated with [`End::Interrupted`]. Requests whose prompt was not read yet are dropped.
@@ -217,12 +274,13 @@ impl<'t> Scheduler<'t> {
         if from == slot { self.session.rewind(slot, n) } else { self.session.copy(from, slot, n) }
     }
 
-    fn release(&mut self, slot: usize, end: Result<End>) -> Answer {
-        self.slots[slot].take().expect("the slot answers a request").end(end)
-    }
-
     fn release_all(&mut self, end: impl Fn() -> Result<End>) -> Vec<Answer> {
-        self.slots.iter_mut().filter_map(Option::take).map(|slot| slot.end(end())).collect()
+        let mut answers = std::mem::take(&mut self.done);
+        answers.extend(self.slots.iter_mut().filter_map(Option::take).map(|slot| slot.end(end())));
+        for i in 0..self.slots.len() {
+            let _ = self.speculation.settle(&mut self.session, i); // what fails here fails at the next walk, too
+        }
+        answers
     }
 }
 

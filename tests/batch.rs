@@ -11,6 +11,7 @@ use serde_json::{Value, json};
 use tandem::sample::{Params, Sampler};
 use tandem::schedule::{Request, Scheduler};
 use tandem::session::{Options, Session};
+use tandem::speculate::Speculation;
 use tandem::talk::{self, GenParams, Generated, Writer};
 use tandem::text::{Reader, Tokenizer};
 
@@ -67,7 +68,16 @@ fn a_thousand_lines_are_answered_in_order_as_run_answers_them_and_bad_ones_are_e
         let asked = GenParams { limit: Some(5 + i % 20), ..GenParams::default() };
         let mut writer = Writer::new(&tokenizer, sampler, None, Reader::plain(), asked, &ids);
         let output = session.feed(0, &ids, writer.want()).unwrap();
-        talk::write(&mut session, 0, &mut writer, output, &AtomicBool::new(false), &mut |_, _| Ok(())).unwrap();
+        talk::write(
+            &mut session,
+            &mut Speculation::off(),
+            0,
+            &mut writer,
+            output,
+            &AtomicBool::new(false),
+            &mut |_, _| Ok(()),
+        )
+        .unwrap();
         assert_eq!(answer["text"], writer.generated.answer, "line {i}: {p:?}");
     }
     // And that is what the verb writes.
@@ -108,13 +118,13 @@ fn a_long_prompt_that_arrives_midway_is_read_between_the_tokens_of_the_others() 
     let n_long = request(2).prompt.len();
     assert!((400..1900).contains(&n_long), "{n_long} tokens");
     let alone = (0..3).map(|i| {
-        let mut s = Scheduler::new(open(1));
+        let mut s = Scheduler::new(open(1), Speculation::off());
         s.add(request(i)).unwrap();
         drained(&mut s).remove(&i).unwrap()
     });
     let alone: Vec<Generated> = alone.collect();
 
-    let mut s = Scheduler::new(open(3));
+    let mut s = Scheduler::new(open(3), Speculation::off());
     (0..2).for_each(|i| s.add(request(i)).unwrap());
     (0..5).for_each(|_| assert!(s.step().unwrap().is_empty()));
     s.add(request(2)).unwrap();

@@ -771,3 +771,28 @@ fn the_file_alone_tells_what_the_tape_reads_of_the_parameters() {
         assert_eq!(j["layers"], tape.n_layers(), "{}", r.name);
     }
 }
+
+#[test]
+fn what_draft_heads_take_is_said_or_why_there_are_none() {
+    let Some(r) = common::reference("glm4moe-mtp") else {
+        say!("skipped: no reference with draft heads is here");
+        return;
+    };
+    let heads = |path: &Path| json(path, &["-c", "512", "-ctk", "f32", "-ctv", "f32"])["draft_heads"].clone();
+    let found = heads(&r.gguf);
+    assert_eq!((&found["count"], &found["counted"], &found["why_none"]), (&1.into(), &false.into(), &Value::Null));
+    let block = json(&r.gguf, &[])["mtp"]["bytes"].as_u64().unwrap();
+    assert_eq!(found["weight_bytes"], block, "all of its tensors, and none of the model's");
+    // Keys and values of 2 heads of 32, and the rows of 64 that the model hands on.
+    assert_eq!(found["state_bytes"], 512 * 4 * (2 * 2 * 32 + 64));
+    let o = common::program(&["explain", r.gguf.to_str().unwrap()], b"");
+    let text = String::from_utf8(o.stdout).unwrap().split_whitespace().collect::<Vec<_>>().join(" ");
+    assert!(text.contains("Multi-token prediction: 1 draft head takes"), "{text}");
+    let mut without = common::source::Source::open("no_head", &r.gguf);
+    without.take("blk.3.nextn.hnorm.weight");
+    let file = Path::new(env!("CARGO_TARGET_TMPDIR")).join("explain_no_head.gguf");
+    std::fs::write(&file, without.bytes()).unwrap();
+    let none = heads(&file);
+    assert_eq!(none["count"], 0);
+    assert!(none["why_none"].as_str().unwrap().contains("blk.3.nextn.hnorm.weight is missing"), "{none}");
+}

@@ -34,10 +34,11 @@ fn floors() -> BTreeMap<&'static str, u32> {
         ("exec", 5),
         ("session", 6),
         ("store", 7),
-        ("talk", 7),
-        ("schedule", 8),
-        ("cli", 9),
-        ("main", 10),
+        ("speculate", 7),
+        ("talk", 8),
+        ("schedule", 9),
+        ("cli", 10),
+        ("main", 11),
     ])
 }
 

@@ -5,6 +5,7 @@ mod hub;
 mod model;
 mod overrides;
 mod sampling;
+mod speculation;
 mod talk;
 
 use std::path::PathBuf;
@@ -16,6 +17,7 @@ pub use hub::{FetchArgs, HubArgs, ListArgs};
 pub use model::ModelArgs;
 pub use overrides::OverrideArgs;
 pub use sampling::SamplingArgs;
+pub use speculation::{Spec, SpeculationArgs};
 pub use talk::{BatchArgs, ChatArgs, Reasoning, RunArgs, StructuredArgs, TalkArgs, WhenFull};
 
 /// Runs mixture-of-experts language models from GGUF files on this machine.

@@ -21,7 +21,7 @@ use super::files::{AnswerFile, apart};
 use super::opened::{Mode, Opened};
 use super::settings::Settings;
 use super::stats::stats;
-use super::{args, structured};
+use super::{args, speculation, structured};
 use crate::exec::GpuLost;
 use crate::schedule::{Answer, Request, Scheduler};
 use crate::session::Interrupted;
@@ -56,9 +56,10 @@ pub(super) fn run(a: &args::BatchArgs) -> Result<()> {
         &a.model,
         &a.sampling,
         &a.talk,
+        &a.speculation,
         Mode { n_seq: a.parallel, raw: a.raw, leaves: true, requests: true },
     )?;
-    let Opened { session, tokenizer, turns, settings, interrupted } = t;
+    let Opened { session, tokenizer, turns, settings, speculation: drafts, interrupted } = t;
     let system = a.talk.system()?;
     if turns.is_none() && system.is_some() {
         return usage("-sys: prompts are continued as they are here, and have no system message".into());
@@ -74,7 +75,7 @@ pub(super) fn run(a: &args::BatchArgs) -> Result<()> {
         let mut work = Work {
             prompts,
             defaults,
-            scheduler: Scheduler::new(session),
+            scheduler: Scheduler::new(session, drafts),
             forms: Forms::new(s, &tokenizer),
             askers: HashMap::new(),
             out,
@@ -99,6 +100,7 @@ pub(super) fn run(a: &args::BatchArgs) -> Result<()> {
         generated as f64 / seconds.max(1e-9)
     );
     stats(scheduler.session(), &a.model)?;
+    speculation::stats(scheduler.speculation(), &a.model);
     done.and(written)?;
     if interrupted.load(Ordering::SeqCst) {
         return Err(Interrupted.into());

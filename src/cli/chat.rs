@@ -29,7 +29,7 @@ use super::files::{apart, has_folder};
 use super::opened::{Mode, Opened};
 use super::session_file::SessionFile;
 use super::stats::stats;
-use super::{args, signals};
+use super::{args, signals, speculation};
 use crate::exec::GpuLost;
 use crate::gguf::CutShort;
 use crate::session::Interrupted;
@@ -90,7 +90,7 @@ impl Taken {
 fn open(a: &args::ChatArgs) -> Result<Opened> {
     let leaves = !std::io::stdin().is_terminal();
     let mode = Mode { n_seq: 1, raw: false, leaves, requests: false };
-    let opened = Opened::open(&a.model, &a.sampling, &a.talk, mode)?;
+    let opened = Opened::open(&a.model, &a.sampling, &a.talk, &a.speculation, mode)?;
     if opened.turns.is_none() {
         return usage(
             "this model has no chat template; give one with --chat-template-file, or continue plain text with tandem run"
@@ -108,7 +108,7 @@ fn one_model(
     taken: Option<Taken>,
     lines: &mut Option<Lines>,
 ) -> Result<Option<(PathBuf, Taken)>> {
-    let Opened { session, tokenizer, turns, settings, interrupted } = opened;
+    let Opened { session, tokenizer, turns, settings, speculation, interrupted } = opened;
     let turns = turns.expect("`open` refuses a model without a template");
     let params = a.talk.params().of(&turns);
     let seed = settings.seed();
@@ -116,6 +116,7 @@ fn one_model(
     let taken = taken.unwrap_or_else(|| Taken::new(a, seed, params.limit));
     let mut chat = Chat {
         session,
+        speculation,
         tokenizer: &tokenizer,
         turns,
         messages: taken.messages,
@@ -155,6 +156,7 @@ fn one_model(
     chat.put_back_edited();
     let kept = chat.keep(true);
     stats(&chat.session, &a.model)?;
+    speculation::stats(&chat.speculation, &a.model);
     let next = talked?;
     kept?;
     if let Some(lost) = chat.session.lost().filter(|_| next.is_none()) {

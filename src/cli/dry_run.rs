@@ -16,12 +16,13 @@ use super::args::{self, Cli, Verb};
 use super::errors::{Failure, usage};
 use super::settings::Settings;
 use super::terminal::Stdout;
-use super::{gpus, open};
+use super::{gpus, open, speculation};
 use crate::cpu::Pool;
-use crate::gguf::Load;
+use crate::gguf::{Gguf, Load};
 use crate::plan;
 use crate::sample::Params;
 use crate::session::{self, Options};
+use crate::tape::Tape;
 
 /// Arguments that are never printed, and why not.
 const LEFT_OUT: [(&str, &str); 7] = [
@@ -52,6 +53,12 @@ fn command(verb: &Verb, given: &ArgMatches) -> Result<Option<String>> {
     if let Verb::Convert(a) = verb {
         return conversion(a, given);
     }
+    let drafts = match verb {
+        Verb::Chat(a) => Some(&a.speculation),
+        Verb::Run(a) => Some(&a.speculation),
+        Verb::Batch(a) => Some(&a.speculation),
+        _ => None,
+    };
     let (model, sampling, n_seq) = match verb {
         Verb::Chat(a) => (&a.model, Some(&a.sampling), 1),
         Verb::Run(a) => (&a.model, Some(&a.sampling), 1),
@@ -66,12 +73,26 @@ fn command(verb: &Verb, given: &ArgMatches) -> Result<Option<String>> {
     if n_seq == 0 {
         return usage("--parallel 0: at least 1 expected".into());
     }
-    let o = match verb {
+    let mut o = match verb {
         Verb::Perplexity(_) | Verb::Logits(_) | Verb::Verify(_) => open::for_all_logits(open::options(model)?),
         _ => open::for_sequences(open::options(model)?, n_seq, matches!(verb, Verb::Batch(_))),
     };
-    let gguf = open::header(model.model.as_deref(), &Load { mmap: true, mlock: false }, 0)?; // no weight is read
-    let mut resolved = placed(model, &o, &gguf)?;
+    let drafts = drafts.map(|a| Ok::<_, anyhow::Error>((a, speculation::limits(a, model)?))).transpose()?;
+    if let Some((drafts, limits)) = drafts {
+        o.drafts = limits.most;
+        o.heads = speculation::uses_heads(drafts, limits);
+    }
+    o.load = Load { mmap: true, mlock: false }; // no weight is read
+    let mut gguf = open::header(model.model.as_deref(), &o.load, 0)?;
+    let mut draft = None;
+    if let Some((drafts, _)) = drafts {
+        (gguf, draft) = speculation::with_draft_file(drafts, gguf, &o, false)?;
+    }
+    let tape = session::tape(&gguf, &o).context(Failure::Model)?;
+    if let Some((drafts, limits)) = drafts {
+        tracing::info!("{}", speculation::describe(drafts, limits, &tape, draft.as_ref()));
+    }
+    let mut resolved = placed(model, &o, &gguf, tape)?;
     if let Some(flags) = sampling {
         let (mut settings, mut usual) = (Settings::new(flags)?, Settings::default());
         settings.follow(&gguf.meta);
@@ -102,8 +123,7 @@ fn line(name: &str, given: &ArgMatches, resolved: &Resolved) -> String {
 
 /// The arguments of the model that are resolved by its header, this machine and the GPU's free
 /// memory.
-fn placed(model: &args::ModelArgs, o: &Options, gguf: &crate::gguf::Gguf) -> Result<Resolved> {
-    let tape = session::tape(gguf, o).context(Failure::Model)?;
+fn placed(model: &args::ModelArgs, o: &Options, gguf: &Gguf, tape: Tape) -> Result<Resolved> {
     super::unknown::unknown_keys(gguf, &tape)?;
     super::overrides::report_idle(gguf, &tape)?;
     let shape = session::shape(gguf, o).context(Failure::Model)?;

@@ -51,6 +51,7 @@ mod run;
 mod session_file;
 pub mod settings;
 mod signals;
+mod speculation;
 mod stats;
 mod structured;
 mod template;

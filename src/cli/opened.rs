@@ -13,8 +13,9 @@ use super::errors::{Failure, off, usage};
 use super::escapes::unescape;
 use super::files::read_text;
 use super::settings::Settings;
-use super::{open, signals};
+use super::{open, signals, speculation};
 use crate::session::Session;
+use crate::speculate::Speculation;
 use crate::talk::{GenParams, Turns};
 use crate::text::{Clock, Markers, Template, Tokenizer};
 
@@ -28,6 +29,8 @@ pub(super) struct Opened {
     /// None where the model has no template and none was given.
     pub(super) turns: Option<Turns>,
     pub(super) settings: Settings,
+    /// What drafts.
+    pub(super) speculation: Speculation,
     /// Raised by Ctrl-C.
     pub(super) interrupted: Arc<AtomicBool>,
 }
@@ -50,6 +53,7 @@ impl Opened {
         model: &args::ModelArgs,
         sampling: &args::SamplingArgs,
         talk: &args::TalkArgs,
+        drafts: &args::SpeculationArgs,
         Mode { n_seq, raw, leaves, requests }: Mode,
     ) -> Result<Opened> {
         let mut settings = Settings::new(sampling)?;
@@ -57,7 +61,10 @@ impl Opened {
             return usage("--stop: expected some text; an empty one would stop at once".into());
         }
         let further = further(talk)?; // usage errors come before a model is loaded
-        let o = open::for_sequences(open::options(model)?, n_seq, requests);
+        let limits = speculation::limits(drafts, model)?;
+        let mut o = open::for_sequences(open::options(model)?, n_seq, requests);
+        o.drafts = limits.most;
+        o.heads = speculation::uses_heads(drafts, limits);
         let gguf = open::header(model.model.as_deref(), &o.load, o.threads)?;
         let tokenizer = Tokenizer::new(&gguf).context(Failure::Model)?;
         settings.follow(&gguf.meta);
@@ -78,10 +85,12 @@ impl Opened {
             }
         };
         let start = Instant::now();
+        let (gguf, draft) = speculation::draft_model(drafts, model, (gguf, &tokenizer), &o)?;
         let session = open::session(gguf, model, &o)?;
         tracing::debug!("the model was ready after {:.2} s", start.elapsed().as_secs_f64());
+        let speculation = speculation::speculation(drafts, limits, &session, draft)?;
         let interrupted = signals::listen(&session, leaves)?;
-        Ok(Opened { session, tokenizer, turns, settings, interrupted })
+        Ok(Opened { session, tokenizer, turns, settings, speculation, interrupted })
     }
 }
 

@@ -18,8 +18,8 @@ use super::files::{AnswerFile, read_text};
 use super::opened::{Mode, Opened};
 use super::session_file::SessionFile;
 use super::stats::stats;
-use super::structured;
 use super::terminal::PromptBar;
+use super::{speculation, structured};
 use crate::session::{Interrupted, Session};
 use crate::store;
 use crate::talk::{self, End, Generated, ToolUse, Turns};
@@ -36,8 +36,8 @@ pub(super) fn run(a: &args::RunArgs) -> Result<()> {
     let mut form = structured::form(&a.structured)?;
     let tools = structured::tools(a)?;
     let mode = Mode { n_seq: 1, raw: a.is_raw(), leaves: true, requests: false };
-    let opened = Opened::open(&a.model, &a.sampling, &a.talk, mode)?;
-    let Opened { mut session, tokenizer, turns, settings, interrupted } = opened;
+    let opened = Opened::open(&a.model, &a.sampling, &a.talk, &a.speculation, mode)?;
+    let Opened { mut session, tokenizer, turns, settings, speculation: mut drafts, interrupted } = opened;
     let turns = check_turns(a, turns)?;
     let tools = match (tools, &turns) {
         (Some(tools), Some(turns)) => Some(turns.check_tools(tools).context(Failure::Usage)?),
@@ -73,7 +73,7 @@ pub(super) fn run(a: &args::RunArgs) -> Result<()> {
     let start = Instant::now();
     let mut shown = OutputWriter::new(&mut out, a.json, tools.as_ref().and_then(ToolUse::markup));
     let show = &mut |part, text: &str| shown.write(part, text);
-    let ended = talk::write(&mut session, 0, &mut writer, logits, &interrupted, show);
+    let ended = talk::write(&mut session, &mut drafts, 0, &mut writer, logits, &interrupted, show);
     let (made_s, complete) = (start.elapsed().as_secs_f64(), writer.is_complete());
     let mut said = std::mem::take(&mut writer.generated);
     drop(writer);
@@ -95,6 +95,7 @@ pub(super) fn run(a: &args::RunArgs) -> Result<()> {
     let summary = Summary { said, ended, complete, seed, prompt_tokens, read, read_s, made_s };
     summary.print(a, &mut out)?;
     stats(&session, &a.model)?;
+    speculation::stats(&drafts, &a.model);
     summary.status(a, &session, turns.is_some())
 }
 

@@ -11,6 +11,7 @@ use super::tools::{CallRules, ToolUse};
 use super::turns::{self, Turns};
 use crate::sample::{Sampler, logprob_of, logprobs};
 use crate::session::{Output, Session, Want};
+use crate::speculate::{Next, Speculation};
 use crate::text::grammar::{DeadEnd, Grammar};
 use crate::text::{Call, Part, Reader, TokenStream, Tokenizer};
 
@@ -274,6 +275,11 @@ impl<'t> Writer<'t> {
         if plain { Want::Argmax } else { Want::Last }
     }
 
+    /// Tokens that may still be chosen.
+    pub fn room(&self) -> usize {
+        self.params.limit.map_or(usize::MAX, |n| n.saturating_sub(self.generated.tokens.len()))
+    }
+
     /// Whether a form rules what comes.
     fn is_held(&self) -> bool {
         self.grammar.is_some() || self.calls.must
@@ -470,12 +476,29 @@ impl<'t> Writer<'t> {
 }
 
 /// Writes from `output` on, which the session returned for the prompt, until something ends the generation; `show` sees
-/// the text as it comes, and is called with none for a token that completes none.
+/// the text as it comes, and is called with none for a token that completes none. However it ends, the sequence has then
+/// read what was written and no drafts.
 ///
 /// # Errors
 /// As [`Writer::next`] and [`Session::feed`], and what `show` returns.
 pub fn write(
     session: &mut Session,
+    speculation: &mut Speculation,
+    seq: usize,
+    writer: &mut Writer<'_>,
+    output: Output,
+    stop: &AtomicBool,
+    show: &mut dyn FnMut(Part, &str) -> Result<()>,
+) -> Result<End> {
+    speculation.begin(seq);
+    let ended = write_on(session, speculation, seq, writer, output, stop, show);
+    let settled = speculation.settle(session, seq);
+    ended.and_then(|end| settled.map(|()| end))
+}
+
+fn write_on(
+    session: &mut Session,
+    speculation: &mut Speculation,
     seq: usize,
     writer: &mut Writer<'_>,
     mut output: Output,
@@ -495,12 +518,13 @@ pub fn write(
         if let Some(end) = end {
             return Ok(end);
         }
-        if session.tokens(seq).len() == session.n_ctx() {
+        if speculation.len_of(session, seq) == session.n_ctx() {
             for (part, text) in writer.finish() {
                 show(part, &text)?;
             }
             return Ok(End::Context);
         }
-        output = session.feed(seq, &[token], writer.want())?;
+        let next = Next { seq, token, want: writer.want(), room: writer.room() };
+        output = speculation.read(session, next)?;
     }
 }

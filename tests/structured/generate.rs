@@ -8,6 +8,7 @@ use serde_json::{Value, json};
 use tandem::gguf::Gguf;
 use tandem::sample::{Params, Sampler, Stage};
 use tandem::session::{Options, Session, Want};
+use tandem::speculate::Speculation;
 use tandem::talk::{self, GenParams, Writer};
 use tandem::text::grammar::{Grammar, Grammars, Kind};
 use tandem::text::{Reader, Tokenizer};
@@ -121,7 +122,7 @@ fn write(s: &mut Session, t: &Tokenizer, g: Grammar, (seed, shape): (u64, usize)
     let mut writer = Writer::new(t, Sampler::new(params, seed, Vec::new()), Some(g), reader, asked, &prompt);
     let output = s.feed(0, &prompt, Want::Last).unwrap();
     let never = AtomicBool::new(false);
-    let end = talk::write(s, 0, &mut writer, output, &never, &mut |_, _| Ok(()));
+    let end = talk::write(s, &mut Speculation::off(), 0, &mut writer, output, &never, &mut |_, _| Ok(()));
     let end = end.unwrap_or_else(|e| panic!("{what}: {e:#}"));
     let text = std::mem::take(&mut writer.generated.answer);
     assert!(writer.is_complete(), "{what}: {text:?} is not complete, but ended by {end:?}");

@@ -6,6 +6,7 @@ use clap::{Args, ValueEnum};
 
 use super::model::ModelArgs;
 use super::sampling::SamplingArgs;
+use super::speculation::SpeculationArgs;
 
 /// How a conversation is put to the model, and what ends its answer.
 #[derive(Debug, Args, Clone)]
@@ -149,6 +150,9 @@ pub struct RunArgs {
     /// How to choose tokens.
     #[command(flatten)]
     pub sampling: SamplingArgs,
+    /// What drafts tokens.
+    #[command(flatten)]
+    pub speculation: SpeculationArgs,
 }
 
 impl RunArgs {
@@ -179,6 +183,9 @@ pub struct ChatArgs {
     /// How to choose tokens.
     #[command(flatten)]
     pub sampling: SamplingArgs,
+    /// What drafts tokens.
+    #[command(flatten)]
+    pub speculation: SpeculationArgs,
 }
 
 /// What to do when the context is full.
@@ -233,4 +240,7 @@ pub struct BatchArgs {
     /// How to choose tokens, where a request does not say.
     #[command(flatten)]
     pub sampling: SamplingArgs,
+    /// What drafts tokens.
+    #[command(flatten)]
+    pub speculation: SpeculationArgs,
 }

@@ -21,6 +21,7 @@ use crate::cli::settings::Settings;
 use crate::cli::signals;
 use crate::cli::terminal::PromptBar;
 use crate::session::{ContextFull, Session};
+use crate::speculate::Speculation;
 use crate::store;
 use crate::talk::{self, End, GenParams, Generated, Turns, Writer};
 use crate::text::Tokenizer;
@@ -37,6 +38,7 @@ const ANSWER: usize = 8;
 /// A conversation under way.
 pub(super) struct Chat<'t> {
     pub(super) session: Session,
+    pub(super) speculation: Speculation,
     pub(super) tokenizer: &'t Tokenizer,
     pub(super) turns: Turns,
     /// `{role, content, reasoning_content}`, as templates read them.
@@ -147,9 +149,15 @@ impl Chat<'_> {
 
         let start = Instant::now();
         let mut ink = AnswerWriter::new(&self.screen);
-        let ended = talk::write(&mut self.session, 0, &mut writer, logits, &self.interrupted, &mut |part, text| {
-            ink.write(part, text)
-        });
+        let ended = talk::write(
+            &mut self.session,
+            &mut self.speculation,
+            0,
+            &mut writer,
+            logits,
+            &self.interrupted,
+            &mut |part, text| ink.write(part, text),
+        );
         // What was generated is kept, even if stdout was closed meanwhile.
         let inked = ink.finish();
         let ended = ended.and_then(|end| inked.map(|()| end));

@@ -13,7 +13,12 @@ use When::{AtLeast, Is, Verbs};
 
 const SERVER: &str = "there is no HTTP server; tandem run, chat and batch answer on stdin and stdout";
 const IMAGES: &str = "only text is read, no images, sounds or videos; leave it out";
-const DRAFTS: &str = "nothing is drafted; the text is the same without a draft";
+const DRAFTS: &str =
+    "drafts follow --spec, -md, -ngld, --draft-max, --draft-min and --draft-p-min alone; they change no text";
+const NO_DRAFTS: &Support = &Idle("nothing is drafted here");
+const SPEC_TYPE: &Support = &Becomes(values::spec_type);
+const MTP: &Support = &Becomes(values::mtp);
+const WRITERS: When = Verbs(&["run", "chat", "batch"]);
 const ADAPTERS: &str = "adapters are not applied; merge it into the model first (llama-export-lora)";
 const VECTORS: &str = "control vectors are not applied; leave it out";
 const EMBEDDINGS: &str = "there are no embeddings and no ranking; only text is generated";
@@ -261,7 +266,8 @@ pub(super) const TABLE: &[Flag] = &[
     row("--no-show-timings", Nothing, Idle("-q leaves notices out")),
     row("--log-prefix --log-timestamps --log-jsonl --log-append --log-test", Nothing, Idle(LOGS)),
     row("-wb --warmup-batch", Nothing, Idle("nothing is warmed up")),
-    row("-md --model-draft --spec-draft-model --spec-draft-hf -hfd -hfrd --hf-repo-draft", One, Idle(DRAFTS)),
+    row("-md --model-draft --spec-draft-model", One, WorksOr("--model-draft", NO_DRAFTS)),
+    row("--spec-draft-hf -hfd -hfrd --hf-repo-draft", One, Idle("a draft model is a file: -md FILE")),
     row("--spec-draft-threads -td --threads-draft --spec-draft-threads-batch -tbd --threads-batch-draft", One,
         Idle(DRAFTS)),
     row("--spec-draft-cpu-mask -Cd --cpu-mask-draft --spec-draft-cpu-range -Crd --cpu-range-draft", One, Idle(DRAFTS)),
@@ -278,25 +284,28 @@ pub(super) const TABLE: &[Flag] = &[
     row("--override-tensor-draft", One, Idle(DRAFTS)),
     row("--spec-draft-cpu-moe -cmoed --cpu-moe-draft", Nothing, Idle(DRAFTS)),
     row("--spec-draft-n-cpu-moe --spec-draft-ncmoe -ncmoed --n-cpu-moe-draft -cd --ctx-size-draft", One, Idle(DRAFTS)),
-    row("--spec-draft-n-max --spec-draft-n-min --spec-draft-p-split --draft-p-split --spec-draft-p-min", One,
-        Idle(DRAFTS)),
-    row("--draft-p-min", One, Idle(DRAFTS)),
+    row("--spec-draft-n-max --draft --draft-n --draft-max", One, WorksOr("--draft-max", NO_DRAFTS)),
+    row("--spec-draft-n-min --draft-min --draft-n-min", One, WorksOr("--draft-min", NO_DRAFTS)),
+    row("--spec-draft-p-min --draft-p-min", One, WorksOr("--draft-p-min", NO_DRAFTS)),
+    row("--spec-draft-p-split --draft-p-split", One, Idle(DRAFTS)),
     row("--spec-draft-backend-sampling --no-spec-draft-backend-sampling --spec-default --spec-autotune", Nothing,
         Idle(DRAFTS)),
     row("--spec-draft-sampling --spec-draft-device -devd --device-draft --spec-synth-len --spec-synth-rates", One,
         Idle(DRAFTS)),
-    row("--spec-draft-ngl -ngld --gpu-layers-draft --n-gpu-layers-draft --spec-type --spec-stage", One, Idle(DRAFTS)),
+    row("--spec-draft-ngl -ngld --gpu-layers-draft --n-gpu-layers-draft", One,
+        WorksOr("--gpu-layers-draft", NO_DRAFTS)),
+    row("--spec-type --spec-stage", One, If(WRITERS, SPEC_TYPE, NO_DRAFTS)),
     row("--spec-ngram-mod-n-min --spec-ngram-mod-n-max --spec-ngram-mod-n-match", One, Idle(DRAFTS)),
     row("--spec-ngram-simple-size-n --spec-ngram-simple-size-m --spec-ngram-simple-min-hits", One, Idle(DRAFTS)),
     row("--spec-ngram-map-k-size-n --spec-ngram-map-k-size-m --spec-ngram-map-k-min-hits", One, Idle(DRAFTS)),
     row("--spec-ngram-map-k4v-size-n --spec-ngram-map-k4v-size-m --spec-ngram-map-k4v-min-hits", One, Idle(DRAFTS)),
     row("--spec-ngram-size-n --spec-ngram-size-m --spec-ngram-min-hits", One, Idle(DRAFTS)),
-    row("--draft --draft-n --draft-max --draft-min --draft-n-min -draft --draft-params -ps --p-split", One,
-        Idle(DRAFTS)),
+    row("-draft --draft-params -ps --p-split", One, Idle(DRAFTS)),
     row("--suffix-pattern-len --suffix-max-depth --suffix-corpus --spec-ckpt-mode --recurrent-ckpt-mode", One,
         Idle(DRAFTS)),
     row("-lcs --lookup-cache-static -lcd --lookup-cache-dynamic", One, Idle(DRAFTS)),
-    row("-mtp --multi-token-prediction --mtp --dflash --eagle3", Nothing, Idle(DRAFTS)),
+    row("-mtp --multi-token-prediction --mtp", Nothing, If(WRITERS, MTP, NO_DRAFTS)),
+    row("--dflash --eagle3", Nothing, Idle(DRAFTS)),
     row("-mtprot --mtp-requantize-output-tensor", One, Idle(DRAFTS)),
     row("--spec-replace", Two, Idle(DRAFTS)),
 

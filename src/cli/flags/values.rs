@@ -10,8 +10,8 @@ pub(super) fn adjusted(long: &str, value: &OsString) -> OsString {
     let other = match (long, number) {
         ("--threads" | "--threads-batch", Some(..0)) => "0",
         ("--n-predict", Some(-2)) => "-1",
-        ("--gpu-layers", Some(-1)) => "auto",
-        ("--gpu-layers", Some(..-1)) => "all",
+        ("--gpu-layers" | "--gpu-layers-draft", Some(-1)) => "auto",
+        ("--gpu-layers" | "--gpu-layers-draft", Some(..-1)) => "all",
         ("--reasoning", Some(-1)) => "auto",
         ("--reasoning", _) if matches!(text, "1" | "true" | "enabled") => "on",
         ("--reasoning", _) if matches!(text, "0" | "false" | "disabled") => "off",
@@ -42,6 +42,28 @@ pub(super) fn load_mode(value: &str) -> Result<Vec<String>, String> {
         other => return Err(format!("found {other}, expected auto, none, mmap, mlock or mmap+mlock")),
     };
     Ok(words.iter().map(|w| (*w).to_owned()).collect())
+}
+
+/// `--spec-type`: one kind of draft, or several, which are tried in turn here.
+pub(super) fn spec_type(value: &str) -> Result<Vec<String>, String> {
+    let mut kinds = Vec::new();
+    for name in value.split(',') {
+        // ik_llama.cpp gives a kind parameters of its own.
+        kinds.push(match name.split(':').next().unwrap_or_default() {
+            "none" => "off",
+            "draft" | "draft-simple" => "draft",
+            "mtp" | "draft-mtp" => "mtp",
+            "ngram-simple" | "ngram-map-k" | "ngram-map-k4v" | "ngram-mod" | "ngram-cache" => "ngram",
+            other => return Err(format!("{other} is not here; --spec auto, off, mtp, draft or ngram")),
+        });
+    }
+    kinds.dedup();
+    Ok(vec![format!("--spec={}", if let [one] = kinds[..] { one } else { "auto" })])
+}
+
+/// ik_llama.cpp's `-mtp`.
+pub(super) fn mtp(_: &str) -> Result<Vec<String>, String> {
+    Ok(vec!["--spec=mtp".into()])
 }
 
 /// ik_llama.cpp's `--threads-gen-batch`: one number of threads for tokens and one for prompts.
