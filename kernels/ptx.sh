@@ -37,10 +37,10 @@ make_one() { # source tier
     out=$to/$name.sm_$2.ptx
     $cuda/bin/nvcc -ptx -arch=compute_$2 -O3 -Ikernels "$1" -o "$out.new"
     # The kernels use nothing newer than PTX 7.0, so that a driver of CUDA 11 can read them; what the compiler says to a
-    # newer assembler of bytes that nobody looks at is left out, and so are its comments around inline instructions.
+    # newer assembler of bytes that nobody looks at is left out, and so are its comments, indents and empty lines.
     {
         echo "// of $(kernels/hash.sh "$1")"
-        sed '/^[[:space:]]*\.pragma "used_bytes_mask/d; /^[[:space:]]*\/\/ \(begin\|end\) inline asm$/d
+        sed 's/^[[:space:]]*//; s/[[:space:]]*\/\/.*//; s/ \t/ /; /^\.pragma "used_bytes_mask/d; /^$/d
              s/^\.version .*/.version 7.0/' "$out.new"
     } > "$out"
     rm "$out.new"
