@@ -459,8 +459,9 @@ fn the_argmax_is_that_of_the_logits_wherever_they_are() {
         return;
     }
     let gpu = Arc::new(Gpu::open().unwrap());
-    for r in models(KINDS) {
-        let prompt = &r.prompt[..r.prompt.len().min(SHORT)];
+    // Heads of floats, with a soft cap, and of blocks with several streams before them.
+    for r in models(&["deepseek4", "gemma4-moe", "qwen3moe"]) {
+        let prompt = &r.prompt[..r.prompt.len().min(40)];
         let o = exact();
         // The head on the GPU, and on the CPU after layers on the GPU.
         let head_here: Rule = |_, s| if s.label.starts_with("blk.") { Place::Gpu(0) } else { Place::Cpu };
@@ -527,20 +528,20 @@ fn what_a_sequence_remembers_on_a_gpu_can_be_saved_taken_back_and_gone_back_in()
             Session::hybrid(Gguf::open_with(&r.gguf, &o.load).unwrap(), &o, std::slice::from_ref(&gpu), |_, _| Ok(()))
                 .unwrap()
         };
-        let n = r.prompt.len();
+        let n = r.prompt.len().min(110); // past the windows
         let mut s = open();
         s.feed(0, &r.prompt[..n / 2], Want::None).unwrap();
         let kept = s.snapshot(0).unwrap();
-        let straight = s.feed(0, &r.prompt[n / 2..], Want::All).unwrap().into_logits();
+        let straight = s.feed(0, &r.prompt[n / 2..n], Want::All).unwrap().into_logits();
         // Another text, and back.
         s.rewind(0, n / 2).unwrap();
         s.feed(0, &r.prompt[..7], Want::None).unwrap();
         s.rewind(0, n / 2).unwrap();
-        let again = s.feed(0, &r.prompt[n / 2..], Want::All).unwrap().into_logits();
+        let again = s.feed(0, &r.prompt[n / 2..n], Want::All).unwrap().into_logits();
         assert!(nmse(&straight, &again) < 1e-6, "{}: going back, {:.1e}", r.name, nmse(&straight, &again));
         let mut other = open();
         other.restore(0, &kept).unwrap();
-        let taken = other.feed(0, &r.prompt[n / 2..], Want::All).unwrap().into_logits();
+        let taken = other.feed(0, &r.prompt[n / 2..n], Want::All).unwrap().into_logits();
         assert!(straight == taken, "{}: a saved sequence goes on as it would have", r.name);
     }
 }

@@ -43,7 +43,8 @@ fn logits(s: &mut Session, prompt: &[u32]) -> Vec<f32> {
 fn layers_on_several_gpus_give_the_same_logits() {
     let Some(gpus) = gpus("layers_on_several_gpus_give_the_same_logits") else { return };
     let mut failed = Vec::new();
-    for r in models(KINDS) {
+    // What crosses from layer to layer is one row, several streams, or a row and what another layer's attention reads.
+    for r in models(&["deepseek4", "glm5-next", "nemotron_h_moe", "qwen3moe"]) {
         let prompt = &r.prompt[..r.prompt.len().min(SHORT)];
         let truth = Truth::of(&r, prompt);
         // Layers in order, as they are placed; and every other one, so that each layer's values cross.
