@@ -3,8 +3,12 @@
 //!
 //! A kernel is a safe `#[target_feature]` function kept in a table with the [`Isa`] it needs. Nothing above this
 //! floor compiles for a particular CPU, so a plain `cargo build --release` uses what the machine has.
-//! `TANDEM_ISA=scalar|avx2|avx512|avx512bf16` lowers the choice (never raises it), which is how the tests hold one path
+//! `TANDEM_ISA=scalar|avx2|avx512|avx512bf16|amx` lowers the choice (never raises it), which is how the tests hold one path
 //! to another.
+
+#[cfg(all(any(test, debug_assertions), target_arch = "x86_64", target_os = "linux"))]
+pub(crate) mod emulated;
+pub mod tiles;
 
 use std::sync::OnceLock;
 use std::sync::atomic::{AtomicU8, Ordering};
@@ -20,11 +24,13 @@ pub enum Isa {
     Avx512,
     /// [`Isa::Avx512`] with AVX512_BF16 (AMD since Zen 4, Intel since Sapphire Rapids).
     Avx512Bf16,
+    /// [`Isa::Avx512Bf16`] with matrix tiles for int8 and BF16 (Intel Xeons since Sapphire Rapids), see [`tiles`].
+    Amx,
 }
 
 impl Isa {
     /// Every one, in rising order.
-    pub const ALL: [Isa; 4] = [Isa::Scalar, Isa::Avx2, Isa::Avx512, Isa::Avx512Bf16];
+    pub const ALL: [Isa; 5] = [Isa::Scalar, Isa::Avx2, Isa::Avx512, Isa::Avx512Bf16, Isa::Amx];
 
     /// The name that `TANDEM_ISA` and the reports use.
     pub fn name(self) -> &'static str {
@@ -33,11 +39,12 @@ impl Isa {
             Isa::Avx2 => "avx2",
             Isa::Avx512 => "avx512",
             Isa::Avx512Bf16 => "avx512bf16",
+            Isa::Amx => "amx",
         }
     }
 }
 
-/// What the CPU itself offers, whatever the environment says.
+/// What the CPU itself offers, whatever the environment says; of tiles, what the system gives this process.
 pub fn detected() -> Isa {
     #[cfg(target_arch = "x86_64")]
     {
@@ -51,7 +58,9 @@ pub fn detected() -> Isa {
             && is_x86_feature_detected!("avx512vnni")
             && is_x86_feature_detected!("avx512bitalg");
         match (avx2, avx512) {
-            (true, true) if is_x86_feature_detected!("avx512bf16") => return Isa::Avx512Bf16,
+            (true, true) if is_x86_feature_detected!("avx512bf16") => {
+                return if tiles::usable().is_ok() { Isa::Amx } else { Isa::Avx512Bf16 };
+            }
             (true, true) => return Isa::Avx512,
             (true, false) => return Isa::Avx2,
             _ => {}
@@ -78,6 +87,12 @@ fn first() -> Isa {
     let isa = *ISA.get_or_init(|| {
         let have = detected();
         let Ok(asked) = std::env::var("TANDEM_ISA") else { return have };
+        if tiles::emulated() {
+            if have < Isa::Amx {
+                say!("TANDEM_ISA={asked} needs {}; using {}", Isa::Avx512Bf16.name(), have.name());
+            }
+            return have;
+        }
         let Some(want) = Isa::ALL.into_iter().find(|i| i.name() == asked) else {
             let names = Isa::ALL.map(Isa::name).join(", ");
             say!("TANDEM_ISA={asked} is not one of {names}; using {}", have.name());

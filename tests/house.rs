@@ -106,6 +106,8 @@ fn unsafe_code_stands_only_in_its_named_files_and_says_what_it_leans_on() {
         "src/cuda/open.rs",
         "src/cuda/streams.rs",
         "src/simd.rs",
+        "src/simd/emulated.rs",
+        "src/simd/tiles.rs",
         "src/gguf/map.rs",
         "src/gguf/faults.rs",
         "src/cli/closed.rs",

@@ -84,6 +84,9 @@ pub fn grouped(
         pool.each_of(acts.panel_parts(ty.act, simd::isa(), n_in, x), size_of_val(x), PanelPart::fill);
     }
     let acts = &*acts;
+    let most = if rows_only { usize::MAX } else { PanelScratch::most_tokens(ty, n_in, simd::isa()) };
+    let cut = cut(groups, most);
+    let groups = cut.as_deref().unwrap_or(groups);
     // Whole panels, so that a piece can be used either way.
     let piece_rows = (PIECE / stride / ROWS * ROWS).max(ROWS);
     let pieces = n_out.div_ceil(piece_rows);
@@ -115,7 +118,38 @@ pub fn grouped(
     });
 }
 
+/// Cuts groups of more than `most` pairs into some of nearly equal size. None if there are no such groups.
+fn cut<'a>(groups: &[Group<'a>], most: usize) -> Option<Vec<Group<'a>>> {
+    if groups.iter().all(|g| g.pairs.len() <= most) {
+        return None;
+    }
+    let parts = groups.iter().flat_map(|g| {
+        let each = g.pairs.len().div_ceil(g.pairs.len().div_ceil(most).max(1)).max(1);
+        g.pairs.chunks(each).map(|pairs| Group { w: g.w, pairs })
+    });
+    Some(parts.collect())
+}
+
 thread_local! {
     /// Each thread's decoded rows.
     static SCRATCH: RefCell<PanelScratch> = RefCell::default();
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn groups_that_are_cut_keep_every_pair_and_have_equal_parts() {
+        let pairs: Vec<(u32, u32)> = (0..1000).map(|i| (i, 1000 - i)).collect();
+        let groups: Vec<Group<'_>> =
+            [0..0, 0..1, 1..65, 65..130, 130..1000].map(|r| Group { w: &[], pairs: &pairs[r] }).into();
+        assert!(cut(&groups, 1000).is_none());
+        let parts = cut(&groups, 64).expect("three groups are larger");
+        let joined: Vec<(u32, u32)> = parts.iter().flat_map(|g| g.pairs).copied().collect();
+        assert_eq!(joined, pairs);
+        let sizes: Vec<usize> = parts.iter().map(|g| g.pairs.len()).collect();
+        assert_eq!(sizes[..4], [1, 64, 33, 32], "65 in two parts, not 64 and 1");
+        assert!(sizes[4..].iter().all(|n| (48..=64).contains(n)), "{sizes:?}");
+    }
 }

@@ -17,6 +17,8 @@
 //! can give them to several threads. Quantizing a block gives the same bits in whichever part it is
 //! done.
 
+use std::sync::atomic::{AtomicU64, Ordering::Relaxed};
+
 use super::forms::{Act, ActBlock, ActRow, CHUNK, PanelActs, PanelColumns, PanelForm, PanelWords};
 use super::quantize::{quantize, quantize_scalar};
 #[cfg(target_arch = "x86_64")]
@@ -36,7 +38,8 @@ pub struct Acts {
     d: Vec<f32>,
     sums: Vec<i16>,
     act_blocks: Vec<ActBlock>,
-    /// Rows in the layout for many tokens: `columns` for codes, `words` for floats.
+    /// Rows in the layout for many tokens: `columns` for codes, `words` for floats; `stamp` is theirs alone.
+    stamp: u64,
     rows: usize,
     form: Option<PanelForm>,
     columns: Vec<PanelColumns>,
@@ -87,6 +90,8 @@ impl Acts {
         n: usize,
         x: &'a [f32],
     ) -> impl Iterator<Item = PanelPart<'a>> {
+        static STAMP: AtomicU64 = AtomicU64::new(1);
+        self.stamp = STAMP.fetch_add(1, Relaxed);
         let (block, form, rows) = (act.block(), act.form(isa), x.len() / n.max(1));
         (self.act, self.n, self.rows, self.form) = (Some(act), n, rows, Some(form));
         let chunk = form.columns();
@@ -107,7 +112,8 @@ impl Acts {
     /// If [`Acts::set_panels`] was not called before.
     pub fn panels(&self) -> PanelActs<'_> {
         let (block, form) = (self.act.map_or(1, Act::block), self.form.expect("activations laid out for panels"));
-        PanelActs { n: self.n, block, rows: self.rows, form, columns: &self.columns, words: &self.words }
+        let (stamp, n, rows) = (self.stamp, self.n, self.rows);
+        PanelActs { stamp, n, block, rows, form, columns: &self.columns, words: &self.words }
     }
 
     /// Returns row `t` for row kernels; `x` must be the slice that [`Acts::set`] was given.

@@ -176,6 +176,8 @@ impl PanelColumns {
 /// Activations for many tokens at once.
 #[derive(Clone, Copy, Debug)]
 pub struct PanelActs<'a> {
+    /// Tells these contents from all others that were laid out in this process.
+    pub stamp: u64,
     /// Values in a row.
     pub n: usize,
     /// Values that share a scale: 32 or 256.

@@ -18,7 +18,7 @@ use crate::quant::types::QuantType;
 use crate::simd::{self, Isa};
 
 /// Makes rows of random blocks, with bytes that no kernel may read between the rows.
-fn random_rows(ty: &QuantType, rng: &mut Rng, rows: usize, n: usize, stride: usize) -> Vec<u8> {
+pub(super) fn random_rows(ty: &QuantType, rng: &mut Rng, rows: usize, n: usize, stride: usize) -> Vec<u8> {
     let mut w = vec![0xa5; rows * stride];
     for row in w.chunks_exact_mut(stride) {
         for block in row[..ty.row_bytes(n)].chunks_exact_mut(ty.bytes) {
@@ -29,7 +29,7 @@ fn random_rows(ty: &QuantType, rng: &mut Rng, rows: usize, n: usize, stride: usi
 }
 
 /// Makes a row of activations: tiny, usual or large ones, with zeros or one spike.
-fn random_acts(rng: &mut Rng, n: usize) -> Vec<f32> {
+pub(super) fn random_acts(rng: &mut Rng, n: usize) -> Vec<f32> {
     let scale = [1e-6, 1.0, 1.0, 3e4][rng.below(4)];
     let mut x: Vec<f32> = (0..n).map(|_| rng.normal() * scale).collect();
     match rng.below(4) {
@@ -43,7 +43,7 @@ fn random_acts(rng: &mut Rng, n: usize) -> Vec<f32> {
 /// Multiplies the f16 scales of some blocks with an extreme factor. It finds a scale by trial: if
 /// multiplying the f16 at some even offset multiplies all decoded weights by the same factor, the
 /// f16 is a scale.
-fn extreme(ty: &QuantType, rng: &mut Rng, w: &mut [u8]) {
+pub(super) fn extreme(ty: &QuantType, rng: &mut Rng, w: &mut [u8]) {
     if ty.block == 1 {
         return;
     }

@@ -5,6 +5,8 @@
 
 #[cfg(test)]
 mod check;
+#[cfg(all(test, target_arch = "x86_64", target_os = "linux"))]
+mod check_tiles;
 pub mod retired;
 
 use super::types::{Encode, QuantType};

@@ -4,6 +4,7 @@
 //! ```text
 //! multiply   the entry: a group of rows times many tokens, whatever the format
 //! codes      kernels that multiply a panel               floats      kernels for F16 and BF16
+//! tiles      both by matrix tiles (AMX)
 //! panel      a panel, and how a format fills it          ahead       prefetching
 //! lanes      the vector that decoders are written over   wide        its AVX-512 version
 //! codebook, super_block   what the decoders of several formats share
@@ -17,6 +18,8 @@ pub(crate) mod lanes;
 mod multiply;
 pub(crate) mod panel;
 pub(crate) mod super_block;
+#[cfg(target_arch = "x86_64")]
+mod tiles;
 #[cfg(target_arch = "x86_64")]
 pub(crate) mod wide;
 

@@ -7,6 +7,8 @@ use super::codes::PanelProduct;
 use super::codes::{offsets_avx2, offsets_avx512};
 use super::floats::FloatProduct;
 use super::panel::{Panel, ROWS, WeightRows};
+#[cfg(target_arch = "x86_64")]
+use super::tiles::{self, TilePanel, TileScratch};
 use crate::quant::activations::{Act, CHUNK, PanelActs, PanelForm};
 use crate::quant::types::QuantType;
 use crate::simd::Isa;
@@ -14,8 +16,12 @@ use crate::simd::Isa;
 /// Scratch memory of one thread: a panel, and the sums of its tokens.
 #[derive(Debug)]
 pub struct PanelScratch {
+    /// Tokens from which matrix tiles are used where the CPU has them; None for what is best. Tests and benchmarks set it.
+    pub tiles_from: Option<usize>,
     panel: Box<Panel>,
     sums: Vec<[f32; ROWS]>,
+    #[cfg(target_arch = "x86_64")]
+    tiles: TileScratch,
 }
 
 impl Default for PanelScratch {
@@ -26,7 +32,13 @@ impl Default for PanelScratch {
             min: [[0.0; ROWS]; CHUNK / 16],
             offset: [[0; ROWS]; CHUNK / 16],
         };
-        PanelScratch { panel: Box::new(panel), sums: Vec::new() }
+        PanelScratch {
+            tiles_from: None,
+            panel: Box::new(panel),
+            sums: Vec::new(),
+            #[cfg(target_arch = "x86_64")]
+            tiles: TileScratch::default(),
+        }
     }
 }
 
@@ -47,6 +59,15 @@ impl PanelScratch {
         assert!(x.form == form, "activations laid out as {:?} are wanted as {form:?}", x.form);
         match form {
             PanelForm::Codes => self.panels(ty, w, x, tokens, isa),
+            #[cfg(target_arch = "x86_64")]
+            PanelForm::Bf16 if self.by_tiles(ty, tokens.len(), isa) => {
+                #[allow(unsafe_code)]
+                // SAFETY: the instruction set was just compared with what the CPU has.
+                unsafe {
+                    self.tiles.gather(x, tokens, None);
+                    self.tiles.add_floats(w, x.n, &mut self.sums[..tokens.len()]);
+                }
+            }
             PanelForm::F32 | PanelForm::Bf16 => {
                 let sums = &mut self.sums[..tokens.len()];
                 FloatProduct { w, n: x.n, x: x.words, rows: x.rows, tokens }.add(ty.act, isa, sums);
@@ -57,10 +78,37 @@ impl PanelScratch {
         }
     }
 
+    /// Returns how many tokens with rows of `n` values [`PanelScratch::multiply`] should be given at once at most, so that
+    /// a thread's cache has them for all rows of a piece: where products are as fast as tiles make them, reading activations
+    /// from farther away would take longer than multiplying.
+    pub fn most_tokens(ty: &QuantType, n: usize, isa: Isa) -> usize {
+        #[cfg(target_arch = "x86_64")]
+        if has_tiles(ty, isa) {
+            return tiles::most_tokens(ty.panel.map(|p| p.group), n);
+        }
+        let _ = (ty, n, isa);
+        usize::MAX
+    }
+
+    /// Whether tiles multiply this many tokens.
+    #[cfg(target_arch = "x86_64")]
+    fn by_tiles(&self, ty: &QuantType, tokens: usize, isa: Isa) -> bool {
+        has_tiles(ty, isa) && tokens >= self.tiles_from.unwrap_or_else(|| tiles::worth(ty.panel.map(|p| p.group)))
+    }
+
     /// Adds the products of a format of codes to the sums, panel after panel.
     fn panels(&mut self, ty: &QuantType, w: WeightRows<'_>, x: PanelActs<'_>, tokens: &[(u32, u32)], isa: Isa) {
         let spec = ty.panel.as_ref().expect("a format that fills panels");
         let (_, fill) = spec.fill.iter().find(|(i, _)| *i <= isa).expect("the last decoder is scalar");
+        #[cfg(target_arch = "x86_64")]
+        let code_tiles = self.by_tiles(ty, tokens.len(), isa).then(|| {
+            #[allow(unsafe_code)]
+            // SAFETY: the instruction set was just compared with what the CPU has.
+            unsafe {
+                self.tiles.gather(x, tokens, Some(spec.group))
+            };
+            self.tiles.code_tiles(spec.group)
+        });
         for at in (0..x.n).step_by(CHUNK) {
             let len = CHUNK.min(x.n - at);
             let bytes = ty.row_bytes(at)..ty.row_bytes(at + len);
@@ -75,18 +123,29 @@ impl PanelScratch {
             debug_assert!(
                 self.panel.codes[..len / 4].as_flattened().iter().all(|c| (*c as i8).unsigned_abs() <= spec.most)
             );
+            let by_256 = x.block == Act::Q8K.block();
+            #[cfg(target_arch = "x86_64")]
+            if let Some(code_tiles) = &code_tiles {
+                let (chunk, group, mins) = (at / CHUNK, spec.group, spec.mins);
+                let part = TilePanel { panel: &self.panel, chunk, len, group, mins, by_256 };
+                #[allow(unsafe_code)]
+                // SAFETY: as above.
+                unsafe {
+                    self.tiles.add_codes(code_tiles, &part, &mut self.sums, ahead)
+                };
+                continue;
+            }
             #[cfg(target_arch = "x86_64")]
             #[allow(unsafe_code)]
             // SAFETY: as above.
             unsafe {
                 match isa {
-                    Isa::Avx512 | Isa::Avx512Bf16 => offsets_avx512(&mut self.panel, spec.group, len),
+                    Isa::Avx512 | Isa::Avx512Bf16 | Isa::Amx => offsets_avx512(&mut self.panel, spec.group, len),
                     Isa::Avx2 if spec.most <= 64 => offsets_avx2(&mut self.panel, spec.group, len),
                     _ => {} // these take activations as they are, not shifted
                 }
             };
             let columns = &x.columns[at / CHUNK * x.rows..][..x.rows];
-            let by_256 = x.block == Act::Q8K.block();
             let part = PanelProduct {
                 panel: &self.panel,
                 x: columns,
@@ -113,4 +172,10 @@ impl PanelScratch {
             }
         }
     }
+}
+
+/// Whether tiles multiply the format: all but F16 and F32.
+#[cfg(target_arch = "x86_64")]
+fn has_tiles(ty: &QuantType, isa: Isa) -> bool {
+    isa >= Isa::Amx && (ty.panel.is_some() || ty.act == Act::Bf16)
 }

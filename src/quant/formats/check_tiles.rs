@@ -1,0 +1,147 @@
+//! Products by matrix tiles, in every format: on the CPU's tiles where it has them, else on emulated ones. Which of the two
+//! is printed.
+
+use super::TYPES;
+use super::check::{extreme, random_acts, random_rows};
+use crate::quant::activations::{Acts, PanelForm};
+use crate::quant::panels::{PanelScratch, ROWS, WeightRows};
+use crate::quant::rng::Rng;
+use crate::quant::types::QuantType;
+use crate::simd::{self, Isa, emulated, tiles};
+
+/// Whether tiles can be tested here; says on which.
+fn there(what: &str) -> bool {
+    let which = match simd::detected() >= Isa::Avx512Bf16 {
+        true => tiles::for_tests(),
+        false => Err("the CPU has no AVX-512 with BF16, which every CPU with tiles has"),
+    };
+    match which {
+        Ok(which) => say!("matrix tiles, {what}: {which}"),
+        Err(why) => say!("skipped, matrix tiles, {what}: {why}"),
+    }
+    which.is_ok()
+}
+
+/// A thread's memory, with tiles from one token on.
+fn scratch() -> PanelScratch {
+    let mut work = PanelScratch::default();
+    work.tiles_from = Some(1);
+    work
+}
+
+/// The bits of a product's results: for each token its number, then its rows.
+fn product(
+    ty: &'static QuantType,
+    work: &mut PanelScratch,
+    w: WeightRows<'_>,
+    acts: &Acts,
+    tokens: &[(u32, u32)],
+    isa: Isa,
+) -> Vec<u32> {
+    let mut out = Vec::new();
+    work.multiply(ty, w, acts.panels(), tokens, isa, |o, sums| {
+        out.push(o);
+        out.extend(sums.iter().map(|v| v.to_bits()));
+    });
+    out
+}
+
+/// The numbers of tokens: all up to 40, spread over the formats so that a format has a few of each kind.
+fn counts(ty: &QuantType) -> impl Iterator<Item = usize> {
+    let first = ty.id as usize;
+    [1, 8, 9, 12, 13, 16, 17, 24, 32, 33].into_iter().chain((0..4).map(move |i| 1 + (first * 7 + i * 11) % 40))
+}
+
+#[test]
+fn codes_times_tokens_have_the_bits_that_avx_512_gives_them() {
+    if !there("formats of codes") {
+        return;
+    }
+    for ty in TYPES.iter().filter(|t| t.panel.is_some()) {
+        let mut rng = Rng(0x7113 + ty.id as u64);
+        let (mut by_tiles, mut by_vectors) = (scratch(), PanelScratch::default());
+        let unit = ty.block.max(ty.act.block());
+        let before = emulated::seen().0;
+        for (round, count) in counts(ty).enumerate() {
+            let n = unit * [1, 2, 3, 9, 5][round % 5].min(768 / unit).max(1);
+            let rows = [ROWS, 1, 15, 16, 17, 31][round % 6];
+            let stride = ty.row_bytes(n) + ty.bytes * (round % 2);
+            let mut w = random_rows(ty, &mut rng, rows, n, stride);
+            if round % 3 == 2 {
+                w.chunks_exact_mut(stride).for_each(|row| extreme(ty, &mut rng, &mut row[..ty.row_bytes(n)]));
+            }
+            let x: Vec<f32> = (0..count + 3).flat_map(|_| random_acts(&mut rng, n)).collect();
+            let mut acts = Acts::default();
+            acts.set_panels(ty.act, Isa::Amx, n, &x);
+            // Not in order, and not all of them.
+            let tokens: Vec<(u32, u32)> = (0..count as u32).map(|i| ((i * 5 + 2) % (count as u32 + 3), i)).collect();
+            let w = WeightRows { w: &w, stride, rows };
+            let got = product(ty, &mut by_tiles, w, &acts, &tokens, Isa::Amx);
+            let want = product(ty, &mut by_vectors, w, &acts, &tokens, Isa::Avx512Bf16);
+            assert!(got == want, "{}: {rows} rows, {count} tokens, {n} columns", ty.name);
+            assert!(!emulated::seen().1, "the thread keeps its tiles after a product");
+        }
+        assert!(tiles::usable().is_ok() || emulated::seen().0 > before, "{}: no tile instruction ran", ty.name);
+    }
+}
+
+#[test]
+fn floats_times_tokens_equal_the_products_of_their_values() {
+    if !there("BF16") {
+        return;
+    }
+    let ty = &super::bf16::TYPE;
+    assert_eq!(ty.act.form(Isa::Amx), PanelForm::Bf16);
+    let (mut rng, mut work, mut worst) = (Rng(9), scratch(), 0f64);
+    for (round, count) in counts(ty).chain(1..=40).enumerate() {
+        let n = [1, 31, 32, 33, 64, 255, 256, 300, 511][round % 9];
+        let (rows, stride) = ([ROWS, 1, 15, 16, 17, 31][round % 6], 2 * n + 2 * (round % 2));
+        let w = random_rows(ty, &mut rng, rows, n, stride);
+        let x: Vec<f32> = (0..count).flat_map(|_| random_acts(&mut rng, n)).collect();
+        let mut acts = Acts::default();
+        acts.set_panels(ty.act, Isa::Amx, n, &x);
+        let tokens: Vec<(u32, u32)> = (0..count as u32).rev().map(|t| (t, t)).collect();
+        let mut decoded = vec![0f32; n];
+        work.multiply(ty, WeightRows { w: &w, stride, rows }, acts.panels(), &tokens, Isa::Amx, |t, sums| {
+            let x = &x[t as usize * n..][..n];
+            for (r, got) in sums.iter().enumerate() {
+                (ty.dequant)(&w[r * stride..][..2 * n], &mut decoded);
+                let terms = decoded.iter().zip(x).map(|(&w, &x)| w as f64 * half::bf16::from_f32(x).to_f64());
+                let (sum, size) = terms.fold((0.0, 0.0), |(s, m), t| (s + t, m + t.abs()));
+                // Products of BF16 are exact in f32; the sum rounds, as everywhere.
+                let error = (*got as f64 - sum).abs() / size.max(1e-30);
+                assert!(error < 2e-6, "{rows} rows, {count} tokens, {n} columns: row {r}: {got} for {sum}");
+                worst = worst.max(error);
+            }
+        });
+        assert!(!emulated::seen().1, "the thread keeps its tiles after a product");
+    }
+    say!("matrix tiles, BF16: worst error {worst:.1e} of the magnitudes (limit 2e-6)");
+}
+
+#[test]
+fn activations_that_a_thread_keeps_are_never_those_of_another_product() {
+    if !there("activations kept between products") {
+        return;
+    }
+    let n = 256;
+    let mut rng = Rng(31);
+    let mut work = scratch();
+    let formats: [&QuantType; 4] = [&super::q4_k::TYPE, &super::q6_k::TYPE, &super::q8_0::TYPE, &super::bf16::TYPE];
+    let w = formats.map(|ty| random_rows(ty, &mut rng, ROWS, n, ty.row_bytes(n)));
+    let mut acts = [Acts::default(), Acts::default()];
+    for round in 0..40 {
+        let ty = formats[rng.below(4)];
+        let w = &w[formats.iter().position(|t| *t == ty).unwrap()];
+        let acts = &mut acts[rng.below(2)];
+        let x: Vec<f32> = (0..20 * n).map(|_| rng.normal()).collect();
+        acts.set_panels(ty.act, Isa::Amx, n, &x);
+        let w = WeightRows { w, stride: ty.row_bytes(n), rows: ROWS };
+        for _ in 0..2 {
+            let count = [12, 20][rng.below(2)];
+            let tokens: Vec<(u32, u32)> = (0..count).map(|i| (rng.below(20) as u32, i)).collect();
+            let want = product(ty, &mut scratch(), w, acts, &tokens, Isa::Amx);
+            assert!(product(ty, &mut work, w, acts, &tokens, Isa::Amx) == want, "{} in round {round}", ty.name);
+        }
+    }
+}

@@ -1,0 +1,327 @@
+//! The matrix tiles of Intel's CPUs (AMX): whether this process may use them, and the two products that are made of their
+//! instructions. This is the one file that has these instructions.
+//!
+//! ```text
+//! tile           8 of them, each at most 16 rows of 64 bytes; `ldtilecfg` sets the shape of each
+//! codes          C (tokens x 16 rows, i32)   = sum over columns   A (tokens x columns, i8) * B (columns / 4 x 16 rows x 4, i8)
+//! floats         C (16 rows x tokens, f32)  += sum over columns   A (16 rows x 32 columns, BF16) * B (16 x tokens x 2, BF16)
+//! ```
+//! Codes lie in a panel as B wants them (quant/panels/codes.rs), so that the panel is loaded as it is. Weights of two bytes lie
+//! row after row, which is what A wants, so that there the tokens are turned instead.
+//!
+//! Rust's intrinsics for tiles are not stable (1.95), so the instructions are `asm!`. Each block begins with tiles that it
+//! loads or zeroes and ends with a store: no tile holds anything from one block to the next, since the compiler knows
+//! nothing of what tiles hold. Only the shapes do, from the constructor of [`CodeTiles`] or [`FloatTiles`] to its end. A
+//! shape costs some 50 to 100 cycles to set and to release, a product with 12 tokens and more of 32 rows thousands; and it
+//! is released because a thread that keeps its tiles has 8 KB more to be saved whenever it leaves its core, and keeps the
+//! core from its deepest sleep.
+//!
+//! The system gives a process tiles only if it asks (`arch_prctl`, Linux 5.16), because a signal's frame gets larger by
+//! them. Asked once, all threads have them. It refuses where a thread has a signal stack that is too small for that (Rust's
+//! are large enough), or where a sandbox does.
+
+#![allow(unsafe_code)] // instructions that the compiler has no names for, and a system call
+
+use std::sync::OnceLock;
+use std::sync::atomic::{AtomicBool, Ordering::SeqCst};
+
+/// Rows of a tile.
+pub const TILE: usize = 16;
+/// Columns of activations that lie together (`CHUNK` in quant/activations).
+const COLUMNS: usize = 256;
+
+/// What `TANDEM_ISA` is where tests have the instructions emulated. Builds for users have no emulator.
+pub const EMULATED: &str = "amx-emulated";
+
+/// Whether tile instructions may be executed: the process has them, or has an emulator of them.
+static READY: AtomicBool = AtomicBool::new(false);
+
+/// Returns whether this process may use the tiles; the first call asks the system for them.
+///
+/// # Errors
+/// Says why not, in words that go on after "matrix tiles: ".
+pub fn usable() -> Result<(), &'static str> {
+    static USABLE: OnceLock<Result<(), String>> = OnceLock::new();
+    let usable = USABLE.get_or_init(|| {
+        let usable = if emulated() { emulate() } else { ask() };
+        READY.fetch_or(usable.is_ok(), SeqCst);
+        usable
+    });
+    usable.as_ref().map(|()| ()).map_err(String::as_str)
+}
+
+/// Returns whether `TANDEM_ISA` asks for emulated tiles, in a build that has the emulator.
+pub fn emulated() -> bool {
+    cfg!(debug_assertions) && std::env::var("TANDEM_ISA").is_ok_and(|asked| asked == EMULATED)
+}
+
+fn emulate() -> Result<(), String> {
+    #[cfg(all(any(test, debug_assertions), target_arch = "x86_64", target_os = "linux"))]
+    if super::emulated::install() {
+        say!("TANDEM_ISA={EMULATED}: matrix tiles are emulated one instruction at a time, for tests; this is slow");
+        return Ok(());
+    }
+    Err("there is no emulator for this system".into())
+}
+
+/// Makes tiles ready for a test: the CPU's where it has them, else emulated ones. Returns which, in words.
+///
+/// # Errors
+/// Says why there are neither.
+#[cfg(test)]
+pub(crate) fn for_tests() -> Result<&'static str, &'static str> {
+    if usable().is_ok() && !emulated() {
+        return Ok("the CPU's own");
+    }
+    #[cfg(all(target_arch = "x86_64", target_os = "linux"))]
+    if super::emulated::install() {
+        READY.store(true, SeqCst);
+        return Ok("emulated");
+    }
+    Err("there is no emulator for this system")
+}
+
+#[cfg(all(target_arch = "x86_64", target_os = "linux"))]
+fn ask() -> Result<(), String> {
+    use std::arch::x86_64::{__cpuid, __cpuid_count, _xgetbv};
+    const TILES: u32 = 1 << 24 | 1 << 25 | 1 << 22; // AMX-TILE, AMX-INT8, AMX-BF16 in EDX of leaf 7
+    const STATES: u64 = 1 << 17 | 1 << 18; // shapes and contents in XCR0
+    const OSXSAVE: u32 = 1 << 27; // in ECX of leaf 1
+    const REQUEST_PERMISSION: libc::c_long = 0x1023; // ARCH_REQ_XCOMP_PERM, asm/prctl.h
+    if __cpuid(0).eax < 7 || __cpuid_count(7, 0).edx & TILES != TILES {
+        return Err("none; the CPU has no AMX (amx_tile, amx_int8, amx_bf16)".into());
+    }
+    #[target_feature(enable = "xsave")]
+    fn states() -> u64 {
+        // SAFETY: register 0 exists where XGETBV does, which the caller has made sure of.
+        unsafe { _xgetbv(0) }
+    }
+    // SAFETY: OSXSAVE says that the CPU has XSAVE and XGETBV, and that the system uses them.
+    if __cpuid(1).ecx & OSXSAVE == 0 || unsafe { states() } & STATES != STATES {
+        return Err("the CPU has AMX, but the system does not save its state; Linux 5.16 and newer do".into());
+    }
+    // SAFETY: the call takes two numbers and no memory.
+    match unsafe { libc::syscall(libc::SYS_arch_prctl, REQUEST_PERMISSION, 18 as libc::c_long) } {
+        0 => Ok(()),
+        _ => {
+            let why = std::io::Error::last_os_error();
+            Err(format!("the CPU has AMX, but the system refuses it to this process (arch_prctl: {why})"))
+        }
+    }
+}
+
+#[cfg(not(all(target_arch = "x86_64", target_os = "linux")))]
+fn ask() -> Result<(), String> {
+    Err("none; they are used on x86-64 with Linux alone".into())
+}
+
+#[cfg(target_arch = "x86_64")]
+pub(crate) use x86::{CodeTiles, FloatTiles};
+
+#[cfg(target_arch = "x86_64")]
+mod x86 {
+    use std::arch::asm;
+    use std::marker::PhantomData;
+
+    use super::{COLUMNS, READY, SeqCst, TILE};
+
+    /// What `ldtilecfg` reads.
+    #[repr(C, align(64))]
+    struct Shapes {
+        palette: u8,
+        start_row: u8,
+        reserved: [u8; 14],
+        /// Bytes of a row, by tile; the last eight are zero.
+        bytes: [u16; 16],
+        rows: [u8; 16],
+    }
+
+    /// The shapes of this thread's tiles, until it is dropped. No other may live on the thread.
+    #[derive(Debug)]
+    struct Shaped(PhantomData<*const ()>); // of one thread
+
+    impl Shaped {
+        /// Sets the shapes, (rows, bytes of a row) of each tile.
+        fn new(tiles: [(usize, usize); 8]) -> Shaped {
+            assert!(READY.load(SeqCst), "tiles that the system was asked for");
+            let mut shapes = Shapes { palette: 1, start_row: 0, reserved: [0; 14], bytes: [0; 16], rows: [0; 16] };
+            for (i, (rows, bytes)) in tiles.into_iter().enumerate() {
+                assert!((1..=TILE).contains(&rows) && (4..=64).contains(&bytes) && bytes % 4 == 0);
+                (shapes.rows[i], shapes.bytes[i]) = (rows as u8, bytes as u16);
+            }
+            // SAFETY: the CPU has tiles and the system lets this process use them (READY, or the instruction is
+            // emulated); 64 bytes are read.
+            unsafe { asm!("ldtilecfg [{0}]", in(reg) &raw const shapes, options(nostack, readonly, preserves_flags)) };
+            Shaped(PhantomData)
+        }
+    }
+
+    impl Drop for Shaped {
+        fn drop(&mut self) {
+            // SAFETY: as for `new`, which has come before.
+            unsafe {
+                asm!("tilerelease", out("tmm0") _, out("tmm1") _, out("tmm2") _, out("tmm3") _, out("tmm4") _,
+                    out("tmm5") _, out("tmm6") _, out("tmm7") _, options(nostack, nomem, preserves_flags))
+            };
+        }
+    }
+
+    /// Products of signed codes.
+    #[derive(Debug)]
+    pub(crate) struct CodeTiles {
+        /// Columns that a tile takes, and runs of so many columns that a product sums.
+        columns: usize,
+        runs: usize,
+        /// The last step of 4 columns at which a product may begin.
+        last: usize,
+        _shaped: Shaped,
+    }
+
+    impl CodeTiles {
+        /// Sets tiles for `rows` tokens (1 to 16) and products over `columns` columns (16, 32, 64, or a multiple of 64 up to
+        /// 256).
+        pub(crate) fn new(rows: usize, columns: usize) -> CodeTiles {
+            let (each, runs) = (columns.min(64), columns.div_ceil(64));
+            assert!(each % 16 == 0 && columns == each * runs && columns <= COLUMNS);
+            let (a, b, c) = ((rows, each), (each / 4, 64), (rows, 64));
+            let last = (COLUMNS - columns) / 4;
+            CodeTiles { columns: each, runs, last, _shaped: Shaped::new([c, a, b, c, a, b, c, c]) }
+        }
+
+        /// `to[t][r] = sum of q[t][k] * w[r][k]` over the columns from `4 * step` on. `codes` are a panel's, of which 16 rows
+        /// are multiplied: the first or the second `half`. Products in turn use other tiles (`odd`), so that none waits for
+        /// the one before.
+        #[inline(always)]
+        pub(crate) fn multiply(
+            &self,
+            q: &[[i8; COLUMNS]; TILE],
+            codes: &[[u8; 128]; COLUMNS / 4],
+            step: usize,
+            half: usize,
+            odd: bool,
+            to: &mut [[i32; TILE]; TILE],
+        ) {
+            assert!(step <= self.last && half < 2);
+            let mut a = q.as_ptr().cast::<i8>().wrapping_add(4 * step);
+            let mut b = codes.as_ptr().cast::<u8>().wrapping_add(128 * step + 64 * half);
+            let mut n = self.runs;
+            macro_rules! product {
+                ($c:tt, $a:tt, $b:tt) => {
+                    // SAFETY: the tiles are shaped (`_shaped`): A has at most 16 rows of `columns` bytes, 256 apart, and B
+                    // `columns / 4` rows of 64 bytes, 128 apart. From `step` on there are columns for all runs (`last`),
+                    // within the 256 of each token and the 64 steps of the codes. C is as many rows of 64 bytes as A
+                    // has, and `to` has 16.
+                    unsafe {
+                        asm!(
+                            concat!("tilezero ", $c),
+                            "2:",
+                            concat!("tileloadd ", $a, ", [{a} + {a_row}*1]"),
+                            concat!("tileloadd ", $b, ", [{b} + {b_row}*1]"),
+                            concat!("tdpbssd ", $c, ", ", $a, ", ", $b),
+                            "add {a}, {a_run}",
+                            "add {b}, {b_run}",
+                            "dec {n}",
+                            "jnz 2b",
+                            concat!("tilestored [{c} + {c_row}*1], ", $c),
+                            a = inout(reg) a, b = inout(reg) b, n = inout(reg) n,
+                            a_row = in(reg) COLUMNS, b_row = in(reg) 128usize, c_row = in(reg) 64usize,
+                            a_run = in(reg) self.columns, b_run = in(reg) 32 * self.columns, c = in(reg) to.as_mut_ptr(),
+                            out($c) _, out($a) _, out($b) _,
+                            options(nostack),
+                        )
+                    }
+                };
+            }
+            if odd {
+                product!("tmm3", "tmm4", "tmm5");
+            } else {
+                product!("tmm0", "tmm1", "tmm2");
+            }
+            let _ = (a, b, n);
+        }
+    }
+
+    /// Tokens as BF16 for tiles: 32 columns of 16 tokens, two columns to a word: `[columns / 2][token]`.
+    pub(crate) type TurnedWords = [[u32; TILE]; TILE];
+
+    /// Products of BF16.
+    #[derive(Debug)]
+    pub(crate) struct FloatTiles {
+        rows: usize,
+        _shaped: Shaped,
+    }
+
+    impl FloatTiles {
+        /// Sets tiles for `rows` rows of weights (1 to 32) and `tokens` tokens (1 to 16).
+        pub(crate) fn new(rows: usize, tokens: usize) -> FloatTiles {
+            assert!((1..=2 * TILE).contains(&rows));
+            let (first, second) = (rows.min(TILE), rows.saturating_sub(TILE).max(1));
+            let (c0, c1, b) = ((first, 4 * tokens), (second, 4 * tokens), (TILE, 4 * tokens));
+            FloatTiles { rows, _shaped: Shaped::new([c0, c0, c1, c1, (first, 64), (second, 64), b, b]) }
+        }
+
+        /// `sums[2 * (r / 16) + i][r % 16][t] += sum of w[r][k] * x[i][k][t]` over 32 columns for each element of `x[0]`. Row
+        /// `r` of the weights begins at byte `r * stride` of `w`. `x` are one or two blocks of tokens of equal length; of
+        /// one, the second is empty.
+        pub(crate) fn multiply(
+            &self,
+            w: &[u8],
+            stride: usize,
+            x: [&[TurnedWords]; 2],
+            sums: &mut [[[f32; TILE]; TILE]; 4],
+        ) {
+            let (steps, two) = (x[0].len(), !x[1].is_empty());
+            if steps == 0 {
+                return;
+            }
+            assert!((self.rows - 1) * stride + 64 * steps <= w.len() && (!two || x[1].len() == steps));
+            let (mut a, mut n) = (w.as_ptr(), steps);
+            let (mut b0, mut b1) = (x[0].as_ptr(), x[1].as_ptr());
+            let mut a1 = a.wrapping_add(TILE * stride);
+            macro_rules! product {
+                ($([$c:literal $at:literal $a:literal $b:literal])*, $($more_a:literal)?, $($more_b:literal)?) => {
+                    // SAFETY: the tiles are shaped (`_shaped`): A has the weights' rows, 64 bytes of each for a step, within
+                    // `w` as was just checked (the second tile is loaded only where there are more than 16 rows); B and C
+                    // have at most 16 rows of at most 64 bytes, 64 apart, as the elements of `x` and `sums` have.
+                    unsafe {
+                        asm!(
+                            $(concat!("tileloadd ", $c, ", [{c} + {line}*1 + ", $at, "]"),)*
+                            "2:",
+                            "tileloadd tmm4, [{a} + {stride}*1]",
+                            $(concat!("tileloadd ", $more_a, ", [{a1} + {stride}*1]"),)?
+                            "tileloadd tmm6, [{b0} + {line}*1]",
+                            $(concat!("tileloadd ", $more_b, ", [{b1} + {line}*1]"),)?
+                            $(concat!("tdpbf16ps ", $c, ", ", $a, ", ", $b),)*
+                            "add {a}, 64",
+                            "add {a1}, 64",
+                            "add {b0}, 1024",
+                            "add {b1}, 1024",
+                            "dec {n}",
+                            "jnz 2b",
+                            $(concat!("tilestored [{c} + {line}*1 + ", $at, "], ", $c),)*
+                            a = inout(reg) a, a1 = inout(reg) a1, b0 = inout(reg) b0, b1 = inout(reg) b1, n = inout(reg) n,
+                            c = in(reg) sums.as_mut_ptr(), stride = in(reg) stride, line = in(reg) 64usize,
+                            out("tmm0") _, out("tmm1") _, out("tmm2") _, out("tmm3") _, out("tmm4") _, out("tmm5") _,
+                            out("tmm6") _, out("tmm7") _,
+                            options(nostack),
+                        )
+                    }
+                };
+            }
+            match (self.rows > TILE, two) {
+                (true, true) => product!(["tmm0" "0" "tmm4" "tmm6"] ["tmm1" "1024" "tmm4" "tmm7"]
+                    ["tmm2" "2048" "tmm5" "tmm6"] ["tmm3" "3072" "tmm5" "tmm7"], "tmm5", "tmm7"),
+                (true, false) => {
+                    product!(["tmm0" "0" "tmm4" "tmm6"] ["tmm2" "2048" "tmm5" "tmm6"], "tmm5",)
+                }
+                (false, true) => {
+                    product!(["tmm0" "0" "tmm4" "tmm6"] ["tmm1" "1024" "tmm4" "tmm7"], , "tmm7")
+                }
+                (false, false) => product!(["tmm0" "0" "tmm4" "tmm6"], ,),
+            }
+            let _ = (a, a1, b0, b1, n);
+        }
+    }
+}
+#[cfg(target_arch = "x86_64")]
+pub(crate) use x86::TurnedWords;
