@@ -4,7 +4,7 @@
 //!
 //! `--json` prints one object; what the system does not say is null:
 //! ```text
-//! cpu           {name, isa: {used, detected}, flags, cores, efficiency_cores, logical, allowed, threads, cache_bytes}
+//! cpu           {name, isa: {used, detected}, matrix_tiles, flags, cores, efficiency_cores, logical, allowed, threads, cache_bytes}
 //! limits        {cpus, memory_bytes, lockable_bytes}      a container's; lockable_bytes null where there is no limit
 //! memory        {total_bytes, free_bytes, swap_bytes, swap_free_bytes, huge_pages, huge_reserved_bytes,
 //!                sticks: [{place, bytes, rated_mts, runs_mts, gbps}], sticks_unknown}
@@ -37,6 +37,7 @@ use super::args;
 use super::human::{size, table, wrapped};
 use super::terminal::Stdout;
 use crate::cpu::{Host, default_threads};
+use crate::simd::Isa;
 use judge::Remark;
 use measure::{GpuReport, Tested};
 use models::Machine;
@@ -80,6 +81,15 @@ fn flags(h: &Host) -> Vec<&'static str> {
     FLAGS.into_iter().filter(|f| has(f)).collect()
 }
 
+/// Whether matrix tiles multiply prompts, or why not.
+fn matrix_tiles(t: &Tested) -> String {
+    match t.tiles {
+        Ok(()) if t.isa >= Isa::Amx => "AMX for int8 and bf16, in use where tokens share weights".into(),
+        Ok(()) => format!("AMX for int8 and bf16, not used: TANDEM_ISA={}", t.isa.name()),
+        Err(why) => why.into(),
+    }
+}
+
 fn report(h: &Host, t: &Tested, remarks: &[Remark]) -> String {
     let top = &h.topology;
     let mut rows: Vec<Vec<String>> = Vec::new();
@@ -106,6 +116,7 @@ fn report(h: &Host, t: &Tested, remarks: &[Remark]) -> String {
             if more.is_empty() { "none that the kernels use".into() } else { more.join(" ") }
         ),
     );
+    row("matrix tiles", matrix_tiles(t));
     memory_rows(h, &mut row);
     for g in &h.governors {
         let prefers = g.preference.as_ref().map_or(String::new(), |p| format!(", prefers {p}"));
@@ -252,6 +263,7 @@ fn object(h: &Host, t: &Tested, remarks: &[Remark]) -> Value {
         "cpu": {
             "name": h.cpu,
             "isa": { "used": t.isa.name(), "detected": t.detected.name() },
+            "matrix_tiles": matrix_tiles(t),
             "flags": flags(h),
             "cores": top.cores(|c| !c.efficient),
             "efficiency_cores": top.cores(|c| c.efficient),

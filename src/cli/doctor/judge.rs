@@ -256,6 +256,12 @@ fn isa(h: &Host, t: &Tested, say: Say<'_>) {
             "this CPU's AVX-512 lacks VBMI, VNNI or BITALG, which the kernels need: AVX2 is used".into(),
         );
     }
+    if let Err(why) = t.tiles
+        && has("amx_int8")
+        && has("amx_bf16")
+    {
+        say(Severity::Slow, "instructions", format!("prompts are read without matrix tiles: {why}"));
+    }
 }
 
 /// Memory's room and the system's settings.
@@ -381,6 +387,7 @@ mod tests {
             others: Some((0.01, 0.0)),
             isa: Isa::Avx2,
             detected: Isa::Avx2,
+            tiles: Err("none; the CPU has no AMX (amx_tile, amx_int8, amx_bf16)"),
             gpu: GpuReport::None("no driver".into()),
             more_gpus: Vec::new(),
         };
@@ -448,6 +455,13 @@ mod tests {
             (&|_, t| t.others = None, "unknown others"),
             (&|h, _| h.virtual_machine = Some("QEMU".into()), "a virtual machine (QEMU)"),
             (&|_, t| t.isa = Isa::Scalar, "unset TANDEM_ISA"),
+            (
+                &|h, t| {
+                    h.flags = vec!["amx_int8".into(), "amx_bf16".into()];
+                    t.tiles = Err("the system refuses it");
+                },
+                "without matrix tiles: the system refuses it",
+            ),
             (&|h, _| h.flags = vec!["avx512f".into()], "lacks VBMI"),
             (&|h, _| h.lockable = Some(8 << 20), "ulimit -l"),
             (&|h, _| h.swap = Some((10 << 30, 5 << 30)), "5.4 GB are swapped out"),

@@ -24,6 +24,8 @@ pub(super) struct Tested {
     pub(super) others: Option<(f64, f64)>,
     pub(super) isa: Isa,
     pub(super) detected: Isa,
+    /// Whether this process may use matrix tiles, or why not.
+    pub(super) tiles: Result<(), &'static str>,
     /// The GPU with the most memory.
     pub(super) gpu: GpuReport,
     /// The others: name, and bytes free and all.
@@ -77,7 +79,8 @@ impl Tested {
         let (gpu, more_gpus) = gpus();
         let mut by_threads: Vec<(usize, f64)> = all.into_iter().zip(best).collect();
         let siblings = with_siblings.and_then(|_| by_threads.pop());
-        Ok(Tested { by_threads, siblings, others, isa: simd::isa(), detected: simd::detected(), gpu, more_gpus })
+        let (isa, detected, tiles) = (simd::isa(), simd::detected(), simd::tiles::usable());
+        Ok(Tested { by_threads, siblings, others, isa, detected, tiles, gpu, more_gpus })
     }
 }
 
