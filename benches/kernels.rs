@@ -2,14 +2,16 @@
 //!
 //! The row kernel (decode): weights per nanosecond and GB/s from its own cache, then GB/s from memory and what share that
 //! is of a plain read of the same bytes, pass by pass in turn. Then products per nanosecond for 1 to 4, 32 and 128 tokens
-//! at once (prompts), from cache. A machine that does other things disturbs the figures; compare within one run.
+//! at once (prompts), from cache. On a CPU with matrix tiles a second line has how many times faster they are than AVX-512
+//! for some numbers of tokens: tiles pay from the first with 1.00 or more on, which is what `WORTH` in
+//! src/quant/panels/tiles.rs should be. A machine that does other things disturbs the figures; compare within one run.
 
 use std::hint::black_box;
 use std::time::Instant;
 
 use tandem::quant::panels::{PanelScratch, WeightRows};
 use tandem::quant::{self, ActRow, Acts, QuantType, Rng};
-use tandem::simd;
+use tandem::simd::{self, Isa};
 
 /// PanelColumns and rows: a megabyte at most, in 32 rows' steps.
 const N: usize = 2048;
@@ -84,6 +86,40 @@ fn line(ty: &'static QuantType) {
     println!("{text}");
 }
 
+/// Prints how many times faster than AVX-512 matrix tiles are, by tokens. Four panels are multiplied in turn, so that tokens
+/// are put in the order of tiles once for all of them; a thread has more where experts are wide.
+fn tiles_line(ty: &'static QuantType) {
+    const PANELS: usize = 4;
+    let mut rng = Rng(2);
+    let stride = ty.row_bytes(N);
+    let mut w = vec![0; PANELS * ROWS * stride];
+    w.chunks_exact_mut(ty.bytes).for_each(|b| (ty.random)(&mut rng, b));
+    let x: Vec<f32> = (0..256 * N).map(|_| rng.normal()).collect();
+    let mut acts = Acts::default();
+    let mut text = format!("{:8} tiles:", ty.name);
+    for count in [2, 4, 6, 8, 10, 12, 16, 17, 18, 24, 32, 64, 128, 256] {
+        let tokens: Vec<(u32, u32)> = (0..count).map(|t| (t, t)).collect();
+        let mut times = [Isa::Avx512Bf16, Isa::Amx].map(|isa| {
+            let mut work = PanelScratch::default();
+            work.tiles_from = Some(1);
+            best(|| {
+                // New activations, as for each expert.
+                acts.set_panels(ty.act, isa, N, &x[..count as usize * N]);
+                for w in w.chunks(ROWS * stride) {
+                    let source = WeightRows { w, stride, rows: ROWS };
+                    work.multiply(ty, source, acts.panels(), &tokens, isa, |_, sums| {
+                        black_box(sums);
+                    });
+                }
+            })
+        });
+        let set = best(|| acts.set_panels(ty.act, Isa::Amx, N, &x[..count as usize * N]));
+        times.iter_mut().for_each(|t| *t -= set);
+        text += &format!(" {count}: {:.2}", times[0] / times[1]);
+    }
+    println!("{text}");
+}
+
 fn main() {
     let asked: Vec<String> = std::env::args().skip(1).filter(|a| !a.starts_with('-')).collect();
     println!(
@@ -93,6 +129,9 @@ fn main() {
     for ty in quant::TYPES {
         if asked.is_empty() || asked.iter().any(|a| a.eq_ignore_ascii_case(ty.name)) {
             line(ty);
+            if simd::isa() >= Isa::Amx && ty.multiplies_many() {
+                tiles_line(ty);
+            }
         }
     }
 }
