@@ -2,6 +2,8 @@
 
 mod common;
 
+use std::process::Command;
+
 use common::{exact, floats, ids, json, local, nmse, rows, whole};
 use tandem::session::{Session, Want};
 
@@ -44,4 +46,23 @@ fn logits_in_every_format_are_no_farther_from_the_exact_ones_than_the_reference_
         }
     }
     assert!(failed.is_empty(), "off: {failed:?}");
+}
+
+/// The test above in a process of its own in which matrix tiles are emulated, where the CPU has none.
+#[test]
+#[cfg(debug_assertions)]
+fn by_emulated_matrix_tiles_logits_are_as_near() {
+    let flags = std::fs::read_to_string("/proc/cpuinfo").unwrap_or_default();
+    let has = |flag: &str| flags.split_whitespace().any(|f| f == flag);
+    if has("amx_int8") || !has("avx512_bf16") || std::env::var("TANDEM_ISA").is_ok() {
+        say!("skipped, emulated matrix tiles: the CPU has its own, or lacks AVX-512 with BF16, or TANDEM_ISA is set");
+        return;
+    }
+    let test = "logits_in_every_format_are_no_farther_from_the_exact_ones_than_the_reference_s";
+    let mut this = Command::new(std::env::current_exe().unwrap());
+    let out = this.args([test, "--exact"]).env("TANDEM_ISA", "amx-emulated").output().unwrap();
+    let said = String::from_utf8_lossy(&out.stderr);
+    say!("with emulated matrix tiles:\n{said}");
+    assert!(out.status.success(), "{said}{}", String::from_utf8_lossy(&out.stdout));
+    assert!(said.contains("matrix tiles are emulated"), "nothing said that tiles are emulated: {said}");
 }

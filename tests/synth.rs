@@ -1,5 +1,6 @@
 //! Synthetic models: every shape is one that its family accepts, and what they compute is tame.
 
+mod common;
 #[path = "../examples/synth/model.rs"]
 mod model;
 
@@ -177,5 +178,51 @@ fn the_blocks_of_every_format_can_be_made_small() {
         let size = rms(&w) * 16.0; // rows of 256
         println!("{:8} rows of length {size:.2}", q.name);
         assert!((0.3..3.0).contains(&size), "{}: rows of length {size}", q.name);
+    }
+}
+
+/// In a process of its own, in which tiles are emulated: by these, models of several families have the logits that they have
+/// by AVX-512, bit by bit.
+#[test]
+#[cfg(debug_assertions)]
+fn by_emulated_matrix_tiles_models_have_the_logits_that_avx_512_gives_them() {
+    use tandem::simd::{self, Isa, tiles};
+    if !tiles::emulated() {
+        let flags = std::fs::read_to_string("/proc/cpuinfo").unwrap_or_default();
+        if !flags.split_whitespace().any(|f| f == "avx512_bf16") || std::env::var("TANDEM_ISA").is_ok() {
+            say!("skipped, emulated matrix tiles: the CPU lacks AVX-512 with BF16, or TANDEM_ISA is set");
+            return;
+        }
+        let test = "by_emulated_matrix_tiles_models_have_the_logits_that_avx_512_gives_them";
+        let mut this = std::process::Command::new(std::env::current_exe().unwrap());
+        let out = this.args([test, "--exact", "--nocapture"]).env("TANDEM_ISA", tiles::EMULATED).output().unwrap();
+        let said = String::from_utf8_lossy(&out.stderr) + String::from_utf8_lossy(&out.stdout);
+        say!("with emulated matrix tiles:\n{said}");
+        assert!(out.status.success() && said.contains("equal bits"), "{said}");
+        return;
+    }
+    assert_eq!(simd::isa(), Isa::Amx);
+    let dir = Folder::new("tiles");
+    // Rows of full size take the emulator seconds for 16 tokens.
+    let models = [
+        ("tiny", None, 40, "Q4_K_M"),
+        ("tiny", None, 40, "IQ4_XS,experts=MXFP4,output=Q8_0"),
+        ("tiny", None, 40, "Q2_K,experts=IQ2_XXS,output=Q5_1"),
+        ("gpt-oss-20b", Some(1), 12, "Q4_0,experts=Q1_0"),
+    ];
+    for (shape, layers, count, mix) in models {
+        let s = Synth { layers, vocab: Some(1000), ..synth(mix, Holes::None) };
+        let path = one(&s, shape, &dir.0);
+        let by = |isa: Isa| {
+            simd::set(isa); // nothing else runs in this process
+            let mut s = Session::open(&path, &Options { n_ctx: Some(64), ..Options::default() }).unwrap();
+            let tokens: Vec<u32> = (0..count).map(|i| i * 7919 % s.n_vocab() as u32).collect();
+            let logits = s.feed(0, &tokens, Want::All).unwrap().into_logits();
+            logits.iter().map(|v| v.to_bits()).collect::<Vec<u32>>()
+        };
+        let before = std::time::Instant::now();
+        assert!(by(Isa::Amx) == by(Isa::Avx512Bf16), "{shape}, {mix}");
+        say!("{shape}, {mix}: equal bits ({:.1?})", before.elapsed());
+        std::fs::remove_file(path).unwrap();
     }
 }
