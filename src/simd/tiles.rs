@@ -169,8 +169,7 @@ mod x86 {
     /// Products of signed codes.
     #[derive(Debug)]
     pub(crate) struct CodeTiles {
-        /// Columns that a tile takes, and runs of so many columns that a product sums.
-        columns: usize,
+        /// Runs of columns that a product sums; where there are several, each is of 64.
         runs: usize,
         /// The last step of 4 columns at which a product may begin.
         last: usize,
@@ -185,7 +184,7 @@ mod x86 {
             assert!(each % 16 == 0 && columns == each * runs && columns <= COLUMNS);
             let (a, b, c) = ((rows, each), (each / 4, 64), (rows, 64));
             let last = (COLUMNS - columns) / 4;
-            CodeTiles { columns: each, runs, last, _shaped: Shaped::new([c, a, b, c, a, b, c, c]) }
+            CodeTiles { runs, last, _shaped: Shaped::new([c, a, b, c, a, b, c, c]) }
         }
 
         /// `to[t][r] = sum of q[t][k] * w[r][k]` over the columns from `4 * step` on. `codes` are a panel's, of which 16 rows
@@ -207,25 +206,24 @@ mod x86 {
             let mut n = self.runs;
             macro_rules! product {
                 ($c:tt, $a:tt, $b:tt) => {
-                    // SAFETY: the tiles are shaped (`_shaped`): A has at most 16 rows of `columns` bytes, 256 apart, and B
-                    // `columns / 4` rows of 64 bytes, 128 apart. From `step` on there are columns for all runs (`last`),
-                    // within the 256 of each token and the 64 steps of the codes. C is as many rows of 64 bytes as A
-                    // has, and `to` has 16.
+                    // SAFETY: the tiles are shaped (`_shaped`): A has at most 16 rows, 256 bytes apart, and B at most 16 of
+                    // 64 bytes, 128 apart. From `step` on there are columns for all runs (`last`), which are of 64
+                    // columns where there are several, within the 256 of each token and the 64 steps of the codes. C
+                    // is as many rows of 64 bytes as A has, and `to` has 16.
                     unsafe {
                         asm!(
                             concat!("tilezero ", $c),
                             "2:",
-                            concat!("tileloadd ", $a, ", [{a} + {a_row}*1]"),
-                            concat!("tileloadd ", $b, ", [{b} + {b_row}*1]"),
+                            concat!("tileloadd ", $a, ", [{a} + {line}*4]"),
+                            concat!("tileloadd ", $b, ", [{b} + {line}*2]"),
                             concat!("tdpbssd ", $c, ", ", $a, ", ", $b),
-                            "add {a}, {a_run}",
-                            "add {b}, {b_run}",
+                            "add {a}, 64",
+                            "add {b}, 2048",
                             "dec {n}",
                             "jnz 2b",
-                            concat!("tilestored [{c} + {c_row}*1], ", $c),
+                            concat!("tilestored [{c} + {line}], ", $c),
                             a = inout(reg) a, b = inout(reg) b, n = inout(reg) n,
-                            a_row = in(reg) COLUMNS, b_row = in(reg) 128usize, c_row = in(reg) 64usize,
-                            a_run = in(reg) self.columns, b_run = in(reg) 32 * self.columns, c = in(reg) to.as_mut_ptr(),
+                            line = in(reg) 64usize, c = in(reg) to.as_mut_ptr(),
                             out($c) _, out($a) _, out($b) _,
                             options(nostack),
                         )

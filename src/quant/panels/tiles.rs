@@ -13,6 +13,7 @@
 //!   stores             16   16 rows of sums; 1 per cycle
 //!   vector arithmetic  16   to f32 and a multiply-add for each row of sums, 2 per cycle;
 //!                           8 more for scales per 32 activations, 8 more for minimums
+//!   issue              17   65 to 100 instructions beside those of tiles (release build), 6 per cycle, and theirs
 //! AVX-512 alone        80   8 vpdpbusd and 2 for the scale, for each token; 8 more for scales, 8 for minimums
 //! ```
 //! So 20 to 32 cycles take the place of 80 to 96: 4.0 times less for IQ4_XS and IQ2_XXS, 3.7 for Q4_K, Q8_0 and MXFP4,
@@ -197,19 +198,20 @@ impl TileScratch {
         let codes = &self.codes[p.chunk * blocks..][..blocks];
         let sums = &mut sums[..self.tokens.len()];
         macro_rules! tokens {
-            ($t:literal) => {
+            ($t:literal, $pairs:literal) => {
                 match (p.mins, p.by_256) {
-                    (false, false) => p.add::<$t, false, false>(tiles, codes, self.each, sums, ahead),
-                    (false, true) => p.add::<$t, false, true>(tiles, codes, self.each, sums, ahead),
-                    (true, false) => p.add::<$t, true, false>(tiles, codes, self.each, sums, ahead),
-                    (true, true) => p.add::<$t, true, true>(tiles, codes, self.each, sums, ahead),
+                    (false, false) => p.add::<$t, $pairs, false, false>(tiles, codes, self.each, sums, ahead),
+                    (false, true) => p.add::<$t, $pairs, false, true>(tiles, codes, self.each, sums, ahead),
+                    (true, false) => p.add::<$t, $pairs, true, false>(tiles, codes, self.each, sums, ahead),
+                    (true, true) => p.add::<$t, $pairs, true, true>(tiles, codes, self.each, sums, ahead),
                 }
             };
         }
-        match self.each {
-            ..=8 => tokens!(2),
-            9..=12 => tokens!(3),
-            _ => tokens!(4),
+        match (self.each, p.len / p.group % 2) {
+            (..=8, 0) => tokens!(2, true),
+            (9..=12, 0) => tokens!(3, true),
+            (_, 0) => tokens!(4, true),
+            _ => tokens!(4, false),
         }
     }
 
@@ -267,13 +269,13 @@ fn turned(rows: &[[u32; TILE]; TILE]) -> [[u32; TILE]; TILE] {
 }
 
 impl TilePanel<'_> {
-    /// Adds the products of the panel with blocks of `each` tokens, at most `4 * F`, to `sums`. Minimums are subtracted
-    /// (`MINS`); 256 columns share an activation scale (`K`), or 32.
+    /// Adds the products of the panel with blocks of `each` tokens, at most `4 * F`, to `sums`. The panel's groups are even in
+    /// number (`PAIRS`) or any number. Minimums are subtracted (`MINS`); 256 columns share an activation scale (`K`), or 32.
     ///
     /// A product's sums are scaled while the next product is under way. Four tokens together, so that the compiler unrolls
-    /// the loops and keeps what it sums in registers.
+    /// the loops and keeps what it sums in registers; two groups, so that their places are constants.
     #[target_feature(enable = "avx512f,avx512bw,avx512dq,avx512vl,avx2")]
-    fn add<const F: usize, const MINS: bool, const K: bool>(
+    fn add<const F: usize, const PAIRS: bool, const MINS: bool, const K: bool>(
         &self,
         tiles: &CodeTiles,
         codes: &[TokenCodes],
@@ -283,40 +285,60 @@ impl TilePanel<'_> {
     ) {
         let p = self.panel;
         let groups = self.len / self.group;
-        let mut products = [Sums([[0; TILE]; TILE]), Sums([[0; TILE]; TILE])];
-        let mut odd = false;
-        self.start(tiles, codes, (0, 0, 0), odd, &mut products);
+        let (mut even, mut odd) = (Sums([[0; TILE]; TILE]), Sums([[0; TILE]; TILE]));
+        let (mut now, mut then) = (&mut even, &mut odd);
+        self.start(tiles, &codes[0], (0, 0), false, now);
         for (b, (block, sums)) in codes.iter().zip(sums.chunks_mut(each)).enumerate() {
             ahead.ask(&(b * each..b * each + sums.len()));
             for half in 0..2 {
+                let after = if half == 0 { Some(block) } else { codes.get(b + 1) };
                 let mut all = [[_mm512_setzero_ps(); 4]; F];
                 if !K {
                     for (to, from) in all.as_flattened_mut().iter_mut().zip(&*sums) {
                         *to = load_f32x16(&from.as_chunks().0[half]);
                     }
                 }
-                for g in 0..groups {
-                    let last = g + 1 == groups;
-                    let next = if last { (b + half, 1 - half, 0) } else { (b, half, g + 1) };
-                    self.start(tiles, codes, next, !odd, &mut products);
-                    let dots = products[odd as usize].0.as_chunks::<4>().0;
-                    odd = !odd;
-                    let scale = load_f32x16(&p.scale[g].as_chunks().0[half]);
-                    let d = block.d[g * self.group / 32].as_chunks::<4>().0;
-                    for f in 0..F {
-                        for t in 0..4 {
-                            let scale = if K { scale } else { _mm512_mul_ps(scale, _mm512_set1_ps(d[f][t])) };
-                            all[f][t] = _mm512_fmadd_ps(_mm512_cvtepi32_ps(load_i32x16(&dots[f][t])), scale, all[f][t]);
-                        }
-                    }
-                    for m in if MINS { self.minimums(g) } else { 0..0 } {
-                        let min = load_f32x16(&p.min[m].as_chunks().0[half]);
-                        let sums = block.sums[m].as_chunks::<4>().0;
+                // Indices are masked to save bounds checks.
+                macro_rules! scale {
+                    ($g:expr, $dots:expr) => {
+                        let (g, dots) = ($g, $dots.as_chunks::<4>().0);
+                        let scale = load_f32x16(&p.scale[g & 15].as_chunks().0[half]);
+                        let d = block.d[(g * self.group / 32) & 7].as_chunks::<4>().0;
                         for f in 0..F {
                             for t in 0..4 {
-                                all[f][t] = _mm512_fnmadd_ps(min, _mm512_set1_ps(sums[f][t]), all[f][t]);
+                                let scale = if K { scale } else { _mm512_mul_ps(scale, _mm512_set1_ps(d[f][t])) };
+                                let dots = _mm512_cvtepi32_ps(load_i32x16(&dots[f][t]));
+                                all[f][t] = _mm512_fmadd_ps(dots, scale, all[f][t]);
                             }
                         }
+                        for m in if MINS { self.minimums(g) } else { 0..0 } {
+                            let min = load_f32x16(&p.min[m & 15].as_chunks().0[half]);
+                            let sums = block.sums[m & 15].as_chunks::<4>().0;
+                            for f in 0..F {
+                                for t in 0..4 {
+                                    all[f][t] = _mm512_fnmadd_ps(min, _mm512_set1_ps(sums[f][t]), all[f][t]);
+                                }
+                            }
+                        }
+                    };
+                }
+                for g in (0..groups).step_by(1 + PAIRS as usize) {
+                    let mut done = g;
+                    if PAIRS {
+                        self.start(tiles, block, (half, g + 1), true, then);
+                        scale!(g, now.0);
+                        done += 1;
+                    }
+                    let next = if done + 1 < groups { (Some(block), half, done + 1) } else { (after, 1 - half, 0) };
+                    if let (Some(block), half, g) = next {
+                        let odd = !PAIRS && (half + g) % 2 == 1;
+                        self.start(tiles, block, (half, g), odd, if PAIRS { &mut *now } else { &mut *then });
+                    }
+                    if PAIRS {
+                        scale!(done, then.0);
+                    } else {
+                        scale!(done, now.0);
+                        std::mem::swap(&mut now, &mut then);
                     }
                 }
                 for (t, (sums, all)) in sums.iter_mut().zip(all.as_flattened()).enumerate() {
@@ -329,20 +351,11 @@ impl TilePanel<'_> {
         }
     }
 
-    /// Starts the product of a block of tokens with a group of half of the rows, `(block, half, group)`, if there is such a
-    /// block. Its sums become one of two: the second where `odd`.
+    /// Starts the product of a block of tokens with a group of half of the rows, `(half, group)`. An `odd` one uses other
+    /// tiles than one that is not.
     #[inline(always)]
-    fn start(
-        &self,
-        tiles: &CodeTiles,
-        codes: &[TokenCodes],
-        (block, half, g): (usize, usize, usize),
-        odd: bool,
-        to: &mut [Sums; 2],
-    ) {
-        if let Some(block) = codes.get(block) {
-            tiles.multiply(&block.q, &self.panel.codes, g * self.group / 4, half, odd, &mut to[odd as usize].0);
-        }
+    fn start(&self, tiles: &CodeTiles, block: &TokenCodes, (half, g): (usize, usize), odd: bool, to: &mut Sums) {
+        tiles.multiply(&block.q, &self.panel.codes, g * self.group / 4, half, odd, &mut to.0);
     }
 
     /// The numbers of group `g`'s minimums: one, or 16 where 256 columns are a group.
