@@ -332,6 +332,7 @@ fn doctor_says_what_the_machine_can_do_and_its_json_has_every_field() {
         "processor",
         "cores",
         "instructions",
+        "matrix tiles",
         "memory",
         "huge pages",
         "Reading memory",
@@ -344,7 +345,7 @@ fn doctor_says_what_the_machine_can_do_and_its_json_has_every_field() {
     let o = run(&["doctor", "--json"]);
     let j: serde_json::Value = serde_json::from_slice(&o.stdout).unwrap();
     for (key, fields) in [
-        ("cpu", "name isa flags cores efficiency_cores logical allowed threads cache_bytes"),
+        ("cpu", "name isa matrix_tiles flags cores efficiency_cores logical allowed threads cache_bytes"),
         ("limits", "cpus memory_bytes lockable_bytes"),
         (
             "memory",
