@@ -344,7 +344,7 @@ mod tests {
     #[test]
     fn tiles_of_bytes_take_each_side_as_signed_or_not() {
         let (a, b) = ([0x80ff_0102], [0x7f80_fe03]);
-        assert_eq!(dot(0, &a, &b, true, true) as i32, -128 * 127 + 128 + 1 * -2 + 2 * 3);
+        assert_eq!(dot(0, &a, &b, true, true) as i32, -128 * 127 + 128 - 2 + 2 * 3);
         assert_eq!(dot(0, &a, &b, false, true) as i32, 128 * 127 - 255 * 128 - 2 + 6);
         assert_eq!(dot(0, &a, &b, true, false) as i32, -128 * 127 - 128 + 254 + 6);
         assert_eq!(dot(1, &a, &b, false, false) as i32, 1 + 128 * 127 + 255 * 128 + 254 + 6);

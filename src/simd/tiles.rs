@@ -11,7 +11,7 @@
 //!
 //! Rust's intrinsics for tiles are not stable (1.95), so the instructions are `asm!`. Each block begins with tiles that it
 //! loads or zeroes and ends with a store: no tile holds anything from one block to the next, since the compiler knows
-//! nothing of what tiles hold. Only the shapes do, from the constructor of [`CodeTiles`] or [`FloatTiles`] to its end. A
+//! nothing of what tiles hold. Only the shapes do, from the constructor of `CodeTiles` or `FloatTiles` to its end. A
 //! shape costs some 50 to 100 cycles to set and to release, a product with 12 tokens and more of 32 rows thousands; and it
 //! is released because a thread that keeps its tiles has 8 KB more to be saved whenever it leaves its core, and keeps the
 //! core from its deepest sleep.
@@ -28,6 +28,7 @@ use std::sync::atomic::{AtomicBool, Ordering::SeqCst};
 /// Rows of a tile.
 pub const TILE: usize = 16;
 /// Columns of activations that lie together (`CHUNK` in quant/activations).
+#[cfg(target_arch = "x86_64")]
 const COLUMNS: usize = 256;
 
 /// What `TANDEM_ISA` is where tests have the instructions emulated. Builds for users have no emulator.
@@ -43,11 +44,16 @@ static READY: AtomicBool = AtomicBool::new(false);
 pub fn usable() -> Result<(), &'static str> {
     static USABLE: OnceLock<Result<(), String>> = OnceLock::new();
     let usable = USABLE.get_or_init(|| {
-        let usable = if emulated() { emulate() } else { ask() };
-        READY.fetch_or(usable.is_ok(), SeqCst);
-        usable
+        let given = if emulated() { emulate() } else { ask() };
+        given?;
+        READY.store(true, SeqCst);
+        #[cfg(target_arch = "x86_64")]
+        if !multiplies() {
+            return Err("the CPU has AMX, but its products were wrong when they were tried; please report this".into());
+        }
+        Ok(())
     });
-    usable.as_ref().map(|()| ()).map_err(String::as_str)
+    usable.as_ref().copied().map_err(String::as_str)
 }
 
 /// Returns whether `TANDEM_ISA` asks for emulated tiles, in a build that has the emulator.
@@ -76,7 +82,7 @@ pub(crate) fn for_tests() -> Result<&'static str, &'static str> {
     #[cfg(all(target_arch = "x86_64", target_os = "linux"))]
     if super::emulated::install() {
         READY.store(true, SeqCst);
-        return Ok("emulated");
+        return if multiplies() { Ok("emulated") } else { Err("the emulator's products are wrong") };
     }
     Err("there is no emulator for this system")
 }
@@ -113,6 +119,41 @@ fn ask() -> Result<(), String> {
 #[cfg(not(all(target_arch = "x86_64", target_os = "linux")))]
 fn ask() -> Result<(), String> {
     Err("none; they are used on x86-64 with Linux alone".into())
+}
+
+/// Whether a product of each kind is what it should be: once for each process, in microseconds. A hypervisor that offers
+/// tiles and does not keep them, or an error here on a CPU that tests never ran on, is then slow instead of wrong.
+#[cfg(target_arch = "x86_64")]
+fn multiplies() -> bool {
+    let number = |i: usize| (i.wrapping_mul(0x9e37_79b9) >> 13 & 0xff) as u8 as i8;
+    let q: [[i8; COLUMNS]; TILE] = std::array::from_fn(|t| std::array::from_fn(|k| number(COLUMNS * t + k)));
+    let codes: [[u8; 128]; COLUMNS / 4] =
+        std::array::from_fn(|s| std::array::from_fn(|i| number(9 + 128 * s + i) as u8));
+    let by_codes = [(13, 32), (16, 16), (5, 256)].into_iter().all(|(rows, columns)| {
+        let tiles = CodeTiles::new(rows, columns);
+        [(0, false), (1, true)].into_iter().all(|(half, odd)| {
+            let (mut to, from) = ([[0; TILE]; TILE], (COLUMNS - columns) / 2);
+            tiles.multiply(&q, &codes, from / 4, half, odd, &mut to);
+            let code = |k: usize, r: usize| codes[k / 4][64 * half + 4 * r + k % 4] as i8 as i32;
+            let want = |t: usize, r: usize| (from..from + columns).map(|k| q[t][k] as i32 * code(k, r)).sum::<i32>();
+            (0..rows).all(|t| (0..TILE).all(|r| to[t][r] == want(t, r)))
+        })
+    });
+    // Whole numbers up to 128 are exact as BF16, and so are their sums as f32.
+    let bits = |x: i8| (x as f32).to_bits() >> 16;
+    let w: Vec<u8> = (0..19 * 64).flat_map(|i| (bits(number(i)) as u16).to_le_bytes()).collect();
+    let act = |b: usize, k: usize, t: usize| number(7 + 31 * b + 64 * k + t);
+    let x: [[TurnedWords; 2]; 2] = std::array::from_fn(|b| {
+        let word = |k: usize, t: usize| bits(act(b, 2 * k, t)) | bits(act(b, 2 * k + 1, t)) << 16;
+        std::array::from_fn(|s| std::array::from_fn(|k| std::array::from_fn(|t| word(16 * s + k, t))))
+    });
+    let mut sums = [[[1f32; TILE]; TILE]; 4];
+    FloatTiles::new(19, 7).multiply(&w, 128, [&x[0], &x[1]], &mut sums);
+    let want = |r: usize, b: usize, t: usize| {
+        1.0 + (0..64).map(|k| number(64 * r + k) as f32 * act(b, k, t) as f32).sum::<f32>()
+    };
+    let right = |r: usize, b: usize, t: usize| sums[2 * (r / TILE) + b][r % TILE][t] == want(r, b, t);
+    by_codes && (0..19).all(|r| (0..2).all(|b| (0..7).all(|t| right(r, b, t))))
 }
 
 #[cfg(target_arch = "x86_64")]
