@@ -2,9 +2,10 @@
 //!
 //! The row kernel (decode): weights per nanosecond and GB/s from its own cache, then GB/s from memory and what share that
 //! is of a plain read of the same bytes, pass by pass in turn. Then products per nanosecond for 1 to 4, 32 and 128 tokens
-//! at once (prompts), from cache. On a CPU with matrix tiles a second line has how many times faster they are than AVX-512
-//! for some numbers of tokens: tiles pay from the first with 1.00 or more on, which is what `WORTH` in
-//! src/quant/panels/tiles.rs should be. A machine that does other things disturbs the figures; compare within one run.
+//! at once (prompts), from cache. On a CPU with matrix tiles a second line has how many times faster
+//! they are than AVX-512 for some numbers of tokens: tiles pay from the first with 1.00 or more on,
+//! which is what `WORTH` in src/quant/panels/tiles.rs should be. A machine that does other things
+//! disturbs the figures; compare within one run.
 
 use std::hint::black_box;
 use std::time::Instant;
@@ -86,8 +87,9 @@ fn line(ty: &'static QuantType) {
     println!("{text}");
 }
 
-/// Prints how many times faster than AVX-512 matrix tiles are, by tokens. Four panels are multiplied in turn, so that tokens
-/// are put in the order of tiles once for all of them; a thread has more where experts are wide.
+/// Prints how many times faster than AVX-512 matrix tiles are, by tokens. Four panels are multiplied
+/// in turn, so that tokens are put in the order of tiles once for all of them; a thread has more
+/// where experts are wide.
 fn tiles_line(ty: &'static QuantType) {
     const PANELS: usize = 4;
     let mut rng = Rng(2);

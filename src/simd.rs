@@ -3,8 +3,8 @@
 //!
 //! A kernel is a safe `#[target_feature]` function kept in a table with the [`Isa`] it needs. Nothing above this
 //! floor compiles for a particular CPU, so a plain `cargo build --release` uses what the machine has.
-//! `TANDEM_ISA=scalar|avx2|avx512|avx512bf16|amx` lowers the choice (never raises it), which is how the tests hold one path
-//! to another.
+//! `TANDEM_ISA=scalar|avx2|avx512|avx512bf16|amx` lowers the choice (never raises it), which is how the tests hold one
+//! path to another.
 
 #[cfg(all(any(test, debug_assertions), target_arch = "x86_64", target_os = "linux"))]
 pub(crate) mod emulated;
@@ -24,7 +24,8 @@ pub enum Isa {
     Avx512,
     /// [`Isa::Avx512`] with AVX512_BF16 (AMD since Zen 4, Intel since Sapphire Rapids).
     Avx512Bf16,
-    /// [`Isa::Avx512Bf16`] with matrix tiles for int8 and BF16 (Intel Xeons since Sapphire Rapids), see [`tiles`].
+    /// [`Isa::Avx512Bf16`] with matrix tiles for int8 and BF16 (Intel Xeons since Sapphire Rapids),
+    /// see [`tiles`].
     Amx,
 }
 
@@ -44,7 +45,8 @@ impl Isa {
     }
 }
 
-/// What the CPU itself offers, whatever the environment says; of tiles, what the system gives this process.
+/// What the CPU itself offers, whatever the environment says; of tiles, what the system gives this
+/// process.
 pub fn detected() -> Isa {
     #[cfg(target_arch = "x86_64")]
     {

@@ -181,8 +181,8 @@ fn the_blocks_of_every_format_can_be_made_small() {
     }
 }
 
-/// In a process of its own, in which tiles are emulated: by these, models of several families have the logits that they have
-/// by AVX-512, bit by bit.
+/// In a process of its own, in which tiles are emulated: by these, models of two families have the
+/// logits that they have by AVX-512, bit by bit.
 #[test]
 #[cfg(debug_assertions)]
 fn by_emulated_matrix_tiles_models_have_the_logits_that_avx_512_gives_them() {

@@ -118,7 +118,8 @@ pub fn grouped(
     });
 }
 
-/// Cuts groups of more than `most` pairs into some of nearly equal size. None if there are no such groups.
+/// Cuts groups of more than `most` pairs into some of nearly equal size. None if there are no such
+/// groups.
 fn cut<'a>(groups: &[Group<'a>], most: usize) -> Option<Vec<Group<'a>>> {
     if groups.iter().all(|g| g.pairs.len() <= most) {
         return None;

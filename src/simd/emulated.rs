@@ -1,18 +1,20 @@
-//! Matrix tiles for tests on CPUs without them: the handler of SIGILL reads the tile instruction that the CPU refused,
-//! does what it says, and goes on after it. So tests run the very machine code that runs on CPUs with tiles, in all that
-//! surrounds it. Only builds with debug assertions have this, and only `TANDEM_ISA=amx-emulated` or a test turns it on.
+//! Matrix tiles for tests on CPUs without them: the handler of SIGILL reads the tile instruction
+//! that the CPU refused, does what it says, and goes on after it. So tests run the very machine
+//! code that runs on CPUs with tiles, in all that surrounds it. Only builds with debug assertions
+//! have this, and only `TANDEM_ISA=amx-emulated` or a test turns it on.
 //!
 //! ```text
 //! C4  R X B 00010  0 vvvv 0 pp  opcode  ModRM [SIB] [displacement]
 //! 49  ldtilecfg (no prefix, memory)   tilerelease (no prefix, C0)   tilezero (F2)
-//! 4B  tileloadd (F2)   tileloaddt1 (66)   tilestored (F3): row r is at base + displacement + r * (index << scale)
+//! 4B  tileloadd (F2)   tileloaddt1 (66)   tilestored (F3)
+//!     row r is at base + displacement + r * (index << scale)
 //! 5C  tdpbf16ps (F3)
 //! 5E  tdpbssd (F2)   tdpbusd (66)   tdpbsud (F3)   tdpbuud (no prefix)
 //! tile products: C = ModRM.reg (rows x columns), A = ModRM.rm (rows x k), B = vvvv (k x columns)
 //! ```
-//! After Intel's manual (Software Developer's Manual, volume 2, "Intel AMX Instruction Set Reference"). What the CPU would
-//! answer with an exception (no shapes set, shapes that do not fit each other, one tile twice) ends the process with a
-//! message.
+//! After Intel's manual (Software Developer's Manual, volume 2, "Intel AMX Instruction Set
+//! Reference"). What the CPU would answer with an exception (no shapes set, shapes that do not fit
+//! each other, one tile twice) ends the process with a message.
 
 #![allow(unsafe_code)] // a signal handler, and memory that instructions name
 
@@ -56,7 +58,8 @@ pub(super) fn install() -> bool {
         unsafe {
             let mut action = MaybeUninit::<libc::sigaction>::zeroed().assume_init();
             action.sa_sigaction = on_illegal as *const () as usize;
-            action.sa_flags = libc::SA_SIGINFO; // on the thread's own stack: tiles take more than a signal's has
+            // On the thread's own stack: tiles take more than a signal's has.
+            action.sa_flags = libc::SA_SIGINFO;
             libc::sigemptyset(&raw mut action.sa_mask);
             libc::sigaction(libc::SIGILL, &raw const action, std::ptr::null_mut()) == 0
         }
@@ -64,7 +67,8 @@ pub(super) fn install() -> bool {
 }
 
 extern "C" fn on_illegal(_: i32, _: *mut libc::siginfo_t, context: *mut c_void) {
-    // SAFETY: the system passes the context of the instruction that it interrupted, which is this thread's.
+    // SAFETY: the system passes the context of the instruction that it interrupted, which is this
+    // thread's.
     let registers = unsafe { &mut (*context.cast::<libc::ucontext_t>()).uc_mcontext.gregs };
     match Instruction::read(registers) {
         Some(i) => {
@@ -74,7 +78,8 @@ extern "C" fn on_illegal(_: i32, _: *mut libc::siginfo_t, context: *mut c_void) 
             registers[libc::REG_RIP as usize] = i.next as i64;
             COUNT.fetch_add(1, SeqCst);
         }
-        // SAFETY: the default action is always valid; the instruction is met again, and ends the process.
+        // SAFETY: the default action is always valid; the instruction is met again, and ends the
+        // process.
         None => unsafe {
             libc::signal(libc::SIGILL, libc::SIG_DFL);
         },
@@ -132,7 +137,8 @@ impl Instruction {
     fn read(registers: &[i64; 23]) -> Option<Instruction> {
         let mut at = registers[libc::REG_RIP as usize] as usize;
         let mut byte = || {
-            // SAFETY: the CPU has read the instruction from there, of which no more bytes are asked for than it has.
+            // SAFETY: the CPU has read the instruction from there, of which no more bytes are asked
+            // for than it has.
             let b = unsafe { *(at as *const u8) };
             at += 1;
             b
@@ -273,7 +279,8 @@ fn dot(c: u32, a: &[u32], b: &[u32], a_signed: bool, b_signed: bool) -> u32 {
     pairs.fold(c as i32, |sum, (a, b)| sum.wrapping_add(value(a, a_signed) * value(b, b_signed))) as u32
 }
 
-/// BF16: the even and the odd elements are summed apart, then joined and added; subnormal numbers are zero.
+/// BF16: the even and the odd elements are summed apart, then joined and added; subnormal numbers
+/// are zero.
 fn dot_bf16(c: u32, a: &[u32], b: &[u32]) -> u32 {
     let flushed = |x: f32| if x.is_subnormal() { 0.0 * x } else { x };
     let value = |word: u32, odd: u32| flushed(f32::from_bits(if odd == 1 { word & 0xffff_0000 } else { word << 16 }));
@@ -333,7 +340,8 @@ mod tests {
                 let value = |bits: u32| f32::from_bits(bits << 16);
                 let weight = |k: usize| value(short(number(r * 70 + k)));
                 let act = |k: usize| value(x[b][k / 32][k % 32 / 2][t] >> (16 * (k % 2)) & 0xffff);
-                let sum: f32 = (0..32 * steps).map(|k| weight(k) * act(k)).sum(); // whole numbers: exact
+                // Whole numbers: exact.
+                let sum: f32 = (0..32 * steps).map(|k| weight(k) * act(k)).sum();
                 let computed = r < rows && t < tokens && (two || b == 0);
                 let want = if computed { 0.5 + sum } else { 0.5 };
                 assert_eq!(sums[2 * (r / 16) + b][r % 16][t], want, "{which}: row {r} of {rows}, block {b}, token {t}");

@@ -1,24 +1,28 @@
-//! The matrix tiles of Intel's CPUs (AMX): whether this process may use them, and the two products that are made of their
-//! instructions. This is the one file that has these instructions.
+//! The matrix tiles of Intel's CPUs (AMX): whether this process may use them, and the two products
+//! that are made of their instructions. This is the one file that has these instructions.
 //!
 //! ```text
-//! tile           8 of them, each at most 16 rows of 64 bytes; `ldtilecfg` sets the shape of each
-//! codes          C (tokens x 16 rows, i32)   = sum over columns   A (tokens x columns, i8) * B (columns / 4 x 16 rows x 4, i8)
-//! floats         C (16 rows x tokens, f32)  += sum over columns   A (16 rows x 32 columns, BF16) * B (16 x tokens x 2, BF16)
+//! tile     8 of them, each at most 16 rows of 64 bytes; `ldtilecfg` sets the shape of each
+//! codes    C (tokens x 16 rows, i32)   = sum over columns of
+//!             A (tokens x columns, i8) * B (columns / 4 x 16 rows x 4, i8)
+//! floats   C (16 rows x tokens, f32)  += sum over columns of
+//!             A (16 rows x 32 columns, BF16) * B (16 x tokens x 2, BF16)
 //! ```
-//! Codes lie in a panel as B wants them (quant/panels/codes.rs), so that the panel is loaded as it is. Weights of two bytes lie
-//! row after row, which is what A wants, so that there the tokens are turned instead.
+//! Codes lie in a panel as B wants them (quant/panels/codes.rs), so that the panel is loaded as it
+//! is. Weights of two bytes lie row after row, which is what A wants, so that there the tokens are
+//! turned instead.
 //!
-//! Rust's intrinsics for tiles are not stable (1.95), so the instructions are `asm!`. Each block begins with tiles that it
-//! loads or zeroes and ends with a store: no tile holds anything from one block to the next, since the compiler knows
-//! nothing of what tiles hold. Only the shapes do, from the constructor of `CodeTiles` or `FloatTiles` to its end. A
-//! shape costs some 50 to 100 cycles to set and to release, a product with 12 tokens and more of 32 rows thousands; and it
-//! is released because a thread that keeps its tiles has 8 KB more to be saved whenever it leaves its core, and keeps the
-//! core from its deepest sleep.
+//! Rust's intrinsics for tiles are not stable (1.95), so the instructions are `asm!`. Each block
+//! begins with tiles that it loads or zeroes and ends with a store: no tile holds anything from one
+//! block to the next, since the compiler knows nothing of what tiles hold. Only the shapes do, from
+//! the constructor of `CodeTiles` or `FloatTiles` to its end. A shape costs some 50 to 100 cycles
+//! to set and to release, a product with 12 tokens and more of 32 rows thousands; and it is
+//! released because a thread that keeps its tiles has 8 KB more to be saved whenever it leaves its
+//! core, and keeps the core from its deepest sleep.
 //!
-//! The system gives a process tiles only if it asks (`arch_prctl`, Linux 5.16), because a signal's frame gets larger by
-//! them. Asked once, all threads have them. It refuses where a thread has a signal stack that is too small for that (Rust's
-//! are large enough), or where a sandbox does.
+//! The system gives a process tiles only if it asks (`arch_prctl`, Linux 5.16), because a signal's
+//! frame gets larger by them. Asked once, all threads have them. It refuses where a thread has a
+//! signal stack that is too small for that (Rust's are large enough), or where a sandbox does.
 
 #![allow(unsafe_code)] // instructions that the compiler has no names for, and a system call
 
@@ -31,7 +35,8 @@ pub const TILE: usize = 16;
 #[cfg(target_arch = "x86_64")]
 const COLUMNS: usize = 256;
 
-/// What `TANDEM_ISA` is where tests have the instructions emulated. Builds for users have no emulator.
+/// What `TANDEM_ISA` is where tests have the instructions emulated. Builds for users have no
+/// emulator.
 pub const EMULATED: &str = "amx-emulated";
 
 /// Whether tile instructions may be executed: the process has them, or has an emulator of them.
@@ -70,7 +75,8 @@ fn emulate() -> Result<(), String> {
     Err("there is no emulator for this system".into())
 }
 
-/// Makes tiles ready for a test: the CPU's where it has them, else emulated ones. Returns which, in words.
+/// Makes tiles ready for a test: the CPU's where it has them, else emulated ones. Returns which, in
+/// words.
 ///
 /// # Errors
 /// Says why there are neither.
@@ -121,8 +127,9 @@ fn ask() -> Result<(), String> {
     Err("none; they are used on x86-64 with Linux alone".into())
 }
 
-/// Whether a product of each kind is what it should be: once for each process, in microseconds. A hypervisor that offers
-/// tiles and does not keep them, or an error here on a CPU that tests never ran on, is then slow instead of wrong.
+/// Whether a product of each kind is what it should be: once for each process, in microseconds. A
+/// hypervisor that offers tiles and does not keep them, or an error here on a CPU that tests never
+/// ran on, is then slow instead of wrong.
 #[cfg(target_arch = "x86_64")]
 fn multiplies() -> bool {
     let number = |i: usize| (i.wrapping_mul(0x9e37_79b9) >> 13 & 0xff) as u8 as i8;
@@ -190,8 +197,8 @@ mod x86 {
                 assert!((1..=TILE).contains(&rows) && (4..=64).contains(&bytes) && bytes % 4 == 0);
                 (shapes.rows[i], shapes.bytes[i]) = (rows as u8, bytes as u16);
             }
-            // SAFETY: the CPU has tiles and the system lets this process use them (READY, or the instruction is
-            // emulated); 64 bytes are read.
+            // SAFETY: the CPU has tiles and the system lets this process use them (READY, or the
+            // instruction is emulated); 64 bytes are read.
             unsafe { asm!("ldtilecfg [{0}]", in(reg) &raw const shapes, options(nostack, readonly, preserves_flags)) };
             Shaped(PhantomData)
         }
@@ -218,8 +225,8 @@ mod x86 {
     }
 
     impl CodeTiles {
-        /// Sets tiles for `rows` tokens (1 to 16) and products over `columns` columns (16, 32, 64, or a multiple of 64 up to
-        /// 256).
+        /// Sets tiles for `rows` tokens (1 to 16) and products over `columns` columns (16, 32, 64,
+        /// or a multiple of 64 up to 256).
         pub(crate) fn new(rows: usize, columns: usize) -> CodeTiles {
             let (each, runs) = (columns.min(64), columns.div_ceil(64));
             assert!(each % 16 == 0 && columns == each * runs && columns <= COLUMNS);
@@ -228,9 +235,9 @@ mod x86 {
             CodeTiles { runs, last, _shaped: Shaped::new([c, a, b, c, a, b, c, c]) }
         }
 
-        /// `to[t][r] = sum of q[t][k] * w[r][k]` over the columns from `4 * step` on. `codes` are a panel's, of which 16 rows
-        /// are multiplied: the first or the second `half`. Products in turn use other tiles (`odd`), so that none waits for
-        /// the one before.
+        /// `to[t][r] = sum of q[t][k] * w[r][k]` over the columns from `4 * step` on. `codes` are a
+        /// panel's, of which 16 rows are multiplied: the first or the second `half`. Products in
+        /// turn use other tiles (`odd`), so that none waits for the one before.
         #[inline(always)]
         pub(crate) fn multiply(
             &self,
@@ -247,10 +254,11 @@ mod x86 {
             let mut n = self.runs;
             macro_rules! product {
                 ($c:tt, $a:tt, $b:tt) => {
-                    // SAFETY: the tiles are shaped (`_shaped`): A has at most 16 rows, 256 bytes apart, and B at most 16 of
-                    // 64 bytes, 128 apart. From `step` on there are columns for all runs (`last`), which are of 64
-                    // columns where there are several, within the 256 of each token and the 64 steps of the codes. C
-                    // is as many rows of 64 bytes as A has, and `to` has 16.
+                    // SAFETY: the tiles are shaped (`_shaped`): A has at most 16 rows, 256 bytes
+                    // apart, and B at most 16 of 64 bytes, 128 apart. From `step` on there are
+                    // columns for all runs (`last`), which are of 64 columns where there are
+                    // several, within the 256 of each token and the 64 steps of the codes. C is as
+                    // many rows of 64 bytes as A has, and `to` has 16.
                     unsafe {
                         asm!(
                             concat!("tilezero ", $c),
@@ -280,7 +288,8 @@ mod x86 {
         }
     }
 
-    /// Tokens as BF16 for tiles: 32 columns of 16 tokens, two columns to a word: `[columns / 2][token]`.
+    /// Tokens as BF16 for tiles: 32 columns of 16 tokens, two columns to a word: `[columns /
+    /// 2][token]`.
     pub(crate) type TurnedWords = [[u32; TILE]; TILE];
 
     /// Products of BF16.
@@ -299,9 +308,9 @@ mod x86 {
             FloatTiles { rows, _shaped: Shaped::new([c0, c0, c1, c1, (first, 64), (second, 64), b, b]) }
         }
 
-        /// `sums[2 * (r / 16) + i][r % 16][t] += sum of w[r][k] * x[i][k][t]` over 32 columns for each element of `x[0]`. Row
-        /// `r` of the weights begins at byte `r * stride` of `w`. `x` are one or two blocks of tokens of equal length; of
-        /// one, the second is empty.
+        /// `sums[2 * (r / 16) + i][r % 16][t] += sum of w[r][k] * x[i][k][t]` over 32 columns for
+        /// each element of `x[0]`. Row `r` of the weights begins at byte `r * stride` of `w`. `x`
+        /// are one or two blocks of tokens of equal length; of one, the second is empty.
         pub(crate) fn multiply(
             &self,
             w: &[u8],
@@ -319,9 +328,10 @@ mod x86 {
             let mut a1 = a.wrapping_add(TILE * stride);
             macro_rules! product {
                 ($([$c:literal $at:literal $a:literal $b:literal])*, $($more_a:literal)?, $($more_b:literal)?) => {
-                    // SAFETY: the tiles are shaped (`_shaped`): A has the weights' rows, 64 bytes of each for a step, within
-                    // `w` as was just checked (the second tile is loaded only where there are more than 16 rows); B and C
-                    // have at most 16 rows of at most 64 bytes, 64 apart, as the elements of `x` and `sums` have.
+                    // SAFETY: the tiles are shaped (`_shaped`): A has the weights' rows, 64 bytes
+                    // of each for a step, within `w` as was just checked (the second tile is loaded
+                    // only where there are more than 16 rows); B and C have at most 16 rows of at
+                    // most 64 bytes, 64 apart, as the elements of `x` and `sums` have.
                     unsafe {
                         asm!(
                             $(concat!("tileloadd ", $c, ", [{c} + {line}*1 + ", $at, "]"),)*
@@ -338,7 +348,8 @@ mod x86 {
                             "dec {n}",
                             "jnz 2b",
                             $(concat!("tilestored [{c} + {line}*1 + ", $at, "], ", $c),)*
-                            a = inout(reg) a, a1 = inout(reg) a1, b0 = inout(reg) b0, b1 = inout(reg) b1, n = inout(reg) n,
+                            a = inout(reg) a, a1 = inout(reg) a1, b0 = inout(reg) b0, b1 = inout(reg) b1,
+                            n = inout(reg) n,
                             c = in(reg) sums.as_mut_ptr(), stride = in(reg) stride, line = in(reg) 64usize,
                             out("tmm0") _, out("tmm1") _, out("tmm2") _, out("tmm3") _, out("tmm4") _, out("tmm5") _,
                             out("tmm6") _, out("tmm7") _,

@@ -38,7 +38,8 @@ pub struct Acts {
     d: Vec<f32>,
     sums: Vec<i16>,
     act_blocks: Vec<ActBlock>,
-    /// Rows in the layout for many tokens: `columns` for codes, `words` for floats; `stamp` is theirs alone.
+    /// Rows in the layout for many tokens: `columns` for codes, `words` for floats; `stamp` is
+    /// theirs alone.
     stamp: u64,
     rows: usize,
     form: Option<PanelForm>,

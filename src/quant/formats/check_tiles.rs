@@ -1,5 +1,5 @@
-//! Products by matrix tiles, in every format: on the CPU's tiles where it has them, else on emulated ones. Which of the two
-//! is printed.
+//! Products by matrix tiles, in every format: on the CPU's tiles where it has them, else on
+//! emulated ones. Which of the two is printed.
 
 use super::TYPES;
 use super::check::{extreme, random_acts, random_rows};
@@ -46,7 +46,8 @@ fn product(
     out
 }
 
-/// The numbers of tokens: all up to 40, spread over the formats so that a format has a few of each kind.
+/// The numbers of tokens: all up to 40, spread over the formats so that a format has a few of each
+/// kind.
 fn counts(ty: &QuantType) -> impl Iterator<Item = usize> {
     let first = ty.id as usize;
     [1, 8, 9, 12, 13, 16, 17, 24, 32, 33].into_iter().chain((0..4).map(move |i| 1 + (first * 7 + i * 11) % 40))
@@ -127,15 +128,27 @@ fn activations_that_a_thread_keeps_are_never_those_of_another_product() {
     let n = 256;
     let mut rng = Rng(31);
     let mut work = scratch();
-    let formats: [&QuantType; 4] = [&super::q4_k::TYPE, &super::q6_k::TYPE, &super::q8_0::TYPE, &super::bf16::TYPE];
+    let formats: [&QuantType; 6] = [
+        &super::q4_k::TYPE,
+        &super::iq4_xs::TYPE,
+        &super::q2_k::TYPE,
+        &super::q6_k::TYPE,
+        &super::q8_0::TYPE,
+        &super::bf16::TYPE,
+    ];
     let w = formats.map(|ty| random_rows(ty, &mut rng, ROWS, n, ty.row_bytes(n)));
-    let mut acts = [Acts::default(), Acts::default()];
-    for round in 0..40 {
-        let ty = formats[rng.below(4)];
+    let (mut acts, mut laid_out) = ([Acts::default(), Acts::default()], [None; 2]);
+    for round in 0..60 {
+        let ty = formats[rng.below(6)];
         let w = &w[formats.iter().position(|t| *t == ty).unwrap()];
-        let acts = &mut acts[rng.below(2)];
-        let x: Vec<f32> = (0..20 * n).map(|_| rng.normal()).collect();
-        acts.set_panels(ty.act, Isa::Amx, n, &x);
+        let which = rng.below(2);
+        let acts = &mut acts[which];
+        // Often the same activations again, by another format that wants them in the same layout.
+        if laid_out[which] != Some(ty.act) || rng.below(3) == 0 {
+            let x: Vec<f32> = (0..20 * n).map(|_| rng.normal()).collect();
+            acts.set_panels(ty.act, Isa::Amx, n, &x);
+            laid_out[which] = Some(ty.act);
+        }
         let w = WeightRows { w, stride: ty.row_bytes(n), rows: ROWS };
         for _ in 0..2 {
             let count = [12, 20][rng.below(2)];

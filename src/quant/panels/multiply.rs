@@ -8,7 +8,7 @@ use super::codes::{offsets_avx2, offsets_avx512};
 use super::floats::FloatProduct;
 use super::panel::{Panel, ROWS, WeightRows};
 #[cfg(target_arch = "x86_64")]
-use super::tiles::{self, TilePanel, TileScratch};
+use super::tiles::{self, CodeKind, TilePanel, TileScratch};
 use crate::quant::activations::{Act, CHUNK, PanelActs, PanelForm};
 use crate::quant::types::QuantType;
 use crate::simd::Isa;
@@ -16,7 +16,8 @@ use crate::simd::Isa;
 /// Scratch memory of one thread: a panel, and the sums of its tokens.
 #[derive(Debug)]
 pub struct PanelScratch {
-    /// Tokens from which matrix tiles are used where the CPU has them; None for what is best. Tests and benchmarks set it.
+    /// Tokens from which matrix tiles are used where the CPU has them; None for what is best. Tests
+    /// and benchmarks set it.
     pub tiles_from: Option<usize>,
     panel: Box<Panel>,
     sums: Vec<[f32; ROWS]>,
@@ -78,9 +79,10 @@ impl PanelScratch {
         }
     }
 
-    /// Returns how many tokens with rows of `n` values [`PanelScratch::multiply`] should be given at once at most, so that
-    /// a thread's cache has them for all rows of a piece: where products are as fast as tiles make them, reading activations
-    /// from farther away would take longer than multiplying.
+    /// Returns how many tokens with rows of `n` values [`PanelScratch::multiply`] should be given at
+    /// once at most, so that a thread's cache has them for all rows of a piece: where products are
+    /// as fast as tiles make them, reading activations from farther away would take longer than
+    /// multiplying.
     pub fn most_tokens(ty: &QuantType, n: usize, isa: Isa) -> usize {
         #[cfg(target_arch = "x86_64")]
         if has_tiles(ty, isa) {
@@ -105,7 +107,7 @@ impl PanelScratch {
             #[allow(unsafe_code)]
             // SAFETY: the instruction set was just compared with what the CPU has.
             unsafe {
-                self.tiles.gather(x, tokens, Some(spec.group))
+                self.tiles.gather(x, tokens, Some(CodeKind { group: spec.group, mins: spec.mins }))
             };
             self.tiles.code_tiles(spec.group)
         });
