@@ -3,8 +3,8 @@
 //!
 //! A kernel is a safe `#[target_feature]` function kept in a table with the [`Isa`] it needs. Nothing above this
 //! floor compiles for a particular CPU, so a plain `cargo build --release` uses what the machine has.
-//! `TANDEM_ISA=scalar|avx2|avx512|avx512bf16|amx` lowers the choice (never raises it), which is how the tests hold one
-//! path to another.
+//! `TANDEM_ISA=scalar|avx2|avxvnni|avx512|avx512bf16|amx` lowers the choice (never raises it), which is how the tests
+//! hold one path to another.
 
 #[cfg(all(any(test, debug_assertions), target_arch = "x86_64", target_os = "linux"))]
 pub(crate) mod emulated;
@@ -20,6 +20,9 @@ pub enum Isa {
     Scalar,
     /// AVX2 with FMA and F16C (Intel since Haswell, AMD since Zen).
     Avx2,
+    /// [`Isa::Avx2`] with dot products of bytes: AVX-VNNI (Intel since Alder Lake, AMD since Zen 5), or the same
+    /// instruction of AVX512_VNNI.
+    AvxVnni,
     /// AVX-512 F, BW, DQ, VL, VBMI, VNNI and BITALG (Intel since Ice Lake, AMD since Zen 4).
     Avx512,
     /// [`Isa::Avx512`] with AVX512_BF16 (AMD since Zen 4, Intel since Sapphire Rapids).
@@ -31,13 +34,14 @@ pub enum Isa {
 
 impl Isa {
     /// Every one, in rising order.
-    pub const ALL: [Isa; 5] = [Isa::Scalar, Isa::Avx2, Isa::Avx512, Isa::Avx512Bf16, Isa::Amx];
+    pub const ALL: [Isa; 6] = [Isa::Scalar, Isa::Avx2, Isa::AvxVnni, Isa::Avx512, Isa::Avx512Bf16, Isa::Amx];
 
     /// The name that `TANDEM_ISA` and the reports use.
     pub fn name(self) -> &'static str {
         match self {
             Isa::Scalar => "scalar",
             Isa::Avx2 => "avx2",
+            Isa::AvxVnni => "avxvnni",
             Isa::Avx512 => "avx512",
             Isa::Avx512Bf16 => "avx512bf16",
             Isa::Amx => "amx",
@@ -64,11 +68,19 @@ pub fn detected() -> Isa {
                 return if tiles::usable().is_ok() { Isa::Amx } else { Isa::Avx512Bf16 };
             }
             (true, true) => return Isa::Avx512,
+            (true, false) if vnni_is_vex() => return Isa::AvxVnni,
             (true, false) => return Isa::Avx2,
             _ => {}
         }
     }
     Isa::Scalar
+}
+
+/// Whether the CPU has AVX-VNNI. Otherwise [`Isa::AvxVnni`] is computed by AVX512_VNNI on vectors of 256 bits: the same
+/// instruction in the longer encoding, so that every CPU that has either can run those kernels.
+#[cfg(target_arch = "x86_64")]
+pub fn vnni_is_vex() -> bool {
+    is_x86_feature_detected!("avxvnni")
 }
 
 /// The number of the instruction set in use and one; 0 until it is known.
@@ -195,6 +207,22 @@ pub mod x86 {
     pub fn store_f32x8(p: &mut [f32; 8], v: __m256) {
         // SAFETY: the reference covers the 32 bytes written.
         unsafe { _mm256_storeu_ps(p.as_mut_ptr(), v) }
+    }
+
+    /// Writes 32 bytes, any alignment.
+    #[inline]
+    #[target_feature(enable = "avx2")]
+    pub fn store_u8x32(p: &mut [u8; 32], v: __m256i) {
+        // SAFETY: the reference covers the 32 bytes written.
+        unsafe { _mm256_storeu_si256(p.as_mut_ptr().cast(), v) }
+    }
+
+    /// Writes 32 signed bytes, any alignment.
+    #[inline]
+    #[target_feature(enable = "avx2")]
+    pub fn store_i8x32(p: &mut [i8; 32], v: __m256i) {
+        // SAFETY: the reference covers the 32 bytes written.
+        unsafe { _mm256_storeu_si256(p.as_mut_ptr().cast(), v) }
     }
 
     /// 16 two-byte values, any alignment.

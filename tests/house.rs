@@ -99,6 +99,8 @@ fn unsafe_code_stands_only_in_its_named_files_and_says_what_it_leans_on() {
     let named = [
         "src/quant/panels/multiply.rs",
         "src/quant/panels/wide.rs",
+        "src/quant/panels/pair.rs",
+        "src/quant/rows/super_avx2.rs",
         "src/quant/activations/quantize.rs",
         "src/cpu/dense.rs",
         "src/cuda/mod.rs",

@@ -110,9 +110,9 @@ pub fn scores(q: &Queries, k: Rows<'_>, s: &mut [[f32; BLOCK]]) {
     unsafe {
         match (simd::isa(), k.floats) {
             (Isa::Scalar, _) => {}
-            (Isa::Avx2, Floats::Single) => return x86::floats_256::scores(&q.values, k, s),
-            (Isa::Avx2, Floats::Half) => return x86::halves_256::scores(&q.values, k, s),
-            (Isa::Avx2, Floats::Brain) => return x86::uppers_256::scores(&q.values, k, s),
+            (Isa::Avx2 | Isa::AvxVnni, Floats::Single) => return x86::floats_256::scores(&q.values, k, s),
+            (Isa::Avx2 | Isa::AvxVnni, Floats::Half) => return x86::halves_256::scores(&q.values, k, s),
+            (Isa::Avx2 | Isa::AvxVnni, Floats::Brain) => return x86::uppers_256::scores(&q.values, k, s),
             (_, Floats::Single) => return x86::floats_512::scores(&q.values, k, s),
             (_, Floats::Half) => return x86::halves_512::scores(&q.values, k, s),
             (_, Floats::Brain) => return x86::uppers_512::scores(&q.values, k, s),
@@ -137,9 +137,9 @@ pub fn mix(p: &[[f32; BLOCK]], v: Rows<'_>, out: &mut [f32]) {
     unsafe {
         match (simd::isa(), v.floats) {
             (Isa::Scalar, _) => {}
-            (Isa::Avx2, Floats::Single) => return x86::floats_256::mix(p, v, out),
-            (Isa::Avx2, Floats::Half) => return x86::halves_256::mix(p, v, out),
-            (Isa::Avx2, Floats::Brain) => return x86::uppers_256::mix(p, v, out),
+            (Isa::Avx2 | Isa::AvxVnni, Floats::Single) => return x86::floats_256::mix(p, v, out),
+            (Isa::Avx2 | Isa::AvxVnni, Floats::Half) => return x86::halves_256::mix(p, v, out),
+            (Isa::Avx2 | Isa::AvxVnni, Floats::Brain) => return x86::uppers_256::mix(p, v, out),
             (_, Floats::Single) => return x86::floats_512::mix(p, v, out),
             (_, Floats::Half) => return x86::halves_512::mix(p, v, out),
             (_, Floats::Brain) => return x86::uppers_512::mix(p, v, out),
@@ -328,7 +328,7 @@ macro_rules! for_each_isa {
             unsafe {
                 match simd::isa() {
                     isa if isa >= Isa::Avx512 => return avx512($($arg),*),
-                    Isa::Avx2 => return avx2($($arg),*),
+                    Isa::Avx2 | Isa::AvxVnni => return avx2($($arg),*),
                     _ => {}
                 }
             }

@@ -64,7 +64,7 @@ impl PanelForm {
     pub fn worth(self, isa: Isa) -> usize {
         match self {
             PanelForm::Bf16 | PanelForm::F32 => 3,
-            PanelForm::Codes if isa == Isa::Avx2 => 16,
+            PanelForm::Codes if isa == Isa::Avx2 || isa == Isa::AvxVnni => 16,
             PanelForm::Codes => 4,
         }
     }

@@ -75,6 +75,7 @@ pub(super) fn extreme(ty: &QuantType, rng: &mut Rng, w: &mut [u8]) {
 /// to 9 and some larger, row lengths that leave every tail, rows further apart than they are long.
 ///
 /// The tolerance is that of an f32 sum: 2e-6 of the sum of the magnitudes. Integer parts are exact.
+/// A row has the same bits alone and among others, so that a split of the rows changes nothing.
 pub(crate) fn kernels(ty: &'static QuantType) {
     let mut rng = Rng(0x7a6d_0000 + ty.id as u64);
     let unit = ty.block.max(ty.act.block());
@@ -113,6 +114,14 @@ pub(crate) fn kernels(ty: &'static QuantType) {
                 (kernel.dot)(&w, stride, row, &mut out)
             };
             for r in 0..rows {
+                let mut alone = [f32::NAN];
+                #[allow(unsafe_code)]
+                // SAFETY: as above.
+                unsafe {
+                    (kernel.dot)(&w[r * stride..], stride, row, &mut alone)
+                };
+                let name = kernel.isa.name();
+                assert!(alone[0].to_bits() == out[r].to_bits(), "{} {name}: row {r} of {rows} and alone", ty.name);
                 let error = (out[r] as f64 - truth[r]).abs() / size[r].max(1e-30);
                 assert!(
                     error <= 2e-6,
@@ -127,8 +136,23 @@ pub(crate) fn kernels(ty: &'static QuantType) {
         }
     }
     for (kernel, worst) in ty.kernels.iter().zip(worst) {
-        say!("{:8} {:7} worst error {worst:.1e} of the sum of magnitudes (limit 2e-6)", ty.name, kernel.isa.name());
+        let name = kernel.isa.name();
+        if kernel.isa > simd::detected() {
+            say!("{:8} {name:7} NOT RUN: this CPU has only {}", ty.name, simd::detected().name());
+            continue;
+        }
+        let form = if kernel.isa == Isa::AvxVnni { vnni_form() } else { "" };
+        say!("{:8} {name:7} worst error {worst:.1e} of the sum of magnitudes (limit 2e-6){form}", ty.name);
     }
+}
+
+/// Which encoding of the dot product of bytes [`Isa::AvxVnni`] ran in.
+fn vnni_form() -> &'static str {
+    #[cfg(target_arch = "x86_64")]
+    if !simd::vnni_is_vex() {
+        return "; ran as AVX512_VNNI on 256 bits, since this CPU has no AVX-VNNI";
+    }
+    "; ran as AVX-VNNI"
 }
 
 /// Compares decoded rows with `tests/data/quant/NAME.f32`, bit by bit; the blocks are in

@@ -13,11 +13,16 @@
 //! ```
 //! Layout: ggml-common.h `block_iq4_xs`; the table is `kvalues_iq4nl` there.
 
+#[cfg(target_arch = "x86_64")]
+use std::arch::x86_64::__m256i;
+
 use crate::quant::activations::{Act, ActRow};
 use crate::quant::panels::lanes::{Blocks16, Lanes};
 use crate::quant::panels::panel::{PanelHalf, PanelSpec, fill_panels};
 use crate::quant::rng::Rng;
 use crate::quant::rows::blocks::{f16_at, put_f16, rows};
+#[cfg(target_arch = "x86_64")]
+use crate::quant::rows::super_avx2::lane_kernels;
 use crate::quant::rows::super_block::{N, acts};
 use crate::quant::types::{Kernel, QuantType};
 use crate::simd::Isa;
@@ -42,6 +47,8 @@ pub static TYPE: QuantType = QuantType {
     kernels: &[
         #[cfg(target_arch = "x86_64")]
         Kernel { isa: Isa::Avx512, dot: dot_avx512 },
+        #[cfg(target_arch = "x86_64")]
+        Kernel { isa: Isa::AvxVnni, dot: dot_vnni },
         #[cfg(target_arch = "x86_64")]
         Kernel { isa: Isa::Avx2, dot: dot_avx2 },
         Kernel { isa: Isa::Scalar, dot },
@@ -127,52 +134,69 @@ fn random(rng: &mut Rng, block: &mut [u8]) {
     put_f16(block, 0, (0.5 + rng.unit()) / 1246.0); // the RMS of (sc - 32) * value for uniform bits
 }
 
-/// Takes two sub-blocks at a time, one per lane, in the order of their bytes: the low halves are
-/// the first 16 weights of both, and activations are loaded to match, which is cheaper than moving
-/// weights. The signs of the weights move to the activations because `maddubs` wants unsigned times
-/// signed. A pair of products is at most 2 * 127 * 127 = 32258 and just fits i16, so each is
-/// multiplied by its scale into i32 before anything is added.
 #[cfg(target_arch = "x86_64")]
+lane_kernels!(dot_lanes);
+
+/// Two sub-blocks are a vector of bytes, whose low halves are the first 16 weights of both, so that
+/// activations are loaded to match. AVX-VNNI looks up the values plus 128, which the sums begin with
+/// the opposite of. For AVX2 the signs of the activations move to the weights, because `maddubs`
+/// wants unsigned times signed. A pair of products is at most 2 * 127 * 127 = 32258 and just fits
+/// i16, so each is multiplied by its scale into i32 before anything is added.
+#[cfg(target_arch = "x86_64")]
+#[inline]
 #[target_feature(enable = "avx2,fma,f16c")]
-fn dot_avx2(w: &[u8], stride: usize, x: ActRow<'_>, out: &mut [f32]) {
+fn dot_lanes<const VNNI: bool>(
+    call: crate::quant::rows::super_avx2::RowArgs<'_>,
+    add: impl Fn(__m256i, __m256i, __m256i) -> __m256i,
+) {
     use crate::quant::rows::super_avx2::*;
     use crate::simd::x86::*;
     use std::arch::x86_64::*;
-    let low = _mm256_set1_epi8(15);
-    let values = load_i8x16_pair(&VALUES, &VALUES);
-    let nibbles = _mm256_setr_epi32(0, 4, 8, 12, 16, 20, 24, 28);
-    let pairs_of_bits = _mm256_setr_epi32(0, 2, 4, 6, 8, 10, 12, 14);
-    for (o, row) in out.iter_mut().zip(rows(w, stride, x.n / N * BYTES)) {
-        let mut acc = _mm256_setzero_ps();
-        for (b, (q, d, _)) in row.as_chunks::<BYTES>().0.iter().zip(acts(x)) {
-            let (low_bits, high_bits) = scale_bits(b);
-            let low_bits = _mm256_srlv_epi32(_mm256_set1_epi32(low_bits as i32), nibbles);
-            let high_bits = _mm256_srlv_epi32(_mm256_set1_epi32((high_bits << 4) as i32), pairs_of_bits);
-            let scales = _mm256_or_si256(
-                _mm256_and_si256(low_bits, _mm256_set1_epi32(15)),
-                _mm256_and_si256(high_bits, _mm256_set1_epi32(0x30)),
-            );
-            let scales = _mm256_sub_epi32(scales, _mm256_set1_epi32(32));
-            let scales = _mm256_permute4x64_epi64::<0x88>(_mm256_packs_epi32(scales, scales)); // all 8 in both lanes
-            let mut dot = _mm256_setzero_si256();
-            for (k, (w, q)) in b[QS..].as_chunks::<32>().0.iter().zip(q.as_chunks::<64>().0).enumerate() {
-                let (q, _) = q.as_chunks::<16>();
-                let scale = spread_pair(scales, k);
-                let codes = load_u8x32(w);
-                let w = _mm256_shuffle_epi8(values, _mm256_and_si256(codes, low));
-                let signed = _mm256_sign_epi8(load_i8x16_pair(&q[0], &q[2]), w);
-                let pairs = _mm256_maddubs_epi16(_mm256_abs_epi8(w), signed);
-                dot = _mm256_add_epi32(dot, _mm256_madd_epi16(pairs, scale));
-                let w = _mm256_shuffle_epi8(values, _mm256_and_si256(_mm256_srli_epi16::<4>(codes), low));
-                let signed = _mm256_sign_epi8(load_i8x16_pair(&q[1], &q[3]), w);
-                let pairs = _mm256_maddubs_epi16(_mm256_abs_epi8(w), signed);
-                dot = _mm256_add_epi32(dot, _mm256_madd_epi16(pairs, scale));
+    static ORDER: LaneOrder = LaneOrder {
+        halves: [[0, 32], [16, 48], [64, 96], [80, 112], [128, 160], [144, 176], [192, 224], [208, 240]],
+        ..NATURAL
+    };
+    let order = LaneOrder { offset: if VNNI { 128 } else { 0 }, magnitudes: !VNNI, ..ORDER };
+    let nibble = _mm256_set1_epi8(15);
+    let values = load_u8x16_twice(&VALUES.map(|v| if VNNI { v as u8 ^ 0x80 } else { v as u8 }));
+    let high_bytes = _mm256_broadcastsi128_si256(_mm_setr_epi8(2, 2, 3, 3, 6, 6, 7, 7, 10, 10, 11, 11, 14, 14, 15, 15));
+    let (first, second) = (_mm256_set1_epi16(0x0030), _mm256_set1_epi16(0x3000));
+    dot_rows::<BYTES, VNNI>(call, &order, |b, x| {
+        let [factors, low, ..] = turn_16(b, 0);
+        // Even sub-blocks in the lower half, odd ones in the upper, two bits of each in turn at
+        // the bottom and in the middle of a byte.
+        let shift = |v, even: i32, odd: i32| {
+            _mm256_srlv_epi32(v, _mm256_setr_epi32(even, even, even, even, odd, odd, odd, odd))
+        };
+        let high = _mm256_shuffle_epi8(factors, high_bytes);
+        let high = _mm256_or_si256(
+            _mm256_and_si256(shift(_mm256_slli_epi32::<4>(high), 0, 2), first),
+            _mm256_and_si256(shift(high, 0, 2), second),
+        );
+        let scales = _mm256_or_si256(_mm256_and_si256(shift(low, 0, 4), nibble), high);
+        let mut dot = _mm256_setzero_si256();
+        unrolled!(p in [0, 1, 2, 3] {
+            let scales = less_32::<VNNI>(spread::<VNNI>(scales, p));
+            let v = turn_32(b, QS + 32 * p);
+            for g in [2 * p, 2 * p + 1] {
+                let w = each(v, |v| {
+                    let v = if g % 2 == 0 { v } else { _mm256_srli_epi16::<4>(v) };
+                    _mm256_shuffle_epi8(values, _mm256_and_si256(v, nibble))
+                });
+                if VNNI {
+                    let sums = add_four(load_u8x32(&x.start[g]), w, &x.q[g], &add);
+                    dot = _mm256_add_epi32(dot, times::<VNNI>(sums, scales));
+                } else {
+                    for k in 0..4 {
+                        let w = _mm256_sign_epi8(w[k], load_i8x32(&x.q[g][k]));
+                        let pairs = _mm256_maddubs_epi16(load_u8x32(&x.magnitudes[g][k]), w);
+                        dot = _mm256_add_epi32(dot, _mm256_madd_epi16(pairs, scales));
+                    }
+                }
             }
-            let scale = _mm256_set1_ps(d * f16_bits(u16::from_le_bytes([b[0], b[1]])));
-            acc = _mm256_fmadd_ps(scale, _mm256_cvtepi32_ps(dot), acc);
-        }
-        *o = sum_f32x8(acc);
-    }
+        });
+        LaneSums { dot, scale: f16_pairs(factors)[0], min: None }
+    });
 }
 
 /// Takes 128 weights at a time; their 64 bytes have the order of a unit (rows/small_avx512.rs). The

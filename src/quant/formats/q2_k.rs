@@ -10,12 +10,17 @@
 //! ```
 //! Layout: ggml-common.h `block_q2_K`.
 
+#[cfg(target_arch = "x86_64")]
+use std::arch::x86_64::__m256i;
+
 use crate::quant::activations::{Act, ActRow};
 use crate::quant::panels::lanes::{Blocks16, Lanes};
 use crate::quant::panels::panel::{PanelHalf, PanelSpec, fill_panels};
 use crate::quant::panels::super_block::Factor;
 use crate::quant::rng::Rng;
 use crate::quant::rows::blocks::{f16_at, put_f16, rows};
+#[cfg(target_arch = "x86_64")]
+use crate::quant::rows::super_avx2::lane_kernels;
 use crate::quant::rows::super_block::{N, acts};
 use crate::quant::types::{Kernel, QuantType};
 use crate::simd::Isa;
@@ -38,6 +43,8 @@ pub static TYPE: QuantType = QuantType {
     kernels: &[
         #[cfg(target_arch = "x86_64")]
         Kernel { isa: Isa::Avx512, dot: dot_avx512 },
+        #[cfg(target_arch = "x86_64")]
+        Kernel { isa: Isa::AvxVnni, dot: dot_vnni },
         #[cfg(target_arch = "x86_64")]
         Kernel { isa: Isa::Avx2, dot: dot_avx2 },
         Kernel { isa: Isa::Scalar, dot },
@@ -120,39 +127,47 @@ fn random(rng: &mut Rng, block: &mut [u8]) {
     put_f16(block, DMIN, d * 1.5); // the mean of q, so that weights have a mean of zero
 }
 
-/// A pair of products is at most 2 * 3 * 127 = 762, well inside i16; scales multiply it into i32. A
-/// vector of 32 weights is two sub-blocks, one to a lane. The minimums meet the sums of the
-/// activations in one `madd`.
 #[cfg(target_arch = "x86_64")]
+lane_kernels!(dot_lanes);
+
+/// A pair of products is at most 2 * 3 * 127 = 762: the sum of four fits i16 well.
+#[cfg(target_arch = "x86_64")]
+#[inline]
 #[target_feature(enable = "avx2,fma,f16c")]
-fn dot_avx2(w: &[u8], stride: usize, x: ActRow<'_>, out: &mut [f32]) {
+fn dot_lanes<const VNNI: bool>(
+    call: crate::quant::rows::super_avx2::RowArgs<'_>,
+    add: impl Fn(__m256i, __m256i, __m256i) -> __m256i,
+) {
     use crate::quant::rows::super_avx2::*;
     use crate::simd::x86::*;
     use std::arch::x86_64::*;
-    let two = _mm256_set1_epi8(3);
-    for (o, row) in out.iter_mut().zip(rows(w, stride, x.n / N * BYTES)) {
-        let mut acc = _mm256_setzero_ps();
-        for (b, (q, d, sums)) in row.as_chunks::<BYTES>().0.iter().zip(acts(x)) {
-            let both = load_u8x16(b[..QS].as_array().unwrap());
-            let scales = lanes(_mm256_cvtepu8_epi16(_mm_and_si128(both, _mm_set1_epi8(15))));
-            let mins = _mm256_srli_epi16::<4>(_mm256_cvtepu8_epi16(both));
-            let min = _mm256_madd_epi16(mins, load_i16x16(sums));
-            let mut dot = _mm256_setzero_si256();
-            for (h, (w, q)) in b[QS..D].as_chunks::<32>().0.iter().zip(q.as_chunks::<128>().0).enumerate() {
-                let w = load_u8x32(w);
-                let parts = [w, _mm256_srli_epi16::<2>(w), _mm256_srli_epi16::<4>(w), _mm256_srli_epi16::<6>(w)];
-                for (j, q) in q.as_chunks::<32>().0.iter().enumerate() {
-                    let pairs = _mm256_maddubs_epi16(_mm256_and_si256(parts[j], two), load_i8x32(q));
-                    dot = _mm256_add_epi32(dot, _mm256_madd_epi16(pairs, spread_pair(scales[h], j)));
-                }
-            }
-            let scale = _mm256_set1_ps(d * f16_bits(u16::from_le_bytes([b[D], b[D + 1]])));
-            let scale_min = _mm256_set1_ps(d * f16_bits(u16::from_le_bytes([b[DMIN], b[DMIN + 1]])));
-            acc = _mm256_fmadd_ps(scale, _mm256_cvtepi32_ps(dot), acc);
-            acc = _mm256_fnmadd_ps(scale_min, _mm256_cvtepi32_ps(min), acc);
+    let (two, nibble) = (_mm256_set1_epi8(3), _mm256_set1_epi8(15));
+    dot_rows::<BYTES, VNNI>(call, &LaneOrder { min: 16, ..NATURAL }, |b, x| {
+        let head = turn_16(b, 0);
+        let scales = each(head, |v| _mm256_and_si256(v, nibble));
+        let mut min = _mm256_setzero_si256();
+        for i in 0..2 {
+            // Minimums 4i to 4i + 3 in the lower half, 4i + 8 to 4i + 11 in the upper.
+            let mins = _mm256_blend_epi32::<0xf0>(head[i], head[i + 2]);
+            let mins = _mm256_and_si256(_mm256_srli_epi16::<4>(mins), nibble);
+            let even = _mm256_and_si256(mins, _mm256_set1_epi16(0xff));
+            min = _mm256_add_epi32(min, _mm256_madd_epi16(even, load_i16x16(&x.sums[2 * i])));
+            let odd = _mm256_srli_epi16::<8>(mins);
+            min = _mm256_add_epi32(min, _mm256_madd_epi16(odd, load_i16x16(&x.sums[2 * i + 1])));
         }
-        *o = sum_f32x8(acc);
-    }
+        let mut dot = _mm256_setzero_si256();
+        unrolled!(h in [0, 1] {
+            let v = turn_32(b, QS + 32 * h);
+            unrolled!(j in [0, 1, 2, 3] {
+                let g = 4 * h + j;
+                let codes = each(v, |v| _mm256_and_si256(_mm256_srl_epi16(v, _mm_cvtsi32_si128(2 * j as i32)), two));
+                let sums = add_four(_mm256_setzero_si256(), codes, &x.q[g], &add);
+                dot = _mm256_add_epi32(dot, times::<VNNI>(sums, spread_next::<VNNI>(scales[g / 2], g % 2)));
+            });
+        });
+        let [scale, scale_min] = f16_pairs(f16s_of_four(b, D));
+        LaneSums { dot, scale, min: Some((min, scale_min)) }
+    });
 }
 
 #[cfg(target_arch = "x86_64")]

@@ -14,12 +14,17 @@
 //! ```
 //! Layout: ggml-common.h `block_q3_K`.
 
+#[cfg(target_arch = "x86_64")]
+use std::arch::x86_64::__m256i;
+
 use crate::quant::activations::{Act, ActRow};
 use crate::quant::panels::lanes::{Blocks16, Lanes};
 use crate::quant::panels::panel::{PanelHalf, PanelSpec, fill_panels};
 use crate::quant::panels::super_block::{Factor, bit};
 use crate::quant::rng::Rng;
 use crate::quant::rows::blocks::{f16_at, put_f16, rows};
+#[cfg(target_arch = "x86_64")]
+use crate::quant::rows::super_avx2::lane_kernels;
 use crate::quant::rows::super_block::{N, acts};
 use crate::quant::types::{Kernel, QuantType};
 use crate::simd::Isa;
@@ -42,6 +47,8 @@ pub static TYPE: QuantType = QuantType {
     kernels: &[
         #[cfg(target_arch = "x86_64")]
         Kernel { isa: Isa::Avx512, dot: dot_avx512 },
+        #[cfg(target_arch = "x86_64")]
+        Kernel { isa: Isa::AvxVnni, dot: dot_vnni },
         #[cfg(target_arch = "x86_64")]
         Kernel { isa: Isa::Avx2, dot: dot_avx2 },
         Kernel { isa: Isa::Scalar, dot },
@@ -145,54 +152,65 @@ fn random(rng: &mut Rng, block: &mut [u8]) {
     put_f16(block, D, (0.5 + rng.unit()) / 43.3); // the RMS of (sc - 32) * (q - 4) for uniform bits
 }
 
-/// Weights stay unsigned, 0 to 7, so that a pair of products is at most 2 * 7 * 127 = 1778, well
-/// inside i16; the 4 is subtracted once per super-block, as 4 * sum(scale * sum of activations).
-/// The i32 lanes stay below 2^21.
 #[cfg(target_arch = "x86_64")]
+lane_kernels!(dot_lanes);
+
+/// Codes stay unsigned, 0 to 7, and sums begin with -4 times the activations. Four pairs of products
+/// are at most 4 * 2 * 7 * 127 = 7112 and fit i16 well.
+#[cfg(target_arch = "x86_64")]
+#[inline]
 #[target_feature(enable = "avx2,fma,f16c")]
-fn dot_avx2(w: &[u8], stride: usize, x: ActRow<'_>, out: &mut [f32]) {
+fn dot_lanes<const VNNI: bool>(
+    call: crate::quant::rows::super_avx2::RowArgs<'_>,
+    add: impl Fn(__m256i, __m256i, __m256i) -> __m256i,
+) {
     use crate::quant::rows::super_avx2::*;
     use crate::simd::x86::*;
     use std::arch::x86_64::*;
-    let two = _mm256_set1_epi8(3);
-    let bit = _mm256_set1_epi8(4);
-    for (o, row) in out.iter_mut().zip(rows(w, stride, x.n / N * BYTES)) {
-        let mut acc = _mm256_setzero_ps();
-        for (b, (q, d, sums)) in row.as_chunks::<BYTES>().0.iter().zip(acts(x)) {
-            let [first, last] = scales(b[SCALES..D].as_array().unwrap());
-            let scales = _mm_sub_epi8(_mm_set_epi64x(last as i64, first as i64), _mm_set1_epi8(32));
-            let scales = _mm256_cvtepi8_epi16(scales);
-            let offset = _mm256_madd_epi16(scales, load_i16x16(sums));
-            let scales = lanes(scales);
-            // Bit g of every byte moved to bit 2; bits that cross into a neighbour are masked off.
-            let m = load_u8x32(b[..QS].as_array().unwrap());
-            let highs = [
-                _mm256_slli_epi16::<2>(m),
-                _mm256_slli_epi16::<1>(m),
-                m,
-                _mm256_srli_epi16::<1>(m),
-                _mm256_srli_epi16::<2>(m),
-                _mm256_srli_epi16::<3>(m),
-                _mm256_srli_epi16::<4>(m),
-                _mm256_srli_epi16::<5>(m),
-            ];
-            let mut dot = _mm256_setzero_si256();
-            for (h, (w, q)) in b[QS..SCALES].as_chunks::<32>().0.iter().zip(q.as_chunks::<128>().0).enumerate() {
-                let w = load_u8x32(w);
-                let parts = [w, _mm256_srli_epi16::<2>(w), _mm256_srli_epi16::<4>(w), _mm256_srli_epi16::<6>(w)];
-                for (j, q) in q.as_chunks::<32>().0.iter().enumerate() {
-                    let high = _mm256_and_si256(highs[4 * h + j], bit);
-                    let w = _mm256_or_si256(_mm256_and_si256(parts[j], two), high);
-                    let pairs = _mm256_maddubs_epi16(w, load_i8x32(q));
-                    dot = _mm256_add_epi32(dot, _mm256_madd_epi16(pairs, spread_pair(scales[h], j)));
-                }
-            }
-            dot = _mm256_sub_epi32(dot, _mm256_slli_epi32::<2>(offset));
-            let scale = _mm256_set1_ps(d * f16_bits(u16::from_le_bytes([b[D], b[D + 1]])));
-            acc = _mm256_fmadd_ps(scale, _mm256_cvtepi32_ps(dot), acc);
-        }
-        *o = sum_f32x8(acc);
-    }
+    let (two, bit) = (_mm256_set1_epi8(3), _mm256_set1_epi8(4));
+    let (nibble, bits) = (_mm256_set1_epi8(15), _mm256_set1_epi8(0x30));
+    // Bit `g` of every byte moved to bit 2; bits that cross into a neighbour are masked off.
+    let third = |v, g: usize| {
+        let v = if g < 2 {
+            _mm256_sll_epi16(v, _mm_cvtsi32_si128(2 - g as i32))
+        } else {
+            _mm256_srl_epi16(v, _mm_cvtsi32_si128(g as i32 - 2))
+        };
+        _mm256_and_si256(v, bit)
+    };
+    // The last 16 bytes begin two before the scales: the scales' words, then the f16.
+    let order = _mm256_broadcastsi128_si256(_mm_setr_epi8(2, 3, 4, 5, 6, 7, 8, 9, 10, 11, 12, 13, 14, 15, 14, 15));
+    dot_rows::<BYTES, VNNI>(call, &LaneOrder { offset: 4, ..NATURAL }, |b, x| {
+        let head = |b: &[u8; BYTES]| {
+            _mm256_shuffle_epi8(load_u8x16_twice(b.last_chunk().expect("16 bytes")), order)
+        };
+        let [low0, low1, high, d] = turn([head(b[0]), head(b[1]), head(b[2]), head(b[3])]);
+        let scales = |low, high| _mm256_or_si256(_mm256_and_si256(low, nibble), _mm256_and_si256(high, bits));
+        let scales = [
+            scales(low0, _mm256_slli_epi16::<4>(high)),
+            scales(low1, _mm256_slli_epi16::<2>(high)),
+            scales(_mm256_srli_epi16::<4>(low0), high),
+            scales(_mm256_srli_epi16::<4>(low1), _mm256_srli_epi16::<2>(high)),
+        ];
+        let thirds = turn_32(b, 0);
+        let mut dot = _mm256_setzero_si256();
+        unrolled!(h in [0, 1] {
+            let v = turn_32(b, QS + 32 * h);
+            unrolled!(j in [0, 1, 2, 3] {
+                let g = 4 * h + j;
+                let code = |v, thirds| {
+                    let low = _mm256_srl_epi16(v, _mm_cvtsi32_si128(2 * j as i32));
+                    _mm256_or_si256(_mm256_and_si256(low, two), third(thirds, g))
+                };
+                let (a, b) = (code(v[0], thirds[0]), code(v[1], thirds[1]));
+                let codes = [a, b, code(v[2], thirds[2]), code(v[3], thirds[3])];
+                let sums = add_four(load_u8x32(&x.start[g]), codes, &x.q[g], &add);
+                let scales = less_32::<VNNI>(spread_next::<VNNI>(scales[g / 2], g % 2));
+                dot = _mm256_add_epi32(dot, times::<VNNI>(sums, scales));
+            });
+        });
+        LaneSums { dot, scale: f16_pairs(d)[0], min: None }
+    });
 }
 
 #[cfg(target_arch = "x86_64")]

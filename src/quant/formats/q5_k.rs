@@ -11,12 +11,17 @@
 //! ```
 //! Layout: ggml-common.h `block_q5_K`.
 
+#[cfg(target_arch = "x86_64")]
+use std::arch::x86_64::__m256i;
+
 use crate::quant::activations::{Act, ActRow};
 use crate::quant::panels::lanes::{Blocks16, Lanes};
 use crate::quant::panels::panel::{PanelHalf, PanelSpec, fill_panels};
 use crate::quant::panels::super_block::{bit, scales_and_mins_16};
 use crate::quant::rng::Rng;
 use crate::quant::rows::blocks::{f16_at, put_f16, rows};
+#[cfg(target_arch = "x86_64")]
+use crate::quant::rows::super_avx2::lane_kernels;
 use crate::quant::rows::super_block::{N, acts, scales_and_mins};
 use crate::quant::types::{Kernel, QuantType};
 use crate::simd::Isa;
@@ -39,6 +44,8 @@ pub static TYPE: QuantType = QuantType {
     kernels: &[
         #[cfg(target_arch = "x86_64")]
         Kernel { isa: Isa::Avx512, dot: dot_avx512 },
+        #[cfg(target_arch = "x86_64")]
+        Kernel { isa: Isa::AvxVnni, dot: dot_vnni },
         #[cfg(target_arch = "x86_64")]
         Kernel { isa: Isa::Avx2, dot: dot_avx2 },
         Kernel { isa: Isa::Scalar, dot },
@@ -116,48 +123,38 @@ fn random(rng: &mut Rng, block: &mut [u8]) {
     put_f16(block, 2, d * 15.5); // the mean of q, so that weights have a mean of zero
 }
 
-/// Like Q4_K's kernel, with a fifth bit: a pair of products is at most 2 * 31 * 127 = 7874, well
-/// inside i16.
 #[cfg(target_arch = "x86_64")]
+lane_kernels!(dot_lanes);
+
+/// Like Q4_K's kernel, with a fifth bit: a pair of products is at most 2 * 31 * 127 = 7874, and the
+/// sum of four just fits i16.
+#[cfg(target_arch = "x86_64")]
+#[inline]
 #[target_feature(enable = "avx2,fma,f16c")]
-fn dot_avx2(w: &[u8], stride: usize, x: ActRow<'_>, out: &mut [f32]) {
+fn dot_lanes<const VNNI: bool>(
+    call: crate::quant::rows::super_avx2::RowArgs<'_>,
+    add: impl Fn(__m256i, __m256i, __m256i) -> __m256i,
+) {
     use crate::quant::rows::super_avx2::*;
-    use crate::simd::x86::*;
     use std::arch::x86_64::*;
-    let low = _mm256_set1_epi8(15);
-    let bit = _mm256_set1_epi8(16);
-    for (o, row) in out.iter_mut().zip(rows(w, stride, x.n / N * BYTES)) {
-        let mut acc = _mm256_setzero_ps();
-        for (b, (q, d, sums)) in row.as_chunks::<BYTES>().0.iter().zip(acts(x)) {
-            let [scales, mins] = scales_and_mins(b[SCALES..QH].as_array().unwrap());
-            let scales = _mm256_set1_epi64x(scales as i64);
-            let qh = load_u8x32(b[QH..QS].as_array().unwrap());
-            // Bits 2p and 2p + 1 of every byte moved to 4 and 5; bits that cross into a neighbour
-            // are masked off.
-            let fifths = [_mm256_slli_epi16::<4>(qh), _mm256_slli_epi16::<2>(qh), qh, _mm256_srli_epi16::<2>(qh)];
-            let mut dot = _mm256_setzero_si256();
-            for (p, (w, q)) in b[QS..].as_chunks::<32>().0.iter().zip(q.as_chunks::<64>().0).enumerate() {
-                let (q, _) = q.as_chunks::<32>();
-                let w = load_u8x32(w);
-                let fifth = _mm256_and_si256(fifths[p], bit);
-                let even = _mm256_or_si256(_mm256_and_si256(w, low), fifth);
-                let even = _mm256_maddubs_epi16(even, load_i8x32(&q[0]));
-                let fifth = _mm256_and_si256(_mm256_srli_epi16::<1>(fifths[p]), bit);
-                let odd = _mm256_or_si256(_mm256_and_si256(_mm256_srli_epi16::<4>(w), low), fifth);
-                let odd = _mm256_maddubs_epi16(odd, load_i8x32(&q[1]));
-                dot = _mm256_add_epi32(dot, _mm256_madd_epi16(even, spread_byte(scales, 2 * p)));
-                dot = _mm256_add_epi32(dot, _mm256_madd_epi16(odd, spread_byte(scales, 2 * p + 1)));
-            }
-            let mins = _mm_cvtsi64_si128(mins as i64);
-            let mins = _mm256_cvtepu8_epi16(_mm_unpacklo_epi8(mins, mins));
-            let min = _mm256_madd_epi16(mins, load_i16x16(sums));
-            let scale = _mm256_set1_ps(d * f16_bits(u16::from_le_bytes([b[0], b[1]])));
-            let scale_min = _mm256_set1_ps(d * f16_bits(u16::from_le_bytes([b[2], b[3]])));
-            acc = _mm256_fmadd_ps(scale, _mm256_cvtepi32_ps(dot), acc);
-            acc = _mm256_fnmadd_ps(scale_min, _mm256_cvtepi32_ps(min), acc);
-        }
-        *o = sum_f32x8(acc);
-    }
+    let (low, bit) = (_mm256_set1_epi8(15), _mm256_set1_epi8(16));
+    // Bit `g` of every byte moved to bit 4; bits that cross into a neighbour are masked off.
+    let fifth = |v, g: usize| {
+        let v = if g < 4 {
+            _mm256_sll_epi16(v, _mm_cvtsi32_si128(4 - g as i32))
+        } else {
+            _mm256_srl_epi16(v, _mm_cvtsi32_si128(g as i32 - 4))
+        };
+        _mm256_and_si256(v, bit)
+    };
+    dot_rows::<BYTES, VNNI>(call, &LaneOrder { min: 32, ..NATURAL }, |b, x| {
+        let fifths = turn_32(b, QH);
+        let codes = |v: __m256i, p: usize, k: usize| {
+            let (even, odd) = (_mm256_and_si256(v, low), _mm256_and_si256(_mm256_srli_epi16::<4>(v), low));
+            [_mm256_or_si256(even, fifth(fifths[k], 2 * p)), _mm256_or_si256(odd, fifth(fifths[k], 2 * p + 1))]
+        };
+        multiply_with_mins::<BYTES, VNNI>(b, QS, x, codes, &add)
+    });
 }
 
 /// Like Q4_K's kernel, with a fifth bit, for which codes are shifted down.

@@ -11,12 +11,17 @@
 //! ```
 //! Layout: ggml-common.h `block_q6_K`.
 
+#[cfg(target_arch = "x86_64")]
+use std::arch::x86_64::__m256i;
+
 use crate::quant::activations::{Act, ActRow};
 use crate::quant::panels::lanes::{Blocks16, Lanes};
 use crate::quant::panels::panel::{PanelHalf, PanelSpec, fill_panels};
 use crate::quant::panels::super_block::Factor;
 use crate::quant::rng::Rng;
 use crate::quant::rows::blocks::{f16_at, put_f16, rows};
+#[cfg(target_arch = "x86_64")]
+use crate::quant::rows::super_avx2::lane_kernels;
 use crate::quant::rows::super_block::{N, acts};
 use crate::quant::types::{Kernel, QuantType};
 use crate::simd::Isa;
@@ -39,6 +44,8 @@ pub static TYPE: QuantType = QuantType {
     kernels: &[
         #[cfg(target_arch = "x86_64")]
         Kernel { isa: Isa::Avx512, dot: dot_avx512 },
+        #[cfg(target_arch = "x86_64")]
+        Kernel { isa: Isa::AvxVnni, dot: dot_vnni },
         #[cfg(target_arch = "x86_64")]
         Kernel { isa: Isa::Avx2, dot: dot_avx2 },
         Kernel { isa: Isa::Scalar, dot },
@@ -128,46 +135,53 @@ fn random(rng: &mut Rng, block: &mut [u8]) {
     put_f16(block, D, (0.5 + rng.unit()) / 1366.0); // the RMS of sc * (q - 32) for uniform bits
 }
 
-/// Weights stay unsigned, 0 to 63, so that a pair of products is at most 2 * 63 * 127 = 16002 and
-/// fits i16; scales multiply it into i32 before anything is added. The 32 is subtracted once per
-/// super-block, as 32 * sum(scale * sum of activations). An i32 lane takes 8 * 2 * 16002 * 128 from
-/// products and 32 * 2 * 128 * 2032 from sums, under 2^26.
 #[cfg(target_arch = "x86_64")]
+lane_kernels!(dot_lanes);
+
+/// Codes stay unsigned, 0 to 63, and sums begin with -32 times the activations. Four pairs of
+/// products are at most 4 * 2 * 32 * 127 = 32512 then, which just fits i16; what is on the way
+/// there may wrap. An i32 lane stays below 2^26.
+#[cfg(target_arch = "x86_64")]
+#[inline]
 #[target_feature(enable = "avx2,fma,f16c")]
-fn dot_avx2(w: &[u8], stride: usize, x: ActRow<'_>, out: &mut [f32]) {
+fn dot_lanes<const VNNI: bool>(
+    call: crate::quant::rows::super_avx2::RowArgs<'_>,
+    add: impl Fn(__m256i, __m256i, __m256i) -> __m256i,
+) {
     use crate::quant::rows::super_avx2::*;
     use crate::simd::x86::*;
     use std::arch::x86_64::*;
-    let low = _mm256_set1_epi8(15);
-    let two = _mm256_set1_epi8(0x30);
-    for (o, row) in out.iter_mut().zip(rows(w, stride, x.n / N * BYTES)) {
-        let mut acc = _mm256_setzero_ps();
-        for (b, (q, d, sums)) in row.as_chunks::<BYTES>().0.iter().zip(acts(x)) {
-            let scales = _mm256_cvtepi8_epi16(load_u8x16(b[SCALES..D].as_array().unwrap()));
-            let offset = _mm256_madd_epi16(scales, load_i16x16(sums));
-            let scales = lanes(scales);
-            let (ql, qh) = (b[..QH].as_chunks::<64>().0, b[QH..SCALES].as_chunks::<32>().0);
-            let mut dot = _mm256_setzero_si256();
-            for (h, q) in q.as_chunks::<128>().0.iter().enumerate() {
-                let (l, _) = ql[h].as_chunks::<32>();
-                let (l0, l1, high) = (load_u8x32(&l[0]), load_u8x32(&l[1]), load_u8x32(&qh[h]));
-                let lows = [l0, l1, _mm256_srli_epi16::<4>(l0), _mm256_srli_epi16::<4>(l1)];
-                // Bits 2j and 2j + 1 of every byte moved to 4 and 5; bits that cross into a
-                // neighbour are masked off.
-                let highs =
-                    [_mm256_slli_epi16::<4>(high), _mm256_slli_epi16::<2>(high), high, _mm256_srli_epi16::<2>(high)];
-                for (j, q) in q.as_chunks::<32>().0.iter().enumerate() {
-                    let w = _mm256_or_si256(_mm256_and_si256(lows[j], low), _mm256_and_si256(highs[j], two));
-                    let pairs = _mm256_maddubs_epi16(w, load_i8x32(q));
-                    dot = _mm256_add_epi32(dot, _mm256_madd_epi16(pairs, spread_pair(scales[h], j)));
+    let (low, two) = (_mm256_set1_epi8(15), _mm256_set1_epi8(0x30));
+    // Sub-block `j` of a half takes bits 2j and 2j + 1 of every byte, moved to 4 and 5; bits that
+    // cross into a neighbour are masked off.
+    let code = |l: __m256i, high: __m256i, j: usize| {
+        let (l, high) = match j {
+            0 => (l, _mm256_slli_epi16::<4>(high)),
+            1 => (l, _mm256_slli_epi16::<2>(high)),
+            2 => (_mm256_srli_epi16::<4>(l), high),
+            _ => (_mm256_srli_epi16::<4>(l), _mm256_srli_epi16::<2>(high)),
+        };
+        _mm256_or_si256(_mm256_and_si256(l, low), _mm256_and_si256(high, two))
+    };
+    dot_rows::<BYTES, VNNI>(call, &LaneOrder { offset: 32, ..NATURAL }, |b, x| {
+        let scales = turn_16(b, SCALES);
+        let mut dot = _mm256_setzero_si256();
+        unrolled!(h in [0, 1] {
+            let high = turn_32(b, QH + 32 * h);
+            unrolled!(i in [0, 1] {
+                let v = turn_32(b, 64 * h + 32 * i);
+                for g in [4 * h + i, 4 * h + i + 2] {
+                    let j = g % 4;
+                    let (a, b) = (code(v[0], high[0], j), code(v[1], high[1], j));
+                    let codes = [a, b, code(v[2], high[2], j), code(v[3], high[3], j)];
+                    let sums = add_four(load_u8x32(&x.start[g]), codes, &x.q[g], &add);
+                    let scales = spread_next_signed::<VNNI>(scales[g / 2], g % 2);
+                    dot = _mm256_add_epi32(dot, times::<VNNI>(sums, scales));
                 }
-            }
-            dot = _mm256_sub_epi32(dot, _mm256_slli_epi32::<5>(offset));
-            let scale = _mm256_set1_ps(d * f16_bits(u16::from_le_bytes([b[D], b[D + 1]])));
-            acc = _mm256_fmadd_ps(scale, _mm256_cvtepi32_ps(dot), acc);
-        }
-        *o = sum_f32x8(acc);
-    }
+            });
+        });
+        LaneSums { dot, scale: f16_of_four(b, D), min: None }
+    });
 }
 
 #[cfg(target_arch = "x86_64")]

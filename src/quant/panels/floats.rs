@@ -43,9 +43,9 @@ impl FloatProduct<'_> {
             match (act, isa) {
                 (Act::Bf16, Isa::Avx512Bf16 | Isa::Amx) => return x86::bf16_pairs(self, out),
                 (Act::Bf16, Isa::Avx512) => return x86::bf16_avx512(self, out),
-                (Act::Bf16, Isa::Avx2) => return x86::bf16_avx2(self, out),
+                (Act::Bf16, Isa::Avx2 | Isa::AvxVnni) => return x86::bf16_avx2(self, out),
                 (_, Isa::Amx | Isa::Avx512Bf16 | Isa::Avx512) => return x86::f16_avx512(self, out),
-                (_, Isa::Avx2) => return x86::f16_avx2(self, out),
+                (_, Isa::Avx2 | Isa::AvxVnni) => return x86::f16_avx2(self, out),
                 (_, Isa::Scalar) => {}
             }
         }

@@ -143,7 +143,7 @@ impl PanelScratch {
             unsafe {
                 match isa {
                     Isa::Avx512 | Isa::Avx512Bf16 | Isa::Amx => offsets_avx512(&mut self.panel, spec.group, len),
-                    Isa::Avx2 if spec.most <= 64 => offsets_avx2(&mut self.panel, spec.group, len),
+                    Isa::Avx2 | Isa::AvxVnni if spec.most <= 64 => offsets_avx2(&mut self.panel, spec.group, len),
                     _ => {} // these take activations as they are, not shifted
                 }
             };
