@@ -185,7 +185,7 @@ fn group<const R: usize>(w: &[u8], stride: usize, x: ActRow<'_>, out: &mut [f32;
         let dx = _mm_mul_ps(_mm_setr_ps(d[2 * i], d[2 * i], d[2 * i + 1], d[2 * i + 1]), _mm_set1_ps(128.0));
         for r in 0..R {
             let b = &rows[r][i];
-            prefetch(b, R * stride);
+            prefetch_l2(b, R * stride);
             let codes = _mm_cvtepu8_epi16(_mm_cvtsi32_si128(i32::from_le_bytes([b[0], b[1], b[2], b[3]])));
             let half = _mm_and_si128(_mm_slli_epi16::<7>(codes), _mm_set1_epi16(0x7f << 7));
             let half = _mm_andnot_si128(_mm_cmpeq_epi16(codes, _mm_set1_epi16(0x7f)), half);

@@ -136,7 +136,7 @@ fn group<const R: usize>(w: &[u8], stride: usize, x: ActRow<'_>, out: &mut [f32;
         let dx = _mm256_set1_ps(d[i]);
         for r in 0..R {
             let b = &rows[r][i];
-            prefetch(b, R * stride);
+            prefetch_l2(b, R * stride);
             let pairs = _mm256_maddubs_epi16(nibbles(b[2..].as_array().unwrap()), qv);
             let dot = _mm256_madd_epi16(_mm256_sub_epi16(pairs, offset), _mm256_set1_epi16(1));
             let scale = _mm256_mul_ps(splat_f16(u16::from_le_bytes([b[0], b[1]])), dx);

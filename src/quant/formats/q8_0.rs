@@ -166,7 +166,7 @@ fn group<const R: usize>(w: &[u8], stride: usize, x: ActRow<'_>, out: &mut [f32;
         let (qv, dx) = (load_i8x32(&q[i]), _mm256_set1_ps(d[i]));
         for r in 0..R {
             let b = &rows[r][i];
-            prefetch(b, R * stride);
+            prefetch_l2(b, R * stride);
             let wv = load_u8x32(b[2..].as_array().unwrap());
             let dot = dot_u8_i8(_mm256_sign_epi8(wv, wv), _mm256_sign_epi8(qv, wv));
             let scale = _mm256_mul_ps(splat_f16(u16::from_le_bytes([b[0], b[1]])), dx);

@@ -39,7 +39,7 @@ pub(crate) fn dot_signed<const BYTES: usize>(
             let dx = _mm256_set1_ps(d[i]);
             for r in 0..R {
                 let b = &rows[r][i];
-                prefetch(b, R * stride);
+                prefetch_l2(b, R * stride);
                 let (codes, scale) = unpack(b);
                 let dot = _mm256_cvtepi32_ps(dot_i8_i8(codes, qv, abs));
                 acc[r] = _mm256_fmadd_ps(_mm256_mul_ps(scale, dx), dot, acc[r]);
@@ -81,7 +81,7 @@ pub(crate) fn dot_min<const BYTES: usize>(
             let total = _mm256_set1_ps((sums[i][0] + sums[i][1]) as f32 * 0.125 * d[i]);
             for r in 0..R {
                 let b = &rows[r][i];
-                prefetch(b, R * stride);
+                prefetch_l2(b, R * stride);
                 let (codes, scale, min) = unpack(b);
                 acc[r] = _mm256_fmadd_ps(min, total, acc[r]);
                 let dot = _mm256_cvtepi32_ps(dot_u8_i8(codes, qv));
@@ -132,7 +132,7 @@ pub(crate) fn dot_planes<const BLOCK: usize, const K: usize>(
             }
             for r in 0..R {
                 let b = &rows[r][i];
-                prefetch(b, R * stride);
+                prefetch_l2(b, R * stride);
                 let codes = fields(_mm256_srlv_epi32(load_u8x16_twice(b[2..].as_array().unwrap()), halves));
                 let mut pairs = _mm256_sub_epi16(_mm256_setzero_si256(), offset);
                 for k in 0..K {
