@@ -74,7 +74,7 @@ pub fn grouped(
             assert!(!std::mem::replace(&mut seen[o as usize], true), "an output row is written twice");
         }
     }
-    let worth = ty.act.form(simd::isa()).worth(simd::isa());
+    let worth = ty.act.form(simd::isa()).worth();
     let rows_only = acts.rows_only;
     let panels = |g: &Group<'_>| !rows_only && ty.multiplies_many() && g.pairs.len() >= worth;
     if groups.iter().any(|g| !g.pairs.is_empty() && !panels(g)) {

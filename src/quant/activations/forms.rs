@@ -58,13 +58,12 @@ impl PanelForm {
     ///
     /// Measured from cache (Zen 4, products/ns): BF16 pairs reach 30 with two tokens and 42 with
     /// three, the row kernel 29; F16 times f32 24 and 33, the row kernel 25; panels of codes 64
-    /// with four tokens (Q4_K) and 60 (IQ2_XXS), their row kernels 54 and 34. On AVX2 filling a
-    /// panel takes three times as long: 32 tokens reach 82 (Q4_K), 44 (Q8_0) and 46 (MXFP4), their
-    /// row kernels 46, 34 and 31.
-    pub fn worth(self, isa: Isa) -> usize {
+    /// with four tokens (Q4_K) and 60 (IQ2_XXS), their row kernels 54 and 34. With four tokens on
+    /// AVX2: Q4_K 55, IQ4_XS 44, Q6_K 40, MXFP4 44, IQ2_XXS 30, their row kernels 50, 37, 32, 31 and
+    /// 20; Q2_K alone has 43 for 51, and 54 with eight.
+    pub fn worth(self) -> usize {
         match self {
             PanelForm::Bf16 | PanelForm::F32 => 3,
-            PanelForm::Codes if isa == Isa::Avx2 || isa == Isa::AvxVnni => 16,
             PanelForm::Codes => 4,
         }
     }

@@ -109,8 +109,10 @@ fn decode<V: Lanes>(b: &Blocks16<'_, V, BYTES>, out: &mut PanelHalf<'_>) {
     for h in 0..2 {
         for i in 0..2 {
             // A scale times a code is at most 45: four codes are multiplied at once.
-            let scale = |j: usize| groups[2 * h + j / 2].byte(2 * (j as u32 % 2) + i as u32).mask(15);
-            let scales = [scale(0), scale(1), scale(2), scale(3)];
+            let mut scales = [groups[0]; 4];
+            for (j, scale) in scales.iter_mut().enumerate() {
+                *scale = groups[2 * h + j / 2].byte(2 * (j as u32 % 2) + i as u32).mask(15);
+            }
             for (w, v) in b.words(QS + 32 * h + 16 * i).into_iter().enumerate() {
                 for j in 0..4 {
                     out.codes(32 * h + 8 * j + 4 * i + w, v.shr(2 * j as u32).mask(0x0303_0303).mul(scales[j]));

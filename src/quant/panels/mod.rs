@@ -6,7 +6,7 @@
 //! codes      kernels that multiply a panel               floats      kernels for F16 and BF16
 //! tiles      both by matrix tiles (AMX)
 //! panel      a panel, and how a format fills it          ahead       prefetching
-//! lanes      the vector that decoders are written over   wide        its AVX-512 version
+//! lanes      the vector that decoders are written over   pair, wide  its AVX2 and AVX-512 versions
 //! codebook, super_block   what the decoders of several formats share
 //! ```
 
@@ -16,6 +16,8 @@ mod codes;
 mod floats;
 pub(crate) mod lanes;
 mod multiply;
+#[cfg(target_arch = "x86_64")]
+pub(crate) mod pair;
 pub(crate) mod panel;
 pub(crate) mod super_block;
 #[cfg(target_arch = "x86_64")]

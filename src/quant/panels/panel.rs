@@ -155,7 +155,7 @@ macro_rules! fill_panels {
             bytes: std::ops::Range<usize>,
             to: &mut crate::quant::panels::panel::Panel,
         ) {
-            fill_panels!(loop s, bytes, to, crate::quant::panels::lanes::Plain([0; 16]), $decode, $block, $group);
+            fill_panels!(loop s, bytes, to, crate::quant::panels::pair::Paired::zero(), $decode, $block, $group);
         }
         fn fill_plain(
             s: &crate::quant::panels::panel::WeightRows<'_>,

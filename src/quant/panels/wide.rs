@@ -182,6 +182,7 @@ mod tests {
     use super::*;
     use crate::quant::codebooks::tables::{IQ1S, IQ2S, IQ2XXS, IQ3S, IQ3XXS};
     use crate::quant::panels::lanes::Plain;
+    use crate::quant::panels::pair::Paired;
     use crate::quant::rng::Rng;
 
     /// Everything that a vector type can do, on random words, as the words that come out.
@@ -234,13 +235,20 @@ mod tests {
         fn wide(seed: u64) -> Vec<[u8; 64]> {
             all(Wide::zero(), seed)
         }
-        if crate::simd::detected() < crate::simd::Isa::Avx512 {
-            return;
+        #[target_feature(enable = "avx2,f16c")]
+        fn pair(seed: u64) -> Vec<[u8; 64]> {
+            all(Paired::zero(), seed)
         }
         for seed in 0..200 {
-            // SAFETY: the CPU was just asked.
-            let wide = unsafe { wide(seed) };
-            assert_eq!(wide, all(Plain([0; 16]), seed), "seed {seed}");
+            let plain = all(Plain([0; 16]), seed);
+            if crate::simd::detected() >= crate::simd::Isa::Avx2 {
+                // SAFETY: the CPU was just asked.
+                assert_eq!(unsafe { pair(seed) }, plain, "two registers, seed {seed}");
+            }
+            if crate::simd::detected() >= crate::simd::Isa::Avx512 {
+                // SAFETY: as above.
+                assert_eq!(unsafe { wide(seed) }, plain, "one register, seed {seed}");
+            }
         }
     }
 }
