@@ -20,6 +20,9 @@
 //! code and all 256 columns are one group: a sixth less to do per token (Q2_K).
 
 #[cfg(target_arch = "x86_64")]
+use std::arch::x86_64::__m256i;
+
+#[cfg(target_arch = "x86_64")]
 use super::ahead::Ahead;
 use super::panel::{Panel, ROWS};
 #[cfg(target_arch = "x86_64")]
@@ -221,7 +224,15 @@ impl PanelProduct<'_> {
         use crate::simd::x86::*;
         use std::arch::x86_64::*;
         let p = self.panel;
-        let at = |r: &[f32; ROWS], i: usize| load_f32x8(&r.as_chunks::<8>().0[2 * half + i]);
+        // The activations as they were, once for all rows.
+        let mut q = [[0; CHUNK]; T];
+        if N == 0 {
+            for t in 0..T {
+                for (to, u) in q[t].as_chunks_mut().0.iter_mut().zip(x[t].u.as_chunks().0) {
+                    store_u8x32(to, _mm256_xor_si256(load_u8x32(u), _mm256_set1_epi8(-128)));
+                }
+            }
+        }
         for g in 0..self.len / (S * 4) {
             let g = g & (CHUNK / 4 / S - 1);
             let mut dots = [[_mm256_setzero_si256(); 2]; T];
@@ -235,14 +246,11 @@ impl PanelProduct<'_> {
                     let codes = p.codes[g * S + j].as_chunks::<32>().0;
                     let w = [load_u8x32(&codes[2 * half]), load_u8x32(&codes[2 * half + 1])];
                     for t in 0..T {
-                        let u = x[t].u.as_chunks::<4>().0[g * S + j];
+                        let u = if N == 0 { &q[t] } else { &x[t].u }.as_chunks::<4>().0[g * S + j];
                         let u = _mm256_set1_epi32(i32::from_le_bytes(u));
                         for i in 0..2 {
                             pairs[t][i] = match N {
-                                0 => {
-                                    let q = _mm256_xor_si256(u, _mm256_set1_epi8(-128));
-                                    _mm256_maddubs_epi16(_mm256_abs_epi8(w[i]), _mm256_sign_epi8(q, w[i]))
-                                }
+                                0 => _mm256_maddubs_epi16(_mm256_abs_epi8(w[i]), _mm256_sign_epi8(u, w[i])),
                                 _ => _mm256_add_epi16(pairs[t][i], _mm256_maddubs_epi16(u, w[i])),
                             };
                         }
@@ -255,22 +263,126 @@ impl PanelProduct<'_> {
                     }
                 }
             }
-            for t in 0..T {
-                let out = out[t].as_chunks_mut::<8>().0;
-                let d = x[t].d[g * S / 8];
-                for i in 0..2 {
-                    let scale = _mm256_mul_ps(at(&p.scale[g], i), _mm256_set1_ps(d));
-                    let out = &mut out[2 * half + i];
-                    let mut sum = _mm256_fmadd_ps(_mm256_cvtepi32_ps(dots[t][i]), scale, load_f32x8(out));
-                    let of_min = shares_min(4 * S);
-                    for m in 0..if MINS { 4 * S / of_min } else { 0 } {
-                        let less: f32 = x[t].sums[g * S / 4 + m..][..of_min / 16].iter().sum();
-                        let less = _mm256_set1_ps(if self.by_256 { less * d } else { less });
-                        sum = _mm256_fnmadd_ps(at(&p.min[g + m], i), less, sum);
+            self.add_scaled::<T, S, MINS>(x, half, g, dots, out);
+        }
+    }
+
+    /// Adds the products of group `g` with 16 rows, scaled, to the sums of `T` tokens.
+    #[cfg(target_arch = "x86_64")]
+    #[inline]
+    #[target_feature(enable = "avx2,fma")]
+    fn add_scaled<const T: usize, const S: usize, const MINS: bool>(
+        &self,
+        x: [&PanelColumns; T],
+        half: usize,
+        g: usize,
+        dots: [[__m256i; 2]; T],
+        out: &mut [[f32; ROWS]; T],
+    ) {
+        use crate::simd::x86::*;
+        use std::arch::x86_64::*;
+        let (p, g) = (self.panel, g & (CHUNK / 4 / S - 1));
+        let at = |r: &[f32; ROWS], i: usize| load_f32x8(&r.as_chunks::<8>().0[2 * half + i]);
+        for t in 0..T {
+            let out = out[t].as_chunks_mut::<8>().0;
+            let d = x[t].d[g * S / 8];
+            for i in 0..2 {
+                let scale = _mm256_mul_ps(at(&p.scale[g], i), _mm256_set1_ps(d));
+                let out = &mut out[2 * half + i];
+                let mut sum = _mm256_fmadd_ps(_mm256_cvtepi32_ps(dots[t][i]), scale, load_f32x8(out));
+                let of_min = shares_min(4 * S);
+                for m in 0..if MINS { 4 * S / of_min } else { 0 } {
+                    let less: f32 = x[t].sums[g * S / 4 + m..][..of_min / 16].iter().sum();
+                    let less = _mm256_set1_ps(if self.by_256 { less * d } else { less });
+                    sum = _mm256_fnmadd_ps(at(&p.min[g + m], i), less, sum);
+                }
+                store_f32x8(out, sum);
+            }
+        }
+    }
+
+    /// AVX-VNNI version of [`PanelProduct::multiply_avx2`].
+    #[cfg(target_arch = "x86_64")]
+    #[target_feature(enable = "avx2,fma,avxvnni")]
+    pub(crate) fn multiply_vnni(&self, tokens: &[(u32, u32)], sums: &mut [[f32; ROWS]]) {
+        use std::arch::x86_64::*;
+        self.multiply_256(tokens, sums, |sum, u, w| _mm256_dpbusd_avx_epi32(sum, u, w));
+    }
+
+    /// [`PanelProduct::multiply_vnni`] in the encoding of AVX512_VNNI.
+    #[cfg(target_arch = "x86_64")]
+    #[target_feature(enable = "avx2,fma,avx512vnni,avx512vl")]
+    pub(crate) fn multiply_vnni_evex(&self, tokens: &[(u32, u32)], sums: &mut [[f32; ROWS]]) {
+        use std::arch::x86_64::*;
+        self.multiply_256(tokens, sums, |sum, u, w| _mm256_dpbusd_epi32(sum, u, w));
+    }
+
+    /// All tokens times the panel; `dot` adds products of four bytes to 32 bits.
+    #[cfg(target_arch = "x86_64")]
+    #[inline]
+    #[target_feature(enable = "avx2,fma")]
+    fn multiply_256(
+        &self,
+        tokens: &[(u32, u32)],
+        sums: &mut [[f32; ROWS]],
+        dot: impl Fn(__m256i, __m256i, __m256i) -> __m256i + Copy,
+    ) {
+        let mut done = 0;
+        while done < tokens.len() {
+            let (tokens, sums) = (&tokens[done..], &mut sums[done..]);
+            let x = |i: usize| &self.x[tokens[i].0 as usize];
+            macro_rules! tokens {
+                ($x:expr, $t:literal) => {{
+                    let sums = sums.first_chunk_mut().expect("as many sums");
+                    for half in 0..2 {
+                        match (self.group, self.mins) {
+                            (256, true) => self.vnni::<$t, 64, true>($x, half, sums, dot),
+                            (256, false) => self.vnni::<$t, 64, false>($x, half, sums, dot),
+                            (32, true) => self.vnni::<$t, 8, true>($x, half, sums, dot),
+                            (32, false) => self.vnni::<$t, 8, false>($x, half, sums, dot),
+                            (_, true) => self.vnni::<$t, 4, true>($x, half, sums, dot),
+                            (_, false) => self.vnni::<$t, 4, false>($x, half, sums, dot),
+                        }
                     }
-                    store_f32x8(out, sum);
+                    done += $t;
+                }};
+            }
+            match tokens.len() {
+                4.. => tokens!([x(0), x(1), x(2), x(3)], 4),
+                _ => tokens!([x(0)], 1),
+            }
+        }
+    }
+
+    /// `T` tokens times 16 rows: eight sums, two vectors of codes and one of activations.
+    #[cfg(target_arch = "x86_64")]
+    #[inline]
+    #[target_feature(enable = "avx2,fma")]
+    fn vnni<const T: usize, const S: usize, const MINS: bool>(
+        &self,
+        x: [&PanelColumns; T],
+        half: usize,
+        out: &mut [[f32; ROWS]; T],
+        dot: impl Fn(__m256i, __m256i, __m256i) -> __m256i + Copy,
+    ) {
+        use crate::simd::x86::*;
+        use std::arch::x86_64::*;
+        let p = self.panel;
+        for g in 0..self.len / (S * 4) {
+            let g = g & (CHUNK / 4 / S - 1);
+            let offset: &[[u8; 32]; 4] = bytemuck::cast_ref(&p.offset[g]);
+            let mut dots = [[load_u8x32(&offset[2 * half]), load_u8x32(&offset[2 * half + 1])]; T];
+            for j in g * S..(g + 1) * S {
+                let codes = p.codes[j].as_chunks::<32>().0;
+                let w = [load_u8x32(&codes[2 * half]), load_u8x32(&codes[2 * half + 1])];
+                for t in 0..T {
+                    let u = _mm256_set1_epi32(i32::from_le_bytes(x[t].u.as_chunks::<4>().0[j]));
+                    for i in 0..2 {
+                        dots[t][i] = dot(dots[t][i], u, w[i]);
+                    }
                 }
             }
+            self.add_scaled::<T, S, MINS>(x, half, g, dots, out);
         }
     }
 }

@@ -12,6 +12,8 @@ use super::tiles::{self, CodeKind, TilePanel, TileScratch};
 use crate::quant::activations::{Act, CHUNK, PanelActs, PanelForm};
 use crate::quant::types::QuantType;
 use crate::simd::Isa;
+#[cfg(target_arch = "x86_64")]
+use crate::simd::vnni_is_vex;
 
 /// Scratch memory of one thread: a panel, and the sums of its tokens.
 #[derive(Debug)]
@@ -143,7 +145,8 @@ impl PanelScratch {
             unsafe {
                 match isa {
                     Isa::Avx512 | Isa::Avx512Bf16 | Isa::Amx => offsets_avx512(&mut self.panel, spec.group, len),
-                    Isa::Avx2 | Isa::AvxVnni if spec.most <= 64 => offsets_avx2(&mut self.panel, spec.group, len),
+                    Isa::AvxVnni => offsets_avx2(&mut self.panel, spec.group, len),
+                    Isa::Avx2 if spec.most <= 64 => offsets_avx2(&mut self.panel, spec.group, len),
                     _ => {} // these take activations as they are, not shifted
                 }
             };
@@ -162,9 +165,11 @@ impl PanelScratch {
                 #[allow(unsafe_code)]
                 // SAFETY: as above.
                 unsafe {
-                    match isa >= Isa::Avx512 {
-                        true => part.multiply_avx512(tokens, &mut self.sums, ahead),
-                        false => part.multiply_avx2(tokens, &mut self.sums),
+                    match isa {
+                        Isa::Avx2 => part.multiply_avx2(tokens, &mut self.sums),
+                        Isa::AvxVnni if vnni_is_vex() => part.multiply_vnni(tokens, &mut self.sums),
+                        Isa::AvxVnni => part.multiply_vnni_evex(tokens, &mut self.sums),
+                        _ => part.multiply_avx512(tokens, &mut self.sums, ahead),
                     }
                 };
                 continue;
