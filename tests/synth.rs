@@ -4,13 +4,15 @@ mod common;
 #[path = "../examples/synth/model.rs"]
 mod model;
 
+use std::collections::{HashMap, HashSet};
 use std::path::{Path, PathBuf};
 
-use model::{Holes, Mix, SHAPES, Synth};
+use model::{Holes, Mix, OwnText, SHAPES, Synth};
 use tandem::gguf::Gguf;
 use tandem::models;
 use tandem::quant;
 use tandem::session::{self, Options, Session, Want};
+use tandem::speculate::{Drafter, Limits, Next, Speculation};
 use tandem::tape::Tape;
 
 /// A folder that goes away with the test.
@@ -224,5 +226,90 @@ fn by_emulated_matrix_tiles_models_have_the_logits_that_avx_512_gives_them() {
         assert!(by(Isa::Amx) == by(Isa::Avx512Bf16), "{shape}, {mix}");
         say!("{shape}, {mix}: equal bits ({:.1?})", before.elapsed());
         std::fs::remove_file(path).unwrap();
+    }
+}
+
+/// The greedy text that follows `prompt`, and the experts that its tokens take in each layer, in turn.
+fn own_text(s: &mut Session, prompt: &[u32], n: usize) -> (Vec<u32>, HashMap<String, Vec<Vec<u32>>>) {
+    let (mut text, mut chosen) = (Vec::new(), HashMap::<String, Vec<Vec<u32>>>::new());
+    let mut next = prompt.to_vec();
+    for _ in 0..n {
+        let mut see = |label: &str, x: &mut [f32], width: usize| {
+            if label.ends_with("ffn_moe_topk") && x.iter().all(|v| v.fract() == 0.0) {
+                let rows = x.chunks_exact(width).map(|row| row.iter().map(|&e| e as u32).collect());
+                chosen.entry(label.into()).or_default().extend(rows);
+            }
+        };
+        let logits = s.feed_observed(0, &next, Want::Last, Some(&mut see)).unwrap().into_logits();
+        text.push(tandem::sample::argmax(&logits));
+        next = vec![text[text.len() - 1]];
+    }
+    (text, chosen)
+}
+
+/// The share of choices that were among the last `slots` different ones, in percent.
+fn lru_hits(chosen: &[Vec<u32>], slots: usize) -> f64 {
+    let (mut held, mut hits, mut all) = (Vec::new(), 0, 0);
+    for (t, experts) in chosen.iter().enumerate() {
+        for e in experts {
+            let at = held.iter().position(|h| h == e);
+            if t > 50 {
+                (hits, all) = (hits + usize::from(at.is_some()), all + 1);
+            }
+            at.map(|at| held.remove(at));
+            held.push(*e);
+            if held.len() > slots {
+                held.remove(0);
+            }
+        }
+    }
+    100.0 * hits as f64 / all as f64
+}
+
+/// A small model with 8 of 128 experts whose own text is known.
+fn with_own_text(own: OwnText, dir: &Path) -> PathBuf {
+    synth("Q4_K_M", Holes::None).write_with(own, "tiny-mtp", None, &dir.join("own.gguf")).unwrap()[0].0.clone()
+}
+
+#[test]
+fn a_skewed_model_chooses_experts_again_as_often_as_published() {
+    let dir = Folder::new("skew");
+    for (skew, eighth, quarter) in [(true, 67.0, 81.0), (false, 12.5, 25.0)] {
+        let path = with_own_text(OwnText { skew, mtp: Some(0.5) }, &dir.0);
+        let mut s = Session::open(&path, &Options { n_ctx: Some(512), ..Options::default() }).unwrap();
+        let (text, chosen) = own_text(&mut s, &[300, 301], 400);
+        let layers = chosen.len() as f64;
+        let hits = |slots: usize| chosen.values().map(|c| lru_hits(c, slots)).sum::<f64>() / layers;
+        println!("skew {skew}: an LRU of 16 of 128 hits {:.1}%, of 32 {:.1}%", hits(16), hits(32));
+        // Published are single figures of one model and text; other models' differ by as much as this.
+        assert!((hits(16) - eighth).abs() < 4.0, "skew {skew}: an LRU of an eighth hits {:.1}%", hits(16));
+        assert!((hits(32) - quarter).abs() < 4.0, "skew {skew}: an LRU of a quarter hits {:.1}%", hits(32));
+        let different: HashSet<&u32> = text.iter().collect();
+        assert_eq!(different.len(), text.len(), "a text that repeats itself reuses experts for that reason");
+    }
+}
+
+#[test]
+fn a_block_for_multi_token_prediction_is_right_as_often_as_asked_for() {
+    let dir = Folder::new("mtp");
+    for p in [0.0, 0.5, 0.9] {
+        let path = with_own_text(OwnText { skew: true, mtp: Some(p) }, &dir.0);
+        let o = Options { n_ctx: Some(1024), heads: true, drafts: 2, ..Options::default() };
+        let mut s = Session::open(&path, &o).unwrap();
+        let limits = Limits { most: 2, least: 2, p_min: 0.0, deterministic: false };
+        let mut speculation = Speculation::new(vec![Drafter::Heads(Session::draft)], limits);
+        let mut output = s.feed(0, &[300, 301], Want::Last).unwrap();
+        for i in 0..600 {
+            let token = tandem::sample::argmax(&output.into_logits());
+            output = speculation.read(&mut s, Next { seq: 0, token, want: Want::Last, room: 600 - i }).unwrap();
+        }
+        let (_, stats) = speculation.sources().next().unwrap();
+        println!("{p}: right by position {}%, of {} drafts", stats.shares(), stats.drafted);
+        for (judged, right) in stats.by_position.iter().filter(|n| n.0 > 0) {
+            let (n, rate) = (*judged as f64, *right as f64 / *judged as f64);
+            // Twice the deviation of as many throws.
+            let most = 2.0 * (f64::from(p * (1.0 - p)) / n).sqrt() + 1e-9;
+            assert!((rate - f64::from(p)).abs() <= most, "{right} of {judged} drafts were right, {p} expected");
+        }
     }
 }

@@ -18,7 +18,8 @@ use std::rc::Rc;
 use tandem::gguf::TensorType;
 use tandem::quant::{QuantType, Rng};
 
-use crate::model::{Kind, Spec};
+use super::chain::{self, Chain};
+use crate::model::{Kind, Part, Spec};
 
 /// About how many bytes of blocks are made.
 const POOL: usize = 4 << 20;
@@ -70,7 +71,7 @@ fn halve_e4m3(b: &mut [u8]) -> bool {
 }
 
 /// The scale of a format: how it is stored and where.
-struct Scale {
+pub(super) struct Scale {
     halve: Halve,
     at: Vec<usize>,
     /// The byte of the field, counted from its start, whose highest bit is the sign.
@@ -99,7 +100,7 @@ impl Scale {
         Some(halved)
     }
 
-    fn find(ty: &QuantType, rng: &mut Rng) -> Option<Scale> {
+    pub(super) fn find(ty: &QuantType, rng: &mut Rng) -> Option<Scale> {
         let mut blocks = vec![vec![0; ty.bytes]; 8];
         blocks.iter_mut().for_each(|b| (ty.random)(rng, b));
         let halves_all = |halve: Halve, at: &[usize]| {
@@ -134,8 +135,23 @@ impl Scale {
     }
 }
 
+/// Makes a block of random weights, halved so many times.
+pub(super) fn random_block(ty: &QuantType, scale: Option<&Scale>, times: u32, rng: &mut Rng, block: &mut [u8]) {
+    (ty.random)(rng, block);
+    let Some(scale) = scale else { return };
+    let negative = scale.sign.is_some() && rng.bits() & 1 == 1;
+    for &at in &scale.at {
+        for _ in 0..times {
+            (scale.halve)(&mut block[at..]);
+        }
+        if let (true, Some(top)) = (negative, scale.sign) {
+            block[at + top] ^= 0x80;
+        }
+    }
+}
+
 /// Writes the bytes of a tensor.
-type WriteBytes = Box<dyn FnMut(&mut dyn Write) -> io::Result<()>>;
+pub(super) type WriteBytes = Box<dyn FnMut(&mut dyn Write) -> io::Result<()>>;
 
 /// Blocks made beforehand.
 type Blocks = Rc<Vec<u8>>;
@@ -143,7 +159,13 @@ type Blocks = Rc<Vec<u8>>;
 /// Makes the bytes of tensors.
 pub(crate) struct Fill {
     seed: u64,
+    chain: Option<Rc<Chain>>,
     made: RefCell<HashMap<(u32, u32), Blocks>>,
+}
+
+/// How often rows of `n` numbers of unit RMS are halved to have about unit length.
+pub(super) fn unit_length(n: usize) -> u32 {
+    (n as f32).sqrt().log2().round() as u32
 }
 
 fn is_prime(n: usize) -> bool {
@@ -155,8 +177,8 @@ fn hash(text: &str) -> u64 {
 }
 
 impl Fill {
-    pub(crate) fn new(seed: u64) -> Fill {
-        Fill { seed, made: RefCell::default() }
+    pub(crate) fn new(seed: u64, chain: Option<Chain>) -> Fill {
+        Fill { seed, chain: chain.map(Rc::new), made: RefCell::default() }
     }
 
     /// Blocks of this format, halved so many times.
@@ -168,17 +190,7 @@ impl Fill {
             let count = (1..=POOL / ty.bytes).rev().find(|&n| is_prime(n)).expect("2 is a prime");
             let mut bytes = vec![0; count * ty.bytes];
             for block in bytes.chunks_exact_mut(ty.bytes) {
-                (ty.random)(&mut rng, block);
-                let Some(scale) = &scale else { continue };
-                let negative = scale.sign.is_some() && rng.bits() & 1 == 1;
-                for &at in &scale.at {
-                    for _ in 0..times {
-                        (scale.halve)(&mut block[at..]);
-                    }
-                    if let (true, Some(top)) = (negative, scale.sign) {
-                        block[at + top] ^= 0x80;
-                    }
-                }
+                random_block(ty, scale.as_ref(), times, &mut rng, block);
             }
             Rc::new(bytes)
         };
@@ -196,10 +208,11 @@ impl Fill {
             };
             Box::new(write) as WriteBytes
         };
+        let chain = || self.chain.clone().expect("a model with such tensors has a chain");
         match (t.kind, ty) {
             (Kind::Weight(part), TensorType::Quant(q)) => {
-                let n = t.shape[t.shape.len() - 1] as f32;
-                let times = if part == crate::model::Part::Embed { 0 } else { n.sqrt().log2().round() as u32 };
+                let times = if part == Part::Embed { 0 } else { unit_length(t.shape[t.shape.len() - 1]) };
+                let times = times + t.halved;
                 let blocks = self.blocks(q, times);
                 let bytes = count / q.block * q.bytes;
                 let mut at = rng.below(blocks.len() / q.bytes) * q.bytes;
@@ -214,7 +227,11 @@ impl Fill {
                     Ok(())
                 })
             }
+            (Kind::Tokens(rows), TensorType::Quant(q)) => Chain::rows(chain(), rows, &t.shape, q),
+            (Kind::Router { slow, block }, _) => floats(Box::new(Chain::router(slow, (t.shape[1], block), rng))),
+            (Kind::FirstHalf, _) => chain::first_half(t.shape[0]),
             (Kind::F32 { mean, spread }, _) => {
+                let spread = spread / 2f32.powi(t.halved as i32);
                 floats(Box::new(move || mean + spread * 12f32.sqrt() * (rng.unit() - 0.5)))
             }
             (Kind::Decay, _) => floats(Box::new(move || -(1.0 + 15.0 * rng.unit()))),
@@ -242,7 +259,7 @@ impl Fill {
                     Ok(())
                 })
             }
-            (Kind::Weight(_), _) => unreachable!("a mix names weight formats"),
+            (Kind::Weight(_) | Kind::Tokens(_), _) => unreachable!("a mix names weight formats"),
         }
     }
 }

@@ -4,6 +4,7 @@
 //! ```text
 //! cargo run --release --example synth -- --shape qwen3-30b-a3b --layers 8 --quant Q4_K_M -o small.gguf
 //! cargo run --release --example synth -- --shape qwen3-235b-a22b --header-only --split 3 -o big.gguf
+//! cargo run --release --example synth -- --shape qwen3.5-35b-a3b --layers 16 --skew --mtp 0.7 -o drafts.gguf
 //! ```
 
 #[path = "model.rs"]
@@ -11,10 +12,10 @@ mod model;
 
 use std::path::PathBuf;
 
-use anyhow::Result;
+use anyhow::{Result, bail};
 use clap::Parser;
 
-use model::{Holes, Mix, SHAPES, Synth};
+use model::{Holes, Mix, OwnText, SHAPES, Synth};
 
 #[derive(Debug, Parser)]
 #[command(about = "Writes a GGUF file of random weights with a real model's shape", max_term_width = 100)]
@@ -41,6 +42,16 @@ struct Args {
     /// Tokens in the vocabulary [default: the shape's own]
     #[arg(long, value_name = "N")]
     vocab: Option<usize>,
+    /// Routers that choose as trained ones do, while the model goes on with its own greedy text: of a
+    /// layer's experts the 12.5% that were used last are chosen again about 67% of the time, the 25% about
+    /// 81%. Uniform choices, as other texts have them, make every drafted row bring new experts
+    #[arg(long, value_name = "on|off", num_args = 0..=1, default_value = "off", default_missing_value = "on")]
+    #[arg(value_parser = clap::builder::BoolishValueParser::new(), action = clap::ArgAction::Set, hide_possible_values = true)]
+    skew: bool,
+    /// A block for multi-token prediction that is right with probability P about the model's own greedy
+    /// text, and costs what a real one does; for shapes that have one
+    #[arg(long, value_name = "P")]
+    mtp: Option<f32>,
     /// The file to write
     #[arg(short, long, value_name = "FILE")]
     out: PathBuf,
@@ -49,8 +60,12 @@ struct Args {
 fn main() -> Result<()> {
     let a = Args::parse();
     let holes = if a.header_only { Holes::All } else { Holes::None };
+    if let Some(p) = a.mtp.filter(|p| !(0.0..=1.0).contains(p)) {
+        bail!("--mtp {p}: expected a probability from 0 to 1");
+    }
     let synth = Synth { layers: a.layers, mix: a.quant, seed: a.seed, vocab: a.vocab, holes };
-    for (path, bytes) in synth.write(&a.shape, a.split, &a.out)? {
+    let own = OwnText { skew: a.skew, mtp: a.mtp };
+    for (path, bytes) in synth.write_with(own, &a.shape, a.split, &a.out)? {
         println!("{} ({:.1} GB)", path.display(), bytes as f64 / 1e9);
     }
     Ok(())

@@ -1,5 +1,6 @@
 //! Puts a synthetic model together: a shape, formats for its parts, numbers for its weights.
 
+mod chain;
 mod fill;
 mod mix;
 mod shapes;
@@ -7,12 +8,14 @@ mod vocab;
 
 use std::path::{Path, PathBuf};
 
-use anyhow::{Result, bail};
+use anyhow::{Context, Result, bail};
 use tandem::gguf::{TensorType, Value, Writer};
 use tandem::quant;
 
+use chain::Chain;
 use fill::Fill;
 pub(crate) use mix::{Mix, Part};
+use shapes::Extent;
 pub(crate) use shapes::SHAPES;
 
 /// What a tensor holds.
@@ -31,6 +34,24 @@ pub(crate) enum Kind {
     /// Divisors of rotation frequencies: 1 for this many pairs, then so large that the rest does
     /// not turn.
     Turning(usize),
+    /// A row for each token of a chain.
+    Tokens(TokenRows),
+    /// A router over a chain's embedding, whose rows have blocks of this many numbers: each part that changes slowly has
+    /// this RMS in its outputs, what is the token's own 1.
+    Router { slow: f32, block: usize },
+    /// A matrix (n, 2 n) that takes the first half of its inputs as it is, in Q8_0.
+    FirstHalf,
+}
+
+/// What a chain's rows are.
+#[derive(Clone, Copy, Debug, PartialEq)]
+pub(crate) enum TokenRows {
+    /// Of the embedding.
+    Embedding,
+    /// Of the head: from a token's embedding follows the one after it.
+    Head,
+    /// Of a draft head's own embedding: the right one for this share of the tokens, for the others that of the token after.
+    Drafts(f32),
 }
 
 /// A tensor to write.
@@ -40,6 +61,8 @@ pub(crate) struct Spec {
     /// (.., out, in)
     pub(crate) shape: Vec<usize>,
     pub(crate) kind: Kind,
+    /// How many times its numbers are halved on top.
+    pub(crate) halved: u32,
 }
 
 /// A model to write: its metadata without the vocabulary, and its tensors.
@@ -82,9 +105,29 @@ pub(crate) struct Synth {
     pub(crate) holes: Holes,
 }
 
+/// What is known of a model's own greedy text, if anything.
+#[derive(Clone, Copy, Debug, Default)]
+pub(crate) struct OwnText {
+    /// Routers choose over it as trained ones do.
+    pub(crate) skew: bool,
+    /// A block for multi-token prediction drafts it, with this probability of being right.
+    pub(crate) mtp: Option<f32>,
+}
+
 impl Synth {
     /// Writes the model, over `split` files if given. Returns the files and the bytes of each.
     pub(crate) fn write(&self, shape: &str, split: Option<usize>, out: &Path) -> Result<Vec<(PathBuf, u64)>> {
+        self.write_with(OwnText::default(), shape, split, out)
+    }
+
+    /// [`Synth::write`] of a model of which more is known.
+    pub(crate) fn write_with(
+        &self,
+        OwnText { skew, mtp }: OwnText,
+        shape: &str,
+        split: Option<usize>,
+        out: &Path,
+    ) -> Result<Vec<(PathBuf, u64)>> {
         let Some(shape) = SHAPES.iter().find(|s| s.name == shape) else {
             let known: Vec<_> = SHAPES.iter().map(|s| s.name).collect();
             bail!("no shape is called {shape:?}; there are {}", known.join(", "));
@@ -93,7 +136,11 @@ impl Synth {
         if self.layers.is_some_and(|n| n == 0 || n > shape.layers) {
             bail!("{} has {} layers: 1 to {} can be written", shape.name, shape.layers, shape.layers);
         }
-        let model = (shape.build)(self.layers, n_vocab);
+        let mut model = (shape.build)(Extent { layers: self.layers, heads: mtp.is_some() }, n_vocab);
+        let chain = (skew || mtp.is_some()).then(|| Chain::new(self.seed, n_vocab));
+        if let Some(chain) = &chain {
+            chain.apply(&mut model, &self.mix, (skew, mtp)).with_context(|| shape.name)?;
+        }
         let mut w = Writer::new();
         w.set("general.architecture", model.arch).set("general.type", "model");
         w.set("general.name", format!("{} shape, random weights", shape.name));
@@ -102,11 +149,13 @@ impl Synth {
         }
         w.set("general.file_type", self.mix.file_type()).set("general.quantization_version", 2u32);
         vocab::write(&mut w, n_vocab)?;
-        let fill = Fill::new(self.seed);
+        let fill = Fill::new(self.seed, chain);
         for t in &model.tensors {
             let ty = match t.kind {
                 Kind::Weight(part) => TensorType::Quant(self.mix.format(part, t.shape[t.shape.len() - 1])),
                 Kind::Experts(_) => TensorType::I32,
+                Kind::Tokens(_) => TensorType::Quant(chain::format(&self.mix, t.shape[1])),
+                Kind::FirstHalf => TensorType::Quant(quant::by_name("Q8_0").expect("Q8_0 is always known")),
                 _ => TensorType::Quant(quant::by_name("F32").expect("F32 is always known")),
             };
             match self.holes.has(t.kind) {

@@ -1,7 +1,8 @@
 //! The shapes: published dimensions, the metadata keys that the usual converter writes, every tensor by its name.
 //!
 //! All layers of a model come with the blocks that predict further tokens where the converter
-//! writes them; fewer come without. Dimensions are those of the released configurations.
+//! writes them; fewer come without, unless they are asked for. Dimensions are those of the released
+//! configurations.
 
 mod deepseek;
 mod gemma;
@@ -13,23 +14,45 @@ use tandem::gguf::Value;
 
 use crate::model::{Kind, Model, Part, Spec};
 
+/// How much of a model is written.
+#[derive(Clone, Copy, Debug)]
+pub(crate) struct Extent {
+    /// The first layers; None is all of them.
+    pub(crate) layers: Option<usize>,
+    /// Blocks that predict further tokens come with fewer layers too.
+    pub(crate) heads: bool,
+}
+
+impl Extent {
+    /// Layers of a model that has so many.
+    fn of(self, layers: usize) -> usize {
+        self.layers.unwrap_or(layers)
+    }
+
+    /// Layers of a model that has so many, and its blocks that predict further tokens.
+    fn with_heads(self, layers: usize, heads: usize) -> (usize, usize) {
+        (self.of(layers), if self.layers.is_none() || self.heads { heads } else { 0 })
+    }
+}
+
 /// A model that can be written.
 pub(crate) struct Shape {
     pub(crate) name: &'static str,
     pub(crate) layers: usize,
     pub(crate) n_vocab: usize,
-    /// Of so many layers (None: all) and tokens.
-    pub(crate) build: fn(Option<usize>, usize) -> Model,
+    /// Of so many layers and tokens.
+    pub(crate) build: fn(Extent, usize) -> Model,
 }
 
 #[rustfmt::skip]
 pub(crate) static SHAPES: &[Shape] = &[
     Shape { name: "tiny", layers: 4, n_vocab: 1024, build: |l, v| TINY.model(l, v) },
+    Shape { name: "tiny-mtp", layers: 4, n_vocab: 1024, build: |l, v| qwen::TINY.model(l, v) },
     Shape { name: "qwen3-30b-a3b", layers: 48, n_vocab: 151_936, build: |l, v| QWEN3_30B.model(l, v) },
     Shape { name: "qwen3-235b-a22b", layers: 94, n_vocab: 151_936, build: |l, v| QWEN3_235B.model(l, v) },
     Shape { name: "v4-flash-experts", layers: 4, n_vocab: 32_768, build: |l, v| V4_FLASH_EXPERTS.model(l, v) },
-    Shape { name: "gpt-oss-20b", layers: 24, n_vocab: 201_088, build: |l, v| gpt_oss(l.unwrap_or(24), 32, v) },
-    Shape { name: "gpt-oss-120b", layers: 36, n_vocab: 201_088, build: |l, v| gpt_oss(l.unwrap_or(36), 128, v) },
+    Shape { name: "gpt-oss-20b", layers: 24, n_vocab: 201_088, build: |l, v| gpt_oss(l.of(24), 32, v) },
+    Shape { name: "gpt-oss-120b", layers: 36, n_vocab: 201_088, build: |l, v| gpt_oss(l.of(36), 128, v) },
     Shape { name: "qwen3.5-35b-a3b", layers: 40, n_vocab: 248_320, build: |l, v| qwen::QWEN35_35B.model(l, v) },
     Shape { name: "qwen3.5-122b-a10b", layers: 48, n_vocab: 248_320, build: |l, v| qwen::QWEN35_122B.model(l, v) },
     Shape { name: "qwen3-next-80b-a3b", layers: 48, n_vocab: 151_936, build: |l, v| qwen::QWEN3_NEXT.model(l, v) },
@@ -110,8 +133,8 @@ impl Model {
         self.set("rope.scaling.yarn_beta_slow", beta.1);
     }
 
-    fn tensor(&mut self, name: impl Into<String>, shape: &[usize], kind: Kind) {
-        self.tensors.push(Spec { name: name.into(), shape: shape.to_vec(), kind });
+    pub(crate) fn tensor(&mut self, name: impl Into<String>, shape: &[usize], kind: Kind) {
+        self.tensors.push(Spec { name: name.into(), shape: shape.to_vec(), kind, halved: 0 });
     }
 
     fn weight(&mut self, name: impl Into<String>, shape: &[usize], part: Part) {
@@ -197,8 +220,8 @@ const V4_FLASH_EXPERTS: Qwen3 =
     Qwen3 { layers: 4, n_embd: 4096, heads: (32, 4), dim: 128, n_ff: 8192, experts: (256, 6), n_ff_exp: 2048 };
 
 impl Qwen3 {
-    fn model(&self, layers: Option<usize>, n_vocab: usize) -> Model {
-        let (layers, n, dim, (heads, kv_heads)) = (layers.unwrap_or(self.layers), self.n_embd, self.dim, self.heads);
+    fn model(&self, layers: Extent, n_vocab: usize) -> Model {
+        let (layers, n, dim, (heads, kv_heads)) = (layers.of(self.layers), self.n_embd, self.dim, self.heads);
         let mut m = Model::new("qwen3moe");
         m.common(layers, 40960, n, self.heads, 1e6, 1e-6);
         m.counts(&[("feed_forward_length", self.n_ff), ("expert_count", self.experts.0)]);

@@ -1,6 +1,6 @@
 //! Latent attention: DeepSeek V3, Kimi K2, GLM-5 with an indexer; and DeepSeek V4.
 
-use super::{BIAS, matrix};
+use super::{BIAS, Extent, matrix};
 use crate::model::{Kind, Model, Part};
 
 pub(super) struct DeepSeek {
@@ -82,10 +82,9 @@ impl DeepSeek {
     /// Heads of the indexer, and their columns.
     const INDEX: (usize, usize) = (32, 128);
 
-    pub(super) fn model(&self, layers: Option<usize>, n_vocab: usize) -> Model {
+    pub(super) fn model(&self, layers: Extent, n_vocab: usize) -> Model {
         // What predicts further tokens is written for models with an indexer.
-        let extra = usize::from(self.indexer.is_some() && layers.is_none());
-        let main = layers.unwrap_or(self.layers);
+        let (main, extra) = layers.with_heads(self.layers, usize::from(self.indexer.is_some()));
         let n = self.n_embd;
         let mut m = Model::new(self.arch);
         self.keys(&mut m, main, extra, n_vocab);
@@ -213,8 +212,8 @@ impl V4 {
         }
     }
 
-    pub(super) fn model(&self, layers: Option<usize>, n_vocab: usize) -> Model {
-        let layers = layers.unwrap_or(self.layers);
+    pub(super) fn model(&self, layers: Extent, n_vocab: usize) -> Model {
+        let layers = layers.of(self.layers);
         let n = self.n_embd;
         let mut m = Model::new("deepseek4");
         self.keys(&mut m, layers);

@@ -1,7 +1,7 @@
 //! Gemma 4: layers with a window and, every sixth, without; experts beside a dense layer, or a
 //! table of embeddings for each layer.
 
-use super::NORM;
+use super::{Extent, NORM};
 use crate::model::{Kind, Model, Part};
 
 pub(super) struct Gemma4 {
@@ -66,8 +66,8 @@ impl Gemma4 {
         self.shared_kv.min(layers.saturating_sub(6))
     }
 
-    pub(super) fn model(&self, layers: Option<usize>, n_vocab: usize) -> Model {
-        let layers = layers.unwrap_or(self.layers);
+    pub(super) fn model(&self, layers: Extent, n_vocab: usize) -> Model {
+        let layers = layers.of(self.layers);
         let n = self.n_embd;
         let mut m = Model::new("gemma4");
         self.keys(&mut m, layers);

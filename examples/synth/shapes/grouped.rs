@@ -1,7 +1,7 @@
 //! Grouped attention with experts: MiniMax M2 and M3, GLM-4.5, Laguna, Step, MiMo. Of however few
 //! layers the last has experts: the metadata describes them.
 
-use super::{BIAS, Kind};
+use super::{BIAS, Extent, Kind};
 use crate::model::{Model, Part};
 
 pub(super) struct MiniMax {
@@ -42,8 +42,8 @@ impl MiniMax {
     const DIM: usize = 128;
     const INDEX_HEADS: usize = 4;
 
-    pub(super) fn model(&self, layers: Option<usize>, n_vocab: usize) -> Model {
-        let (layers, n, dim, (heads, kv_heads)) = (layers.unwrap_or(self.layers), self.n_embd, Self::DIM, self.heads);
+    pub(super) fn model(&self, layers: Extent, n_vocab: usize) -> Model {
+        let (layers, n, dim, (heads, kv_heads)) = (layers.of(self.layers), self.n_embd, Self::DIM, self.heads);
         let lead = self.dense.1.min(layers - 1);
         let mut m = Model::new(if self.sparse { "minimax-m3" } else { "minimax-m2" });
         m.common(layers, self.context, n, self.heads, 5e6, 1e-6);
@@ -114,8 +114,8 @@ pub(super) const GLM_46: Glm4Moe = Glm4Moe {
 };
 
 impl Glm4Moe {
-    pub(super) fn model(&self, layers: Option<usize>, n_vocab: usize) -> Model {
-        let (main, extra) = layers.map_or((self.layers, 1), |n| (n, 0));
+    pub(super) fn model(&self, layers: Extent, n_vocab: usize) -> Model {
+        let (main, extra) = layers.with_heads(self.layers, 1);
         let (n, dim, heads, lead) = (self.n_embd, 128, (96, 8), self.dense.1.min(main - 1));
         let mut m = Model::new("glm4moe");
         m.common(main + extra, self.context, n, heads, 1e6, 1e-5);
@@ -217,8 +217,8 @@ pub(super) const STEP_37: Gated = Gated {
 impl Gated {
     const DIM: usize = 128;
 
-    pub(super) fn model(&self, layers: Option<usize>, n_vocab: usize) -> Model {
-        let (main, extra) = layers.map_or((self.layers, self.extra), |n| (n, 0));
+    pub(super) fn model(&self, layers: Extent, n_vocab: usize) -> Model {
+        let (main, extra) = layers.with_heads(self.layers, self.extra);
         let (n, dim, lead) = (self.n_embd, Self::DIM, self.dense.1.min(main - 1));
         let windowed = |i: usize| i >= main || !i.is_multiple_of(4);
         let heads = |i: usize| if windowed(i) { self.heads.0 } else { self.heads.1 };
@@ -265,8 +265,8 @@ impl Gated {
 }
 
 /// MiMo V2.5: layers with a window have more key heads and sinks; a dense layer first.
-pub(super) fn mimo_v25(layers: Option<usize>, n_vocab: usize) -> Model {
-    let (main, extra) = layers.map_or((48, 3), |n| (n, 0));
+pub(super) fn mimo_v25(layers: Extent, n_vocab: usize) -> Model {
+    let (main, extra) = layers.with_heads(48, 3);
     let (n, heads, k_dim, v_dim, n_ff) = (4096, 64, 192, 128, 16384);
     let windowed = |i: usize| i >= main || (i != 0 && i % 6 != 5);
     let kv_heads = |i: usize| if windowed(i) { 8 } else { 4 };

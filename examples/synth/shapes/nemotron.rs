@@ -1,7 +1,7 @@
 //! Nemotron 3: recurrent layers and layers of experts in turn, attention in a few places; the
 //! experts of the larger models read a narrower row.
 
-use super::{BIAS, NORM};
+use super::{BIAS, Extent, NORM};
 use crate::model::{Kind, Model, Part};
 
 pub(super) struct Nemotron3 {
@@ -72,8 +72,8 @@ impl Nemotron3 {
     const GROUPS: usize = 8;
     const TAPS: usize = 4;
 
-    pub(super) fn model(&self, layers: Option<usize>, n_vocab: usize) -> Model {
-        let (main, extra) = layers.map_or((self.layers, 1), |n| (n, 0));
+    pub(super) fn model(&self, layers: Extent, n_vocab: usize) -> Model {
+        let (main, extra) = layers.with_heads(self.layers, 1);
         let n = self.n_embd;
         let mut m = Model::new("nemotron_h_moe");
         let mut list = self.kinds(main);

@@ -1,7 +1,7 @@
 //! Delta nets with attention in every fourth layer: Qwen3-Next, Qwen3.5, and Qwen3.8-Flash-Next
 //! with streams, an indexer and a table of embeddings by n-gram.
 
-use super::{NORM, matrix};
+use super::{Extent, NORM, matrix};
 use crate::model::{Kind, Model, Part};
 
 pub(super) struct Qwen35 {
@@ -29,6 +29,9 @@ pub(super) const QWEN35_35B: Qwen35 = Qwen35 {
     table_rows: 0,
     fused_gates: false,
 };
+/// Experts as many as in a large model, and a block that predicts a further token, at a size for tests.
+pub(super) const TINY: Qwen35 =
+    Qwen35 { layers: 4, n_embd: 256, heads: (2, 1), v_heads: 16, experts: (128, 8), n_ff_exp: 64, ..QWEN35_35B };
 pub(super) const QWEN35_122B: Qwen35 =
     Qwen35 { layers: 48, n_embd: 3072, heads: (32, 2), v_heads: 64, n_ff_exp: 1024, ..QWEN35_35B };
 pub(super) const QWEN3_NEXT: Qwen35 =
@@ -61,8 +64,8 @@ impl Qwen35 {
     /// The layer that the table's rows go to.
     const TABLE_LAYER: usize = 1;
 
-    pub(super) fn model(&self, layers: Option<usize>, n_vocab: usize) -> Model {
-        let (main, extra) = layers.map_or((self.layers, 1), |n| (n, 0));
+    pub(super) fn model(&self, layers: Extent, n_vocab: usize) -> Model {
+        let (main, extra) = layers.with_heads(self.layers, 1);
         let (n, n_ff) = (self.n_embd, self.n_ff_exp);
         let full = |i: usize| i >= main || (i + 1).is_multiple_of(4);
         let streams = self.table_rows > 0;
