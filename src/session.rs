@@ -72,7 +72,7 @@ pub struct Options {
     /// Whether batches of a prompt go in halves, so that a GPU and the CPU work at the same time; None: as measured times
     /// suggest.
     pub halves: Option<bool>,
-    /// Measure what a GPU and the CPU wait for each other.
+    /// Measure what a GPU and the CPU wait for each other, and count the experts that are read.
     pub stats: bool,
     /// Whether the file is mapped or read.
     pub load: Load,
@@ -323,7 +323,8 @@ impl Session {
         let many = o.threads_batch.filter(|n| *n != o.threads).map(Pool::new).transpose()?;
         let threads = (few.threads(), many.as_ref().map_or(few.threads(), Pool::threads));
         tracing::debug!("threads: {} for single tokens, {} for prompts", threads.0, threads.1);
-        let engine = Engine::new(Arc::new(gguf), (tape, plan), (few, many), shape, weights, devices)?;
+        let mut engine = Engine::new(Arc::new(gguf), (tape, plan), (few, many), shape, weights, devices)?;
+        engine.expert_reads = o.stats.then(Default::default);
         let seqs = (0..shape.n_seq).map(|_| Sequence::default()).collect();
         Ok(Session {
             engine,

@@ -485,6 +485,7 @@ fn the_program_writes_the_same_text_with_drafts_and_says_what_it_drafted() {
         notices.contains("speculation (draft): ") && notices.contains("times as fast as single steps"),
         "{notices}"
     );
+    assert!(notices.contains("each further row brings"), "{notices}");
     for (more, status, word) in [
         (&["--spec", "mtp"][..], 2, "--spec mtp: "),
         (&["--spec", "draft"], 2, "-md FILE"),

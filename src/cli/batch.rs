@@ -100,7 +100,7 @@ pub(super) fn run(a: &args::BatchArgs) -> Result<()> {
         generated as f64 / seconds.max(1e-9)
     );
     stats(scheduler.session(), &a.model)?;
-    speculation::stats(scheduler.speculation(), &a.model);
+    speculation::stats(scheduler.speculation(), scheduler.session(), &a.model);
     done.and(written)?;
     if interrupted.load(Ordering::SeqCst) {
         return Err(Interrupted.into());

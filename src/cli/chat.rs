@@ -156,7 +156,7 @@ fn one_model(
     chat.put_back_edited();
     let kept = chat.keep(true);
     stats(&chat.session, &a.model)?;
-    speculation::stats(&chat.speculation, &a.model);
+    speculation::stats(&chat.speculation, &chat.session, &a.model);
     let next = talked?;
     kept?;
     if let Some(lost) = chat.session.lost().filter(|_| next.is_none()) {

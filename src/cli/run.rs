@@ -95,7 +95,7 @@ pub(super) fn run(a: &args::RunArgs) -> Result<()> {
     let summary = Summary { said, ended, complete, seed, prompt_tokens, read, read_s, made_s };
     summary.print(a, &mut out)?;
     stats(&session, &a.model)?;
-    speculation::stats(&drafts, &a.model);
+    speculation::stats(&drafts, &session, &a.model);
     summary.status(a, &session, turns.is_some())
 }
 

@@ -191,7 +191,7 @@ fn no_heads(tape: &Tape) -> String {
 }
 
 /// Prints what speculation did, if `--stats` asks for it.
-pub(super) fn stats(speculation: &Speculation, a: &args::ModelArgs) {
+pub(super) fn stats(speculation: &Speculation, session: &Session, a: &args::ModelArgs) {
     if !a.stats || speculation.is_off() {
         return;
     }
@@ -226,5 +226,14 @@ pub(super) fn stats(speculation: &Speculation, a: &args::ModelArgs) {
         let costs = speculation.costs();
         let measured = (1..=MOST + 1).filter_map(|n| Some(format!("{n}: {:.2}", costs.measured(n)? * 1e3)));
         tracing::info!("ms of a step by its rows: {}", measured.collect::<Vec<_>>().join(", "));
+        let Some(reads) = &session.engine().expert_reads else { return };
+        if let (Some(one), Some(further)) = (reads.per_layer(1), reads.per_further_row()) {
+            let by_rows = (1..=MOST + 1).filter_map(|n| Some(format!("{n}: {:.1}", reads.per_layer(n)?)));
+            tracing::info!(
+                "experts that a layer reads by the rows of a step: {}; each further row brings {further:.1} where {one:.1} \
+                 would be none shared",
+                by_rows.collect::<Vec<_>>().join(", ")
+            );
+        }
     }
 }

@@ -2,6 +2,7 @@
 
 mod cache;
 mod device;
+mod expert_reads;
 mod halves;
 mod inputs;
 mod lost;
@@ -27,6 +28,7 @@ use halves::Lane;
 
 pub use cache::CacheStats;
 pub use device::{Device, Waits};
+pub use expert_reads::ExpertReads;
 pub use lost::GpuLost;
 pub use profile::{Profile, SyntheticRun};
 pub use weights::Weights;
@@ -73,6 +75,8 @@ pub struct Engine {
     pub pool_batch: Option<Pool>,
     /// The states of the sequences.
     pub states: Vec<State>,
+    /// The experts that walks of few rows read, if they are counted.
+    pub expert_reads: Option<ExpertReads>,
     weights: Weights,
     /// Of a batch or its first half, and of a second half.
     lanes: [LaneMemory; 2],
@@ -138,7 +142,7 @@ impl Engine {
             pool_batch.iter().for_each(Pool::beside_gpu);
         }
         let lanes = [LaneMemory::new(&tape, &plan), LaneMemory::new(&tape, &plan)];
-        Ok(Engine { gguf, tape, plan, pool, pool_batch, states, weights, lanes, devices })
+        Ok(Engine { gguf, tape, plan, pool, pool_batch, states, expert_reads: None, weights, lanes, devices })
     }
 
     /// The GPUs' parts, by the numbers of [`Place::Gpu`]; none where everything runs on the CPU.
@@ -372,7 +376,7 @@ impl Engine {
         (i, rows): (usize, usize),
         outs: &mut [Vec<f32>],
     ) -> Result<()> {
-        let Engine { gguf, tape, plan, pool, pool_batch, states, weights, lanes, devices, .. } = self;
+        let Engine { gguf, tape, plan, pool, pool_batch, states, expert_reads, weights, lanes, devices } = self;
         let batch = lane.batch;
         let pool = pool_batch.as_ref().filter(|_| batch.rows.len() > 1).unwrap_or(pool);
         let (step, PlaceMemory { buffers, work }) = (&tape.steps[i], &mut lanes[lane.number].places[place.index()]);
@@ -381,6 +385,10 @@ impl Engine {
             &buffers[plan.buffer(slot, place) as usize][..batch.count(info.rows) * info.width]
         };
         let ins: Vec<&[f32]> = step.ins.iter().map(|&slot| value(slot)).collect();
+        let is_decoded = batch.part == 0 && (batch.rows.len() == 1 || batch.verifies);
+        if let (Some(reads), true) = (expert_reads, is_decoded && step.op.name() == "experts") {
+            reads.note(rows, ins[1]);
+        }
         // The other experts are a GPU's, whose share is the next step.
         let shared = match plan.places.get(i + 1) {
             Some(Place::Gpu(n)) if step.share == ExpertShare::OnCpu => Some(&mut devices[*n as usize]),

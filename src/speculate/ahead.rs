@@ -116,6 +116,13 @@ impl Speculation {
         &self.costs
     }
 
+    /// Forgets everything that was measured, as if nothing had been read yet; for sequences without drafts under way.
+    pub fn forget(&mut self) {
+        self.sources.iter_mut().for_each(|source| source.1 = SourceStats::default());
+        (self.costs, self.budget, self.stats) = Default::default();
+        self.seqs.clear();
+    }
+
     /// A text begins, or is gone on with, in a sequence of which nothing is drafted.
     pub fn begin(&mut self, seq: usize) {
         self.of(seq).paces.iter_mut().for_each(Pace::begin);

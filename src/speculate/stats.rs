@@ -27,6 +27,16 @@ impl SourceStats {
         }
     }
 
+    /// Adds what the same source drafted at another time.
+    pub fn add(&mut self, other: &SourceStats) {
+        self.rounds += other.rounds;
+        self.drafted += other.drafted;
+        self.accepted += other.accepted;
+        for (sum, n) in self.by_position.iter_mut().zip(other.by_position) {
+            *sum = (sum.0 + n.0, sum.1 + n.1);
+        }
+    }
+
     /// Whether nearly nothing was right after many drafts, as from heads that were made for another model.
     pub fn is_useless(&self) -> bool {
         self.drafted >= 200 && self.accepted * 20 < self.drafted
