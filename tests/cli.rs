@@ -324,6 +324,31 @@ fn bench_prints_a_row_per_test_in_every_form() {
 }
 
 #[test]
+fn bench_measures_decoding_with_drafts_and_without_in_every_form() {
+    let args = ["bench", "--spec", "ngram", "--draft-max", "3", "-p", "64", "-n", "24", "-r", "2", "-o"];
+    let form = |o: &str| {
+        let o = run(&[&args[..], &[o]].concat());
+        assert!(o.status.success(), "{}", err(&o));
+        String::from_utf8(o.stdout).unwrap()
+    };
+    assert!(form("md").contains("| ngram tg24 @ p64 |"), "{}", form("md"));
+    assert_eq!(form("csv").lines().count(), 2 + 1 + 5, "a row of answers, a line, a row for each number of rows");
+    let json: serde_json::Value = serde_json::from_str(&form("json")).unwrap();
+    let row = &json.as_array().unwrap()[0];
+    assert!(row["ratio"].as_f64().unwrap() > 0.0 && row["same_text"] == true, "{row}");
+    assert_eq!(row["tokens_per_s_each"].as_array().unwrap().len(), 2, "{row}");
+    assert_eq!(row["sources"][0]["source"], "ngram");
+    let steps = row["steps"].as_array().unwrap();
+    let experts = |i: usize| steps[i]["experts_per_layer"].as_f64().unwrap();
+    assert_eq!(steps.len(), 4);
+    assert!(experts(0).fract() == 0.0 && experts(3) > experts(0) && experts(3) <= 4.0 * experts(0), "{row}");
+    for (more, word) in [(["--spec", "mtp"], "--spec mtp: "), (["-md", "demo/demo.gguf"], "only with --spec")] {
+        let o = run(&["bench", more[0], more[1]]);
+        assert!(o.status.code() == Some(2) && err(&o).contains(word), "{}", err(&o));
+    }
+}
+
+#[test]
 fn doctor_says_what_the_machine_can_do_and_its_json_has_every_field() {
     let o = run(&["doctor"]);
     assert!(o.status.success(), "{}", err(&o));

@@ -116,6 +116,7 @@ pub(crate) struct OwnText {
 
 impl Synth {
     /// Writes the model, over `split` files if given. Returns the files and the bytes of each.
+    #[allow(dead_code)] // the program itself always says what is known
     pub(crate) fn write(&self, shape: &str, split: Option<usize>, out: &Path) -> Result<Vec<(PathBuf, u64)>> {
         self.write_with(OwnText::default(), shape, split, out)
     }

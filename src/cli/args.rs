@@ -256,6 +256,7 @@ pub struct VerifyArgs {
 
 /// `tandem bench`.
 #[derive(Debug, Args)]
+#[command(mut_arg("spec", |a| a.default_value("off").help(SPEC_OF_BENCH)))]
 pub struct BenchArgs {
     /// The model.
     #[command(flatten)]
@@ -275,7 +276,14 @@ pub struct BenchArgs {
     /// Format of the table
     #[arg(short, long, value_enum, default_value_t = TableFormat::Md)]
     pub output: TableFormat,
+    /// Drafts, and how many.
+    #[command(flatten)]
+    pub speculation: SpeculationArgs,
 }
+
+/// What `--spec` does in `bench`.
+const SPEC_OF_BENCH: &str = "Measure greedy decoding with drafts from WHAT and without, in turn: -n tokens after the first \
+    -p of a text, and what a step costs by its rows. Instead of the other tests";
 
 /// `tandem completions`.
 #[derive(Debug, Args)]

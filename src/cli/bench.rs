@@ -2,12 +2,15 @@
 //! bandwidth that decode reaches, and a hash of the last logits, by which two builds can be
 //! compared.
 
+mod spec;
+
+use std::io::{self, Write};
 use std::time::Instant;
 
 use anyhow::{Context, Result};
 use serde_json::json;
 
-use super::args::{self, TableFormat};
+use super::args::{self, Spec, TableFormat};
 use super::errors::{Failure, usage};
 use super::human::size;
 use super::stats::stats;
@@ -40,6 +43,12 @@ struct TestRow {
 pub(super) fn run(a: &args::BenchArgs) -> Result<()> {
     if a.repetitions == 0 {
         return usage("--repetitions must be at least 1".into());
+    }
+    if a.speculation.spec != Spec::Off {
+        return spec::run(a);
+    }
+    if let Some(path) = &a.speculation.model_draft {
+        return usage(format!("-md {}: bench drafts only with --spec", path.display()));
     }
     let mut o = open::options(&a.model)?;
     let most = |list: &[usize]| list.iter().copied().max().unwrap_or(0);
@@ -190,8 +199,12 @@ struct TableHead {
 
 /// FNV-1a over the bits.
 fn hash(logits: &[f32]) -> u64 {
-    let bytes = logits.iter().flat_map(|v| v.to_bits().to_le_bytes());
-    bytes.fold(0xcbf2_9ce4_8422_2325, |h, b| (h ^ b as u64).wrapping_mul(0x100_0000_01b3))
+    let bytes: Vec<u8> = logits.iter().flat_map(|v| v.to_bits().to_le_bytes()).collect();
+    hash_of(&bytes)
+}
+
+fn hash_of(bytes: &[u8]) -> u64 {
+    bytes.iter().fold(0xcbf2_9ce4_8422_2325, |h, b| (h ^ u64::from(*b)).wrapping_mul(0x100_0000_01b3))
 }
 
 fn median(v: &[f64]) -> f64 {
@@ -200,8 +213,25 @@ fn median(v: &[f64]) -> f64 {
     v[v.len() / 2]
 }
 
+/// Writes a table in Markdown or with commas.
+fn write_table<const N: usize>(
+    out: &mut impl Write,
+    form: TableFormat,
+    columns: [&str; N],
+    rows: impl Iterator<Item = [String; N]>,
+) -> Result<()> {
+    let (open, sep, close) = if form == TableFormat::Csv { ("", ",", "") } else { ("| ", " | ", " |") };
+    let mut line = |cells: [String; N]| writeln!(out, "{open}{}{close}", cells.join(sep));
+    line(columns.map(String::from))?;
+    if form == TableFormat::Md {
+        line(columns.map(|c| if matches!(c, "model" | "isa" | "test" | "hash") { "---" } else { "--:" }.into()))?;
+    }
+    let (not, but) = if form == TableFormat::Csv { (',', ";") } else { ('|', "/") };
+    rows.map(|cells| line(cells.map(|cell| cell.replace(not, but)))).collect::<io::Result<()>>()?;
+    Ok(())
+}
+
 fn print(form: TableFormat, rows: &[TestRow], h: &TableHead) -> Result<()> {
-    use std::io::Write;
     let mut out = Stdout::of_reports();
     let spread = |r: &[f64]| (r.iter().copied().fold(f64::MAX, f64::min), r.iter().copied().fold(0.0, f64::max));
     if form == TableFormat::Json {
@@ -225,38 +255,24 @@ fn print(form: TableFormat, rows: &[TestRow], h: &TableHead) -> Result<()> {
     let columns = [
         "model", "size GB", "params B", "isa", "threads", "test", "t/s", "min-max", "GB/s", "of read", "of GPU", "hash",
     ];
-    let (open, sep, close) = if form == TableFormat::Csv { ("", ",", "") } else { ("| ", " | ", " |") };
-    let line = |cells: &[String]| format!("{open}{}{close}", cells.join(sep));
-    writeln!(out, "{}", line(&columns.map(String::from)))?;
-    if form == TableFormat::Md {
-        writeln!(
-            out,
-            "{}",
-            line(&columns.map(|c| if matches!(c, "model" | "isa" | "test" | "hash") { "---" } else { "--:" }.into()))
-        )?;
-    }
-    for r in rows {
+    let cells = |r: &TestRow| {
         let (low, high) = spread(&r.rates);
-        let name = if form == TableFormat::Csv { h.name.replace(',', ";") } else { h.name.replace('|', "/") };
-        writeln!(
-            out,
-            "{}",
-            line(&[
-                name,
-                format!("{:.2}", h.size as f64 / 1e9),
-                format!("{:.2}", h.params as f64 / 1e9),
-                h.isa.into(),
-                h.threads.to_string(),
-                r.test.clone(),
-                format!("{:.2}", median(&r.rates)),
-                format!("{low:.2}-{high:.2}"),
-                r.read.map_or("".into(), |r| format!("{:.2}", r[0])),
-                r.read.map_or("".into(), |r| format!("{:.0}%", r[2] * 100.0)),
-                r.gpu.map_or("".into(), |share| format!("{:.0}%", share * 100.0)),
-                format!("{:016x}", r.hash),
-            ])
-        )?;
-    }
+        [
+            h.name.clone(),
+            format!("{:.2}", h.size as f64 / 1e9),
+            format!("{:.2}", h.params as f64 / 1e9),
+            h.isa.into(),
+            h.threads.to_string(),
+            r.test.clone(),
+            format!("{:.2}", median(&r.rates)),
+            format!("{low:.2}-{high:.2}"),
+            r.read.map_or("".into(), |r| format!("{:.2}", r[0])),
+            r.read.map_or("".into(), |r| format!("{:.0}%", r[2] * 100.0)),
+            r.gpu.map_or("".into(), |share| format!("{:.0}%", share * 100.0)),
+            format!("{:016x}", r.hash),
+        ]
+    };
+    write_table(&mut out, form, columns, rows.iter().map(cells))?;
     if form == TableFormat::Md {
         let gb = h.per_token as f64 / 1e9;
         let roof = rows.iter().find_map(|r| r.read).map(|r| r[1]);

@@ -57,6 +57,7 @@ fn command(verb: &Verb, given: &ArgMatches) -> Result<Option<String>> {
         Verb::Chat(a) => Some(&a.speculation),
         Verb::Run(a) => Some(&a.speculation),
         Verb::Batch(a) => Some(&a.speculation),
+        Verb::Bench(a) if a.speculation.spec != args::Spec::Off => Some(&a.speculation),
         _ => None,
     };
     let (model, sampling, n_seq) = match verb {
