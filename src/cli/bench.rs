@@ -4,7 +4,7 @@
 
 mod spec;
 
-use std::io::{self, Write};
+use std::io::Write;
 use std::time::Instant;
 
 use anyhow::{Context, Result};
@@ -218,7 +218,7 @@ fn write_table<const N: usize>(
     out: &mut impl Write,
     form: TableFormat,
     columns: [&str; N],
-    rows: impl Iterator<Item = [String; N]>,
+    mut rows: impl Iterator<Item = [String; N]>,
 ) -> Result<()> {
     let (open, sep, close) = if form == TableFormat::Csv { ("", ",", "") } else { ("| ", " | ", " |") };
     let mut line = |cells: [String; N]| writeln!(out, "{open}{}{close}", cells.join(sep));
@@ -227,8 +227,7 @@ fn write_table<const N: usize>(
         line(columns.map(|c| if matches!(c, "model" | "isa" | "test" | "hash") { "---" } else { "--:" }.into()))?;
     }
     let (not, but) = if form == TableFormat::Csv { (',', ";") } else { ('|', "/") };
-    rows.map(|cells| line(cells.map(|cell| cell.replace(not, but)))).collect::<io::Result<()>>()?;
-    Ok(())
+    Ok(rows.try_for_each(|cells| line(cells.map(|cell| cell.replace(not, but))))?)
 }
 
 fn print(form: TableFormat, rows: &[TestRow], h: &TableHead) -> Result<()> {

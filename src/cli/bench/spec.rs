@@ -1,6 +1,7 @@
 //! `tandem bench --spec`: greedy decoding with drafts and without, in turn, on real text; and what a step costs by its rows,
 //! by which the number of drafts is chosen, with the experts that it reads.
 
+use std::io::Write;
 use std::time::Instant;
 
 use anyhow::{Context, Result};
@@ -238,7 +239,6 @@ fn by_position(stats: &SourceStats) -> Vec<[usize; 2]> {
 }
 
 fn print(form: TableFormat, all: &[Pairs], name: &str, threads: usize) -> Result<()> {
-    use std::io::Write;
     let mut out = Stdout::of_reports();
     if form == TableFormat::Json {
         let list: Vec<Value> = all.iter().map(|p| as_json(p, name, threads)).collect();
