@@ -44,6 +44,8 @@ struct Sequence {
     ahead: VecDeque<(u32, Output)>,
     /// The round that read them.
     round: Option<Round>,
+    /// The source that drafted in the last round.
+    last: Option<usize>,
     /// By source.
     paces: Vec<Pace>,
 }
@@ -131,7 +133,7 @@ impl Speculation {
     fn of(&mut self, seq: usize) -> &mut Sequence {
         while self.seqs.len() <= seq {
             let paces = self.sources.iter().map(|(drafter, _)| Pace::new(drafter.guess())).collect();
-            self.seqs.push(Sequence { ahead: VecDeque::new(), round: None, paces });
+            self.seqs.push(Sequence { ahead: VecDeque::new(), round: None, last: None, paces });
         }
         &mut self.seqs[seq]
     }
@@ -225,6 +227,7 @@ impl Speculation {
             self.note_walk(nexts.len(), start.elapsed().as_secs_f64());
             self.stats.plain += 1;
             self.budget.note(nexts.len(), nexts.len() as f64);
+            nexts.iter().for_each(|n| self.of(n.seq).last = None);
             return Ok(outputs);
         }
         self.verify(session, nexts, drafted, drafting)
@@ -264,6 +267,7 @@ impl Speculation {
         for ((next, drafted), outputs) in nexts.iter().zip(drafted).zip(outputs) {
             let mut outputs = outputs.into_iter();
             first.push(outputs.next().expect("an output for every row"));
+            self.seqs[next.seq].last = drafted.as_ref().map(|d| d.0);
             if let Some((source, drafts)) = drafted {
                 let s = &mut self.seqs[next.seq];
                 s.round = Some(Round { source, drafted: drafts.len(), right: 0, steps });
@@ -307,7 +311,8 @@ impl Speculation {
         }
         let Some((source, text)) = self.source(session, next, most, others) else { return Ok((None, 0.0)) };
         let Speculation { sources, seqs, costs, budget, limits, .. } = self;
-        let pace = &mut seqs[next.seq].paces[source];
+        let s = &mut seqs[next.seq];
+        let (pace, went_on) = (&mut s.paces[source], s.last == Some(source));
         let reach = text.as_ref().map_or(most, Vec::len); // what was found may be short
         let wanted = match &sources[source].0 {
             Drafter::Script(_) => most,
@@ -327,7 +332,8 @@ impl Speculation {
             None => sources[source].0.draft(session, (next.seq, next.token), wanted, limits.p_min)?,
         };
         let seconds = start.elapsed().as_secs_f64();
-        if !limits.deterministic {
+        // After plain steps a head or a draft model reads those first, which drafting on and on does not cost.
+        if !limits.deterministic && went_on {
             pace.note_draft(drafts.len(), seconds);
         }
         Ok(((drafts.len() >= limits.least.max(1)).then_some((source, drafts)), seconds))
