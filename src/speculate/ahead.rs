@@ -175,7 +175,7 @@ impl Speculation {
         let rejected = !s.ahead.is_empty();
         s.ahead.clear();
         if let Some(Round { source, drafted, right, steps }) = s.round.take() {
-            s.paces[source].note(drafted, right, &mut self.budget);
+            s.paces[source].note(drafted, right, steps, &mut self.budget);
             self.budget.note(1 + right, steps);
             let (drafter, stats) = &mut self.sources[source];
             stats.note(drafted, right);

@@ -29,7 +29,7 @@ const RISE: f64 = 0.5;
 /// The newest of many measurements counts as this share.
 const NEWEST: f64 = 1.0 / 8.0;
 /// Plain steps that may be lost from the start, and for every token that was made.
-const LOSS: (f64, f64) = (0.5, 0.012);
+const LOSS: (f64, f64) = (0.5, 0.010);
 /// Plain steps that trials may cost for every token, while nothing seems to pay.
 const TRIALS: f64 = 0.008;
 /// What looks at other depths may cost, as a share of the time.
@@ -146,6 +146,11 @@ impl Budget {
         allowed
     }
 
+    /// A trial took so many plain steps more than were set aside for it.
+    fn overran(&mut self, steps: f64) {
+        self.trials -= steps.max(0.0);
+    }
+
     /// A trial was right: another may follow at once.
     fn refund(&mut self, tokens: usize) {
         self.trials = (self.trials + tokens as f64).min(1.0);
@@ -166,8 +171,11 @@ pub struct Pace {
     /// Rounds with drafts since the last deeper trial, and since the last plain step.
     since_deeper: usize,
     since_plain: usize,
-    /// The draft under way is a trial that was not expected to pay.
-    trial: bool,
+    /// The draft under way is a trial that was not expected to pay: the plain steps that it loses if it is wrong.
+    trial: Option<f64>,
+    /// By how many plain steps the last trial was longer than its rows and its draft, as where a head first reads what it
+    /// missed; the next is expected to be so, too.
+    longer: f64,
 }
 
 /// What a round would be.
@@ -190,7 +198,8 @@ impl Pace {
             draft: Average::default(),
             since_deeper: 0,
             since_plain: 0,
-            trial: false,
+            trial: None,
+            longer: 0.0,
         }
     }
 
@@ -207,14 +216,17 @@ impl Pace {
         (self.right[j] + guess * GUESS_COUNTS) / (self.seen[j] + GUESS_COUNTS)
     }
 
-    /// Of `drafted` tokens the first `right` were right.
-    pub fn note(&mut self, drafted: usize, right: usize, budget: &mut Budget) {
+    /// Of `drafted` tokens the first `right` were right, in a round of `steps` plain steps.
+    pub fn note(&mut self, drafted: usize, right: usize, steps: f64, budget: &mut Budget) {
         for j in 0..drafted.min(right + 1) {
             self.seen[j] = self.seen[j] * FADE + 1.0;
             self.right[j] = self.right[j] * FADE + f64::from(j < right);
         }
-        if std::mem::take(&mut self.trial) {
+        if let Some(lost) = self.trial.take() {
+            let longer = (steps - 1.0 - lost).max(0.0);
+            budget.overran(longer - self.longer);
             budget.refund(right);
+            self.longer = longer;
         }
     }
 
@@ -250,7 +262,7 @@ impl Pace {
 
     /// What to draft in this round: [`Pace::best`], or a trial that the budget allows.
     pub fn choose(&mut self, most: usize, others: usize, costs: &RowCosts, budget: &mut Budget) -> usize {
-        self.trial = false;
+        self.trial = None;
         if most == 0 {
             return 0;
         }
@@ -262,8 +274,9 @@ impl Pace {
         }
         if best == 0 {
             self.since_plain = 0;
-            self.trial = budget.spend(loss(self, 1).max(0.01));
-            return usize::from(self.trial);
+            let lost = loss(self, 1).max(0.01);
+            self.trial = budget.spend(lost + self.longer).then_some(lost);
+            return usize::from(self.trial.is_some());
         }
         self.since_plain += 1;
         self.since_deeper += 1;
@@ -291,10 +304,11 @@ mod tests {
     use super::*;
     use crate::quant::Rng;
 
-    /// A model: seconds of a walk by its rows, and of a drafted token.
+    /// A model: seconds of a walk by its rows, of a drafted token, and of each token that a head missed before.
     struct Machine {
         walk: fn(usize) -> f64,
         draft: f64,
+        missed: f64,
     }
 
     /// Experts that stream from memory: each row brings new ones. 8 of 128, an eighth of the time shared.
@@ -303,12 +317,13 @@ mod tests {
         0.25 + 0.75 * distinct / (8.0 / 128.0)
     }
 
-    const MACHINES: [Machine; 5] = [
-        Machine { walk: |n| 1.0 + 0.05 * (n - 1) as f64, draft: 0.04 },
-        Machine { walk: |n| 1.0 + 0.35 * (n - 1) as f64, draft: 0.05 },
-        Machine { walk: experts, draft: 0.05 },
-        Machine { walk: |n| n as f64, draft: 0.1 },
-        Machine { walk: |n| if n < 5 { 1.0 + 0.1 * n as f64 } else { 3.0 }, draft: 0.0 },
+    const MACHINES: [Machine; 6] = [
+        Machine { walk: |n| 1.0 + 0.05 * (n - 1) as f64, draft: 0.04, missed: 0.0 },
+        Machine { walk: |n| 1.0 + 0.35 * (n - 1) as f64, draft: 0.05, missed: 0.0 },
+        Machine { walk: experts, draft: 0.05, missed: 0.0 },
+        Machine { walk: |n| n as f64, draft: 0.1, missed: 0.0 },
+        Machine { walk: |n| if n < 5 { 1.0 + 0.1 * n as f64 } else { 3.0 }, draft: 0.0, missed: 0.0 },
+        Machine { walk: |n| 1.0 + 0.7 * (n - 1) as f64, draft: 0.3, missed: 0.03 },
     ];
 
     /// Whether draft `j` of the token at `at` is right.
@@ -332,18 +347,22 @@ mod tests {
     fn paced(m: &Machine, tokens: usize, from: usize, is_right: Right<'_>) -> f64 {
         let (mut rng, mut noise, mut at) = (Rng(3), Rng(7), 0);
         let (mut pace, mut budget, mut costs) = (Pace::new((0.6, 0.1)), Budget::default(), RowCosts::default());
-        let (mut seconds, mut made) = (0.0, 0);
+        let (mut seconds, mut made, mut behind) = (0.0, 0, 0);
         while at < tokens {
             let k = if !costs.is_known(1) { 0 } else { pace.choose(4, 0, &costs, &mut budget) };
             let mut scatter = |t: f64| t * (0.97 + 0.06 * f64::from(noise.unit()));
-            let (walk, draft) = (scatter((m.walk)(1 + k)), scatter(m.draft * k as f64));
+            let missed = if k > 0 { m.missed * behind as f64 } else { 0.0 };
+            let (walk, draft) = (scatter((m.walk)(1 + k)), scatter(m.draft * k as f64) + missed);
             let good = right(at, k, &mut rng, is_right);
             costs.note(1 + k, walk);
-            pace.note_draft(k, draft);
-            pace.note(k, good, &mut budget);
+            if behind == 0 {
+                pace.note_draft(k, draft);
+            }
+            pace.note(k, good, (walk + draft) / costs.of(1), &mut budget);
             budget.note(1 + good, (walk + draft) / costs.of(1));
+            behind = if k > 0 { 0 } else { 64.min(behind + 1) };
             if at >= from {
-                seconds += (m.walk)(1 + k) + m.draft * k as f64;
+                seconds += (m.walk)(1 + k) + m.draft * k as f64 + missed;
                 made += 1 + good;
             }
             at += 1 + good;
