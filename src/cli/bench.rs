@@ -17,7 +17,7 @@ use super::stats::stats;
 use super::terminal::Stdout;
 use super::{open, predict};
 use crate::cpu::Bandwidth;
-use crate::session::{Session, Want};
+use crate::session::{Options, Session, Want};
 use crate::simd;
 use crate::tape::ExpertShare;
 use crate::text::Tokenizer;
@@ -53,11 +53,7 @@ pub(super) fn run(a: &args::BenchArgs) -> Result<()> {
     let mut o = open::options(&a.model)?;
     let most = |list: &[usize]| list.iter().copied().max().unwrap_or(0);
     let need = most(&a.n_depth) + most(&a.n_prompt).max(most(&a.n_gen));
-    match o.n_ctx {
-        Some(n) if n != 0 && n < need => return usage(format!("-c {n}: these tests need {need} tokens of context")),
-        Some(_) => {}
-        None => o.n_ctx = Some(need),
-    }
+    make_room(&mut o, need)?;
     let gguf = open::header(a.model.model.as_deref(), &o.load, o.threads)?;
     let name = gguf.meta.opt_str("general.name")?.unwrap_or("unnamed").to_string();
     let tokenizer = Tokenizer::new(&gguf).context(Failure::Model)?;
@@ -85,6 +81,21 @@ pub(super) fn run(a: &args::BenchArgs) -> Result<()> {
     let isa = simd::isa().name();
     stats(&s, &a.model)?;
     print(a.output, &rows, &TableHead { name, size: bytes, params, per_token, threads, isa, rates, launch, roof_bytes })
+}
+
+/// Makes the context as long as tests need, unless its length was asked for.
+///
+/// # Errors
+/// If that is too short: a usage error.
+fn make_room(o: &mut Options, need: usize) -> Result<()> {
+    match o.n_ctx {
+        Some(n) if n != 0 && n < need => usage(format!("-c {n}: these tests need {need} tokens of context")),
+        Some(_) => Ok(()),
+        None => {
+            o.n_ctx = Some(need);
+            Ok(())
+        }
+    }
 }
 
 /// Bytes of weights that one token reads, by place.

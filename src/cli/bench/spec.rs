@@ -9,7 +9,7 @@ use serde_json::{Value, json};
 
 use super::{TEXT, hash_of, median, write_table};
 use crate::cli::args::{BenchArgs, TableFormat};
-use crate::cli::errors::{Failure, off, usage};
+use crate::cli::errors::{Failure, off};
 use crate::cli::stats::stats;
 use crate::cli::terminal::Stdout;
 use crate::cli::{open, speculation};
@@ -66,7 +66,7 @@ struct StepCost {
     seconds: f64,
     /// Different experts that a layer read; None without experts on the CPU.
     experts: Option<f64>,
-    /// Seconds as foretold by those of one and two rows: in a straight line, and by the experts that are read.
+    /// Seconds as predicted by those of one and two rows: in a straight line, and by the experts that are read.
     line: Option<f64>,
     by_experts: Option<f64>,
 }
@@ -83,11 +83,7 @@ pub(super) fn run(a: &BenchArgs) -> Result<()> {
     let most = |list: &[usize]| list.iter().copied().max().unwrap_or(0);
     let steps = (1 + limits.most) * (2 + limits.most) / 2; // of a round over all numbers of rows
     let need = most(&a.n_prompt).max(1) + most(&a.n_gen).max(steps) + limits.most;
-    match o.n_ctx {
-        Some(n) if n != 0 && n < need => return usage(format!("-c {n}: these tests need {need} tokens of context")),
-        Some(_) => {}
-        None => o.n_ctx = Some(need),
-    }
+    super::make_room(&mut o, need)?;
     let gguf = open::header(a.model.model.as_deref(), &o.load, o.threads)?;
     let name = gguf.meta.opt_str("general.name")?.unwrap_or("unnamed").to_string();
     let tokenizer = Tokenizer::new(&gguf).context(Failure::Model)?;
@@ -290,7 +286,7 @@ fn print(form: TableFormat, all: &[Pairs], name: &str, threads: usize) -> Result
     if form == TableFormat::Md {
         writeln!(
             out,
-            "\nms: of a step with so many rows; experts: different ones that a layer reads in it. Foretold from 1 and 2 rows: \
+            "\nms: of a step with so many rows; experts: different ones that a layer reads in it. Predicted from 1 and 2 rows: \
              in a line, and by the experts."
         )?;
         for (p, further) in all.iter().filter_map(|p| Some((p, p.reads.per_further_row()?))) {
