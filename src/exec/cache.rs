@@ -25,6 +25,7 @@ use std::time::Instant;
 use anyhow::Result;
 
 use super::pinned::PinnedExperts;
+use super::scores::{ExpertScores, HALF_LIFE};
 use crate::cpu::Pool;
 use crate::cuda::{Arena, Event, Gpu, OutOfMemory, Pinned, Ptr};
 use crate::gguf::Gguf;
@@ -32,8 +33,6 @@ use crate::plan::cost::{CPU_PRODUCTS, HardwareRates};
 use crate::plan::{self, ALIGN, Place, Plan};
 use crate::tape::{Batch, ExpertShare, RowSet, Tape};
 
-/// A token's choice counts half when this many tokens have followed it.
-const HALF_LIFE: f32 = 200.0;
 /// Experts that may take another's slot for each token that was read: a few MB more than what a token reads from memory
 /// anyhow. Empty slots are filled whatever this is.
 const PER_TOKEN: usize = 4;
@@ -111,7 +110,7 @@ struct CachedLayer {
     slot_of: Vec<i32>,
     /// The expert in each slot; those on their way are not.
     holds: Vec<Option<u32>>,
-    score: Vec<f32>,
+    scores: ExpertScores,
     /// At least 0 for those that the GPU does in the current walk.
     on_gpu: Vec<i32>,
     /// Experts that stream through the ring in the current walk, pass after pass.
@@ -132,13 +131,6 @@ impl CachedLayer {
             here
         };
         self.stacks.iter().map(&mut begin).collect()
-    }
-
-    /// Experts by falling score.
-    fn by_score(&self) -> Vec<u32> {
-        let mut order: Vec<u32> = (0..self.score.len() as u32).collect();
-        order.sort_by(|a, b| self.score[*b as usize].total_cmp(&self.score[*a as usize]).then(a.cmp(b)));
-        order
     }
 }
 
@@ -260,7 +252,7 @@ impl ExpertCache {
                 rows: tape.slots[step.outs[0].0 as usize].rows,
                 slot_of: vec![-1; n],
                 holds: Vec::new(),
-                score: vec![0.0; n],
+                scores: ExpertScores::new(n),
                 on_gpu: vec![-1; n],
                 passes: Vec::new(),
             });
@@ -436,7 +428,6 @@ impl ExpertCache {
                 }
             }
         }
-        let fade = 0.5f32.powf(batch.rows.len() as f32 / HALF_LIFE);
         self.single = (batch.rows.len() == 1 || batch.verifies) && batch.part == 0;
         self.ahead.clear();
         for l in 0..self.layers.len() {
@@ -448,7 +439,7 @@ impl ExpertCache {
             };
             let layer = &mut self.layers[l];
             if layer.part == batch.part {
-                layer.score.iter_mut().for_each(|s| *s *= fade);
+                layer.scores.fade(batch.rows.len());
             }
             layer.on_gpu.clone_from(&layer.slot_of);
             through.iter().for_each(|&e| layer.on_gpu[e as usize] = 0);
@@ -487,7 +478,7 @@ impl ExpertCache {
     /// 8,192 rows leaves the CPU work for as long as it takes to read 4,096 tokens alone.
     fn through(&self, l: usize, rows: usize) -> Vec<u32> {
         let layer = &self.layers[l];
-        if self.known().is_none() && rows * layer.k < 4 * layer.score.len() {
+        if self.known().is_none() && rows * layer.k < 4 * layer.scores.len() {
             return Vec::new(); // too few to measure anything
         }
         let (mut order, _, count) = self.shares(l, rows, true);
@@ -499,13 +490,13 @@ impl ExpertCache {
     /// with them; and how many should stream for that, if any may.
     fn shares(&self, l: usize, rows: usize, may_stream: bool) -> (Vec<u32>, f64, usize) {
         let layer = &self.layers[l];
-        let n = layer.score.len();
-        let order: Vec<u32> = layer.by_score().into_iter().filter(|&e| layer.slot_of[e as usize] < 0).collect();
+        let n = layer.scores.len();
+        let order: Vec<u32> = layer.scores.order().into_iter().filter(|&e| layer.slot_of[e as usize] < 0).collect();
         let bytes = layer.expert_bytes() as f64;
         // The share of the products that each expert is expected to have; one that was never chosen has some too.
-        let total: f32 = layer.score.iter().sum::<f32>() + n as f32 * 1e-3;
+        let total: f32 = layer.scores.total() + n as f32 * 1e-3;
         let products = (rows * layer.k) as f64;
-        let expected = |e: u32| ((layer.score[e as usize] + 1e-3) / total) as f64 * products;
+        let expected = |e: u32| ((layer.scores.of(e) + 1e-3) / total) as f64 * products;
         let touched = |e: u32| 1.0 - (-expected(e)).exp();
         let (known, r, usual) = (self.known().is_some(), &self.rates, HardwareRates::USUAL);
         let or = |measured: Ema, usual: f64| measured.0.unwrap_or(if known { 0.0 } else { usual });
@@ -532,12 +523,12 @@ impl ExpertCache {
     /// Records what the router chose in a layer, by the step of the CPU's share, and how long that step took.
     pub(super) fn note(&mut self, step: usize, ids: &[f32], seconds: f64) {
         let layer = &mut self.layers[self.of_step[&step]];
-        let n = layer.score.len();
+        let n = layer.scores.len();
         let (mut products, mut touched) = (0usize, vec![false; n]);
         let none = ids.iter().filter(|id| **id < 0.0).count();
         for &id in ids.iter().filter(|id| **id >= 0.0) {
             let e = id as usize;
-            layer.score[e] += 1.0;
+            layer.scores.choose(e as u32);
             if layer.on_gpu[e] < 0 {
                 products += 1;
                 touched[e] = true;
@@ -572,11 +563,11 @@ impl ExpertCache {
         for (l, layer) in
             self.layers.iter().enumerate().filter(|(l, _)| rows > 1 || (l + self.looked).is_multiple_of(IN_TURN))
         {
-            let score = |e: &u32| layer.score[*e as usize];
+            let score = |e: &u32| layer.scores.of(*e);
             let mut slots: Vec<usize> = (0..layer.holds.len()).collect();
             let worth = |s: &usize| layer.holds[*s].as_ref().map_or(-1.0, score);
             slots.sort_by(|a, b| worth(a).total_cmp(&worth(b)).then(a.cmp(b)));
-            let order = layer.by_score();
+            let order = layer.scores.order();
             let new = order.iter().filter(|&&e| layer.slot_of[e as usize] < 0);
             for (e, slot) in new.zip(slots) {
                 let (have, want) = (worth(&slot), score(e));
@@ -715,7 +706,7 @@ impl ExpertCache {
             part.begun.record(&gpu.work)?;
             multiply(&at, part.device)?;
             part.used.record(&gpu.work)?;
-            let share = layer.passes[pass].len() as f64 / layer.score.len() as f64;
+            let share = layer.passes[pass].len() as f64 / layer.scores.len() as f64;
             part.work = share * products as f64 * layer.expert_bytes() as f64;
             self.stage(gpu, gguf, pool)?;
         }

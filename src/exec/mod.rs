@@ -8,6 +8,7 @@ mod inputs;
 mod lost;
 mod pinned;
 mod profile;
+mod scores;
 mod weights;
 
 use std::io::{Read, Write};
