@@ -4,6 +4,7 @@
 mod forward;
 mod gpu;
 mod heads;
+mod ram;
 mod verify;
 
 use std::io::{Read, Write};
@@ -15,7 +16,7 @@ use anyhow::{Result, bail};
 
 use crate::cpu::{Memory, Pool};
 use crate::cuda::Gpu;
-use crate::exec::{self, Device, Engine, GpuLost, Weights};
+use crate::exec::{self, Device, Engine, GpuLost, RamPool, ReadAt, Weights};
 use crate::gguf::{Gguf, Load};
 use crate::models;
 use crate::plan::{self, Ask, Place, Plan, Shape};
@@ -25,6 +26,7 @@ use crate::tape::{Settings, State, StateKind, Tape};
 pub use forward::{DecodeStats, Output, Progress, Want};
 pub use gpu::{budget, margin};
 use heads::HeadProgress;
+pub use ram::RamLimit;
 pub use verify::Draft;
 
 /// Context used when none is asked for: enough for a talk, small enough that no model is refused for its cache.
@@ -76,6 +78,12 @@ pub struct Options {
     pub stats: bool,
     /// Whether the file is mapped or read.
     pub load: Load,
+    /// How much memory a mapped file's weights may take.
+    pub ram: RamLimit,
+    /// Whether the memory for experts is locked, where they are not all there.
+    pub lock_ram: bool,
+    /// What reads experts from the drive.
+    pub read_at: ReadAt,
     /// A mapped file is read into memory if experts are copied from it to a GPU that cannot copy
     /// from a map by itself, and there is memory enough.
     pub read_to_pin: bool,
@@ -104,6 +112,9 @@ impl Default for Options {
             halves: None,
             stats: false,
             load: Load::default(),
+            ram: RamLimit::Auto,
+            lock_ram: false,
+            read_at: exec::read_at,
             read_to_pin: false,
             gpu_fallback: false,
             drafts: 0,
@@ -188,6 +199,8 @@ pub struct Session {
     decode_stats: DecodeStats,
     /// How it was opened.
     options: Options,
+    /// How experts are kept in memory, where the others stay on the drive.
+    ram: Option<RamPool>,
     /// Why nothing more is computed.
     lost: Option<GpuLost>,
     fingerprint: OnceLock<String>,
@@ -289,24 +302,25 @@ impl Session {
     ///
     /// # Errors
     /// As [`Session::new`], and if the GPU fails or has no memory for its part.
-    pub fn planned(gguf: Gguf, tape: Tape, plan: Plan, o: &Options, gpus: &[Arc<Gpu>]) -> Result<Session> {
-        let weights = Weights::load(&gguf, &tape, &plan)?;
+    pub fn planned(mut gguf: Gguf, tape: Tape, plan: Plan, o: &Options, gpus: &[Arc<Gpu>]) -> Result<Session> {
         let shape = shape(&gguf, o)?;
+        let ram = ram::settle(&mut gguf, (&tape, &plan, shape), o)?;
+        let weights = Weights::load(&gguf, &tape, &plan)?;
         let mut devices = Vec::new();
         for (gpu, n) in gpus.iter().filter(|_| plan.on_gpu()).zip(0..) {
             let place = Place::Gpu(n);
             plan::load_kernels((gpu, place), &tape, &plan, shape)?;
             devices.push(Device::open((gpu.clone(), place), &gguf, &tape, &plan, &weights, shape)?);
         }
-        devices.iter_mut().for_each(|device: &mut Device| device.pin(&gguf));
-        Session::with(gguf, (tape, plan, shape), o, weights, devices)
+        devices.iter_mut().for_each(|device: &mut Device| device.pin(&gguf, ram.is_none()));
+        Session::with(gguf, (tape, plan, shape), o, (weights, ram), devices)
     }
 
     fn with(
         gguf: Gguf,
         (tape, mut plan, shape): (Tape, Plan, Shape),
         o: &Options,
-        weights: Weights,
+        (weights, ram): (Weights, Option<RamPool>),
         mut devices: Vec<Device>,
     ) -> Result<Session> {
         for (n, device) in devices.iter_mut().enumerate() {
@@ -325,6 +339,7 @@ impl Session {
         tracing::debug!("threads: {} for single tokens, {} for prompts", threads.0, threads.1);
         let mut engine = Engine::new(Arc::new(gguf), (tape, plan), (few, many), shape, weights, devices)?;
         engine.expert_reads = o.stats.then(Default::default);
+        ram.iter().try_for_each(|pool| engine.pool_experts(pool))?;
         let seqs = (0..shape.n_seq).map(|_| Sequence::default()).collect();
         Ok(Session {
             engine,
@@ -334,6 +349,7 @@ impl Session {
             stop: Arc::default(),
             decode_stats: DecodeStats::default(),
             options: o.clone(),
+            ram,
             lost: None,
             fingerprint: OnceLock::new(),
         })
@@ -370,6 +386,12 @@ impl Session {
     /// Sequences.
     pub fn n_seq(&self) -> usize {
         self.shape.n_seq
+    }
+
+    /// How experts are kept in memory, where the others stay on the drive; None where all are in memory, or the
+    /// system maps them.
+    pub fn ram(&self) -> Option<&RamPool> {
+        self.ram.as_ref()
     }
 
     /// Size of the vocabulary.

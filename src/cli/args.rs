@@ -150,9 +150,6 @@ pub struct ExplainArgs {
     /// GPUs) instead of this machine's; the report has sizes in the same unit
     #[arg(long, value_name = "SIZE")]
     pub vram: Option<String>,
-    /// Plan for this much memory (128G or 128GiB; 128GB is 128e9 bytes) instead of this machine's
-    #[arg(long, value_name = "SIZE")]
-    pub ram: Option<String>,
     /// Predict the speed for a memory bandwidth of N GB/s instead of measuring it
     #[arg(long, value_name = "N")]
     pub ram_gbps: Option<f64>,

@@ -105,7 +105,7 @@ fn sizes(a: &args::ExplainArgs) -> Result<(Option<usize>, Vec<usize>)> {
             None => usage(format!("{flag} {text}: expected a size like 16G (or 16GiB), or 16GB for powers of 1000")),
         },
     };
-    let ram = size("--ram", a.ram.as_deref())?;
+    let ram = size("--ram", Some(a.model.ram.as_str()).filter(|text| !["auto", "off"].contains(text)))?;
     let each = a.vram.iter().flat_map(|text| text.split(','));
     let vram = each.filter_map(|text| size("--vram", Some(text)).transpose()).collect::<Result<Vec<_>>>()?;
     if vram.len() > plan::MAX_GPUS {

@@ -12,12 +12,12 @@ use super::human::{parse_size, size};
 use super::{args, gpus, overrides};
 use crate::cpu::{Memory, Pool};
 use crate::cuda::OutOfMemory;
-use crate::exec::Device;
+use crate::exec::{self, Device};
 use crate::gguf::{Gguf, Load};
 use crate::plan::{Ask, CacheSize, Fit, LARGEST_BATCH, Rules};
 use crate::quant;
 use crate::schedule::PIECE;
-use crate::session::{self, MAX_CONTEXT, Options, Session};
+use crate::session::{self, MAX_CONTEXT, Options, RamLimit, Session};
 
 /// The built-in model: 16 experts trained on Shakespeare's plays by demo/train.py.
 static DEMO: &[u8] = include_bytes!("../../demo/demo.gguf");
@@ -98,6 +98,7 @@ pub(super) fn options(a: &args::ModelArgs) -> Result<Options> {
             None => return usage(format!("--expert-cache {text}: expected a size like 6G or 800M, off or auto")),
         },
     };
+    let ram = ram(a)?;
     let cpu_moe = if a.cpu_moe { Some(usize::MAX) } else { a.n_cpu_moe };
     if a.threads.max(a.threads_batch.unwrap_or(0)) > Pool::MOST {
         return usage(format!("-t and -tb: at most {} threads; one per physical core is best", Pool::MOST));
@@ -120,11 +121,30 @@ pub(super) fn options(a: &args::ModelArgs) -> Result<Options> {
         deterministic: a.deterministic,
         halves: halves()?,
         stats: a.stats,
-        load: Load { mmap: !a.no_mmap, mlock: a.mlock },
+        load: Load { mmap: !a.no_mmap, mlock: a.mlock && !matches!(ram, RamLimit::Bytes(_)) },
+        ram,
+        lock_ram: a.mlock,
+        read_at: exec::read_at,
         read_to_pin: !(a.no_mmap || a.keep_mmap || a.mlock),
         gpu_fallback: a.gpu_fallback,
         drafts: 0,
     })
+}
+
+/// `--ram`: the memory that weights may take.
+fn ram(a: &args::ModelArgs) -> Result<RamLimit> {
+    let other = [("--no-mmap", a.no_mmap), ("--keep-mmap", a.keep_mmap), ("--mlock", a.mlock)];
+    match (a.ram.as_str(), parse_size(&a.ram)) {
+        ("off", _) => Ok(RamLimit::Off),
+        // These say where all weights are.
+        ("auto", _) if other.iter().any(|o| o.1) => Ok(RamLimit::Off),
+        ("auto", _) => Ok(RamLimit::Auto),
+        (_, Some((bytes, _))) => match other.iter().find(|o| o.1 && o.0 != "--mlock") {
+            Some((flag, _)) => usage(format!("--ram {}: cannot be used with {flag}, which is for all weights", a.ram)),
+            None => Ok(RamLimit::Bytes(bytes)),
+        },
+        (text, None) => usage(format!("--ram {text}: expected a size like 48G or 900M, auto or off")),
+    }
 }
 
 /// `TANDEM_HALVES=on|off`: whether prompts go in halves, whatever the measured times suggest.
@@ -172,17 +192,6 @@ pub(super) fn for_sequences(mut o: Options, n_seq: usize, requests: bool) -> Opt
 /// Opens a model whose header is read, with the GPU if there is one.
 pub(super) fn session(gguf: Gguf, a: &args::ModelArgs, o: &Options) -> Result<Session> {
     gguf.check_written().context(Failure::Model)?.iter().for_each(|notice| tracing::warn!("{notice}"));
-    // Lookup tables stay in the file: their rows are read there as tokens need them.
-    let resident: u64 = gguf.tensors.iter().filter(|t| !t.is_lookup_table()).map(|t| t.bytes as u64).sum();
-    if let Some(memory) = Memory::of_this_machine().filter(|m| resident > m.total as u64) {
-        let gb = |n: f64| n / 1e9;
-        tracing::warn!(
-            "the model ({:.1} GB) is larger than this machine's memory ({:.1} GB): parts of it are read from disk for \
-             every token, which is slow (tandem explain estimates how slow)",
-            gb(resident as f64),
-            gb(memory.total as f64)
-        );
-    }
     let trained = gguf.meta.opt_usize(&format!("{}.context_length", gguf.meta.str("general.architecture")?))?;
     if let (Some(trained), Some(asked)) = (trained, o.n_ctx)
         && asked > trained
@@ -198,6 +207,7 @@ pub(super) fn session(gguf: Gguf, a: &args::ModelArgs, o: &Options) -> Result<Se
     // Threads that cannot be started are no fault of the model.
     let _threads = (Pool::new(o.threads)?, o.threads_batch.map(Pool::new).transpose()?);
     let session = on_device(gguf, a, o)?;
+    report_ram(&session, a, o)?;
     super::unknown::unknown_keys(session.engine().gguf(), &session.engine().tape)?;
     overrides::report_idle(session.engine().gguf(), &session.engine().tape)?;
     let values = session.engine().tape.states.iter().any(|s| s.label.ends_with("attn.v"));
@@ -209,6 +219,29 @@ pub(super) fn session(gguf: Gguf, a: &args::ModelArgs, o: &Options) -> Result<Se
     memory.dedup();
     memory.iter().for_each(|words| tracing::info!("{words}"));
     Ok(session)
+}
+
+/// Tells the user that a model is larger than memory and the system reads it, or that `--ram` changes nothing.
+fn report_ram(session: &Session, a: &args::ModelArgs, o: &Options) -> Result<()> {
+    if session.ram().is_some() {
+        return Ok(());
+    }
+    let gguf = session.engine().gguf();
+    // Lookup tables stay in the file: their rows are read there as tokens need them.
+    let resident: u64 = gguf.tensors.iter().filter(|t| !t.is_lookup_table()).map(|t| t.bytes as u64).sum();
+    if let Some(memory) = Memory::of_this_machine().filter(|m| resident > m.total as u64) {
+        let gb = |n: f64| n / 1e9;
+        tracing::warn!(
+            "the model ({:.1} GB) is larger than this machine's memory ({:.1} GB): parts of it are read from disk for \
+             every token, which is slow (tandem explain estimates how slow)",
+            gb(resident as f64),
+            gb(memory.total as f64)
+        );
+    }
+    if matches!(o.ram, RamLimit::Bytes(_)) {
+        off(&format!("--ram {}", a.ram), "all weights fit into it, or no experts are read by the CPU from a file")?;
+    }
+    Ok(())
 }
 
 /// Opens a model on the GPUs, if there are any, and the CPU.

@@ -107,6 +107,7 @@ pub(super) fn draft_model(
         cpu_moe: false,
         n_cpu_moe: None,
         expert_cache: "off".into(),
+        ram: "off".into(),
         ..model.clone()
     };
     // After drafts that were all right it reads two tokens at once.

@@ -36,6 +36,7 @@ pub(super) fn stats(session: &Session, a: &args::ModelArgs) -> Result<()> {
             ms(w.gpu_waited)
         );
     }
+    from_drive(session);
     let Some(memory) = devices.iter().find_map(Device::expert_memory) else { return Ok(()) };
     let c = session.engine().cache_stats();
     let gb = |n: usize| n as f64 / 1e9;
@@ -52,6 +53,19 @@ pub(super) fn stats(session: &Session, a: &args::ModelArgs) -> Result<()> {
     );
     tracing::info!("{memory}");
     Ok(())
+}
+
+/// What was read from the drive, where experts are not all in memory.
+fn from_drive(session: &Session) {
+    let (Some(d), Some(pool)) = (session.engine().drive_stats(), session.ram()) else { return };
+    tracing::info!(
+        "experts in memory ({} of each layer): {:.1}% hits of {}; {:.2} GB read from the drive, {:.2} s waited for it",
+        pool.slots,
+        100.0 * d.hits as f64 / d.needed.max(1) as f64,
+        d.needed,
+        d.bytes as f64 / 1e9,
+        d.waited
+    );
 }
 
 /// The decode rate, measured and predicted.

@@ -16,6 +16,7 @@ use super::cache::{CacheStats, ExpertCache};
 use super::halves::{self, DenseClock, Lane};
 use super::inputs::BatchInputs;
 use super::lost::GpuLost;
+use super::pinned::PinnedExperts;
 use super::weights::Weights;
 use crate::cpu::Pool;
 use crate::cuda::{Arena, DriverFailed, Event, Gpu, Graph, OutOfMemory, Pinned, Ptr};
@@ -212,9 +213,12 @@ impl Device {
     }
 
     /// Begins to pin the experts' memory, once all devices have their weights: nothing else may be copied from memory
-    /// that is pinned in part.
-    pub fn pin(&mut self, gguf: &Gguf) {
-        self.experts.pin(&self.gpu, gguf);
+    /// that is pinned in part. Nothing is pinned where experts are not `in_memory`.
+    pub fn pin(&mut self, gguf: &Gguf, in_memory: bool) {
+        match in_memory {
+            true => self.experts.pin(&self.gpu, gguf),
+            false => self.experts.pinned = PinnedExperts::none("they are not all in memory"),
+        }
     }
 
     /// Keeps the time from now on.

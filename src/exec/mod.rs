@@ -2,12 +2,14 @@
 
 mod cache;
 mod device;
+mod drive;
 mod expert_reads;
 mod halves;
 mod inputs;
 mod lost;
 mod pinned;
 mod profile;
+mod residency;
 mod scores;
 mod weights;
 
@@ -23,21 +25,26 @@ use crate::cpu::{self, Pool};
 use crate::cuda;
 use crate::gguf::{Gguf, any_lost};
 use crate::plan::{Place, Plan, PlanStage, Shape};
-use crate::tape::{Batch, CpuIo, ExpertShare, SeqRows, Slot, State, StateSpec, Tape, WeightView, Work};
+use crate::tape::{
+    Batch, CpuIo, ExpertPass, ExpertPasses, ExpertShare, SeqRows, Slot, State, StateSpec, Tape, WeightView, Work,
+};
 
 use halves::Lane;
+use residency::Residency;
 
 pub use cache::CacheStats;
 pub use device::{Device, Waits};
+pub use drive::{ReadAt, read_at};
 pub use expert_reads::ExpertReads;
 pub use lost::GpuLost;
 pub use profile::{Profile, SyntheticRun};
+pub use residency::{DriveStats, RamPool, pool_bytes, pooled_steps};
 pub use weights::Weights;
 
 /// Weights that are read, or the sequences' states, need more memory than there is; the text says
 /// how much, and what to do.
 #[derive(Debug, PartialEq, Eq)]
-pub struct NoMemory(String);
+pub struct NoMemory(pub(crate) String);
 
 impl std::fmt::Display for NoMemory {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
@@ -83,6 +90,8 @@ pub struct Engine {
     lanes: [LaneMemory; 2],
     /// The GPUs, by their numbers in [`Place::Gpu`].
     devices: Vec<Device>,
+    /// The experts in memory, where others stay on the drive.
+    residency: Option<Residency>,
 }
 
 /// The CPU's memory of a batch on its way through the plan.
@@ -143,7 +152,40 @@ impl Engine {
             pool_batch.iter().for_each(Pool::beside_gpu);
         }
         let lanes = [LaneMemory::new(&tape, &plan), LaneMemory::new(&tape, &plan)];
-        Ok(Engine { gguf, tape, plan, pool, pool_batch, states, expert_reads: None, weights, lanes, devices })
+        Ok(Engine {
+            gguf,
+            tape,
+            plan,
+            pool,
+            pool_batch,
+            states,
+            expert_reads: None,
+            weights,
+            lanes,
+            devices,
+            residency: None,
+        })
+    }
+
+    /// Keeps some of the CPU's experts in memory, and reads the others when they are needed. The file
+    /// has been read but for these (see [`Gguf::stays`]).
+    ///
+    /// # Errors
+    /// If a file cannot be read, or the system gives no memory or threads.
+    pub fn pool_experts(&mut self, pool: &RamPool) -> Result<()> {
+        self.residency = Some(Residency::open(&self.gguf, (&self.tape, &self.plan), pool)?);
+        Ok(())
+    }
+
+    /// What was read from the drive; None where all experts are in memory, or the system maps them.
+    pub fn drive_stats(&self) -> Option<DriveStats> {
+        self.residency.as_ref().map(Residency::stats)
+    }
+
+    /// Fails if a file of the model is not what it was when it was opened.
+    fn check_files(&self) -> Result<()> {
+        self.gguf.check_files()?;
+        Ok(self.residency.as_ref().map_or(Ok(()), Residency::check)?)
     }
 
     /// The GPUs' parts, by the numbers of [`Place::Gpu`]; none where everything runs on the CPU.
@@ -182,9 +224,9 @@ impl Engine {
     /// [`CutShort`](crate::gguf::CutShort) if a model's file is not what it was, with the states
     /// half-written as above. [`GpuLost`] if the GPU fails; the states are then lost.
     pub fn walk(&mut self, batch: &Batch, stop: &AtomicBool, watch: Watch<'_>) -> Result<bool> {
-        self.gguf.check_files()?;
+        self.check_files()?;
         let done = self.walk_stages(batch, stop, watch).map_err(|e| self.failed(e))?;
-        self.gguf.check_files()?; // what it computed with zeros is dropped
+        self.check_files()?; // what it computed with zeros is dropped
         Ok(done)
     }
 
@@ -377,7 +419,8 @@ impl Engine {
         (i, rows): (usize, usize),
         outs: &mut [Vec<f32>],
     ) -> Result<()> {
-        let Engine { gguf, tape, plan, pool, pool_batch, states, expert_reads, weights, lanes, devices } = self;
+        let Engine { gguf, tape, plan, pool, pool_batch, states, expert_reads, weights, lanes, devices, residency } =
+            self;
         let batch = lane.batch;
         let pool = pool_batch.as_ref().filter(|_| batch.rows.len() > 1).unwrap_or(pool);
         let (step, PlaceMemory { buffers, work }) = (&tape.steps[i], &mut lanes[lane.number].places[place.index()]);
@@ -399,11 +442,16 @@ impl Engine {
         let view = |w| WeightView { slots: &on_gpu, ..weights.view(gguf, tape, place, w) };
         let views: Vec<WeightView> = step.weights.iter().map(|&w| view(w)).collect();
         let mut own: Vec<State> = step.states.iter().map(|s| std::mem::take(&mut states[s.0 as usize])).collect();
-        let mut seconds = 0.0;
+        let mut residency = residency.as_mut().filter(|r| r.serves(i));
+        let (mut seconds, mut read) = (0.0, Ok(()));
         let mut compute = || {
             let start = Instant::now();
+            let mut through = residency
+                .as_mut()
+                .map(|r| |pass: &mut ExpertPass<'_>| read = r.passes(i, rows, (ins[1], &on_gpu), pass));
+            let passes = through.as_mut().map(|f| ExpertPasses(f));
             let (weights, states) = (&views[..], &mut own[..]);
-            step.op.cpu(&mut CpuIo { batch, rows, ins: &ins, outs, weights, states, work, pool });
+            step.op.cpu(&mut CpuIo { batch, rows, ins: &ins, outs, weights, passes, states, work, pool });
             seconds = start.elapsed().as_secs_f64();
         };
         let mut done = Ok(());
@@ -417,6 +465,7 @@ impl Engine {
         for (s, state) in step.states.iter().zip(own) {
             states[s.0 as usize] = state;
         }
+        read?;
         done
     }
 

@@ -125,6 +125,13 @@ impl PinState {
 }
 
 impl PinnedExperts {
+    /// Pins nothing, for the reason that [`PinnedExperts::describe`] gives.
+    pub(super) fn none(why: &str) -> PinnedExperts {
+        let pinned = PinnedExperts::default();
+        pinned.state.refuse(why.into());
+        pinned
+    }
+
     /// Pins these tensors of a model: the first piece now, the others in the background.
     pub(super) fn start(gpu: &Arc<Gpu>, gguf: &Gguf, tensors: impl Iterator<Item = usize>) -> PinnedExperts {
         let mut parts: Vec<Vec<Range<usize>>> = Vec::new();

@@ -290,7 +290,17 @@ impl SyntheticRun<'_> {
         work: &mut Work,
     ) {
         let mut own: Vec<State> = step.states.iter().map(|s| std::mem::take(&mut states[s.0 as usize])).collect();
-        step.op.cpu(&mut CpuIo { batch, rows, ins, outs, weights, states: &mut own, work, pool: self.pool });
+        step.op.cpu(&mut CpuIo {
+            batch,
+            rows,
+            ins,
+            outs,
+            weights,
+            passes: None,
+            states: &mut own,
+            work,
+            pool: self.pool,
+        });
         for (s, state) in step.states.iter().zip(own) {
             states[s.0 as usize] = state;
         }

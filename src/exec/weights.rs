@@ -55,8 +55,9 @@ impl Weights {
         for (step, &place) in tape.steps.iter().zip(&plan.places) {
             for w in step.weights.iter().filter(|_| place == Place::Twin) {
                 let weight = &tape.weights[w.0 as usize];
-                if weight.kind == WeightKind::Matrix && list[w.0 as usize].twin.is_empty() {
-                    list[w.0 as usize].twin = gguf.data(&gguf.tensors[weight.tensor]).to_vec();
+                let t = &gguf.tensors[weight.tensor];
+                if weight.kind == WeightKind::Matrix && list[w.0 as usize].twin.is_empty() && !gguf.stays(t) {
+                    list[w.0 as usize].twin = gguf.data(t).to_vec();
                 }
             }
         }

@@ -3,7 +3,7 @@
 //! Both kinds start on a page boundary, so a tensor is aligned in memory as it is in the file.
 
 use anyhow::{Context, Result, anyhow, bail};
-use memmap2::{Mmap, MmapMut};
+use memmap2::{Mmap, MmapMut, MmapOptions};
 use rayon::prelude::*;
 use std::fs::{self, File};
 use std::io;
@@ -38,19 +38,39 @@ const READ: usize = 32 << 20;
 /// A file's bytes, which stay where they are for as long as anyone holds them.
 pub type SharedBytes = Arc<dyn AsRef<[u8]> + Send + Sync>;
 
-/// A file that no longer is what was mapped of it.
+/// A file that no longer is what it was when it was opened, or that cannot be read any more.
 #[derive(Debug, PartialEq, Eq)]
 pub struct CutShort {
     path: PathBuf,
     /// Bytes that it had, and has; the same where they cannot be read any more.
     had: u64,
     has: u64,
+    /// Where a read failed, and what the system said.
+    failed: Option<(u64, String)>,
+}
+
+impl CutShort {
+    /// A file of other bytes than it had, or of other contents where `had` and `has` are the same.
+    pub(crate) fn changed(path: &Path, had: u64, has: u64) -> CutShort {
+        CutShort { path: path.to_owned(), had, has, failed: None }
+    }
+
+    /// A file whose read at the byte `at` failed, for the reason in `words`.
+    pub(crate) fn failed(path: &Path, at: u64, words: &str) -> CutShort {
+        CutShort { path: path.to_owned(), had: 0, has: 0, failed: Some((at, words.into())) }
+    }
 }
 
 impl std::fmt::Display for CutShort {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
-        let CutShort { path, had, has } = self;
+        let CutShort { path, had, has, failed } = self;
         let shown = path.display();
+        if let Some((at, words)) = failed {
+            return write!(
+                f,
+                "{shown} could not be read at byte {at}: {words}; check its drive or network, then start again"
+            );
+        }
         match had == has {
             true => write!(
                 f,
@@ -195,7 +215,7 @@ impl FileBytes {
     /// The bytes at a place, from where they are.
     pub(super) fn at(&self, range: Range<usize>) -> &[u8] {
         match &self.mapped {
-            Some((map, kept)) if kept.contains(&range) => &(**map).as_ref()[range],
+            Some((map, _)) if self.stays(&range) => &(**map).as_ref()[range],
             _ => &self.as_slice()[range],
         }
     }
@@ -234,9 +254,20 @@ impl FileBytes {
         let had = map.len() as u64;
         let has = file.metadata().map_or(0, |about| about.len());
         match guard.as_ref().is_some_and(Guard::is_lost) || has != had {
-            true => Err(CutShort { path: path.to_owned(), had, has }),
+            true => Err(CutShort::changed(path, had, has)),
             false => Ok(()),
         }
+    }
+
+    /// The file, where the bytes are one's.
+    pub(super) fn file(&self) -> Option<&File> {
+        self.file.as_ref()
+    }
+
+    /// Whether the bytes at a place were left in the file when the others were read.
+    pub(super) fn stays(&self, range: &Range<usize>) -> bool {
+        let starts = |kept: &[Range<usize>]| kept.binary_search_by_key(&range.start, |r| r.start).is_ok();
+        self.mapped.as_ref().is_some_and(|(_, kept)| starts(kept))
     }
 
     /// Whether the bytes are a file's.
@@ -280,7 +311,12 @@ impl FileBytes {
 fn read(path: &Path, file: &File, len: u64, keep: &[Range<usize>]) -> Result<MmapMut> {
     let fill = || -> Result<MmapMut> {
         let len = usize::try_from(len).map_err(|_| io::Error::from(io::ErrorKind::OutOfMemory))?;
-        let mut pages = MmapMut::map_anon(len)?;
+        // What stays in the file must not count as memory that is promised: it may be more than there is.
+        let mut options = MmapOptions::new();
+        if !keep.is_empty() {
+            options.no_reserve_swap();
+        }
+        let mut pages = options.len(len).map_anon()?;
         let (mut rest, mut at) = (&mut pages[..], 0);
         let whole = (len, len); // where the last part ends
         for (from, to) in keep.iter().map(|r| (r.start, r.end)).chain([whole]) {

@@ -34,6 +34,7 @@ use anyhow::{Result, bail};
 use map::FileBytes;
 use std::collections::HashMap;
 use std::fmt;
+use std::fs::File;
 use std::ops::Range;
 use std::path::{Path, PathBuf};
 
@@ -348,6 +349,16 @@ impl Gguf {
     /// The bytes of a file, which stay where they are for as long as the result is held.
     pub fn share(&self, shard: usize) -> SharedBytes {
         self.files[shard].bytes.share()
+    }
+
+    /// A file of the model, where it has one.
+    pub(crate) fn file(&self, shard: usize) -> Option<&File> {
+        self.files[shard].bytes.file()
+    }
+
+    /// Whether a tensor was left in its file when [`Gguf::settle`] read the others into memory.
+    pub fn stays(&self, t: &Tensor) -> bool {
+        self.files[t.shard].bytes.stays(&t.range())
     }
 
     /// Whether a file's weights are in its map; otherwise they are in memory of the program's own,

@@ -9,10 +9,10 @@ use std::sync::Arc;
 
 use anyhow::{Context, Result};
 
-use super::{Options, Sequence, Session, Want, shape, tape};
+use super::{Options, Sequence, Session, Want, ram, shape, tape};
 use crate::cpu::{Memory, Pool};
 use crate::cuda::{self, Gpu, HostMemory, OutOfMemory};
-use crate::exec::{Device, Engine, GpuLost, Weights};
+use crate::exec::{Device, Engine, GpuLost, RamPool, Weights};
 use crate::gguf::{Gguf, Load};
 use crate::plan::{self, Fit, Place};
 use crate::tape::{ExpertShare, Tape};
@@ -57,16 +57,17 @@ impl Session {
         gpus: &[Arc<Gpu>],
         mut placed: impl FnMut(&Fit, Option<&OutOfMemory>) -> Result<()>,
     ) -> Result<Session> {
-        let (fit, weights, devices) = match on_gpus(&mut gguf, o, gpus, &mut placed) {
+        let (fit, weights, devices, ram) = match on_gpus(&mut gguf, o, gpus, &mut placed) {
             Err(e) if o.gpu_fallback && cuda::is_failure(&e) => {
                 tracing::warn!("{e:#}; the CPU takes its place (--gpu-fallback)");
                 let fit = on_cpu(&gguf, o)?;
+                let ram = ram::settle(&mut gguf, (&fit.tape, &fit.plan, fit.shape), o)?;
                 let weights = Weights::load(&gguf, &fit.tape, &fit.plan)?;
-                (fit, weights, Vec::new())
+                (fit, weights, Vec::new(), ram)
             }
             opened => opened?,
         };
-        Session::with(gguf, (fit.tape, fit.plan, fit.shape), o, weights, devices)
+        Session::with(gguf, (fit.tape, fit.plan, fit.shape), o, (weights, ram), devices)
     }
 
     /// The error of a GPU that was lost, if one was: the sequences are then empty, and nothing more
@@ -88,6 +89,7 @@ impl Session {
         let many = o.threads_batch.filter(|n| *n != o.threads).map(Pool::new).transpose()?;
         let pools = (Pool::new(o.threads)?, many);
         self.engine = Engine::new(gguf, (fit.tape, fit.plan), pools, fit.shape, weights, Vec::new())?;
+        self.ram.iter().try_for_each(|pool| self.engine.pool_experts(pool))?;
         self.shape = fit.shape;
         self.seqs = (0..self.shape.n_seq).map(|_| Sequence::default()).collect();
         self.lost = None;
@@ -148,12 +150,16 @@ fn on_cpu(gguf: &Gguf, o: &Options) -> Result<Fit> {
     plan::fit(tape(gguf, o)?, &o.ask, &[], shape(gguf, o)?)
 }
 
+/// A placement with what it has on the GPUs, and the experts that are kept in memory where not all are.
+type OnGpus = (Fit, Weights, Vec<Device>, Option<RamPool>);
+
 /// Places a model on GPUs, as much as fits, and brings it over; without a device where nothing fits.
-fn on_gpus(gguf: &mut Gguf, o: &Options, gpus: &[Arc<Gpu>], placed: Placed<'_>) -> Result<(Fit, Weights, Vec<Device>)> {
+fn on_gpus(gguf: &mut Gguf, o: &Options, gpus: &[Arc<Gpu>], placed: Placed<'_>) -> Result<OnGpus> {
     let shape = shape(gguf, o)?;
     let mut most = gpus.iter().map(|gpu| budget(gpu)).collect::<Result<Vec<usize>>>()?;
     let mut lack: Option<OutOfMemory> = None;
     let mut last = usize::MAX;
+    let mut ram = None;
     loop {
         let fit = plan::fit(tape(gguf, o)?, &o.ask, &most, shape)?;
         if is_tight(gpus, &fit, &mut most)? {
@@ -166,12 +172,15 @@ fn on_gpus(gguf: &mut Gguf, o: &Options, gpus: &[Arc<Gpu>], placed: Placed<'_>) 
         }
         last = fit.footprint.total();
         placed(&fit, lack.as_ref())?;
-        if fit.plan.on_gpu() && o.read_to_pin {
+        if ram.is_none() {
+            ram = ram::settle(gguf, (&fit.tape, &fit.plan, fit.shape), o)?;
+        }
+        if fit.plan.on_gpu() && o.read_to_pin && ram.is_none() {
             read_to_pin(gguf, &fit.tape, gpus)?;
         }
         let weights = Weights::load(gguf, &fit.tape, &fit.plan)?;
         if !fit.plan.on_gpu() {
-            return Ok((fit, weights, Vec::new()));
+            return Ok((fit, weights, Vec::new(), ram));
         }
         let mut devices = Vec::with_capacity(gpus.len());
         for (n, gpu) in gpus.iter().enumerate() {
@@ -186,8 +195,8 @@ fn on_gpus(gguf: &mut Gguf, o: &Options, gpus: &[Arc<Gpu>], placed: Placed<'_>) 
             }
         }
         if devices.len() == gpus.len() {
-            devices.iter_mut().for_each(|device| device.pin(gguf));
-            return Ok((fit, weights, devices));
+            devices.iter_mut().for_each(|device| device.pin(gguf, ram.is_none()));
+            return Ok((fit, weights, devices, ram));
         }
     }
 }

@@ -429,6 +429,22 @@ pub struct Work {
     pub angles: HashMap<u64, Vec<f32>>,
 }
 
+/// Finds the matrix of an expert, by the number of the stack among the step's.
+pub type MatrixOf<'m> = dyn Fn(usize, u32) -> &'m [u8] + 'm;
+
+/// Computes with some experts, whose matrices it finds.
+pub type ExpertPass<'p> = dyn FnMut(&[u32], &MatrixOf<'_>) + 'p;
+
+/// For a step whose experts are not all in memory: calls what it is given with some of those that the
+/// batch chose at a time, until all had their turn.
+pub struct ExpertPasses<'a>(pub &'a mut dyn FnMut(&mut ExpertPass<'_>));
+
+impl Debug for ExpertPasses<'_> {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.write_str("ExpertPasses")
+    }
+}
+
 /// Everything a CPU body may touch.
 #[derive(Debug)]
 pub struct CpuIo<'a> {
@@ -442,6 +458,8 @@ pub struct CpuIo<'a> {
     pub outs: &'a mut [Vec<f32>],
     /// The weights, in the step's order.
     pub weights: &'a [WeightView<'a>],
+    /// How a step gets its experts where they are not all in memory; the others have them in `weights`.
+    pub passes: Option<ExpertPasses<'a>>,
     /// The states, in the step's order.
     pub states: &'a mut [State],
     /// Scratch memory.

@@ -49,6 +49,11 @@ pub struct ModelArgs {
     /// Lock the model in memory, so that it is not swapped out
     #[arg(long)]
     pub mlock: bool,
+    /// Memory for weights: a size (48G, 900M), auto for what is free if the model does not fit, or off.
+    /// Experts beyond it are read from the drive when they are needed; explain predicts for a machine
+    /// with this much
+    #[arg(long, value_name = "SIZE|auto|off", default_value = "auto")]
+    pub ram: String,
     /// Layers on the GPU, the output head counted as one; 0 uses the CPU only [default: what fits]
     /// [also: -ngl]
     #[arg(long, value_name = "N|all|auto")]

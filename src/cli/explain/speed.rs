@@ -64,10 +64,10 @@ impl Speed {
             steps: tape.model().len(),
             isa: simd::isa().name(),
             rates,
-            ram_from: match (a.ram_gbps, &a.ram) {
+            ram_from: match (a.ram_gbps, a.model.ram.as_str()) {
                 (Some(_), _) => "as given",
-                (None, Some(_)) => "as measured on this machine just now",
-                (None, None) => "measured just now",
+                (None, "auto" | "off") => "measured just now",
+                (None, _) => "as measured on this machine just now",
             },
             gpu_from,
             prediction,

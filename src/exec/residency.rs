@@ -1,0 +1,306 @@
+//! The experts of a model that is larger than memory: those in memory, and the others on the drive.
+//!
+//! Each layer has some slots of memory, and a slot holds all matrices of one expert. A step names the
+//! experts that its batch chose. Those in slots are computed while the others are read from the drive
+//! into slots of experts that are used least and that the step does not need now, and these as they
+//! arrive. A batch that chose more experts than there are slots passes through them in groups.
+//!
+//! ```text
+//! chosen    e3 e7 e8 e12        slots  [e3] [e5] [e8] [e9]
+//! pass 1    e3 e8 computed      reading e7 over e5, e12 over e9 meanwhile
+//! pass 2    e12 computed, since it came first;   pass 3    e7
+//! ```
+//! A sum over experts is made after all passes, in the router's order, so that results do not depend
+//! on what was in memory (`ops/experts.rs`). Slots are counted by layer, not for all layers together:
+//! with less memory than a token's experts of all layers take, the least recently used of all would
+//! always be the one that is needed next.
+
+use std::collections::HashMap;
+use std::fs::File;
+use std::path::Path;
+use std::time::Instant;
+
+use anyhow::{Context, Result};
+
+use super::drive::{DriveReader, ReadAt, ReadBuffer, ReadDone, ReadRequest, forget};
+use super::scores::ExpertScores;
+use crate::gguf::{CutShort, Gguf};
+use crate::plan::{self, Plan};
+use crate::tape::{ExpertPass, Step, Tape};
+
+/// Experts of a layer that are read at once, at most: as many reads as keep a drive busy, and few
+/// enough that a prompt which passes through the slots does not empty them all.
+const AT_ONCE: usize = 12;
+
+/// How a model's experts are kept in memory where the others stay on the drive.
+#[derive(Clone, Copy, Debug)]
+pub struct RamPool {
+    /// Slots of each layer; a layer with fewer experts has as many as those.
+    pub slots: usize,
+    /// Whether to lock the slots in RAM, where the system allows it.
+    pub lock: bool,
+    /// What reads.
+    pub read: ReadAt,
+}
+
+/// What was read from the drive so far, and waited for.
+#[derive(Clone, Copy, Debug, Default, PartialEq)]
+pub struct DriveStats {
+    /// Experts that steps of the CPU needed.
+    pub needed: usize,
+    /// Those of `needed` that were in memory.
+    pub hits: usize,
+    /// Bytes that were read.
+    pub bytes: usize,
+    /// Seconds for which a step waited with nothing to compute.
+    pub waited: f64,
+}
+
+/// The matrices of all experts of a layer in their file.
+#[derive(Debug)]
+struct StackOnDrive {
+    /// The number of the file among those of the reader.
+    file: usize,
+    offset: u64,
+    /// Bytes of an expert's matrix.
+    bytes: usize,
+}
+
+/// Memory for one expert.
+#[derive(Debug)]
+struct PoolSlot {
+    /// Whose matrices are there or on their way.
+    expert: Option<u32>,
+    /// One for each stack; None while it is being read.
+    matrices: Vec<Option<ReadBuffer>>,
+    /// Being read, or used by the current pass.
+    busy: bool,
+}
+
+/// A layer's experts.
+#[derive(Debug)]
+struct PooledLayer {
+    stacks: Vec<StackOnDrive>,
+    scores: ExpertScores,
+    /// The slot of each expert that is in memory.
+    slot_of: Vec<Option<usize>>,
+    slots: Vec<PoolSlot>,
+}
+
+/// The experts in memory, and the reader of the others.
+#[derive(Debug)]
+pub(super) struct Residency {
+    layers: Vec<PooledLayer>,
+    /// The layer of a step.
+    of_step: HashMap<usize, usize>,
+    reader: DriveReader,
+    stats: DriveStats,
+}
+
+/// The steps whose experts the CPU multiplies by, with their numbers; of several steps with the same
+/// experts the first.
+pub fn pooled_steps<'a>(tape: &'a Tape, plan: &'a Plan) -> impl Iterator<Item = (usize, &'a Step)> {
+    let mut seen = Vec::new();
+    let steps = tape.steps.iter().enumerate().zip(&plan.places);
+    let here = steps.filter(|((_, step), place)| step.op.splits_by_expert() && !place.is_gpu()).map(|(step, _)| step);
+    here.filter(move |(_, step)| {
+        let new = !seen.contains(&step.weights[0]);
+        seen.push(step.weights[0]);
+        new
+    })
+}
+
+/// Bytes of memory that `slots` slots of each layer take.
+pub fn pool_bytes(tape: &Tape, plan: &Plan, slots: usize) -> usize {
+    let slot = |step: &Step| plan::stacks(tape, step).map(|(_, b)| ReadBuffer::bytes_for(b)).sum::<usize>();
+    pooled_steps(tape, plan).map(|(_, step)| slots.min(plan::experts_of(tape, step)) * slot(step)).sum()
+}
+
+impl PooledLayer {
+    /// The slot that is given up for another expert: an empty one, or that of the expert which is
+    /// used least of those that are not needed now.
+    fn victim(&self) -> Option<usize> {
+        let worth = |slot: &PoolSlot| slot.expert.map_or(-1.0, |e| self.scores.of(e));
+        let free = self.slots.iter().enumerate().filter(|(_, slot)| !slot.busy);
+        free.min_by(|a, b| worth(a.1).total_cmp(&worth(b.1))).map(|(i, _)| i)
+    }
+
+    /// Begins to read an expert into a slot.
+    fn read(&mut self, reader: &DriveReader, expert: u32, at: usize) {
+        let slot = &mut self.slots[at];
+        if let Some(old) = slot.expert.replace(expert) {
+            self.slot_of[old as usize] = None;
+        }
+        slot.busy = true;
+        for (m, (stack, matrix)) in self.stacks.iter().zip(&mut slot.matrices).enumerate() {
+            reader.request(ReadRequest {
+                slot: (at, m),
+                file: stack.file,
+                place: (stack.offset + expert as u64 * stack.bytes as u64, stack.bytes),
+                buffer: matrix.take().expect("a slot that is not busy has all its buffers"),
+            });
+        }
+    }
+
+    /// Takes a matrix that was read. If it was the last one of its slot, returns the expert that is
+    /// there now, or none where a read failed.
+    fn arrived(&mut self, done: ReadDone, failed: &mut Option<CutShort>) -> Option<Option<u32>> {
+        let (at, m) = done.slot;
+        let slot = &mut self.slots[at];
+        slot.matrices[m] = Some(done.buffer);
+        if let Err(e) = done.result {
+            failed.get_or_insert(e);
+            slot.expert = None;
+        }
+        if slot.matrices.iter().any(Option::is_none) {
+            return None;
+        }
+        match slot.expert {
+            Some(e) => self.slot_of[e as usize] = Some(at),
+            None => slot.busy = false,
+        }
+        Some(slot.expert)
+    }
+
+    /// The matrix of an expert that is in a slot.
+    fn matrix(&self, stack: usize, expert: u32) -> &[u8] {
+        let slot = &self.slots[self.slot_of[expert as usize].expect("an expert of this pass")];
+        slot.matrices[stack].as_ref().expect("an expert of this pass is there whole").matrix()
+    }
+
+    /// Bytes of an expert.
+    fn expert_bytes(&self) -> usize {
+        self.stacks.iter().map(|s| s.bytes).sum()
+    }
+}
+
+impl Residency {
+    /// Empty slots for all layers, and the threads that read.
+    ///
+    /// # Errors
+    /// If a file cannot be read, or the system gives no memory or threads.
+    pub(super) fn open(gguf: &Gguf, (tape, plan): (&Tape, &Plan), pool: &RamPool) -> Result<Residency> {
+        let (mut layers, mut of_weight, mut shards) = (Vec::new(), HashMap::new(), Vec::new());
+        let shards_of: Vec<&Path> = gguf.shards().collect();
+        for (_, step) in pooled_steps(tape, plan) {
+            let mut stacks = Vec::new();
+            for (weight, bytes) in plan::stacks(tape, step) {
+                let t = &gguf.tensors[tape.weights[weight].tensor];
+                let file = shards.iter().position(|s| *s == t.shard).unwrap_or_else(|| {
+                    shards.push(t.shard);
+                    shards.len() - 1
+                });
+                stacks.push(StackOnDrive { file, offset: t.offset, bytes });
+            }
+            let n = plan::experts_of(tape, step);
+            let slot = |_| -> Result<PoolSlot> {
+                let buffers = stacks.iter().map(|s| ReadBuffer::new(s.bytes).map(Some)).collect::<Result<_, _>>();
+                let matrices = buffers.context("cannot allocate memory for experts")?;
+                Ok(PoolSlot { expert: None, matrices, busy: false })
+            };
+            let slots = (0..pool.slots.min(n)).map(slot).collect::<Result<_>>()?;
+            of_weight.insert(step.weights[0], layers.len());
+            layers.push(PooledLayer { stacks, scores: ExpertScores::new(n), slot_of: vec![None; n], slots });
+        }
+        let here = tape.steps.iter().enumerate().zip(&plan.places).filter(|(_, place)| !place.is_gpu());
+        let of_step = here.filter_map(|((i, s), _)| Some((i, *of_weight.get(s.weights.first()?)?))).collect();
+        let open = |s: &usize| -> (&Path, &File) { (shards_of[*s], gguf.file(*s).expect("what stays is in a file")) };
+        let files: Vec<(&Path, &File)> = shards.iter().map(open).collect();
+        files.iter().for_each(|(_, file)| forget(file, 0, 0)); // all that was read into memory is there twice
+        let reader = DriveReader::open(&files, pool.read)?;
+        let residency = Residency { layers, of_step, reader, stats: DriveStats::default() };
+        if pool.lock {
+            residency.lock();
+        }
+        Ok(residency)
+    }
+
+    /// Locks all slots in RAM, or says why not.
+    fn lock(&self) {
+        let slots = self.layers.iter().flat_map(|l| &l.slots);
+        let mut all = slots.flat_map(|s| &s.matrices).flatten();
+        if let Err(e) = all.try_for_each(ReadBuffer::lock) {
+            tracing::warn!(
+                "--mlock: not all memory for experts is locked: {e}; raise the limit (ulimit -l shows it, in KiB)"
+            );
+        }
+    }
+
+    /// Whether a step's experts are here.
+    pub(super) fn serves(&self, step: usize) -> bool {
+        self.of_step.contains_key(&step)
+    }
+
+    /// What was read so far.
+    pub(super) fn stats(&self) -> DriveStats {
+        self.stats
+    }
+
+    /// Fails if a file is not what it was when it was opened.
+    pub(super) fn check(&self) -> Result<(), CutShort> {
+        self.reader.check()
+    }
+
+    /// Takes a step for `tokens` tokens through the experts of `ids`, those left out that a GPU has:
+    /// calls `compute` with some of them at a time, and with what finds their matrices.
+    ///
+    /// # Errors
+    /// If an expert cannot be read. Then not all were computed; nothing is being read any more.
+    pub(super) fn passes(
+        &mut self,
+        step: usize,
+        tokens: usize,
+        (ids, on_gpu): (&[f32], &[i32]),
+        compute: &mut ExpertPass<'_>,
+    ) -> Result<(), CutShort> {
+        let Residency { layers, of_step, reader, stats } = self;
+        let layer = &mut layers[of_step[&step]];
+        layer.scores.fade(tokens);
+        let mut needed = vec![false; layer.slot_of.len()];
+        for e in ids.iter().filter(|id| **id >= 0.0).map(|id| *id as usize) {
+            if on_gpu.get(e).is_none_or(|&slot| slot < 0) {
+                needed[e] = true;
+                layer.scores.choose(e as u32);
+            }
+        }
+        let chosen = (0..needed.len() as u32).filter(|&e| needed[e as usize]);
+        let (mut ready, missing): (Vec<u32>, Vec<u32>) = chosen.partition(|&e| layer.slot_of[e as usize].is_some());
+        ready.iter().for_each(|&e| layer.slots[layer.slot_of[e as usize].expect("just seen")].busy = true);
+        stats.needed += ready.len() + missing.len();
+        stats.hits += ready.len();
+        let mut missing = missing.into_iter().peekable();
+        let (mut in_flight, mut failed) = (0, None);
+        loop {
+            while failed.is_none()
+                && in_flight < AT_ONCE
+                && missing.peek().is_some()
+                && let Some(slot) = layer.victim()
+            {
+                layer.read(reader, missing.next().expect("just seen"), slot);
+                stats.bytes += layer.expert_bytes();
+                in_flight += 1;
+            }
+            if !ready.is_empty() {
+                if failed.is_none() {
+                    compute(&ready, &|stack, expert| layer.matrix(stack, expert));
+                }
+                for e in ready.drain(..) {
+                    layer.slots[layer.slot_of[e as usize].expect("it was used just now")].busy = false;
+                }
+            } else if in_flight > 0 {
+                let start = Instant::now();
+                let mut next = reader.next(true);
+                stats.waited += start.elapsed().as_secs_f64();
+                while let Some(done) = next {
+                    if let Some(expert) = layer.arrived(done, &mut failed) {
+                        in_flight -= 1;
+                        ready.extend(expert);
+                    }
+                    next = reader.next(false);
+                }
+            } else {
+                return failed.map_or(Ok(()), Err);
+            }
+        }
+    }
+}
