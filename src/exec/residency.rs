@@ -304,3 +304,54 @@ impl Residency {
         }
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// A layer of 6 experts with 3 slots, of which the first two hold experts 4 and 1.
+    fn layer() -> PooledLayer {
+        let slot = |expert| PoolSlot { expert, matrices: Vec::new(), busy: false };
+        let mut slot_of = vec![None; 6];
+        (slot_of[4], slot_of[1]) = (Some(0), Some(1));
+        let slots = vec![slot(Some(4)), slot(Some(1)), slot(None)];
+        PooledLayer { stacks: Vec::new(), scores: ExpertScores::new(6), slot_of, slots }
+    }
+
+    #[test]
+    fn an_empty_slot_is_taken_before_one_that_is_used_and_then_that_of_the_expert_used_least() {
+        let mut l = layer();
+        [4, 4, 1].into_iter().for_each(|e| l.scores.choose(e));
+        assert_eq!(l.victim(), Some(2));
+        (l.slots[2].expert, l.slot_of[5]) = (Some(5), Some(2));
+        (0..3).for_each(|_| l.scores.choose(5));
+        assert_eq!(l.victim(), Some(1), "expert 1 was chosen once");
+        l.scores.fade(1000);
+        l.scores.choose(1);
+        assert_eq!(l.victim(), Some(0), "what was chosen long ago counts little");
+    }
+
+    #[test]
+    fn a_slot_that_is_read_into_or_computed_with_is_never_given_up() {
+        let mut l = layer();
+        l.slots[2].busy = true;
+        l.slots[0].busy = true;
+        assert_eq!(l.victim(), Some(1));
+        l.slots[1].busy = true;
+        assert_eq!(l.victim(), None);
+    }
+
+    #[test]
+    fn an_expert_is_there_when_its_last_matrix_is_and_not_if_one_could_not_be_read() {
+        let done = |m: usize, result| ReadDone { slot: (2, m), buffer: ReadBuffer::new(10).unwrap(), result };
+        let broken = || Err(CutShort::failed(Path::new("x.gguf"), 7, "gone"));
+        for first in [Ok(()), broken()] {
+            let (mut l, mut failed, is_read) = (layer(), None, first.is_ok());
+            l.slots[2] = PoolSlot { expert: Some(3), matrices: vec![None, None], busy: true };
+            assert_eq!(l.arrived(done(1, first), &mut failed), None, "the other is still being read");
+            let expert = is_read.then_some(3);
+            assert_eq!(l.arrived(done(0, Ok(())), &mut failed), Some(expert));
+            assert_eq!((l.slot_of[3].is_some(), failed.is_some(), l.slots[2].busy), (is_read, !is_read, is_read));
+        }
+    }
+}
