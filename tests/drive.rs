@@ -11,7 +11,7 @@ use std::sync::atomic::{AtomicU64, AtomicUsize, Ordering::SeqCst};
 use std::sync::mpsc;
 use std::time::Duration;
 
-use common::{Reference, emu, exact, program, reference};
+use common::{Reference, emu, exact, nmse, program, reference};
 use tandem::cuda::Gpu;
 use tandem::exec::{DriveStats, read_at};
 use tandem::gguf::{CutShort, Gguf};
@@ -131,6 +131,31 @@ fn with_a_gpu_that_holds_some_experts_logits_do_not_depend_on_the_memory_either(
         assert!(s.engine().plan.on_gpu());
         assert!(logits(&mut s, prompt) == want, "{}", r.name);
         assert!(s.engine().cache_stats().uploads > 0 && stats(&s).bytes > 0, "both have their share");
+    }
+}
+
+#[test]
+fn what_streams_to_a_gpu_comes_from_slots_while_the_cpu_reads_others_into_them() {
+    if !emu::load() || !emu::compiled() {
+        return;
+    }
+    for r in ["qwen3moe", "gpt-oss"].map(|name| reference(name).unwrap()) {
+        let ask = Ask { cpu_moe: Some(usize::MAX), cache: CacheSize::Bytes(1 << 20), ..Ask::default() };
+        let open = |ram: RamLimit| {
+            let o = Options { ram, ask: ask.clone(), ..exact() };
+            let gpu = Arc::new(Gpu::open().unwrap());
+            Session::hybrid(Gguf::open(&r.gguf).unwrap(), &o, &[gpu], |_, _| Ok(())).unwrap()
+        };
+        let mut all = open(RamLimit::Off);
+        let (n, _) = experts(&all.engine().tape);
+        let (want, mut passed) = (logits(&mut all, &r.prompt), 0);
+        for slots in [1, 2, n / 2, n - 1] {
+            let mut s = open(RamLimit::Slots(slots));
+            let off = nmse(&want, &logits(&mut s, &r.prompt)); // sums may have another order
+            assert!(off < 1e-5, "{} with {slots} slots: NMSE {off:.1e}", r.name);
+            passed += s.engine().cache_stats().passed;
+        }
+        assert!(passed > 0, "{}: nothing streamed", r.name);
     }
 }
 

@@ -24,7 +24,9 @@ use std::time::Instant;
 
 use anyhow::Result;
 
+use super::drive::ReadBuffer;
 use super::pinned::PinnedExperts;
+use super::residency::ExpertSource;
 use super::scores::{ExpertScores, HALF_LIFE};
 use crate::cpu::Pool;
 use crate::cuda::{Arena, Event, Gpu, OutOfMemory, Pinned, Ptr};
@@ -94,6 +96,14 @@ struct Stack {
     at: Ptr,
 }
 
+impl Stack {
+    /// An expert's matrix: that of a slot of the CPU's, if it is in one, or in the file's memory.
+    fn matrix<'a>(&self, gguf: &'a Gguf, expert: u32, held: Option<&'a ReadBuffer>) -> &'a [u8] {
+        let in_file = || &gguf.data(&gguf.tensors[self.tensor])[expert as usize * self.bytes..][..self.bytes];
+        held.map_or_else(in_file, ReadBuffer::matrix)
+    }
+}
+
 /// A layer whose experts run at both places.
 #[derive(Debug)]
 struct CachedLayer {
@@ -115,9 +125,16 @@ struct CachedLayer {
     on_gpu: Vec<i32>,
     /// Experts that stream through the ring in the current walk, pass after pass.
     passes: Vec<Vec<u32>>,
+    /// The matrices of those that are in slots of the CPU's, until they are in the ring.
+    held: HashMap<u32, Vec<Arc<ReadBuffer>>>,
 }
 
 impl CachedLayer {
+    /// The step of the CPU's share.
+    fn cpu_step(&self) -> usize {
+        self.step - 1
+    }
+
     fn expert_bytes(&self) -> usize {
         self.stacks.iter().map(|s| s.bytes).sum()
     }
@@ -255,6 +272,7 @@ impl ExpertCache {
                 scores: ExpertScores::new(n),
                 on_gpu: vec![-1; n],
                 passes: Vec::new(),
+                held: HashMap::new(),
             });
         }
         let part_bytes = layers.iter().map(|l| plan::ring_part_bytes(tape, &tape.steps[l.step], per_pass)).max();
@@ -413,7 +431,7 @@ impl ExpertCache {
 
     /// Before a walk: takes the experts that have arrived into use, and decides which ones stream for the batch, if any
     /// may.
-    pub(super) fn begin(&mut self, batch: &Batch, streams: bool) -> Result<()> {
+    pub(super) fn begin(&mut self, batch: &Batch, streams: bool, source: ExpertSource<'_>) -> Result<()> {
         if let Some(in_flight) = &mut self.in_flight
             && !in_flight.list.is_empty()
         {
@@ -434,7 +452,7 @@ impl ExpertCache {
             let rows = batch.count(self.layers[l].rows);
             let is_prompt = rows > 1 && streams && !batch.verifies;
             let through = match &self.ring {
-                Some(_) if is_prompt && self.layers[l].part == batch.part => self.through(l, rows),
+                Some(_) if is_prompt && self.layers[l].part == batch.part => self.through(l, rows, source),
                 _ => Vec::new(),
             };
             let layer = &mut self.layers[l];
@@ -443,6 +461,8 @@ impl ExpertCache {
             }
             layer.on_gpu.clone_from(&layer.slot_of);
             through.iter().for_each(|&e| layer.on_gpu[e as usize] = 0);
+            let hold = |&e: &u32| Some((e, source.in_slot(layer.cpu_step(), e)?));
+            layer.held = through.iter().take(source.may_hold(layer.cpu_step())).filter_map(hold).collect();
             layer.passes = through.chunks(self.per_pass.max(1)).map(<[u32]>::to_vec).collect();
             self.ahead.extend((0..layer.passes.len()).map(|p| (l, p)));
         }
@@ -476,13 +496,17 @@ impl ExpertCache {
     ///
     /// The first batch goes by a usual machine's rates. Rejected: half of the experts for each side, which in a batch of
     /// 8,192 rows leaves the CPU work for as long as it takes to read 4,096 tokens alone.
-    fn through(&self, l: usize, rows: usize) -> Vec<u32> {
+    fn through(&self, l: usize, rows: usize, source: ExpertSource<'_>) -> Vec<u32> {
         let layer = &self.layers[l];
         if self.known().is_none() && rows * layer.k < 4 * layer.scores.len() {
             return Vec::new(); // too few to measure anything
         }
         let (mut order, _, count) = self.shares(l, rows, true);
         order.truncate(count);
+        if !self.deterministic {
+            order.retain(|&e| source.is_in_memory(layer.cpu_step(), e)); // the bus does not wait for the drive
+            order.truncate(source.may_hold(layer.cpu_step()));
+        }
         order
     }
 
@@ -550,7 +574,7 @@ impl ExpertCache {
     }
 
     /// Brings the experts over that gain most, if none are on their way. Called between walks.
-    pub(super) fn bring(&mut self, gpu: &Gpu, gguf: &Gguf, batch: &Batch) -> Result<()> {
+    pub(super) fn bring(&mut self, gpu: &Gpu, source: ExpertSource<'_>, batch: &Batch) -> Result<()> {
         let rows = batch.rows.len();
         self.credit = (self.credit + PER_TOKEN * rows).min(PER_TOKEN * HALF_LIFE as usize);
         // More of a prompt is to come, whose passes would wait for these copies.
@@ -568,7 +592,8 @@ impl ExpertCache {
             let worth = |s: &usize| layer.holds[*s].as_ref().map_or(-1.0, score);
             slots.sort_by(|a, b| worth(a).total_cmp(&worth(b)).then(a.cmp(b)));
             let order = layer.scores.order();
-            let new = order.iter().filter(|&&e| layer.slot_of[e as usize] < 0);
+            let at_hand = |e: u32| self.deterministic || source.is_in_memory(layer.cpu_step(), e);
+            let new = order.iter().filter(|&&e| layer.slot_of[e as usize] < 0 && at_hand(e));
             for (e, slot) in new.zip(slots) {
                 let (have, want) = (worth(&slot), score(e));
                 if want > 0.0 && want > have * BETTER {
@@ -598,8 +623,9 @@ impl ExpertCache {
                 layer.holds[slot] = None;
                 layer.slot_of[old as usize] = -1;
             }
-            for s in &layer.stacks {
-                let from = &gguf.data(&gguf.tensors[s.tensor])[expert as usize * s.bytes..][..s.bytes];
+            let held = source.in_slot(layer.cpu_step(), expert);
+            for (m, s) in layer.stacks.iter().enumerate() {
+                let from = s.matrix(source.gguf, expert, held.as_ref().map(|h| &*h[m]));
                 let to = s.at.at(slot * s.bytes);
                 match self.pinned.parts(from) {
                     Some(parts) => upload_parts(gpu, to, &parts)?,
@@ -643,11 +669,11 @@ impl ExpertCache {
         let mut staged: Vec<(&mut [u8], &[u8])> = Vec::new(); // what goes through the staging memory
         let mut direct: Vec<(usize, Vec<&[u8]>)> = Vec::new(); // what does not, by its first byte in the ring
         let mut copies = vec![(0, n * 4)]; // (first byte, bytes) of the staging memory
-        for (s, at) in layer.stacks.iter().zip(layer.in_ring(self.per_pass)) {
-            let data = gguf.data(&gguf.tensors[s.tensor]);
+        for (m, (s, at)) in layer.stacks.iter().zip(layer.in_ring(self.per_pass)).enumerate() {
             let (own, after) = rest.split_at_mut((self.per_pass * s.bytes).next_multiple_of(ALIGN));
             rest = after;
-            let all: Vec<&[u8]> = experts.iter().map(|&e| &data[e as usize * s.bytes..][..s.bytes]).collect();
+            let from = |&e: &u32| s.matrix(gguf, e, layer.held.get(&e).map(|h| &*h[m]));
+            let all: Vec<&[u8]> = experts.iter().map(from).collect();
             match all.iter().map(|from| self.pinned.parts(from)).collect::<Option<Vec<_>>>() {
                 Some(parts) => direct.extend(parts.into_iter().enumerate().map(|(i, p)| (at + i * s.bytes, p))),
                 None => {
@@ -671,9 +697,11 @@ impl ExpertCache {
             upload_parts(gpu, part.device.at(at), &parts)?;
         }
         part.full.record(&gpu.copies)?;
-        self.staged.push((l, p, h));
         self.stats.passed += experts.len();
         self.stats.passed_bytes += sum;
+        self.staged.push((l, p, h));
+        let CachedLayer { passes, held, .. } = &mut self.layers[l];
+        held.retain(|e, _| !passes[p].contains(e));
         Ok(())
     }
 

@@ -17,6 +17,7 @@ use super::halves::{self, DenseClock, Lane};
 use super::inputs::BatchInputs;
 use super::lost::GpuLost;
 use super::pinned::PinnedExperts;
+use super::residency::ExpertSource;
 use super::weights::Weights;
 use crate::cpu::Pool;
 use crate::cuda::{Arena, DriverFailed, Event, Gpu, Graph, OutOfMemory, Pinned, Ptr};
@@ -285,7 +286,7 @@ impl Device {
     }
 
     /// Begins a walk of a batch, in halves or not.
-    pub(super) fn begin(&mut self, batch: &Batch, in_halves: bool) -> Result<()> {
+    pub(super) fn begin(&mut self, batch: &Batch, in_halves: bool, source: ExpertSource<'_>) -> Result<()> {
         self.gpu.enter()?;
         self.progress.done.set(0);
         self.progress.started.set(0);
@@ -296,7 +297,7 @@ impl Device {
             clock.begin(&self.experts, batch, in_halves);
         }
         self.experts.stats.halved += in_halves as usize;
-        self.experts.begin(batch, !in_halves)?;
+        self.experts.begin(batch, !in_halves, source)?;
         if is_step(batch) {
             *self.steps.entry(kind_of(batch)).or_default() += 1; // one that wants nothing loads no kernels of the head
         }
@@ -434,7 +435,7 @@ impl Device {
     }
 
     /// Ends a walk, whose last values have arrived.
-    pub(super) fn end(&mut self, gguf: &Gguf, batch: &Batch) -> Result<()> {
+    pub(super) fn end(&mut self, source: ExpertSource<'_>, batch: &Batch) -> Result<()> {
         self.gpu.enter()?;
         if let Some(times) = &mut self.times
             && let Some(began) = times.walk.take()
@@ -455,7 +456,7 @@ impl Device {
             clock.end(batch.rows.len())?;
         }
         match batch.part {
-            0 => self.experts.bring(&self.gpu, gguf, batch),
+            0 => self.experts.bring(&self.gpu, source, batch),
             _ => Ok(()), // a draft head's walk: the model's next one brings what it wants, too
         }
     }

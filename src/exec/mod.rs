@@ -30,7 +30,7 @@ use crate::tape::{
 };
 
 use halves::Lane;
-use residency::Residency;
+use residency::{ExpertSource, Residency};
 
 pub use cache::CacheStats;
 pub use device::{Device, Waits};
@@ -236,15 +236,17 @@ impl Engine {
             (None, [device]) if batch.part == 0 => device.halves(&self.plan, batch),
             _ => None,
         };
+        let source = ExpertSource { gguf: &self.gguf, residency: self.residency.as_ref() };
         for device in &mut self.devices {
-            device.begin(batch, halves.is_some())?;
+            device.begin(batch, halves.is_some(), source)?;
         }
         let done = match &halves {
             None => self.walk_lanes(&[Lane::whole(batch)], stop, &mut watch)?,
             Some(halves) => self.walk_lanes(&Lane::halves(halves), stop, &mut watch)?,
         };
         if done {
-            self.devices.iter_mut().try_for_each(|device| device.end(&self.gguf, batch))?;
+            let source = ExpertSource { gguf: &self.gguf, residency: self.residency.as_ref() };
+            self.devices.iter_mut().try_for_each(|device| device.end(source, batch))?;
         }
         Ok(done)
     }

@@ -18,6 +18,7 @@
 use std::collections::HashMap;
 use std::fs::File;
 use std::path::Path;
+use std::sync::Arc;
 use std::time::Instant;
 
 use anyhow::{Context, Result};
@@ -71,10 +72,17 @@ struct StackOnDrive {
 struct PoolSlot {
     /// Whose matrices are there or on their way.
     expert: Option<u32>,
-    /// One for each stack; None while it is being read.
-    matrices: Vec<Option<ReadBuffer>>,
+    /// One for each stack; None while it is being read. Copies to a GPU share it for a while.
+    matrices: Vec<Option<Arc<ReadBuffer>>>,
     /// Being read, or used by the current pass.
     busy: bool,
+}
+
+impl PoolSlot {
+    /// Whether another expert may be read into it.
+    fn is_idle(&self) -> bool {
+        !self.busy && self.matrices.iter().flatten().all(|m| Arc::strong_count(m) == 1)
+    }
 }
 
 /// A layer's experts.
@@ -121,7 +129,7 @@ impl PooledLayer {
     /// used least of those that are not needed now.
     fn victim(&self) -> Option<usize> {
         let worth = |slot: &PoolSlot| slot.expert.map_or(-1.0, |e| self.scores.of(e));
-        let free = self.slots.iter().enumerate().filter(|(_, slot)| !slot.busy);
+        let free = self.slots.iter().enumerate().filter(|(_, slot)| slot.is_idle());
         free.min_by(|a, b| worth(a.1).total_cmp(&worth(b.1))).map(|(i, _)| i)
     }
 
@@ -137,7 +145,7 @@ impl PooledLayer {
                 slot: (at, m),
                 file: stack.file,
                 place: (stack.offset + expert as u64 * stack.bytes as u64, stack.bytes),
-                buffer: matrix.take().expect("a slot that is not busy has all its buffers"),
+                buffer: matrix.take().and_then(Arc::into_inner).expect("an idle slot has all its buffers to itself"),
             });
         }
     }
@@ -147,7 +155,7 @@ impl PooledLayer {
     fn arrived(&mut self, done: ReadDone, failed: &mut Option<CutShort>) -> Option<Option<u32>> {
         let (at, m) = done.slot;
         let slot = &mut self.slots[at];
-        slot.matrices[m] = Some(done.buffer);
+        slot.matrices[m] = Some(Arc::new(done.buffer));
         if let Err(e) = done.result {
             failed.get_or_insert(e);
             slot.expert = None;
@@ -194,7 +202,8 @@ impl Residency {
             }
             let n = plan::experts_of(tape, step);
             let slot = |_| -> Result<PoolSlot> {
-                let buffers = stacks.iter().map(|s| ReadBuffer::new(s.bytes).map(Some)).collect::<Result<_, _>>();
+                let buffer = |s: &StackOnDrive| ReadBuffer::new(s.bytes).map(Arc::new).map(Some);
+                let buffers = stacks.iter().map(buffer).collect::<Result<_, _>>();
                 let matrices = buffers.context("cannot allocate memory for experts")?;
                 Ok(PoolSlot { expert: None, matrices, busy: false })
             };
@@ -219,7 +228,7 @@ impl Residency {
     fn lock(&self) {
         let slots = self.layers.iter().flat_map(|l| &l.slots);
         let mut all = slots.flat_map(|s| &s.matrices).flatten();
-        if let Err(e) = all.try_for_each(ReadBuffer::lock) {
+        if let Err(e) = all.try_for_each(|m| m.lock()) {
             tracing::warn!(
                 "--mlock: not all memory for experts is locked: {e}; raise the limit (ulimit -l shows it, in KiB)"
             );
@@ -229,6 +238,14 @@ impl Residency {
     /// Whether a step's experts are here.
     pub(super) fn serves(&self, step: usize) -> bool {
         self.of_step.contains_key(&step)
+    }
+
+    /// The matrices of an expert of a step's layer, in the order of its stacks; None if they are not in
+    /// memory. They stay there for as long as they are held.
+    fn expert(&self, step: usize, expert: u32) -> Option<Vec<Arc<ReadBuffer>>> {
+        let layer = &self.layers[*self.of_step.get(&step)?];
+        let slot = &layer.slots[layer.slot_of[expert as usize]?];
+        slot.matrices.iter().cloned().collect()
     }
 
     /// What was read so far.
@@ -305,6 +322,36 @@ impl Residency {
     }
 }
 
+/// Where copies to a GPU find the CPU's experts: in slots, or in the file's memory.
+#[derive(Clone, Copy)]
+pub(super) struct ExpertSource<'a> {
+    pub(super) gguf: &'a Gguf,
+    pub(super) residency: Option<&'a Residency>,
+}
+
+impl ExpertSource<'_> {
+    /// Whether an expert of a step's layer, the CPU's share, can be copied without a read from the
+    /// drive.
+    pub(super) fn is_in_memory(&self, step: usize, expert: u32) -> bool {
+        let Some(residency) = self.residency else { return true };
+        let Some(layer) = residency.of_step.get(&step) else { return true };
+        residency.layers[*layer].slot_of[expert as usize].is_some()
+    }
+
+    /// The matrices of an expert, if it is in a slot; else they are in the file's memory. Its slot stays
+    /// as it is for as long as they are held.
+    pub(super) fn in_slot(&self, step: usize, expert: u32) -> Option<Vec<Arc<ReadBuffer>>> {
+        self.residency?.expert(step, expert)
+    }
+
+    /// Experts of a step's layer that copies may hold at a time: half of the slots stay with the CPU,
+    /// which reads into them.
+    pub(super) fn may_hold(&self, step: usize) -> usize {
+        let layer = self.residency.and_then(|r| Some(&r.layers[*r.of_step.get(&step)?]));
+        layer.map_or(usize::MAX, |layer| layer.slots.len() / 2)
+    }
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -339,6 +386,18 @@ mod tests {
         assert_eq!(l.victim(), Some(1));
         l.slots[1].busy = true;
         assert_eq!(l.victim(), None);
+    }
+
+    #[test]
+    fn a_slot_that_is_being_copied_to_a_gpu_is_given_up_when_the_copy_is_done() {
+        let mut l = layer();
+        l.slots[2].busy = true;
+        l.slots[0].matrices = vec![Some(Arc::new(ReadBuffer::new(10).unwrap()))];
+        [1, 1].into_iter().for_each(|e| l.scores.choose(e));
+        let held = l.slots[0].matrices.clone();
+        assert_eq!(l.victim(), Some(1), "though its expert is used more");
+        drop(held);
+        assert_eq!(l.victim(), Some(0));
     }
 
     #[test]
