@@ -362,6 +362,7 @@ fn doctor_says_what_the_machine_can_do_and_its_json_has_every_field() {
         "huge pages",
         "Reading memory",
         "1 thread",
+        "Reading the drive",
         "Which file to take",
         "Remarks",
     ] {
@@ -377,6 +378,7 @@ fn doctor_says_what_the_machine_can_do_and_its_json_has_every_field() {
             "total_bytes free_bytes swap_bytes swap_free_bytes huge_pages huge_reserved_bytes sticks sticks_unknown",
         ),
         ("others", "busy stolen load"),
+        ("drive", "file reads unknown"),
     ] {
         let object = j[key].as_object().unwrap_or_else(|| panic!("{key}: {j}"));
         assert_eq!(object.keys().map(String::as_str).collect::<Vec<_>>().join(" "), fields, "{key}");

@@ -485,12 +485,12 @@ fn a_report_begins_with_what_fits_where_it_goes_and_how_fast_it_is() {
     let j = json(Path::new(path), &["--ram", "64GB"]);
     assert!(j["verdict"][0].as_str().unwrap().ends_with(" of 64.0 GB free memory."), "{}", j["verdict"]);
     assert_eq!(j["weights"]["format"], "F32", "a format has a name");
-    // Of a file that does not fit the disk limits.
-    let text = explain(&[path, "--ram", "900K", "-c", "64", "-b", "8"]);
+    // Of a file that does not fit the drive limits.
+    let text = explain(&[path, "--ram", "900K", "-c", "64", "-b", "8", "--drive-gbps", "0.5"]);
     let lines = verdict(&text);
     assert!(lines[0].starts_with("Fits: no, it needs ") && lines[0].contains(" MiB more than"), "{text}");
     assert!(
-        lines[2].contains("limited by a disk of 3 GB/s") && text.contains("or smaller (this one is F32)"),
+        lines[2].contains("limited by a drive of 0.5 GB/s") && text.contains("or smaller (this one is F32)"),
         "{text}"
     );
 }
@@ -535,7 +535,7 @@ fn a_rate_that_is_given_makes_a_ceiling_and_nothing_is_measured() {
     let ceiling = p["ceiling_tokens_per_s"].as_f64().unwrap();
     assert!((ceiling * bytes / 50e9 - 1.0).abs() < 1e-9, "{p}");
     assert!(p["expected_tokens_per_s"].is_null() && p["not_measured"].is_string() && p["depth"] == 100, "{p}");
-    for bad in [&["--ram-gbps", "0"][..], &["--vram-gbps", "inf"], &["--depth", "9999999"]] {
+    for bad in [&["--ram-gbps", "0"][..], &["--vram-gbps", "inf"], &["--drive-gbps", "-1"], &["--depth", "9999999"]] {
         let o = Command::new(env!("CARGO_BIN_EXE_tandem")).arg("explain").args(bad).output().unwrap();
         assert_eq!(o.status.code(), Some(2), "{bad:?}: {}", String::from_utf8_lossy(&o.stderr));
     }

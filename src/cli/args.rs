@@ -161,6 +161,10 @@ pub struct ExplainArgs {
     /// usual card of this size]
     #[arg(long, value_name = "N")]
     pub bus_gbps: Option<f64>,
+    /// Predict for a drive that reads N GB/s, where experts have no room in memory [default: measured on
+    /// the file, or 3 where it cannot be]
+    #[arg(long, value_name = "N")]
+    pub drive_gbps: Option<f64>,
     /// Predict for N tokens in the context
     #[arg(short, long, value_name = "N", default_value_t = 0)]
     pub depth: usize,
@@ -175,6 +179,9 @@ pub struct ExplainArgs {
 /// `tandem doctor`.
 #[derive(Debug, Args)]
 pub struct DoctorArgs {
+    /// Measure the drive that this file is on [default: the largest model in the cache]
+    #[arg(value_name = "FILE")]
+    pub file: Option<PathBuf>,
     /// Print one JSON object
     #[arg(long)]
     pub json: bool,

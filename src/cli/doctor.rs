@@ -13,6 +13,9 @@
 //! others        {busy, stolen, load}                      shares of all CPUs' time while nothing ran here
 //! virtual_machine
 //! bandwidth     [{threads, gbps, siblings}]               siblings: with two threads on a core
+//! drive         {file, reads: [{bytes, depth, in_order, gbps}], unknown}
+//!                                                         reads past the page cache, so many at a time; unknown: why
+//!                                                         there are none
 //! gpu           {name, total_bytes, free_bytes, vram_gbps, bus_gbps, kernel_module, pins_mapped_files, lanes} or null,
 //!               and gpu_unknown: why                      pins_mapped_files: experts are copied from a mapped file directly
 //! more_gpus     [{name, total_bytes, free_bytes}]         gpu is the one with the most memory
@@ -23,6 +26,7 @@
 //! remarks       [{weight, about, words}]                  weight: slow, note or unknown
 //! ```
 
+mod drive;
 mod judge;
 mod measure;
 mod models;
@@ -38,6 +42,7 @@ use super::human::{size, table, wrapped};
 use super::terminal::Stdout;
 use crate::cpu::{Host, default_threads};
 use crate::simd::Isa;
+use drive::DriveReport;
 use judge::Remark;
 use measure::{GpuReport, Tested};
 use models::Machine;
@@ -47,13 +52,15 @@ pub(super) fn run(a: &args::DoctorArgs) -> Result<()> {
     let root = Path::new("/");
     let host = Host::read(root);
     let tested = Tested::measure(root, &host)?;
+    let drive = DriveReport::measure(a.file.as_deref());
     let remarks = judge::remarks(&host, &tested);
     let mut out = Stdout::of_reports();
     if a.json {
-        serde_json::to_writer_pretty(&mut out, &object(&host, &tested, &remarks)).map_err(std::io::Error::from)?;
+        serde_json::to_writer_pretty(&mut out, &object(&host, &tested, &drive, &remarks))
+            .map_err(std::io::Error::from)?;
         writeln!(out)?;
     } else {
-        out.write_all(report(&host, &tested, &remarks).as_bytes())?;
+        out.write_all(report(&host, &tested, &drive, &remarks).as_bytes())?;
     }
     out.flush()?;
     Ok(())
@@ -90,7 +97,7 @@ fn matrix_tiles(t: &Tested) -> String {
     }
 }
 
-fn report(h: &Host, t: &Tested, remarks: &[Remark]) -> String {
+fn report(h: &Host, t: &Tested, drive: &DriveReport, remarks: &[Remark]) -> String {
     let top = &h.topology;
     let mut rows: Vec<Vec<String>> = Vec::new();
     let mut row = |name: &str, words: String| rows.push(vec![name.into(), words]);
@@ -137,6 +144,7 @@ fn report(h: &Host, t: &Tested, remarks: &[Remark]) -> String {
          speed of a model.",
         t.best()
     ));
+    out += &drive.words();
     out += &models::report(&machine(h, t));
     out += "\nRemarks\n";
     for r in remarks {
@@ -232,7 +240,7 @@ fn machine(h: &Host, t: &Tested) -> Machine {
     Machine { memory: h.memory.map(|m| m.total), rate: t.best() * 1e9, gpu }
 }
 
-fn object(h: &Host, t: &Tested, remarks: &[Remark]) -> Value {
+fn object(h: &Host, t: &Tested, drive: &DriveReport, remarks: &[Remark]) -> Value {
     let top = &h.topology;
     let sticks = h.sticks.as_ref().and_then(|s| s.as_ref().ok()).map(|list| {
         let one = |s: &crate::cpu::Stick| {
@@ -300,6 +308,7 @@ fn object(h: &Host, t: &Tested, remarks: &[Remark]) -> Value {
         },
         "virtual_machine": h.virtual_machine,
         "bandwidth": bandwidth.collect::<Vec<_>>(),
+        "drive": drive.object(),
         "more_gpus": t.more_gpus.iter().map(|(name, memory)| {
             json!({ "name": name, "total_bytes": memory.map(|m| m.1), "free_bytes": memory.map(|m| m.0) })
         }).collect::<Vec<_>>(),

@@ -1,6 +1,7 @@
 //! `tandem explain`: what a model is, what a token costs, what fits where; from the header alone.
 //! The report is this verb's answer, so it goes to stdout.
 
+mod drive;
 mod facts;
 mod file;
 mod formats;
@@ -81,14 +82,20 @@ pub(super) fn run(a: &args::ExplainArgs) -> Result<()> {
     let (rates, gpu_from) = rates(a, of_gpu, card);
     let model = PlacedModel { gguf: &gguf, placed: &placed, vram, options: &options, shape };
     let facts = ModelFacts::new(&model)?;
-    let fit = MemoryFit::new(&model, &facts, memory);
+    let fit = MemoryFit::new(&model, &facts, memory, a.drive_gbps);
     let speed = Speed::new(a, (&placed, shape), &Pool::new(options.threads)?, rates, gpu_from);
     print(a, &model, &facts, &fit, &speed)
 }
 
 /// Refuses rates that are no rates.
 fn check_rates(a: &args::ExplainArgs) -> Result<()> {
-    for (flag, rate) in [("--ram-gbps", a.ram_gbps), ("--vram-gbps", a.vram_gbps), ("--bus-gbps", a.bus_gbps)] {
+    let rates = [
+        ("--ram-gbps", a.ram_gbps),
+        ("--vram-gbps", a.vram_gbps),
+        ("--bus-gbps", a.bus_gbps),
+        ("--drive-gbps", a.drive_gbps),
+    ];
+    for (flag, rate) in rates {
         if let Some(rate) = rate.filter(|r| !(*r > 0.0 && r.is_finite())) {
             return usage(format!("{flag} {rate}: expected more than 0 GB/s"));
         }

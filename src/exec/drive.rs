@@ -27,9 +27,9 @@ use memmap2::MmapMut;
 use crate::gguf::CutShort;
 
 /// Where direct reads begin and end: a multiple of every drive's block.
-const PAGE: usize = 4096;
+pub(super) const PAGE: usize = 4096;
 /// Threads that read: a drive is seldom faster with more requests of this size at once.
-const READERS: usize = 8;
+pub(super) const READERS: usize = 8;
 
 /// Reads some bytes at a place of a file, as `pread` does: [`read_at`], or what a test puts in its
 /// place.
@@ -81,7 +81,7 @@ impl ReadBuffer {
 
 /// A file of a model, open for reads that need no map.
 #[derive(Debug)]
-struct DriveFile {
+pub(super) struct DriveFile {
     path: PathBuf,
     file: File,
     /// The same file for direct reads, where the system opens it so.
@@ -93,7 +93,8 @@ struct DriveFile {
 }
 
 impl DriveFile {
-    fn open(path: &Path, file: &File) -> Result<DriveFile> {
+    /// The file that is open under this path.
+    pub(super) fn open(path: &Path, file: &File) -> Result<DriveFile> {
         let shown = || format!("cannot read {}", path.display());
         let file = file.try_clone().with_context(shown)?;
         let opened = state_of(&file).with_context(shown)?;
@@ -115,8 +116,13 @@ impl DriveFile {
         }
     }
 
+    /// Whether reads pass the page cache by.
+    pub(super) fn reads_directly(&self) -> bool {
+        self.direct.is_some() && !self.refuses.load(Relaxed)
+    }
+
     /// Reads the `len` bytes from the byte `at` on into a buffer.
-    fn fill(&self, read: ReadAt, (at, len): (u64, usize), buffer: &mut ReadBuffer) -> Result<(), CutShort> {
+    pub(super) fn fill(&self, read: ReadAt, (at, len): (u64, usize), buffer: &mut ReadBuffer) -> Result<(), CutShort> {
         let from = (at % PAGE as u64) as usize;
         let (start, want) = (at - from as u64, from + len);
         let pages = &mut buffer.pages[..want.next_multiple_of(PAGE)];

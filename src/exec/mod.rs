@@ -3,6 +3,7 @@
 mod cache;
 mod device;
 mod drive;
+mod drive_rate;
 mod expert_reads;
 mod halves;
 mod inputs;
@@ -35,6 +36,7 @@ use residency::{ExpertSource, Residency};
 pub use cache::CacheStats;
 pub use device::{Device, Waits};
 pub use drive::{ReadAt, read_at};
+pub use drive_rate::{DriveTrial, drive_rate};
 pub use expert_reads::ExpertReads;
 pub use lost::GpuLost;
 pub use profile::{Profile, SyntheticRun};

@@ -44,10 +44,12 @@
 //!                                                         was measured on; prompt: a long one, in batches of this many
 //!                                                         tokens, its limit cpu, bus or gpu; measured: whether the
 //!                                                         CPU's part of it was
-//! memory            {needed_bytes, total_bytes, free_bytes, disk_bytes_per_token, fits, words}
+//! memory            {needed_bytes, total_bytes, free_bytes, fits, words, drive: {experts_in_memory, experts, memory_bytes,
+//!                    drive_bytes, misses, bytes_per_token, gbps, gbps_from}}
 //!                                                         fits: yes, crowded, no or unknown; total and free are null
-//!                                                         where the system does not say, what comes from disk where all
-//!                                                         has room; of a file that cannot run also cache_bytes, about
+//!                                                         where the system does not say, drive where all has room; its
+//!                                                         experts are those of a layer, misses and bytes those of a
+//!                                                         token that chooses among all alike; of a file that cannot run also cache_bytes, about
 //!                                                         what a KV cache of its sizes would take, or null
 //! missing           [text]                                why this version cannot run the model; empty where it can
 //! steps             [{label, op, shape, formats, bytes, bytes_per_token, place}]   with --steps only
@@ -92,7 +94,16 @@ pub(super) fn of_file(f: &FileFacts, fit: &MemoryFit, verdict: &[String; 3]) -> 
             "needed_bytes": fit.needed,
             "total_bytes": fit.memory.map(|m| m.total),
             "free_bytes": fit.memory.map(|m| m.free),
-            "disk_bytes_per_token": fit.from_disk.as_ref().map(|d| d.per_token),
+            "drive": fit.drive.as_ref().map(|d| json!({
+                "experts_in_memory": d.slots,
+                "experts": d.of,
+                "memory_bytes": d.in_memory,
+                "drive_bytes": d.on_drive,
+                "misses": d.misses,
+                "bytes_per_token": d.per_token,
+                "gbps": d.speed.rate / 1e9,
+                "gbps_from": d.speed.from,
+            })),
             "fits": fit.verdict.word(),
             "words": fit.words,
         },

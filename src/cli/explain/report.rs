@@ -156,6 +156,12 @@ fn memory(f: &ModelFacts, fit: &MemoryFit) -> String {
         rows.push(row([&"total on GPU", &size(p.needed), &format!("{} free there", size(free))]));
     }
     rows.push(row([&if p.vram.is_some() { "total on CPU" } else { "total" }, &size(fit.needed), &""]));
+    if let Some(d) = &fit.drive {
+        let kept = format!("{} of {} of each layer", d.slots, d.of);
+        rows.push(row([&"experts kept in memory", &size(d.in_memory), &kept]));
+        let missed = format!("{:.0} % of the choices, if all are chosen alike", d.misses * 100.0);
+        rows.push(row([&"experts on the drive", &size(d.on_drive), &missed]));
+    }
     if let Some(m) = fit.memory {
         rows.push(row([&"this machine", &size(m.total), &format!("{} of it free", size(m.free))]));
     }

@@ -3,24 +3,25 @@
 
 use super::file::FileFacts;
 use super::speed::Speed;
-use super::verdict::{DISK, MemoryFit, Verdict};
+use super::verdict::{MemoryFit, Verdict};
 use crate::cli::human::count;
 
 /// Of a model that can run; `placement`: where it goes, in words.
 pub(super) fn lines(fit: &MemoryFit, placement: &str, speed: &Speed) -> [String; 3] {
     let (p, prompt) = (&speed.prediction, &speed.prompt);
     let in_memory = 1.0 / p.expected.unwrap_or(p.ceiling);
-    let disk = fit.from_disk.as_ref();
-    // Experts that have no room are read from disk: for a token those that it chooses, for a batch
+    let drive = fit.drive.as_ref();
+    // Experts that have no room are read from the drive: for a token those that it chooses, for a batch
     // all of them.
-    let (waits, batch_waits) = disk.map_or((0.0, 0.0), |d| (d.per_token / DISK, d.missing as f64 / DISK));
+    let (waits, batch_waits) =
+        drive.map_or((0.0, 0.0), |d| (d.per_token / d.speed.rate, d.on_drive as f64 / d.speed.rate));
     let (decode, n) = (1.0 / (in_memory + waits), prompt.n_batch as f64);
     let read = n / (n / prompt.tokens_per_s + batch_waits);
-    let words = if p.expected.is_none() || disk.is_some() { "at most" } else { "about" };
-    let slow_disk = format!("a disk of {:.0} GB/s", DISK / 1e9);
-    let limit = if waits > in_memory { slow_disk.clone() } else { p.limit_in_short(speed.steps) };
-    let by = if batch_waits > n / prompt.tokens_per_s { &slow_disk } else { prompt.limit.name() };
-    let fitted = if fit.verdict == Verdict::No && disk.is_none() { "if it fitted, " } else { "" };
+    let words = if p.expected.is_none() { "at most" } else { "about" };
+    let slow_drive = drive.map_or(String::new(), |d| d.speed.words());
+    let limit = if waits > in_memory { slow_drive.clone() } else { p.limit_in_short(speed.steps) };
+    let by = if batch_waits > n / prompt.tokens_per_s { &slow_drive } else { prompt.limit.name() };
+    let fitted = if fit.verdict == Verdict::No && drive.is_none() { "if it fitted, " } else { "" };
     let (decode, read) = (rounded(decode), rounded(read));
     let text = format!("{fitted}decode {words} {decode} tokens/s (limited by {limit}), prompt about {read} (by {by})");
     [line("Fits", &fit.line), line("Placement", placement), line("Speed", &text)]

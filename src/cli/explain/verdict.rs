@@ -1,5 +1,6 @@
 //! Whether a model fits into this machine's memory, and what to do where it does not.
 
+use super::drive::DriveTier;
 use super::facts::{ModelFacts, PlacedModel};
 use super::file::FileFacts;
 use super::formats;
@@ -45,26 +46,21 @@ pub(super) struct MemoryFit {
     /// The answer in a line of the verdict.
     pub(super) line: String,
     pub(super) words: Vec<String>,
-    /// What comes from disk, where only experts have no room in memory.
-    pub(super) from_disk: Option<FromDisk>,
+    /// What comes from the drive, where only experts have no room in memory.
+    pub(super) drive: Option<DriveTier>,
 }
-
-/// Experts that have no room in memory.
-pub(super) struct FromDisk {
-    /// Their bytes.
-    pub(super) missing: usize,
-    /// Bytes that come from disk for each decoded token, if all are chosen alike.
-    pub(super) per_token: f64,
-}
-
-/// Bytes per second of a disk, for the estimate of models that do not fit: a usual NVMe drive.
-pub(super) const DISK: f64 = 3e9;
 
 /// Of the memory that is there, the share that one program should count on.
 const USABLE: f64 = 0.95;
 
 impl MemoryFit {
-    pub(super) fn new(m: &PlacedModel<'_>, f: &ModelFacts, memory: Option<Memory>) -> MemoryFit {
+    /// `drive_gbps`: the drive's rate, if it is not to be measured.
+    pub(super) fn new(
+        m: &PlacedModel<'_>,
+        f: &ModelFacts,
+        memory: Option<Memory>,
+        drive_gbps: Option<f64>,
+    ) -> MemoryFit {
         let here = || f.places.iter().filter(|p| !p.is_gpu);
         let weights: usize = here().map(|p| p.weight_bytes).sum();
         let rest: usize = here().map(|p| p.state_bytes + p.buffer_bytes).sum();
@@ -74,16 +70,18 @@ impl MemoryFit {
         let verdict = Verdict::of(needed, at);
         let (need, free) = (size(needed), size(at.free));
         let missing = needed.saturating_sub(usable);
+        let no_room = verdict == Verdict::No;
+        let drive = no_room.then(|| DriveTier::new(m, weights, usable.saturating_sub(rest), drive_gbps)).flatten();
         let (line, words) = match verdict {
             Verdict::No => {
                 let line = format!("no, it needs {need}, {} more than this machine has", size(missing));
-                (line, too_large(m, f, weights, rest, usable))
+                (line, too_large(m, f, (weights, rest, usable), drive.as_ref()))
             }
             Verdict::Crowded => {
                 let gap = size(needed - at.free);
                 let text = format!(
                     "It fits into this machine, but not next to the running programs: close programs that use {gap}, or \
-                     parts of the model are read from disk for every token, which is slow."
+                     some experts are read from the drive for every token, which is slow."
                 );
                 (format!("once programs that use {gap} are closed, it needs {need} and {free} are free"), vec![text])
             }
@@ -92,8 +90,7 @@ impl MemoryFit {
                 vec![format!("It fits: it needs {need} of {free} free memory.")],
             ),
         };
-        let from_disk = (verdict == Verdict::No).then(|| from_disk(f, missing)).flatten();
-        MemoryFit { memory, needed, verdict, line, words, from_disk }
+        MemoryFit { memory, needed, verdict, line, words, drive }
     }
 
     /// The judgement on the weights alone, of a file whose states nobody knows. Lookup tables stay
@@ -118,38 +115,27 @@ impl MemoryFit {
                 format!("The weights alone fit: they need {need} of {free} free memory."),
             ),
         };
-        MemoryFit { memory, needed, verdict, line, words: vec![text], from_disk: None }
+        MemoryFit { memory, needed, verdict, line, words: vec![text], drive: None }
     }
 
     /// The judgement where the system does not say how much memory there is.
     fn unknown(needed: usize) -> MemoryFit {
         let words = vec!["The system does not report its memory.".into()];
         let line = format!("unknown, it needs {} and the system does not report its memory", size(needed));
-        MemoryFit { memory: None, needed, verdict: Verdict::Unknown, line, words, from_disk: None }
+        MemoryFit { memory: None, needed, verdict: Verdict::Unknown, line, words, drive: None }
     }
-}
-
-/// What comes from disk where `missing` bytes of experts have no room in memory: what every token
-/// needs stays there, experts that do not fit are read when they are chosen. None where more is
-/// missing than experts.
-fn from_disk(f: &ModelFacts, missing: usize) -> Option<FromDisk> {
-    let experts = f.parts.iter().find(|p| p.name == "experts").filter(|p| p.bytes > missing)?;
-    Some(FromDisk { missing, per_token: experts.bytes_per_token as f64 * missing as f64 / experts.bytes as f64 })
 }
 
 /// What happens and what helps when weights and the rest are more than `usable`.
-fn too_large(m: &PlacedModel<'_>, f: &ModelFacts, weights: usize, rest: usize, usable: usize) -> Vec<String> {
+fn too_large(
+    m: &PlacedModel<'_>,
+    f: &ModelFacts,
+    (weights, rest, usable): (usize, usize, usize),
+    drive: Option<&DriveTier>,
+) -> Vec<String> {
     let missing = weights + rest - usable;
     let mut words = vec![format!("It does not fit: it needs {} more than this machine has.", size(missing))];
-    if let Some(disk) = from_disk(f, missing) {
-        words.push(format!(
-            "It still runs, because the file is mapped and read on demand, but about {} per token then come from disk: \
-             a disk of {:.0} GB/s allows {:.1} tokens/s.",
-            size(disk.per_token as usize),
-            DISK / 1e9,
-            DISK / disk.per_token
-        ));
-    }
+    words.extend(drive.map(DriveTier::words));
     // A shorter context, if that alone is enough.
     let (states, places) = (&m.placed.tape.states, &m.placed.plan.state_places);
     let at = |n_ctx: usize| {
@@ -214,8 +200,9 @@ mod tests {
         let placed = plan::fit(tape, &options.ask, &[], shape).unwrap();
         let model = PlacedModel { gguf: &gguf, placed: &placed, vram: None, options: &options, shape };
         let facts = ModelFacts::new(&model).unwrap();
-        let total = total(MemoryFit::new(&model, &facts, None).needed);
-        let fit = MemoryFit::new(&model, &facts, Some(Memory { total, free: (total as f64 * free) as usize }));
+        let total = total(MemoryFit::new(&model, &facts, None, Some(3.0)).needed);
+        let memory = Memory { total, free: (total as f64 * free) as usize };
+        let fit = MemoryFit::new(&model, &facts, Some(memory), Some(3.0));
         (fit.verdict, fit.words.join(" "))
     }
 
