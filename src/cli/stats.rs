@@ -57,10 +57,10 @@ pub(super) fn stats(session: &Session, a: &args::ModelArgs) -> Result<()> {
 
 /// What was read from the drive, where experts are not all in memory.
 fn from_drive(session: &Session) {
-    let (Some(d), Some(pool)) = (session.engine().drive_stats(), session.ram()) else { return };
+    let Some(d) = session.engine().drive_stats() else { return };
     tracing::info!(
         "experts in memory ({} of each layer): {:.1}% hits of {}; {:.2} GB read from the drive, {:.2} s waited for it",
-        pool.slots,
+        d.slots,
         100.0 * d.hits as f64 / d.needed.max(1) as f64,
         d.needed,
         d.bytes as f64 / 1e9,

@@ -62,6 +62,12 @@ fn cpus(read: &dyn Fn(&str) -> Option<String>) -> Option<f64> {
     Some(number(&read("cpu.cfs_quota_us")?)? / number(&read("cpu.cfs_period_us")?)?)
 }
 
+/// The folders of this process's groups of version 2, which have files on waits for memory, from its own upwards.
+pub(super) fn memory_groups(root: &Path) -> Vec<PathBuf> {
+    let text = |path: &str| std::fs::read_to_string(root.join(path)).unwrap_or_default();
+    folders(root, &text("proc/self/cgroup"), &text("proc/self/mountinfo"), "")
+}
+
 /// The folders of this process's group under a controller of version 1, or of version 2 for "", and of those above it.
 fn folders(root: &Path, own: &str, mounts: &str, controller: &str) -> Vec<PathBuf> {
     // hierarchy:controllers:path

@@ -8,6 +8,7 @@ mod host;
 mod matmul;
 mod memory;
 mod pool;
+mod pressure;
 mod topology;
 
 pub use bandwidth::Bandwidth;
@@ -18,4 +19,5 @@ pub use matmul::{Group, decode, dot_rows, encode, grouped};
 pub use memory::Memory;
 pub(crate) use pool::in_parallel;
 pub use pool::{Pool, best_threads, default_threads};
+pub use pressure::MemoryPressure;
 pub use topology::{Cpu, Topology};

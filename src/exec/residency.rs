@@ -23,8 +23,9 @@ use std::time::Instant;
 
 use anyhow::{Context, Result};
 
-use super::drive::{DriveReader, ReadAt, ReadBuffer, ReadDone, ReadRequest, forget};
+use super::drive::{DriveReader, ReadAt, ReadBuffer, ReadDone, ReadRequest, forget, network};
 use super::scores::ExpertScores;
+use crate::cpu::{Memory, MemoryPressure};
 use crate::gguf::{CutShort, Gguf};
 use crate::plan::{self, Plan};
 use crate::tape::{ExpertPass, Step, Tape};
@@ -32,6 +33,10 @@ use crate::tape::{ExpertPass, Step, Tape};
 /// Experts of a layer that are read at once, at most: as many reads as keep a drive busy, and few
 /// enough that a prompt which passes through the slots does not empty them all.
 const AT_ONCE: usize = 12;
+/// Of the slots, the part that is given back when memory is short: one in this many.
+const GIVEN_BACK: usize = 8;
+/// Memory is short when programs wait for it and less than this part of it is free: one byte in so many.
+const FREE: usize = 16;
 
 /// How a model's experts are kept in memory where the others stay on the drive.
 #[derive(Clone, Copy, Debug)]
@@ -55,6 +60,8 @@ pub struct DriveStats {
     pub bytes: usize,
     /// Seconds for which a step waited with nothing to compute.
     pub waited: f64,
+    /// Slots of each layer at present.
+    pub slots: usize,
 }
 
 /// The matrices of all experts of a layer in their file.
@@ -103,6 +110,9 @@ pub(super) struct Residency {
     of_step: HashMap<usize, usize>,
     reader: DriveReader,
     stats: DriveStats,
+    pressure: MemoryPressure,
+    /// Whether it was said that memory was short.
+    has_warned: bool,
 }
 
 /// The steps whose experts the CPU multiplies by, with their numbers; of several steps with the same
@@ -170,6 +180,21 @@ impl PooledLayer {
         Some(slot.expert)
     }
 
+    /// Gives the memory of `count` slots back to the system, but not that of the last one: slots
+    /// whose experts are used least, of those that nothing reads.
+    fn give_back(&mut self, count: usize) {
+        for _ in 0..count.min(self.slots.len().saturating_sub(1)) {
+            let Some(at) = self.victim() else { return };
+            let gone = self.slots.swap_remove(at);
+            if let Some(e) = gone.expert {
+                self.slot_of[e as usize] = None;
+            }
+            if let Some(e) = self.slots.get(at).and_then(|moved| moved.expert) {
+                self.slot_of[e as usize] = Some(at);
+            }
+        }
+    }
+
     /// The matrix of an expert that is in a slot.
     fn matrix(&self, stack: usize, expert: u32) -> &[u8] {
         let slot = &self.slots[self.slot_of[expert as usize].expect("an expert of this pass")];
@@ -216,8 +241,13 @@ impl Residency {
         let open = |s: &usize| -> (&Path, &File) { (shards_of[*s], gguf.file(*s).expect("what stays is in a file")) };
         let files: Vec<(&Path, &File)> = shards.iter().map(open).collect();
         files.iter().for_each(|(_, file)| forget(file, 0, 0)); // all that was read into memory is there twice
+        if let Some((path, kind)) = files.iter().find_map(|(path, file)| Some((path, network(file)?))) {
+            tracing::warn!("{}: on {kind}, so experts that are not in memory come from there", path.display());
+        }
         let reader = DriveReader::open(&files, pool.read)?;
-        let residency = Residency { layers, of_step, reader, stats: DriveStats::default() };
+        let pressure = MemoryPressure::of(Path::new("/"));
+        let stats = DriveStats::default();
+        let residency = Residency { layers, of_step, reader, stats, pressure, has_warned: false };
         if pool.lock {
             residency.lock();
         }
@@ -235,6 +265,27 @@ impl Residency {
         }
     }
 
+    /// Gives some of the slots' memory back to the system, if programs wait for memory. Called between
+    /// walks.
+    pub(super) fn give_way(&mut self) {
+        let is_short = |m: Memory| m.free < m.total / FREE;
+        if !self.pressure.is_high(Instant::now()) || !Memory::of_this_machine().is_none_or(is_short) {
+            return;
+        }
+        self.layers.iter_mut().for_each(|l| l.give_back(l.slots.len().div_ceil(GIVEN_BACK)));
+        if !std::mem::replace(&mut self.has_warned, true) {
+            tracing::warn!(
+                "programs wait for memory: fewer experts are kept there from now on, {} of each layer at present",
+                self.slots()
+            );
+        }
+    }
+
+    /// Slots of each layer; a layer with fewer experts has as many as those.
+    fn slots(&self) -> usize {
+        self.layers.iter().map(|l| l.slots.len()).max().unwrap_or(0)
+    }
+
     /// Whether a step's experts are here.
     pub(super) fn serves(&self, step: usize) -> bool {
         self.of_step.contains_key(&step)
@@ -250,7 +301,7 @@ impl Residency {
 
     /// What was read so far.
     pub(super) fn stats(&self) -> DriveStats {
-        self.stats
+        DriveStats { slots: self.slots(), ..self.stats }
     }
 
     /// Fails if a file is not what it was when it was opened.
@@ -270,7 +321,7 @@ impl Residency {
         (ids, on_gpu): (&[f32], &[i32]),
         compute: &mut ExpertPass<'_>,
     ) -> Result<(), CutShort> {
-        let Residency { layers, of_step, reader, stats } = self;
+        let Residency { layers, of_step, reader, stats, .. } = self;
         let layer = &mut layers[of_step[&step]];
         layer.scores.fade(tokens);
         let mut needed = vec![false; layer.slot_of.len()];
@@ -386,6 +437,20 @@ mod tests {
         assert_eq!(l.victim(), Some(1));
         l.slots[1].busy = true;
         assert_eq!(l.victim(), None);
+    }
+
+    #[test]
+    fn slots_that_are_given_back_are_those_used_least_and_the_others_are_still_found() {
+        let mut l = layer();
+        [4, 4, 1].into_iter().for_each(|e| l.scores.choose(e));
+        l.give_back(1);
+        assert_eq!((l.slots.len(), l.slot_of[4], l.slot_of[1]), (2, Some(0), Some(1)), "the empty one first");
+        (0..3).for_each(|_| l.scores.choose(1));
+        l.give_back(1);
+        assert_eq!((l.slots.len(), l.slot_of[4], l.slot_of[1]), (1, None, Some(0)), "what was last moved there");
+        assert_eq!(l.slots[0].expert, Some(1));
+        l.give_back(5);
+        assert_eq!(l.slots.len(), 1, "the last one stays");
     }
 
     #[test]

@@ -115,6 +115,13 @@ pub(super) fn settle(
     }
     let counts: Vec<usize> = (1..=most).collect();
     let slots = counts.partition_point(|n| needs.dense + pool_bytes(tape, plan, *n) <= limit).max(1);
+    let k = pooled_steps(tape, plan).map(|(_, step)| tape.width(step.ins[1])).max().unwrap_or(0);
+    if slots * 5 < k * 6 {
+        tracing::warn!(
+            "a token chooses {k} experts of each layer, and memory holds {slots}: nearly all of them are read from the \
+             drive for every token; close programs, or choose a smaller file"
+        );
+    }
     gguf.settle(&Load { mmap: false, mlock: false }, &needs.stays)?;
     tracing::info!(
         "{} of weights do not fit into memory: {slots} of {most} experts of each layer are kept there ({} with what \
