@@ -12,13 +12,14 @@
 //! Blocking reads on threads of their own reach a drive's rate at these sizes, and work where
 //! containers forbid io_uring.
 
+use std::collections::VecDeque;
 use std::fs::File;
 use std::io::{self, ErrorKind};
 use std::ops::Range;
 use std::path::{Path, PathBuf};
 use std::sync::atomic::{AtomicBool, Ordering::Relaxed};
 use std::sync::mpsc::{Receiver, Sender, channel};
-use std::sync::{Arc, Mutex, PoisonError};
+use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
 use std::time::SystemTime;
 
 use anyhow::{Context, Result};
@@ -30,6 +31,8 @@ use crate::gguf::CutShort;
 pub(super) const PAGE: usize = 4096;
 /// Threads that read: a drive is seldom faster with more requests of this size at once.
 pub(super) const READERS: usize = 8;
+/// Those of them that may read what nothing waits for, so that a step never waits for more than these.
+const IDLE_READERS: usize = 2;
 
 /// Reads some bytes at a place of a file, as `pread` does: [`read_at`], or what a test puts in its
 /// place.
@@ -219,11 +222,19 @@ pub(super) fn forget(file: &File, from: u64, len: usize) {
     let _ = (file, from, len);
 }
 
+/// One of a pool's buffers.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) struct BufferPlace {
+    pub(super) layer: usize,
+    pub(super) slot: usize,
+    /// The number of the matrix in its slot.
+    pub(super) stack: usize,
+}
+
 /// A matrix that is to be read.
 #[derive(Debug)]
 pub(super) struct ReadRequest {
-    /// Which of the pool's buffers it is: the slot, and the stack within it.
-    pub(super) slot: (usize, usize),
+    pub(super) to: BufferPlace,
     /// The number of the file.
     pub(super) file: usize,
     /// Its first byte there, and its bytes.
@@ -235,42 +246,107 @@ pub(super) struct ReadRequest {
 /// A request that is done: the buffer comes back, with the matrix or the reason why it has none.
 #[derive(Debug)]
 pub(super) struct ReadDone {
-    pub(super) slot: (usize, usize),
+    pub(super) to: BufferPlace,
     pub(super) buffer: ReadBuffer,
     pub(super) result: Result<(), CutShort>,
 }
 
-/// The threads that read. They end with the request that they are at when this is dropped.
+/// What is to be read.
+#[derive(Debug, Default)]
+struct ReadQueues {
+    /// What a step waits for.
+    wanted: VecDeque<ReadRequest>,
+    /// The matrices of a slot, to be read while nothing is waited for, by layer.
+    idle: Vec<VecDeque<Vec<ReadRequest>>>,
+    /// The layer whose idle ones are next: all layers fill at the same rate.
+    turn: usize,
+    /// Threads that read idle ones.
+    idle_threads: usize,
+    is_closed: bool,
+}
+
+impl ReadQueues {
+    /// What a thread reads next, and whether anything waits for it.
+    fn pop(&mut self) -> Option<(Vec<ReadRequest>, bool)> {
+        if let Some(r) = self.wanted.pop_front() {
+            return Some((vec![r], true));
+        }
+        if self.idle_threads == IDLE_READERS {
+            return None;
+        }
+        let n = self.idle.len();
+        let l = (0..n).map(|i| (self.turn + i) % n).find(|l| !self.idle[*l].is_empty())?;
+        self.turn = l + 1;
+        self.idle_threads += 1;
+        self.idle[l].pop_front().map(|list| (list, false))
+    }
+}
+
+/// The queues, and a sign that there is more in them.
+#[derive(Debug, Default)]
+struct SharedQueues {
+    queues: Mutex<ReadQueues>,
+    more: Condvar,
+}
+
+impl SharedQueues {
+    fn lock(&self) -> MutexGuard<'_, ReadQueues> {
+        self.queues.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+/// The threads that read. They end with the matrix that they are at when this is dropped.
 #[derive(Debug)]
 pub(super) struct DriveReader {
     files: Arc<Vec<DriveFile>>,
-    requests: Sender<ReadRequest>,
+    shared: Arc<SharedQueues>,
     done: Mutex<Receiver<ReadDone>>,
 }
 
 impl DriveReader {
-    /// Starts the threads for these files, which are open.
-    pub(super) fn open(files: &[(&Path, &File)], read: ReadAt) -> Result<DriveReader> {
+    /// Starts the threads for these files, which are open, and slots of so many layers.
+    pub(super) fn open(files: &[(&Path, &File)], layers: usize, read: ReadAt) -> Result<DriveReader> {
         let files: Vec<DriveFile> = files.iter().map(|(p, f)| DriveFile::open(p, f)).collect::<Result<_>>()?;
-        let (files, (requests, queue), (back, done)) = (Arc::new(files), channel(), channel());
-        let queue = Arc::new(Mutex::new(queue));
+        let (files, shared, (back, done)) = (Arc::new(files), Arc::new(SharedQueues::default()), channel());
+        shared.lock().idle.resize_with(layers, VecDeque::new);
+        let reader = DriveReader { files, shared, done: Mutex::new(done) }; // ends the threads, if not all start
         for i in 0..READERS {
-            let (files, queue, back) = (files.clone(), queue.clone(), back.clone());
-            let serve = move || serve(&files, read, &queue, &back);
+            let (files, shared, back) = (reader.files.clone(), reader.shared.clone(), back.clone());
+            let serve = move || serve(&files, read, &shared, &back);
             std::thread::Builder::new().name(format!("drive-{i}")).spawn(serve).context("cannot start a thread")?;
         }
-        Ok(DriveReader { files, requests, done: Mutex::new(done) })
+        Ok(reader)
     }
 
     /// Asks for a matrix.
     pub(super) fn request(&self, r: ReadRequest) {
-        self.requests.send(r).expect("the threads wait for requests while this lives");
+        self.shared.lock().wanted.push_back(r);
+        self.shared.more.notify_one();
     }
 
-    /// The next matrix that was asked for; waits for it where that is wanted.
-    pub(super) fn next(&self, wait: bool) -> Option<ReadDone> {
+    /// Asks for all matrices of a slot, to be read while nothing is waited for.
+    pub(super) fn request_idle(&self, slot: Vec<ReadRequest>) {
+        let Some(layer) = slot.first().map(|r| r.to.layer) else { return };
+        self.shared.lock().idle[layer].push_back(slot);
+        self.shared.more.notify_one();
+    }
+
+    /// Takes back what was asked for in this layer for a slot, and not begun: the last that `is_it`.
+    pub(super) fn take_back(&self, layer: usize, is_it: impl Fn(usize) -> bool) -> Option<Vec<ReadRequest>> {
+        let idle = &mut self.shared.lock().idle[layer];
+        let at = idle.iter().rposition(|slot| is_it(slot[0].to.slot))?;
+        idle.remove(at)
+    }
+
+    /// The next matrix that was asked for and is read, if there is one.
+    pub(super) fn next_done(&self) -> Option<ReadDone> {
+        self.done.lock().unwrap_or_else(PoisonError::into_inner).try_recv().ok()
+    }
+
+    /// The next matrix that was asked for, when it is read: there must be one.
+    pub(super) fn next_when_done(&self) -> ReadDone {
         let done = self.done.lock().unwrap_or_else(PoisonError::into_inner);
-        if wait { Some(done.recv().expect("each request comes back")) } else { done.try_recv().ok() }
+        done.recv().expect("each request comes back")
     }
 
     /// Fails if a file is not what it was when it was opened.
@@ -279,15 +355,33 @@ impl DriveReader {
     }
 }
 
+impl Drop for DriveReader {
+    fn drop(&mut self) {
+        self.shared.lock().is_closed = true;
+        self.shared.more.notify_all();
+    }
+}
+
 /// What each of the threads does.
-fn serve(files: &[DriveFile], read: ReadAt, queue: &Mutex<Receiver<ReadRequest>>, back: &Sender<ReadDone>) {
+fn serve(files: &[DriveFile], read: ReadAt, shared: &SharedQueues, back: &Sender<ReadDone>) {
+    let mut queues = shared.lock();
     loop {
-        let next = queue.lock().unwrap_or_else(PoisonError::into_inner).recv();
-        let Ok(ReadRequest { slot, file, place, mut buffer }) = next else { return };
-        let result = files[file].fill(read, place, &mut buffer);
-        if back.send(ReadDone { slot, buffer, result }).is_err() {
+        if queues.is_closed {
             return;
         }
+        let Some((list, is_wanted)) = queues.pop() else {
+            queues = shared.more.wait(queues).unwrap_or_else(PoisonError::into_inner);
+            continue;
+        };
+        drop(queues);
+        for ReadRequest { to, file, place, mut buffer } in list {
+            let result = files[file].fill(read, place, &mut buffer);
+            if back.send(ReadDone { to, buffer, result }).is_err() {
+                return;
+            }
+        }
+        queues = shared.lock();
+        queues.idle_threads -= !is_wanted as usize;
     }
 }
 

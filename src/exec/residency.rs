@@ -23,7 +23,7 @@ use std::time::Instant;
 
 use anyhow::{Context, Result};
 
-use super::drive::{DriveReader, ReadAt, ReadBuffer, ReadDone, ReadRequest, forget, network};
+use super::drive::{BufferPlace, DriveReader, ReadAt, ReadBuffer, ReadDone, ReadRequest, forget, network};
 use super::scores::ExpertScores;
 use crate::cpu::{Memory, MemoryPressure};
 use crate::gguf::{CutShort, Gguf};
@@ -81,8 +81,10 @@ struct PoolSlot {
     expert: Option<u32>,
     /// One for each stack; None while it is being read. Copies to a GPU share it for a while.
     matrices: Vec<Option<Arc<ReadBuffer>>>,
-    /// Being read, or used by the current pass.
+    /// Being read, to be read, or used by the current pass.
     busy: bool,
+    /// Why one of the matrices that are being read could not be.
+    failed: Option<CutShort>,
 }
 
 impl PoolSlot {
@@ -95,10 +97,14 @@ impl PoolSlot {
 /// A layer's experts.
 #[derive(Debug)]
 struct PooledLayer {
+    /// Its number among the layers.
+    number: usize,
     stacks: Vec<StackOnDrive>,
     scores: ExpertScores,
     /// The slot of each expert that is in memory.
     slot_of: Vec<Option<usize>>,
+    /// Whether an expert is being read into a slot, or is to be.
+    coming: Vec<bool>,
     slots: Vec<PoolSlot>,
 }
 
@@ -143,46 +149,94 @@ impl PooledLayer {
         free.min_by(|a, b| worth(a.1).total_cmp(&worth(b.1))).map(|(i, _)| i)
     }
 
-    /// Begins to read an expert into a slot.
-    fn read(&mut self, reader: &DriveReader, expert: u32, at: usize) {
-        let slot = &mut self.slots[at];
-        if let Some(old) = slot.expert.replace(expert) {
+    /// The reads that bring an expert into a slot, whose old one is gone from now on.
+    fn reads(&mut self, expert: u32, slot: usize) -> Vec<ReadRequest> {
+        let at = &mut self.slots[slot];
+        if let Some(old) = at.expert.replace(expert) {
             self.slot_of[old as usize] = None;
         }
-        slot.busy = true;
-        for (m, (stack, matrix)) in self.stacks.iter().zip(&mut slot.matrices).enumerate() {
-            reader.request(ReadRequest {
-                slot: (at, m),
-                file: stack.file,
-                place: (stack.offset + expert as u64 * stack.bytes as u64, stack.bytes),
-                buffer: matrix.take().and_then(Arc::into_inner).expect("an idle slot has all its buffers to itself"),
-            });
+        at.busy = true;
+        self.coming[expert as usize] = true;
+        let matrices = self.stacks.iter().zip(&mut at.matrices).enumerate();
+        let read = |(stack, (s, matrix)): (usize, (&StackOnDrive, &mut Option<Arc<ReadBuffer>>))| ReadRequest {
+            to: BufferPlace { layer: self.number, slot, stack },
+            file: s.file,
+            place: (s.offset + expert as u64 * s.bytes as u64, s.bytes),
+            buffer: matrix.take().and_then(Arc::into_inner).expect("an idle slot has all its buffers to itself"),
+        };
+        matrices.map(read).collect()
+    }
+
+    /// Asks for an expert that a step waits for, if it is not there by now: into the slot of one that was
+    /// to be read while the drive is idle, or else into the one that is given up. What was to be read
+    /// itself is read at once. Returns false if no slot is free now.
+    fn ask(&mut self, reader: &DriveReader, expert: u32) -> bool {
+        if let Some(slot) = self.slot_of[expert as usize] {
+            self.slots[slot].busy = true;
+            return true;
+        }
+        if self.coming[expert as usize] {
+            let own = reader.take_back(self.number, |slot| self.slots[slot].expert == Some(expert));
+            own.into_iter().flatten().for_each(|r| reader.request(r)); // else it is being read
+            return true;
+        }
+        if let Some(list) = reader.take_back(self.number, |_| true) {
+            self.put_back(list);
+        }
+        let Some(slot) = self.victim() else { return false };
+        self.reads(expert, slot).into_iter().for_each(|r| reader.request(r));
+        true
+    }
+
+    /// Empties a slot again whose reads were taken back.
+    fn put_back(&mut self, list: Vec<ReadRequest>) {
+        for r in list {
+            let slot = &mut self.slots[r.to.slot];
+            slot.matrices[r.to.stack] = Some(Arc::new(r.buffer));
+            slot.busy = false;
+            if let Some(e) = slot.expert.take() {
+                self.coming[e as usize] = false;
+            }
         }
     }
 
-    /// Takes a matrix that was read. If it was the last one of its slot, returns the expert that is
-    /// there now, or none where a read failed.
-    fn arrived(&mut self, done: ReadDone, failed: &mut Option<CutShort>) -> Option<Option<u32>> {
-        let (at, m) = done.slot;
-        let slot = &mut self.slots[at];
-        slot.matrices[m] = Some(Arc::new(done.buffer));
+    /// Takes a matrix that was read. If it was the last one of its slot, returns the slot's expert, which
+    /// is there now unless a read failed.
+    fn arrived(&mut self, done: ReadDone) -> Option<(u32, Result<(), CutShort>)> {
+        let slot = &mut self.slots[done.to.slot];
+        slot.matrices[done.to.stack] = Some(Arc::new(done.buffer));
         if let Err(e) = done.result {
-            failed.get_or_insert(e);
-            slot.expert = None;
+            slot.failed = Some(e);
         }
         if slot.matrices.iter().any(Option::is_none) {
             return None;
         }
-        match slot.expert {
-            Some(e) => self.slot_of[e as usize] = Some(at),
-            None => slot.busy = false,
+        let expert = slot.expert.expect("it is that of the reads");
+        slot.busy = false;
+        self.coming[expert as usize] = false;
+        match slot.failed.take() {
+            Some(e) => {
+                slot.expert = None;
+                Some((expert, Err(e)))
+            }
+            None => {
+                self.slot_of[expert as usize] = Some(done.to.slot);
+                Some((expert, Ok(())))
+            }
         }
-        Some(slot.expert)
+    }
+
+    /// Marks an expert that is there as used by the current pass, or not any more.
+    fn set_busy(&mut self, expert: u32, busy: bool) {
+        self.slots[self.slot_of[expert as usize].expect("an expert of this pass")].busy = busy;
     }
 
     /// Gives the memory of `count` slots back to the system, but not that of the last one: slots
     /// whose experts are used least, of those that nothing reads.
     fn give_back(&mut self, count: usize) {
+        if self.coming.contains(&true) {
+            return; // reads know their slots by number
+        }
         for _ in 0..count.min(self.slots.len().saturating_sub(1)) {
             let Some(at) = self.victim() else { return };
             let gone = self.slots.swap_remove(at);
@@ -199,11 +253,6 @@ impl PooledLayer {
     fn matrix(&self, stack: usize, expert: u32) -> &[u8] {
         let slot = &self.slots[self.slot_of[expert as usize].expect("an expert of this pass")];
         slot.matrices[stack].as_ref().expect("an expert of this pass is there whole").matrix()
-    }
-
-    /// Bytes of an expert.
-    fn expert_bytes(&self) -> usize {
-        self.stacks.iter().map(|s| s.bytes).sum()
     }
 }
 
@@ -230,11 +279,13 @@ impl Residency {
                 let buffer = |s: &StackOnDrive| ReadBuffer::new(s.bytes).map(Arc::new).map(Some);
                 let buffers = stacks.iter().map(buffer).collect::<Result<_, _>>();
                 let matrices = buffers.context("cannot allocate memory for experts")?;
-                Ok(PoolSlot { expert: None, matrices, busy: false })
+                Ok(PoolSlot { expert: None, matrices, busy: false, failed: None })
             };
             let slots = (0..pool.slots.min(n)).map(slot).collect::<Result<_>>()?;
-            of_weight.insert(step.weights[0], layers.len());
-            layers.push(PooledLayer { stacks, scores: ExpertScores::new(n), slot_of: vec![None; n], slots });
+            let number = layers.len();
+            of_weight.insert(step.weights[0], number);
+            let (scores, slot_of, coming) = (ExpertScores::new(n), vec![None; n], vec![false; n]);
+            layers.push(PooledLayer { number, stacks, scores, slot_of, coming, slots });
         }
         let here = tape.steps.iter().enumerate().zip(&plan.places).filter(|(_, place)| !place.is_gpu());
         let of_step = here.filter_map(|((i, s), _)| Some((i, *of_weight.get(s.weights.first()?)?))).collect();
@@ -244,14 +295,34 @@ impl Residency {
         if let Some((path, kind)) = files.iter().find_map(|(path, file)| Some((path, network(file)?))) {
             tracing::warn!("{}: on {kind}, so experts that are not in memory come from there", path.display());
         }
-        let reader = DriveReader::open(&files, pool.read)?;
+        let reader = DriveReader::open(&files, layers.len(), pool.read)?;
         let pressure = MemoryPressure::of(Path::new("/"));
         let stats = DriveStats::default();
-        let residency = Residency { layers, of_step, reader, stats, pressure, has_warned: false };
+        let mut residency = Residency { layers, of_step, reader, stats, pressure, has_warned: false };
         if pool.lock {
             residency.lock();
         }
+        residency.fill();
         Ok(residency)
+    }
+
+    /// Asks for some expert into every slot, to be read while the drive has nothing else to do: the first
+    /// tokens find some of theirs, and those of a chat all that fit.
+    fn fill(&mut self) {
+        for layer in &mut self.layers {
+            for slot in 0..layer.slots.len() {
+                self.reader.request_idle(layer.reads(slot as u32, slot));
+            }
+        }
+    }
+
+    /// Takes what was read meanwhile.
+    fn take_arrived(&mut self) {
+        while let Some(done) = self.reader.next_done() {
+            self.stats.bytes += done.buffer.matrix().len();
+            // What nothing waits for is read again when something does, and fails then.
+            let _ = self.layers[done.to.layer].arrived(done);
+        }
     }
 
     /// Locks all slots in RAM, or says why not.
@@ -272,7 +343,13 @@ impl Residency {
         if !self.pressure.is_high(Instant::now()) || !Memory::of_this_machine().is_none_or(is_short) {
             return;
         }
-        self.layers.iter_mut().for_each(|l| l.give_back(l.slots.len().div_ceil(GIVEN_BACK)));
+        self.take_arrived();
+        for layer in &mut self.layers {
+            while let Some(list) = self.reader.take_back(layer.number, |_| true) {
+                layer.put_back(list);
+            }
+            layer.give_back(layer.slots.len().div_ceil(GIVEN_BACK));
+        }
         if !std::mem::replace(&mut self.has_warned, true) {
             tracing::warn!(
                 "programs wait for memory: fewer experts are kept there from now on, {} of each layer at present",
@@ -321,8 +398,10 @@ impl Residency {
         (ids, on_gpu): (&[f32], &[i32]),
         compute: &mut ExpertPass<'_>,
     ) -> Result<(), CutShort> {
+        self.take_arrived();
         let Residency { layers, of_step, reader, stats, .. } = self;
-        let layer = &mut layers[of_step[&step]];
+        let own = of_step[&step];
+        let layer = &mut layers[own];
         layer.scores.fade(tokens);
         let mut needed = vec![false; layer.slot_of.len()];
         for e in ids.iter().filter(|id| **id >= 0.0).map(|id| *id as usize) {
@@ -333,39 +412,46 @@ impl Residency {
         }
         let chosen = (0..needed.len() as u32).filter(|&e| needed[e as usize]);
         let (mut ready, missing): (Vec<u32>, Vec<u32>) = chosen.partition(|&e| layer.slot_of[e as usize].is_some());
-        ready.iter().for_each(|&e| layer.slots[layer.slot_of[e as usize].expect("just seen")].busy = true);
+        ready.iter().for_each(|&e| layer.set_busy(e, true)); // not given up before they are computed
         stats.needed += ready.len() + missing.len();
         stats.hits += ready.len();
-        let mut missing = missing.into_iter().peekable();
+        let (mut missing, mut asked) = (missing.into_iter().peekable(), vec![false; needed.len()]);
         let (mut in_flight, mut failed) = (0, None);
         loop {
-            while failed.is_none()
-                && in_flight < AT_ONCE
-                && missing.peek().is_some()
-                && let Some(slot) = layer.victim()
-            {
-                layer.read(reader, missing.next().expect("just seen"), slot);
-                stats.bytes += layer.expert_bytes();
-                in_flight += 1;
+            let layer = &mut layers[own];
+            while failed.is_none() && in_flight < AT_ONCE && missing.peek().is_some_and(|e| layer.ask(reader, *e)) {
+                let e = missing.next().expect("just seen");
+                match layer.slot_of[e as usize] {
+                    Some(_) => ready.push(e), // it arrived unasked
+                    None => (asked[e as usize], in_flight) = (true, in_flight + 1),
+                }
             }
             if !ready.is_empty() {
                 if failed.is_none() {
                     compute(&ready, &|stack, expert| layer.matrix(stack, expert));
                 }
-                for e in ready.drain(..) {
-                    layer.slots[layer.slot_of[e as usize].expect("it was used just now")].busy = false;
-                }
-            } else if in_flight > 0 {
+                ready.drain(..).for_each(|e| layer.set_busy(e, false));
+            } else if in_flight > 0 || failed.is_none() && missing.peek().is_some() {
                 let start = Instant::now();
-                let mut next = reader.next(true);
+                let mut next = Some(reader.next_when_done());
                 stats.waited += start.elapsed().as_secs_f64();
                 while let Some(done) = next {
-                    if let Some(expert) = layer.arrived(done, &mut failed) {
+                    let l = done.to.layer;
+                    stats.bytes += done.buffer.matrix().len();
+                    if let Some((e, result)) = layers[l].arrived(done)
+                        && l == own
+                        && asked[e as usize]
+                    {
                         in_flight -= 1;
-                        ready.extend(expert);
+                        match result {
+                            Ok(()) => ready.push(e),
+                            Err(e) => failed = failed.or(Some(e)),
+                        }
                     }
-                    next = reader.next(false);
+                    next = reader.next_done();
                 }
+                // Before any of their slots is given up.
+                ready.iter().for_each(|&e| layers[own].set_busy(e, true));
             } else {
                 return failed.map_or(Ok(()), Err);
             }
@@ -409,11 +495,18 @@ mod tests {
 
     /// A layer of 6 experts with 3 slots, of which the first two hold experts 4 and 1.
     fn layer() -> PooledLayer {
-        let slot = |expert| PoolSlot { expert, matrices: Vec::new(), busy: false };
+        let slot = |expert| PoolSlot { expert, matrices: Vec::new(), busy: false, failed: None };
         let mut slot_of = vec![None; 6];
         (slot_of[4], slot_of[1]) = (Some(0), Some(1));
         let slots = vec![slot(Some(4)), slot(Some(1)), slot(None)];
-        PooledLayer { stacks: Vec::new(), scores: ExpertScores::new(6), slot_of, slots }
+        PooledLayer {
+            number: 0,
+            stacks: Vec::new(),
+            scores: ExpertScores::new(6),
+            slot_of,
+            coming: vec![false; 6],
+            slots,
+        }
     }
 
     #[test]
@@ -467,15 +560,19 @@ mod tests {
 
     #[test]
     fn an_expert_is_there_when_its_last_matrix_is_and_not_if_one_could_not_be_read() {
-        let done = |m: usize, result| ReadDone { slot: (2, m), buffer: ReadBuffer::new(10).unwrap(), result };
+        let done = |stack: usize, result| {
+            let to = BufferPlace { layer: 0, slot: 2, stack };
+            ReadDone { to, buffer: ReadBuffer::new(10).unwrap(), result }
+        };
         let broken = || Err(CutShort::failed(Path::new("x.gguf"), 7, "gone"));
         for first in [Ok(()), broken()] {
-            let (mut l, mut failed, is_read) = (layer(), None, first.is_ok());
-            l.slots[2] = PoolSlot { expert: Some(3), matrices: vec![None, None], busy: true };
-            assert_eq!(l.arrived(done(1, first), &mut failed), None, "the other is still being read");
-            let expert = is_read.then_some(3);
-            assert_eq!(l.arrived(done(0, Ok(())), &mut failed), Some(expert));
-            assert_eq!((l.slot_of[3].is_some(), failed.is_some(), l.slots[2].busy), (is_read, !is_read, is_read));
+            let (mut l, is_read) = (layer(), first.is_ok());
+            l.slots[2] = PoolSlot { expert: Some(3), matrices: vec![None, None], busy: true, failed: None };
+            l.coming[3] = true;
+            assert!(l.arrived(done(1, first)).is_none(), "the other is still being read");
+            let (expert, result) = l.arrived(done(0, Ok(()))).expect("the last one");
+            assert_eq!((expert, result.is_ok(), l.slot_of[3].is_some(), l.coming[3]), (3, is_read, is_read, false));
+            assert!(!l.slots[2].busy, "it can be given up again");
         }
     }
 }
