@@ -7,19 +7,25 @@ __device__ __forceinline__ float sigmoid(float x) { return 1.f / (1.f + expf(-x)
 
 /// What a block reads from the streams, and how it writes back; see src/ops/hyper.rs. A block per token; `back` is null at
 /// the head of the model. Without `mixed` it is a weight for each stream and no matrix. Where `normed` is not null, it gets
-/// what `rms_norm` makes of the whole row, and where `codes` is not null they get that in 8 bits.
+/// what `rms_norm` makes of the whole row, and where `codes` is not null they get that in 8 bits. Where `next` is not null it
+/// gets the weights that were made of `mixes`, and what is read are the streams by the weights `given`, or the first stream;
+/// where `mixes` is null the streams by `given` and nothing else.
 extern "C" __global__ void __launch_bounds__(1024)
     hyper_pre(const float *streams, const float *mixes, const float *scale, const float *base, float *out, float *back,
-              const float *weight, float *normed, i8 *codes, ActScale *scales, int n, int width, int mixed, int rounds,
-              float magnitude, float eps, float post_eps, float norm_eps, float norm_least, float norm_scale) {
+              const float *weight, float *normed, i8 *codes, ActScale *scales, const float *given, float *next, int n,
+              int width, int mixed, int rounds, float magnitude, float eps, float post_eps, float norm_eps, float norm_least, float norm_scale) {
     __shared__ float scratch[32];
     __shared__ float pre[MOST_STREAMS], m[MOST_STREAMS * MOST_STREAMS];
     int t = blockIdx.x, nn = mixed ? n * n : 0, n_mix = back ? 2 * n + nn : n;
-    mixes += (u64)t * n_mix;
+    if (mixes) mixes += (u64)t * n_mix;
     streams += (u64)t * n * width;
     if (threadIdx.x < 32) { // a warp: a lane for every two entries of the largest matrix
         int lane = threadIdx.x;
-        for (int i = lane; i < n; i += 32) pre[i] = sigmoid(mixes[i] * scale[0] + base[i]) + eps;
+        for (int i = lane; i < n; i += 32) {
+            float own = mixes ? sigmoid(mixes[i] * scale[0] + base[i]) + eps : 0.f;
+            if (next) next[(u64)t * n + i] = own;
+            pre[i] = given ? given[(u64)t * n + i] : next ? (i ? 0.f : 1.f) : own;
+        }
         if (back) {
             float *to = back + (u64)t * (n + nn), v[2];
             for (int i = lane; i < n; i += 32) to[i] = magnitude * sigmoid(mixes[n + i] * scale[1] + base[n + i]) + post_eps;
@@ -119,16 +125,17 @@ extern "C" __global__ void gated_mean(const float *x, const float *gate, float *
     out[i] = sum / (float)n;
 }
 
-/// A value times a gate for each stream, made of a key and the stream, and that normed; see src/ops/ngram.rs. A block per
-/// row and stream.
+/// A value times a gate for each stream, made of a key and the stream, and that normed; see src/ops/ngram.rs. Where `normed` is
+/// null the stream with that added. A block per row and stream.
 extern "C" __global__ void __launch_bounds__(256)
     stream_gate(const float *key, const float *value, const float *streams, const float *norm_key,
                 const float *norm_query, const float *norm_out, float *gated, float *normed, int n, int width, float eps) {
     __shared__ float scratch[32];
     u64 at = (u64)blockIdx.x * width;
     int w = blockIdx.x % n * width;
-    key += at, streams += at, gated += at, normed += at;
-    norm_key += w, norm_query += w, norm_out += w;
+    key += at, streams += at, gated += at;
+    norm_key += w, norm_query += w;
+    if (normed) normed += at, norm_out += w;
     value += (u64)(blockIdx.x / n) * width;
     float keys = 0.f, queries = 0.f, dot = 0.f, values = 0.f;
     for (int c = threadIdx.x; c < width; c += blockDim.x) {
@@ -138,11 +145,11 @@ extern "C" __global__ void __launch_bounds__(256)
     keys = block_sum(keys, scratch), queries = block_sum(queries, scratch);
     dot = block_sum(dot, scratch), values = block_sum(values, scratch);
     float s = dot / sqrtf(keys / (float)width + eps) / sqrtf(queries / (float)width + eps) / sqrtf((float)width);
-    float root = sqrtf(fmaxf(fabsf(s), 1e-6f)), gate = sigmoid(s > 0.f ? root : s < 0.f ? -root : 0.f);
+    float root = sqrtf(fmaxf(fabsf(s), 1e-6f)), gate = sigmoid(s > 0.f ? root : s < 0.f ? -root : normed ? 0.f : root);
     float by = 1.f / sqrtf(gate * gate * values / (float)width + eps);
     for (int c = threadIdx.x; c < width; c += blockDim.x) {
-        gated[c] = gate * value[c];
-        normed[c] = gate * value[c] * by * norm_out[c];
+        gated[c] = gate * value[c] + (normed ? 0.f : streams[c]);
+        if (normed) normed[c] = gate * value[c] * by * norm_out[c];
     }
 }
 
@@ -153,7 +160,7 @@ extern "C" __global__ void add_place(const float *score, const float *ape, const
     if (i < total) out[i] = score[i] + ape[(u64)(pos[i / width] % ratio) * width + i % width];
 }
 
-/// The row of every token that completes a block of `ratio`; others are left. See src/ops/compress.rs: a softmax over the
+/// The row of every token that completes a block of `ratio`; those of others are 0. See src/ops/compress.rs: a softmax over the
 /// block's tokens (and with `overlap` the block's before) in each column, or without `scores` the mean; a norm where there
 /// is a weight of one, rotation; stored as f32 in `rows`, from where `store_rows` takes them. A block of threads per token.
 ///
@@ -174,11 +181,15 @@ extern "C" __global__ void __launch_bounds__(512, 2)
         u64 at = (u64)(p % capacity) * row_bytes;
         for (int i = threadIdx.x; i < wide; i += blockDim.x) {
             ((float *)(kvs + at))[i] = kv[i];
-            if (scores) ((float *)(scores + at))[i] = score[i] + ape[(u64)(p % ratio) * wide + i];
+            if (scores) ((float *)(scores + at))[i] = score[i] + (ape ? ape[(u64)(p % ratio) * wide + i] : 0.f);
         }
         __syncthreads();
     }
-    if ((p + 1) % ratio) return;
+    rows += (u64)t * dim;
+    if ((p + 1) % ratio) {
+        for (int c = threadIdx.x; !cache && c < dim; c += blockDim.x) rows[c] = 0.f;
+        return;
+    }
     int block = p / ratio, first = max((block + 1) * ratio - ratio * (1 + overlap), 0);
     float squares = 0.f;
     for (int c = threadIdx.x; c < dim; c += blockDim.x) {
@@ -202,7 +213,6 @@ extern "C" __global__ void __launch_bounds__(512, 2)
     float by = 1.f / sqrtf(squares / (float)dim + eps);
     for (int c = threadIdx.x; norm && c < dim; c += blockDim.x) row[c] *= by * norm[c];
     __syncthreads();
-    rows += (u64)t * dim;
     if (cache) cache += seq[t] * cache_seq_bytes + (u64)(block % cache_capacity) * cache_row_bytes;
     for (int c = threadIdx.x; c < dim; c += blockDim.x) {
         int r = c - offset, half = n_rot / 2;
@@ -242,6 +252,27 @@ extern "C" __global__ void __launch_bounds__(128)
     if (lane == 0) scores[((u64)t * heads + h) * most + b] = best;
 }
 
+/// score[t][b] = the best of the scores of block b's rows, of `size` rows for `every` tokens each; the newest block that token t
+/// sees comes before all. A thread per block of rows. Grid: (most blocks / 128, tokens).
+extern "C" __global__ void __launch_bounds__(128)
+    best_of_blocks(const float *scores, const int *pos, float *best, int every, int size, int most, int most_blocks) {
+    int t = blockIdx.y, b = blockIdx.x * 128 + threadIdx.x, seen = (pos[t] + 1) / every, n = (seen + size - 1) / size;
+    if (b >= n) return;
+    float v = -__int_as_float(0x7f800000);
+    for (int r = b * size; r < min((b + 1) * size, seen); r++) v = fmaxf(v, scores[(u64)t * most + r]);
+    best[(u64)t * most_blocks + b] = b == n - 1 ? __int_as_float(0x7f800000) : v;
+}
+
+/// How many of the `n` rows that a token sees its candidates have: `n_blocks` blocks of `size` rows, the newest among them.
+__device__ __forceinline__ int candidate_rows(int n, int n_blocks, int size) {
+    return n - max((n + size - 1) / size - n_blocks, 0) * size;
+}
+
+/// The row at place i of those of a token's candidates.
+__device__ __forceinline__ int candidate_row(const float *blocks, int i, int size) {
+    return (int)blocks[i / size] * size + i % size;
+}
+
 /// A power of two that brings values up to `most` below 2^14, and what undoes it.
 __device__ __forceinline__ float scale_for(float most, float &back) {
     int exponent = max((int)(__float_as_uint(most) >> 23) - 127, -100);
@@ -253,15 +284,20 @@ __device__ __forceinline__ float scale_for(float most, float &back) {
 /// without weights all are 1. Tensor cores, on queries (and keys that are not f16) as the sums of
 /// two f16 each, scaled by a power of two: as exact as f32, since a choice of rows hangs on the
 /// last bits. A block has 64 rows, each of its four warps 16 heads at a time; at most 128 columns.
-/// Grid: (most rows / 64, tokens).
+/// With `blocks`, `n_blocks` for each token, the rows are those of these blocks of `size`, one
+/// after the other. Grid: (most rows / 64, tokens).
 extern "C" __global__ void __launch_bounds__(128)
     index_scores(const float *q, const float *weights, const u8 *keys, const int *seq, const int *pos, float *scores,
                  int heads, int dim, int every, CacheType cache_type, int most, int capacity, u64 row_bytes,
-                 u64 seq_bytes) {
+                 u64 seq_bytes, const float *blocks, int n_blocks, int size) {
     enum { ROWS = 64, STRIDE = 128 + 8 };
     __shared__ __align__(16) u16 high[ROWS * STRIDE], low[ROWS * STRIDE];
     __shared__ float back[ROWS], sums[4][ROWS];
     int t = blockIdx.y, row0 = blockIdx.x * ROWS, seen = (pos[t] + 1) / every;
+    if (blocks) {
+        seen = candidate_rows(seen, n_blocks, size);
+        blocks += (u64)t * n_blocks;
+    }
     if (row0 >= seen) return;
     int id = threadIdx.x, lane = id & 31, warp = id >> 5, quad = lane & 3;
     bool exact = cache_type == CACHE_F16;
@@ -276,6 +312,7 @@ extern "C" __global__ void __launch_bounds__(128)
             int r = id >> 1, at = row0 + r, h = h0 + r;
             bool there = of_keys ? at < seen : h < heads, whole = of_keys && exact;
             CacheType type = of_keys ? cache_type : CACHE_F32;
+            if (blocks && of_keys && there) at = candidate_row(blocks, at, size);
             const u8 *row = of_keys ? keys + seq[t] * seq_bytes + (u64)(at % capacity) * row_bytes
                                     : (const u8 *)(q + ((u64)t * heads + h) * dim);
             float largest = 0.f, up = 1.f, down = 1.f;
@@ -355,14 +392,15 @@ __device__ __forceinline__ u32 ordered(float f) {
 }
 
 /// The `k` best rows of each of a token's `lists`, rising, then -1; the lower of equals. Of rows of `every` tokens those
-/// count that are complete, or with `begun` those that are begun; `open` adds the one that is not complete. A block of 256 per
-/// list: the k-th largest is found eight bits at a time.
+/// count that have their first `every - from` + 1 tokens: from 1 those that are complete, from `every` those that are begun. `open`
+/// adds the one that is not complete. With `blocks`, `n_blocks` for each token, scores are those of the rows of these blocks of
+/// `size`. A block of 256 per list: the k-th largest is found eight bits at a time.
 extern "C" __global__ void __launch_bounds__(256)
-    index_top(const float *scores, const int *pos, float *out, int k, int every, int most, int lists, int begun,
-              int open) {
+    index_top(const float *scores, const int *pos, float *out, int k, int every, int most, int lists, int from,
+              int open, const float *blocks, int n_blocks, int size) {
     __shared__ int count[256], sums[8], chosen, left;
     int t = blockIdx.x / lists, id = threadIdx.x, lane = id & 31, warp = id >> 5;
-    int n = (pos[t] + (begun ? every : 1)) / every;
+    int n = (pos[t] + from) / every;
     float last = (pos[t] + 1) % every ? (float)n : -1.f; // the open one
     scores += (u64)blockIdx.x * most;
     out += (u64)blockIdx.x * (k + open);
@@ -371,6 +409,10 @@ extern "C" __global__ void __launch_bounds__(256)
         return;
     }
     if (open && id == 0) out[k] = last;
+    if (blocks) {
+        n = candidate_rows(n, n_blocks, size);
+        blocks += (u64)t * n_blocks;
+    }
     u32 high = 0, mask = 0; // the bits of the k-th largest that are known
     if (id == 0) left = k;
     __syncthreads();
@@ -408,9 +450,10 @@ extern "C" __global__ void __launch_bounds__(256)
     }
     // All above the k-th, and of its equals the first `left`, in rising order.
     int equals = 0, written = 0;
-    for (int from = 0; from < n; from += 256) {
-        u32 v = from + id < n ? ordered(scores[from + id]) : 0;
-        int same = from + id < n && v == high, above = from + id < n && v > high;
+    for (int first = 0; first < n; first += 256) {
+        int i = first + id;
+        u32 v = i < n ? ordered(scores[i]) : 0;
+        int same = i < n && v == high, above = i < n && v > high;
         for (int pass = 0; pass < 2; pass++) { // first how many equals stand before, then how many are taken before
             int mine = pass == 0 ? same : above;
             u32 ballot = __ballot_sync(0xffffffffu, mine);
@@ -426,7 +469,7 @@ extern "C" __global__ void __launch_bounds__(256)
                 above |= same && equals + before < left;
                 equals += all;
             } else {
-                if (above) out[written + before] = (float)(from + id);
+                if (above) out[written + before] = (float)(blocks ? candidate_row(blocks, i, size) : i);
                 written += all;
             }
         }

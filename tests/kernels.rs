@@ -276,7 +276,7 @@ fn a_row_is_cached_as_the_cpu_caches_it_and_read_as_the_values_that_it_keeps() {
         worst_of(&each, &want, ty.name);
         let (none, grid) = (Ptr::default(), Grid::new([rows.div_ceil(64), 1, 1], 128));
         launch::index_scores(
-            on, grid, q, none, keys, seq, last, scores, h, wide, 1, code, most, most, row_bytes, seq_bytes,
+            on, grid, q, none, keys, seq, last, scores, h, wide, 1, code, most, most, row_bytes, seq_bytes, none, 0, 1,
         )
         .unwrap();
         let sum = |r: usize| {

@@ -160,16 +160,15 @@ fn normed_hyper(first: &Launch, second: &Launch) -> Option<Launch> {
     if !first.is("hyper_pre") {
         return None;
     }
-    // streams, mixes, scale, base, out, back, weight, normed, codes, scales, n, width, ..
-    let (rows, n, width) = (first.grid.blocks[0], first.number(10) as usize, first.number(11) as usize);
+    // streams, mixes, scale, base, out, back, weight, normed, codes, scales, given, next, n, width, ..
+    let (rows, n, width) = (first.grid.blocks[0], first.number(12) as usize, first.number(13) as usize);
     let mut both = first.clone();
     match ChainPart::of(second)? {
         ChainPart::Norm { x, weight, out, n: run, total, by, .. } => {
             let fits = x == first.pointer(4) && first.pointer(7) == NONE && run == width && total == rows * width;
-            // One block may be done before another has read its streams.
-            if !fits
-                || second.grid.threads != first.grid.threads
-                || !apart((first.pointer(0), rows * n * width), (out, total))
+            // One block may be done before another has read its streams, and their weights.
+            let read = [(first.pointer(0), rows * n * width), (first.pointer(10), rows * n)];
+            if !fits || second.grid.threads != first.grid.threads || !read.iter().all(|read| apart(*read, (out, total)))
             {
                 return None;
             }

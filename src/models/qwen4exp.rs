@@ -2,6 +2,8 @@
 //! attention reads the blocks of rows whose mean keys an indexer prefers, and the newest. One layer adds rows of a table of
 //! n-grams, which can be larger than memory and stays in the file.
 
+use std::sync::Arc;
+
 use anyhow::Result;
 
 use super::qwen35::{attention, delta_net, mixture};
@@ -86,9 +88,9 @@ fn grams(b: &Builder, layers: &[usize]) -> Result<Slot> {
     }
     let factors = list("ple.layer_multipliers", longest)?.into_iter().map(|f| f as u64).collect();
     let heads = list("ple.head_offsets", n_heads)?.into_iter().zip(sizes).collect();
-    let end = b.count_or_zero("ple.eos_token_id")? as u32;
+    let pad = b.count_or_zero("ple.eos_token_id")? as u32;
     let dim = b.count("embedding_length_per_layer_input")?;
-    b.ngram("per_layer_token_embd.weight", Ngram { factors, heads, end }, dim)
+    b.ngram("per_layer_token_embd.weight", Ngram { factors, heads, map: Arc::default(), pad, ends: true }, dim)
 }
 
 /// The streams with the rows of the table in them: gated by each stream, and convolved along the sequence.

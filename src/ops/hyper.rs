@@ -7,6 +7,9 @@
 //! comb  = sinkhorn(scale[2] * mixes[2n..] + base[2n..])                    (from, to)
 //! after the block:  stream[to] = post[to] * output + sum_from comb[from][to] * stream[from]
 //! ```
+//! Where the mix lags (DeepSeek-V4.1), `pre` serves the next block: a block reads by the one of the block before it, the first
+//! one stream 0, and the head by that of the last block.
+//!
 //! Without the mixing matrix (Hy4) `comb` is the identity, and post = magnitude * sigmoid(..) + eps.
 //! Sinkhorn: softmax over `to`, plus eps; columns divided by their sum + eps; then rows and columns in turn.
 
@@ -17,7 +20,7 @@ use super::norm::{norm, rms};
 use crate::cpu::{Group, grouped};
 use crate::cuda::launch::{MOST_STREAMS, TILE_ROWS};
 use crate::cuda::{Grid, Ptr, int, launch};
-use crate::tape::{Builder, CpuIo, GpuIo, GpuValue, MatrixRows, Op, Slot};
+use crate::tape::{Builder, CpuIo, GpuIo, GpuValue, MatrixRows, Op, Slot, WeightId};
 
 /// The settings of a model's hyper-connections.
 #[derive(Clone, Copy, Debug)]
@@ -48,11 +51,29 @@ impl Hyper {
     }
 }
 
+/// What a step makes of `pre`, and of the streams with it.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Reads {
+    /// The block reads by it.
+    Own,
+    /// The block reads by that of the block before, which is the second input, or stream 0; its own is the third output.
+    Before,
+    /// The head of the model reads by it: nothing else exists.
+    Head,
+}
+
 #[derive(Debug)]
 struct HyperPre {
     h: Hyper,
-    /// At the end of the model: only `pre` exists.
-    head: bool,
+    reads: Reads,
+}
+
+/// `out = sum_i pre[i] * stream[i]`, for a token.
+fn collapse(pre: &[f32], streams: &[f32], out: &mut [f32]) {
+    out.fill(0.0);
+    for (pre, stream) in pre.iter().zip(streams.chunks_exact(out.len())) {
+        out.iter_mut().zip(stream).for_each(|(o, s)| *o += pre * s);
+    }
 }
 
 /// Rows and columns of `m` (n x n) brought to sums of about 1.
@@ -96,16 +117,21 @@ impl Op for HyperPre {
         let group = Group { w: w.matrix(0), pairs: &pairs };
         grouped(io.pool, w.format(), (n_mix, all), &[group], &mut io.work.acts, normed, mixes);
         let (scale, base) = (io.weights[1].values, io.weights[2].values);
+        let mut pre = vec![0f32; n];
         for t in 0..io.rows {
             let mix = &mixes[t * n_mix..(t + 1) * n_mix];
-            let out = &mut io.outs[0][t * h.width..(t + 1) * h.width];
-            out.fill(0.0);
-            for i in 0..n {
-                let pre = sigmoid(mix[i] * scale[0] + base[i]) + h.eps;
-                let stream = &x[t * all + i * h.width..][..h.width];
-                out.iter_mut().zip(stream).for_each(|(o, s)| *o += pre * s);
+            let streams = &x[t * all..(t + 1) * all];
+            let own = mix.iter().zip(base).take(n).map(|(m, b)| sigmoid(m * scale[0] + b) + h.eps);
+            if self.reads == Reads::Before {
+                io.outs[2][t * n..(t + 1) * n].iter_mut().zip(own).for_each(|(o, v)| *o = v);
+                pre.fill(0.0);
+                pre[0] = 1.0;
+                io.ins.get(1).into_iter().for_each(|before| pre.copy_from_slice(&before[t * n..(t + 1) * n]));
+            } else {
+                pre.iter_mut().zip(own).for_each(|(o, v)| *o = v);
             }
-            if self.head {
+            collapse(&pre, streams, &mut io.outs[0][t * h.width..(t + 1) * h.width]);
+            if self.reads == Reads::Head {
                 continue;
             }
             let n_back = n + h.n_comb();
@@ -142,7 +168,8 @@ impl Op for HyperPre {
             norm(io, x, (None, 1), x.width, (h.norm_eps, 1.0), normed.ptr)?;
             io.product(w, normed, MatrixRows::All, mixes)?;
         }
-        let (back, none) = ((!self.head).then(|| io.outs[1].ptr), Ptr::default());
+        let (none, lags) = (Ptr::default(), self.reads == Reads::Before);
+        let back = (self.reads != Reads::Head).then(|| io.outs[1].ptr);
         launch::hyper_pre(
             io.gpu,
             Grid::new([x.rows, 1, 1], h.width.next_multiple_of(32).min(1024)), // as `rms_norm`, which may join it
@@ -156,6 +183,8 @@ impl Op for HyperPre {
             none,
             none,
             none,
+            io.ins.get(1).map_or(none, |before| before.ptr),
+            if lags { io.outs[2].ptr } else { none },
             int(h.n),
             int(h.width),
             i32::from(h.rounds.is_some()),
@@ -231,6 +260,55 @@ impl Op for Post {
     }
 }
 
+/// The streams joined by weights that are the second input.
+#[derive(Debug)]
+struct Collapse;
+
+impl Op for Collapse {
+    fn name(&self) -> &'static str {
+        "hyper"
+    }
+
+    fn cpu(&self, io: &mut CpuIo<'_>) {
+        let [streams, pre] = io.ins else { unreachable!("the builder gives two inputs") };
+        let (n, all) = (pre.len() / io.rows, streams.len() / io.rows);
+        io.pool.pieces(&mut io.outs[0], all / n, streams.len() * 8, |t, out| {
+            collapse(&pre[t * n..(t + 1) * n], &streams[t * all..(t + 1) * all], out);
+        });
+    }
+
+    fn gpu(&self, io: &GpuIo<'_>) -> Result<()> {
+        let ([streams, pre], none) = ([io.ins[0], io.ins[1]], Ptr::default());
+        let width = streams.width / pre.width;
+        launch::hyper_pre(
+            io.gpu,
+            Grid::new([streams.rows, 1, 1], width.next_multiple_of(32).min(1024)),
+            streams.ptr,
+            none,
+            none,
+            none,
+            io.outs[0].ptr,
+            none,
+            none,
+            none,
+            none,
+            none,
+            pre.ptr,
+            none,
+            int(pre.width),
+            int(width),
+            0,
+            0,
+            0.0,
+            0.0,
+            0.0,
+            0.0,
+            0.0,
+            0.0,
+        )
+    }
+}
+
 /// The mean of this many streams.
 #[derive(Debug)]
 struct Mean(usize);
@@ -265,16 +343,38 @@ impl Builder<'_> {
     /// # Errors
     /// If a weight is missing or has another shape.
     pub fn hyper_pre(&self, name: &str, streams: Slot, h: Hyper) -> Result<(Slot, Slot)> {
+        let weights = self.hyper_weights(name, h)?;
+        let (op, outs) = (HyperPre { h, reads: Reads::Own }, [h.width, h.n + h.n_comb()]);
+        let outs = self.push_named(&format!("{name}_pre"), op, &[streams], &outs, &weights, &[]);
+        Ok((outs[0], outs[1]))
+    }
+
+    /// As [`Builder::hyper_pre`] for a model whose mix lags: what a block reads by the weights `before`, which the block before
+    /// it gave, or of stream 0; how it writes back; and the weights for the next block, (T, n).
+    ///
+    /// # Errors
+    /// If a weight is missing or has another shape.
+    pub fn hyper_lagged(&self, name: &str, streams: Slot, before: Option<Slot>, h: Hyper) -> Result<[Slot; 3]> {
+        let weights = self.hyper_weights(name, h)?;
+        let ins: Vec<Slot> = [Some(streams), before].into_iter().flatten().collect();
+        let (op, outs) = (HyperPre { h, reads: Reads::Before }, [h.width, h.n + h.n_comb(), h.n]);
+        let outs = self.push_named(&format!("{name}_pre"), op, &ins, &outs, &weights, &[]);
+        Ok([outs[0], outs[1], outs[2]])
+    }
+
+    /// The streams joined by weights `pre` (T, n) that are known: (T, width).
+    pub fn hyper_collapse(&self, streams: Slot, pre: Slot) -> Slot {
+        let width = self.width(streams) / self.width(pre);
+        self.push(Collapse, &[streams, pre], &[width], &[])[0]
+    }
+
+    fn hyper_weights(&self, name: &str, h: Hyper) -> Result<[WeightId; 3]> {
         let n_mix = 2 * h.n + h.n_comb();
-        let weights = [
+        Ok([
             self.matrix(&format!("{name}_fn.weight"), &[n_mix, h.n * h.width])?,
             self.vector(&format!("{name}_scale.weight"), &[2 + h.rounds.is_some() as usize])?,
             self.vector(&format!("{name}_base.weight"), &[n_mix])?,
-        ];
-        let outs = [h.width, h.n + h.n_comb()];
-        let outs =
-            self.push_named(&format!("{name}_pre"), HyperPre { h, head: false }, &[streams], &outs, &weights, &[]);
-        Ok((outs[0], outs[1]))
+        ])
     }
 
     /// The streams after a block that read them with [`Builder::hyper_pre`] and gave `x`: (T, n * width). `back` has a
@@ -301,6 +401,6 @@ impl Builder<'_> {
             self.vector(&format!("{name}_scale.weight"), &[1])?,
             self.vector(&format!("{name}_base.weight"), &[h.n])?,
         ];
-        Ok(self.push_named(name, HyperPre { h, head: true }, &[streams], &[h.width], &weights, &[])[0])
+        Ok(self.push_named(name, HyperPre { h, reads: Reads::Head }, &[streams], &[h.width], &weights, &[])[0])
     }
 }

@@ -7,20 +7,23 @@
 //! position has begun and not completed. A constant factor on the weights would not change the choice and is left out.
 //! Ties go to the older row.
 //!
-//! Or every head selects blocks of its own, by the best key of each (MiniMax M3):
+//! In two levels (DeepSeek-V4.1) one layer's step gives each token its candidates as well, and those of later layers score the
+//! rows of these alone:
 //!
 //! ```text
-//! score[h][b] = max over the visible keys of block b of q[h] . key     the `k` best blocks, the newest `local` among them
+//! candidates = the best blocks of `size` rows by the best score of each, and the block of the newest visible row
 //! ```
 
-use anyhow::{Result, bail};
+use std::ops::Range;
+
+use anyhow::{Error, Result, bail};
 
 use super::rotate::{LONGEST, run_of};
 use super::route::top_k;
 use crate::cpu::dot_rows;
 use crate::cuda::{Grid, Ptr, int, launch};
-use crate::quant::ActRow;
-use crate::tape::{Builder, CpuIo, GpuIo, Op, Role, Slot, State, StateId};
+use crate::quant::{ActRow, Acts};
+use crate::tape::{Builder, CpuIo, GpuIo, Op, Role, Row, Slot, State, StateId};
 
 /// Row numbers below this are exact as f32.
 const EXACT: usize = 1 << 24;
@@ -47,11 +50,119 @@ impl Index {
     }
 }
 
+/// The blocks of rows that a token's choice is made from.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Candidates {
+    /// Rows of a block.
+    pub size: usize,
+    /// Blocks that a token may have.
+    pub n: usize,
+}
+
+/// What a step has to do with candidates.
+#[derive(Clone, Copy, Debug)]
+enum Level {
+    /// Nothing.
+    Only,
+    /// It gives them.
+    First(Candidates),
+    /// Its rows are theirs: its last input.
+    Second(Candidates),
+}
+
 #[derive(Debug)]
-struct IndexOp(Index);
+struct IndexOp {
+    x: Index,
+    level: Level,
+}
+
+impl IndexOp {
+    /// Scores of the rows of some runs for token `t`.
+    fn scores(&self, io: &Scored<'_>, t: usize, runs: &[Range<usize>]) -> Vec<f32> {
+        let (x, n) = (&self.x, runs.iter().map(Range::len).sum());
+        let (mut score, mut part) = (vec![0f32; n], vec![0f32; n]);
+        for h in 0..x.heads {
+            let w = io.weights.map_or(1.0, |w| w[t * x.heads + h]);
+            let mut rest = &mut part[..];
+            for run in runs {
+                let (own, later) = rest.split_at_mut(run.len());
+                key_scores(io.keys, io.rows[t].seq, io.acts.row(t * x.heads + h, io.q), run.start, own);
+                rest = later;
+            }
+            score.iter_mut().zip(&part).for_each(|(s, p)| *s += w * p.max(0.0));
+        }
+        score
+    }
+
+    /// Chooses token `t`'s rows, and its candidates where the step gives them, which else is empty.
+    fn choose(&self, io: &Scored<'_>, t: usize, top: &mut [f32], blocks: &mut [f32]) {
+        let x = &self.x;
+        let seen = io.rows[t].pos as usize + 1;
+        let n = seen / x.every;
+        let list = |to: &mut [f32], n: usize| {
+            to.fill(-1.0);
+            to.iter_mut().enumerate().take(n).for_each(|(i, o)| *o = i as f32);
+        };
+        match self.level {
+            // Blocks have at least as many rows as are chosen.
+            _ if n <= x.k => {
+                list(top, n);
+                if let Level::First(c) = self.level {
+                    list(blocks, n.div_ceil(c.size));
+                }
+            }
+            Level::Only => select(&self.scores(io, t, &[0..n]), x.k, top),
+            Level::First(c) => {
+                let score = self.scores(io, t, &[0..n]);
+                select(&score, x.k, top);
+                let best = |rows: &[f32]| rows.iter().fold(f32::NEG_INFINITY, |m, &v| m.max(v));
+                let mut of_blocks: Vec<f32> = score.chunks(c.size).map(best).collect();
+                of_blocks.last_mut().into_iter().for_each(|newest| *newest = f32::INFINITY);
+                select(&of_blocks, c.n, blocks);
+            }
+            Level::Second(c) => {
+                let given = &io.blocks.expect("candidates of an earlier layer")[t * c.n..(t + 1) * c.n];
+                let of = |b: usize| b * c.size..((b + 1) * c.size).min(n);
+                let runs: Vec<_> = given.iter().take_while(|&&b| b >= 0.0).map(|&b| of(b as usize)).collect();
+                select(&self.scores(io, t, &runs), x.k, top);
+                let chosen = top.iter_mut().take_while(|r| **r >= 0.0);
+                // All blocks but the newest, which is the last, are whole.
+                chosen.for_each(|r| *r = (runs[*r as usize / c.size].start + *r as usize % c.size) as f32);
+            }
+        }
+        if x.open && !seen.is_multiple_of(x.every) {
+            top[n.min(x.k)] = n as f32;
+        }
+    }
+}
+
+impl IndexOp {
+    /// Each token's candidates, of the scores of up to `most` rows, of which it sees `rows` at most.
+    fn gpu_blocks(&self, io: &GpuIo<'_>, c: Candidates, (scores, most): (Ptr, usize), rows: usize) -> Result<()> {
+        let (every, size, n, positions) = (self.x.every, c.size, io.ins[0].rows, io.lists.positions);
+        let most_blocks = most.div_ceil(size);
+        let best = io.scratch.take(n * most_blocks * 4);
+        let grid = Grid::new([rows.div_ceil(size).div_ceil(128).max(1), n, 1], 128);
+        let (blocks, from, none) = (int(most_blocks), int((size - 1) * every + 1), Ptr::default());
+        launch::best_of_blocks(io.gpu, grid, scores, positions, best, int(every), int(size), int(most), blocks)?;
+        let (grid, of, to) = (Grid::new([n, 1, 1], 256), int(every * size), io.outs[1].ptr);
+        launch::index_top(io.gpu, grid, best, positions, to, int(c.n), of, blocks, 1, from, 0, none, 0, 1)
+    }
+}
+
+/// What the scores of a batch's tokens are made of.
+struct Scored<'a> {
+    rows: &'a [Row],
+    q: &'a [f32],
+    acts: &'a Acts,
+    weights: Option<&'a [f32]>,
+    keys: &'a State,
+    /// The candidates of each token, -1 after the last.
+    blocks: Option<&'a [f32]>,
+}
 
 /// Writes the `k` largest scores' places in rising order, then -1.
-fn select(score: &[f32], k: usize, out: &mut [f32]) {
+pub(super) fn select(score: &[f32], k: usize, out: &mut [f32]) {
     let mut best = Vec::new();
     top_k(score, k, &mut best);
     best.sort_unstable();
@@ -59,10 +170,10 @@ fn select(score: &[f32], k: usize, out: &mut [f32]) {
     out.iter_mut().zip(&best).for_each(|(o, &r)| *o = r as f32);
 }
 
-/// `q . key` for the first `score.len()` keys of a sequence.
-fn key_scores(keys: &State, seq: u32, q: ActRow<'_>, score: &mut [f32]) {
+/// `q . key` for the keys of a sequence from `first` on, `score.len()` of them.
+pub(super) fn key_scores(keys: &State, seq: u32, q: ActRow<'_>, first: usize, score: &mut [f32]) {
     let mut at = 0;
-    for (_, bytes) in keys.runs(seq, 0, score.len()) {
+    for (_, bytes) in keys.runs(seq, first, first + score.len()) {
         let rows = bytes.len() / keys.row_bytes();
         dot_rows(keys.ty(), bytes, keys.row_bytes(), q, &mut score[at..at + rows]);
         at += rows;
@@ -75,46 +186,42 @@ impl Op for IndexOp {
     }
 
     fn cpu(&self, io: &mut CpuIo<'_>) {
-        let x = &self.0;
-        let (q, weights) = (io.ins[0], io.ins.get(1));
-        let keys = &io.states[0];
+        let (x, q, keys) = (&self.x, io.ins[0], &io.states[0]);
         let mut acts = std::mem::take(&mut io.work.acts);
         acts.set(keys.ty().act, x.dim, q);
         let depth = io.batch.rows.iter().map(|r| (r.pos as usize + 1) / x.every).max().unwrap_or(0);
-        io.pool.pieces(&mut io.outs[0], x.width(), io.rows * depth * x.heads * x.dim, |t, out| {
-            let row = io.batch.rows[t];
-            let seen = row.pos as usize + 1;
-            let n = seen / x.every;
-            if n <= x.k {
-                out.fill(-1.0);
-                out.iter_mut().enumerate().take(n).for_each(|(i, o)| *o = i as f32);
-            } else {
-                let (mut score, mut part) = (vec![0f32; n], vec![0f32; n]);
-                for h in 0..x.heads {
-                    let w = weights.map_or(1.0, |w| w[t * x.heads + h]);
-                    key_scores(keys, row.seq, acts.row(t * x.heads + h, q), &mut part);
-                    score.iter_mut().zip(&part).for_each(|(s, p)| *s += w * p.max(0.0));
-                }
-                select(&score, x.k, out);
+        let bytes = io.rows * depth * x.heads * x.dim;
+        let second = matches!(self.level, Level::Second(_));
+        let (blocks, weighed) = (io.ins.last().filter(|_| second).copied(), io.ins.len() > 1 + usize::from(second));
+        let weights = weighed.then(|| io.ins[1]);
+        let scored = Scored { rows: &io.batch.rows, q, acts: &acts, weights, keys, blocks };
+        match &mut *io.outs {
+            [top, blocks] => {
+                let (k, n) = (top.len() / io.rows, blocks.len() / io.rows);
+                io.pool.pieces2((top, k), (blocks, n), bytes, |t, top, to| self.choose(&scored, t, top, to));
             }
-            if x.open && !seen.is_multiple_of(x.every) {
-                out[n.min(x.k)] = n as f32;
-            }
-        });
+            outs => io.pool.pieces(&mut outs[0], x.width(), bytes, |t, top| self.choose(&scored, t, top, &mut [])),
+        }
         io.work.acts = acts;
     }
 
     fn gpu(&self, io: &GpuIo<'_>) -> Result<()> {
-        let (x, q, keys) = (&self.0, io.ins[0], io.states[0].cache);
-        let weights = io.ins.get(1).map_or(Ptr::default(), |w| w.ptr);
+        let (x, q, keys, none) = (&self.x, io.ins[0], io.states[0].cache, Ptr::default());
+        let second = matches!(self.level, Level::Second(_));
+        let weights = io.ins.get(1).filter(|_| io.ins.len() > 1 + usize::from(second)).map_or(none, |w| w.ptr);
+        let (blocks, n_blocks, size) = match self.level {
+            Level::Second(c) => (io.ins[io.ins.len() - 1].ptr, c.n, c.size),
+            _ => (none, 0, 1),
+        };
         let (seqs, positions) = (io.lists.seqs, io.lists.positions);
         // Room for every row that there may be, so that a recorded step fits each token.
-        let most = keys.capacity as usize;
+        let all = keys.capacity as usize;
+        let most = if second { all.min(n_blocks * size) } else { all };
         let scores = io.scratch.take(q.rows * most * 4);
         // A recorded step must do for every later token; a batch is started as it is.
         let last = io.batch.rows.iter().map(|r| (r.pos as usize + 1) / x.every).max().unwrap_or(0);
         let rows = if q.rows == 1 || io.batch.verifies { most } else { last.min(most) };
-        let (every, most) = (int(x.every), keys.capacity);
+        let (every, n_blocks, size) = (int(x.every), int(n_blocks), int(size));
         launch::index_scores(
             io.gpu,
             Grid::new([rows.div_ceil(64), q.rows, 1], 128),
@@ -128,119 +235,50 @@ impl Op for IndexOp {
             int(x.dim),
             every,
             keys.ty,
-            most,
+            int(most),
             keys.capacity,
             keys.row_bytes,
             keys.seq_bytes,
+            blocks,
+            n_blocks,
+            size,
         )?;
-        let grid = Grid::new([q.rows, 1, 1], 256);
-        let open = i32::from(x.open);
-        launch::index_top(io.gpu, grid, scores, positions, io.outs[0].ptr, int(x.k), every, most, 1, 0, open)
+        let (grid, k, open, to) = (Grid::new([q.rows, 1, 1], 256), int(x.k), i32::from(x.open), io.outs[0].ptr);
+        launch::index_top(
+            io.gpu,
+            grid,
+            scores,
+            positions,
+            to,
+            k,
+            every,
+            int(most),
+            1,
+            1,
+            open,
+            blocks,
+            n_blocks,
+            size,
+        )?;
+        match self.level {
+            Level::First(c) => self.gpu_blocks(io, c, (scores, most), rows),
+            _ => Ok(()),
+        }
     }
 
     fn gpu_refuses(&self) -> Option<String> {
-        let dim = self.0.dim;
+        let dim = self.x.dim;
         (dim > 128).then(|| format!("index keys of {dim} columns; the kernel takes 128"))
     }
 
     fn rows_seen(&self, seen: usize) -> usize {
-        seen / self.0.every
-    }
-}
-
-/// An indexer whose heads each select blocks of adjacent rows.
-#[derive(Clone, Copy, Debug)]
-pub struct BlockIndex {
-    /// Heads of the index queries.
-    pub heads: usize,
-    /// Columns of a head and of a key row.
-    pub dim: usize,
-    /// Blocks to select.
-    pub k: usize,
-    /// Tokens, and so key rows, of a block.
-    pub size: usize,
-    /// The newest blocks that are always selected.
-    pub local: usize,
-}
-
-#[derive(Debug)]
-struct BlockIndexOp(BlockIndex);
-
-impl Op for BlockIndexOp {
-    fn name(&self) -> &'static str {
-        "index"
-    }
-
-    fn cpu(&self, io: &mut CpuIo<'_>) {
-        let x = &self.0;
-        let (q, keys) = (io.ins[0], &io.states[0]);
-        let mut acts = std::mem::take(&mut io.work.acts);
-        acts.set(keys.ty().act, x.dim, q);
-        let depth = io.batch.rows.iter().map(|r| r.pos as usize + 1).max().unwrap_or(0);
-        io.pool.pieces(&mut io.outs[0], x.k, io.rows * depth * x.heads * x.dim, |i, out| {
-            let row = io.batch.rows[i / x.heads];
-            let seen = row.pos as usize + 1;
-            let mut score = vec![0f32; if seen > x.k * x.size { seen } else { 0 }];
-            // While all blocks can be selected no scores are needed.
-            key_scores(keys, row.seq, acts.row(i, q), &mut score);
-            let best = |keys: &[f32]| keys.iter().fold(f32::NEG_INFINITY, |m, &v| m.max(v));
-            let mut blocks: Vec<f32> = score.chunks(x.size).map(best).collect();
-            blocks.resize(seen.div_ceil(x.size), 0.0);
-            blocks.iter_mut().rev().take(x.local).for_each(|b| *b = f32::INFINITY);
-            select(&blocks, x.k, out);
-        });
-        io.work.acts = acts;
-    }
-
-    fn gpu(&self, io: &GpuIo<'_>) -> Result<()> {
-        let (x, q, keys) = (&self.0, io.ins[0], io.states[0].cache);
-        // As for single rows: a recorded step must do for every later token.
-        let most = (keys.capacity as usize).div_ceil(x.size);
-        let last = io.batch.rows.iter().map(|r| r.pos as usize / x.size + 1).max().unwrap_or(0);
-        let blocks = if q.rows == 1 || io.batch.verifies { most } else { last.min(most) };
-        let scores = io.scratch.take(q.rows * x.heads * most * 4);
-        let (positions, size, most) = (io.lists.positions, int(x.size), int(most));
-        launch::block_scores(
-            io.gpu,
-            Grid::new([blocks.div_ceil(4), q.rows, x.heads], 128),
-            q.ptr,
-            Ptr(keys.rows),
-            io.lists.seqs,
-            positions,
-            scores,
-            int(x.dim),
-            size,
-            int(x.local),
-            keys.ty,
-            most,
-            keys.capacity,
-            keys.row_bytes,
-            keys.seq_bytes,
-        )?;
-        let grid = Grid::new([q.rows * x.heads, 1, 1], 256);
-        launch::index_top(io.gpu, grid, scores, positions, io.outs[0].ptr, int(x.k), size, most, int(x.heads), 1, 0)
-    }
-
-    fn rows_seen(&self, seen: usize) -> usize {
-        seen
+        seen / self.x.every
     }
 }
 
 impl Builder<'_> {
-    /// The blocks that each head of each token selects by the rows `keys`: (T, heads * k).
-    ///
-    /// # Errors
-    /// If `q` does not have that width, or the context has more blocks than can be numbered.
-    pub fn index_blocks(&self, x: BlockIndex, q: Slot, keys: StateId) -> Result<Slot> {
-        self.expect_width("indexer", q, x.heads * x.dim)?;
-        let x = BlockIndex { k: self.fewer(x.k, x.size)?, ..x };
-        let q = self.rotated(q, run_of(self.settings().type_k, &[x.dim], LONGEST));
-        let op = BlockIndexOp(x);
-        Ok(self.role(Role::Attention).push_named("indexer.top_k", op, &[q], &[x.heads * x.k], &[], &[keys])[0])
-    }
-
     /// `k`, or the number of rows for `every` tokens each that a sequence may have, if that is less.
-    fn fewer(&self, k: usize, every: usize) -> Result<usize> {
+    pub(super) fn fewer(&self, k: usize, every: usize) -> Result<usize> {
         let rows = self.settings().n_ctx.div_ceil(every);
         if rows > EXACT {
             let most = EXACT * every;
@@ -257,13 +295,60 @@ impl Builder<'_> {
     /// # Errors
     /// If the values do not have these widths, or the context has more rows than can be numbered.
     pub fn index(&self, x: Index, q: Slot, weights: Option<Slot>, keys: StateId) -> Result<Slot> {
+        Ok(self.push_index((x, Level::Only), [Some(q), weights, None], keys)?[0])
+    }
+
+    /// As [`Builder::index`], with the blocks that are each token's candidates for later layers: (T, k) and (T, blocks).
+    ///
+    /// # Errors
+    /// If the values do not have these widths, or the context has more rows than can be numbered.
+    pub fn index_first(
+        &self,
+        (x, c): (Index, Candidates),
+        q: Slot,
+        weights: Slot,
+        keys: StateId,
+    ) -> Result<(Slot, Slot)> {
+        let outs = self.push_index((x, Level::First(c)), [Some(q), Some(weights), None], keys)?;
+        Ok((outs[0], outs[1]))
+    }
+
+    /// As [`Builder::index`], of the rows of each token's candidates `blocks`, which [`Builder::index_first`] gave.
+    ///
+    /// # Errors
+    /// If the values do not have these widths, or the context has more rows than can be numbered.
+    pub fn index_second(
+        &self,
+        (x, c): (Index, Candidates),
+        [q, weights, blocks]: [Slot; 3],
+        keys: StateId,
+    ) -> Result<Slot> {
+        Ok(self.push_index((x, Level::Second(c)), [Some(q), Some(weights), Some(blocks)], keys)?[0])
+    }
+
+    fn push_index(&self, (x, level): (Index, Level), ins: [Option<Slot>; 3], keys: StateId) -> Result<Vec<Slot>> {
+        let [q, weights, blocks] = ins;
+        let q = q.expect("queries");
         self.expect_width("indexer", q, x.heads * x.dim)?;
         weights.map_or(Ok(()), |w| self.expect_width("indexer", w, x.heads))?;
         // There is no use for room for more rows than there will be.
         let x = Index { k: self.fewer(x.k, x.every)?, ..x };
+        let fewer = |c: Candidates| Ok::<_, Error>(Candidates { n: self.fewer(c.n, x.every * c.size)?, ..c });
+        let (level, outs) = match level {
+            Level::Only => (level, vec![x.width()]),
+            Level::First(c) => {
+                let c = fewer(c)?;
+                (Level::First(c), vec![x.width(), c.n])
+            }
+            Level::Second(c) => {
+                let c = fewer(c)?;
+                blocks.map_or(Ok(()), |b| self.expect_width("indexer", b, c.n))?;
+                (Level::Second(c), vec![x.width()])
+            }
+        };
         let q = self.rotated(q, run_of(self.settings().type_k, &[x.dim], LONGEST)); // as the keys are
-        let ins: Vec<Slot> = [Some(q), weights].into_iter().flatten().collect();
+        let ins: Vec<Slot> = [Some(q), weights, blocks].into_iter().flatten().collect();
         let b = self.role(Role::Attention);
-        Ok(b.push_named("indexer.top_k", IndexOp(x), &ins, &[x.width()], &[], &[keys])[0])
+        Ok(b.push_named("indexer.top_k", IndexOp { x, level }, &ins, &outs, &[], &[keys]))
     }
 }

@@ -1,22 +1,27 @@
 //! ngram: rows of a big table that a hash of a token and those before it chooses, and the gate through which they reach the
-//! residual streams (Qwen4's per-layer embeddings).
+//! residual streams (Qwen4's per-layer embeddings, DeepSeek-V4.1's engram).
 //!
 //! ```text
-//! c[0], c[1], ..  the token and those before it; from an end-of-text token on, or before the start, all are end of text
+//! c[0], c[1], ..  the token and those before it, by number, or by the number that a list gives each; before the start `pad`,
+//!                 and where a token ends a text it and all before it are end of text
 //! mixed(m) = c[0] * f[0] xor .. xor c[m-1] * f[m-1]                in 64 bits, for m = 2 .. tokens of the longest n-gram
 //! row(h)   = offset[h] + mixed(m) mod size[h]                      heads h of m; the rows of all heads side by side
 //!
 //! gate[i]  = sigmoid(signed root of norm(key[i]) . norm(stream[i]) / sqrt(width))      for each of n streams
 //! gated[i] = gate[i] * value                                       and its norm, for a convolution
 //! ```
+//! or the streams with that added (V4.1, where the signed root of 0 is that of 1e-6, the least there is).
+//!
 //! The table can be larger than memory: a few rows of it are read per token, and it stays in the file.
+
+use std::sync::Arc;
 
 use anyhow::{Result, bail};
 
 use super::conv::is_last;
 use super::glu::sigmoid;
 use super::norm::rms;
-use crate::cuda::{Grid, int, launch};
+use crate::cuda::{Grid, Ptr, int, launch};
 use crate::tape::{Builder, CpuIo, GpuIo, Op, Slot, Weight, WeightId};
 
 /// Token numbers below this are exact as f32.
@@ -29,14 +34,23 @@ pub struct Ngram {
     pub factors: Vec<u64>,
     /// Where each head's rows begin, and how many there are: heads of pairs first, then of triples, as many each.
     pub heads: Vec<(usize, usize)>,
-    /// The token that ends a text.
-    pub end: u32,
+    /// The number that stands for a token; where the list ends, `pad` does. Empty for the token itself.
+    pub map: Arc<[u32]>,
+    /// What stands before the sequence's start.
+    pub pad: u32,
+    /// Whether a token `pad` ends a text, so that what is before it does not count.
+    pub ends: bool,
 }
 
 #[derive(Debug)]
 struct NgramOp(Ngram);
 
 impl Ngram {
+    /// The number of a token.
+    fn number(&self, token: u32) -> u32 {
+        if self.map.is_empty() { token } else { self.map.get(token as usize).copied().unwrap_or(self.pad) }
+    }
+
     /// The rows that the tokens `c` choose: the newest first.
     fn rows(&self, c: &[u32]) -> impl Iterator<Item = usize> {
         let each = self.heads.len() / (self.factors.len() - 1);
@@ -62,22 +76,22 @@ impl Op for NgramOp {
         let mut c = vec![0u32; n];
         for (t, out) in io.outs[0].chunks_exact_mut(x.heads.len() * dim).enumerate() {
             let row = rows[t];
-            c[0] = row.token;
+            c[0] = x.number(row.token);
             let mut ended = false;
             for back in 1..n {
                 ended |= back > row.pos as usize;
                 if !ended {
                     c[back] = match t.checked_sub(back).filter(|&from| rows[from].seq == row.seq) {
-                        Some(from) => rows[from].token,
+                        Some(from) => x.number(rows[from].token),
                         None => {
                             let stored = io.states[0].row(row.seq, row.pos as usize - back);
                             f32::from_ne_bytes(stored.try_into().expect("a row of one value")) as u32
                         }
                     };
                 }
-                ended |= c[back] == x.end;
+                ended |= x.ends && c[back] == x.pad;
                 if ended {
-                    c[back] = x.end;
+                    c[back] = x.pad;
                 }
             }
             for (row, out) in x.rows(&c).zip(out.chunks_exact_mut(dim)) {
@@ -85,7 +99,7 @@ impl Op for NgramOp {
             }
         }
         for (_, row) in rows.iter().enumerate().filter(|(t, _)| is_last(io.batch, *t, n)) {
-            io.states[0].write(row.seq, row.pos as usize, &[row.token as f32]);
+            io.states[0].write(row.seq, row.pos as usize, &[x.number(row.token) as f32]);
         }
     }
 
@@ -111,6 +125,8 @@ impl Op for NgramOp {
 struct StreamGate {
     n: usize,
     eps: f32,
+    /// Whether the streams with the gated value are wanted, and nothing normed.
+    is_added: bool,
 }
 
 impl Op for StreamGate {
@@ -120,25 +136,41 @@ impl Op for StreamGate {
 
     fn cpu(&self, io: &mut CpuIo<'_>) {
         let [key, value, streams] = io.ins else { unreachable!("the builder gives three inputs") };
-        let [norm_key, norm_query, norm_out] = [0, 1, 2].map(|i| io.weights[i].values);
+        let [norm_key, norm_query] = [0, 1].map(|i| io.weights[i].values);
         let (n, width) = (self.n, value.len() / io.rows);
-        let [gated, normed] = io.outs else { unreachable!("the builder takes two outputs") };
         let bytes = key.len() * 24;
-        io.pool.pieces2((gated, width), (normed, width), bytes, |i, gated, normed| {
+        // With two rows of scratch: the gate of a stream.
+        let gate = |i: usize, k: &mut [f32], q: &mut [f32]| {
             let (own, at) = (i * width..(i + 1) * width, i % n * width..(i % n + 1) * width);
-            rms(&key[own.clone()], Some(&norm_key[at.clone()]), self.eps, 1.0, gated);
-            rms(&streams[own], Some(&norm_query[at.clone()]), self.eps, 1.0, normed);
-            let dot: f64 = gated.iter().zip(&*normed).map(|(&a, &b)| a as f64 * b as f64).sum();
+            rms(&key[own.clone()], Some(&norm_key[at.clone()]), self.eps, 1.0, k);
+            rms(&streams[own], Some(&norm_query[at]), self.eps, 1.0, q);
+            let dot: f64 = k.iter().zip(&*q).map(|(&a, &b)| a as f64 * b as f64).sum();
             let s = dot as f32 / (width as f32).sqrt();
-            let gate = if s == 0.0 { 0.5 } else { sigmoid(s.signum() * s.abs().max(1e-6).sqrt()) };
+            let root = s.abs().max(1e-6).sqrt();
+            if s == 0.0 && !self.is_added { 0.5 } else { sigmoid(if s < 0.0 { -root } else { root }) }
+        };
+        if self.is_added {
+            let scratch = &mut io.work.buffers[0];
+            scratch.resize(key.len(), 0.0);
+            return io.pool.pieces2((&mut io.outs[0], width), (scratch, width), bytes, |i, out, q| {
+                let gate = gate(i, out, q);
+                let values = value[i / n * width..].iter().zip(&streams[i * width..]);
+                out.iter_mut().zip(values).for_each(|(o, (v, s))| *o = s + gate * v);
+            });
+        }
+        let norm_out = io.weights[2].values;
+        let [gated, normed] = io.outs else { unreachable!("the builder takes two outputs") };
+        io.pool.pieces2((gated, width), (normed, width), bytes, |i, gated, normed| {
+            let gate = gate(i, gated, normed);
             gated.iter_mut().zip(&value[i / n * width..]).for_each(|(o, v)| *o = gate * v);
-            rms(gated, Some(&norm_out[at]), self.eps, 1.0, normed);
+            rms(gated, Some(&norm_out[i % n * width..][..width]), self.eps, 1.0, normed);
         });
     }
 
     fn gpu(&self, io: &GpuIo<'_>) -> Result<()> {
         let [key, value, streams] = io.ins else { unreachable!("the builder gives three inputs") };
-        let [norm_key, norm_query, norm_out] = [0, 1, 2].map(|i| io.weights[i].ptr);
+        let [norm_key, norm_query] = [0, 1].map(|i| io.weights[i].ptr);
+        let none = Ptr::default();
         launch::stream_gate(
             io.gpu,
             Grid::new([key.rows * self.n, 1, 1], 256),
@@ -147,9 +179,9 @@ impl Op for StreamGate {
             streams.ptr,
             norm_key,
             norm_query,
-            norm_out,
+            io.weights.get(2).map_or(none, |w| w.ptr),
             io.outs[0].ptr,
-            io.outs[1].ptr,
+            io.outs.get(1).map_or(none, |out| out.ptr),
             int(self.n),
             int(value.width),
             self.eps,
@@ -178,6 +210,9 @@ impl Builder<'_> {
                 self.n_vocab()?
             );
         }
+        if x.map.iter().chain([&x.pad]).any(|&id| id as usize >= EXACT) {
+            bail!("{}: a token has a number beyond the {EXACT} that can be hashed", self.file());
+        }
         let table = self.mapped(name, &[rows, dim])?;
         let state = self.last_rows("ngram.tokens", 1, n);
         let width = x.heads.len() * dim;
@@ -194,19 +229,35 @@ impl Builder<'_> {
         let n = all / width;
         let weights: Vec<WeightId> =
             norms.iter().map(|name| self.vector(&format!("{name}.weight"), &[n, width])).collect::<Result<_>>()?;
-        let outs = self.push(StreamGate { n, eps }, &[key, value, streams], &[all, all], &weights);
+        let op = StreamGate { n, eps, is_added: false };
+        let outs = self.push(op, &[key, value, streams], &[all, all], &weights);
         Ok([outs[0], outs[1]])
+    }
+
+    /// The streams (T, n * width), to each of which `value` (T, width) was added by a gate made of `key` and the stream itself,
+    /// whose norms have weights `norms` (n, width).
+    ///
+    /// # Errors
+    /// If a weight is missing or has another shape.
+    pub fn add_gated(&self, [key, value, streams]: [Slot; 3], norms: [&str; 2], eps: f32) -> Result<Slot> {
+        let (all, width) = (self.width(streams), self.width(value));
+        let n = all / width;
+        let weights: Vec<WeightId> =
+            norms.iter().map(|name| self.vector(&format!("{name}.weight"), &[n, width])).collect::<Result<_>>()?;
+        Ok(self.push(StreamGate { n, eps, is_added: true }, &[key, value, streams], &[all], &weights)[0])
     }
 }
 
 #[cfg(test)]
 mod tests {
+    use std::sync::Arc;
+
     use super::Ngram;
 
     #[test]
     fn heads_of_pairs_come_before_those_of_triples_and_products_wrap() {
         let heads = vec![(0, 7), (7, 11), (18, 13), (31, 17)];
-        let x = Ngram { factors: vec![u64::MAX, 3, 5], heads, end: 0 };
+        let x = Ngram { factors: vec![u64::MAX, 3, 5], heads, map: Arc::default(), pad: 0, ends: true };
         let pair = 2u64.wrapping_mul(u64::MAX) ^ 9;
         let triple = pair ^ 20;
         let want = [pair % 7, 7 + pair % 11, 18 + triple % 13, 31 + triple % 17];

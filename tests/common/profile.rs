@@ -65,7 +65,7 @@ pub fn print(profile: &Profile, what: &str) {
 pub const OF_MODELS: &[&str] = &[
     "rms_norm", "bring", "add", "heads_mean", "scale_rows", "rope", "pack", "take_rows", "scale_bias", "conv", "shift",
     "route", "mix_pairs", "hyper_pre", "hyper_post", "silu_of", "twice_sigmoid", "gated_mean", "stream_gate", "add_place",
-    "compress", "index_top",
+    "compress", "best_of_blocks", "index_top",
 ];
 
 /// Kernels that no device of a tier is asked for: its PTX has them, since the other tier's does.

@@ -321,8 +321,10 @@ fn a_row_that_is_read_from_streams_is_normed_by_the_same_block() {
     let (o, nm, c, s) = (out.ptr(), norm.ptr(), codes.ptr(), scales.ptr());
     let (a, m, sc, b, w) = (st.ptr(), mx.ptr(), scale.ptr(), bs.ptr(), w.ptr());
     let (k, wd) = (int(n), int(width));
-    launch::hyper_pre(on, grid, a, m, sc, b, o, NONE, w, nm, c, s, k, wd, 0, 0, 2.0, 0.01, 0.0, 1e-6, 0.0, 1.0)
-        .unwrap();
+    launch::hyper_pre(
+        on, grid, a, m, sc, b, o, NONE, w, nm, c, s, NONE, NONE, k, wd, 0, 0, 2.0, 0.01, 0.0, 1e-6, 0.0, 1.0,
+    )
+    .unwrap();
     let pre = |t: usize, i: usize| 1.0 / (1.0 + (-(mixes[t * n + i] * 0.5 + base[i])).exp()) + 0.01f32 as f64;
     let at = |t: usize, c: usize| (0..n).map(|i| pre(t, i) * streams[(t * n + i) * width + c]).sum::<f64>();
     let want: Vec<f64> = (0..total).map(|i| at(i / width, i % width)).collect();

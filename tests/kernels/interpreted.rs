@@ -111,7 +111,7 @@ fn launches_for_budgets() {
     let (on, grid, most) = (Some(&gpu), Grid::new([rows / 64, 1, 1], 128), int(rows));
     let (q, keys, seq, pos, to, none) = (q.ptr(), keys.ptr(), seq.ptr(), pos.ptr(), scores.ptr(), Ptr::default());
     let (h, d, row, code) = (int(heads), int(dim), 2 * dim as u64, launch::CacheType::F16);
-    launch::index_scores(on, grid, q, none, keys, seq, pos, to, h, d, 1, code, most, most, row, 0).unwrap();
+    launch::index_scores(on, grid, q, none, keys, seq, pos, to, h, d, 1, code, most, most, row, 0, none, 0, 1).unwrap();
     gpu.work.wait().unwrap();
 }
 /// Of a matrix.
