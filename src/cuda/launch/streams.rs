@@ -8,17 +8,20 @@ use crate::cuda::{Gpu, Ptr, args::{Arg, Grid}, queue::start, codes::RopePairs, c
 /// What a block reads from the streams, and how it writes back; see src/ops/hyper.rs. A block per
 /// token; `back` is null at the head of the model. Without `mixed` it is a weight for each stream
 /// and no matrix. Where `normed` is not null, it gets what `rms_norm` makes of the whole row, and
-/// where `codes` is not null they get that in 8 bits.
+/// where `codes` is not null they get that in 8 bits. Where `next` is not null it gets the weights
+/// that were made of `mixes`, and what is read are the streams by the weights `given`, or the first
+/// stream; where `mixes` is null the streams by `given` and nothing else.
 /// ```
 /// # Errors
 /// If the driver does not take the kernel or its arguments.
 pub fn hyper_pre(gpu: Option<&Gpu>, grid: Grid, streams: Ptr, mixes: Ptr, scale: Ptr, base: Ptr, out: Ptr, back: Ptr,
-        weight: Ptr, normed: Ptr, codes: Ptr, scales: Ptr, n: i32, width: i32, mixed: i32, rounds: i32, magnitude: f32,
-        eps: f32, post_eps: f32, norm_eps: f32, norm_least: f32, norm_scale: f32) -> Result<()> {
+        weight: Ptr, normed: Ptr, codes: Ptr, scales: Ptr, given: Ptr, next: Ptr, n: i32, width: i32, mixed: i32,
+        rounds: i32, magnitude: f32, eps: f32, post_eps: f32, norm_eps: f32, norm_least: f32,
+        norm_scale: f32) -> Result<()> {
     let args = [Arg::Ptr(streams), Arg::Ptr(mixes), Arg::Ptr(scale), Arg::Ptr(base), Arg::Ptr(out), Arg::Ptr(back),
-        Arg::Ptr(weight), Arg::Ptr(normed), Arg::Ptr(codes), Arg::Ptr(scales), Arg::Int(n), Arg::Int(width),
-        Arg::Int(mixed), Arg::Int(rounds), Arg::Float(magnitude), Arg::Float(eps), Arg::Float(post_eps),
-        Arg::Float(norm_eps), Arg::Float(norm_least), Arg::Float(norm_scale)];
+        Arg::Ptr(weight), Arg::Ptr(normed), Arg::Ptr(codes), Arg::Ptr(scales), Arg::Ptr(given), Arg::Ptr(next),
+        Arg::Int(n), Arg::Int(width), Arg::Int(mixed), Arg::Int(rounds), Arg::Float(magnitude), Arg::Float(eps),
+        Arg::Float(post_eps), Arg::Float(norm_eps), Arg::Float(norm_least), Arg::Float(norm_scale)];
     start(gpu, ("streams", "hyper_pre"), grid, &args)
 }
 
@@ -74,7 +77,7 @@ pub fn gated_mean(gpu: Option<&Gpu>, grid: Grid, x: Ptr, gate: Ptr, out: Ptr, n:
 /// Starts `stream_gate` of kernels/streams.cu:
 /// ```text
 /// A value times a gate for each stream, made of a key and the stream, and that normed; see
-/// src/ops/ngram.rs. A block per row and stream.
+/// src/ops/ngram.rs. Where `normed` is null the stream with that added. A block per row and stream.
 /// ```
 /// # Errors
 /// If the driver does not take the kernel or its arguments.
@@ -100,7 +103,7 @@ pub fn add_place(gpu: Option<&Gpu>, grid: Grid, score: Ptr, ape: Ptr, pos: Ptr, 
 
 /// Starts `compress` of kernels/streams.cu:
 /// ```text
-/// The row of every token that completes a block of `ratio`; others are left. See
+/// The row of every token that completes a block of `ratio`; those of others are 0. See
 /// src/ops/compress.rs: a softmax over the block's tokens (and with `overlap` the block's before)
 /// in each column, or without `scores` the mean; a norm where there is a weight of one, rotation;
 /// stored as f32 in `rows`, from where `store_rows` takes them. A block of threads per token.  With
@@ -139,38 +142,56 @@ pub fn block_scores(gpu: Option<&Gpu>, grid: Grid, q: Ptr, keys: Ptr, seq: Ptr, 
     start(gpu, ("streams", "block_scores"), grid, &args)
 }
 
+/// Starts `best_of_blocks` of kernels/streams.cu:
+/// ```text
+/// score[t][b] = the best of the scores of block b's rows, of `size` rows for `every` tokens each;
+/// the newest block that token t sees comes before all. A thread per block of rows. Grid: (most
+/// blocks / 128, tokens).
+/// ```
+/// # Errors
+/// If the driver does not take the kernel or its arguments.
+pub fn best_of_blocks(gpu: Option<&Gpu>, grid: Grid, scores: Ptr, pos: Ptr, best: Ptr, every: i32, size: i32, most: i32,
+        most_blocks: i32) -> Result<()> {
+    let args = [Arg::Ptr(scores), Arg::Ptr(pos), Arg::Ptr(best), Arg::Int(every), Arg::Int(size), Arg::Int(most),
+        Arg::Int(most_blocks)];
+    start(gpu, ("streams", "best_of_blocks"), grid, &args)
+}
+
 /// Starts `index_scores` of kernels/streams.cu:
 /// ```text
 /// score[t][r] = sum over heads of weight times max(q . key r, 0), for the rows that token t sees;
 /// without weights all are 1. Tensor cores, on queries (and keys that are not f16) as the sums of
 /// two f16 each, scaled by a power of two: as exact as f32, since a choice of rows hangs on the
 /// last bits. A block has 64 rows, each of its four warps 16 heads at a time; at most 128 columns.
-/// Grid: (most rows / 64, tokens).
+/// With `blocks`, `n_blocks` for each token, the rows are those of these blocks of `size`, one
+/// after the other. Grid: (most rows / 64, tokens).
 /// ```
 /// # Errors
 /// If the driver does not take the kernel or its arguments.
 pub fn index_scores(gpu: Option<&Gpu>, grid: Grid, q: Ptr, weights: Ptr, keys: Ptr, seq: Ptr, pos: Ptr, scores: Ptr,
         heads: i32, dim: i32, every: i32, cache_type: CacheType, most: i32, capacity: i32, row_bytes: u64,
-        seq_bytes: u64) -> Result<()> {
+        seq_bytes: u64, blocks: Ptr, n_blocks: i32, size: i32) -> Result<()> {
     let args = [Arg::Ptr(q), Arg::Ptr(weights), Arg::Ptr(keys), Arg::Ptr(seq), Arg::Ptr(pos), Arg::Ptr(scores),
         Arg::Int(heads), Arg::Int(dim), Arg::Int(every), Arg::Int(cache_type as i32), Arg::Int(most),
-        Arg::Int(capacity), Arg::Long(row_bytes), Arg::Long(seq_bytes)];
+        Arg::Int(capacity), Arg::Long(row_bytes), Arg::Long(seq_bytes), Arg::Ptr(blocks), Arg::Int(n_blocks),
+        Arg::Int(size)];
     start(gpu, ("streams", "index_scores"), grid, &args)
 }
 
 /// Starts `index_top` of kernels/streams.cu:
 /// ```text
 /// The `k` best rows of each of a token's `lists`, rising, then -1; the lower of equals. Of rows of
-/// `every` tokens those count that are complete, or with `begun` those that are begun; `open` adds
-/// the one that is not complete. A block of 256 per list: the k-th largest is found eight bits at a
-/// time.
+/// `every` tokens those count that have their first `every - from` + 1 tokens: from 1 those that
+/// are complete, from `every` those that are begun. `open` adds the one that is not complete. With
+/// `blocks`, `n_blocks` for each token, scores are those of the rows of these blocks of `size`. A
+/// block of 256 per list: the k-th largest is found eight bits at a time.
 /// ```
 /// # Errors
 /// If the driver does not take the kernel or its arguments.
 pub fn index_top(gpu: Option<&Gpu>, grid: Grid, scores: Ptr, pos: Ptr, out: Ptr, k: i32, every: i32, most: i32,
-        lists: i32, begun: i32, open: i32) -> Result<()> {
+        lists: i32, from: i32, open: i32, blocks: Ptr, n_blocks: i32, size: i32) -> Result<()> {
     let args = [Arg::Ptr(scores), Arg::Ptr(pos), Arg::Ptr(out), Arg::Int(k), Arg::Int(every), Arg::Int(most),
-        Arg::Int(lists), Arg::Int(begun), Arg::Int(open)];
+        Arg::Int(lists), Arg::Int(from), Arg::Int(open), Arg::Ptr(blocks), Arg::Int(n_blocks), Arg::Int(size)];
     start(gpu, ("streams", "index_top"), grid, &args)
 }
 
