@@ -29,6 +29,7 @@ const KINDS: &[&str] = &[
     "llama4",
     "nemotron_h_moe",
     "deepseek4",
+    "deepseek41",
     "deepseek2-v3",
     "qwen35moe-mtp",
 ];

@@ -502,7 +502,8 @@ fn the_program_writes_the_same_text_with_drafts_and_says_what_it_drafted() {
 
 /// Models with every kind of state that a GPU holds: windows, latent rows, compressed rows, the delta rule, both scans, short
 /// convolutions; and with experts at both places.
-const ON_GPU: [&str; 7] = ["deepseek4", "gpt-oss", "jamba", "lfm2moe", "nemotron_h_moe", "qwen35moe", "kimi-linear"];
+const ON_GPU: [&str; 8] =
+    ["deepseek4", "deepseek41", "gpt-oss", "jamba", "lfm2moe", "nemotron_h_moe", "qwen35moe", "kimi-linear"];
 
 #[test]
 fn on_a_gpu_verified_rows_are_single_steps_too_and_going_back_reads_nothing_again() {

@@ -1,10 +1,13 @@
 //! The model families: one file each, one function in it, found by `general.architecture`. What several of them are made
-//! of is in `blocks`, `latent` and `mixers`, and in `heads` what their draft heads have in common.
+//! of is in `blocks`, `latent`, `mixers`, `compressed`, `levels` and `engram`, and in `heads` what their draft heads have in common.
 
 mod blocks;
 pub mod checkpoint;
+mod compressed;
+mod engram;
 mod heads;
 mod latent;
+mod levels;
 mod mixers;
 
 use anyhow::{Result, bail};
@@ -29,6 +32,7 @@ families! {
     deepseek2: "deepseek2",
     deepseek32: "deepseek32",
     deepseek4: "deepseek4",
+    deepseek41: "deepseek41",
     dots1: "dots1" "bailingmoe2" "hy_v3",
     ernie4_5_moe: "ernie4_5-moe",
     exaone_moe: "exaone-moe",

@@ -13,7 +13,7 @@ use super::{
     ExpertShare, Op, Refusal, Role, RowSet, Slot, SlotInfo, StateId, StateKind, StateSpec, Step, Tape, Weight,
     WeightId, WeightKind, WrongCacheType,
 };
-use crate::gguf::{DRAFTER, Gguf, TensorType};
+use crate::gguf::{DRAFTER, Gguf, TensorType, Value};
 use crate::quant::QuantType;
 
 /// Some converters flatten a stack of matrices: (groups * rows, columns) for (groups, rows,
@@ -173,6 +173,17 @@ impl<'a> Builder<'a> {
     pub fn n_vocab(&self) -> Result<usize> {
         let t = self.rec.gguf.tensor("token_embd.weight").context(self.missing("token_embd.weight"))?;
         Ok(t.shape[0])
+    }
+
+    /// Tokens of the file's vocabulary, which may be fewer than the embedding has rows; as many where the file has none.
+    ///
+    /// # Errors
+    /// If the file has no embedding.
+    pub fn n_tokens(&self) -> Result<usize> {
+        match self.rec.gguf.meta.get("tokenizer.ggml.tokens") {
+            Some(Value::Arr(list)) => Ok(list.len()),
+            _ => self.n_vocab(),
+        }
     }
 
     /// The layers that take part: `block_count`, less the blocks at the end that predict further tokens
@@ -348,6 +359,11 @@ impl<'a> Builder<'a> {
     /// Marks the tensors whose names start so as deliberately unused.
     pub fn ignore(&self, prefix: &str, why: &'static str) {
         self.rec.tape.borrow_mut().ignored.push((self.full(prefix), why));
+    }
+
+    /// Has `explain` say what is taken as known where the file does not say.
+    pub fn note(&self, what: &str) {
+        self.rec.tape.borrow_mut().notes.push(what.into());
     }
 
     fn missing(&self, name: &str) -> String {

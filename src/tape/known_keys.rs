@@ -91,7 +91,7 @@ const IMAGES: &str = "it is about images; text alone is computed";
 const EMBEDDING: &str = "it is about embeddings and classes, not about the next token";
 const DRAFT: &str = "it describes a draft model";
 
-/// Every key with the architecture's prefix that llama.cpp knows.
+/// Every key with the architecture's prefix that llama.cpp knows, and what converters of DeepSeek-V4.1 write besides.
 #[rustfmt::skip]
 const KEYS: &[(&str, KeyRule)] = &[
     // Names, sizes and training.
@@ -142,6 +142,8 @@ const KEYS: &[(&str, KeyRule)] = &[
     ("full_attention_interval", Idle(LAYERS)),
     ("attention.recurrent_layers", Idle(LAYERS)),
     ("nextn_predict_layers", Idle(LAYERS)),
+    ("attention.kv_source_layer_ids", Idle(LAYERS)),
+    ("attention.index_source_layer_ids", Idle(LAYERS)),
 
     // Experts.
     ("expert_used_count", Idle("only a layer with experts uses it")),
@@ -239,6 +241,7 @@ const KEYS: &[(&str, KeyRule)] = &[
     ("hyper_connection.low_rank", Idle(PART)),
     ("hyper_connection.magnitude", Means("what hyper-connections add is multiplied by it", SCALE)),
     ("hash_layer_count", Idle(PART)),
+    ("engram.compressed_vocab_size", Idle(SIZE)),
     ("ple.layers", Idle(PART)),
     ("ple.ngram_size", Idle(PART)),
     ("ple.heads_per_ngram", Idle(PART)),

@@ -232,6 +232,8 @@ pub struct Tape {
     pub ignored: Vec<(String, &'static str)>,
     /// Metadata keys of the architecture that the tape does not depend on, and why.
     pub unused_keys: Vec<UnusedKey>,
+    /// What the family takes as known where the file does not say, in words.
+    pub notes: Vec<String>,
 }
 
 impl Tape {

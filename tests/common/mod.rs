@@ -93,9 +93,12 @@ pub struct Reference {
     pub info: Value,
 }
 
+/// The folders of reference models.
+const FOLDERS: [&str; 2] = ["models", "models3"];
+
 /// The reference model of this name, if its files are here.
 pub fn reference(name: &str) -> Option<Reference> {
-    let file = |ext: &str| find(&format!("models/{name}.{ext}"));
+    let file = |ext: &str| FOLDERS.iter().find_map(|folder| find(&format!("{folder}/{name}.{ext}")));
     let gguf = file("gguf")?;
     let tokens = json(&file("tokens.json")?);
     let info = json(&file("json")?);
@@ -118,9 +121,10 @@ pub fn references() -> Vec<Reference> {
         say!("the repository's reference models alone: the reference folder is not next to this checkout");
         local()
     });
-    let dir = dir.join("models");
-    let mut names: Vec<String> = std::fs::read_dir(&dir)
-        .unwrap_or_else(|e| panic!("{}: {e}", dir.display()))
+    let mut names: Vec<String> = FOLDERS
+        .iter()
+        .filter_map(|folder| std::fs::read_dir(dir.join(folder)).ok())
+        .flatten()
         .filter_map(|f| Some(f.unwrap().file_name().to_str()?.strip_suffix(".gguf")?.to_string()))
         .collect();
     names.sort();
@@ -186,6 +190,12 @@ fn converted() -> Vec<Reference> {
         }
     };
     MADE.get_or_init(make).iter().map(reference).collect()
+}
+
+/// What caches of f16 do to the reference itself, where that was measured: NMSE.
+pub fn f16_noise(info: &Value) -> f64 {
+    let keys = ["vs_llama.cpp_default_f16_kv_flash_attn", "vs_f16_caches (window rows, compressed rows, index keys)"];
+    keys.iter().find_map(|key| info["noise_floor"][key]["nmse"].as_f64()).unwrap_or(0.0)
 }
 
 /// The file of the built-in model.

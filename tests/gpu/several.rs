@@ -3,7 +3,6 @@
 use std::process::{Command, Output};
 
 use super::*;
-use tandem::plan::PlanStage;
 
 /// Sizes of the devices in MB.
 const SIZES: &str = "256,128,192";
@@ -44,7 +43,7 @@ fn layers_on_several_gpus_give_the_same_logits() {
     let Some(gpus) = gpus("layers_on_several_gpus_give_the_same_logits") else { return };
     let mut failed = Vec::new();
     // What crosses from layer to layer is one row, several streams, or a row and what another layer's attention reads.
-    for r in models(&["deepseek4", "glm5-next", "nemotron_h_moe", "qwen3moe"]) {
+    for r in models(&["deepseek4", "deepseek41", "glm5-next", "nemotron_h_moe", "qwen3moe"]) {
         let prompt = &r.prompt[..r.prompt.len().min(SHORT)];
         let truth = Truth::of(&r, prompt);
         // Layers in order, as they are placed; and every other one, so that each layer's values cross.
