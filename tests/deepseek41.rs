@@ -292,3 +292,74 @@ fn lists_of_any_whole_numbers_are_read_alike() {
     other.set("engram.token_map", map);
     assert!(logits(&s, &prompt()[..40], &exact()) == logits(&other, &prompt()[..40], &exact()));
 }
+
+/// Rows that the steps of these labels gave while a prompt was read in batches of `n_batch`: of each batch.
+fn rows_of(s: &Source, n_batch: usize, want: Want, labels: &[String]) -> Vec<Vec<usize>> {
+    let mut session = Session::new(gguf(s), &Options { n_batch, ..exact() }).unwrap();
+    let mut rows = vec![Vec::new(); labels.len()];
+    let mut look = |label: &str, values: &mut [f32], width: usize| {
+        if let Some(i) = labels.iter().position(|l| l == label) {
+            rows[i].push(values.len() / width);
+        }
+    };
+    session.feed_observed(0, &prompt(), want, Some(&mut look)).unwrap();
+    rows
+}
+
+/// Layer 5 is the last that makes rows for others; windows are of 24 tokens, and the prompt has 400.
+#[test]
+fn of_the_layers_after_the_last_source_a_prompt_computes_its_end_alone() {
+    let Some(s) = source() else { return };
+    let attention: Vec<String> = (0..9).map(|l| format!("blk.{l}.attn")).collect();
+    let whole = |n: usize| vec![n];
+    let got = rows_of(&s, 512, Want::Last, &attention);
+    let want = [400, 400, 400, 400, 400, 1 + 3 * 23, 1 + 2 * 23, 1 + 23, 1].map(whole);
+    assert_eq!(got, want, "1 + 23 (8 - l) rows in layer l");
+    let keys: Vec<String> = (4..9).map(|l| format!("blk.{l}.attn_kv")).collect();
+    assert_eq!(rows_of(&s, 512, Want::Last, &keys), [400, 93, 70, 47, 24].map(whole), "23 more make the keys of each");
+    let experts: Vec<String> = (4..9).map(|l| format!("blk.{l}.ffn_moe_out")).collect();
+    say!("experts: {:?}", rows_of(&s, 512, Want::Last, &experts));
+
+    // In batches the end is counted from the prompt's end.
+    let got = rows_of(&s, 32, Want::Last, &attention);
+    let sums: Vec<usize> = got.iter().map(|rows| rows.iter().sum()).collect();
+    assert_eq!(sums, [400, 400, 400, 400, 400, 70, 47, 24, 1]);
+    assert_eq!(got[5][..10], [0; 10], "nothing of the batches before it");
+    // All logits need all rows, some need the rows before them.
+    assert!(rows_of(&s, 512, Want::All, &attention).iter().all(|rows| rows[..] == [400]));
+    let some = rows_of(&s, 512, Want::From(390), &attention);
+    assert_eq!(some[5..], [79, 56, 33, 10].map(whole));
+}
+
+#[test]
+fn what_is_left_out_changes_neither_logits_nor_states() {
+    let Some(s) = source() else { return };
+    let prompt = prompt();
+    for (n_batch, n) in [(512, 370), (64, 370), (37, 201), (23, 100), (7, 40)] {
+        let open = || Session::new(gguf(&s), &Options { n_batch, ..exact() }).unwrap();
+        let (mut short, mut whole) = (open(), open());
+        let n_vocab = short.n_vocab();
+        let last = short.feed(0, &prompt[..n], Want::Last).unwrap().into_logits();
+        let all = whole.feed(0, &prompt[..n], Want::All).unwrap().into_logits();
+        assert!(last == all[(n - 1) * n_vocab..], "batches of {n_batch}: the last logits, bit for bit");
+        let states = [&short, &whole].map(|s| {
+            let mut bytes = Vec::new();
+            s.save(0, &mut bytes).unwrap();
+            // Without the checkpoints, which the short one has fewer of.
+            bytes.truncate(s.saved_bytes(n, &[]));
+            bytes
+        });
+        assert!(states[0] == states[1], "batches of {n_batch}: what is saved of the sequence");
+        for t in &prompt[n..(n + 64).min(400)] {
+            let [a, b] = [&mut short, &mut whole].map(|s| s.feed(0, &[*t], Want::Last).unwrap().into_logits());
+            assert!(a == b, "batches of {n_batch}: and after it");
+        }
+        // Going back into the prompt reads what was left out again.
+        for to in [n - 1, n - 2, n / 2] {
+            short.rewind(0, to).unwrap();
+            let again = short.feed(0, &prompt[to..n], Want::Last).unwrap().into_logits();
+            let error = nmse(&last, &again);
+            assert!(error < 1e-11, "batches of {n_batch}, back to {to}: {error:e}");
+        }
+    }
+}

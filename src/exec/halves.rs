@@ -81,7 +81,12 @@ pub(super) fn cut<'a>(
     }
     let outputs = batch.output_rows.partition_point(|&row| (row as usize) < at);
     let halves = [
-        Batch { rows: batch.rows[..at].to_vec(), output_rows: batch.output_rows[..outputs].to_vec(), ..batch.clone() },
+        Batch {
+            rows: batch.rows[..at].to_vec(),
+            output_rows: batch.output_rows[..outputs].to_vec(),
+            follow: batch.follow.map(|n| n + batch.rows.len() - at),
+            ..batch.clone()
+        },
         Batch {
             rows: batch.rows[at..].to_vec(),
             output_rows: batch.output_rows[outputs..].iter().map(|row| row - at as u32).collect(),

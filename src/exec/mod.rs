@@ -27,7 +27,8 @@ use crate::cuda;
 use crate::gguf::{Gguf, any_lost};
 use crate::plan::{Place, Plan, PlanStage, Shape};
 use crate::tape::{
-    Batch, CpuIo, ExpertPass, ExpertPasses, ExpertShare, SeqRows, Slot, State, StateSpec, Tape, WeightView, Work,
+    Batch, CpuIo, ExpertPass, ExpertPasses, ExpertShare, SeqRows, Slot, State, StateSpec, StateUse, Tape, WeightView,
+    Work,
 };
 
 use halves::Lane;
@@ -402,7 +403,11 @@ impl Engine {
             outs.push(out);
         }
         let rows_of = |slot: &Slot| batch.count(self.tape.slots[slot.0 as usize].rows);
-        let rows = self.tape.steps[i].ins.first().map_or(batch.rows.len(), rows_of);
+        let rows = match self.tape.steps[i].last {
+            Some(reach) => batch.rows.len() - batch.first(reach),
+            None => self.tape.steps[i].ins.first().map_or(batch.rows.len(), rows_of),
+        };
+        self.leave_out(batch, i);
         if rows > 0 {
             self.compute(lane, place, (i, rows), &mut outs)?;
         }
@@ -414,6 +419,17 @@ impl Engine {
             self.lanes[own].places[place.index()].buffers[self.plan.buffer(slot, place) as usize] = out;
         }
         Ok(())
+    }
+
+    /// Takes note of the rows that step `i` leaves out of the states that it stores rows in.
+    fn leave_out(&mut self, batch: &Batch, i: usize) {
+        let step = &self.tape.steps[i];
+        let first = step.last.map_or(0, |reach| batch.first(reach));
+        for (k, s) in step.states.iter().enumerate().filter(|_| first > 0) {
+            if step.op.state_use(k) == Some(StateUse::Stores) {
+                self.states[s.0 as usize].left_out(batch, first);
+            }
+        }
     }
 
     /// Calls the CPU body of step `i`, whose inputs have `rows` rows.
@@ -429,10 +445,16 @@ impl Engine {
         let batch = lane.batch;
         let pool = pool_batch.as_ref().filter(|_| batch.rows.len() > 1).unwrap_or(pool);
         let (step, PlaceMemory { buffers, work }) = (&tape.steps[i], &mut lanes[lane.number].places[place.index()]);
+        let first = step.last.map_or(0, |reach| batch.first(reach));
         let value = |slot: Slot| {
             let info = &tape.slots[slot.0 as usize];
-            &buffers[plan.buffer(slot, place) as usize][..batch.count(info.rows) * info.width]
+            // A value of more rows than the step has is read from the step's first one on.
+            let skipped = first.saturating_sub(batch.first_of(info.rows));
+            let values = &buffers[plan.buffer(slot, place) as usize][..batch.count(info.rows) * info.width];
+            &values[if step.last.is_some() { skipped * info.width } else { 0 }..]
         };
+        let part = (first > 0).then(|| batch.rows_from(first));
+        let batch = part.as_ref().unwrap_or(batch);
         let ins: Vec<&[f32]> = step.ins.iter().map(|&slot| value(slot)).collect();
         let is_decoded = batch.part == 0 && (batch.rows.len() == 1 || batch.verifies);
         if let (Some(reads), true) = (expert_reads, is_decoded && step.op.name() == "experts") {

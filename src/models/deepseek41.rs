@@ -40,6 +40,7 @@ pub(super) fn build(b: &Builder) -> Result<Slot> {
     check(b)?;
     let (eps, hyper, layers) = (b.eps()?, streams(b)?, b.layers()?);
     let (grams, levels) = (engram::layers(b, layers.len())?, Levels::from_keys(b, &layers)?);
+    b.spare_rows(); // of the layers after the last that makes rows, a prompt needs its end
     let x = b.embed()?; // (T, n_embd)
     let mut s = b.pack(hyper.n, &[Piece { x, stride: 0, offset: 0, len: hyper.width }])?; // (T, n * n_embd)
     let (mut pre, mut newest) = (None, Newest { rows: None, keys: None, top: None, levels });

@@ -20,7 +20,7 @@ use crate::cpu::dense::{self, BLOCK, COLS, Queries};
 use crate::cuda::{CacheArg, Grid, Ptr, int, launch};
 use crate::quant::Floats;
 use crate::simd::exp;
-use crate::tape::{Batch, Builder, CpuIo, GpuIo, Op, Role, Slot, State, StateId, Table, WeightId};
+use crate::tape::{Batch, Builder, CpuIo, GpuIo, Op, Role, Slot, State, StateId, StateUse, Table, WeightId};
 
 /// How a layer attends to a cache.
 #[derive(Clone, Copy, Debug)]
@@ -612,6 +612,12 @@ impl Op for AttendOp {
         let (mt, nv, stages) = self.shape(1, GpuIo::LEAST_SHARED);
         let (bytes, sure) = (self.shared_bytes(mt, nv, stages), GpuIo::LEAST_SHARED);
         (bytes > sure).then(|| format!("heads that take {bytes} bytes of shared memory; {sure} are sure"))
+    }
+
+    fn state_use(&self, i: usize) -> Option<StateUse> {
+        let own = if self.shared { 1 } else { 2 };
+        let window = self.a.window.filter(|_| i < own && self.blocks.is_none());
+        Some(StateUse::Reads(window.map(|n| n + usize::from(self.a.before))))
     }
 
     fn rows_seen(&self, seen: usize) -> usize {

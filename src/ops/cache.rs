@@ -6,7 +6,7 @@ use anyhow::{Result, bail};
 
 use super::rotate::{LONGEST, LONGEST_OF_VALUES, run_of};
 use crate::quant::QuantType;
-use crate::tape::{Builder, CpuIo, GpuIo, Op, Role, Slot, StateId, WrongCacheType};
+use crate::tape::{Builder, CpuIo, GpuIo, Op, Role, Slot, StateId, StateUse, WrongCacheType};
 
 /// The cached rows of a layer, as attention reads them.
 #[derive(Clone, Copy, Debug)]
@@ -43,6 +43,10 @@ impl Op for Store {
                 state.write(row.seq, row.pos as usize, values);
             }
         }
+    }
+
+    fn state_use(&self, _: usize) -> Option<StateUse> {
+        Some(StateUse::Stores)
     }
 
     fn gpu(&self, io: &GpuIo<'_>) -> Result<()> {

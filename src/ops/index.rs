@@ -23,7 +23,7 @@ use super::route::top_k;
 use crate::cpu::dot_rows;
 use crate::cuda::{Grid, Ptr, int, launch};
 use crate::quant::{ActRow, Acts};
-use crate::tape::{Builder, CpuIo, GpuIo, Op, Role, Row, Slot, State, StateId};
+use crate::tape::{Builder, CpuIo, GpuIo, Op, Role, Row, Slot, State, StateId, StateUse};
 
 /// Row numbers below this are exact as f32.
 const EXACT: usize = 1 << 24;
@@ -269,6 +269,10 @@ impl Op for IndexOp {
     fn gpu_refuses(&self) -> Option<String> {
         let dim = self.x.dim;
         (dim > 128).then(|| format!("index keys of {dim} columns; the kernel takes 128"))
+    }
+
+    fn state_use(&self, _: usize) -> Option<StateUse> {
+        Some(StateUse::Reads(None))
     }
 
     fn rows_seen(&self, seen: usize) -> usize {

@@ -4,6 +4,10 @@
 //! No family asks for it: [`cut_rows`] finds in a finished tape which values are needed in all rows. Those are the inputs of
 //! steps that keep something of every token (caches, recurrences) or read its position, and what those are made of.
 //!
+//! In a model whose last layers see a window only, besides what earlier layers keep of every token, a prompt needs of these layers
+//! little more than its end ([`Tape::spares_rows`]): a layer that stores keys for a window of w tokens is needed w - 1 tokens
+//! further back than what reads them. [`on_last_rows`] counts that, step by step.
+//!
 //! Rows that a model hands on to draft heads are needed of every token, and their last steps could run on all rows. But
 //! products with many rows may add in another order than with few (`quant/panels/`), so the logits would have other last
 //! bits than without heads. So the steps stay on the output rows, and what they give is computed once more, for the other
@@ -14,7 +18,7 @@ use std::sync::Arc;
 use anyhow::Result;
 
 use crate::cuda::{Grid, int, launch};
-use crate::tape::{Batch, CpuIo, ExpertShare, GpuIo, Op, RowSet, Slot, SlotInfo, Step, Table, Tape};
+use crate::tape::{Batch, CpuIo, ExpertShare, GpuIo, Op, RowSet, Slot, SlotInfo, StateUse, Step, Table, Tape};
 
 /// Keeps the output rows, or the others.
 #[derive(Debug)]
@@ -82,6 +86,37 @@ fn on_other_rows(tape: &Tape, all: &[bool]) -> Vec<bool> {
     others
 }
 
+/// Rows that are needed although nobody can say how far back.
+const ALL: usize = usize::MAX;
+
+/// Of every step that `all` says runs on all rows, how far before a row whose logits are wanted it has to run, at most:
+/// [`RowSet::Last`]. None for steps that need all rows indeed.
+fn on_last_rows(tape: &Tape, all: &[bool]) -> Vec<Option<usize>> {
+    let (mut values, mut states) = (vec![0; tape.slots.len()], vec![0; tape.states.len()]);
+    let mut reach = vec![None; tape.steps.len()];
+    for (i, step) in tape.steps.iter().enumerate().rev().filter(|(i, _)| all[*i]) {
+        let mut need = step.outs.iter().map(|x| values[x.0 as usize]).max().unwrap_or(0);
+        for (k, s) in step.states.iter().enumerate() {
+            match step.op.state_use(k) {
+                None => need = ALL,
+                Some(StateUse::Stores) => need = need.max(states[s.0 as usize]),
+                Some(StateUse::Reads(_)) => {}
+            }
+        }
+        for (k, s) in step.states.iter().enumerate() {
+            let read = &mut states[s.0 as usize];
+            match step.op.state_use(k) {
+                Some(StateUse::Reads(Some(window))) if need < ALL => *read = (*read).max(need + window - 1),
+                Some(StateUse::Stores) => {}
+                _ => *read = ALL,
+            }
+        }
+        step.ins.iter().map(|x| x.0 as usize).for_each(|x| values[x] = values[x].max(need));
+        reach[i] = Some(need).filter(|n| *n < ALL);
+    }
+    reach
+}
+
 /// A tape that is being rewritten, step by step.
 struct Cut {
     tape: Tape,
@@ -98,11 +133,20 @@ struct Cut {
 pub(crate) fn cut_rows(mut tape: Tape) -> Tape {
     let all = on_all_rows(&tape);
     let others = on_other_rows(&tape, &all);
+    // Draft heads read rows of every token.
+    let last = match tape.spares_rows && tape.parts() == 1 {
+        true => on_last_rows(&tape, &all),
+        false => vec![None; tape.steps.len()],
+    };
+    tape.spares_rows = last.iter().any(Option::is_some);
     let steps = std::mem::take(&mut tape.steps);
     let none = vec![None; tape.slots.len()];
     let mut cut = Cut { steps: Vec::with_capacity(steps.len() + 2), made: [none.clone(), none], tape };
-    for ((mut step, all), others) in steps.into_iter().zip(all).zip(others) {
+    for (((mut step, all), others), last) in steps.into_iter().zip(all).zip(others).zip(last) {
         if all {
+            step.last = last;
+            let rows = last.map_or(RowSet::All, RowSet::Last);
+            step.outs.iter().for_each(|x| cut.tape.slots[x.0 as usize].rows = rows);
             cut.steps.push(step);
             continue;
         }
@@ -133,7 +177,7 @@ impl Cut {
         let (i, which) = (x.0 as usize, (rows == RowSet::Others) as usize);
         match self.made[which].get(i) {
             Some(Some(known)) => return *known,
-            Some(None) if self.tape.slots[i].rows == RowSet::All => {}
+            Some(None) if matches!(self.tape.slots[i].rows, RowSet::All | RowSet::Last(_)) => {}
             _ => return x,
         }
         let step = take_rows(&mut self.tape, (x, rows), reader, &self.steps);
@@ -165,6 +209,7 @@ fn take_rows(tape: &mut Tape, (x, rows): (Slot, RowSet), reader: &Step, before: 
     let maker = before.iter().rfind(|s| s.outs.contains(&x)).expect("a value is made before it is read");
     let nth = maker.outs.iter().position(|out| *out == x).filter(|n| *n > 0);
     let op = TakeRows(rows);
+    let last = if let RowSet::Last(reach) = tape.slots[x.0 as usize].rows { Some(reach) } else { None };
     let label = format!("{}.{}{}", maker.label, op.name(), nth.map_or(String::new(), |n| format!(".{}", n + 1)));
     tape.slots.push(SlotInfo { width: tape.width(x), rows });
     Step {
@@ -174,6 +219,7 @@ fn take_rows(tape: &mut Tape, (x, rows): (Slot, RowSet), reader: &Step, before: 
         role: reader.role,
         op: Arc::new(op),
         share: ExpertShare::All,
+        last,
         ins: vec![x],
         outs: vec![Slot(tape.slots.len() as u32 - 1)],
         weights: Vec::new(),
@@ -218,6 +264,7 @@ mod tests {
                 role: Role::Mixing,
                 op: Arc::new(Dummy(by_row)),
                 share: ExpertShare::All,
+                last: None,
                 ins: ins.iter().map(|&x| Slot(x)).collect(),
                 outs: vec![out],
                 weights: Vec::new(),

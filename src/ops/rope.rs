@@ -186,7 +186,7 @@ impl Op for RopeOp {
 
     fn cpu(&self, io: &mut CpuIo<'_>) {
         let rope = &self.rope;
-        let table = io.work.angles.entry(self.key).or_insert_with(|| {
+        let table = io.work.angles.entry((self.key, io.rows)).or_insert_with(|| {
             let (freq, magnitude) = rope.frequencies();
             let mut table = Vec::with_capacity(io.batch.rows.len() * rope.n_rot);
             io.batch.rows.iter().for_each(|r| Rope::angles(&freq, magnitude, r.pos, &mut table));

@@ -80,6 +80,7 @@ impl WalkShape {
             RowSet::Output => 1,
             RowSet::Argmax => 0,
             RowSet::Others => self.rows - 1,
+            RowSet::Last(_) => self.rows,
         }
     }
 }

@@ -307,7 +307,7 @@ pub fn host_bytes(tape: &Tape, plan: &Plan, shape: &Shape) -> usize {
             Place::Gpu(_) => {}
             Place::Cpu | Place::Twin => {
                 let Some(out) = step.outs.first().map(|x| tape.slots[x.0 as usize]) else { continue };
-                let of_all = matches!(out.rows, RowSet::All | RowSet::Others);
+                let of_all = matches!(out.rows, RowSet::All | RowSet::Others | RowSet::Last(_));
                 let rows = if of_all { shape.n_batch } else { shape.n_output_rows };
                 inside = inside.max(step.op.cpu_scratch_bytes(rows, out.width));
             }

@@ -227,6 +227,7 @@ mod tests {
                 role: Role::Attention,
                 op: Arc::new(Add),
                 share: ExpertShare::All,
+                last: None,
                 ins: Vec::new(),
                 outs: Vec::new(),
                 weights: Vec::new(),

@@ -25,6 +25,10 @@ use crate::tape::{Batch, Row};
 /// most by it, 32 a quarter.
 pub(super) const FEW: usize = 8;
 
+/// In a prompt that leaves rows out every so many tokens all states are made whole, so that an interruption or a prompt with
+/// another end need not read everything again: for DeepSeek-V4.1 that is as much work as reading 600 tokens.
+const WHOLE: usize = 16384;
+
 /// Which logits a call returns.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Want {
@@ -120,7 +124,8 @@ impl Session {
     /// # Errors
     /// With every sequence as it was: a token outside the vocabulary, [`ContextFull`], a sequence
     /// that has two parts. [`Interrupted`] if the stop flag was raised while a prompt was read: the
-    /// sequences hold the batches that were finished, and no part of one token. [`CutShort`] if a
+    /// sequences hold the batches that were finished, and no part of one token; of a model whose prompts leave rows out
+    /// ([`Tape::spares_rows`](crate::tape::Tape::spares_rows)) what they held before, and some multiple of 16384 tokens. [`CutShort`] if a
     /// file of the model is not what it was: what was being computed is dropped, and the sequences
     /// hold what they held before, or less where that is overwritten. [`GpuLost`] if a GPU fails
     /// and [`Options::gpu_fallback`](super::Options::gpu_fallback) is not set: all sequences are
@@ -286,6 +291,7 @@ impl Session {
             alone: self.options.deterministic,
             verifies,
             part: 0,
+            follow: None,
         };
         let start = Instant::now();
         if let Err(e) = self.engine.walk(&batch, &AtomicBool::new(false), Watch { observer, progress: None }) {
@@ -331,10 +337,13 @@ impl Session {
                 Want::Last | Want::Argmax if first + chunk.len() == tokens.len() => vec![n - 1],
                 _ => Vec::new(),
             };
+            let end = first + chunk.len();
+            let left = if end / WHOLE > first / WHOLE { 0 } else { tokens.len() - end };
             let batch = Batch {
                 rows: chunk.iter().zip(pos..).map(row).collect(),
                 output_rows,
                 argmax_only: want == Want::Argmax,
+                follow: (self.engine.tape.spares_rows && !self.engine.plan.on_gpu()).then_some(left),
                 ..Batch::default()
             };
             self.read_batch((seq, chunk), &batch, (first, tokens.len()), looking)?;
@@ -361,7 +370,8 @@ impl Session {
     ) -> Result<()> {
         let from = self.seqs[seq].tokens.len();
         // Going back from a half-read batch must not mean reading all batches before it again.
-        let before = (first > 0 && self.is_overwritten()).then(|| self.overwritten(seq)).transpose()?;
+        let is_whole = self.model_states().iter().all(|s| s.can_rewind(seq as u32, from));
+        let before = (first > 0 && self.is_overwritten() && is_whole).then(|| self.overwritten(seq)).transpose()?;
         let n_steps = self.engine.tape.model().len();
         let observer = reborrow(&mut looking.observer);
         let mut report = looking
@@ -380,7 +390,10 @@ impl Session {
             self.stop.store(false, Ordering::Relaxed);
             self.seqs[seq].tokens.extend_from_slice(chunk); // half-read: states may hold any of these
             self.seqs[seq].checkpoints.extend(before);
-            self.rewind(seq, from)?;
+            match is_whole {
+                true => drop(self.rewind(seq, from)?),
+                false => drop(self.go_to_checkpoint(seq)?), // reading it again would take as long
+            }
             return Err(Interrupted.into());
         }
         let (n, seconds) = (chunk.len(), start.elapsed().as_secs_f64().max(1e-9));

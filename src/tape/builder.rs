@@ -361,6 +361,11 @@ impl<'a> Builder<'a> {
         self.rec.tape.borrow_mut().ignored.push((self.full(prefix), why));
     }
 
+    /// Lets prompts leave rows out that no later token will look at.
+    pub fn spare_rows(&self) {
+        self.rec.tape.borrow_mut().spares_rows = true;
+    }
+
     /// Has `explain` say what is taken as known where the file does not say.
     pub fn note(&self, what: &str) {
         self.rec.tape.borrow_mut().notes.push(what.into());
@@ -573,6 +578,7 @@ impl<'a> Builder<'a> {
             role,
             op: Arc::new(op),
             share: ExpertShare::All,
+            last: None,
             ins: ins.to_vec(),
             outs: outs.clone(),
             weights: weights.to_vec(),

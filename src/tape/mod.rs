@@ -43,6 +43,9 @@ pub enum RowSet {
     Argmax,
     /// One per row that is no output row.
     Others,
+    /// Of a prompt those that are at most so many tokens before one whose logits are computed, or before the last that is known
+    /// to follow: what nobody will look at is left out. In other batches all.
+    Last(usize),
 }
 
 /// The shape of a value, as far as it is known before anything runs.
@@ -193,6 +196,8 @@ pub struct Step {
     pub op: Arc<dyn Op>,
     /// Which of its experts it multiplies by; [`ExpertShare::All`] for ops without experts.
     pub share: ExpertShare,
+    /// It is given the rows of [`RowSet::Last`] as its batch, where that is not all.
+    pub last: Option<usize>,
     /// Values read.
     pub ins: Vec<Slot>,
     /// Values written; each slot is written by exactly one step.
@@ -232,6 +237,8 @@ pub struct Tape {
     pub ignored: Vec<(String, &'static str)>,
     /// Metadata keys of the architecture that the tape does not depend on, and why.
     pub unused_keys: Vec<UnusedKey>,
+    /// Whether prompts leave rows out that nobody will look at; see [`RowSet::Last`].
+    pub spares_rows: bool,
     /// What the family takes as known where the file does not say, in words.
     pub notes: Vec<String>,
 }
@@ -355,6 +362,9 @@ pub struct Batch {
     pub verifies: bool,
     /// The part of the tape that is walked: 0 is the model.
     pub part: usize,
+    /// Of a part of one sequence's prompt: how many of its tokens will follow before anything else happens to the sequence.
+    /// Rows may then be left out; None where all are needed.
+    pub follow: Option<usize>,
 }
 
 impl Batch {
@@ -370,6 +380,29 @@ impl Batch {
             RowSet::Output => self.output_rows.len(),
             RowSet::Argmax => self.output_rows.len() * self.argmax_only as usize,
             RowSet::Others => self.rows.len() - self.output_rows.len(),
+            RowSet::Last(reach) => self.rows.len() - self.first(reach),
+        }
+    }
+
+    /// The first of the rows that values of [`RowSet::Last`] have, which end with the batch.
+    pub fn first(&self, reach: usize) -> usize {
+        let Some(follow) = self.follow else { return 0 };
+        let last = (self.rows.len() + follow).saturating_sub(1);
+        let before = self.output_rows.first().map_or(last, |&row| last.min(row as usize));
+        before.saturating_sub(reach).min(self.rows.len())
+    }
+
+    /// The first row of values of this set that are the last of a batch, or all.
+    pub fn first_of(&self, rows: RowSet) -> usize {
+        if let RowSet::Last(reach) = rows { self.first(reach) } else { 0 }
+    }
+
+    /// The rows from `first` on as a batch.
+    pub fn rows_from(&self, first: usize) -> Batch {
+        Batch {
+            rows: self.rows[first..].to_vec(),
+            output_rows: self.output_rows.iter().map(|row| row - first as u32).collect(),
+            ..*self
         }
     }
 
@@ -380,6 +413,7 @@ impl Batch {
             RowSet::All => all.collect(),
             RowSet::Output | RowSet::Argmax => self.output_rows.clone(),
             RowSet::Others => all.filter(|i| self.output_rows.binary_search(i).is_err()).collect(),
+            RowSet::Last(reach) => all.skip(self.first(reach)).collect(),
         }
     }
 }
@@ -427,8 +461,8 @@ pub struct Work {
     pub acts: Acts,
     /// Free use; contents mean nothing between steps.
     pub buffers: [Vec<f32>; 4],
-    /// Rotation angles of this batch, by rope specification: `cos, sin` pairs, (rows, n_rot).
-    pub angles: HashMap<u64, Vec<f32>>,
+    /// Rotation angles of this batch, by rope specification and number of rows, which are its last: `cos, sin` pairs, (rows, n_rot).
+    pub angles: HashMap<(u64, usize), Vec<f32>>,
 }
 
 /// Finds the matrix of an expert, by the number of the stack among the step's.
@@ -468,6 +502,15 @@ pub struct CpuIo<'a> {
     pub work: &'a mut Work,
     /// The threads.
     pub pool: &'a Pool,
+}
+
+/// How an op that may run on some of a batch's rows uses a state.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum StateUse {
+    /// It stores a row for each that it is given, by position.
+    Stores,
+    /// It reads, for each row that it is given, the rows of the newest so many tokens, the row's own included; None: any.
+    Reads(Option<usize>),
 }
 
 /// A table that a GPU body reads besides values: computed on the CPU for every batch and brought over with it.
@@ -522,6 +565,12 @@ pub trait Op: Debug + Send + Sync {
     /// For an op that stores each row by itself, whichever rows it is given: the same op for rows of this set. None for
     /// all others: an op that has a state is given all rows.
     fn of_rows(&self, _rows: RowSet) -> Option<Arc<dyn Op>> {
+        None
+    }
+
+    /// For an op that may run on some of a batch's rows although it has states: how it uses state `i` of the step. None for all
+    /// others: they are given all rows.
+    fn state_use(&self, _i: usize) -> Option<StateUse> {
         None
     }
 

@@ -203,6 +203,14 @@ impl State {
         }
     }
 
+    /// Takes note that of a part of a prompt the rows before `first` were left out.
+    pub fn left_out(&mut self, batch: &Batch, first: usize) {
+        if let (StateKind::Rows { every, .. }, Some(row), 1..) = (self.spec.kind.clone(), batch.rows.first(), first) {
+            let part = &mut self.seqs[row.seq as usize];
+            part.low = part.low.max((row.pos as usize + first) / every);
+        }
+    }
+
     /// Records that the ranges of [`State::saved_ranges`] were written into a sequence's rows.
     pub fn replaced(&mut self, seq: u32, tokens: usize, whole: bool) {
         let low = self.saved(tokens, whole).0;

@@ -306,9 +306,10 @@ pub(super) fn steps(m: &PlacedModel<'_>) -> Vec<StepFacts> {
                 let shape = |x: &crate::tape::Slot| {
                     let info = tape.slots[x.0 as usize];
                     let rows = match info.rows {
-                        RowSet::All => "T",
-                        RowSet::Output | RowSet::Argmax => "W",
-                        RowSet::Others => "T - W",
+                        RowSet::All => "T".into(),
+                        RowSet::Output | RowSet::Argmax => "W".into(),
+                        RowSet::Others => "T - W".into(),
+                        RowSet::Last(reach) => format!("last {}", reach + 1),
                     };
                     format!("({rows}, {})", info.width)
                 };

@@ -183,7 +183,7 @@ impl SyntheticRun<'_> {
         walk.values.retain(|x, _| walk.last.get(x).is_some_and(|last| *last > i));
         // Of output rows there are as many in any batch.
         let set = step.ins.first().map_or(RowSet::All, |x| tape.slots[x.0 as usize].rows);
-        let all = matches!(set, RowSet::All | RowSet::Others);
+        let all = matches!(set, RowSet::All | RowSet::Others | RowSet::Last(_));
         if all { seconds * walk.n as f64 / tokens as f64 } else { seconds }
     }
 
