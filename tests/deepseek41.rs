@@ -317,8 +317,8 @@ fn of_the_layers_after_the_last_source_a_prompt_computes_its_end_alone() {
     assert_eq!(got, want, "1 + 23 (8 - l) rows in layer l");
     let keys: Vec<String> = (4..9).map(|l| format!("blk.{l}.attn_kv")).collect();
     assert_eq!(rows_of(&s, 512, Want::Last, &keys), [400, 93, 70, 47, 24].map(whole), "23 more make the keys of each");
-    let experts: Vec<String> = (4..9).map(|l| format!("blk.{l}.ffn_moe_out")).collect();
-    say!("experts: {:?}", rows_of(&s, 512, Want::Last, &experts));
+    let experts: Vec<String> = (4..9).map(|l| format!("blk.{l}.ffn_exps")).collect();
+    assert_eq!(rows_of(&s, 512, Want::Last, &experts), [400, 70, 47, 24, 1].map(whole));
 
     // In batches the end is counted from the prompt's end.
     let got = rows_of(&s, 32, Want::Last, &attention);

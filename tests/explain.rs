@@ -253,8 +253,9 @@ fn estimate(gguf: &Gguf, n_ctx: usize, gib: usize) -> (f64, f64, usize) {
     let free = gib << 30;
     let p = plan::fit(tape, &o.ask, (gib > 0).then(|| free - session::margin(free, false)).as_slice(), shape).unwrap();
     let rates = HardwareRates { ram: 80e9, vram: 936e9, bus: 24e9, ..HardwareRates::USUAL };
-    let seconds =
-        |rows| WalkTime::assumed(&p.tape, &p.plan, WalkShape { rows, seen: n_ctx.min(8192) / 2 }, rates).whole;
+    let seconds = |rows| {
+        WalkTime::assumed(&p.tape, &p.plan, WalkShape { rows, seen: n_ctx.min(8192) / 2, follow: None }, rates).whole
+    };
     (seconds(p.shape.n_batch) / p.shape.n_batch as f64, seconds(1), p.shape.n_batch)
 }
 
@@ -376,7 +377,7 @@ fn split_by_expert(name: &str) -> Fit {
 
 fn whole(p: &Fit, plan: &Plan, ram: f64, bus: f64) -> WalkTime {
     let rates = HardwareRates { ram, vram: 1e12, bus, launch: (0.0, 0.0) };
-    WalkTime::assumed(&p.tape, plan, WalkShape { rows: 64, seen: 64 }, rates)
+    WalkTime::assumed(&p.tape, plan, WalkShape { rows: 64, seen: 64, follow: None }, rates)
 }
 
 #[test]
@@ -420,7 +421,7 @@ fn what_a_gpu_body_launches_is_counted_without_a_gpu() {
         .zip(&p.plan.starts)
         .fold(0, |sum, ((_, place), s)| sum + if place.is_gpu() { s.single } else { 0 });
     let rates = HardwareRates { ram: f64::INFINITY, vram: f64::INFINITY, bus: f64::INFINITY, launch: (1.0, 0.0) };
-    let time = WalkTime::assumed(&p.tape, &p.plan, WalkShape { rows: 1, seen: 1 }, rates);
+    let time = WalkTime::assumed(&p.tape, &p.plan, WalkShape { rows: 1, seen: 1, follow: None }, rates);
     let copies = p.plan.stages.iter().filter(|s| matches!(s, PlanStage::Copy(..))).count();
     // The argmax, which nobody asks for here, is left out or costs a launch; small values that are sent together share one.
     assert!(time.started <= all + copies && time.started + 3 >= all, "{} {all} {copies}", time.started);
@@ -431,7 +432,8 @@ fn what_a_gpu_body_launches_is_counted_without_a_gpu() {
 fn a_token_that_sees_more_takes_longer() {
     for name in ["qwen3moe", "deepseek4", "qwen35moe", "gpt-oss"] {
         let p = split_by_expert(name);
-        let time = |seen| WalkTime::assumed(&p.tape, &p.plan, WalkShape { rows: 1, seen }, HardwareRates::USUAL);
+        let time =
+            |seen| WalkTime::assumed(&p.tape, &p.plan, WalkShape { rows: 1, seen, follow: None }, HardwareRates::USUAL);
         assert!(time(200).whole > time(1).whole, "{name}");
     }
 }
@@ -566,8 +568,9 @@ const SIZES: &[(&str, f64, f64, f64)] = &[
     ("kimi-k2.6", 1026.4, 0.0, 32.0),
     ("glm-5.1", 744.0, 9.94, 40.83), // * active
     ("glm-5.2", 744.0, 9.94, 40.0),
-    ("deepseek-v4-flash", 284.3, 0.0, 13.27), // * active
-    ("deepseek-v4-pro", 1573.0, 0.0, 49.0),   // * layers: what predicts further tokens is not converted
+    ("deepseek-v4-flash", 284.3, 0.0, 13.27),  // * active
+    ("deepseek-v4-pro", 1573.0, 0.0, 49.0),    // * layers: what predicts further tokens is not converted
+    ("deepseek-v4.1-flash", 748.4, 0.0, 16.0), // layers 552, and 196.6 in tables
     ("gemma4-26b-a4b", 25.2, 0.0, 3.8),
     ("gemma4-31b", 30.7, 0.0, 30.7),
     ("gemma4-e4b", 7.46, 0.0, 4.64), // * both, without the keys and values that no layer reads

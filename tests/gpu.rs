@@ -312,6 +312,46 @@ fn layers_that_read_the_rows_of_others_may_be_at_two_places() {
     }
 }
 
+/// Rows that nobody looks at are left out there too: logits and what follows stay what they are when all are computed, but for
+/// what other kernels for fewer rows tip.
+#[test]
+fn the_end_of_a_prompt_is_what_it_is_with_all_rows() {
+    if !quick_device() {
+        return;
+    }
+    let gpu = Arc::new(Gpu::open().unwrap());
+    for r in models(&["deepseek41"]) {
+        let n = 200;
+        for (name, halves, n_batch) in [("in batches", false, 64), ("in halves", true, 140)] {
+            let o = Options {
+                ask: Ask { cpu_moe: Some(usize::MAX), cache: CacheSize::Bytes(300 << 10), ..Ask::default() },
+                halves: Some(halves),
+                n_batch,
+                ..exact()
+            };
+            let read = |want: Want| {
+                let gguf = Gguf::open_with(&r.gguf, &o.load).unwrap();
+                let mut s = Session::hybrid(gguf, &o, std::slice::from_ref(&gpu), |_, _| Ok(())).unwrap();
+                let mut got = s.feed(0, &r.prompt[..n], want).unwrap().into_logits();
+                got.drain(..got.len() - s.n_vocab());
+                for t in &r.prompt[n..n + 6] {
+                    got.extend(s.feed(0, &[*t], Want::Last).unwrap().into_logits());
+                }
+                // Rows that are read again are those that were left out.
+                s.rewind(0, n / 2).unwrap();
+                got.extend(s.feed(0, &r.prompt[n / 2..n], Want::Last).unwrap().into_logits());
+                (got, s.n_vocab())
+            };
+            let ((short, n_vocab), (whole, _)) = (read(Want::Last), read(Want::All));
+            let mut errors: Vec<f64> =
+                whole.chunks(n_vocab).zip(short.chunks(n_vocab)).map(|(a, b)| nmse(a, b)).collect();
+            say!("{:24} {name:12} last logits {:.1e}, after {:?}", r.name, errors[0], &errors[1..]);
+            errors.sort_by(f64::total_cmp);
+            assert!(errors[errors.len() / 2] < 1e-4 && errors[errors.len() - 1] < 1e-1, "{name}: {errors:?}");
+        }
+    }
+}
+
 /// Keys and values in heads of two blocks (qwen35, every type), in heads of one (qwen3moe), rows that are both with a
 /// compressed cache and its indexer (deepseek4), blocks of keys that an indexer chooses (minimax-m3).
 #[test]

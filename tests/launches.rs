@@ -153,7 +153,7 @@ fn an_estimate_counts_about_as_many_launches_as_there_are() {
         let gguf = Gguf::open_with(&path, &o.load).unwrap();
         let s = Session::hybrid(gguf, &o, &[Arc::new(Gpu::open().unwrap())], |_, _| Ok(())).unwrap();
         let (tape, plan) = (&s.engine().tape, &s.engine().plan);
-        let walk = WalkTime::assumed(tape, plan, WalkShape { rows: 1, seen: 8 }, HardwareRates::USUAL);
+        let walk = WalkTime::assumed(tape, plan, WalkShape { rows: 1, seen: 8, follow: None }, HardwareRates::USUAL);
         let made = recorded(&path).len();
         std::fs::remove_file(path).unwrap();
         say!("{:16} {} launches in the estimate, {made} made", r.name, walk.started);

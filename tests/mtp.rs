@@ -407,7 +407,7 @@ fn no_value_crosses_from_the_model_to_a_head_and_each_step_of_a_part_has_its_own
         assert_eq!(tape.bytes_per_token(), without.bytes_per_token(), "{}", h.model.name);
         assert_eq!(tape.n_layers(), without.n_layers());
         let plan = Plan::cpu(&tape);
-        let at = WalkShape { rows: 1, seen: 100 };
+        let at = WalkShape { rows: 1, seen: 100, follow: None };
         let time = |tape: &Tape, plan: &Plan| WalkTime::assumed(tape, plan, at, HardwareRates::USUAL).whole;
         assert_eq!(time(&tape, &plan), time(&without, &Plan::cpu(&without)), "{}: an estimate", h.model.name);
         // What is measured for estimates: the model's steps, those for other rows in prompts alone.

@@ -102,7 +102,7 @@ fn what_one_place_saved_another_takes_up() {
         let placed = |place: &dyn Fn(usize) -> Place, gpu: Option<&Arc<Gpu>>| {
             let gguf = Gguf::open(&r.gguf).unwrap();
             let tape = session::tape(&gguf, &o).unwrap();
-            let plan = Plan::new(&tape, &|i, _| place(i));
+            let plan = Plan::new(&tape, &|i, s| if s.op.gpu_refuses().is_some() { Place::Cpu } else { place(i) });
             Session::planned(gguf, tape, plan, &o, gpu.map_or(&[], std::slice::from_ref)).unwrap()
         };
         let mut b = placed(&twin, None);

@@ -135,6 +135,7 @@ const FEW: &[(&str, usize)] = &[
     ("glm-5.2", 4),
     ("deepseek-v4-flash", 4),
     ("deepseek-v4-pro", 4),
+    ("tiny-v4.1", 22),
     ("gemma4-26b-a4b", 6),
     ("gemma4-31b", 6),
     ("gemma4-e4b", 12),

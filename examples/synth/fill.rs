@@ -259,7 +259,7 @@ impl Fill {
                     Ok(())
                 })
             }
-            (Kind::Weight(_) | Kind::Tokens(_), _) => unreachable!("a mix names weight formats"),
+            (Kind::Weight(_) | Kind::Tokens(_) | Kind::Hole, _) => unreachable!("a mix names weight formats"),
         }
     }
 }

@@ -39,6 +39,8 @@ pub(crate) enum Kind {
     /// A router over a chain's embedding, whose rows have blocks of this many numbers: each part that changes slowly has
     /// this RMS in its outputs, what is the token's own 1.
     Router { slow: f32, block: usize },
+    /// A table in Q8_0 that is larger than a drive may be: always a hole.
+    Hole,
     /// A matrix (n, 2 n) that takes the first half of its inputs as it is, in Q8_0.
     FirstHalf,
 }
@@ -88,6 +90,7 @@ pub(crate) enum Holes {
 impl Holes {
     fn has(self, kind: Kind) -> bool {
         match self {
+            _ if matches!(kind, Kind::Hole) => true,
             Holes::None => false,
             Holes::Experts => matches!(kind, Kind::Weight(Part::Experts | Part::Down)),
             Holes::All => true,
@@ -156,7 +159,9 @@ impl Synth {
                 Kind::Weight(part) => TensorType::Quant(self.mix.format(part, t.shape[t.shape.len() - 1])),
                 Kind::Experts(_) => TensorType::I32,
                 Kind::Tokens(_) => TensorType::Quant(chain::format(&self.mix, t.shape[1])),
-                Kind::FirstHalf => TensorType::Quant(quant::by_name("Q8_0").expect("Q8_0 is always known")),
+                Kind::FirstHalf | Kind::Hole => {
+                    TensorType::Quant(quant::by_name("Q8_0").expect("Q8_0 is always known"))
+                }
                 _ => TensorType::Quant(quant::by_name("F32").expect("F32 is always known")),
             };
             match self.holes.has(t.kind) {

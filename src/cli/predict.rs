@@ -260,7 +260,7 @@ impl Prediction {
         measured: Option<&CpuProfile>,
     ) -> Prediction {
         let ram = rates.ram.or(measured.map(|m| m.ram)).unwrap_or(f64::INFINITY);
-        let (at, rates) = (WalkShape { rows: 1, seen: depth + 1 }, rates.with_ram(ram));
+        let (at, rates) = (WalkShape { rows: 1, seen: depth + 1, follow: None }, rates.with_ram(ram));
         let reading = |i: usize| tape.step_bytes(&tape.steps[i]) as f64 / ram;
         let least = WalkTime::of(tape, plan, at, rates, &reading);
         let (ceiling, started) = (1.0 / least.whole.max(1e-9), least.started);

@@ -495,6 +495,7 @@ impl Device {
                 let at = lane.offset(&plan.layouts[to.index()], buffer);
                 let bytes = at..at + v.rows * v.width * 4;
                 match from {
+                    _ if v.rows == 0 => Ok(()),
                     Place::Gpu(_) => self.gpu.send(host, bytes, v.ptr),
                     _ => {
                         self.gpu.bring(v.ptr, host, bytes)?;
@@ -521,6 +522,9 @@ impl Device {
             return self.start_step(step, i, (lane, tape), value, None, false);
         }
         let out = value(&step.outs[0]);
+        if out.rows == 0 {
+            return Ok(());
+        }
         // What is recorded must do for whatever the slots hold later.
         if self.experts.any(i) || (is_step(batch) && self.experts.room(i)) {
             let slots = self.inputs[lane.number].places(i);
@@ -543,11 +547,27 @@ impl Device {
         stacks: Option<(&dyn Fn(usize) -> Ptr, Ptr)>,
         add: bool,
     ) -> Result<()> {
-        let (batch, inputs) = (lane.batch, &self.inputs[lane.number]);
-        let ins: Vec<GpuValue> = step.ins.iter().map(value).collect();
+        let inputs = &self.inputs[lane.number];
+        let first = step.last.map_or(0, |reach| lane.batch.first(reach));
+        let part = (first > 0).then(|| lane.batch.rows_from(first));
+        let batch = part.as_ref().unwrap_or(lane.batch);
+        // A value of more rows than the step has is read from the step's first one on, where it has no codes.
+        let skipped = |x: &Slot| match step.last {
+            Some(_) => first - lane.batch.first_of(tape.slots[x.0 as usize].rows),
+            None => 0,
+        };
+        let from = |x: &Slot| {
+            let (v, n) = (value(x), skipped(x));
+            GpuValue { ptr: v.ptr.at(n * v.width * 4), rows: v.rows - n, ..v }
+        };
+        let codes = |x: &Slot| if skipped(x) == 0 { self.codes_of(x, value(x)) } else { Ptr::default() };
+        let ins: Vec<GpuValue> = step.ins.iter().map(from).collect();
         let outs: Vec<GpuValue> = step.outs.iter().map(value).collect();
-        let rows = ins.first().map_or(batch.rows.len(), |x| x.rows);
-        let none = |x: &Slot| batch.count(tape.slots[x.0 as usize].rows) == 0;
+        let rows = match step.last {
+            Some(_) => batch.rows.len(),
+            None => ins.first().map_or(batch.rows.len(), |x| x.rows),
+        };
+        let none = |x: &Slot| lane.batch.count(tape.slots[x.0 as usize].rows) == 0;
         if rows == 0 || step.outs.iter().any(none) {
             return Ok(());
         }
@@ -562,11 +582,11 @@ impl Device {
         step.op.gpu(&GpuIo {
             gpu: Some(&self.gpu),
             batch,
-            lists: inputs.lists(),
+            lists: inputs.lists(first),
             tables: &inputs.tables(i),
             rows,
             ins: &ins,
-            codes: &step.ins.iter().zip(&ins).map(|(x, v)| self.codes_of(x, *v)).collect::<Vec<_>>(),
+            codes: &step.ins.iter().map(codes).collect::<Vec<_>>(),
             outs: &outs,
             weights: &step.weights.iter().map(|w| weight(w.0 as usize)).collect::<Vec<_>>(),
             states: &states,
@@ -653,6 +673,9 @@ impl Device {
     /// Copies a value of another GPU's to this one, when that one has it; its memory is used again when the copy is over.
     pub(super) fn receive(&self, from: &Device, plan: &Plan, tape: &Tape, lane: &Lane<'_>, x: &Slot) -> Result<()> {
         let (there, here) = (from.value(plan, tape, lane, x), self.value(plan, tape, lane, x));
+        if here.rows == 0 {
+            return Ok(());
+        }
         from.gpu.enter()?;
         from.handed[0].record(&from.gpu.work)?;
         self.gpu.enter()?;

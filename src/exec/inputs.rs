@@ -59,7 +59,7 @@ impl BatchInputs {
         let mut of_step = vec![Vec::new(); tape.steps.len()];
         let mut experts = Vec::new();
         for (i, step) in tape.steps.iter().enumerate().filter(|(i, _)| plan.places[*i] == place) {
-            for table in step.op.tables() {
+            for table in step.tables() {
                 let known = tables.iter().position(|t| t.key == table.key);
                 of_step[i].push(known.unwrap_or(tables.len()));
                 if known.is_none() {
@@ -107,10 +107,10 @@ impl BatchInputs {
         self.read.record(&gpu.work)
     }
 
-    /// The lists of the batch that was sent.
-    pub(super) fn lists(&self) -> Lists {
-        let at = |i: usize| self.device.at(i * self.at.rows * 4);
-        Lists { tokens: at(0), seqs: at(1), positions: at(2), output_rows: at(3) }
+    /// The lists of the batch that was sent, of the rows from `first` on; the output rows are as they were.
+    pub(super) fn lists(&self, first: usize) -> Lists {
+        let at = |i: usize, first: usize| self.device.at((i * self.at.rows + first) * 4);
+        Lists { tokens: at(0, first), seqs: at(1, first), positions: at(2, first), output_rows: at(3, 0) }
     }
 
     /// The tables of a step.

@@ -27,8 +27,8 @@ use crate::cuda;
 use crate::gguf::{Gguf, any_lost};
 use crate::plan::{Place, Plan, PlanStage, Shape};
 use crate::tape::{
-    Batch, CpuIo, ExpertPass, ExpertPasses, ExpertShare, SeqRows, Slot, State, StateSpec, StateUse, Tape, WeightView,
-    Work,
+    Batch, CpuIo, ExpertPass, ExpertPasses, ExpertShare, SeqRows, Slot, State, StateSpec, StateUse, Tape, Weight,
+    WeightKind, WeightView, Work,
 };
 
 use halves::Lane;
@@ -68,6 +68,9 @@ pub struct Watch<'a> {
     /// Called with the number of steps that are done, after each that the CPU runs.
     pub progress: Option<&'a mut dyn FnMut(usize)>,
 }
+
+/// Bytes of a table from which on its rows are asked for before they are read; smaller ones are in memory soon.
+const ASKED_FOR: usize = 256 << 20;
 
 /// Bytes of a state that come from a GPU at once: enough for the bus, little enough for the CPU's caches.
 const PIECE: usize = 4 << 20;
@@ -154,6 +157,8 @@ impl Engine {
             pool.beside_gpu();
             pool_batch.iter().for_each(Pool::beside_gpu);
         }
+        let large = |w: &&Weight| w.bytes >= ASKED_FOR;
+        tape.mapped().filter(large).for_each(|w| gguf.reads_scattered(&gguf.tensors[w.tensor]));
         let lanes = [LaneMemory::new(&tape, &plan), LaneMemory::new(&tape, &plan)];
         Ok(Engine {
             gguf,
@@ -234,7 +239,21 @@ impl Engine {
         Ok(done)
     }
 
+    /// Asks for the rows of tables in the file that a batch will read, which arrive while the steps before are computed.
+    fn ask_for_rows(&self, batch: &Batch) {
+        for step in &self.tape.steps[self.tape.part_steps(batch.part)] {
+            let Some(w) = step.weights.first().map(|w| &self.tape.weights[w.0 as usize]) else { continue };
+            if w.kind == WeightKind::Mapped && w.bytes >= ASKED_FOR {
+                let states: Vec<&State> = step.states.iter().map(|s| &self.states[s.0 as usize]).collect();
+                let rows = step.op.rows_ahead(batch, &states);
+                let row = w.bytes / (w.shape[0] * w.shape[1]);
+                self.gguf.will_read(&self.gguf.tensors[w.tensor], row, &rows);
+            }
+        }
+    }
+
     fn walk_stages(&mut self, batch: &Batch, stop: &AtomicBool, mut watch: Watch<'_>) -> Result<bool> {
+        self.ask_for_rows(batch);
         // With several GPUs the CPU's time is one's alone anyway.
         let halves = match (&watch.observer, &self.devices[..]) {
             (None, [device]) if batch.part == 0 => device.halves(&self.plan, batch),
@@ -335,9 +354,11 @@ impl Engine {
                     self.lanes[own].in_flight[slot.0 as usize][to.index()] = Some(range.start);
                 }
                 PlanStage::Run(_, ref steps) => {
+                    let steps = steps.clone();
                     for s in self.tape.steps[steps.clone()].iter().flat_map(|step| &step.states) {
                         self.states[s.0 as usize].wrote(lane.batch);
                     }
+                    steps.for_each(|i| self.leave_out(lane.batch, i));
                 }
                 PlanStage::Copy(..) => {}
             }

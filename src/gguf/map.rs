@@ -230,6 +230,15 @@ impl FileBytes {
         self.store.clone()
     }
 
+    /// Tells the system how a part of a tensor will be read, where it is in the file's map: a wish that it may not grant.
+    #[cfg(unix)]
+    pub(super) fn advise(&self, tensor: Range<usize>, part: Range<usize>, how: memmap2::Advice) {
+        let map = self.mapped.as_ref().filter(|_| self.stays(&tensor)).map_or(&self.store, |(map, _)| map);
+        if let Backing::Map(GuardedMap { map, .. }) = &**map {
+            let _ = map.advise_range(how, part.start, part.len());
+        }
+    }
+
     /// Whether the bytes are in the file's map.
     pub(super) fn is_mapped(&self) -> bool {
         matches!(&*self.store, Backing::Map(_))

@@ -170,7 +170,7 @@ impl Tensor {
     /// or rows by the hash of the last tokens. Such a table may be larger than the rest of the
     /// model, and is best left in its file.
     pub fn is_lookup_table(&self) -> bool {
-        self.name == "per_layer_token_embd.weight"
+        self.name == "per_layer_token_embd.weight" || self.name.ends_with(".engram_embd.weight")
     }
 
     /// Its bytes' place in its file.
@@ -354,6 +354,29 @@ impl Gguf {
     /// A file of the model, where it has one.
     pub(crate) fn file(&self, shard: usize) -> Option<&File> {
         self.files[shard].bytes.file()
+    }
+
+    /// Tells the system that rows of a table are read here and there: it then reads no more than it is asked for.
+    pub fn reads_scattered(&self, table: &Tensor) {
+        self.files[table.shard].bytes.advise(table.range(), table.range(), memmap2::Advice::Random);
+    }
+
+    /// Tells the system that these rows of a table, of `row` bytes each, will be read soon, so that it begins with what it
+    /// does not have in memory. Returns at once.
+    pub fn will_read(&self, table: &Tensor, row: usize, rows: &[usize]) {
+        const PAGE: usize = 4096;
+        let start = table.range().start;
+        let page = |r: &usize| (start + r * row) / PAGE..(start + (r + 1) * row).div_ceil(PAGE);
+        let mut pages: Vec<Range<usize>> = rows.iter().map(page).collect();
+        pages.sort_unstable_by_key(|p| p.start);
+        let mut pages = pages.into_iter().peekable();
+        while let Some(mut run) = pages.next() {
+            while let Some(next) = pages.next_if(|next| next.start <= run.end) {
+                run.end = run.end.max(next.end);
+            }
+            let bytes = (run.start * PAGE).max(start)..(run.end * PAGE).min(table.range().end);
+            self.files[table.shard].bytes.advise(table.range(), bytes, memmap2::Advice::WillNeed);
+        }
     }
 
     /// Whether a tensor was left in its file when [`Gguf::settle`] read the others into memory.

@@ -22,7 +22,7 @@ use super::conv::is_last;
 use super::glu::sigmoid;
 use super::norm::rms;
 use crate::cuda::{Grid, Ptr, int, launch};
-use crate::tape::{Builder, CpuIo, GpuIo, Op, Slot, Weight, WeightId};
+use crate::tape::{Batch, Builder, CpuIo, GpuIo, Op, Slot, State, Weight, WeightId};
 
 /// Token numbers below this are exact as f32.
 const EXACT: usize = 1 << 24;
@@ -71,20 +71,31 @@ impl Op for NgramOp {
 
     fn cpu(&self, io: &mut CpuIo<'_>) {
         let (x, table) = (&self.0, &io.weights[0]);
-        let (n, rows) = (x.factors.len(), &io.batch.rows);
         let (bytes, dim) = (table.row_bytes(), table.shape[2]);
-        let mut c = vec![0u32; n];
-        for (t, out) in io.outs[0].chunks_exact_mut(x.heads.len() * dim).enumerate() {
-            let row = rows[t];
+        let rows = self.rows_ahead(io.batch, &[&io.states[0]]);
+        for (row, out) in rows.into_iter().zip(io.outs[0].chunks_exact_mut(dim)) {
+            (table.format().dequant)(&table.data[row * bytes..(row + 1) * bytes], out);
+        }
+        let rows = io.batch.rows.iter().enumerate();
+        for (_, row) in rows.filter(|(t, _)| is_last(io.batch, *t, x.factors.len())) {
+            io.states[0].write(row.seq, row.pos as usize, &[x.number(row.token) as f32]);
+        }
+    }
+
+    fn rows_ahead(&self, batch: &Batch, states: &[&State]) -> Vec<usize> {
+        let (x, rows) = (&self.0, &batch.rows);
+        let mut c = vec![0u32; x.factors.len()];
+        let mut all = Vec::with_capacity(rows.len() * x.heads.len());
+        for (t, row) in rows.iter().enumerate() {
             c[0] = x.number(row.token);
             let mut ended = false;
-            for back in 1..n {
+            for back in 1..c.len() {
                 ended |= back > row.pos as usize;
                 if !ended {
                     c[back] = match t.checked_sub(back).filter(|&from| rows[from].seq == row.seq) {
                         Some(from) => x.number(rows[from].token),
                         None => {
-                            let stored = io.states[0].row(row.seq, row.pos as usize - back);
+                            let stored = states[0].row(row.seq, row.pos as usize - back);
                             f32::from_ne_bytes(stored.try_into().expect("a row of one value")) as u32
                         }
                     };
@@ -94,13 +105,9 @@ impl Op for NgramOp {
                     c[back] = x.pad;
                 }
             }
-            for (row, out) in x.rows(&c).zip(out.chunks_exact_mut(dim)) {
-                (table.format().dequant)(&table.data[row * bytes..(row + 1) * bytes], out);
-            }
+            all.extend(x.rows(&c));
         }
-        for (_, row) in rows.iter().enumerate().filter(|(t, _)| is_last(io.batch, *t, n)) {
-            io.states[0].write(row.seq, row.pos as usize, &[x.number(row.token) as f32]);
-        }
+        all
     }
 
     fn gpu(&self, _: &GpuIo<'_>) -> Result<()> {

@@ -22,11 +22,15 @@ use crate::tape::{Batch, CpuIo, ExpertShare, GpuIo, Op, RowSet, Slot, SlotInfo, 
 
 /// Keeps the output rows, or the others.
 #[derive(Debug)]
-struct TakeRows(RowSet);
+struct TakeRows {
+    rows: RowSet,
+    /// Whether they are found by a table: the list of output rows that comes with every batch is of all of its rows.
+    listed: bool,
+}
 
 impl Op for TakeRows {
     fn name(&self) -> &'static str {
-        if self.0 == RowSet::Output { "output_rows" } else { "other_rows" }
+        if self.rows == RowSet::Output { "output_rows" } else { "other_rows" }
     }
 
     fn cpu(&self, io: &mut CpuIo<'_>) {
@@ -34,7 +38,7 @@ impl Op for TakeRows {
             return;
         }
         let width = io.ins[0].len() / io.rows;
-        for (r, out) in io.batch.indices(self.0).into_iter().zip(io.outs[0].chunks_exact_mut(width)) {
+        for (r, out) in io.batch.indices(self.rows).into_iter().zip(io.outs[0].chunks_exact_mut(width)) {
             out.copy_from_slice(&io.ins[0][r as usize * width..][..width]);
         }
     }
@@ -47,13 +51,14 @@ impl Op for TakeRows {
     }
 
     fn tables(&self) -> Vec<Table> {
-        let fill = |batch: &Batch, to: &mut [u8]| {
-            for (row, to) in batch.indices(RowSet::Others).into_iter().zip(to.as_chunks_mut::<4>().0) {
+        let rows = self.rows;
+        let fill = move |batch: &Batch, to: &mut [u8]| {
+            for (row, to) in batch.indices(rows).into_iter().zip(to.as_chunks_mut::<4>().0) {
                 *to = row.to_ne_bytes();
             }
         };
-        let others = Table { key: "other rows".into(), row_bytes: 4, fill: Box::new(fill) };
-        Vec::from_iter((self.0 == RowSet::Others).then_some(others)) // the output rows come with every batch
+        let table = Table { key: format!("{rows:?} rows"), row_bytes: 4, fill: Box::new(fill) };
+        Vec::from_iter(self.listed.then_some(table))
     }
 }
 
@@ -208,8 +213,8 @@ impl Cut {
 fn take_rows(tape: &mut Tape, (x, rows): (Slot, RowSet), reader: &Step, before: &[Step]) -> Step {
     let maker = before.iter().rfind(|s| s.outs.contains(&x)).expect("a value is made before it is read");
     let nth = maker.outs.iter().position(|out| *out == x).filter(|n| *n > 0);
-    let op = TakeRows(rows);
     let last = if let RowSet::Last(reach) = tape.slots[x.0 as usize].rows { Some(reach) } else { None };
+    let op = TakeRows { rows, listed: rows == RowSet::Others || last.is_some() };
     let label = format!("{}.{}{}", maker.label, op.name(), nth.map_or(String::new(), |n| format!(".{}", n + 1)));
     tape.slots.push(SlotInfo { width: tape.width(x), rows });
     Step {

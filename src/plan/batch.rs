@@ -63,8 +63,9 @@ impl Candidate {
     /// Of a plan in `budget` bytes.
     pub(super) fn of(tape: &Tape, plan: &Plan, footprint: &Footprint, shape: &Shape, budget: usize) -> Candidate {
         let seen = shape.n_ctx.min(PROMPT) / 2;
-        let time_of =
-            |plan: &Plan, rows| WalkTime::assumed(tape, plan, WalkShape { rows, seen }, HardwareRates::USUAL).whole;
+        let time_of = |plan: &Plan, rows| {
+            WalkTime::assumed(tape, plan, WalkShape { rows, seen, follow: None }, HardwareRates::USUAL).whole
+        };
         let time = |rows| time_of(plan, rows);
         // Slots are whole experts of every layer. What is left over counts for a part of one more, or the choice would hang
         // on chance.

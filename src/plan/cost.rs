@@ -70,17 +70,32 @@ pub struct WalkShape {
     pub rows: usize,
     /// Tokens in sight.
     pub seen: usize,
+    /// Of a part of a prompt: how many of its tokens follow, so that rows may be left out; see [`RowSet::Last`].
+    pub follow: Option<usize>,
 }
 
 impl WalkShape {
     /// Rows that a value of this set has where the last row alone wants logits.
-    fn count(&self, set: RowSet) -> usize {
+    pub fn count(&self, set: RowSet) -> usize {
         match set {
             RowSet::All => self.rows,
             RowSet::Output => 1,
             RowSet::Argmax => 0,
             RowSet::Others => self.rows - 1,
-            RowSet::Last(_) => self.rows,
+            RowSet::Last(reach) => {
+                let left_out = self.follow.map_or(0, |n| (self.rows + n).saturating_sub(reach + 1));
+                self.rows.saturating_sub(left_out)
+            }
+        }
+    }
+}
+
+impl WalkShape {
+    /// Rows that a step is given.
+    pub fn rows_of(&self, tape: &Tape, step: &Step) -> usize {
+        match step.last {
+            Some(reach) => self.count(RowSet::Last(reach)),
+            None => step.ins.first().map_or(self.rows, |x| self.count(tape.slots[x.0 as usize].rows)),
         }
     }
 }
@@ -99,7 +114,10 @@ pub struct StepCost {
 impl StepCost {
     /// Of all of its experts, whichever its share is.
     pub fn of(tape: &Tape, step: &Step, at: WalkShape) -> StepCost {
-        let n = step.ins.first().map_or(at.rows, |x| at.count(tape.slots[x.0 as usize].rows)) as f64;
+        let n = at.rows_of(tape, step) as f64;
+        if n == 0.0 {
+            return StepCost::default();
+        }
         let weights: Vec<_> = step.weights.iter().map(|w| &tape.weights[w.0 as usize]).collect();
         let all: usize = weights.iter().map(|w| w.bytes).sum();
         // Of the bytes, those that one token reads: fewer where it goes to some experts, or looks rows up.
@@ -151,6 +169,36 @@ pub struct WalkTime {
     pub bus: f64,
     /// Kernels and copies that were started on the GPU.
     pub started: usize,
+}
+
+impl std::ops::Add for WalkTime {
+    type Output = WalkTime;
+
+    fn add(self, o: WalkTime) -> WalkTime {
+        WalkTime {
+            whole: self.whole + o.whole,
+            cpu: self.cpu + o.cpu,
+            gpu: self.gpu + o.gpu,
+            launches: self.launches + o.launches,
+            bus: self.bus + o.bus,
+            started: self.started + o.started,
+        }
+    }
+}
+
+impl std::ops::Div<f64> for WalkTime {
+    type Output = WalkTime;
+
+    fn div(self, n: f64) -> WalkTime {
+        WalkTime {
+            whole: self.whole / n,
+            cpu: self.cpu / n,
+            gpu: self.gpu / n,
+            launches: self.launches / n,
+            bus: self.bus / n,
+            started: (self.started as f64 / n) as usize,
+        }
+    }
 }
 
 /// The clocks of both sides.
@@ -255,7 +303,7 @@ impl Clocks<'_> {
     fn gpu_step(&mut self, i: usize) {
         let step = &self.tape.steps[i];
         let none = |x: &Slot| self.at.count(self.tape.slots[x.0 as usize].rows) == 0;
-        if step.outs.iter().chain(step.ins.first()).any(none) {
+        if step.outs.iter().any(none) || self.at.rows_of(self.tape, step) == 0 {
             return;
         }
         let share = match step.share {
@@ -276,7 +324,7 @@ impl Clocks<'_> {
         for x in &step.ins {
             self.cpu = self.cpu.max(self.arrives[x.0 as usize]);
         }
-        if step.ins.first().is_some_and(|x| self.at.count(self.tape.slots[x.0 as usize].rows) == 0) {
+        if self.at.rows_of(self.tape, step) == 0 {
             return;
         }
         if step.share == ExpertShare::OnCpu {
@@ -289,6 +337,10 @@ impl Clocks<'_> {
 
     fn copy(&mut self, x: Slot, to: Place) {
         if self.tape.slots[x.0 as usize].rows == RowSet::Others && self.at.rows == 1 {
+            return;
+        }
+        let rows = self.tape.slots[x.0 as usize].rows;
+        if matches!(rows, RowSet::Last(_)) && self.at.count(rows) == 0 {
             return;
         }
         self.start();

@@ -196,7 +196,7 @@ impl Needs {
                 starts[i] = GpuStarts { single, batch: launches, scratch_bytes: used }; // the last is the largest
             }
         }
-        let tables = |s: &Step| s.op.tables().into_iter().map(|t| (t.key, t.row_bytes)).collect();
+        let tables = |s: &Step| s.tables().into_iter().map(|t| (t.key, t.row_bytes)).collect();
         Ok(Needs { scratch, tables: tape.steps.iter().map(tables).collect(), refuses, starts })
     }
 }
@@ -256,6 +256,9 @@ fn start_step(
     let ptr = |x: &Slot| Ptr((1 << 62) + (u64::from(x.0) << 30));
     let value = |x: &Slot| GpuValue { ptr: ptr(x), rows: rows(x), width: tape.width(*x) };
     let codes = |x: &Slot| if coded[x.0 as usize] { ptr(x).at(1 << 29) } else { Ptr::default() };
+    // Of a value that is read from some row on the codes are made again.
+    let has_codes = step.last.is_none() || batch.rows.len() == 1;
+    let read_codes = |x: &Slot| if has_codes { codes(x) } else { Ptr::default() };
     let weight = |id: &WeightId| {
         let (w, ptr) = (&tape.weights[id.0 as usize], Ptr((1 << 61) + (u64::from(id.0) << 30)));
         GpuWeight { ptr, shape: w.shape, ty: w.matrix_type(), slots: Ptr::default() }
@@ -269,7 +272,7 @@ fn start_step(
         tables: &tables,
         rows: step.ins.first().map_or(batch.rows.len(), rows),
         ins: &step.ins.iter().map(value).collect::<Vec<_>>(),
-        codes: &step.ins.iter().map(codes).collect::<Vec<_>>(),
+        codes: &step.ins.iter().map(read_codes).collect::<Vec<_>>(),
         outs: &step.outs.iter().map(value).collect::<Vec<_>>(),
         weights: &step.weights.iter().map(weight).collect::<Vec<_>>(),
         states: &step.states.iter().map(state).collect::<Vec<_>>(),

@@ -343,7 +343,7 @@ impl Session {
                 rows: chunk.iter().zip(pos..).map(row).collect(),
                 output_rows,
                 argmax_only: want == Want::Argmax,
-                follow: (self.engine.tape.spares_rows && !self.engine.plan.on_gpu()).then_some(left),
+                follow: self.engine.tape.spares_rows.then_some(left),
                 ..Batch::default()
             };
             self.read_batch((seq, chunk), &batch, (first, tokens.len()), looking)?;

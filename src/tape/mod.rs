@@ -208,6 +208,21 @@ pub struct Step {
     pub states: Vec<StateId>,
 }
 
+impl Step {
+    /// The tables that the GPU body reads: of the rows that the step is given.
+    pub fn tables(&self) -> Vec<Table> {
+        let Some(reach) = self.last else { return self.op.tables() };
+        let of_last = |Table { key, row_bytes, fill }: Table| {
+            let fill = move |batch: &Batch, to: &mut [u8]| match batch.first(reach) {
+                0 => fill(batch, to),
+                first => fill(&batch.rows_from(first), to),
+            };
+            Table { key: format!("{key}, last {reach}"), row_bytes, fill: Box::new(fill) }
+        };
+        self.op.tables().into_iter().map(of_last).collect()
+    }
+}
+
 /// A model, recorded.
 #[derive(Clone, Debug, Default)]
 pub struct Tape {
@@ -549,6 +564,12 @@ pub trait Op: Debug + Send + Sync {
     /// The inputs that the GPU body multiplies as codes, by their number: see [`quantize`].
     fn code_inputs(&self, _weights: &[&Weight]) -> &'static [usize] {
         &[]
+    }
+
+    /// For a step whose first weight is a table that stays in the file: the rows that a batch will read, which are known before
+    /// anything is computed.
+    fn rows_ahead(&self, _batch: &Batch, _states: &[&State]) -> Vec<usize> {
+        Vec::new()
     }
 
     /// The tables that the GPU body reads.

@@ -151,6 +151,10 @@ pub(super) struct ModelFacts {
     pub(super) n_batch: usize,
     pub(super) unused: Vec<UnusedFacts>,
     pub(super) unused_keys: Vec<UnusedKey>,
+    /// What is taken as known where the file does not say.
+    pub(super) notes: Vec<String>,
+    /// Parameters that one token of a long prompt is multiplied with, where the last layers leave most of it out.
+    pub(super) prompt_active: Option<usize>,
     pub(super) parts: Vec<PartFacts>,
     pub(super) tied: bool,
     pub(super) bytes_per_token: usize,
@@ -192,6 +196,8 @@ impl ModelFacts {
             n_batch,
             unused: unused(gguf, tape),
             unused_keys: tape.unused_keys.clone(),
+            notes: tape.notes.clone(),
+            prompt_active: tape.spares_rows.then(|| prompt_active(tape)),
             parts,
             tied,
             bytes_per_token: tape.bytes_per_token(),
@@ -203,6 +209,17 @@ impl ModelFacts {
             placement: PlacementFacts::new(m),
         })
     }
+}
+
+/// Parameters that a token in the middle of a long prompt is multiplied with.
+fn prompt_active(tape: &Tape) -> usize {
+    let of_all = |s: &&Step| s.last.is_none() && s.outs.iter().all(|x| tape.slots[x.0 as usize].rows == RowSet::All);
+    let active = |s: &Step| {
+        let list = weights(tape, s);
+        let (bytes, all): (usize, usize) = (list.iter().map(|w| w.bytes).sum(), list.iter().map(|w| w.count()).sum());
+        all as f64 * s.op.bytes_per_token(&list) as f64 / bytes.max(1) as f64
+    };
+    tape.model().iter().filter(of_all).filter(|s| s.share != ExpertShare::OnGpu).map(active).sum::<f64>() as usize
 }
 
 /// The parts of a model in the order of reports, and whether the head reads the embedding again.

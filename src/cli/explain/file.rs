@@ -183,7 +183,8 @@ impl<'a> Keys<'a> {
         if t.is_lookup_table() {
             // By n-grams: a row for each head and each length of 2 or more.
             let by_hash = self.number("ple.heads_per_ngram", None).zip(self.number("ple.ngram_size", None));
-            let rows = by_hash.map_or(1, |(heads, n)| heads.saturating_mul(n.saturating_sub(1)));
+            let engram = self.number("engram.head_count", None).zip(self.number("engram.max_ngram_size", None));
+            let rows = by_hash.or(engram).map_or(1, |(heads, n)| heads.saturating_mul(n.saturating_sub(1)));
             return Some(all.min(rows as f64 * row));
         }
         Some(match t.name.as_str() {

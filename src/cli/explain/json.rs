@@ -20,6 +20,9 @@
 //!                    unused: [{prefix, why, tensors, bytes}]}   unused: in the file but not computed with
 //! unused_metadata   [{key, value, why, known}]            metadata keys of the architecture that nothing depends on;
 //!                                                         value: as text; known: whether their meaning is known
+//! prompt_active_parameters                                what one token of a long prompt is multiplied with, where that
+//!                                                         is less than `active`; else null
+//! notes             [text]                                what is taken as known where the file does not say
 //! parts             [{part, bytes, bytes_per_token}]      the bytes of weights by what they are for
 //! bytes_per_token                                         weights that one generated token reads
 //! state             {bytes, bytes_per_token, fixed_bytes} what a sequence remembers: bytes at full context, of which
@@ -34,7 +37,8 @@
 //!                                                         the ceiling; prompt_tokens_per_s: as in prediction
 //! prediction        {ceiling_tokens_per_s, expected_tokens_per_s, at_most, depth, limit, words, parts_ms, threads, isa,
 //!                    steps, formats: [{format, bytes_per_token, gbps}], ram_gbps, ram_bytes, vram_gbps, bus_gbps,
-//!                    gpu_measured, card, gpu_launches, not_measured, prompt: {tokens_per_s, batch, limit, measured}}
+//!                    gpu_measured, card, gpu_launches, not_measured, prompt: {tokens_per_s, all_rows_tokens_per_s, batch, limit,
+//!                    measured}}
 //!                                                         limit: memory, kernels, attention, steps, others, gpu,
 //!                                                         launches, bus or sampling; at_most: of the CPU only what it
 //!                                                         reads is counted; card: the one whose rates are assumed, or
@@ -42,7 +46,8 @@
 //!                                                         expected is null where nothing was measured, for which
 //!                                                         not_measured has the reason; ram_bytes: those that ram_gbps
 //!                                                         was measured on; prompt: a long one, in batches of this many
-//!                                                         tokens, its limit cpu, bus or gpu; measured: whether the
+//!                                                         tokens, its limit cpu, bus or gpu; all_rows: if no row were
+//!                                                         left out, null where none is; measured: whether the
 //!                                                         CPU's part of it was
 //! memory            {needed_bytes, total_bytes, free_bytes, fits, words, drive: {experts_in_memory, experts, memory_bytes,
 //!                    drive_bytes, misses, bytes_per_token, gbps, gbps_from}}
@@ -143,6 +148,8 @@ pub(super) fn object(f: &ModelFacts, fit: &MemoryFit, speed: &Speed) -> Value {
     }));
     object["weights"]["unused"] = unused.collect();
     object["unused_metadata"] = keys.collect();
+    object["notes"] = json!(f.notes);
+    object["prompt_active_parameters"] = json!(f.prompt_active);
     object["parts"] = parts.collect();
     object["bytes_per_token"] = f.bytes_per_token.into();
     object["state"] = json!({
@@ -199,6 +206,7 @@ fn prediction(s: &Speed) -> Value {
         "not_measured": s.measured.as_ref().err(),
         "prompt": {
             "tokens_per_s": s.prompt.tokens_per_s,
+            "all_rows_tokens_per_s": s.prompt.all_rows.map(|(_, speed)| speed),
             "batch": s.prompt.n_batch,
             "limit": s.prompt.limit.word(),
             "measured": s.prompt.measured,

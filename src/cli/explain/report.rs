@@ -104,6 +104,10 @@ pub(super) fn report(f: &ModelFacts, fit: &MemoryFit, speed: &Speed) -> String {
         out += &wrapped(&format!("Not used: {} tensors {}*, {}: {}.", u.tensors, u.prefix, size(u.bytes), u.why));
     }
     out += &unused_keys(f);
+    out += &f.notes.iter().map(|note| wrapped(&format!("Taken as known: {note}."))).collect::<String>();
+    if let Some(n) = f.prompt_active {
+        out += &wrapped(&format!("Of a long prompt each token is multiplied with {} of the parameters.", count(n)));
+    }
 
     out += "\nWeights, and what one decoded token reads of them\n";
     let mut rows = vec![row([&"", &"size", &"read per token", &""])];
@@ -243,15 +247,21 @@ fn part(limit: Limit, speed: &Speed) -> String {
 
 /// How fast a long prompt is read.
 fn prompt(p: &PromptSpeed, on_gpu: bool) -> String {
-    let PromptSpeed { tokens_per_s, n_batch, limit, measured } = p;
+    let PromptSpeed { tokens_per_s, n_batch, limit, measured, all_rows } = p;
     let from = match (measured, on_gpu) {
         (true, false) => "measured just now on one layer of each kind",
         (true, true) => "the CPU's part measured just now, the GPU's assumed from its bandwidth",
         (false, _) => "assumed from the memory bandwidth, as a usual machine's cores do",
     };
-    let read = format!("{tokens_per_s:.*}", if *tokens_per_s < 100.0 { 1 } else { 0 });
+    let rate = |n: f64| format!("{n:.*}", if n < 100.0 { 1 } else { 0 });
+    let (read, whole) = (rate(*tokens_per_s), |(n, speed)| {
+        format!(
+            " Of the last layers only the end of a prompt is computed; with all rows it would be {} for {n} tokens.",
+            rate(speed)
+        )
+    });
     let text = format!("A long prompt is read at about {read} tokens/s in batches of {n_batch}, limited by");
-    wrapped(&format!("{text} {}: {from}.", limit.words()))
+    wrapped(&format!("{text} {}: {from}.{}", limit.words(), all_rows.map_or(String::new(), whole)))
 }
 
 /// Where the model goes on a machine with a GPU.

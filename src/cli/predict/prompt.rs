@@ -57,6 +57,8 @@ pub(in crate::cli) struct PromptSpeed {
     pub(in crate::cli) limit: PromptLimit,
     /// Whether the CPU's part was measured; else it is assumed from memory's rate.
     pub(in crate::cli) measured: bool,
+    /// Tokens of the prompt and tokens per second if all rows were computed, of a model that leaves some out.
+    pub(in crate::cli) all_rows: Option<(usize, f64)>,
 }
 
 impl PromptSpeed {
@@ -70,15 +72,27 @@ impl PromptSpeed {
         measured: Option<&[Option<f64>]>,
     ) -> PromptSpeed {
         // The same prompt whatever the batch, so that batches can be compared.
-        let at = WalkShape { rows: n_batch, seen: depth + n_ctx.saturating_sub(depth).min(LONG) / 2 };
-        let assumed = |i: usize| StepCost::of(tape, &tape.steps[i], at).on_cpu(ram);
-        let on_cpu = |i: usize| measured.and_then(|m| m[i]).unwrap_or_else(|| assumed(i));
-        let time = WalkTime::of(tape, plan, at, rates.with_ram(ram), &on_cpu);
+        let long = n_ctx.saturating_sub(depth).min(LONG);
+        let time_of = |follow: Option<usize>| {
+            let at = WalkShape { rows: n_batch, seen: depth + long / 2, follow };
+            let assumed = |i: usize| StepCost::of(tape, &tape.steps[i], at).on_cpu(ram);
+            // What was measured is a batch of all rows.
+            let share = |i: usize| at.rows_of(tape, &tape.steps[i]) as f64 / n_batch.max(1) as f64;
+            let of_all = |i: usize| if tape.steps[i].last.is_some() { share(i) } else { 1.0 };
+            let on_cpu = |i: usize| measured.and_then(|m| m[i]).map_or_else(|| assumed(i), |t| t * of_all(i));
+            WalkTime::of(tape, plan, at, rates.with_ram(ram), &on_cpu)
+        };
+        let whole = time_of(None);
+        // The prompt's batches in turn, each with what follows it.
+        let batches = if tape.spares_rows { long.div_ceil(n_batch.max(1)).max(1) } else { 0 };
+        let sum = (0..batches).map(|i| time_of(Some(i * n_batch))).reduce(|a, b| a + b);
+        let time = sum.map_or(whole, |sum| sum / batches as f64);
+        let all_rows = sum.map(|_| (long, n_batch as f64 / whole.whole.max(1e-9)));
         let parts =
             [(PromptLimit::Cpu, time.cpu), (PromptLimit::Bus, time.bus), (PromptLimit::Gpu, time.gpu + time.launches)];
         let limit = parts.into_iter().max_by(|a, b| a.1.total_cmp(&b.1)).expect("there are three").0;
         let tokens_per_s = n_batch as f64 / time.whole.max(1e-9);
-        PromptSpeed { tokens_per_s, n_batch, limit, measured: measured.is_some() }
+        PromptSpeed { tokens_per_s, n_batch, limit, measured: measured.is_some(), all_rows }
     }
 }
 
@@ -112,7 +126,7 @@ mod tests {
     fn a_prompt_on_the_cpu_alone_takes_its_products_time() {
         let p = placed("qwen3moe", None);
         let got = speed(&p, None);
-        let at = WalkShape { rows: BATCH, seen: 128 };
+        let at = WalkShape { rows: BATCH, seen: 128, follow: None };
         let products: f64 = p.tape.steps.iter().map(|s| StepCost::of(&p.tape, s, at).products).sum();
         let at_most = BATCH as f64 / (products / (CPU_PRODUCTS * 50e9));
         assert!(got.limit == PromptLimit::Cpu && !got.measured, "{got:?}");
