@@ -548,25 +548,16 @@ impl Device {
         add: bool,
     ) -> Result<()> {
         let inputs = &self.inputs[lane.number];
-        let first = step.last.map_or(0, |reach| lane.batch.first(reach));
-        let part = (first > 0).then(|| lane.batch.rows_from(first));
+        let part = lane.batch.of_step(step);
         let batch = part.as_ref().unwrap_or(lane.batch);
+        let first = lane.batch.rows.len() - batch.rows.len();
         // A value of more rows than the step has is read from the step's first one on, where it has no codes.
-        let skipped = |x: &Slot| match step.last {
-            Some(_) => first - lane.batch.first_of(tape.slots[x.0 as usize].rows),
-            None => 0,
-        };
-        let from = |x: &Slot| {
-            let (v, n) = (value(x), skipped(x));
-            GpuValue { ptr: v.ptr.at(n * v.width * 4), rows: v.rows - n, ..v }
-        };
+        let skipped = |x: &Slot| lane.batch.skipped(step, tape.slots[x.0 as usize].rows);
+        let from = |x: &Slot| value(x).after(skipped(x));
         let codes = |x: &Slot| if skipped(x) == 0 { self.codes_of(x, value(x)) } else { Ptr::default() };
         let ins: Vec<GpuValue> = step.ins.iter().map(from).collect();
         let outs: Vec<GpuValue> = step.outs.iter().map(value).collect();
-        let rows = match step.last {
-            Some(_) => batch.rows.len(),
-            None => ins.first().map_or(batch.rows.len(), |x| x.rows),
-        };
+        let rows = ins.first().filter(|_| step.last.is_none()).map_or(batch.rows.len(), |x| x.rows);
         let none = |x: &Slot| lane.batch.count(tape.slots[x.0 as usize].rows) == 0;
         if rows == 0 || step.outs.iter().any(none) {
             return Ok(());

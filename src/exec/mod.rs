@@ -12,6 +12,7 @@ mod pinned;
 mod profile;
 mod residency;
 mod scores;
+mod tables;
 mod weights;
 
 use std::io::{Read, Write};
@@ -27,8 +28,8 @@ use crate::cuda;
 use crate::gguf::{Gguf, any_lost};
 use crate::plan::{Place, Plan, PlanStage, Shape};
 use crate::tape::{
-    Batch, CpuIo, ExpertPass, ExpertPasses, ExpertShare, SeqRows, Slot, State, StateSpec, StateUse, Tape, Weight,
-    WeightKind, WeightView, Work,
+    Batch, CpuIo, ExpertPass, ExpertPasses, ExpertShare, SeqRows, Slot, State, StateSpec, StateUse, Tape, WeightView,
+    Work,
 };
 
 use halves::Lane;
@@ -68,9 +69,6 @@ pub struct Watch<'a> {
     /// Called with the number of steps that are done, after each that the CPU runs.
     pub progress: Option<&'a mut dyn FnMut(usize)>,
 }
-
-/// Bytes of a table from which on its rows are asked for before they are read; smaller ones are in memory soon.
-const ASKED_FOR: usize = 256 << 20;
 
 /// Bytes of a state that come from a GPU at once: enough for the bus, little enough for the CPU's caches.
 const PIECE: usize = 4 << 20;
@@ -157,8 +155,7 @@ impl Engine {
             pool.beside_gpu();
             pool_batch.iter().for_each(Pool::beside_gpu);
         }
-        let large = |w: &&Weight| w.bytes >= ASKED_FOR;
-        tape.mapped().filter(large).for_each(|w| gguf.reads_scattered(&gguf.tensors[w.tensor]));
+        tables::announce(&gguf, &tape);
         let lanes = [LaneMemory::new(&tape, &plan), LaneMemory::new(&tape, &plan)];
         Ok(Engine {
             gguf,
@@ -239,21 +236,8 @@ impl Engine {
         Ok(done)
     }
 
-    /// Asks for the rows of tables in the file that a batch will read, which arrive while the steps before are computed.
-    fn ask_for_rows(&self, batch: &Batch) {
-        for step in &self.tape.steps[self.tape.part_steps(batch.part)] {
-            let Some(w) = step.weights.first().map(|w| &self.tape.weights[w.0 as usize]) else { continue };
-            if w.kind == WeightKind::Mapped && w.bytes >= ASKED_FOR {
-                let states: Vec<&State> = step.states.iter().map(|s| &self.states[s.0 as usize]).collect();
-                let rows = step.op.rows_ahead(batch, &states);
-                let row = w.bytes / (w.shape[0] * w.shape[1]);
-                self.gguf.will_read(&self.gguf.tensors[w.tensor], row, &rows);
-            }
-        }
-    }
-
     fn walk_stages(&mut self, batch: &Batch, stop: &AtomicBool, mut watch: Watch<'_>) -> Result<bool> {
-        self.ask_for_rows(batch);
+        tables::ask_for_rows(&self.gguf, &self.tape, &self.states, batch);
         // With several GPUs the CPU's time is one's alone anyway.
         let halves = match (&watch.observer, &self.devices[..]) {
             (None, [device]) if batch.part == 0 => device.halves(&self.plan, batch),
@@ -466,15 +450,13 @@ impl Engine {
         let batch = lane.batch;
         let pool = pool_batch.as_ref().filter(|_| batch.rows.len() > 1).unwrap_or(pool);
         let (step, PlaceMemory { buffers, work }) = (&tape.steps[i], &mut lanes[lane.number].places[place.index()]);
-        let first = step.last.map_or(0, |reach| batch.first(reach));
         let value = |slot: Slot| {
             let info = &tape.slots[slot.0 as usize];
             // A value of more rows than the step has is read from the step's first one on.
-            let skipped = first.saturating_sub(batch.first_of(info.rows));
             let values = &buffers[plan.buffer(slot, place) as usize][..batch.count(info.rows) * info.width];
-            &values[if step.last.is_some() { skipped * info.width } else { 0 }..]
+            &values[batch.skipped(step, info.rows) * info.width..]
         };
-        let part = (first > 0).then(|| batch.rows_from(first));
+        let part = batch.of_step(step);
         let batch = part.as_ref().unwrap_or(batch);
         let ins: Vec<&[f32]> = step.ins.iter().map(|&slot| value(slot)).collect();
         let is_decoded = batch.part == 0 && (batch.rows.len() == 1 || batch.verifies);

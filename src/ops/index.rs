@@ -99,6 +99,7 @@ impl IndexOp {
         let x = &self.x;
         let seen = io.rows[t].pos as usize + 1;
         let n = seen / x.every;
+        let all = 0..n;
         let list = |to: &mut [f32], n: usize| {
             to.fill(-1.0);
             to.iter_mut().enumerate().take(n).for_each(|(i, o)| *o = i as f32);
@@ -111,9 +112,9 @@ impl IndexOp {
                     list(blocks, n.div_ceil(c.size));
                 }
             }
-            Level::Only => select(&self.scores(io, t, &[0..n]), x.k, top),
+            Level::Only => select(&self.scores(io, t, std::slice::from_ref(&all)), x.k, top),
             Level::First(c) => {
-                let score = self.scores(io, t, &[0..n]);
+                let score = self.scores(io, t, std::slice::from_ref(&all));
                 select(&score, x.k, top);
                 let best = |rows: &[f32]| rows.iter().fold(f32::NEG_INFINITY, |m, &v| m.max(v));
                 let mut of_blocks: Vec<f32> = score.chunks(c.size).map(best).collect();

@@ -28,6 +28,13 @@ pub struct GpuValue {
     pub width: usize,
 }
 
+impl GpuValue {
+    /// The value without its first `n` rows.
+    pub fn after(self, n: usize) -> GpuValue {
+        GpuValue { ptr: self.ptr.at(n * self.width * 4), rows: self.rows - n, ..self }
+    }
+}
+
 /// Where the codes of a value of `n` numbers begin that are kept at `at`, and where their scales do.
 fn codes_at(at: Ptr, n: usize) -> [Ptr; 2] {
     [at, at.at(n)]

@@ -412,6 +412,16 @@ impl Batch {
         if let RowSet::Last(reach) = rows { self.first(reach) } else { 0 }
     }
 
+    /// How many rows of a value of this set come before the first that a step is given.
+    pub fn skipped(&self, step: &Step, rows: RowSet) -> usize {
+        step.last.map_or(0, |reach| self.first(reach) - self.first_of(rows))
+    }
+
+    /// The rows that a step is given as a batch, where those are not all.
+    pub fn of_step(&self, step: &Step) -> Option<Batch> {
+        step.last.map(|reach| self.first(reach)).filter(|first| *first > 0).map(|first| self.rows_from(first))
+    }
+
     /// The rows from `first` on as a batch.
     pub fn rows_from(&self, first: usize) -> Batch {
         Batch {

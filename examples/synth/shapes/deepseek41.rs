@@ -153,7 +153,7 @@ impl V41 {
 
 /// Primes above a number.
 fn primes(above: usize) -> impl Iterator<Item = u64> {
-    let is_prime = |n: &u64| (2..).take_while(|d| d * d <= *n).all(|d| n % d != 0);
+    let is_prime = |n: &u64| (2..).take_while(|d| d * d <= *n).all(|d| !n.is_multiple_of(d));
     (above as u64 + 1..).filter(is_prime)
 }
 
