@@ -552,8 +552,7 @@ fn the_built_in_model_is_explained_and_two_models_are_one_too_many() {
 
 /// Parameters in billions: of all layers, of the blocks that predict further tokens, and of those
 /// that a token is multiplied with. Published figures where the sum over the tensors meets them
-/// within 1%, else (*) the sum that the released configuration gives: cards round to whole billions
-/// and differ on tables and drafts.
+/// within 1%, else (*) the sum of the released configuration: cards round, and differ on tables.
 const SIZES: &[(&str, f64, f64, f64)] = &[
     ("qwen3-30b-a3b", 30.5, 0.0, 3.04),     // * active
     ("qwen3-235b-a22b", 235.1, 0.0, 21.57), // * active
