@@ -6,13 +6,14 @@
 
 #![allow(unsafe_code)] // the kernel call, and output rows written from several threads
 
+use std::array::from_fn;
 use std::cell::RefCell;
 
 use super::Pool;
 use super::pool::SharedOut;
 use crate::quant::activations::{Acts, PanelPart, RowPart};
 use crate::quant::panels::{PanelScratch, ROWS, WeightRows};
-use crate::quant::{ActRow, QuantType};
+use crate::quant::{ActRow, MOST_TOKENS, QuantType};
 use crate::simd;
 
 /// Bytes of weights in one piece of work: small enough to stay in a core's own cache while several tokens use it.
@@ -29,10 +30,17 @@ pub struct Group<'a> {
 
 /// `out[r] = row r of w . x`, rows `stride` bytes apart.
 pub fn dot_rows(ty: &'static QuantType, w: &[u8], stride: usize, x: ActRow<'_>, out: &mut [f32]) {
-    let kernel = ty.kernel();
-    assert!(out.is_empty() || w.len() >= (out.len() - 1) * stride + ty.row_bytes(x.n));
+    dot_rows_by_many(ty, w, stride, &[x], &mut [out]);
+}
+
+/// `out[t][r] = row r of w . x[t]`, rows `stride` bytes apart, for 1 to [`MOST_TOKENS`] rows of
+/// activations of equal length: one pass over the weights. The bits are those of [`dot_rows`].
+pub fn dot_rows_by_many(ty: &'static QuantType, w: &[u8], stride: usize, x: &[ActRow<'_>], out: &mut [&mut [f32]]) {
+    let (n, rows) = (x[0].n, out[0].len());
+    assert!(x.iter().all(|x| x.n == n) && out.iter().all(|out| out.len() == rows));
+    assert!(rows == 0 || w.len() >= (rows - 1) * stride + ty.row_bytes(n));
     // SAFETY: `kernel()` picks a kernel whose instruction set the CPU has.
-    unsafe { (kernel.dot)(w, stride, x, out) }
+    unsafe { ty.kernel().dot(w, stride, x, out) }
 }
 
 /// Writes the blocks of a cached row.
@@ -112,10 +120,20 @@ pub fn grouped(
             });
             return;
         }
-        for &(a, o) in group.pairs {
-            dot_rows(ty, w, stride, acts.row(a as usize, x), part(o, 0, n));
+        // One pass over the piece for some pairs together: 5 as 3 and 2, 8 as 4 and 4.
+        for pairs in group.pairs.chunks(equal(group.pairs.len(), MOST_TOKENS)) {
+            let row = |t: usize| acts.row(pairs[t.min(pairs.len() - 1)].0 as usize, x);
+            let to = |t: usize| pairs.get(t).map(|&(_, o)| part(o, 0, n)).unwrap_or_default();
+            let (rows, mut out): ([_; MOST_TOKENS], [_; MOST_TOKENS]) = (from_fn(row), from_fn(to));
+            dot_rows_by_many(ty, w, stride, &rows[..pairs.len()], &mut out[..pairs.len()]);
         }
     });
+}
+
+/// The length of the parts, at most `most`, that `len` items are cut into: as few as can be, and of
+/// nearly equal length.
+fn equal(len: usize, most: usize) -> usize {
+    len.div_ceil(len.div_ceil(most).max(1)).max(1)
 }
 
 /// Cuts groups of more than `most` pairs into some of nearly equal size. None if there are no such
@@ -124,10 +142,8 @@ fn cut<'a>(groups: &[Group<'a>], most: usize) -> Option<Vec<Group<'a>>> {
     if groups.iter().all(|g| g.pairs.len() <= most) {
         return None;
     }
-    let parts = groups.iter().flat_map(|g| {
-        let each = g.pairs.len().div_ceil(g.pairs.len().div_ceil(most).max(1)).max(1);
-        g.pairs.chunks(each).map(|pairs| Group { w: g.w, pairs })
-    });
+    let parts =
+        groups.iter().flat_map(|g| g.pairs.chunks(equal(g.pairs.len(), most)).map(|pairs| Group { w: g.w, pairs }));
     Some(parts.collect())
 }
 
@@ -139,6 +155,38 @@ thread_local! {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::quant;
+
+    #[test]
+    fn a_token_has_the_bits_of_its_own_product_whatever_tokens_share_the_weights() {
+        let pool = Pool::new(1).unwrap();
+        for ty in quant::TYPES {
+            let unit = ty.block.max(ty.act.block());
+            let (n, n_out) = ((700 / unit + 1) * unit, 37);
+            let mut rng = quant::Rng(ty.id as u64);
+            let stride = ty.row_bytes(n);
+            let mut w = vec![0; n_out * stride];
+            w.chunks_exact_mut(ty.bytes).for_each(|block| (ty.random)(&mut rng, block));
+            let x: Vec<f32> = (0..9 * n).map(|_| rng.normal()).collect();
+            let mut acts = Acts::default();
+            acts.rows_only = true;
+            acts.set(ty.act, n, &x);
+            let mut alone = vec![f32::NAN; 9 * n_out];
+            for (t, out) in alone.chunks_mut(n_out).enumerate() {
+                dot_rows(ty, &w, stride, acts.row(t, &x), out);
+            }
+            for count in 1..=9 {
+                let pairs: Vec<(u32, u32)> = (0..count as u32).map(|t| (t, count as u32 - 1 - t)).collect();
+                let mut out = vec![f32::NAN; count * n_out];
+                let group = Group { w: &w, pairs: &pairs };
+                grouped(&pool, ty, (n_out, n), &[group], &mut acts, &x[..count * n], &mut out);
+                for (t, out) in out.chunks(n_out).rev().enumerate() {
+                    let same = out.iter().zip(&alone[t * n_out..]).all(|(a, b)| a.to_bits() == b.to_bits());
+                    assert!(same, "{}: token {t} of {count}", ty.name);
+                }
+            }
+        }
+    }
 
     #[test]
     fn groups_that_are_cut_keep_every_pair_and_have_equal_parts() {

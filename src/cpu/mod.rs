@@ -15,7 +15,7 @@ pub use bandwidth::Bandwidth;
 pub use cgroup::Limits;
 pub use dmi::{Stick, sticks};
 pub use host::{Governor, Host, Link, NumaNode, Spent, major_faults};
-pub use matmul::{Group, decode, dot_rows, encode, grouped};
+pub use matmul::{Group, decode, dot_rows, dot_rows_by_many, encode, grouped};
 pub use memory::Memory;
 pub(crate) use pool::in_parallel;
 pub use pool::{Pool, best_threads, default_threads};

@@ -31,20 +31,73 @@ pub struct QuantType {
     pub kv: Option<CacheFormat>,
 }
 
-/// Rows of weights times one row of activations: `out[r] = sum_i w[r][i] * x[i]`.
+/// The most rows of activations that a kernel multiplies in one pass over the weights.
+pub const MOST_TOKENS: usize = 4;
+
+/// Rows of weights times `T` rows of activations: `out[t][r] = sum_i w[r][i] * x[t][i]`.
 ///
-/// `(w, stride, x, out)`: row `r` starts at byte `r * stride` of `w` and has `x.n` weights.
-pub type DotRows = unsafe fn(&[u8], usize, ActRow<'_>, &mut [f32]);
+/// `(w, stride, x, out)`: row `r` starts at byte `r * stride` of `w`. It has `x[t].n` weights, and
+/// `r` goes up to `out[t].len()`; both are the same for every `t`. A block of weights is decoded
+/// once. A row of activations gets the same bits whatever `T` is, and whatever the others are.
+pub type DotRows<const T: usize> = unsafe fn(&[u8], usize, [ActRow<'_>; T], [&mut [f32]; T]);
 
 /// A row kernel for one instruction set.
 #[derive(Debug, Clone, Copy)]
 pub struct Kernel {
-    /// The instruction set that the CPU must have. This is the only safety condition of calling
-    /// `dot`.
+    /// The instruction set that the CPU must have.
     pub isa: Isa,
-    /// The kernel.
-    pub dot: DotRows,
+    /// The kernel for one row of activations.
+    pub one: DotRows<1>,
+    /// For two.
+    pub two: DotRows<2>,
+    /// For three.
+    pub three: DotRows<3>,
+    /// For four.
+    pub four: DotRows<4>,
 }
+
+impl Kernel {
+    /// Multiplies as [`DotRows`] says, with 1 to [`MOST_TOKENS`] rows of activations.
+    ///
+    /// # Safety
+    /// The CPU must have the instruction set [`Kernel::isa`].
+    #[allow(unsafe_code)]
+    pub unsafe fn dot(&self, w: &[u8], stride: usize, x: &[ActRow<'_>], out: &mut [&mut [f32]]) {
+        // SAFETY: the caller promises the instruction set.
+        unsafe {
+            match (x, out) {
+                ([a], [to]) => (self.one)(w, stride, [*a], [to]),
+                ([a, b], [to_a, to_b]) => (self.two)(w, stride, [*a, *b], [to_a, to_b]),
+                ([a, b, c], [to_a, to_b, to_c]) => (self.three)(w, stride, [*a, *b, *c], [to_a, to_b, to_c]),
+                ([a, b, c, d], [to_a, to_b, to_c, to_d]) => {
+                    (self.four)(w, stride, [*a, *b, *c, *d], [to_a, to_b, to_c, to_d])
+                }
+                (x, out) => panic!("{} rows of activations for {} outputs", x.len(), out.len()),
+            }
+        }
+    }
+}
+
+/// Lists the row kernels of a format: those for x86-64, which are generic over the number of rows of
+/// activations, the best instruction set first, and after the semicolon the scalar one. That takes
+/// one row of activations and is called for each.
+macro_rules! kernels {
+    ($($isa:ident: $dot:ident),*; $scalar:ident) => {{
+        use crate::quant::types::Kernel;
+        use crate::simd::Isa;
+        fn each<const T: usize>(w: &[u8], stride: usize, x: [ActRow<'_>; T], out: [&mut [f32]; T]) {
+            x.into_iter().zip(out).for_each(|(x, out)| $scalar(w, stride, x, out));
+        }
+        &[
+            $(
+                #[cfg(target_arch = "x86_64")]
+                Kernel { isa: Isa::$isa, one: $dot, two: $dot, three: $dot, four: $dot },
+            )*
+            Kernel { isa: Isa::Scalar, one: each, two: each, three: each, four: each },
+        ]
+    }};
+}
+pub(crate) use kernels;
 
 /// Decodes whole blocks: `(blocks, out)`. The CPU must have the instruction set that goes with it.
 pub type Decode = unsafe fn(&[u8], &mut [f32]);

@@ -10,11 +10,11 @@ macro_rules! say {
     }};
 }
 
-use crate::quant::activations::{Acts, CHUNK, PanelForm, odd_values};
+use crate::quant::activations::{ActRow, Acts, CHUNK, PanelForm, odd_values};
 use crate::quant::panels::{PanelScratch, ROWS, WeightRows};
 use crate::quant::rng::Rng;
 use crate::quant::rows::blocks::put_f16;
-use crate::quant::types::QuantType;
+use crate::quant::types::{Kernel, MOST_TOKENS, QuantType};
 use crate::simd::{self, Isa};
 
 /// Makes rows of random blocks, with bytes that no kernel may read between the rows.
@@ -75,13 +75,14 @@ pub(super) fn extreme(ty: &QuantType, rng: &mut Rng, w: &mut [u8]) {
 /// to 9 and some larger, row lengths that leave every tail, rows further apart than they are long.
 ///
 /// The tolerance is that of an f32 sum: 2e-6 of the sum of the magnitudes. Integer parts are exact.
-/// A row has the same bits alone and among others, so that a split of the rows changes nothing.
+/// A row has the same bits alone and among others, so that a split of the rows changes nothing. A
+/// token has the same bits alone and with one, two and three others.
 pub(crate) fn kernels(ty: &'static QuantType) {
     let mut rng = Rng(0x7a6d_0000 + ty.id as u64);
     let unit = ty.block.max(ty.act.block());
     let mut worst = vec![0f64; ty.kernels.len()];
     for round in 0..60 {
-        let n = unit * (1 + if unit == 1 { round * 3 } else { round % 11 });
+        let n = unit * (1 + if unit == 1 { round * 3 } else { round % 11 }) + 512 * (round % 4 / 2);
         let rows = [1, 2, 3, 4, 5, 6, 7, 8, 9, 16, 33][round % 11];
         let stride = ty.row_bytes(n) + ty.bytes * (round % 2);
         let mut w = random_rows(ty, &mut rng, rows, n, stride);
@@ -90,12 +91,12 @@ pub(crate) fn kernels(ty: &'static QuantType) {
                 extreme(ty, &mut rng, &mut row[..ty.row_bytes(n)]);
             }
         }
-        let x = random_acts(&mut rng, n);
+        let x: Vec<f32> = (0..MOST_TOKENS).flat_map(|_| random_acts(&mut rng, n)).collect();
         let mut acts = Acts::default();
         acts.set(ty.act, n, &x);
         let row = acts.row(0, &x);
         let xq: Vec<f64> = match ty.act.block() {
-            1 => x.iter().map(|&x| x as f64).collect(),
+            1 => row.f.iter().map(|&x| x as f64).collect(),
             b => row.q.iter().enumerate().map(|(i, &q)| q as f64 * row.d[i / b] as f64).collect(),
         };
         let mut decoded = vec![0f32; n];
@@ -107,19 +108,17 @@ pub(crate) fn kernels(ty: &'static QuantType) {
             })
             .unzip();
         for (k, kernel) in ty.kernels.iter().enumerate().filter(|(_, k)| k.isa <= simd::detected()) {
-            let mut out = vec![f32::NAN; rows];
-            #[allow(unsafe_code)]
-            // SAFETY: the filter keeps the kernels whose instruction set this CPU has.
-            unsafe {
-                (kernel.dot)(&w, stride, row, &mut out)
-            };
+            let tokens: Vec<ActRow<'_>> = (0..MOST_TOKENS).map(|t| acts.row(t, &x)).collect();
+            let singly: Vec<Vec<f32>> = tokens.iter().map(|x| dot(kernel, &w, stride, &[*x], rows).remove(0)).collect();
+            for count in 2..=MOST_TOKENS {
+                for (t, out) in dot(kernel, &w, stride, &tokens[..count], rows).iter().enumerate() {
+                    let same = out.iter().zip(&singly[t]).all(|(a, b)| a.to_bits() == b.to_bits());
+                    assert!(same, "{} {}: token {t} of {count}, n {n}, {rows} rows", ty.name, kernel.isa.name());
+                }
+            }
+            let out = &singly[0];
             for r in 0..rows {
-                let mut alone = [f32::NAN];
-                #[allow(unsafe_code)]
-                // SAFETY: as above.
-                unsafe {
-                    (kernel.dot)(&w[r * stride..], stride, row, &mut alone)
-                };
+                let alone = dot(kernel, &w[r * stride..], stride, &[row], 1).remove(0);
                 // AVX-512 adds minimums of rows below 512 weights in an order that depends on the
                 // row's place among four.
                 let same = alone[0].to_bits() == out[r].to_bits() || kernel.isa >= Isa::Avx512;
@@ -146,6 +145,19 @@ pub(crate) fn kernels(ty: &'static QuantType) {
         let form = if kernel.isa == Isa::AvxVnni { vnni_form() } else { "" };
         say!("{:8} {name:7} worst error {worst:.1e} of the sum of magnitudes (limit 2e-6){form}", ty.name);
     }
+}
+
+/// Multiplies `rows` rows of weights with each of `x` by a kernel whose instruction set this CPU has.
+fn dot(kernel: &Kernel, w: &[u8], stride: usize, x: &[ActRow<'_>], rows: usize) -> Vec<Vec<f32>> {
+    let mut out = vec![vec![f32::NAN; rows]; x.len()];
+    let mut to: Vec<&mut [f32]> = out.iter_mut().map(Vec::as_mut_slice).collect();
+    assert!(kernel.isa <= simd::detected());
+    #[allow(unsafe_code)]
+    // SAFETY: the CPU has the instruction set, as was just checked.
+    unsafe {
+        kernel.dot(w, stride, x, &mut to)
+    };
+    out
 }
 
 /// Which encoding of the dot product of bytes [`Isa::AvxVnni`] ran in.
@@ -275,12 +287,7 @@ pub(crate) fn extremes_by(ty: &'static QuantType, put: impl Fn(&mut [u8], f32)) 
             let truth = decoded.iter().map(|w| w.abs() as f64 * 127.0).sum::<f64>();
             acts.set(ty.act, n, &x);
             for kernel in ty.kernels.iter().filter(|k| k.isa <= simd::detected()) {
-                let mut out = [f32::NAN];
-                #[allow(unsafe_code)]
-                // SAFETY: the filter keeps the kernels whose instruction set this CPU has.
-                unsafe {
-                    (kernel.dot)(&w, w.len(), acts.row(0, &x), &mut out)
-                };
+                let out = dot(kernel, &w, w.len(), &[acts.row(0, &x)], 1).remove(0);
                 assert!(
                     (out[0] as f64 - truth).abs() <= 2e-6 * truth,
                     "{} {}: bytes {fill:02x?}, scale {scale}: {} but the truth is {truth}",
@@ -388,22 +395,14 @@ pub(crate) fn strips(ty: &'static QuantType) {
         let (n, stride) = (blocks * ty.block, blocks * ty.bytes);
         let mut w = vec![0; 3 * stride];
         w.chunks_exact_mut(ty.bytes).for_each(|b| (ty.random)(&mut rng, b));
-        let x: Vec<f32> = (0..n).map(|_| rng.normal()).collect();
+        let x: Vec<f32> = (0..2 * n).map(|_| rng.normal()).collect();
         let mut acts = Acts::default();
         acts.set(ty.act, n, &x);
         let kernels = ty.kernels.iter().filter(|k| k.isa <= simd::detected());
-        let all = kernels.map(|kernel| {
-            let mut out = [f32::NAN; 3];
-            #[allow(unsafe_code)]
-            // SAFETY: the filter keeps the kernels whose instruction set this CPU has.
-            unsafe {
-                (kernel.dot)(&w, stride, acts.row(0, &x), &mut out)
-            };
-            out
-        });
-        let all: Vec<[f32; 3]> = all.collect();
+        let x = [acts.row(0, &x), acts.row(1, &x)];
+        let all: Vec<Vec<Vec<f32>>> = kernels.map(|kernel| dot(kernel, &w, stride, &x, 3)).collect();
         let size = (n as f32).sqrt();
-        for (one, truth) in all[0].iter().zip(&all[all.len() - 1]) {
+        for (one, truth) in all[0].iter().flatten().zip(all[all.len() - 1].iter().flatten()) {
             assert!((one - truth).abs() <= 1e-5 * size, "{} of {blocks} blocks: {one} for {truth}", ty.name);
         }
     }

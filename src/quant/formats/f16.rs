@@ -7,7 +7,7 @@
 use crate::quant::activations::{Act, ActRow};
 use crate::quant::rng::Rng;
 use crate::quant::rows::blocks::{f16_at, put_f16, rows};
-use crate::quant::types::{CacheFormat, Floats, Kernel, QuantType};
+use crate::quant::types::{CacheFormat, Floats, QuantType, kernels};
 use crate::simd::Isa;
 
 const BYTES: usize = 2;
@@ -22,13 +22,7 @@ pub static TYPE: QuantType = QuantType {
     act: Act::F16,
     panel: None,
     dequant,
-    kernels: &[
-        #[cfg(target_arch = "x86_64")]
-        Kernel { isa: Isa::Avx512, dot: dot_avx512 },
-        #[cfg(target_arch = "x86_64")]
-        Kernel { isa: Isa::Avx2, dot: dot_avx2 },
-        Kernel { isa: Isa::Scalar, dot },
-    ],
+    kernels: kernels!(Avx512: dot_avx512, Avx2: dot_avx2; dot),
     random,
     kv: Some(CacheFormat {
         encode: &[(Isa::Scalar, encode)],
@@ -85,8 +79,8 @@ fn decode_avx512(blocks: &[u8], out: &mut [f32]) {
 
 #[cfg(target_arch = "x86_64")]
 #[target_feature(enable = "avx512f,avx512bw,avx512dq,avx512vl,avx2")]
-fn dot_avx512(w: &[u8], stride: usize, x: ActRow<'_>, out: &mut [f32]) {
-    crate::quant::rows::float_avx512::dot::<32, BYTES>(w, stride, x, out, |b| crate::simd::x86::load_f16x16(b), value);
+fn dot_avx512<const T: usize>(w: &[u8], stride: usize, x: [ActRow<'_>; T], out: [&mut [f32]; T]) {
+    crate::quant::rows::float_avx512::dot::<32, BYTES, T>(w, stride, x, out, |b| crate::simd::x86::load_f16x16(b), value);
 }
 
 #[cfg(target_arch = "x86_64")]
@@ -102,22 +96,27 @@ fn decode_avx2(blocks: &[u8], out: &mut [f32]) {
 /// Four accumulators of 8 lanes hide the latency of the fused multiply-add.
 #[cfg(target_arch = "x86_64")]
 #[target_feature(enable = "avx2,fma,f16c")]
-fn dot_avx2(w: &[u8], stride: usize, x: ActRow<'_>, out: &mut [f32]) {
+fn dot_avx2<const T: usize>(w: &[u8], stride: usize, x: [ActRow<'_>; T], out: [&mut [f32]; T]) {
     use crate::simd::x86::*;
     use std::arch::x86_64::*;
-    let (x32, x_tail) = x.f.as_chunks::<32>();
-    for (o, row) in out.iter_mut().zip(rows(w, stride, x.n * BYTES)) {
-        let (row32, row_tail) = row.as_chunks::<64>();
-        let mut acc = [_mm256_setzero_ps(); 4];
-        for (w, x) in row32.iter().zip(x32) {
-            let (w, x) = (w.as_chunks::<16>().0, x.as_chunks::<8>().0);
+    for r in 0..out[0].len() {
+        let (row32, row_tail) = w[r * stride..][..x[0].n * BYTES].as_chunks::<64>();
+        let mut acc = [[_mm256_setzero_ps(); 4]; T];
+        for (k, w) in row32.iter().enumerate() {
+            let x = x.map(|x| &x.f.as_chunks::<32>().0[k]);
             for i in 0..4 {
-                acc[i] = _mm256_fmadd_ps(load_f16x8(&w[i]), load_f32x8(&x[i]), acc[i]);
+                let w = load_f16x8(&w.as_chunks().0[i]);
+                for t in 0..T {
+                    acc[t][i] = _mm256_fmadd_ps(w, load_f32x8(&x[t].as_chunks().0[i]), acc[t][i]);
+                }
             }
         }
-        let sum = _mm256_add_ps(_mm256_add_ps(acc[0], acc[1]), _mm256_add_ps(acc[2], acc[3]));
-        let tail = row_tail.as_chunks::<BYTES>().0.iter().zip(x_tail);
-        *o = sum_f32x8(sum) + tail.map(|(w, x)| f16_bits(u16::from_le_bytes(*w)) * x).sum::<f32>();
+        for t in 0..T {
+            let [a, b, c, d] = acc[t];
+            let sum = _mm256_add_ps(_mm256_add_ps(a, b), _mm256_add_ps(c, d));
+            let tail = row_tail.as_chunks::<BYTES>().0.iter().zip(x[t].f.as_chunks::<32>().1);
+            out[t][r] = sum_f32x8(sum) + tail.map(|(w, x)| f16_bits(u16::from_le_bytes(*w)) * x).sum::<f32>();
+        }
     }
 }
 

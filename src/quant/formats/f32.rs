@@ -6,7 +6,7 @@
 use crate::quant::activations::{Act, ActRow};
 use crate::quant::rng::Rng;
 use crate::quant::rows::blocks::rows;
-use crate::quant::types::{CacheFormat, Floats, Kernel, QuantType};
+use crate::quant::types::{CacheFormat, Floats, QuantType, kernels};
 use crate::simd::Isa;
 
 /// The format's table entry.
@@ -18,13 +18,7 @@ pub static TYPE: QuantType = QuantType {
     act: Act::F32,
     panel: None,
     dequant,
-    kernels: &[
-        #[cfg(target_arch = "x86_64")]
-        Kernel { isa: Isa::Avx512, dot: dot_avx512 },
-        #[cfg(target_arch = "x86_64")]
-        Kernel { isa: Isa::Avx2, dot: dot_avx2 },
-        Kernel { isa: Isa::Scalar, dot },
-    ],
+    kernels: kernels!(Avx512: dot_avx512, Avx2: dot_avx2; dot),
     random,
     kv: Some(CacheFormat {
         encode: &[(Isa::Scalar, encode)],
@@ -65,8 +59,8 @@ pub(super) fn encode(x: &[f32], out: &mut [u8]) {
 
 #[cfg(target_arch = "x86_64")]
 #[target_feature(enable = "avx512f,avx512bw,avx512dq,avx512vl,avx2")]
-fn dot_avx512(w: &[u8], stride: usize, x: ActRow<'_>, out: &mut [f32]) {
-    crate::quant::rows::float_avx512::dot::<64, 4>(
+fn dot_avx512<const T: usize>(w: &[u8], stride: usize, x: [ActRow<'_>; T], out: [&mut [f32]; T]) {
+    crate::quant::rows::float_avx512::dot::<64, 4, T>(
         w,
         stride,
         x,
@@ -79,26 +73,31 @@ fn dot_avx512(w: &[u8], stride: usize, x: ActRow<'_>, out: &mut [f32]) {
 /// Four accumulators of 8 lanes hide the latency of the fused multiply-add.
 #[cfg(target_arch = "x86_64")]
 #[target_feature(enable = "avx2,fma")]
-fn dot_avx2(w: &[u8], stride: usize, x: ActRow<'_>, out: &mut [f32]) {
+fn dot_avx2<const T: usize>(w: &[u8], stride: usize, x: [ActRow<'_>; T], out: [&mut [f32]; T]) {
     use crate::simd::x86::*;
     use std::arch::x86_64::*;
-    for (o, row) in out.iter_mut().zip(rows(w, stride, x.n * 4)) {
-        let (row8, row_tail) = row.as_chunks::<32>(); // 8 weights
-        let (x8, x_tail) = x.f.as_chunks::<8>();
-        let mut acc = [_mm256_setzero_ps(); 4];
+    for r in 0..out[0].len() {
+        let (row8, row_tail) = w[r * stride..][..x[0].n * 4].as_chunks::<32>(); // 8 weights
         let (row32, row_rest) = row8.as_chunks::<4>();
-        let (x32, x_rest) = x8.as_chunks::<4>();
-        for (w, x) in row32.iter().zip(x32) {
+        let mut acc = [[_mm256_setzero_ps(); 4]; T];
+        for (k, w) in row32.iter().enumerate() {
+            let x = x.map(|x| &x.f.as_chunks::<32>().0[k]);
             for i in 0..4 {
-                acc[i] = _mm256_fmadd_ps(load_f32x8_bytes(&w[i]), load_f32x8(&x[i]), acc[i]);
+                let w = load_f32x8_bytes(&w[i]);
+                for t in 0..T {
+                    acc[t][i] = _mm256_fmadd_ps(w, load_f32x8(&x[t].as_chunks().0[i]), acc[t][i]);
+                }
             }
         }
-        for (w, x) in row_rest.iter().zip(x_rest) {
-            acc[0] = _mm256_fmadd_ps(load_f32x8_bytes(w), load_f32x8(x), acc[0]);
+        for t in 0..T {
+            let (x8, x_tail) = x[t].f.as_chunks::<8>();
+            let [mut a, b, c, d] = acc[t];
+            for (w, x) in row_rest.iter().zip(x8.as_chunks::<4>().1) {
+                a = _mm256_fmadd_ps(load_f32x8_bytes(w), load_f32x8(x), a);
+            }
+            let sum = _mm256_add_ps(_mm256_add_ps(a, b), _mm256_add_ps(c, d));
+            out[t][r] = sum_f32x8(sum) + values(row_tail).zip(x_tail).map(|(w, x)| w * x).sum::<f32>();
         }
-        let sum = _mm256_add_ps(_mm256_add_ps(acc[0], acc[1]), _mm256_add_ps(acc[2], acc[3]));
-        let tail: f32 = values(row_tail).zip(x_tail).map(|(w, x)| w * x).sum();
-        *o = sum_f32x8(sum) + tail;
     }
 }
 

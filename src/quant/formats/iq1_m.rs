@@ -20,8 +20,7 @@ use crate::quant::panels::panel::{PanelHalf, PanelSpec, fill_panels};
 use crate::quant::rng::Rng;
 use crate::quant::rows::codebook::{self, SuperBlock};
 use crate::quant::rows::super_block::N as BLOCK;
-use crate::quant::types::{Kernel, QuantType};
-use crate::simd::Isa;
+use crate::quant::types::{QuantType, kernels};
 
 const BYTES: usize = 56;
 const _: () = assert!(BYTES == BLOCK / 8 + BLOCK / 16 + BLOCK / 64 * 2);
@@ -35,11 +34,7 @@ pub static TYPE: QuantType = QuantType {
     act: Act::Q8K,
     panel: Some(PanelSpec { group: 16, most: 9, mins: false, fill: FILL }),
     dequant,
-    kernels: &[
-        #[cfg(target_arch = "x86_64")]
-        Kernel { isa: Isa::Avx2, dot: dot_avx2 },
-        Kernel { isa: Isa::Scalar, dot },
-    ],
+    kernels: kernels!(Avx2: dot_avx2; dot),
     random,
     kv: None,
 };
@@ -114,7 +109,7 @@ fn put_d(block: &mut [u8], d: f32) {
 
 #[cfg(target_arch = "x86_64")]
 #[target_feature(enable = "avx2,fma,f16c")]
-fn dot_avx2(w: &[u8], stride: usize, x: ActRow<'_>, out: &mut [f32]) {
+fn dot_avx2<const T: usize>(w: &[u8], stride: usize, x: [ActRow<'_>; T], out: [&mut [f32]; T]) {
     use crate::quant::rows::codebook_avx2::*;
     use crate::simd::x86::*;
     use std::arch::x86_64::*;
@@ -141,10 +136,11 @@ fn dot_avx2(w: &[u8], stride: usize, x: ActRow<'_>, out: &mut [f32]) {
         store_i16x16(&mut s.offsets, _mm256_mullo_epi16(scales, _mm256_set1_epi16(-9)));
         s.d = f16_bits(d_bits(b)) / 8.0;
     };
-    let group = |_: &[u8; BYTES], s: &Unpacked, g: usize, q| {
+    let group = |_: &[u8; BYTES], s: &Unpacked, g: usize| {
         let grid = eights(&IQ1S.entries, index(s, g));
         let grid = _mm256_or_si256(grid, spread_eights(s.eights[g]));
-        _mm256_madd_epi16(_mm256_maddubs_epi16(grid, q), spread_scales(s.scales[g]))
+        let scales = spread_scales(s.scales[g]);
+        move |q| _mm256_madd_epi16(_mm256_maddubs_epi16(grid, q), scales)
     };
     dot_rows(w, stride, x, out, unpack, |s, sums| offsets(s, sums), group);
 }

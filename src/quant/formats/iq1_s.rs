@@ -19,8 +19,7 @@ use crate::quant::rng::Rng;
 use crate::quant::rows::blocks::f16_at;
 use crate::quant::rows::codebook::{self, SuperBlock};
 use crate::quant::rows::super_block::N as BLOCK;
-use crate::quant::types::{Kernel, QuantType};
-use crate::simd::Isa;
+use crate::quant::types::{QuantType, kernels};
 
 const BYTES: usize = 50;
 const _: () = assert!(BYTES == 2 + BLOCK / 8 + BLOCK / 32 * 2);
@@ -34,11 +33,7 @@ pub static TYPE: QuantType = QuantType {
     act: Act::Q8K,
     panel: Some(PanelSpec { group: 32, most: 9, mins: false, fill: FILL }),
     dequant,
-    kernels: &[
-        #[cfg(target_arch = "x86_64")]
-        Kernel { isa: Isa::Avx2, dot: dot_avx2 },
-        Kernel { isa: Isa::Scalar, dot },
-    ],
+    kernels: kernels!(Avx2: dot_avx2; dot),
     random,
     kv: None,
 };
@@ -94,7 +89,7 @@ fn random(rng: &mut Rng, block: &mut [u8]) {
 
 #[cfg(target_arch = "x86_64")]
 #[target_feature(enable = "avx2,fma,f16c")]
-fn dot_avx2(w: &[u8], stride: usize, x: ActRow<'_>, out: &mut [f32]) {
+fn dot_avx2<const T: usize>(w: &[u8], stride: usize, x: [ActRow<'_>; T], out: [&mut [f32]; T]) {
     use crate::quant::rows::codebook_avx2::*;
     use crate::simd::x86::*;
     use std::arch::x86_64::*;
@@ -118,9 +113,10 @@ fn dot_avx2(w: &[u8], stride: usize, x: ActRow<'_>, out: &mut [f32]) {
         store_i16x16(&mut s.offsets, _mm256_mullo_epi16(scales, rest));
         s.d = f16_bits(u16::from_le_bytes([b[0], b[1]])) / 8.0;
     };
-    let group = |_: &[u8; BYTES], s: &Unpacked, g: usize, q| {
+    let group = |_: &[u8; BYTES], s: &Unpacked, g: usize| {
         let grid = eights(&IQ1S.entries, index(s, g));
-        _mm256_madd_epi16(_mm256_maddubs_epi16(grid, q), _mm256_set1_epi32(s.scales[g] as i32))
+        let scales = _mm256_set1_epi32(s.scales[g] as i32);
+        move |q| _mm256_madd_epi16(_mm256_maddubs_epi16(grid, q), scales)
     };
     dot_rows(w, stride, x, out, unpack, |s, sums| offsets(s, sums), group);
 }

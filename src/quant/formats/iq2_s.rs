@@ -20,8 +20,7 @@ use crate::quant::rng::Rng;
 use crate::quant::rows::blocks::f16_at;
 use crate::quant::rows::codebook::{self, SuperBlock};
 use crate::quant::rows::super_block::N as BLOCK;
-use crate::quant::types::{Kernel, QuantType};
-use crate::simd::Isa;
+use crate::quant::types::{QuantType, kernels};
 
 const BYTES: usize = 82;
 const _: () = assert!(BYTES == 2 + BLOCK / 8 * 2 + BLOCK / 32 * 2);
@@ -35,13 +34,7 @@ pub static TYPE: QuantType = QuantType {
     act: Act::Q8K,
     panel: Some(PanelSpec { group: 16, most: 43, mins: false, fill: FILL }),
     dequant,
-    kernels: &[
-        #[cfg(target_arch = "x86_64")]
-        Kernel { isa: Isa::Avx512, dot: dot_avx512 },
-        #[cfg(target_arch = "x86_64")]
-        Kernel { isa: Isa::Avx2, dot: dot_avx2 },
-        Kernel { isa: Isa::Scalar, dot },
-    ],
+    kernels: kernels!(Avx512: dot_avx512, Avx2: dot_avx2; dot),
     random,
     kv: None,
 };
@@ -88,7 +81,7 @@ fn random(rng: &mut Rng, block: &mut [u8]) {
 
 #[cfg(target_arch = "x86_64")]
 #[target_feature(enable = "avx2,fma,f16c")]
-fn dot_avx2(w: &[u8], stride: usize, x: ActRow<'_>, out: &mut [f32]) {
+fn dot_avx2<const T: usize>(w: &[u8], stride: usize, x: [ActRow<'_>; T], out: [&mut [f32]; T]) {
     use crate::quant::rows::codebook_avx2::*;
     use crate::simd::x86::*;
     use std::arch::x86_64::*;
@@ -103,17 +96,17 @@ fn dot_avx2(w: &[u8], stride: usize, x: ActRow<'_>, out: &mut [f32]) {
         store_u32x8(&mut s.scales, scales_of_nibbles(b[74..].as_array().unwrap()));
         s.d = f16_bits(u16::from_le_bytes([b[0], b[1]])) / 8.0;
     };
-    let group = |b: &[u8; BYTES], s: &Unpacked, g: usize, q| {
+    let group = |b: &[u8; BYTES], s: &Unpacked, g: usize| {
         let grid = eights(&IQ2S.entries, index(s, g));
         let signs = u32::from_le_bytes(*b[34 + 4 * g..][..4].as_array().unwrap());
-        _mm256_madd_epi16(signed_pairs(grid, signs, q), spread_scales(s.scales[g]))
+        signed(grid, signs, spread_scales(s.scales[g]))
     };
     dot_rows(w, stride, x, out, unpack, |_, _| _mm256_setzero_si256(), group);
 }
 
 #[cfg(target_arch = "x86_64")]
 #[target_feature(enable = "avx512f,avx512bw,avx512dq,avx512vl,avx512vbmi,avx512vnni,avx512bitalg,avx2,fma,f16c")]
-fn dot_avx512(w: &[u8], stride: usize, x: ActRow<'_>, out: &mut [f32]) {
+fn dot_avx512<const T: usize>(w: &[u8], stride: usize, x: [ActRow<'_>; T], out: [&mut [f32]; T]) {
     use crate::quant::codebooks::grid::x86::look_up;
     use crate::quant::rows::codebook_avx512::*;
     use crate::simd::x86::*;
@@ -130,9 +123,10 @@ fn dot_avx512(w: &[u8], stride: usize, x: ActRow<'_>, out: &mut [f32]) {
         let bit = |b| _mm512_bitshuffle_epi64_mask(high, _mm512_set1_epi64((PAIRS + b) as i64));
         eights(&IQ2S, look_up(&IQ2S.fields, index, [bit(0), bit(0x0101_0101_0101_0101), 0]))
     };
-    dot_rows_by_two(w, stride, x, out, &EIGHTS, grids, |b, grid, (q, ..)| {
-        let dots = signed_dots(&EIGHTS, grid, dwords_to_qwords(b[34..66].as_array().unwrap()), q);
-        (f16_first(b) / 8.0, scale_halves(dots, bytes_to_qwords(b[74..].as_array().unwrap())))
+    dot_rows_by_two(w, stride, x, out, &EIGHTS, grids, |b, grid| {
+        let minus = minuses(&EIGHTS, dwords_to_qwords(b[34..66].as_array().unwrap()));
+        let scales = scales_of_halves(bytes_to_qwords(b[74..].as_array().unwrap()));
+        (f16_first(b) / 8.0, move |q: &Turned| scale_halves(signed_dots(grid, minus, q), scales))
     });
 }
 

@@ -19,8 +19,7 @@ use crate::quant::rng::Rng;
 use crate::quant::rows::blocks::f16_at;
 use crate::quant::rows::codebook::{self, SuperBlock};
 use crate::quant::rows::super_block::N as BLOCK;
-use crate::quant::types::{Kernel, QuantType};
-use crate::simd::Isa;
+use crate::quant::types::{QuantType, kernels};
 
 const BYTES: usize = 74;
 const _: () = assert!(BYTES == 2 + BLOCK / 8 * 2 + BLOCK / 32);
@@ -34,13 +33,7 @@ pub static TYPE: QuantType = QuantType {
     act: Act::Q8K,
     panel: Some(PanelSpec { group: 16, most: 43, mins: false, fill: FILL }),
     dequant,
-    kernels: &[
-        #[cfg(target_arch = "x86_64")]
-        Kernel { isa: Isa::Avx512, dot: dot_avx512 },
-        #[cfg(target_arch = "x86_64")]
-        Kernel { isa: Isa::Avx2, dot: dot_avx2 },
-        Kernel { isa: Isa::Scalar, dot },
-    ],
+    kernels: kernels!(Avx512: dot_avx512, Avx2: dot_avx2; dot),
     random,
     kv: None,
 };
@@ -86,7 +79,7 @@ fn random(rng: &mut Rng, block: &mut [u8]) {
 
 #[cfg(target_arch = "x86_64")]
 #[target_feature(enable = "avx2,fma,f16c")]
-fn dot_avx2(w: &[u8], stride: usize, x: ActRow<'_>, out: &mut [f32]) {
+fn dot_avx2<const T: usize>(w: &[u8], stride: usize, x: [ActRow<'_>; T], out: [&mut [f32]; T]) {
     use crate::quant::rows::codebook_avx2::*;
     use crate::simd::x86::*;
     use std::arch::x86_64::*;
@@ -102,16 +95,16 @@ fn dot_avx2(w: &[u8], stride: usize, x: ActRow<'_>, out: &mut [f32]) {
         store_u32x8(&mut s.scales, scales_of_nibbles(b[66..].as_array().unwrap()));
         s.d = f16_bits(u16::from_le_bytes([b[0], b[1]])) / 8.0;
     };
-    let group = |_: &[u8; BYTES], s: &Unpacked, g: usize, q| {
+    let group = |_: &[u8; BYTES], s: &Unpacked, g: usize| {
         let grid = eights(&IQ2XS.entries, index(s, g));
-        _mm256_madd_epi16(signed_pairs(grid, s.eights[g], q), spread_scales(s.scales[g]))
+        signed(grid, s.eights[g], spread_scales(s.scales[g]))
     };
     dot_rows(w, stride, x, out, unpack, |_, _| _mm256_setzero_si256(), group);
 }
 
 #[cfg(target_arch = "x86_64")]
 #[target_feature(enable = "avx512f,avx512bw,avx512dq,avx512vl,avx512vbmi,avx512vnni,avx512bitalg,avx2,fma,f16c")]
-fn dot_avx512(w: &[u8], stride: usize, x: ActRow<'_>, out: &mut [f32]) {
+fn dot_avx512<const T: usize>(w: &[u8], stride: usize, x: [ActRow<'_>; T], out: [&mut [f32]; T]) {
     use crate::quant::codebooks::grid::x86::look_up;
     use crate::quant::rows::codebook_avx512::*;
     use crate::simd::x86::*;
@@ -133,10 +126,11 @@ fn dot_avx512(w: &[u8], stride: usize, x: ActRow<'_>, out: &mut [f32]) {
         let ninth = _mm512_test_epi8_mask(high, _mm512_set1_epi8(1));
         eights(&IQ2XS, look_up(&IQ2XS.fields, index, [ninth, 0, 0]))
     };
-    dot_rows_by_two(w, stride, x, out, &EIGHTS, grids, |b, grid, (q, ..)| {
+    dot_rows_by_two(w, stride, x, out, &EIGHTS, grids, |b, grid| {
         let signs = even_signs(bits_at(load_u8x64(b[2..66].as_array().unwrap()), 0x3929_1909));
-        let dots = signed_dots(&EIGHTS, grid, signs, q);
-        (f16_first(b) / 8.0, scale_halves(dots, bytes_to_qwords(b[66..].as_array().unwrap())))
+        let minus = minuses(&EIGHTS, signs);
+        let scales = scales_of_halves(bytes_to_qwords(b[66..].as_array().unwrap()));
+        (f16_first(b) / 8.0, move |q: &Turned| scale_halves(signed_dots(grid, minus, q), scales))
     });
 }
 

@@ -20,8 +20,7 @@ use crate::quant::rng::Rng;
 use crate::quant::rows::blocks::f16_at;
 use crate::quant::rows::codebook::{self, SuperBlock};
 use crate::quant::rows::super_block::N as BLOCK;
-use crate::quant::types::{Kernel, QuantType};
-use crate::simd::Isa;
+use crate::quant::types::{QuantType, kernels};
 
 const BYTES: usize = 66;
 const _: () = assert!(BYTES == 2 + BLOCK / 32 * 8);
@@ -35,13 +34,7 @@ pub static TYPE: QuantType = QuantType {
     act: Act::Q8K,
     panel: Some(PanelSpec { group: 32, most: 43, mins: false, fill: FILL }),
     dequant,
-    kernels: &[
-        #[cfg(target_arch = "x86_64")]
-        Kernel { isa: Isa::Avx512, dot: dot_avx512 },
-        #[cfg(target_arch = "x86_64")]
-        Kernel { isa: Isa::Avx2, dot: dot_avx2 },
-        Kernel { isa: Isa::Scalar, dot },
-    ],
+    kernels: kernels!(Avx512: dot_avx512, Avx2: dot_avx2; dot),
     random,
     kv: None,
 };
@@ -87,7 +80,7 @@ fn random(rng: &mut Rng, block: &mut [u8]) {
 
 #[cfg(target_arch = "x86_64")]
 #[target_feature(enable = "avx2,fma,f16c")]
-fn dot_avx2(w: &[u8], stride: usize, x: ActRow<'_>, out: &mut [f32]) {
+fn dot_avx2<const T: usize>(w: &[u8], stride: usize, x: [ActRow<'_>; T], out: [&mut [f32]; T]) {
     use crate::quant::rows::codebook_avx2::*;
     use crate::simd::x86::*;
     use std::arch::x86_64::*;
@@ -100,16 +93,16 @@ fn dot_avx2(w: &[u8], stride: usize, x: ActRow<'_>, out: &mut [f32]) {
         store_u32x8(&mut s.scales, scales_of_top(words));
         s.d = f16_bits(u16::from_le_bytes([b[0], b[1]])) / 8.0;
     };
-    let group = |b: &[u8; BYTES], s: &Unpacked, g: usize, q| {
+    let group = |b: &[u8; BYTES], s: &Unpacked, g: usize| {
         let grid = eights(&IQ2XXS.entries, b[2..].as_chunks::<4>().0[2 * g].each_ref().map(read_once));
-        _mm256_madd_epi16(signed_pairs(grid, s.eights[g], q), _mm256_set1_epi32(s.scales[g] as i32))
+        signed(grid, s.eights[g], _mm256_set1_epi32(s.scales[g] as i32))
     };
     dot_rows(w, stride, x, out, unpack, |_, _| _mm256_setzero_si256(), group);
 }
 
 #[cfg(target_arch = "x86_64")]
 #[target_feature(enable = "avx512f,avx512bw,avx512dq,avx512vl,avx512vbmi,avx512vnni,avx512bitalg,avx2,fma,f16c")]
-fn dot_avx512(w: &[u8], stride: usize, x: ActRow<'_>, out: &mut [f32]) {
+fn dot_avx512<const T: usize>(w: &[u8], stride: usize, x: [ActRow<'_>; T], out: [&mut [f32]; T]) {
     use crate::quant::codebooks::grid::x86::look_up;
     use crate::quant::rows::codebook_avx512::*;
     use crate::simd::x86::*;
@@ -120,11 +113,11 @@ fn dot_avx512(w: &[u8], stride: usize, x: ActRow<'_>, out: &mut [f32]) {
         let index = _mm512_permutex2var_epi8(a, load_u8x64(&INDEX), b);
         eights(&IQ2XXS, look_up(&IQ2XXS.fields, index, [0; 3]))
     };
-    dot_rows_by_two(w, stride, x, out, &EIGHTS, grids, |b, grid, (q, ..)| {
+    dot_rows_by_two(w, stride, x, out, &EIGHTS, grids, |b, grid| {
         let block = load_u8x64(b[2..].as_array().unwrap());
-        let signs = even_signs(bits_at(block, 0x352e_2720));
-        let [dot] = signed_dots(&EIGHTS, grid, signs, q);
-        (f16_first(b) / 8.0, _mm512_mullo_epi32(dot, scale_at(block, 60)))
+        let minus = minuses(&EIGHTS, even_signs(bits_at(block, 0x352e_2720)));
+        let scale = scale_at(block, 60);
+        (f16_first(b) / 8.0, move |q: &Turned| _mm512_mullo_epi32(signed_dots::<1>(grid, minus, q)[0], scale))
     });
 }
 

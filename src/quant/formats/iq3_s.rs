@@ -20,8 +20,7 @@ use crate::quant::rng::Rng;
 use crate::quant::rows::blocks::f16_at;
 use crate::quant::rows::codebook::{self, SuperBlock};
 use crate::quant::rows::super_block::N as BLOCK;
-use crate::quant::types::{Kernel, QuantType};
-use crate::simd::Isa;
+use crate::quant::types::{QuantType, kernels};
 
 const BYTES: usize = 110;
 const _: () = assert!(BYTES == 2 + BLOCK / 4 + BLOCK / 32 + BLOCK / 8 + BLOCK / 64);
@@ -35,13 +34,7 @@ pub static TYPE: QuantType = QuantType {
     act: Act::Q8K,
     panel: Some(PanelSpec { group: 32, most: 15, mins: false, fill: FILL }),
     dequant,
-    kernels: &[
-        #[cfg(target_arch = "x86_64")]
-        Kernel { isa: Isa::Avx512, dot: dot_avx512 },
-        #[cfg(target_arch = "x86_64")]
-        Kernel { isa: Isa::Avx2, dot: dot_avx2 },
-        Kernel { isa: Isa::Scalar, dot },
-    ],
+    kernels: kernels!(Avx512: dot_avx512, Avx2: dot_avx2; dot),
     random,
     kv: None,
 };
@@ -91,7 +84,7 @@ fn random(rng: &mut Rng, block: &mut [u8]) {
 
 #[cfg(target_arch = "x86_64")]
 #[target_feature(enable = "avx2,fma,f16c")]
-fn dot_avx2(w: &[u8], stride: usize, x: ActRow<'_>, out: &mut [f32]) {
+fn dot_avx2<const T: usize>(w: &[u8], stride: usize, x: [ActRow<'_>; T], out: [&mut [f32]; T]) {
     use crate::quant::rows::codebook_avx2::*;
     use crate::simd::x86::*;
     use std::arch::x86_64::*;
@@ -108,17 +101,17 @@ fn dot_avx2(w: &[u8], stride: usize, x: ActRow<'_>, out: &mut [f32]) {
         store_u32x8(&mut s.scales, scales_of_top(scales));
         s.d = f16_bits(u16::from_le_bytes([b[0], b[1]]));
     };
-    let group = |b: &[u8; BYTES], s: &Unpacked, g: usize, q| {
+    let group = |b: &[u8; BYTES], s: &Unpacked, g: usize| {
         let grid = fours(&IQ3S.entries, index(s, g));
         let signs = u32::from_le_bytes(*b[74 + 4 * g..][..4].as_array().unwrap());
-        _mm256_madd_epi16(signed_pairs(grid, signs, q), _mm256_set1_epi32(s.scales[g] as i32))
+        signed(grid, signs, _mm256_set1_epi32(s.scales[g] as i32))
     };
     dot_rows(w, stride, x, out, unpack, |_, _| _mm256_setzero_si256(), group);
 }
 
 #[cfg(target_arch = "x86_64")]
 #[target_feature(enable = "avx512f,avx512bw,avx512dq,avx512vl,avx512vbmi,avx512vnni,avx512bitalg,avx2,fma,f16c")]
-fn dot_avx512(w: &[u8], stride: usize, x: ActRow<'_>, out: &mut [f32]) {
+fn dot_avx512<const T: usize>(w: &[u8], stride: usize, x: [ActRow<'_>; T], out: [&mut [f32]; T]) {
     use crate::quant::codebooks::grid::x86::look_up;
     use crate::quant::rows::codebook_avx512::*;
     use crate::simd::x86::*;
@@ -134,14 +127,15 @@ fn dot_avx512(w: &[u8], stride: usize, x: ActRow<'_>, out: &mut [f32]) {
         }
         t
     };
-    dot_rows(w, stride, x, out, &FOURS, |b: &[u8; BYTES], (q, ..)| {
+    dot_rows(w, stride, x, out, &FOURS, |b: &[u8; BYTES]| {
         let index = load_u8x64(b[2..66].as_array().unwrap());
         let ninth = u64::from_le_bytes(*b[66..74].as_array().unwrap());
         let grid = fours(&IQ3S, look_up(&IQ3S.fields, index, [ninth, 0, 0]));
-        let [dot] = signed_dots(&FOURS, grid, dwords_to_qwords(b[74..106].as_array().unwrap()), q);
+        let minus = minuses(&FOURS, dwords_to_qwords(b[74..106].as_array().unwrap()));
         let scales = _mm512_set1_epi32(i32::from_le_bytes(*b[106..].as_array().unwrap()));
         let at = load_u8x64(SCALES.as_flattened().as_array().unwrap());
-        (f16_first(b), _mm512_mullo_epi32(dot, odd(_mm512_multishift_epi64_epi8(at, scales), 15)))
+        let scales = odd(_mm512_multishift_epi64_epi8(at, scales), 15);
+        (f16_first(b), move |q: &Turned| _mm512_mullo_epi32(signed_dots::<1>(grid, minus, q)[0], scales))
     });
 }
 

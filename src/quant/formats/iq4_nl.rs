@@ -13,8 +13,7 @@ use crate::quant::panels::panel::{PanelHalf, PanelSpec, fill_panels};
 use crate::quant::rng::Rng;
 use crate::quant::rows::blocks::{f16_at, put_f16, rows};
 use crate::quant::rows::small_cache::*;
-use crate::quant::types::{Kernel, QuantType};
-use crate::simd::Isa;
+use crate::quant::types::{QuantType, kernels};
 
 const BLOCK: usize = 32;
 const BYTES: usize = 18;
@@ -34,13 +33,7 @@ pub static TYPE: QuantType = QuantType {
     act: Act::Q8,
     panel: Some(PanelSpec { group: 32, most: 127, mins: false, fill: FILL }),
     dequant,
-    kernels: &[
-        #[cfg(target_arch = "x86_64")]
-        Kernel { isa: Isa::Avx512, dot: dot_avx512 },
-        #[cfg(target_arch = "x86_64")]
-        Kernel { isa: Isa::Avx2, dot: dot_avx2 },
-        Kernel { isa: Isa::Scalar, dot },
-    ],
+    kernels: kernels!(Avx512: dot_avx512, Avx2: dot_avx2; dot),
     random,
     kv: Some(CACHE),
 };
@@ -128,25 +121,25 @@ cache_format!(CACHE, BYTES, |b| {
 
 #[cfg(target_arch = "x86_64")]
 #[target_feature(enable = "avx512f,avx512bw,avx512dq,avx512vl,avx512vbmi,avx512vnni,avx2,fma,f16c")]
-fn dot_avx512(w: &[u8], stride: usize, x: ActRow<'_>, out: &mut [f32]) {
+fn dot_avx512<const T: usize>(w: &[u8], stride: usize, x: [ActRow<'_>; T], out: [&mut [f32]; T]) {
     use crate::quant::rows::small_avx512::*;
     const U: usize = 4 * BYTES;
-    if !takes(x.n) {
+    if !takes(x[0].n) {
         return dot_avx2(w, stride, x, out);
     }
     static QS: [u8; 64] = sixteens::<U>(2);
     static TABLE: [u8; 64] = values::<128>(&VALUES);
     let codes = |b: &[u8; U]| look_up(pick(b, &QS), &TABLE);
     let scales = |b: [&[u8; U]; 4]| Scales::new(f16_scales(b, [0, 9, 18, 27]));
-    dot_rows::<U, 128>(w, stride, x, out, codes, scales);
+    dot_rows::<U, 128, T>(w, stride, x, out, codes, scales);
 }
 
 /// The values come from a byte shuffle. A pair of products is at most 127 * 127 * 2, which fits an
 /// i16.
 #[cfg(target_arch = "x86_64")]
 #[target_feature(enable = "avx2,fma,f16c")]
-fn dot_avx2(w: &[u8], stride: usize, x: ActRow<'_>, out: &mut [f32]) {
-    crate::quant::rows::small_avx2::dot_signed::<BYTES>(w, stride, x, out, |b| unpack(b));
+fn dot_avx2<const T: usize>(w: &[u8], stride: usize, x: [ActRow<'_>; T], out: [&mut [f32]; T]) {
+    crate::quant::rows::small_avx2::dot_signed::<BYTES, T>(w, stride, x, out, |b| unpack(b));
 }
 
 /// The values of a block's codes, and its scale.

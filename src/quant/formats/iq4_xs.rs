@@ -24,8 +24,7 @@ use crate::quant::rows::blocks::{f16_at, put_f16, rows};
 #[cfg(target_arch = "x86_64")]
 use crate::quant::rows::super_avx2::lane_kernels;
 use crate::quant::rows::super_block::{N, acts};
-use crate::quant::types::{Kernel, QuantType};
-use crate::simd::Isa;
+use crate::quant::types::{QuantType, kernels};
 
 const BYTES: usize = 136;
 const SCALES_LOW: usize = 4;
@@ -44,15 +43,7 @@ pub static TYPE: QuantType = QuantType {
     act: Act::Q8K,
     panel: Some(PanelSpec { group: 32, most: 127, mins: false, fill: FILL }),
     dequant,
-    kernels: &[
-        #[cfg(target_arch = "x86_64")]
-        Kernel { isa: Isa::Avx512, dot: dot_avx512 },
-        #[cfg(target_arch = "x86_64")]
-        Kernel { isa: Isa::AvxVnni, dot: dot_vnni },
-        #[cfg(target_arch = "x86_64")]
-        Kernel { isa: Isa::Avx2, dot: dot_avx2 },
-        Kernel { isa: Isa::Scalar, dot },
-    ],
+    kernels: kernels!(Avx512: dot_avx512, AvxVnni: dot_vnni, Avx2: dot_avx2; dot),
     random,
     kv: None,
 };
@@ -145,8 +136,8 @@ lane_kernels!(dot_lanes);
 #[cfg(target_arch = "x86_64")]
 #[inline]
 #[target_feature(enable = "avx2,fma,f16c")]
-fn dot_lanes<const VNNI: bool>(
-    call: crate::quant::rows::super_avx2::RowArgs<'_>,
+fn dot_lanes<const VNNI: bool, const T: usize>(
+    call: crate::quant::rows::super_avx2::RowArgs<'_, T>,
     add: impl Fn(__m256i, __m256i, __m256i) -> __m256i,
 ) {
     use crate::quant::rows::super_avx2::*;
@@ -161,7 +152,7 @@ fn dot_lanes<const VNNI: bool>(
     let values = load_u8x16_twice(&VALUES.map(|v| if VNNI { v as u8 ^ 0x80 } else { v as u8 }));
     let high_bytes = _mm256_broadcastsi128_si256(_mm_setr_epi8(2, 2, 3, 3, 6, 6, 7, 7, 10, 10, 11, 11, 14, 14, 15, 15));
     let (first, second) = (_mm256_set1_epi16(0x0030), _mm256_set1_epi16(0x3000));
-    dot_rows::<BYTES, VNNI>(call, &order, |b, x| {
+    dot_rows::<BYTES, VNNI, T>(call, &order, |b, x| {
         let [factors, low, ..] = turn_16(b, 0);
         // Even sub-blocks in the lower half, odd ones in the upper, two bits of each in turn at
         // the bottom and in the middle of a byte.
@@ -174,7 +165,7 @@ fn dot_lanes<const VNNI: bool>(
             _mm256_and_si256(shift(high, 0, 2), second),
         );
         let scales = _mm256_or_si256(_mm256_and_si256(shift(low, 0, 4), nibble), high);
-        let mut dot = _mm256_setzero_si256();
+        let mut dot = [_mm256_setzero_si256(); T];
         unrolled!(p in [0, 1, 2, 3] {
             let scales = less_32::<VNNI>(spread::<VNNI>(scales, p));
             let v = turn_32(b, QS + 32 * p);
@@ -184,13 +175,14 @@ fn dot_lanes<const VNNI: bool>(
                     _mm256_shuffle_epi8(values, _mm256_and_si256(v, nibble))
                 });
                 if VNNI {
-                    let sums = add_four(load_u8x32(&x.start[g]), w, &x.q[g], &add);
-                    dot = _mm256_add_epi32(dot, times::<VNNI>(sums, scales));
-                } else {
+                    add_group::<VNNI, T>(&mut dot, (x, g, true), w, scales, &add);
+                    continue;
+                }
+                for (dot, x) in dot.iter_mut().zip(x) {
                     for k in 0..4 {
                         let w = _mm256_sign_epi8(w[k], load_i8x32(&x.q[g][k]));
                         let pairs = _mm256_maddubs_epi16(load_u8x32(&x.magnitudes[g][k]), w);
-                        dot = _mm256_add_epi32(dot, _mm256_madd_epi16(pairs, scales));
+                        *dot = _mm256_add_epi32(*dot, _mm256_madd_epi16(pairs, scales));
                     }
                 }
             }
@@ -204,7 +196,7 @@ fn dot_lanes<const VNNI: bool>(
 /// 8 * 32 * 127 * 127 a half, far from the end of an i32.
 #[cfg(target_arch = "x86_64")]
 #[target_feature(enable = "avx512f,avx512bw,avx512dq,avx512vl,avx512vbmi,avx512vnni,avx2,fma,f16c")]
-fn dot_avx512(w: &[u8], stride: usize, x: ActRow<'_>, out: &mut [f32]) {
+fn dot_avx512<const T: usize>(w: &[u8], stride: usize, x: [ActRow<'_>; T], mut out: [&mut [f32]; T]) {
     use crate::quant::rows::small_avx512::{look_up, values};
     use crate::quant::rows::super_avx512::AHEAD;
     use crate::simd::x86::*;
@@ -214,11 +206,11 @@ fn dot_avx512(w: &[u8], stride: usize, x: ActRow<'_>, out: &mut [f32]) {
     let pairs_of_bits = _mm256_setr_epi32(0, 2, 4, 6, 8, 10, 12, 14);
     let lanes = _mm512_setr_epi32(0, 0, 0, 0, 1, 1, 1, 1, 2, 2, 2, 2, 3, 3, 3, 3);
     let offset = _mm512_set1_epi16(-128);
-    for (o, row) in out.iter_mut().zip(rows(w, stride, x.n / N * BYTES)) {
-        let blocks = row.as_chunks::<BYTES>().0;
-        let mut acc = [_mm512_setzero_ps(); 2];
-        for ((w, d), x) in blocks.chunks(2).zip(x.d.chunks(2)).zip(x.act_blocks) {
-            for (i, (b, d)) in w.iter().zip(d).enumerate() {
+    for r in 0..out[0].len() {
+        let blocks = w[r * stride..][..x[0].n / N * BYTES].as_chunks::<BYTES>().0;
+        let mut acc = [[_mm512_setzero_ps(); 2]; T];
+        for (g, w) in blocks.chunks(2).enumerate() {
+            for (i, b) in w.iter().enumerate() {
                 for k in 0..BYTES.div_ceil(64) {
                     prefetch_l2(b, AHEAD + 64 * k);
                 }
@@ -230,22 +222,30 @@ fn dot_avx512(w: &[u8], stride: usize, x: ActRow<'_>, out: &mut [f32]) {
                     _mm256_and_si256(high_bits, _mm256_set1_epi32(0x30)),
                 );
                 let scales = _mm512_castsi256_si512(_mm256_sub_epi32(scales, _mm256_set1_epi32(32)));
-                let mut dot = [_mm512_setzero_si512(); 2];
+                let mut dot = [[_mm512_setzero_si512(); 2]; T];
                 for h in 0..2 {
                     let u = 2 * i + h;
                     let [a, b] = look_up(load_u8x64(&b[QS..].as_chunks().0[h]), &TABLE);
-                    let start = _mm512_madd_epi16(load_i16x2x16(&x.lanes[u]), offset);
-                    let part = _mm512_dpbusd_epi32(start, a, load_i8x64(&x.q[u][0]));
-                    let part = _mm512_dpbusd_epi32(part, b, load_i8x64(&x.q[u][1]));
                     let which = _mm512_add_epi32(lanes, _mm512_set1_epi32(4 * h as i32));
-                    dot[h] = _mm512_mullo_epi32(part, _mm512_permutexvar_epi32(which, scales));
+                    let scales = _mm512_permutexvar_epi32(which, scales);
+                    for t in 0..T {
+                        let x = &x[t].act_blocks[g];
+                        let start = _mm512_madd_epi16(load_i16x2x16(&x.lanes[u]), offset);
+                        let part = _mm512_dpbusd_epi32(start, a, load_i8x64(&x.q[u][0]));
+                        let part = _mm512_dpbusd_epi32(part, b, load_i8x64(&x.q[u][1]));
+                        dot[t][h] = _mm512_mullo_epi32(part, scales);
+                    }
                 }
-                let dot = _mm512_cvtepi32_ps(_mm512_add_epi32(dot[0], dot[1]));
-                let scale = d * f16_bits(u16::from_le_bytes([b[0], b[1]]));
-                acc[i] = _mm512_fmadd_ps(_mm512_set1_ps(scale), dot, acc[i]);
+                for t in 0..T {
+                    let dot = _mm512_cvtepi32_ps(_mm512_add_epi32(dot[t][0], dot[t][1]));
+                    let scale = x[t].d[2 * g + i] * f16_bits(u16::from_le_bytes([b[0], b[1]]));
+                    acc[t][i] = _mm512_fmadd_ps(_mm512_set1_ps(scale), dot, acc[t][i]);
+                }
             }
         }
-        *o = _mm512_reduce_add_ps(_mm512_add_ps(acc[0], acc[1]));
+        for (out, acc) in out.iter_mut().zip(acc) {
+            out[r] = _mm512_reduce_add_ps(_mm512_add_ps(acc[0], acc[1]));
+        }
     }
 }
 

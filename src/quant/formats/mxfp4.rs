@@ -15,8 +15,7 @@ use crate::quant::panels::lanes::{Blocks16, Lanes};
 use crate::quant::panels::panel::{PanelHalf, PanelSpec, fill_panels};
 use crate::quant::rng::Rng;
 use crate::quant::rows::blocks::rows;
-use crate::quant::types::{Kernel, QuantType};
-use crate::simd::Isa;
+use crate::quant::types::{QuantType, kernels};
 
 const BLOCK: usize = 32;
 const BYTES: usize = 17;
@@ -45,13 +44,7 @@ pub static TYPE: QuantType = QuantType {
     act: Act::Q8,
     panel: Some(PanelSpec { group: 32, most: 12, mins: false, fill: FILL }),
     dequant,
-    kernels: &[
-        #[cfg(target_arch = "x86_64")]
-        Kernel { isa: Isa::Avx512, dot: dot_avx512 },
-        #[cfg(target_arch = "x86_64")]
-        Kernel { isa: Isa::Avx2, dot: dot_avx2 },
-        Kernel { isa: Isa::Scalar, dot },
-    ],
+    kernels: kernels!(Avx512: dot_avx512, Avx2: dot_avx2; dot),
     random,
     kv: None,
 };
@@ -98,12 +91,12 @@ fn random(rng: &mut Rng, block: &mut [u8]) {
 /// `vscalef` multiplies by a power of two, subnormal results included.
 #[cfg(target_arch = "x86_64")]
 #[target_feature(enable = "avx512f,avx512bw,avx512dq,avx512vl,avx512vbmi,avx512vnni,avx2,fma,f16c")]
-fn dot_avx512(w: &[u8], stride: usize, x: ActRow<'_>, out: &mut [f32]) {
+fn dot_avx512<const T: usize>(w: &[u8], stride: usize, x: [ActRow<'_>; T], out: [&mut [f32]; T]) {
     use crate::quant::rows::small_avx512::*;
     use crate::simd::x86::load_u8x64;
     use std::arch::x86_64::*;
     const U: usize = 4 * BYTES;
-    if !takes(x.n) {
+    if !takes(x[0].n) {
         return dot_avx2(w, stride, x, out);
     }
     static QS: [u8; 64] = sixteens::<U>(1);
@@ -127,17 +120,17 @@ fn dot_avx512(w: &[u8], stride: usize, x: ActRow<'_>, out: &mut [f32]) {
         let e = _mm512_cvtepi32_ps(_mm512_sub_epi32(e, _mm512_set1_epi32(128)));
         Scales::new(_mm512_scalef_ps(_mm512_set1_ps(1.0), e))
     };
-    dot_rows::<U, 12>(w, stride, x, out, codes, scales);
+    dot_rows::<U, 12, T>(w, stride, x, out, codes, scales);
 }
 
 /// The values come from a byte shuffle, the scale from a table.
 #[cfg(target_arch = "x86_64")]
 #[target_feature(enable = "avx2,fma,f16c")]
-fn dot_avx2(w: &[u8], stride: usize, x: ActRow<'_>, out: &mut [f32]) {
+fn dot_avx2<const T: usize>(w: &[u8], stride: usize, x: [ActRow<'_>; T], out: [&mut [f32]; T]) {
     use crate::simd::x86::*;
     use std::arch::x86_64::*;
     let values = load_u8x16_twice(&VALUES.map(|v| v as u8));
-    crate::quant::rows::small_avx2::dot_signed::<BYTES>(w, stride, x, out, |b| {
+    crate::quant::rows::small_avx2::dot_signed::<BYTES, T>(w, stride, x, out, |b| {
         let codes = _mm256_shuffle_epi8(values, nibbles(b[1..].as_array().unwrap()));
         (codes, _mm256_set1_ps(SCALES[b[0] as usize]))
     });

@@ -20,8 +20,7 @@ use crate::quant::rng::Rng;
 use crate::quant::rows::blocks::rows;
 #[cfg(target_arch = "x86_64")]
 use crate::quant::rows::blocks::{blocks, by_four};
-use crate::quant::types::{Kernel, QuantType};
-use crate::simd::Isa;
+use crate::quant::types::{QuantType, kernels};
 
 const BLOCK: usize = 64;
 const GROUP: usize = 16;
@@ -38,13 +37,7 @@ pub static TYPE: QuantType = QuantType {
     act: Act::Q8,
     panel: Some(PanelSpec { group: 16, most: 12, mins: false, fill: FILL }),
     dequant,
-    kernels: &[
-        #[cfg(target_arch = "x86_64")]
-        Kernel { isa: Isa::Avx512, dot: dot_avx512 },
-        #[cfg(target_arch = "x86_64")]
-        Kernel { isa: Isa::Avx2, dot: dot_avx2 },
-        Kernel { isa: Isa::Scalar, dot },
-    ],
+    kernels: kernels!(Avx512: dot_avx512, Avx2: dot_avx2; dot),
     random,
     kv: None,
 };
@@ -126,12 +119,12 @@ fn random(rng: &mut Rng, block: &mut [u8]) {
 /// neighbours belong to the first and the second 16 of 32 weights.
 #[cfg(target_arch = "x86_64")]
 #[target_feature(enable = "avx512f,avx512bw,avx512dq,avx512vl,avx512vbmi,avx512vnni,avx2,fma,f16c")]
-fn dot_avx512(w: &[u8], stride: usize, x: ActRow<'_>, out: &mut [f32]) {
+fn dot_avx512<const T: usize>(w: &[u8], stride: usize, x: [ActRow<'_>; T], out: [&mut [f32]; T]) {
     use crate::quant::rows::small_avx512::*;
     use crate::simd::x86::*;
     use std::arch::x86_64::*;
     const U: usize = 2 * BYTES;
-    if !takes(x.n) {
+    if !takes(x[0].n) {
         return dot_avx2(w, stride, x, out);
     }
     static TABLE: [u8; 64] = values::<12>(&VALUES);
@@ -154,13 +147,13 @@ fn dot_avx512(w: &[u8], stride: usize, x: ActRow<'_>, out: &mut [f32]) {
         let [first, second] = f16_pairs(_mm512_maskz_slli_epi16::<7>(number, codes));
         Scales { scale: _mm512_mul_ps(first, by), second: Some(_mm512_mul_ps(second, by)), min: None }
     };
-    dot_rows::<U, 12>(w, stride, x, out, codes, scales);
+    dot_rows::<U, 12, T>(w, stride, x, out, codes, scales);
 }
 
 #[cfg(target_arch = "x86_64")]
 #[target_feature(enable = "avx2,fma,f16c")]
-fn dot_avx2(w: &[u8], stride: usize, x: ActRow<'_>, out: &mut [f32]) {
-    by_four(w, stride, out, |w, out| group(w, stride, x, out), |w, out| group(w, stride, x, out));
+fn dot_avx2<const T: usize>(w: &[u8], stride: usize, x: [ActRow<'_>; T], out: [&mut [f32]; T]) {
+    by_four(w, stride, out, |w| group(w, stride, &x), |w| group(w, stride, &x));
 }
 
 /// The two halves of a register hold groups 0, 2 and 1, 3, so that unpacking the low and high
@@ -169,37 +162,46 @@ fn dot_avx2(w: &[u8], stride: usize, x: ActRow<'_>, out: &mut [f32]) {
 /// as the scales are halved) they are the scales.
 #[cfg(target_arch = "x86_64")]
 #[target_feature(enable = "avx2,fma,f16c")]
-fn group<const R: usize>(w: &[u8], stride: usize, x: ActRow<'_>, out: &mut [f32; R]) {
+fn group<const R: usize, const T: usize>(w: &[u8], stride: usize, x: &[ActRow<'_>; T]) -> [[f32; R]; T] {
+    use crate::quant::rows::small_avx2::sum_all;
     use crate::simd::x86::*;
     use std::arch::x86_64::*;
-    let n = x.n / BLOCK;
+    let n = x[0].n / BLOCK;
     let rows = blocks::<R, BYTES>(w, stride, n);
-    let (q, d) = (&x.q.as_chunks::<32>().0[..2 * n], &x.d[..2 * n]);
+    let acts = x.map(|x| (&x.q.as_chunks::<BLOCK>().0[..n], &x.d.as_chunks::<2>().0[..n]));
     let values = load_u8x16_twice(&VALUES.map(|v| v as u8));
     let nibble = _mm256_set1_epi8(15);
     let (first, second) = (_mm256_setr_epi32(0, 0, 0, 0, 1, 1, 1, 1), _mm256_setr_epi32(2, 2, 2, 2, 3, 3, 3, 3));
-    let mut acc = [_mm256_setzero_ps(); R];
+    let mut acc = [[_mm256_setzero_ps(); R]; T];
     for i in 0..n {
-        let (qa, qb) = (load_i8x32(&q[2 * i]), load_i8x32(&q[2 * i + 1]));
-        let (abs_a, abs_b) = (_mm256_abs_epi8(qa), _mm256_abs_epi8(qb));
-        let dx = _mm_mul_ps(_mm_setr_ps(d[2 * i], d[2 * i], d[2 * i + 1], d[2 * i + 1]), _mm_set1_ps(128.0));
+        let (mut q, mut dx) = ([[_mm256_setzero_si256(); 2]; T], [_mm_setzero_ps(); T]);
+        for t in 0..T {
+            let (halves, [a, b]) = (acts[t].0[i].as_chunks().0, acts[t].1[i]);
+            q[t] = [load_i8x32(&halves[0]), load_i8x32(&halves[1])];
+            dx[t] = _mm_mul_ps(_mm_setr_ps(a, a, b, b), _mm_set1_ps(128.0));
+        }
         for r in 0..R {
             let b = &rows[r][i];
             prefetch_l2(b, R * stride);
             let codes = _mm_cvtepu8_epi16(_mm_cvtsi32_si128(i32::from_le_bytes([b[0], b[1], b[2], b[3]])));
             let half = _mm_and_si128(_mm_slli_epi16::<7>(codes), _mm_set1_epi16(0x7f << 7));
             let half = _mm_andnot_si128(_mm_cmpeq_epi16(codes, _mm_set1_epi16(0x7f)), half);
-            let scales = _mm256_castps128_ps256(_mm_mul_ps(_mm_cvtph_ps(half), dx));
+            let scales = _mm_cvtph_ps(half);
             let packed = _mm256_permute4x64_epi64::<0b11_01_10_00>(load_u8x32(b[4..].as_array().unwrap()));
             let low = _mm256_shuffle_epi8(values, _mm256_and_si256(packed, nibble));
             let high = _mm256_shuffle_epi8(values, _mm256_and_si256(_mm256_srli_epi16::<4>(packed), nibble));
-            let dot_a = dot_i8_i8(_mm256_unpacklo_epi64(low, high), qa, abs_a);
-            let dot_b = dot_i8_i8(_mm256_unpackhi_epi64(low, high), qb, abs_b);
-            acc[r] = _mm256_fmadd_ps(_mm256_permutevar8x32_ps(scales, first), _mm256_cvtepi32_ps(dot_a), acc[r]);
-            acc[r] = _mm256_fmadd_ps(_mm256_permutevar8x32_ps(scales, second), _mm256_cvtepi32_ps(dot_b), acc[r]);
+            let codes = [_mm256_unpacklo_epi64(low, high), _mm256_unpackhi_epi64(low, high)];
+            for t in 0..T {
+                let scales = _mm256_castps128_ps256(_mm_mul_ps(scales, dx[t]));
+                for (h, which) in [first, second].into_iter().enumerate() {
+                    let dot = dot_i8_i8(codes[h], q[t][h], _mm256_abs_epi8(q[t][h]));
+                    let scale = _mm256_permutevar8x32_ps(scales, which);
+                    acc[t][r] = _mm256_fmadd_ps(scale, _mm256_cvtepi32_ps(dot), acc[t][r]);
+                }
+            }
         }
     }
-    *out = acc.map(|v| sum_f32x8(v));
+    sum_all(acc)
 }
 
 #[cfg(test)]

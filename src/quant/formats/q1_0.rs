@@ -12,8 +12,7 @@ use crate::quant::panels::lanes::{Blocks16, Lanes};
 use crate::quant::panels::panel::{PanelHalf, PanelSpec, fill_panels};
 use crate::quant::rng::Rng;
 use crate::quant::rows::blocks::{f16_at, put_f16, rows};
-use crate::quant::types::{Kernel, QuantType};
-use crate::simd::Isa;
+use crate::quant::types::{QuantType, kernels};
 
 const BLOCK: usize = 128;
 const BYTES: usize = 18;
@@ -28,13 +27,7 @@ pub static TYPE: QuantType = QuantType {
     act: Act::Q8,
     panel: Some(PanelSpec { group: 32, most: 1, mins: false, fill: FILL }),
     dequant,
-    kernels: &[
-        #[cfg(target_arch = "x86_64")]
-        Kernel { isa: Isa::Avx512, dot: dot_avx512 },
-        #[cfg(target_arch = "x86_64")]
-        Kernel { isa: Isa::Avx2, dot: dot_avx2 },
-        Kernel { isa: Isa::Scalar, dot },
-    ],
+    kernels: kernels!(Avx512: dot_avx512, Avx2: dot_avx2; dot),
     random,
     kv: None,
 };
@@ -88,12 +81,12 @@ fn random(rng: &mut Rng, block: &mut [u8]) {
 /// that plus or minus 1.
 #[cfg(target_arch = "x86_64")]
 #[target_feature(enable = "avx512f,avx512bw,avx512dq,avx512vl,avx512vbmi,avx512vnni,avx2,fma,f16c")]
-fn dot_avx512(w: &[u8], stride: usize, x: ActRow<'_>, out: &mut [f32]) {
+fn dot_avx512<const T: usize>(w: &[u8], stride: usize, x: [ActRow<'_>; T], out: [&mut [f32]; T]) {
     use crate::quant::rows::small_avx512::*;
     use crate::simd::x86::*;
     use std::arch::x86_64::*;
     const U: usize = BYTES;
-    if !takes(x.n) {
+    if !takes(x[0].n) {
         return dot_avx2(w, stride, x, out);
     }
     static WHERE: [[u8; 64]; 2] = {
@@ -118,7 +111,7 @@ fn dot_avx512(w: &[u8], stride: usize, x: ActRow<'_>, out: &mut [f32]) {
         let four = |u: usize| u16::from_le_bytes([b[u][0], b[u][1]]) as u64 * 0x0001_0001_0001_0001;
         Scales::new(f16_fours([four(0), four(1), four(2), four(3)]))
     };
-    dot_rows::<U, 1>(w, stride, x, out, codes, scales);
+    dot_rows::<U, 1, T>(w, stride, x, out, codes, scales);
 }
 
 /// In `planes(q)[k]` byte m of dword g in half h is the activation 32g + 8m + 4h + k, whose weight
@@ -127,12 +120,12 @@ fn dot_avx512(w: &[u8], stride: usize, x: ActRow<'_>, out: &mut [f32]) {
 /// 1.
 #[cfg(target_arch = "x86_64")]
 #[target_feature(enable = "avx2,fma,f16c")]
-fn dot_avx2(w: &[u8], stride: usize, x: ActRow<'_>, out: &mut [f32]) {
+fn dot_avx2<const T: usize>(w: &[u8], stride: usize, x: [ActRow<'_>; T], out: [&mut [f32]; T]) {
     use crate::simd::x86::*;
     use std::arch::x86_64::*;
     let two = _mm256_set1_epi8(2);
     let acts = |q: &[i8; BLOCK], d: &[f32]| (planes(q), load_f32x4_twice(d.as_array().unwrap()));
-    crate::quant::rows::small_avx2::dot_planes::<BLOCK, 4>(w, stride, x, out, acts, |v| {
+    crate::quant::rows::small_avx2::dot_planes::<BLOCK, 4, T>(w, stride, x, out, acts, |v| {
         let bits = [_mm256_slli_epi16::<1>(v), v, _mm256_srli_epi16::<1>(v), _mm256_srli_epi16::<2>(v)];
         let [a, b, c, d] = bits;
         [_mm256_and_si256(a, two), _mm256_and_si256(b, two), _mm256_and_si256(c, two), _mm256_and_si256(d, two)]

@@ -12,8 +12,7 @@ use crate::quant::panels::lanes::{Blocks16, Lanes};
 use crate::quant::panels::panel::{PanelHalf, PanelSpec, fill_panels};
 use crate::quant::rng::Rng;
 use crate::quant::rows::blocks::{f16_at, put_f16, rows};
-use crate::quant::types::{Kernel, QuantType};
-use crate::simd::Isa;
+use crate::quant::types::{QuantType, kernels};
 
 const BLOCK: usize = 64;
 const BYTES: usize = 18;
@@ -28,13 +27,7 @@ pub static TYPE: QuantType = QuantType {
     act: Act::Q8,
     panel: Some(PanelSpec { group: 32, most: 2, mins: false, fill: FILL }),
     dequant,
-    kernels: &[
-        #[cfg(target_arch = "x86_64")]
-        Kernel { isa: Isa::Avx512, dot: dot_avx512 },
-        #[cfg(target_arch = "x86_64")]
-        Kernel { isa: Isa::Avx2, dot: dot_avx2 },
-        Kernel { isa: Isa::Scalar, dot },
-    ],
+    kernels: kernels!(Avx512: dot_avx512, Avx2: dot_avx2; dot),
     random,
     kv: None,
 };
@@ -93,12 +86,12 @@ fn random(rng: &mut Rng, block: &mut [u8]) {
 /// for each byte.
 #[cfg(target_arch = "x86_64")]
 #[target_feature(enable = "avx512f,avx512bw,avx512dq,avx512vl,avx512vbmi,avx512vnni,avx2,fma,f16c")]
-fn dot_avx512(w: &[u8], stride: usize, x: ActRow<'_>, out: &mut [f32]) {
+fn dot_avx512<const T: usize>(w: &[u8], stride: usize, x: [ActRow<'_>; T], out: [&mut [f32]; T]) {
     use crate::quant::rows::small_avx512::*;
     use crate::simd::x86::*;
     use std::arch::x86_64::*;
     const U: usize = 2 * BYTES;
-    if !takes(x.n) {
+    if !takes(x[0].n) {
         return dot_avx2(w, stride, x, out);
     }
     static WHERE: [[u8; 64]; 2] = {
@@ -127,7 +120,7 @@ fn dot_avx512(w: &[u8], stride: usize, x: ActRow<'_>, out: &mut [f32]) {
         let four = |u: usize| two(b[u], 0) | two(b[u], 1) << 32;
         Scales::new(f16_fours([four(0), four(1), four(2), four(3)]))
     };
-    dot_rows::<U, 1>(w, stride, x, out, codes, scales);
+    dot_rows::<U, 1, T>(w, stride, x, out, codes, scales);
 }
 
 /// In `planes(q)[k]` byte j of half h is the activation 4j + 2h + k, whose weight is field 2h + k
@@ -136,14 +129,14 @@ fn dot_avx512(w: &[u8], stride: usize, x: ActRow<'_>, out: &mut [f32]) {
 /// second.
 #[cfg(target_arch = "x86_64")]
 #[target_feature(enable = "avx2,fma,f16c")]
-fn dot_avx2(w: &[u8], stride: usize, x: ActRow<'_>, out: &mut [f32]) {
+fn dot_avx2<const T: usize>(w: &[u8], stride: usize, x: [ActRow<'_>; T], out: [&mut [f32]; T]) {
     use std::arch::x86_64::*;
     let three = _mm256_set1_epi8(3);
     let acts = |q: &[i8; BLOCK], d: &[f32]| {
         let (a, b) = (d[0], d[1]);
         (planes(q), _mm256_setr_ps(a, a, b, b, a, a, b, b))
     };
-    crate::quant::rows::small_avx2::dot_planes::<BLOCK, 2>(w, stride, x, out, acts, |v| {
+    crate::quant::rows::small_avx2::dot_planes::<BLOCK, 2, T>(w, stride, x, out, acts, |v| {
         [_mm256_and_si256(v, three), _mm256_and_si256(_mm256_srli_epi16::<2>(v), three)]
     });
 }

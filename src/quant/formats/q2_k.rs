@@ -22,8 +22,7 @@ use crate::quant::rows::blocks::{f16_at, put_f16, rows};
 #[cfg(target_arch = "x86_64")]
 use crate::quant::rows::super_avx2::lane_kernels;
 use crate::quant::rows::super_block::{N, acts};
-use crate::quant::types::{Kernel, QuantType};
-use crate::simd::Isa;
+use crate::quant::types::{QuantType, kernels};
 
 const BYTES: usize = 84;
 const QS: usize = 16;
@@ -40,15 +39,7 @@ pub static TYPE: QuantType = QuantType {
     act: Act::Q8K,
     panel: Some(PanelSpec { group: N, most: 45, mins: true, fill: FILL }),
     dequant,
-    kernels: &[
-        #[cfg(target_arch = "x86_64")]
-        Kernel { isa: Isa::Avx512, dot: dot_avx512 },
-        #[cfg(target_arch = "x86_64")]
-        Kernel { isa: Isa::AvxVnni, dot: dot_vnni },
-        #[cfg(target_arch = "x86_64")]
-        Kernel { isa: Isa::Avx2, dot: dot_avx2 },
-        Kernel { isa: Isa::Scalar, dot },
-    ],
+    kernels: kernels!(Avx512: dot_avx512, AvxVnni: dot_vnni, Avx2: dot_avx2; dot),
     random,
     kv: None,
 };
@@ -136,35 +127,37 @@ lane_kernels!(dot_lanes);
 #[cfg(target_arch = "x86_64")]
 #[inline]
 #[target_feature(enable = "avx2,fma,f16c")]
-fn dot_lanes<const VNNI: bool>(
-    call: crate::quant::rows::super_avx2::RowArgs<'_>,
+fn dot_lanes<const VNNI: bool, const T: usize>(
+    call: crate::quant::rows::super_avx2::RowArgs<'_, T>,
     add: impl Fn(__m256i, __m256i, __m256i) -> __m256i,
 ) {
     use crate::quant::rows::super_avx2::*;
     use crate::simd::x86::*;
     use std::arch::x86_64::*;
     let (two, nibble) = (_mm256_set1_epi8(3), _mm256_set1_epi8(15));
-    dot_rows::<BYTES, VNNI>(call, &LaneOrder { min: 16, ..NATURAL }, |b, x| {
+    dot_rows::<BYTES, VNNI, T>(call, &LaneOrder { min: 16, ..NATURAL }, |b, x| {
         let head = turn_16(b, 0);
         let scales = each(head, |v| _mm256_and_si256(v, nibble));
-        let mut min = _mm256_setzero_si256();
+        let mut min = [_mm256_setzero_si256(); T];
         for i in 0..2 {
             // Minimums 4i to 4i + 3 in the lower half, 4i + 8 to 4i + 11 in the upper.
             let mins = _mm256_blend_epi32::<0xf0>(head[i], head[i + 2]);
             let mins = _mm256_and_si256(_mm256_srli_epi16::<4>(mins), nibble);
             let even = _mm256_and_si256(mins, _mm256_set1_epi16(0xff));
-            min = _mm256_add_epi32(min, _mm256_madd_epi16(even, load_i16x16(&x.sums[2 * i])));
             let odd = _mm256_srli_epi16::<8>(mins);
-            min = _mm256_add_epi32(min, _mm256_madd_epi16(odd, load_i16x16(&x.sums[2 * i + 1])));
+            for t in 0..T {
+                min[t] = _mm256_add_epi32(min[t], _mm256_madd_epi16(even, load_i16x16(&x[t].sums[2 * i])));
+                min[t] = _mm256_add_epi32(min[t], _mm256_madd_epi16(odd, load_i16x16(&x[t].sums[2 * i + 1])));
+            }
         }
-        let mut dot = _mm256_setzero_si256();
+        let mut dot = [_mm256_setzero_si256(); T];
         unrolled!(h in [0, 1] {
             let v = turn_32(b, QS + 32 * h);
             unrolled!(j in [0, 1, 2, 3] {
                 let g = 4 * h + j;
                 let codes = each(v, |v| _mm256_and_si256(_mm256_srl_epi16(v, _mm_cvtsi32_si128(2 * j as i32)), two));
-                let sums = add_four(_mm256_setzero_si256(), codes, &x.q[g], &add);
-                dot = _mm256_add_epi32(dot, times::<VNNI>(sums, spread_next::<VNNI>(scales[g / 2], g % 2)));
+                let scales = spread_next::<VNNI>(scales[g / 2], g % 2);
+                add_group::<VNNI, T>(&mut dot, (x, g, false), codes, scales, &add);
             });
         });
         let [scale, scale_min] = f16_pairs(f16s_of_four(b, D));
@@ -174,7 +167,7 @@ fn dot_lanes<const VNNI: bool>(
 
 #[cfg(target_arch = "x86_64")]
 #[target_feature(enable = "avx512f,avx512bw,avx512dq,avx512vl,avx512vbmi,avx512vnni,avx2,fma,f16c")]
-fn dot_avx512(w: &[u8], stride: usize, x: ActRow<'_>, out: &mut [f32]) {
+fn dot_avx512<const T: usize>(w: &[u8], stride: usize, x: [ActRow<'_>; T], out: [&mut [f32]; T]) {
     use crate::quant::rows::super_avx512::ORDER_2;
     use crate::quant::rows::super_avx512::{CodeOrder, SuperFormat, dot_rows};
     use crate::simd::x86::*;
@@ -189,7 +182,7 @@ fn dot_avx512(w: &[u8], stride: usize, x: ActRow<'_>, out: &mut [f32]) {
         (_mm256_and_si256(both, _mm256_set1_epi16(15)), Some(_mm256_srli_epi16::<4>(both)))
     };
     let (low, high) = (_mm512_set1_epi8(3), _mm512_set1_epi8(0x30));
-    dot_rows::<Q2K, BYTES>((w, stride, x, out), factors, scales, |b: &[u8; BYTES]| {
+    dot_rows::<Q2K, BYTES, T>((w, stride, x, out), factors, scales, |b: &[u8; BYTES]| {
         let a = load_u8x64(b[QS..D].as_array().expect("the codes"));
         let b = _mm512_srli_epi16::<2>(a);
         [_mm512_and_si512(a, low), _mm512_and_si512(a, high), _mm512_and_si512(b, low), _mm512_and_si512(b, high)]

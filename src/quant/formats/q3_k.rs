@@ -26,8 +26,7 @@ use crate::quant::rows::blocks::{f16_at, put_f16, rows};
 #[cfg(target_arch = "x86_64")]
 use crate::quant::rows::super_avx2::lane_kernels;
 use crate::quant::rows::super_block::{N, acts};
-use crate::quant::types::{Kernel, QuantType};
-use crate::simd::Isa;
+use crate::quant::types::{QuantType, kernels};
 
 const BYTES: usize = 110;
 const QS: usize = 32;
@@ -44,15 +43,7 @@ pub static TYPE: QuantType = QuantType {
     act: Act::Q8K,
     panel: Some(PanelSpec { group: 16, most: 4, mins: false, fill: FILL }),
     dequant,
-    kernels: &[
-        #[cfg(target_arch = "x86_64")]
-        Kernel { isa: Isa::Avx512, dot: dot_avx512 },
-        #[cfg(target_arch = "x86_64")]
-        Kernel { isa: Isa::AvxVnni, dot: dot_vnni },
-        #[cfg(target_arch = "x86_64")]
-        Kernel { isa: Isa::Avx2, dot: dot_avx2 },
-        Kernel { isa: Isa::Scalar, dot },
-    ],
+    kernels: kernels!(Avx512: dot_avx512, AvxVnni: dot_vnni, Avx2: dot_avx2; dot),
     random,
     kv: None,
 };
@@ -160,8 +151,8 @@ lane_kernels!(dot_lanes);
 #[cfg(target_arch = "x86_64")]
 #[inline]
 #[target_feature(enable = "avx2,fma,f16c")]
-fn dot_lanes<const VNNI: bool>(
-    call: crate::quant::rows::super_avx2::RowArgs<'_>,
+fn dot_lanes<const VNNI: bool, const T: usize>(
+    call: crate::quant::rows::super_avx2::RowArgs<'_, T>,
     add: impl Fn(__m256i, __m256i, __m256i) -> __m256i,
 ) {
     use crate::quant::rows::super_avx2::*;
@@ -180,7 +171,7 @@ fn dot_lanes<const VNNI: bool>(
     };
     // The last 16 bytes begin two before the scales: the scales' words, then the f16.
     let order = _mm256_broadcastsi128_si256(_mm_setr_epi8(2, 3, 4, 5, 6, 7, 8, 9, 10, 11, 12, 13, 14, 15, 14, 15));
-    dot_rows::<BYTES, VNNI>(call, &LaneOrder { offset: 4, ..NATURAL }, |b, x| {
+    dot_rows::<BYTES, VNNI, T>(call, &LaneOrder { offset: 4, ..NATURAL }, |b, x| {
         let head = |b: &[u8; BYTES]| {
             _mm256_shuffle_epi8(load_u8x16_twice(b.last_chunk().expect("16 bytes")), order)
         };
@@ -193,7 +184,7 @@ fn dot_lanes<const VNNI: bool>(
             scales(_mm256_srli_epi16::<4>(low1), _mm256_srli_epi16::<2>(high)),
         ];
         let thirds = turn_32(b, 0);
-        let mut dot = _mm256_setzero_si256();
+        let mut dot = [_mm256_setzero_si256(); T];
         unrolled!(h in [0, 1] {
             let v = turn_32(b, QS + 32 * h);
             unrolled!(j in [0, 1, 2, 3] {
@@ -204,9 +195,8 @@ fn dot_lanes<const VNNI: bool>(
                 };
                 let (a, b) = (code(v[0], thirds[0]), code(v[1], thirds[1]));
                 let codes = [a, b, code(v[2], thirds[2]), code(v[3], thirds[3])];
-                let sums = add_four(load_u8x32(&x.start[g]), codes, &x.q[g], &add);
                 let scales = less_32::<VNNI>(spread_next::<VNNI>(scales[g / 2], g % 2));
-                dot = _mm256_add_epi32(dot, times::<VNNI>(sums, scales));
+                add_group::<VNNI, T>(&mut dot, (x, g, true), codes, scales, &add);
             });
         });
         LaneSums { dot, scale: f16_pairs(d)[0], min: None }
@@ -215,7 +205,7 @@ fn dot_lanes<const VNNI: bool>(
 
 #[cfg(target_arch = "x86_64")]
 #[target_feature(enable = "avx512f,avx512bw,avx512dq,avx512vl,avx512vbmi,avx512vnni,avx2,fma,f16c")]
-fn dot_avx512(w: &[u8], stride: usize, x: ActRow<'_>, out: &mut [f32]) {
+fn dot_avx512<const T: usize>(w: &[u8], stride: usize, x: [ActRow<'_>; T], out: [&mut [f32]; T]) {
     use crate::quant::rows::super_avx512::ORDER_2;
     use crate::quant::rows::super_avx512::{CodeOrder, SuperFormat, dot_rows};
     use crate::simd::x86::*;
@@ -244,7 +234,7 @@ fn dot_avx512(w: &[u8], stride: usize, x: ActRow<'_>, out: &mut [f32]) {
     // 7.
     let (to_2, to_6) = (_mm512_setr_epi64(2, 2, 2, 2, 62, 62, 62, 62), _mm512_setr_epi64(4, 4, 4, 4, 0, 0, 0, 0));
     let select = |mask, a, b| _mm512_ternarylogic_epi64::<0xca>(mask, a, b);
-    dot_rows::<Q3K, BYTES>((w, stride, x, out), factors, scales, |b: &[u8; BYTES]| {
+    dot_rows::<Q3K, BYTES, T>((w, stride, x, out), factors, scales, |b: &[u8; BYTES]| {
         let bits = _mm512_broadcast_i64x4(load_u8x32(b[..QS].as_array().expect("32 bytes")));
         let bits = select(below, _mm512_rolv_epi64(bits, to_2), _mm512_rolv_epi64(bits, to_6));
         let v = load_u8x64(b[QS..SCALES].as_array().expect("the codes"));

@@ -15,8 +15,7 @@ use crate::quant::rng::Rng;
 use crate::quant::rows::blocks::{blocks, by_four};
 use crate::quant::rows::blocks::{f16_at, put_f16, rows};
 use crate::quant::rows::small_cache::*;
-use crate::quant::types::{Kernel, QuantType};
-use crate::simd::Isa;
+use crate::quant::types::{QuantType, kernels};
 
 const BLOCK: usize = 32;
 const BYTES: usize = 18;
@@ -31,13 +30,7 @@ pub static TYPE: QuantType = QuantType {
     act: Act::Q8,
     panel: Some(PanelSpec { group: 32, most: 8, mins: false, fill: FILL }),
     dequant,
-    kernels: &[
-        #[cfg(target_arch = "x86_64")]
-        Kernel { isa: Isa::Avx512, dot: dot_avx512 },
-        #[cfg(target_arch = "x86_64")]
-        Kernel { isa: Isa::Avx2, dot: dot_avx2 },
-        Kernel { isa: Isa::Scalar, dot },
-    ],
+    kernels: kernels!(Avx512: dot_avx512, Avx2: dot_avx2; dot),
     random,
     kv: Some(CACHE),
 };
@@ -84,8 +77,8 @@ fn random(rng: &mut Rng, block: &mut [u8]) {
 
 #[cfg(target_arch = "x86_64")]
 #[target_feature(enable = "avx2,fma,f16c")]
-fn dot_avx2(w: &[u8], stride: usize, x: ActRow<'_>, out: &mut [f32]) {
-    by_four(w, stride, out, |w, out| group(w, stride, x, out), |w, out| group(w, stride, x, out));
+fn dot_avx2<const T: usize>(w: &[u8], stride: usize, x: [ActRow<'_>; T], out: [&mut [f32]; T]) {
+    by_four(w, stride, out, |w| group(w, stride, &x), |w| group(w, stride, &x));
 }
 
 /// As ggml's `quantize_row_q4_0_ref`.
@@ -106,16 +99,16 @@ cache_format!(CACHE, BYTES, |b| {
 
 #[cfg(target_arch = "x86_64")]
 #[target_feature(enable = "avx512f,avx512bw,avx512dq,avx512vl,avx512vbmi,avx512vnni,avx2,fma,f16c")]
-fn dot_avx512(w: &[u8], stride: usize, x: ActRow<'_>, out: &mut [f32]) {
+fn dot_avx512<const T: usize>(w: &[u8], stride: usize, x: [ActRow<'_>; T], out: [&mut [f32]; T]) {
     use crate::quant::rows::small_avx512::*;
     const U: usize = 4 * BYTES;
-    if !takes(x.n) {
+    if !takes(x[0].n) {
         return dot_avx2(w, stride, x, out);
     }
     static QS: [u8; 64] = sixteens::<U>(2);
     let codes = |b: &[u8; U]| nibbles(pick(b, &QS));
     let scales = |b: [&[u8; U]; 4]| Scales::new(f16_scales(b, [0, 9, 18, 27]));
-    dot_rows::<U, 8>(w, stride, x, out, codes, scales);
+    dot_rows::<U, 8, T>(w, stride, x, out, codes, scales);
 }
 
 /// The nibbles multiply without their offset; 8 times the activations, pair by pair, is then taken
@@ -123,27 +116,33 @@ fn dot_avx512(w: &[u8], stride: usize, x: ActRow<'_>, out: &mut [f32]) {
 /// stays under 15 * 127 * 2.
 #[cfg(target_arch = "x86_64")]
 #[target_feature(enable = "avx2,fma,f16c")]
-fn group<const R: usize>(w: &[u8], stride: usize, x: ActRow<'_>, out: &mut [f32; R]) {
+fn group<const R: usize, const T: usize>(w: &[u8], stride: usize, x: &[ActRow<'_>; T]) -> [[f32; R]; T] {
+    use crate::quant::rows::small_avx2::sum_all;
     use crate::simd::x86::*;
     use std::arch::x86_64::*;
-    let n = x.n / BLOCK;
+    let n = x[0].n / BLOCK;
     let rows = blocks::<R, BYTES>(w, stride, n);
-    let (q, d) = (&x.q.as_chunks::<BLOCK>().0[..n], &x.d[..n]);
-    let mut acc = [_mm256_setzero_ps(); R];
+    let acts = x.map(|x| (&x.q.as_chunks::<BLOCK>().0[..n], &x.d[..n]));
+    let mut acc = [[_mm256_setzero_ps(); R]; T];
     for i in 0..n {
-        let qv = load_i8x32(&q[i]);
-        let offset = _mm256_maddubs_epi16(_mm256_set1_epi8(8), qv);
-        let dx = _mm256_set1_ps(d[i]);
+        let (mut q, mut offset) = ([_mm256_setzero_si256(); T], [_mm256_setzero_si256(); T]);
+        for t in 0..T {
+            q[t] = load_i8x32(&acts[t].0[i]);
+            offset[t] = _mm256_maddubs_epi16(_mm256_set1_epi8(8), q[t]);
+        }
         for r in 0..R {
             let b = &rows[r][i];
             prefetch_l2(b, R * stride);
-            let pairs = _mm256_maddubs_epi16(nibbles(b[2..].as_array().unwrap()), qv);
-            let dot = _mm256_madd_epi16(_mm256_sub_epi16(pairs, offset), _mm256_set1_epi16(1));
-            let scale = _mm256_mul_ps(splat_f16(u16::from_le_bytes([b[0], b[1]])), dx);
-            acc[r] = _mm256_fmadd_ps(scale, _mm256_cvtepi32_ps(dot), acc[r]);
+            let codes = nibbles(b[2..].as_array().unwrap());
+            let scale = splat_f16(u16::from_le_bytes([b[0], b[1]]));
+            for t in 0..T {
+                let pairs = _mm256_sub_epi16(_mm256_maddubs_epi16(codes, q[t]), offset[t]);
+                let dot = _mm256_cvtepi32_ps(_mm256_madd_epi16(pairs, _mm256_set1_epi16(1)));
+                acc[t][r] = _mm256_fmadd_ps(_mm256_mul_ps(scale, _mm256_set1_ps(acts[t].1[i])), dot, acc[t][r]);
+            }
         }
     }
-    *out = acc.map(|v| sum_f32x8(v));
+    sum_all(acc)
 }
 
 #[cfg(test)]

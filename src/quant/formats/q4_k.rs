@@ -22,8 +22,7 @@ use crate::quant::rows::blocks::{f16_at, put_f16, rows};
 #[cfg(target_arch = "x86_64")]
 use crate::quant::rows::super_avx2::lane_kernels;
 use crate::quant::rows::super_block::{N, acts, scales_and_mins};
-use crate::quant::types::{Kernel, QuantType};
-use crate::simd::Isa;
+use crate::quant::types::{QuantType, kernels};
 
 const BYTES: usize = 144;
 const SCALES: usize = 4;
@@ -39,15 +38,7 @@ pub static TYPE: QuantType = QuantType {
     act: Act::Q8K,
     panel: Some(PanelSpec { group: 32, most: 15, mins: true, fill: FILL }),
     dequant,
-    kernels: &[
-        #[cfg(target_arch = "x86_64")]
-        Kernel { isa: Isa::Avx512, dot: dot_avx512 },
-        #[cfg(target_arch = "x86_64")]
-        Kernel { isa: Isa::AvxVnni, dot: dot_vnni },
-        #[cfg(target_arch = "x86_64")]
-        Kernel { isa: Isa::Avx2, dot: dot_avx2 },
-        Kernel { isa: Isa::Scalar, dot },
-    ],
+    kernels: kernels!(Avx512: dot_avx512, AvxVnni: dot_vnni, Avx2: dot_avx2; dot),
     random,
     kv: None,
 };
@@ -124,18 +115,18 @@ lane_kernels!(dot_lanes);
 #[cfg(target_arch = "x86_64")]
 #[inline]
 #[target_feature(enable = "avx2,fma,f16c")]
-fn dot_lanes<const VNNI: bool>(
-    call: crate::quant::rows::super_avx2::RowArgs<'_>,
+fn dot_lanes<const VNNI: bool, const T: usize>(
+    call: crate::quant::rows::super_avx2::RowArgs<'_, T>,
     add: impl Fn(__m256i, __m256i, __m256i) -> __m256i,
 ) {
     use crate::quant::rows::super_avx2::*;
     use std::arch::x86_64::*;
     let low = _mm256_set1_epi8(15);
-    dot_rows::<BYTES, VNNI>(call, &LaneOrder { min: 32, ..NATURAL }, |b, x| {
+    dot_rows::<BYTES, VNNI, T>(call, &LaneOrder { min: 32, ..NATURAL }, |b, x| {
         let codes = |v: __m256i, _: usize, _: usize| {
             [_mm256_and_si256(v, low), _mm256_and_si256(_mm256_srli_epi16::<4>(v), low)]
         };
-        multiply_with_mins::<BYTES, VNNI>(b, QS, x, codes, &add)
+        multiply_with_mins::<BYTES, VNNI, T>(b, QS, x, codes, &add)
     });
 }
 
@@ -143,7 +134,7 @@ fn dot_lanes<const VNNI: bool>(
 /// `CodeOrder::times_16`.
 #[cfg(target_arch = "x86_64")]
 #[target_feature(enable = "avx512f,avx512bw,avx512dq,avx512vl,avx512vbmi,avx512vnni,avx2,fma,f16c")]
-fn dot_avx512(w: &[u8], stride: usize, x: ActRow<'_>, out: &mut [f32]) {
+fn dot_avx512<const T: usize>(w: &[u8], stride: usize, x: [ActRow<'_>; T], out: [&mut [f32]; T]) {
     use crate::quant::rows::super_avx512::{CodeOrder, SuperFormat, dot_rows};
     use crate::quant::rows::super_avx512::{ORDER_4, scales_and_mins_16x16};
     use crate::simd::x86::*;
@@ -155,7 +146,7 @@ fn dot_avx512(w: &[u8], stride: usize, x: ActRow<'_>, out: &mut [f32]) {
     let (low, high) = (_mm512_set1_epi8(15), _mm512_set1_epi8(0xf0u8 as i8));
     let factors = |b: &[u8; BYTES]| u32::from_le_bytes([b[0], b[1], b[2], b[3]]);
     let scales = |b: &[u8; BYTES]| scales_and_mins_16x16(b[..QS].as_array().expect("16 bytes"));
-    dot_rows::<Q4K, BYTES>((w, stride, x, out), factors, scales, |b: &[u8; BYTES]| {
+    dot_rows::<Q4K, BYTES, T>((w, stride, x, out), factors, scales, |b: &[u8; BYTES]| {
         let [a, b] = load_u8x128(b[QS..].as_array().expect("the codes"));
         [_mm512_and_si512(a, low), _mm512_and_si512(a, high), _mm512_and_si512(b, low), _mm512_and_si512(b, high)]
     });

@@ -23,8 +23,7 @@ use crate::quant::rows::blocks::{f16_at, put_f16, rows};
 #[cfg(target_arch = "x86_64")]
 use crate::quant::rows::super_avx2::lane_kernels;
 use crate::quant::rows::super_block::{N, acts};
-use crate::quant::types::{Kernel, QuantType};
-use crate::simd::Isa;
+use crate::quant::types::{QuantType, kernels};
 
 const BYTES: usize = 210;
 const QH: usize = 128;
@@ -41,15 +40,7 @@ pub static TYPE: QuantType = QuantType {
     act: Act::Q8K,
     panel: Some(PanelSpec { group: 16, most: 32, mins: false, fill: FILL }),
     dequant,
-    kernels: &[
-        #[cfg(target_arch = "x86_64")]
-        Kernel { isa: Isa::Avx512, dot: dot_avx512 },
-        #[cfg(target_arch = "x86_64")]
-        Kernel { isa: Isa::AvxVnni, dot: dot_vnni },
-        #[cfg(target_arch = "x86_64")]
-        Kernel { isa: Isa::Avx2, dot: dot_avx2 },
-        Kernel { isa: Isa::Scalar, dot },
-    ],
+    kernels: kernels!(Avx512: dot_avx512, AvxVnni: dot_vnni, Avx2: dot_avx2; dot),
     random,
     kv: None,
 };
@@ -144,12 +135,11 @@ lane_kernels!(dot_lanes);
 #[cfg(target_arch = "x86_64")]
 #[inline]
 #[target_feature(enable = "avx2,fma,f16c")]
-fn dot_lanes<const VNNI: bool>(
-    call: crate::quant::rows::super_avx2::RowArgs<'_>,
+fn dot_lanes<const VNNI: bool, const T: usize>(
+    call: crate::quant::rows::super_avx2::RowArgs<'_, T>,
     add: impl Fn(__m256i, __m256i, __m256i) -> __m256i,
 ) {
     use crate::quant::rows::super_avx2::*;
-    use crate::simd::x86::*;
     use std::arch::x86_64::*;
     let (low, two) = (_mm256_set1_epi8(15), _mm256_set1_epi8(0x30));
     // Sub-block `j` of a half takes bits 2j and 2j + 1 of every byte, moved to 4 and 5; bits that
@@ -163,9 +153,9 @@ fn dot_lanes<const VNNI: bool>(
         };
         _mm256_or_si256(_mm256_and_si256(l, low), _mm256_and_si256(high, two))
     };
-    dot_rows::<BYTES, VNNI>(call, &LaneOrder { offset: 32, ..NATURAL }, |b, x| {
+    dot_rows::<BYTES, VNNI, T>(call, &LaneOrder { offset: 32, ..NATURAL }, |b, x| {
         let scales = turn_16(b, SCALES);
-        let mut dot = _mm256_setzero_si256();
+        let mut dot = [_mm256_setzero_si256(); T];
         unrolled!(h in [0, 1] {
             let high = turn_32(b, QH + 32 * h);
             unrolled!(i in [0, 1] {
@@ -174,9 +164,8 @@ fn dot_lanes<const VNNI: bool>(
                     let j = g % 4;
                     let (a, b) = (code(v[0], high[0], j), code(v[1], high[1], j));
                     let codes = [a, b, code(v[2], high[2], j), code(v[3], high[3], j)];
-                    let sums = add_four(load_u8x32(&x.start[g]), codes, &x.q[g], &add);
                     let scales = spread_next_signed::<VNNI>(scales[g / 2], g % 2);
-                    dot = _mm256_add_epi32(dot, times::<VNNI>(sums, scales));
+                    add_group::<VNNI, T>(&mut dot, (x, g, true), codes, scales, &add);
                 }
             });
         });
@@ -186,7 +175,7 @@ fn dot_lanes<const VNNI: bool>(
 
 #[cfg(target_arch = "x86_64")]
 #[target_feature(enable = "avx512f,avx512bw,avx512dq,avx512vl,avx512vbmi,avx512vnni,avx2,fma,f16c")]
-fn dot_avx512(w: &[u8], stride: usize, x: ActRow<'_>, out: &mut [f32]) {
+fn dot_avx512<const T: usize>(w: &[u8], stride: usize, x: [ActRow<'_>; T], out: [&mut [f32]; T]) {
     use crate::quant::rows::super_avx512::{CodeOrder, SuperFormat, dot_rows};
     use crate::simd::x86::*;
     use std::arch::x86_64::*;
@@ -202,7 +191,7 @@ fn dot_avx512(w: &[u8], stride: usize, x: ActRow<'_>, out: &mut [f32]) {
     // for the others.
     let first = _mm512_setr_epi64(4, 4, 4, 4, 2, 2, 2, 2);
     let second = _mm512_setr_epi64(0, 0, 0, 0, 2, 2, 2, 2);
-    dot_rows::<Q6K, BYTES>((w, stride, x, out), factors, scales, |b: &[u8; BYTES]| {
+    dot_rows::<Q6K, BYTES, T>((w, stride, x, out), factors, scales, |b: &[u8; BYTES]| {
         let mut codes = [low; 4];
         let lows = load_u8x128(b[..QH].as_array().expect("the low bits"));
         for h in 0..2 {

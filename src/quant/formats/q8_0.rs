@@ -13,7 +13,7 @@ use crate::quant::rng::Rng;
 #[cfg(target_arch = "x86_64")]
 use crate::quant::rows::blocks::{blocks, by_four};
 use crate::quant::rows::blocks::{f16_at, put_f16, rows};
-use crate::quant::types::{CacheFormat, Kernel, QuantType};
+use crate::quant::types::{CacheFormat, QuantType, kernels};
 use crate::simd::Isa;
 
 const BLOCK: usize = 32;
@@ -29,13 +29,7 @@ pub static TYPE: QuantType = QuantType {
     act: Act::Q8,
     panel: Some(PanelSpec { group: 32, most: 128, mins: false, fill: FILL }),
     dequant,
-    kernels: &[
-        #[cfg(target_arch = "x86_64")]
-        Kernel { isa: Isa::Avx512, dot: dot_avx512 },
-        #[cfg(target_arch = "x86_64")]
-        Kernel { isa: Isa::Avx2, dot: dot_avx2 },
-        Kernel { isa: Isa::Scalar, dot },
-    ],
+    kernels: kernels!(Avx512: dot_avx512, Avx2: dot_avx2; dot),
     random,
     kv: Some(CacheFormat {
         encode: &[
@@ -117,18 +111,18 @@ fn encode_avx2(x: &[f32], out: &mut [u8]) {
 
 #[cfg(target_arch = "x86_64")]
 #[target_feature(enable = "avx2,fma,f16c")]
-fn dot_avx2(w: &[u8], stride: usize, x: ActRow<'_>, out: &mut [f32]) {
-    by_four(w, stride, out, |w, out| group(w, stride, x, out), |w, out| group(w, stride, x, out));
+fn dot_avx2<const T: usize>(w: &[u8], stride: usize, x: [ActRow<'_>; T], out: [&mut [f32]; T]) {
+    by_four(w, stride, out, |w| group(w, stride, &x), |w| group(w, stride, &x));
 }
 
 #[cfg(target_arch = "x86_64")]
 #[target_feature(enable = "avx512f,avx512bw,avx512dq,avx512vl,avx512vbmi,avx512vnni,avx2,fma,f16c")]
-fn dot_avx512(w: &[u8], stride: usize, x: ActRow<'_>, out: &mut [f32]) {
+fn dot_avx512<const T: usize>(w: &[u8], stride: usize, x: [ActRow<'_>; T], out: [&mut [f32]; T]) {
     use crate::quant::rows::small_avx512::*;
     use crate::simd::x86::*;
     use std::arch::x86_64::*;
     const U: usize = 4 * BYTES;
-    if !takes(x.n) {
+    if !takes(x[0].n) {
         return dot_avx2(w, stride, x, out);
     }
     let codes = |b: &[u8; U]| {
@@ -148,32 +142,39 @@ fn dot_avx512(w: &[u8], stride: usize, x: ActRow<'_>, out: &mut [f32]) {
         let (low, high) = (_mm_unpacklo_epi64(row(0), row(1)), _mm_unpacklo_epi64(row(2), row(3)));
         Scales::new(_mm512_cvtph_ps(_mm256_set_m128i(high, low)))
     };
-    dot_rows::<U, 128>(w, stride, x, out, codes, scales);
+    dot_rows::<U, 128, T>(w, stride, x, out, codes, scales);
 }
 
 /// `maddubs` wants unsigned times signed: the weight's sign moves to the activation. |w| * |q| <=
 /// 128 * 127, and a pair of those sums still fits i16 because activations never reach -128.
 #[cfg(target_arch = "x86_64")]
 #[target_feature(enable = "avx2,fma,f16c")]
-fn group<const R: usize>(w: &[u8], stride: usize, x: ActRow<'_>, out: &mut [f32; R]) {
+fn group<const R: usize, const T: usize>(w: &[u8], stride: usize, x: &[ActRow<'_>; T]) -> [[f32; R]; T] {
+    use crate::quant::rows::small_avx2::sum_all;
     use crate::simd::x86::*;
     use std::arch::x86_64::*;
-    let n = x.n / BLOCK;
+    let n = x[0].n / BLOCK;
     let rows = blocks::<R, BYTES>(w, stride, n);
-    let (q, d) = (&x.q.as_chunks::<BLOCK>().0[..n], &x.d[..n]);
-    let mut acc = [_mm256_setzero_ps(); R];
+    let acts = x.map(|x| (&x.q.as_chunks::<BLOCK>().0[..n], &x.d[..n]));
+    let mut acc = [[_mm256_setzero_ps(); R]; T];
     for i in 0..n {
-        let (qv, dx) = (load_i8x32(&q[i]), _mm256_set1_ps(d[i]));
+        let mut q = [_mm256_setzero_si256(); T];
+        for t in 0..T {
+            q[t] = load_i8x32(&acts[t].0[i]);
+        }
         for r in 0..R {
             let b = &rows[r][i];
             prefetch_l2(b, R * stride);
             let wv = load_u8x32(b[2..].as_array().unwrap());
-            let dot = dot_u8_i8(_mm256_sign_epi8(wv, wv), _mm256_sign_epi8(qv, wv));
-            let scale = _mm256_mul_ps(splat_f16(u16::from_le_bytes([b[0], b[1]])), dx);
-            acc[r] = _mm256_fmadd_ps(scale, _mm256_cvtepi32_ps(dot), acc[r]);
+            let (abs, scale) = (_mm256_sign_epi8(wv, wv), splat_f16(u16::from_le_bytes([b[0], b[1]])));
+            for t in 0..T {
+                let dot = dot_u8_i8(abs, _mm256_sign_epi8(q[t], wv));
+                let scale = _mm256_mul_ps(scale, _mm256_set1_ps(acts[t].1[i]));
+                acc[t][r] = _mm256_fmadd_ps(scale, _mm256_cvtepi32_ps(dot), acc[t][r]);
+            }
         }
     }
-    *out = acc.map(|v| sum_f32x8(v));
+    sum_all(acc)
 }
 
 #[cfg(test)]

@@ -18,8 +18,7 @@ use crate::quant::panels::panel::{PanelHalf, PanelSpec, fill_panels};
 use crate::quant::rng::Rng;
 use crate::quant::rows::blocks::{f16_at, put_f16, rows};
 use crate::quant::rows::super_block::{N, acts};
-use crate::quant::types::{Kernel, QuantType};
-use crate::simd::Isa;
+use crate::quant::types::{QuantType, kernels};
 
 const BYTES: usize = 54;
 const B: usize = 32;
@@ -36,11 +35,7 @@ pub static TYPE: QuantType = QuantType {
     act: Act::Q8K,
     panel: Some(PanelSpec { group: 32, most: 1, mins: false, fill: FILL }),
     dequant,
-    kernels: &[
-        #[cfg(target_arch = "x86_64")]
-        Kernel { isa: Isa::Avx2, dot: dot_avx2 },
-        Kernel { isa: Isa::Scalar, dot },
-    ],
+    kernels: kernels!(Avx2: dot_avx2; dot),
     random,
     kv: None,
 };
@@ -129,7 +124,8 @@ fn random(rng: &mut Rng, block: &mut [u8]) {
 /// a lane adds eight of them: all of a super-block stays in i16.
 #[cfg(target_arch = "x86_64")]
 #[target_feature(enable = "avx2,fma,f16c")]
-fn dot_avx2(w: &[u8], stride: usize, x: ActRow<'_>, out: &mut [f32]) {
+fn dot_avx2<const T: usize>(w: &[u8], stride: usize, x: [ActRow<'_>; T], mut out: [&mut [f32]; T]) {
+    use crate::quant::rows::super_block::block_acts;
     use crate::simd::x86::*;
     use std::arch::x86_64::*;
     let middle = _mm256_set1_epi8(-128);
@@ -137,39 +133,50 @@ fn dot_avx2(w: &[u8], stride: usize, x: ActRow<'_>, out: &mut [f32]) {
     let (ones, ones16) = (_mm256_set1_epi8(1), _mm256_set1_epi16(1));
     let powers = _mm256_setr_epi16(1, 1, 1, 1, 3, 3, 3, 3, 9, 9, 9, 9, 27, 27, 27, 27);
     let triple = |t| _mm256_add_epi8(t, _mm256_add_epi8(t, t));
-    let add = |dot, t, q: &[i8; 32]| {
-        let w = _mm256_sub_epi8(_mm256_cmpgt_epi8(below, t), _mm256_cmpgt_epi8(t, above));
-        _mm256_add_epi16(dot, _mm256_maddubs_epi16(ones, _mm256_sign_epi8(load_i8x32(q), w)))
-    };
-    for (o, row) in out.iter_mut().zip(rows(w, stride, x.n / N * BYTES)) {
-        let mut acc = _mm256_setzero_ps();
-        for (b, (q, d, _)) in row.as_chunks::<BYTES>().0.iter().zip(acts(x)) {
-            let (q, _) = q.as_chunks::<32>();
+    for r in 0..out[0].len() {
+        let row = &w[r * stride..][..x[0].n / N * BYTES];
+        let mut acc = [_mm256_setzero_ps(); T];
+        for (i, b) in row.as_chunks::<BYTES>().0.iter().enumerate() {
+            let x = x.map(|x| block_acts(x, i));
+            let mut dot = [_mm256_setzero_si256(); T];
+            // Adds the products with the 32 activations `g`.
+            let mut add = |t, g: usize| {
+                let w = _mm256_sub_epi8(_mm256_cmpgt_epi8(below, t), _mm256_cmpgt_epi8(t, above));
+                for (dot, x) in dot.iter_mut().zip(&x) {
+                    let signed = _mm256_sign_epi8(load_i8x32(&x.0.as_chunks().0[g]), w);
+                    *dot = _mm256_add_epi16(*dot, _mm256_maddubs_epi16(ones, signed));
+                }
+            };
             let mut t = _mm256_xor_si256(load_u8x32(b[..B].as_array().unwrap()), middle);
-            let mut dot = add(_mm256_setzero_si256(), t, &q[0]);
-            for q in &q[1..5] {
+            add(t, 0);
+            for g in 1..5 {
                 t = triple(t);
-                dot = add(dot, t, q);
+                add(t, g);
             }
             // Two digits of the next 16 bytes at a time, one to a lane; the fifth leaves a lane for
             // the last 4 bytes, whose four digits come from one multiplication.
             let t = _mm256_broadcastsi128_si256(load_u8x16(b[B..C].as_array().unwrap()));
             let t = _mm256_xor_si256(t, middle);
             let t = _mm256_blend_epi32::<0xf0>(t, triple(t));
-            dot = add(dot, t, &q[5]);
+            add(t, 5);
             let t = triple(triple(t));
-            dot = add(dot, t, &q[6]);
+            add(t, 6);
             let t = triple(triple(t));
             let last = _mm_set1_epi32(i32::from_le_bytes(*b[C..D].as_array().unwrap()));
             let last = _mm256_mullo_epi16(_mm256_cvtepu8_epi16(last), powers);
             let last = _mm256_and_si256(last, _mm256_set1_epi16(255));
             let last = _mm_packus_epi16(_mm256_castsi256_si128(last), _mm256_extracti128_si256::<1>(last));
             let last = _mm_xor_si128(last, _mm256_castsi256_si128(middle));
-            dot = add(dot, _mm256_inserti128_si256::<1>(t, last), &q[7]);
-            let scale = _mm256_set1_ps(d * f16_bits(u16::from_le_bytes([b[D], b[D + 1]])));
-            acc = _mm256_fmadd_ps(scale, _mm256_cvtepi32_ps(_mm256_madd_epi16(dot, ones16)), acc);
+            add(_mm256_inserti128_si256::<1>(t, last), 7);
+            let d = f16_bits(u16::from_le_bytes([b[D], b[D + 1]]));
+            for (acc, (dot, x)) in acc.iter_mut().zip(dot.into_iter().zip(x)) {
+                let dot = _mm256_cvtepi32_ps(_mm256_madd_epi16(dot, ones16));
+                *acc = _mm256_fmadd_ps(_mm256_set1_ps(x.1 * d), dot, *acc);
+            }
         }
-        *o = sum_f32x8(acc);
+        for (out, acc) in out.iter_mut().zip(acc) {
+            out[r] = sum_f32x8(acc);
+        }
     }
 }
 

@@ -14,8 +14,7 @@ use crate::quant::panels::panel::{PanelHalf, PanelSpec, fill_panels};
 use crate::quant::rng::Rng;
 use crate::quant::rows::blocks::{f16_at, put_f16, rows};
 use crate::quant::rows::super_block::{N, acts};
-use crate::quant::types::{Kernel, QuantType};
-use crate::simd::Isa;
+use crate::quant::types::{QuantType, kernels};
 
 const BYTES: usize = 66;
 const D: usize = 64;
@@ -30,11 +29,7 @@ pub static TYPE: QuantType = QuantType {
     act: Act::Q8K,
     panel: Some(PanelSpec { group: 32, most: 1, mins: false, fill: FILL }),
     dequant,
-    kernels: &[
-        #[cfg(target_arch = "x86_64")]
-        Kernel { isa: Isa::Avx2, dot: dot_avx2 },
-        Kernel { isa: Isa::Scalar, dot },
-    ],
+    kernels: kernels!(Avx2: dot_avx2; dot),
     random,
     kv: None,
 };
@@ -101,28 +96,38 @@ fn random(rng: &mut Rng, block: &mut [u8]) {
 /// super-block stays in i16, also when the offset of 1 takes off a sum of activations (16 * 127).
 #[cfg(target_arch = "x86_64")]
 #[target_feature(enable = "avx2,fma,f16c")]
-fn dot_avx2(w: &[u8], stride: usize, x: ActRow<'_>, out: &mut [f32]) {
+fn dot_avx2<const T: usize>(w: &[u8], stride: usize, x: [ActRow<'_>; T], mut out: [&mut [f32]; T]) {
+    use crate::quant::rows::super_block::block_acts;
     use crate::simd::x86::*;
     use std::arch::x86_64::*;
     let two = _mm256_set1_epi8(3);
     let ones = _mm256_set1_epi16(1);
-    for (o, row) in out.iter_mut().zip(rows(w, stride, x.n / N * BYTES)) {
-        let mut acc = _mm256_setzero_ps();
-        for (b, (q, d, sums)) in row.as_chunks::<BYTES>().0.iter().zip(acts(x)) {
-            let mut dot = _mm256_setzero_si256();
-            for (w, q) in b[..D].as_chunks::<32>().0.iter().zip(q.as_chunks::<128>().0) {
+    for r in 0..out[0].len() {
+        let row = &w[r * stride..][..x[0].n / N * BYTES];
+        let mut acc = [_mm256_setzero_ps(); T];
+        for (i, b) in row.as_chunks::<BYTES>().0.iter().enumerate() {
+            let x = x.map(|x| block_acts(x, i));
+            let mut dot = [_mm256_setzero_si256(); T];
+            for (h, w) in b[..D].as_chunks::<32>().0.iter().enumerate() {
                 let w = load_u8x32(w);
                 let parts = [w, _mm256_srli_epi16::<2>(w), _mm256_srli_epi16::<4>(w), _mm256_srli_epi16::<6>(w)];
-                for (part, q) in parts.into_iter().zip(q.as_chunks::<32>().0) {
-                    let pairs = _mm256_maddubs_epi16(_mm256_and_si256(part, two), load_i8x32(q));
-                    dot = _mm256_add_epi16(dot, pairs);
+                for (k, part) in parts.into_iter().enumerate() {
+                    let codes = _mm256_and_si256(part, two);
+                    for t in 0..T {
+                        let q = load_i8x32(&x[t].0.as_chunks().0[4 * h + k]);
+                        dot[t] = _mm256_add_epi16(dot[t], _mm256_maddubs_epi16(codes, q));
+                    }
                 }
             }
-            dot = _mm256_madd_epi16(_mm256_sub_epi16(dot, load_i16x16(sums)), ones);
-            let scale = _mm256_set1_ps(d * f16_bits(u16::from_le_bytes([b[D], b[D + 1]])));
-            acc = _mm256_fmadd_ps(scale, _mm256_cvtepi32_ps(dot), acc);
+            let d = f16_bits(u16::from_le_bytes([b[D], b[D + 1]]));
+            for t in 0..T {
+                let dot = _mm256_madd_epi16(_mm256_sub_epi16(dot[t], load_i16x16(x[t].2)), ones);
+                acc[t] = _mm256_fmadd_ps(_mm256_set1_ps(x[t].1 * d), _mm256_cvtepi32_ps(dot), acc[t]);
+            }
         }
-        *o = sum_f32x8(acc);
+        for (out, acc) in out.iter_mut().zip(acc) {
+            out[r] = sum_f32x8(acc);
+        }
     }
 }
 

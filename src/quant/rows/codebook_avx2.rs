@@ -13,8 +13,7 @@
 
 use std::arch::x86_64::*;
 
-use super::blocks::rows;
-use super::super_block::{N as BLOCK, acts};
+use super::super_block::{N as BLOCK, block_acts};
 use crate::quant::activations::ActRow;
 use crate::simd::x86::*;
 
@@ -37,39 +36,52 @@ pub(crate) struct Unpacked {
 /// one super-block ahead, so with fewer it would wait for the stores of each.
 const AHEAD: usize = 4;
 
-/// The row kernel. `unpack(bytes, unpacked)` prepares a super-block; `start(unpacked, sums)` and
-/// `group(bytes, unpacked, g, q)` return 8 integers each, whose sum over all groups is the
-/// super-block's dot product divided by `d`.
+/// The row kernel. `unpack(bytes, unpacked)` prepares a super-block; `group(bytes, unpacked, g)`
+/// returns what multiplies 32 weights with activations `q`. That and `start(unpacked, sums)` return
+/// 8 integers each, whose sum over all groups is the super-block's dot product divided by `d`.
 #[inline]
 #[target_feature(enable = "avx2,fma,f16c")]
-pub(crate) fn dot_rows<const BYTES: usize>(
+pub(crate) fn dot_rows<const BYTES: usize, const T: usize, M: Fn(__m256i) -> __m256i>(
     w: &[u8],
     stride: usize,
-    x: ActRow<'_>,
-    out: &mut [f32],
+    x: [ActRow<'_>; T],
+    mut out: [&mut [f32]; T],
     unpack: impl Fn(&[u8; BYTES], &mut Unpacked),
     start: impl Fn(&Unpacked, &[i16; 16]) -> __m256i,
-    group: impl Fn(&[u8; BYTES], &Unpacked, usize, __m256i) -> __m256i,
+    group: impl Fn(&[u8; BYTES], &Unpacked, usize) -> M,
 ) {
     // 8 groups, as a number that the compiler cannot know. It still unrolls the loop, but with an
     // exit after every group, over which it moves no loads: without, it hoists the lookups of all
     // groups and spills them.
     let groups = std::hint::black_box(8);
     let mut stages = [Unpacked { d: 0.0, index: [0; 64], eights: [0; 8], scales: [0; 8], offsets: [0; 16] }; AHEAD];
-    for (o, row) in out.iter_mut().zip(rows(w, stride, x.n / BLOCK * BYTES)) {
-        let mut acc = _mm256_setzero_ps();
-        let mut acts = acts(x);
-        for blocks in row.as_chunks::<BYTES>().0.chunks(AHEAD) {
+    for r in 0..out[0].len() {
+        let row = &w[r * stride..][..x[0].n / BLOCK * BYTES];
+        let mut acc = [_mm256_setzero_ps(); T];
+        for (i, blocks) in row.as_chunks::<BYTES>().0.chunks(AHEAD).enumerate() {
             blocks.iter().zip(&mut stages).for_each(|(b, s)| unpack(b, s));
-            for ((b, s), (q, d, sums)) in blocks.iter().zip(&stages).zip(&mut acts) {
-                let mut dot = start(s, sums);
-                for (g, q) in q.as_chunks::<32>().0.iter().enumerate().take(groups) {
-                    dot = _mm256_add_epi32(dot, group(b, s, g, load_i8x32(q)));
+            for (j, (b, s)) in blocks.iter().zip(&stages).enumerate() {
+                let x = x.map(|x| block_acts(x, AHEAD * i + j));
+                let q = x.map(|(q, ..)| q.as_chunks::<32>().0);
+                let mut dot = [_mm256_setzero_si256(); T];
+                for t in 0..T {
+                    dot[t] = start(s, x[t].2);
                 }
-                acc = _mm256_fmadd_ps(_mm256_set1_ps(s.d * d), _mm256_cvtepi32_ps(dot), acc);
+                for g in (0..8).take(groups) {
+                    let multiply = group(b, s, g);
+                    for t in 0..T {
+                        dot[t] = _mm256_add_epi32(dot[t], multiply(load_i8x32(&q[t][g])));
+                    }
+                }
+                for t in 0..T {
+                    let scale = _mm256_set1_ps(s.d * x[t].1);
+                    acc[t] = _mm256_fmadd_ps(scale, _mm256_cvtepi32_ps(dot[t]), acc[t]);
+                }
             }
         }
-        *o = sum_f32x8(acc);
+        for (out, acc) in out.iter_mut().zip(acc) {
+            out[r] = sum_f32x8(acc);
+        }
     }
 }
 
@@ -96,15 +108,15 @@ pub(crate) fn spread_scales(v: u32) -> __m256i {
     _mm256_shuffle_epi8(_mm256_set1_epi32(v as i32), of)
 }
 
-/// Returns sums of pairs of products of grid bytes with activations. A set bit of `signs` negates
-/// one of the 32 products.
+/// Returns what multiplies grid bytes with activations, and sums of pairs with scales. A set bit of
+/// `signs` negates one of the 32 products.
 #[inline]
 #[target_feature(enable = "avx2,fma,f16c")]
-pub(crate) fn signed_pairs(grid: __m256i, signs: u32, q: __m256i) -> __m256i {
+pub(crate) fn signed(grid: __m256i, signs: u32, scales: __m256i) -> impl Fn(__m256i) -> __m256i {
     // Bit i % 8 of byte i, plus 127, is negative where it is set.
     let bit = _mm256_set1_epi64x(0x8040_2010_0804_0201_u64 as i64);
     let sign = _mm256_add_epi8(_mm256_and_si256(spread_eights(signs), bit), _mm256_set1_epi8(127));
-    _mm256_maddubs_epi16(grid, _mm256_sign_epi8(q, sign))
+    move |q| _mm256_madd_epi16(_mm256_maddubs_epi16(grid, _mm256_sign_epi8(q, sign)), scales)
 }
 
 /// Looks up four entries of 8 bytes. Bits of an index beyond the table's size are ignored.

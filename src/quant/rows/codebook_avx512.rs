@@ -12,6 +12,7 @@
 //! order       qword i of every vector belongs to group i (32 weights), so four vpdpbusd add into
 //!             the same 16 lanes and a scale is a multiply of the sum; the activations are laid out
 //!             so once per call
+//! tokens      a block is looked up once; its grid bytes, masks and scales multiply with each
 //! ```
 //! Two blocks of 32 indices are unpacked together. All is exact in integers up to the super-block's
 //! end.
@@ -26,9 +27,9 @@
 //! loaded one by one into the same frame (16).
 
 use std::arch::x86_64::*;
+use std::cell::RefCell;
 
-use super::blocks::rows;
-use super::super_block::{N as BLOCK, acts};
+use super::super_block::{N as BLOCK, block_acts};
 use crate::quant::activations::ActRow;
 use crate::quant::codebooks::grid::CodebookGrid;
 use crate::simd::x86::*;
@@ -87,97 +88,100 @@ pub(crate) static FOURS: GridOrder = {
 /// Super-blocks of activations that are reordered at a time. Even, so that pairs stay together.
 const STRIP: usize = 32;
 
+/// A super-block of activations.
+#[derive(Clone)]
 #[repr(align(64))]
-struct Aligned([Turned; STRIP]);
-
-/// The activations of a super-block: in order, their sums over every 16, their scale.
-pub(crate) type BlockActs<'a> = (&'a Turned, &'a [i16; 16], f32);
-
-/// Up to [`STRIP`] super-blocks of activations.
-#[derive(Clone, Copy)]
-struct Strip<'a> {
-    turned: &'a [Turned],
-    sums: &'a [[i16; 16]],
-    d: &'a [f32],
+struct TurnedActs {
+    /// The activations, in order.
+    q: Turned,
+    /// Their scale.
+    d: f32,
 }
 
-impl<'a> Strip<'a> {
-    fn at(&self, i: usize) -> BlockActs<'a> {
-        (&self.turned[i], &self.sums[i], self.d[i])
-    }
+thread_local! {
+    /// Up to [`STRIP`] super-blocks of `T` rows of activations: the first of every row, then the
+    /// second of every row.
+    static TURNED: RefCell<Vec<TurnedActs>> = const { RefCell::new(Vec::new()) };
 }
 
 /// Calls `sum` for every row and strip; `sum` multiplies the strip's part of the row.
 #[inline]
 #[target_feature(enable = "avx512f,avx512bw,avx512dq,avx512vl,avx512vbmi,avx512vnni,avx512bitalg,avx2,fma,f16c")]
-fn dot_strips<const BYTES: usize>(
+fn dot_strips<const BYTES: usize, const T: usize>(
     w: &[u8],
     stride: usize,
-    x: ActRow<'_>,
-    out: &mut [f32],
+    x: [ActRow<'_>; T],
+    mut out: [&mut [f32]; T],
     order: &GridOrder,
-    sum: impl Fn(&[[u8; BYTES]], Strip<'_>) -> __m512,
+    sum: impl Fn(&[[u8; BYTES]], &[[TurnedActs; T]]) -> [__m512; T],
 ) {
-    let count = x.n / BLOCK;
-    let mut turned = Aligned([[[0; 64]; 4]; STRIP]);
-    out.fill(0.0);
-    for start in (0..count).step_by(STRIP) {
-        let part = start..count.min(start + STRIP);
-        for ((q, ..), to) in acts(x).skip(start).zip(&mut turned.0) {
-            turn(order, q, to);
+    let count = x[0].n / BLOCK;
+    let rows = out[0].len();
+    out.iter_mut().for_each(|out| out.fill(0.0));
+    TURNED.with_borrow_mut(|turned| {
+        for start in (0..count).step_by(STRIP) {
+            let part = start..count.min(start + STRIP);
+            turned.resize(part.len() * T, TurnedActs { q: [[0; 64]; 4], d: 0.0 });
+            for (i, to) in turned.iter_mut().enumerate() {
+                let (q, d, _) = block_acts(x[i % T], start + i / T);
+                turn(order, q, &mut to.q);
+                to.d = d;
+            }
+            for r in 0..rows {
+                let row = w[r * stride..][..count * BYTES].as_chunks().0;
+                let sums = sum(&row[part.clone()], turned.as_chunks().0);
+                for (out, sum) in out.iter_mut().zip(sums) {
+                    out[r] += _mm512_reduce_add_ps(sum);
+                }
+            }
         }
-        let turned = &turned.0[..part.len()];
-        let strip = Strip { turned, sums: &x.sums.as_chunks().0[part.clone()], d: &x.d[part.clone()] };
-        for (o, row) in out.iter_mut().zip(rows(w, stride, count * BYTES)) {
-            *o += _mm512_reduce_add_ps(sum(&row.as_chunks().0[part.clone()], strip));
-        }
-    }
+    });
 }
 
-/// The row kernel that takes one block at a time. `dot` returns a block's scale, and 16 integers
-/// whose sum is the dot product divided by the scale.
+/// The row kernel that takes one block at a time. `unpack` returns a block's scale, and what
+/// multiplies it with activations: to 16 integers whose sum is the dot product divided by the scale.
 #[inline]
 #[target_feature(enable = "avx512f,avx512bw,avx512dq,avx512vl,avx512vbmi,avx512vnni,avx512bitalg,avx2,fma,f16c")]
-pub(crate) fn dot_rows<const BYTES: usize>(
+pub(crate) fn dot_rows<const BYTES: usize, const T: usize, M: Fn(&Turned) -> __m512i>(
     w: &[u8],
     stride: usize,
-    x: ActRow<'_>,
-    out: &mut [f32],
+    x: [ActRow<'_>; T],
+    out: [&mut [f32]; T],
     order: &GridOrder,
-    dot: impl Fn(&[u8; BYTES], BlockActs<'_>) -> (f32, __m512i),
+    unpack: impl Fn(&[u8; BYTES]) -> (f32, M),
 ) {
     dot_strips(w, stride, x, out, order, |row, strip| {
-        let mut acc = _mm512_setzero_ps();
-        for (i, b) in row.iter().enumerate() {
+        let mut acc = [_mm512_setzero_ps(); T];
+        for (b, x) in row.iter().zip(strip) {
             prefetch(b, AHEAD);
-            acc = add(acc, strip.at(i), dot(b, strip.at(i)));
+            add(&mut acc, x, unpack(b));
         }
         acc
     })
 }
 
-/// The row kernel that takes two blocks at a time. `grids` looks up the grid bytes of both, `dot`
+/// The row kernel that takes two blocks at a time. `grids` looks up the grid bytes of both, `unpack`
 /// gets those of one. The last block of an odd number is paired with itself.
 #[inline]
 #[target_feature(enable = "avx512f,avx512bw,avx512dq,avx512vl,avx512vbmi,avx512vnni,avx512bitalg,avx2,fma,f16c")]
-pub(crate) fn dot_rows_by_two<const BYTES: usize>(
+pub(crate) fn dot_rows_by_two<const BYTES: usize, const T: usize, M: Fn(&Turned) -> __m512i>(
     w: &[u8],
     stride: usize,
-    x: ActRow<'_>,
-    out: &mut [f32],
+    x: [ActRow<'_>; T],
+    out: [&mut [f32]; T],
     order: &GridOrder,
     grids: impl Fn([&[u8; BYTES]; 2]) -> [[__m512i; 4]; 2],
-    dot: impl Fn(&[u8; BYTES], [__m512i; 4], BlockActs<'_>) -> (f32, __m512i),
+    unpack: impl Fn(&[u8; BYTES], [__m512i; 4]) -> (f32, M),
 ) {
     dot_strips(w, stride, x, out, order, |row, strip| {
-        let mut acc = _mm512_setzero_ps();
+        let mut acc = [_mm512_setzero_ps(); T];
         for i in (0..row.len()).step_by(2) {
             let two = [&row[i], row.get(i + 1).unwrap_or(&row[i])];
             let grids = grids(two);
             for j in 0..2 {
                 if i + j < row.len() {
                     prefetch(two[j], AHEAD);
-                    acc = add(acc, strip.at(i + j), dot(two[j], grids[j], strip.at(i + j)));
+                    add(&mut acc, &strip[i + j], unpack(two[j], grids[j]));
                 }
             }
         }
@@ -185,11 +189,14 @@ pub(crate) fn dot_rows_by_two<const BYTES: usize>(
     })
 }
 
-/// Adds a block's 16 sums, scaled, to `acc`.
+/// Multiplies a block of scale `d` with the activations of every token, and adds the 16 sums of
+/// each, scaled, to `acc`.
 #[inline]
 #[target_feature(enable = "avx512f,avx512bw,avx512dq,avx512vl,avx512vbmi,avx512vnni,avx512bitalg,avx2,fma,f16c")]
-fn add(acc: __m512, (_, _, dx): BlockActs<'_>, (d, dot): (f32, __m512i)) -> __m512 {
-    _mm512_fmadd_ps(_mm512_set1_ps(d * dx), _mm512_cvtepi32_ps(dot), acc)
+fn add<const T: usize>(acc: &mut [__m512; T], x: &[TurnedActs; T], (d, multiply): (f32, impl Fn(&Turned) -> __m512i)) {
+    for (acc, x) in acc.iter_mut().zip(x) {
+        *acc = _mm512_fmadd_ps(_mm512_set1_ps(d * x.d), _mm512_cvtepi32_ps(multiply(&x.q)), *acc);
+    }
 }
 
 /// Bytes from a block to what is prefetched while it is multiplied.
@@ -235,22 +242,32 @@ pub(crate) fn fours<const N: usize>(grid: &CodebookGrid<u32, N>, fields: [__m512
     })
 }
 
-/// Multiplies grid bytes with activations and adds up as many parts as have their own scale: 1, or
-/// 2 (halves of groups). The signs of group `i` are the low 32 bits of qword `i`.
+/// Returns which activations of each vector meet a minus. The signs of group `i` are the low 32 bits
+/// of qword `i`.
+#[inline]
+#[target_feature(enable = "avx512f,avx512bw,avx512dq,avx512vl,avx512vbmi,avx512vnni,avx512bitalg,avx2,fma,f16c")]
+pub(crate) fn minuses(order: &GridOrder, signs: __m512i) -> [__mmask64; 4] {
+    let mut minus = [0; 4];
+    for v in 0..4 {
+        minus[v] = _mm512_bitshuffle_epi64_mask(signs, load_u8x64(&order.bits[v]));
+    }
+    minus
+}
+
+/// Multiplies grid bytes with activations, of which the signs of `minus` are turned, and adds up as
+/// many parts as have their own scale: 1, or 2 (halves of groups).
 #[inline]
 #[target_feature(enable = "avx512f,avx512bw,avx512dq,avx512vl,avx512vbmi,avx512vnni,avx512bitalg,avx2,fma,f16c")]
 pub(crate) fn signed_dots<const PARTS: usize>(
-    order: &GridOrder,
     grid: [__m512i; 4],
-    signs: __m512i,
+    minus: [__mmask64; 4],
     q: &Turned,
 ) -> [__m512i; PARTS] {
     let zero = _mm512_setzero_si512();
     let mut dots = [zero; PARTS];
     for v in 0..4 {
-        let minus = _mm512_bitshuffle_epi64_mask(signs, load_u8x64(&order.bits[v]));
         let q = load_u8x64(&q[v]);
-        let q = _mm512_mask_sub_epi8(q, minus, zero, q);
+        let q = _mm512_mask_sub_epi8(q, minus[v], zero, q);
         let dot = &mut dots[v * PARTS / 4];
         *dot = _mm512_dpbusd_epi32(*dot, grid[v], q);
     }
@@ -289,12 +306,18 @@ pub(crate) fn scale_at(v: __m512i, at: u8) -> __m512i {
     odd(_mm512_multishift_epi64_epi8(_mm512_set1_epi8(at.wrapping_sub(1) as i8), v), 15)
 }
 
-/// Multiplies the sums of the halves of groups with their scales: bits 0..4 and 4..8 of each qword.
+/// Returns the scales of the halves of groups: bits 0..4 and 4..8 of each qword.
 #[inline]
 #[target_feature(enable = "avx512f,avx512bw,avx512dq,avx512vl,avx512vbmi,avx512vnni,avx512bitalg,avx2,fma,f16c")]
-pub(crate) fn scale_halves([first, second]: [__m512i; 2], scales: __m512i) -> __m512i {
-    let first = _mm512_mullo_epi32(first, scale_at(scales, 0));
-    _mm512_add_epi32(first, _mm512_mullo_epi32(second, scale_at(scales, 4)))
+pub(crate) fn scales_of_halves(v: __m512i) -> [__m512i; 2] {
+    [scale_at(v, 0), scale_at(v, 4)]
+}
+
+/// Multiplies the sums of the halves of groups with their scales.
+#[inline]
+#[target_feature(enable = "avx512f,avx512bw,avx512dq,avx512vl,avx512vbmi,avx512vnni,avx512bitalg,avx2,fma,f16c")]
+pub(crate) fn scale_halves([first, second]: [__m512i; 2], scales: [__m512i; 2]) -> __m512i {
+    _mm512_add_epi32(_mm512_mullo_epi32(first, scales[0]), _mm512_mullo_epi32(second, scales[1]))
 }
 
 /// Returns `2s + 1` in every dword, where `s` is in the bits `mask << 1` of `v`.

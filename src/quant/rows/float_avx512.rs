@@ -2,7 +2,6 @@
 
 use std::arch::x86_64::*;
 
-use super::blocks::rows;
 use crate::quant::activations::ActRow;
 use crate::simd::x86::*;
 
@@ -25,29 +24,35 @@ pub(crate) fn sum_of_eight(mut sums: [__m512; 8]) -> f32 {
 /// multiply-add.
 #[inline]
 #[target_feature(enable = "avx512f,avx512bw,avx512dq,avx512vl,avx2")]
-pub(crate) fn dot<const BYTES: usize, const ONE: usize>(
+pub(crate) fn dot<const BYTES: usize, const ONE: usize, const T: usize>(
     w: &[u8],
     stride: usize,
-    x: ActRow<'_>,
-    out: &mut [f32],
+    x: [ActRow<'_>; T],
+    out: [&mut [f32]; T],
     load: impl Fn(&[u8; BYTES]) -> __m512,
     value: impl Fn(&[u8; ONE]) -> f32,
 ) {
-    let (x16, x_tail) = x.f.as_chunks::<16>();
-    let (x128, x_rest) = x16.as_chunks::<8>();
-    for (out, row) in out.iter_mut().zip(rows(w, stride, x.n * ONE)) {
-        let (row16, row_tail) = row.as_chunks::<BYTES>();
+    for r in 0..out[0].len() {
+        let (row16, row_tail) = w[r * stride..][..x[0].n * ONE].as_chunks::<BYTES>();
         let (row128, row_rest) = row16.as_chunks::<8>();
-        let mut sums = [_mm512_setzero_ps(); 8];
-        for (w, x) in row128.iter().zip(x128) {
+        let mut sums = [[_mm512_setzero_ps(); 8]; T];
+        for (k, w) in row128.iter().enumerate() {
+            let x = x.map(|x| &x.f.as_chunks::<16>().0.as_chunks::<8>().0[k]);
             for i in 0..8 {
-                sums[i] = _mm512_fmadd_ps(load(&w[i]), load_f32x16(&x[i]), sums[i]);
+                let w = load(&w[i]);
+                for t in 0..T {
+                    sums[t][i] = _mm512_fmadd_ps(w, load_f32x16(&x[t][i]), sums[t][i]);
+                }
             }
         }
-        for ((w, x), sum) in row_rest.iter().zip(x_rest).zip(&mut sums) {
-            *sum = _mm512_fmadd_ps(load(w), load_f32x16(x), *sum);
+        for t in 0..T {
+            let (x16, x_tail) = x[t].f.as_chunks::<16>();
+            let x_rest = x16.as_chunks::<8>().1;
+            for ((w, x), sum) in row_rest.iter().zip(x_rest).zip(&mut sums[t]) {
+                *sum = _mm512_fmadd_ps(load(w), load_f32x16(x), *sum);
+            }
+            let tail = row_tail.as_chunks::<ONE>().0.iter().zip(x_tail);
+            out[t][r] = sum_of_eight(sums[t]) + tail.map(|(w, x)| value(w) * x).sum::<f32>();
         }
-        let tail = row_tail.as_chunks::<ONE>().0.iter().zip(x_tail);
-        *out = sum_of_eight(sums) + tail.map(|(w, x)| value(w) * x).sum::<f32>();
     }
 }

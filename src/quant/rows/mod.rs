@@ -1,4 +1,6 @@
-//! Row kernels: rows of weights times one row of activations.
+//! Row kernels: rows of weights times one to four rows of activations, each of which gets the bits
+//! that it gets alone. A block of weights is decoded once for all of them, so that further rows cost
+//! little while the weights come from memory.
 //!
 //! The kernels that several formats share, by kind of block and instruction set. A format brings
 //! how it unpacks a block; what no other format shares is in the format's own file.

@@ -1,7 +1,8 @@
 //! The AVX2 row kernels that formats with small blocks share. A format brings how it unpacks a
 //! block.
 //!
-//! Four rows share the work on the activations (see [`by_four`]).
+//! Four rows share the work on the activations of one token, several tokens the decoded blocks of a
+//! row (see [`by_four`]).
 
 use std::arch::x86_64::*;
 
@@ -13,41 +14,52 @@ use crate::simd::x86::*;
 /// -128, and its scale.
 #[inline]
 #[target_feature(enable = "avx2,fma,f16c")]
-pub(crate) fn dot_signed<const BYTES: usize>(
+pub(crate) fn dot_signed<const BYTES: usize, const T: usize>(
     w: &[u8],
     stride: usize,
-    x: ActRow<'_>,
-    out: &mut [f32],
+    x: [ActRow<'_>; T],
+    out: [&mut [f32]; T],
     unpack: impl Fn(&[u8; BYTES]) -> (__m256i, __m256),
 ) {
     #[inline]
     #[target_feature(enable = "avx2,fma,f16c")]
-    fn group<const R: usize, const BYTES: usize>(
+    fn group<const R: usize, const BYTES: usize, const T: usize>(
         w: &[u8],
         stride: usize,
-        x: ActRow<'_>,
-        out: &mut [f32; R],
+        x: &[ActRow<'_>; T],
         unpack: &impl Fn(&[u8; BYTES]) -> (__m256i, __m256),
-    ) {
-        let n = x.n / 32;
+    ) -> [[f32; R]; T] {
+        let n = x[0].n / 32;
         let rows = blocks::<R, BYTES>(w, stride, n);
-        let (q, d) = (&x.q.as_chunks::<32>().0[..n], &x.d[..n]);
-        let mut acc = [_mm256_setzero_ps(); R];
+        let acts = x.map(|x| (&x.q.as_chunks::<32>().0[..n], &x.d[..n]));
+        let mut acc = [[_mm256_setzero_ps(); R]; T];
         for i in 0..n {
-            let qv = load_i8x32(&q[i]);
-            let abs = _mm256_abs_epi8(qv);
-            let dx = _mm256_set1_ps(d[i]);
+            let (mut q, mut abs, mut dx) = ([_mm256_setzero_si256(); T], [_mm256_setzero_si256(); T], [0.0; T]);
+            for t in 0..T {
+                q[t] = load_i8x32(&acts[t].0[i]);
+                abs[t] = _mm256_abs_epi8(q[t]);
+                dx[t] = acts[t].1[i];
+            }
             for r in 0..R {
                 let b = &rows[r][i];
                 prefetch_l2(b, R * stride);
                 let (codes, scale) = unpack(b);
-                let dot = _mm256_cvtepi32_ps(dot_i8_i8(codes, qv, abs));
-                acc[r] = _mm256_fmadd_ps(_mm256_mul_ps(scale, dx), dot, acc[r]);
+                for t in 0..T {
+                    let dot = _mm256_cvtepi32_ps(dot_i8_i8(codes, q[t], abs[t]));
+                    acc[t][r] = _mm256_fmadd_ps(_mm256_mul_ps(scale, _mm256_set1_ps(dx[t])), dot, acc[t][r]);
+                }
             }
         }
-        *out = acc.map(|v| sum_f32x8(v));
+        sum_all(acc)
     }
-    by_four(w, stride, out, |w, o| group(w, stride, x, o, &unpack), |w, o| group(w, stride, x, o, &unpack));
+    by_four(w, stride, out, |w| group(w, stride, &x, &unpack), |w| group(w, stride, &x, &unpack));
+}
+
+/// Sums the lanes of each vector.
+#[inline]
+#[target_feature(enable = "avx2")]
+pub(crate) fn sum_all<const R: usize, const T: usize>(acc: [[__m256; R]; T]) -> [[f32; R]; T] {
+    acc.map(|rows| rows.map(|v| sum_f32x8(v)))
 }
 
 /// The row kernel for blocks of 32 unsigned codes with a minimum. `unpack` returns a block's codes,
@@ -55,42 +67,46 @@ pub(crate) fn dot_signed<const BYTES: usize>(
 /// to the same accumulator, an eighth per lane.
 #[inline]
 #[target_feature(enable = "avx2,fma,f16c")]
-pub(crate) fn dot_min<const BYTES: usize>(
+pub(crate) fn dot_min<const BYTES: usize, const T: usize>(
     w: &[u8],
     stride: usize,
-    x: ActRow<'_>,
-    out: &mut [f32],
+    x: [ActRow<'_>; T],
+    out: [&mut [f32]; T],
     unpack: impl Fn(&[u8; BYTES]) -> (__m256i, __m256, __m256),
 ) {
     #[inline]
     #[target_feature(enable = "avx2,fma,f16c")]
-    fn group<const R: usize, const BYTES: usize>(
+    fn group<const R: usize, const BYTES: usize, const T: usize>(
         w: &[u8],
         stride: usize,
-        x: ActRow<'_>,
-        out: &mut [f32; R],
+        x: &[ActRow<'_>; T],
         unpack: &impl Fn(&[u8; BYTES]) -> (__m256i, __m256, __m256),
-    ) {
-        let n = x.n / 32;
+    ) -> [[f32; R]; T] {
+        let n = x[0].n / 32;
         let rows = blocks::<R, BYTES>(w, stride, n);
-        let (q, d, sums) = (&x.q.as_chunks::<32>().0[..n], &x.d[..n], &x.sums.as_chunks::<2>().0[..n]);
-        let mut acc = [_mm256_setzero_ps(); R];
+        let acts = x.map(|x| (&x.q.as_chunks::<32>().0[..n], &x.d[..n], &x.sums.as_chunks::<2>().0[..n]));
+        let mut acc = [[_mm256_setzero_ps(); R]; T];
         for i in 0..n {
-            let qv = load_i8x32(&q[i]);
-            let dx = _mm256_set1_ps(d[i]);
-            let total = _mm256_set1_ps((sums[i][0] + sums[i][1]) as f32 * 0.125 * d[i]);
+            let (mut q, mut dx, mut total) = ([_mm256_setzero_si256(); T], [0.0; T], [0.0; T]);
+            for t in 0..T {
+                q[t] = load_i8x32(&acts[t].0[i]);
+                dx[t] = acts[t].1[i];
+                total[t] = (acts[t].2[i][0] + acts[t].2[i][1]) as f32 * 0.125 * dx[t];
+            }
             for r in 0..R {
                 let b = &rows[r][i];
                 prefetch_l2(b, R * stride);
                 let (codes, scale, min) = unpack(b);
-                acc[r] = _mm256_fmadd_ps(min, total, acc[r]);
-                let dot = _mm256_cvtepi32_ps(dot_u8_i8(codes, qv));
-                acc[r] = _mm256_fmadd_ps(_mm256_mul_ps(scale, dx), dot, acc[r]);
+                for t in 0..T {
+                    acc[t][r] = _mm256_fmadd_ps(min, _mm256_set1_ps(total[t]), acc[t][r]);
+                    let dot = _mm256_cvtepi32_ps(dot_u8_i8(codes, q[t]));
+                    acc[t][r] = _mm256_fmadd_ps(_mm256_mul_ps(scale, _mm256_set1_ps(dx[t])), dot, acc[t][r]);
+                }
             }
         }
-        *out = acc.map(|v| sum_f32x8(v));
+        sum_all(acc)
     }
-    by_four(w, stride, out, |w, o| group(w, stride, x, o, &unpack), |w, o| group(w, stride, x, o, &unpack));
+    by_four(w, stride, out, |w| group(w, stride, &x, &unpack), |w| group(w, stride, &x, &unpack));
 }
 
 /// The row kernel for blocks of `BLOCK` weights in 16 bytes after an f16 scale. The codes are not
@@ -98,13 +114,16 @@ pub(crate) fn dot_min<const BYTES: usize>(
 /// `acts` turns the activations of a block and their scales into `K` planes and a scale per lane.
 /// `fields` turns the block's bytes, of which the upper half is shifted down by 4 bits, into the
 /// codes for each plane, which are one larger than the values that they encode.
+///
+/// Tokens are multiplied one after the other: what is dear is the order of the activations, which
+/// four rows share, and not to decode a block.
 #[inline]
 #[target_feature(enable = "avx2,fma,f16c")]
-pub(crate) fn dot_planes<const BLOCK: usize, const K: usize>(
+pub(crate) fn dot_planes<const BLOCK: usize, const K: usize, const T: usize>(
     w: &[u8],
     stride: usize,
-    x: ActRow<'_>,
-    out: &mut [f32],
+    x: [ActRow<'_>; T],
+    out: [&mut [f32]; T],
     acts: impl Fn(&[i8; BLOCK], &[f32]) -> ([__m256i; K], __m256),
     fields: impl Fn(__m256i) -> [__m256i; K],
 ) {
@@ -114,10 +133,9 @@ pub(crate) fn dot_planes<const BLOCK: usize, const K: usize>(
         w: &[u8],
         stride: usize,
         x: ActRow<'_>,
-        out: &mut [f32; R],
         acts: &impl Fn(&[i8; BLOCK], &[f32]) -> ([__m256i; K], __m256),
         fields: &impl Fn(__m256i) -> [__m256i; K],
-    ) {
+    ) -> [[f32; R]; 1] {
         let n = x.n / BLOCK;
         let rows = blocks::<R, 18>(w, stride, n);
         let q = &x.q.as_chunks::<BLOCK>().0[..n];
@@ -143,8 +161,10 @@ pub(crate) fn dot_planes<const BLOCK: usize, const K: usize>(
                 acc[r] = _mm256_fmadd_ps(scale, dot, acc[r]);
             }
         }
-        *out = acc.map(|v| sum_f32x8(v));
+        sum_all([acc])
     }
     let (acts, fields) = (&acts, &fields);
-    by_four(w, stride, out, |w, o| group(w, stride, x, o, acts, fields), |w, o| group(w, stride, x, o, acts, fields));
+    for (x, out) in x.into_iter().zip(out) {
+        by_four(w, stride, [out], |w| group(w, stride, x, acts, fields), |w| group(w, stride, x, acts, fields));
+    }
 }

@@ -36,19 +36,6 @@ pub(crate) const UNITS: usize = 4;
 /// A sum for each unit, in 16 parts, and the minimums' part of all units.
 type Sums = ([__m512; UNITS], __m512);
 
-/// The `q` and the `lanes` of one unit of an [`ActBlock`].
-type X<'a> = (&'a [[i8; 64]; 2], &'a [[i16; 2]; 16]);
-
-#[inline]
-fn unit_of(x: &ActBlock, u: usize) -> X<'_> {
-    (&x.q[u], &x.lanes[u])
-}
-
-#[inline]
-fn units_of(x: &ActBlock) -> [X<'_>; UNITS] {
-    [unit_of(x, 0), unit_of(x, 1), unit_of(x, 2), unit_of(x, 3)]
-}
-
 /// The scales of four units.
 pub(crate) struct Scales {
     /// The factor of the codes: of all, or of the first 16 of a group if there is a `second`.
@@ -76,94 +63,127 @@ pub(crate) fn takes(n: usize) -> bool {
 /// `OFFSET` larger than the values that they encode.
 #[inline]
 #[target_feature(enable = "avx512f,avx512bw,avx512dq,avx512vl,avx512vbmi,avx512vnni,avx2,fma,f16c")]
-pub(crate) fn dot_rows<const U: usize, const OFFSET: i16>(
+pub(crate) fn dot_rows<const U: usize, const OFFSET: i16, const T: usize>(
     w: &[u8],
     stride: usize,
-    x: ActRow<'_>,
-    out: &mut [f32],
+    x: [ActRow<'_>; T],
+    mut out: [&mut [f32]; T],
     codes: impl Fn(&[u8; U]) -> [__m512i; 2],
     scales: impl Fn([&[u8; U]; UNITS]) -> Scales,
 ) {
-    let bytes = x.n * U / UNIT;
-    // Adds the products of four units, or of the first `count`, with four units of activations.
-    let add = |to: &mut Sums, count: usize, w: [&[u8; U]; UNITS], x: [X<'_>; UNITS], d: __m512, sums: __m512i| {
-        let s = scales(w);
-        let scale = _mm512_mul_ps(s.scale, d);
-        let second = s.second.map(|s| _mm512_mul_ps(s, d));
-        if let Some(min) = s.min {
-            let sums = _mm512_cvtepi32_ps(sums);
-            to.1 = _mm512_fmadd_ps(min, _mm512_mul_ps(sums, d), to.1);
-        }
-        let group = _mm512_setr_epi32(0, 0, 0, 0, 1, 1, 1, 1, 2, 2, 2, 2, 3, 3, 3, 3);
-        for u in 0..count {
-            let ([xa, xb], sums) = x[u];
-            let offset = |by: i32| match OFFSET {
-                0 => _mm512_setzero_si512(),
-                _ => _mm512_madd_epi16(load_i16x2x16(sums), _mm512_set1_epi32(by)),
-            };
-            let by = -OFFSET as u16 as i32;
-            let [a, b] = codes(w[u]);
-            let (xa, xb) = (load_i8x64(xa), load_i8x64(xb));
-            let lanes = _mm512_add_epi32(group, _mm512_set1_epi32(4 * u as i32));
-            let spread = _mm512_permutexvar_ps(lanes, scale);
-            match second {
-                None => {
-                    let dot = _mm512_dpbusd_epi32(offset(by | by << 16), a, xa);
-                    let dot = _mm512_dpbusd_epi32(dot, b, xb);
-                    to.0[u] = _mm512_fmadd_ps(_mm512_cvtepi32_ps(dot), spread, to.0[u]);
-                }
-                Some(second) => {
-                    let (a, b) = (_mm512_dpbusd_epi32(offset(by), a, xa), _mm512_dpbusd_epi32(offset(by << 16), b, xb));
-                    to.0[u] = _mm512_fmadd_ps(_mm512_cvtepi32_ps(a), spread, to.0[u]);
-                    let spread = _mm512_permutexvar_ps(lanes, second);
-                    to.0[u] = _mm512_fmadd_ps(_mm512_cvtepi32_ps(b), spread, to.0[u]);
-                }
-            }
-        }
-    };
-    let none = || ([_mm512_setzero_ps(); UNITS], _mm512_setzero_ps());
-    if x.n < ActBlock::LEN {
-        let act_block = &x.act_blocks[0];
-        for (i, out) in out.chunks_mut(UNITS).enumerate() {
-            let row = |r: usize| &w[(i * UNITS + r.min(out.len() - 1)) * stride..][..bytes];
+    let (n, rows) = (x[0].n, out[0].len());
+    let bytes = n * U / UNIT;
+    let none = ([_mm512_setzero_ps(); UNITS], _mm512_setzero_ps());
+    if n < ActBlock::LEN {
+        let act_blocks = x.map(|x| &x.act_blocks[0]);
+        for first in (0..rows).step_by(UNITS) {
+            let count = (rows - first).min(UNITS);
+            let row = |r: usize| &w[(first + r.min(count - 1)) * stride..][..bytes];
             let rows = [row(0), row(1), row(2), row(3)];
-            let mut to = none();
-            for u in 0..x.n.div_ceil(UNIT) {
+            let mut to = [none; T];
+            for u in 0..n.div_ceil(UNIT) {
                 let at = (u * U).min(bytes - U);
                 let unit = |r: usize| rows[r][at..].first_chunk().unwrap();
                 let units = [unit(0), unit(1), unit(2), unit(3)];
-                let d = load_f32x4_four_times(&act_block.d.as_chunks().0[u]);
-                let sums = load_i32x4_four_times(&act_block.sums.as_chunks().0[u]);
-                add(&mut to, UNITS, units, [unit_of(act_block, u); UNITS], d, sums);
+                add::<U, OFFSET, T>(&mut to, UNITS, units, act_blocks, Some(u), &codes, &scales);
             }
-            let mut four = [0.0; UNITS];
-            store_f32x4(&mut four, add_up(to));
-            out.copy_from_slice(&four[..out.len()]);
+            for (out, to) in out.iter_mut().zip(to) {
+                let mut four = [0.0; UNITS];
+                store_f32x4(&mut four, add_up(to));
+                out[first..first + count].copy_from_slice(&four[..count]);
+            }
         }
         return;
     }
-    let left = x.n.div_ceil(UNIT) % UNITS;
-    let (whole, rest) = x.act_blocks.split_at(x.n / ActBlock::LEN);
-    for (i, out) in out.iter_mut().enumerate() {
-        let row = &w[i * stride..][..bytes];
+    let left = n.div_ceil(UNIT) % UNITS;
+    for r in 0..rows {
+        let row = &w[r * stride..][..bytes];
         let (fours, units) = row.as_chunks::<U>().0.as_chunks::<UNITS>();
-        let mut to = none();
-        for (w, x) in fours.iter().zip(whole) {
-            add(&mut to, UNITS, w.each_ref(), units_of(x), load_f32x16(&x.d), load_i32x16(&x.sums));
+        let mut to = [none; T];
+        for (i, w) in fours.iter().enumerate() {
+            let x = x.map(|x| &x.act_blocks[i]);
+            add::<U, OFFSET, T>(&mut to, UNITS, w.each_ref(), x, None, &codes, &scales);
         }
-        if let [x] = rest {
+        if !n.is_multiple_of(ActBlock::LEN) {
+            let x = x.map(|x| &x.act_blocks[fours.len()]);
             let last = row.last_chunk().unwrap();
             let unit = |u: usize| units.get(u).unwrap_or(last); // what is missing meets zeros
             let four = [unit(0), unit(1), unit(2), unit(3)];
             // Known counts, so that the loop over units is unrolled and its sums stay in registers.
             match left {
-                1..=2 => add(&mut to, 2, four, units_of(x), load_f32x16(&x.d), load_i32x16(&x.sums)),
-                _ => add(&mut to, UNITS, four, units_of(x), load_f32x16(&x.d), load_i32x16(&x.sums)),
+                1..=2 => add::<U, OFFSET, T>(&mut to, 2, four, x, None, &codes, &scales),
+                _ => add::<U, OFFSET, T>(&mut to, UNITS, four, x, None, &codes, &scales),
             }
         }
-        let ([a, b, c, d], mins) = to;
-        let all = _mm512_add_ps(_mm512_add_ps(_mm512_add_ps(a, b), _mm512_add_ps(c, d)), mins);
-        *out = _mm512_reduce_add_ps(all);
+        for (out, ([a, b, c, d], mins)) in out.iter_mut().zip(to) {
+            let all = _mm512_add_ps(_mm512_add_ps(_mm512_add_ps(a, b), _mm512_add_ps(c, d)), mins);
+            out[r] = _mm512_reduce_add_ps(all);
+        }
+    }
+}
+
+/// Adds the products of four units, or of the first `count`, with activations of every token: with
+/// the four units of an [`ActBlock`], or all with the one unit `unit`.
+#[inline]
+#[target_feature(enable = "avx512f,avx512bw,avx512dq,avx512vl,avx512vbmi,avx512vnni,avx2,fma,f16c")]
+fn add<const U: usize, const OFFSET: i16, const T: usize>(
+    to: &mut [Sums; T],
+    count: usize,
+    w: [&[u8; U]; UNITS],
+    x: [&ActBlock; T],
+    unit: Option<usize>,
+    codes: &impl Fn(&[u8; U]) -> [__m512i; 2],
+    scales: &impl Fn([&[u8; U]; UNITS]) -> Scales,
+) {
+    let s = scales(w);
+    let mut scale = [s.scale; T];
+    let mut second = s.second.map(|s| [s; T]);
+    for t in 0..T {
+        let (d, sums) = match unit {
+            None => (load_f32x16(&x[t].d), load_i32x16(&x[t].sums)),
+            Some(u) => {
+                let (d, sums) = (&x[t].d.as_chunks().0[u], &x[t].sums.as_chunks().0[u]);
+                (load_f32x4_four_times(d), load_i32x4_four_times(sums))
+            }
+        };
+        scale[t] = _mm512_mul_ps(s.scale, d);
+        if let Some(second) = &mut second {
+            second[t] = _mm512_mul_ps(second[t], d);
+        }
+        if let Some(min) = s.min {
+            let sums = _mm512_cvtepi32_ps(sums);
+            to[t].1 = _mm512_fmadd_ps(min, _mm512_mul_ps(sums, d), to[t].1);
+        }
+    }
+    let group = _mm512_setr_epi32(0, 0, 0, 0, 1, 1, 1, 1, 2, 2, 2, 2, 3, 3, 3, 3);
+    for u in 0..count {
+        let [a, b] = codes(w[u]);
+        let lanes = _mm512_add_epi32(group, _mm512_set1_epi32(4 * u as i32));
+        for t in 0..T {
+            let at = unit.unwrap_or(u);
+            let (q, sums) = (&x[t].q[at], &x[t].lanes[at]);
+            let offset = |by: i32| match OFFSET {
+                0 => _mm512_setzero_si512(),
+                _ => _mm512_madd_epi16(load_i16x2x16(sums), _mm512_set1_epi32(by)),
+            };
+            let by = -OFFSET as u16 as i32;
+            let (xa, xb) = (load_i8x64(&q[0]), load_i8x64(&q[1]));
+            let spread = _mm512_permutexvar_ps(lanes, scale[t]);
+            let to = &mut to[t].0[u];
+            match second {
+                None => {
+                    let dot = _mm512_dpbusd_epi32(offset(by | by << 16), a, xa);
+                    let dot = _mm512_dpbusd_epi32(dot, b, xb);
+                    *to = _mm512_fmadd_ps(_mm512_cvtepi32_ps(dot), spread, *to);
+                }
+                Some(second) => {
+                    let (a, b) = (_mm512_dpbusd_epi32(offset(by), a, xa), _mm512_dpbusd_epi32(offset(by << 16), b, xb));
+                    *to = _mm512_fmadd_ps(_mm512_cvtepi32_ps(a), spread, *to);
+                    let spread = _mm512_permutexvar_ps(lanes, second[t]);
+                    *to = _mm512_fmadd_ps(_mm512_cvtepi32_ps(b), spread, *to);
+                }
+            }
+        }
     }
 }
 

@@ -164,15 +164,15 @@ macro_rules! cache_format {
         const $name: crate::quant::types::CacheFormat = crate::quant::types::CacheFormat {
             encode: &[
                 #[cfg(target_arch = "x86_64")]
-                (Isa::Avx2, encode_avx2),
-                (Isa::Scalar, encode),
+                (crate::simd::Isa::Avx2, encode_avx2),
+                (crate::simd::Isa::Scalar, encode),
             ],
             decode: &[
                 #[cfg(target_arch = "x86_64")]
-                (Isa::Avx512, decode_avx512),
+                (crate::simd::Isa::Avx512, decode_avx512),
                 #[cfg(target_arch = "x86_64")]
-                (Isa::Avx2, decode_avx2),
-                (Isa::Scalar, dequant),
+                (crate::simd::Isa::Avx2, decode_avx2),
+                (crate::simd::Isa::Scalar, dequant),
             ],
             floats: None,
         };

@@ -76,20 +76,23 @@ impl LaneActs {
     };
 }
 
-/// The product of four blocks: factors times integers, of which each block has two.
-pub(crate) struct LaneSums {
+/// The products of four blocks with `T` rows of activations: factors times integers, of which each
+/// block has two.
+pub(crate) struct LaneSums<const T: usize> {
     /// The products of codes.
-    pub(crate) dot: __m256i,
+    pub(crate) dot: [__m256i; T],
     /// The scales of the four blocks, twice.
     pub(crate) scale: __m256,
     /// The products of minimums and their scales, which are taken off.
-    pub(crate) min: Option<(__m256i, __m256)>,
+    pub(crate) min: Option<([__m256i; T], __m256)>,
 }
 
 /// The arguments of a row kernel.
-pub(crate) type RowArgs<'a> = (&'a [u8], usize, ActRow<'a>, &'a mut [f32]);
+pub(crate) type RowArgs<'a, const T: usize> = (&'a [u8], usize, [ActRow<'a>; T], [&'a mut [f32]; T]);
 
 thread_local! {
+    /// Four blocks of `T` rows of activations: the first four of every row, then the next four of
+    /// every row.
     static LANES: RefCell<Vec<LaneActs>> = const { RefCell::new(Vec::new()) };
 }
 
@@ -97,58 +100,70 @@ thread_local! {
 /// instruction it uses.
 #[inline]
 #[target_feature(enable = "avx2,fma,f16c")]
-pub(crate) fn dot_rows<const BYTES: usize, const VNNI: bool>(
-    (w, stride, x, out): RowArgs<'_>,
+pub(crate) fn dot_rows<const BYTES: usize, const VNNI: bool, const T: usize>(
+    (w, stride, x, mut out): RowArgs<'_, T>,
     order: &LaneOrder,
-    multiply: impl Fn([&[u8; BYTES]; 4], &LaneActs) -> LaneSums,
+    multiply: impl Fn([&[u8; BYTES]; 4], &[LaneActs; T]) -> LaneSums<T>,
 ) {
     // Taken, not borrowed by a closure, which would be compiled for AVX2 alone.
     let mut columns = LANES.take();
-    let blocks = x.n / N;
+    let blocks = x[0].n / N;
     let by_rows = !blocks.is_multiple_of(4);
-    set_lanes::<VNNI>(x, order, by_rows, &mut columns);
+    set_lanes::<VNNI, T>(&x, order, by_rows, &mut columns);
     let (rows, between, step) = if by_rows { (4, stride, BYTES) } else { (1, BYTES, 4 * BYTES) };
     let ahead = if by_rows { AHEAD.max(4 * stride) } else { AHEAD };
     // From a lane's first block of a row to the end of its last.
     let len = if by_rows { blocks } else { (blocks + 1).saturating_sub(4) } * BYTES;
-    for (i, out) in out.chunks_mut(rows).enumerate() {
-        let w = &w[i * rows * stride..];
+    let all = out[0].len();
+    for first in (0..all).step_by(rows) {
+        let w = &w[first * stride..];
+        let count = rows.min(all - first);
         // The last rows are fewer than four: their last one is then multiplied several times.
-        let lane = |l: usize| &w[if by_rows { l.min(out.len() - 1) } else { l } * between..][..len];
+        let lane = |l: usize| &w[if by_rows { l.min(count - 1) } else { l } * between..][..len];
         let lanes = [lane(0), lane(1), lane(2), lane(3)];
-        let mut acc = _mm256_setzero_ps();
-        for (g, columns) in columns.iter().enumerate() {
+        let mut acc = [_mm256_setzero_ps(); T];
+        for (g, columns) in columns.as_chunks::<T>().0.iter().enumerate() {
             for line in 0..(4 * BYTES).div_ceil(64) {
                 prefetch_l2(w, ahead + g * 4 * BYTES + 64 * line);
             }
             let block = |l: usize| lanes[l][g * step..].first_chunk().expect("a block of a row");
             let sums = multiply([block(0), block(1), block(2), block(3)], columns);
-            let d = load_f32x8(&columns.d);
-            acc = _mm256_fmadd_ps(_mm256_mul_ps(sums.scale, d), _mm256_cvtepi32_ps(sums.dot), acc);
-            if let Some((min, scale)) = sums.min {
-                acc = _mm256_fnmadd_ps(_mm256_mul_ps(scale, d), _mm256_cvtepi32_ps(min), acc);
+            for t in 0..T {
+                let d = load_f32x8(&columns[t].d);
+                acc[t] = _mm256_fmadd_ps(_mm256_mul_ps(sums.scale, d), _mm256_cvtepi32_ps(sums.dot[t]), acc[t]);
+                if let Some((min, scale)) = sums.min {
+                    acc[t] = _mm256_fnmadd_ps(_mm256_mul_ps(scale, d), _mm256_cvtepi32_ps(min[t]), acc[t]);
+                }
             }
         }
-        if by_rows {
-            let mut four = [0.0; 8];
-            store_f32x8(&mut four, _mm256_add_ps(acc, _mm256_permute2f128_ps::<1>(acc, acc)));
-            out.copy_from_slice(&four[..out.len()]);
-        } else {
-            out[0] = sum_f32x8(acc);
+        for (out, acc) in out.iter_mut().zip(acc) {
+            if by_rows {
+                let mut four = [0.0; 8];
+                store_f32x8(&mut four, _mm256_add_ps(acc, _mm256_permute2f128_ps::<1>(acc, acc)));
+                out[first..first + count].copy_from_slice(&four[..count]);
+            } else {
+                out[first] = sum_f32x8(acc);
+            }
         }
     }
     LANES.set(columns);
 }
 
-/// Brings a row of activations into the order of a format.
+/// Brings rows of activations into the order of a format.
 #[inline]
 #[target_feature(enable = "avx2,fma,f16c")]
-fn set_lanes<const VNNI: bool>(x: ActRow<'_>, order: &LaneOrder, by_rows: bool, to: &mut Vec<LaneActs>) {
+fn set_lanes<const VNNI: bool, const T: usize>(
+    x: &[ActRow<'_>; T],
+    order: &LaneOrder,
+    by_rows: bool,
+    to: &mut Vec<LaneActs>,
+) {
     let step = if by_rows { 1 } else { 4 };
-    to.resize(x.n / N / step, LaneActs::ZERO);
-    let (q, sums) = (x.q.as_chunks::<N>().0, x.sums.as_chunks::<16>().0);
+    to.resize(x[0].n / N / step * T, LaneActs::ZERO);
     let ones = _mm256_set1_epi16(1);
     for (i, to) in to.iter_mut().enumerate() {
+        let (i, x) = (i / T, x[i % T]);
+        let (q, sums) = (x.q.as_chunks::<N>().0, x.sums.as_chunks::<16>().0);
         let from = |l: usize| if by_rows { i } else { 4 * i + l };
         to.d = std::array::from_fn(|l| x.d[from(l % 4)]);
         for (g, &[lower, upper]) in order.halves.iter().enumerate() {
@@ -249,7 +264,7 @@ pub(crate) fn turn_16<const BYTES: usize>([a, b, c, d]: [&[u8; BYTES]; 4], at: u
 /// Adds the products of four vectors of codes. `add` adds those of one.
 #[inline]
 #[target_feature(enable = "avx2")]
-pub(crate) fn add_four(
+fn add_four(
     start: __m256i,
     codes: [__m256i; 4],
     q: &[[i8; 32]; 4],
@@ -260,6 +275,24 @@ pub(crate) fn add_four(
         sums = add(sums, codes[k], load_i8x32(&q[k]));
     }
     sums
+}
+
+/// Adds the products of four vectors of codes with group `g` of every token's activations, scaled,
+/// to `dot`. `offset` says whether the sums begin with [`LaneActs::start`].
+#[inline]
+#[target_feature(enable = "avx2")]
+pub(crate) fn add_group<const VNNI: bool, const T: usize>(
+    dot: &mut [__m256i; T],
+    (x, g, offset): (&[LaneActs; T], usize, bool),
+    codes: [__m256i; 4],
+    scales: __m256i,
+    add: &impl Fn(__m256i, __m256i, __m256i) -> __m256i,
+) {
+    for t in 0..T {
+        let start = if offset { load_u8x32(&x[t].start[g]) } else { _mm256_setzero_si256() };
+        let sums = add_four(start, codes, &x[t].q[g], add);
+        dot[t] = _mm256_add_epi32(dot[t], times::<VNNI>(sums, scales));
+    }
 }
 
 /// Multiplies sums of [`add_four`] by scales of [`spread`].
@@ -378,37 +411,45 @@ fn scales_and_mins([s, m, low]: [__m256i; 3]) -> ([__m256i; 2], __m256i) {
 /// `at`. `codes(v, p, k)` makes the codes of two sub-blocks out of the vector `k` of part `p`.
 #[inline]
 #[target_feature(enable = "avx2,fma,f16c")]
-pub(crate) fn multiply_with_mins<const BYTES: usize, const VNNI: bool>(
+pub(crate) fn multiply_with_mins<const BYTES: usize, const VNNI: bool, const T: usize>(
     blocks: [&[u8; BYTES]; 4],
     at: usize,
-    x: &LaneActs,
+    x: &[LaneActs; T],
     codes: impl Fn(__m256i, usize, usize) -> [__m256i; 2],
     add: impl Fn(__m256i, __m256i, __m256i) -> __m256i,
-) -> LaneSums {
+) -> LaneSums<T> {
+    let zero = _mm256_setzero_si256();
     let [factors, head @ ..] = turn_16(blocks, 0);
     let (scales, mins) = scales_and_mins(head);
-    let even = _mm256_and_si256(mins, _mm256_set1_epi16(0xff));
-    let min = _mm256_madd_epi16(even, load_i16x16(&x.sums[0]));
-    let min = _mm256_add_epi32(min, _mm256_madd_epi16(_mm256_srli_epi16::<8>(mins), load_i16x16(&x.sums[1])));
-    let mut dot = _mm256_setzero_si256();
+    let (even, odd) = (_mm256_and_si256(mins, _mm256_set1_epi16(0xff)), _mm256_srli_epi16::<8>(mins));
+    let mut min = [zero; T];
+    for t in 0..T {
+        let first = _mm256_madd_epi16(even, load_i16x16(&x[t].sums[0]));
+        min[t] = _mm256_add_epi32(first, _mm256_madd_epi16(odd, load_i16x16(&x[t].sums[1])));
+    }
+    let mut dot = [zero; T];
     unrolled!(p in [0, 1, 2, 3] {
         let v = turn_32(blocks, at + 32 * p);
-        let mut sums = [_mm256_setzero_si256(); 2];
+        let mut sums = [[zero; 2]; T];
         for k in 0..4 {
             let [even, odd] = codes(v[k], p, k);
-            sums[0] = add(sums[0], even, load_i8x32(&x.q[2 * p][k]));
-            sums[1] = add(sums[1], odd, load_i8x32(&x.q[2 * p + 1][k]));
+            for t in 0..T {
+                sums[t][0] = add(sums[t][0], even, load_i8x32(&x[t].q[2 * p][k]));
+                sums[t][1] = add(sums[t][1], odd, load_i8x32(&x[t].q[2 * p + 1][k]));
+            }
         }
         for j in 0..2 {
             let scales = spread::<VNNI>(scales[p / 2], 2 * p % 4 + j);
-            dot = _mm256_add_epi32(dot, times::<VNNI>(sums[j], scales));
+            for t in 0..T {
+                dot[t] = _mm256_add_epi32(dot[t], times::<VNNI>(sums[t][j], scales));
+            }
         }
     });
     let [scale, scale_min] = f16_pairs(factors);
     LaneSums { dot, scale, min: Some((min, scale_min)) }
 }
 
-/// Declares `dot_avx2` and `dot_vnni` of a format: `$with::<VNNI>(w, stride, x, out, add)` is the
+/// Declares `dot_avx2` and `dot_vnni` of a format: `$with::<VNNI, T>((w, stride, x, out), add)` is the
 /// kernel but for the instruction, and `add` adds products of codes and activations in 16 or 32
 /// bits.
 ///
@@ -418,25 +459,27 @@ macro_rules! lane_kernels {
     ($with:ident) => {
         #[cfg(target_arch = "x86_64")]
         #[target_feature(enable = "avx2,fma,f16c")]
-        fn dot_avx2(w: &[u8], stride: usize, x: ActRow<'_>, out: &mut [f32]) {
+        fn dot_avx2<const T: usize>(w: &[u8], stride: usize, x: [ActRow<'_>; T], out: [&mut [f32]; T]) {
             use std::arch::x86_64::*;
             // No sum is ever so large that the addition saturates. It is this addition because the
             // compiler cannot change the order of a chain of them: of plain ones it moves all to
             // the end, after all products, which it then has no registers for.
-            $with::<false>((w, stride, x, out), |sum, codes, q| _mm256_adds_epi16(sum, _mm256_maddubs_epi16(codes, q)));
+            $with::<false, T>((w, stride, x, out), |sum, codes, q| {
+                _mm256_adds_epi16(sum, _mm256_maddubs_epi16(codes, q))
+            });
         }
 
         #[cfg(target_arch = "x86_64")]
         #[target_feature(enable = "avx2,fma,f16c")]
-        fn dot_vnni(w: &[u8], stride: usize, x: ActRow<'_>, out: &mut [f32]) {
+        fn dot_vnni<const T: usize>(w: &[u8], stride: usize, x: [ActRow<'_>; T], out: [&mut [f32]; T]) {
             use std::arch::x86_64::*;
             #[target_feature(enable = "avx2,fma,f16c,avxvnni")]
-            fn vex(w: &[u8], stride: usize, x: ActRow<'_>, out: &mut [f32]) {
-                $with::<true>((w, stride, x, out), |sum, codes, q| _mm256_dpbusd_avx_epi32(sum, codes, q));
+            fn vex<const T: usize>(w: &[u8], stride: usize, x: [ActRow<'_>; T], out: [&mut [f32]; T]) {
+                $with::<true, T>((w, stride, x, out), |sum, codes, q| _mm256_dpbusd_avx_epi32(sum, codes, q));
             }
             #[target_feature(enable = "avx2,fma,f16c,avx512vnni,avx512vl")]
-            fn evex(w: &[u8], stride: usize, x: ActRow<'_>, out: &mut [f32]) {
-                $with::<true>((w, stride, x, out), |sum, codes, q| _mm256_dpbusd_epi32(sum, codes, q));
+            fn evex<const T: usize>(w: &[u8], stride: usize, x: [ActRow<'_>; T], out: [&mut [f32]; T]) {
+                $with::<true, T>((w, stride, x, out), |sum, codes, q| _mm256_dpbusd_epi32(sum, codes, q));
             }
             #[allow(unsafe_code)]
             // SAFETY: `dot_vnni` is called where the CPU has one of the two encodings.

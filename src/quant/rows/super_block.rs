@@ -14,6 +14,13 @@ pub(crate) fn acts(x: ActRow<'_>) -> impl Iterator<Item = (&[i8; N], f32, &[i16;
     blocks.map(|((q, &d), sums)| (q, d, sums))
 }
 
+/// Returns super-block `i` of an `Act::Q8K` row as [`acts`] does.
+#[cfg(target_arch = "x86_64")]
+#[inline]
+pub(crate) fn block_acts(x: ActRow<'_>, i: usize) -> (&[i8; N], f32, &[i16; N / 16]) {
+    (&x.q.as_chunks().0[i], x.d[i], &x.sums.as_chunks().0[i])
+}
+
 /// Unpacks the eight scales and the eight minimums of Q4_K and Q5_K from 6 bits each to the bytes
 /// of two words.
 ///
