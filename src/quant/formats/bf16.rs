@@ -9,7 +9,9 @@
 
 use crate::quant::activations::{Act, ActRow};
 use crate::quant::rng::Rng;
-use crate::quant::rows::blocks::rows;
+#[cfg(target_arch = "x86_64")]
+use crate::quant::rows::blocks::{floats, two_by_two};
+use crate::quant::rows::blocks::{rows};
 use crate::quant::types::{CacheFormat, Floats, QuantType, kernels};
 use crate::simd::Isa;
 
@@ -96,6 +98,9 @@ fn random(rng: &mut Rng, block: &mut [u8]) {
 #[cfg(target_arch = "x86_64")]
 #[target_feature(enable = "avx512f,avx512bw,avx512dq,avx512vl,avx2")]
 fn dot_avx512<const T: usize>(w: &[u8], stride: usize, x: [ActRow<'_>; T], out: [&mut [f32]; T]) {
+    if T == 4 {
+        return two_by_two(w, stride, x, out, |w, stride, x, out| dot_avx512::<2>(w, stride, x, out));
+    }
     use crate::quant::rows::super_avx512::AHEAD;
     use crate::simd::x86::*;
     use std::arch::x86_64::*;
@@ -112,7 +117,7 @@ fn dot_avx512<const T: usize>(w: &[u8], stride: usize, x: [ActRow<'_>; T], out: 
         let (row128, row_rest) = row32.as_chunks::<4>();
         let mut sums = [[_mm512_setzero_ps(); 8]; T];
         for (k, w) in row128.iter().enumerate() {
-            let x = x.map(|x| &x.f.as_chunks::<128>().0[k]);
+            let x = floats::<128, T>(&x, k);
             for i in 0..4 {
                 prefetch_l2(&w[i], AHEAD);
                 for (h, w) in widen(&w[i]).into_iter().enumerate() {
@@ -140,13 +145,16 @@ fn dot_avx512<const T: usize>(w: &[u8], stride: usize, x: [ActRow<'_>; T], out: 
 #[cfg(target_arch = "x86_64")]
 #[target_feature(enable = "avx2,fma")]
 fn dot_avx2<const T: usize>(w: &[u8], stride: usize, x: [ActRow<'_>; T], out: [&mut [f32]; T]) {
+    if T == 4 {
+        return two_by_two(w, stride, x, out, |w, stride, x, out| dot_avx2::<2>(w, stride, x, out));
+    }
     use crate::simd::x86::*;
     use std::arch::x86_64::*;
     for r in 0..out[0].len() {
         let (row32, row_tail) = w[r * stride..][..x[0].n * BYTES].as_chunks::<64>();
         let mut acc = [[_mm256_setzero_ps(); 4]; T];
         for (k, w) in row32.iter().enumerate() {
-            let x = x.map(|x| &x.f.as_chunks::<32>().0[k]);
+            let x = floats::<32, T>(&x, k);
             for i in 0..4 {
                 let w = load_bf16x8(&w.as_chunks().0[i]);
                 for t in 0..T {

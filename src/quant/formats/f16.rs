@@ -6,6 +6,8 @@
 
 use crate::quant::activations::{Act, ActRow};
 use crate::quant::rng::Rng;
+#[cfg(target_arch = "x86_64")]
+use crate::quant::rows::blocks::{floats, two_by_two};
 use crate::quant::rows::blocks::{f16_at, put_f16, rows};
 use crate::quant::types::{CacheFormat, Floats, QuantType, kernels};
 use crate::simd::Isa;
@@ -80,6 +82,9 @@ fn decode_avx512(blocks: &[u8], out: &mut [f32]) {
 #[cfg(target_arch = "x86_64")]
 #[target_feature(enable = "avx512f,avx512bw,avx512dq,avx512vl,avx2")]
 fn dot_avx512<const T: usize>(w: &[u8], stride: usize, x: [ActRow<'_>; T], out: [&mut [f32]; T]) {
+    if T == 4 {
+        return two_by_two(w, stride, x, out, |w, stride, x, out| dot_avx512::<2>(w, stride, x, out));
+    }
     crate::quant::rows::float_avx512::dot::<32, BYTES, T>(w, stride, x, out, |b| crate::simd::x86::load_f16x16(b), value);
 }
 
@@ -97,13 +102,16 @@ fn decode_avx2(blocks: &[u8], out: &mut [f32]) {
 #[cfg(target_arch = "x86_64")]
 #[target_feature(enable = "avx2,fma,f16c")]
 fn dot_avx2<const T: usize>(w: &[u8], stride: usize, x: [ActRow<'_>; T], out: [&mut [f32]; T]) {
+    if T == 4 {
+        return two_by_two(w, stride, x, out, |w, stride, x, out| dot_avx2::<2>(w, stride, x, out));
+    }
     use crate::simd::x86::*;
     use std::arch::x86_64::*;
     for r in 0..out[0].len() {
         let (row32, row_tail) = w[r * stride..][..x[0].n * BYTES].as_chunks::<64>();
         let mut acc = [[_mm256_setzero_ps(); 4]; T];
         for (k, w) in row32.iter().enumerate() {
-            let x = x.map(|x| &x.f.as_chunks::<32>().0[k]);
+            let x = floats::<32, T>(&x, k);
             for i in 0..4 {
                 let w = load_f16x8(&w.as_chunks().0[i]);
                 for t in 0..T {

@@ -5,7 +5,9 @@
 
 use crate::quant::activations::{Act, ActRow};
 use crate::quant::rng::Rng;
-use crate::quant::rows::blocks::rows;
+#[cfg(target_arch = "x86_64")]
+use crate::quant::rows::blocks::{floats, two_by_two};
+use crate::quant::rows::blocks::{rows};
 use crate::quant::types::{CacheFormat, Floats, QuantType, kernels};
 use crate::simd::Isa;
 
@@ -60,6 +62,9 @@ pub(super) fn encode(x: &[f32], out: &mut [u8]) {
 #[cfg(target_arch = "x86_64")]
 #[target_feature(enable = "avx512f,avx512bw,avx512dq,avx512vl,avx2")]
 fn dot_avx512<const T: usize>(w: &[u8], stride: usize, x: [ActRow<'_>; T], out: [&mut [f32]; T]) {
+    if T == 4 {
+        return two_by_two(w, stride, x, out, |w, stride, x, out| dot_avx512::<2>(w, stride, x, out));
+    }
     crate::quant::rows::float_avx512::dot::<64, 4, T>(
         w,
         stride,
@@ -74,6 +79,9 @@ fn dot_avx512<const T: usize>(w: &[u8], stride: usize, x: [ActRow<'_>; T], out: 
 #[cfg(target_arch = "x86_64")]
 #[target_feature(enable = "avx2,fma")]
 fn dot_avx2<const T: usize>(w: &[u8], stride: usize, x: [ActRow<'_>; T], out: [&mut [f32]; T]) {
+    if T == 4 {
+        return two_by_two(w, stride, x, out, |w, stride, x, out| dot_avx2::<2>(w, stride, x, out));
+    }
     use crate::simd::x86::*;
     use std::arch::x86_64::*;
     for r in 0..out[0].len() {
@@ -81,7 +89,7 @@ fn dot_avx2<const T: usize>(w: &[u8], stride: usize, x: [ActRow<'_>; T], out: [&
         let (row32, row_rest) = row8.as_chunks::<4>();
         let mut acc = [[_mm256_setzero_ps(); 4]; T];
         for (k, w) in row32.iter().enumerate() {
-            let x = x.map(|x| &x.f.as_chunks::<32>().0[k]);
+            let x = floats::<32, T>(&x, k);
             for i in 0..4 {
                 let w = load_f32x8_bytes(&w[i]);
                 for t in 0..T {

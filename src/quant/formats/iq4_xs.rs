@@ -175,7 +175,10 @@ fn dot_lanes<const VNNI: bool, const T: usize>(
                     _mm256_shuffle_epi8(values, _mm256_and_si256(v, nibble))
                 });
                 if VNNI {
-                    add_group::<VNNI, T>(&mut dot, (x, g, true), w, scales, &add);
+                    for t in 0..T {
+                        let sums = add_four(load_u8x32(&x[t].start[g]), w, &x[t].q[g], &add);
+                        dot[t] = _mm256_add_epi32(dot[t], times::<VNNI>(sums, scales));
+                    }
                     continue;
                 }
                 for (dot, x) in dot.iter_mut().zip(x) {
@@ -197,6 +200,7 @@ fn dot_lanes<const VNNI: bool, const T: usize>(
 #[cfg(target_arch = "x86_64")]
 #[target_feature(enable = "avx512f,avx512bw,avx512dq,avx512vl,avx512vbmi,avx512vnni,avx2,fma,f16c")]
 fn dot_avx512<const T: usize>(w: &[u8], stride: usize, x: [ActRow<'_>; T], mut out: [&mut [f32]; T]) {
+    use crate::quant::rows::blocks::act_blocks;
     use crate::quant::rows::small_avx512::{look_up, values};
     use crate::quant::rows::super_avx512::AHEAD;
     use crate::simd::x86::*;
@@ -210,6 +214,7 @@ fn dot_avx512<const T: usize>(w: &[u8], stride: usize, x: [ActRow<'_>; T], mut o
         let blocks = w[r * stride..][..x[0].n / N * BYTES].as_chunks::<BYTES>().0;
         let mut acc = [[_mm512_setzero_ps(); 2]; T];
         for (g, w) in blocks.chunks(2).enumerate() {
+            let acts = act_blocks(&x, g);
             for (i, b) in w.iter().enumerate() {
                 for k in 0..BYTES.div_ceil(64) {
                     prefetch_l2(b, AHEAD + 64 * k);
@@ -229,7 +234,7 @@ fn dot_avx512<const T: usize>(w: &[u8], stride: usize, x: [ActRow<'_>; T], mut o
                     let which = _mm512_add_epi32(lanes, _mm512_set1_epi32(4 * h as i32));
                     let scales = _mm512_permutexvar_epi32(which, scales);
                     for t in 0..T {
-                        let x = &x[t].act_blocks[g];
+                        let x = acts[t];
                         let start = _mm512_madd_epi16(load_i16x2x16(&x.lanes[u]), offset);
                         let part = _mm512_dpbusd_epi32(start, a, load_i8x64(&x.q[u][0]));
                         let part = _mm512_dpbusd_epi32(part, b, load_i8x64(&x.q[u][1]));

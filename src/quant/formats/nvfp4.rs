@@ -19,7 +19,7 @@ use crate::quant::panels::panel::{PanelHalf, PanelSpec, fill_panels};
 use crate::quant::rng::Rng;
 use crate::quant::rows::blocks::rows;
 #[cfg(target_arch = "x86_64")]
-use crate::quant::rows::blocks::{blocks, by_four};
+use crate::quant::rows::blocks::{blocks, by_four, small_acts};
 use crate::quant::types::{QuantType, kernels};
 
 const BLOCK: usize = 64;
@@ -153,7 +153,7 @@ fn dot_avx512<const T: usize>(w: &[u8], stride: usize, x: [ActRow<'_>; T], out: 
 #[cfg(target_arch = "x86_64")]
 #[target_feature(enable = "avx2,fma,f16c")]
 fn dot_avx2<const T: usize>(w: &[u8], stride: usize, x: [ActRow<'_>; T], out: [&mut [f32]; T]) {
-    by_four(w, stride, out, |w| group(w, stride, &x), |w| group(w, stride, &x));
+    by_four(w, stride, out, |w| group(w, stride, &x), |w| group(w, stride, &x), |w| group(w, stride, &x));
 }
 
 /// The two halves of a register hold groups 0, 2 and 1, 3, so that unpacking the low and high
@@ -168,7 +168,7 @@ fn group<const R: usize, const T: usize>(w: &[u8], stride: usize, x: &[ActRow<'_
     use std::arch::x86_64::*;
     let n = x[0].n / BLOCK;
     let rows = blocks::<R, BYTES>(w, stride, n);
-    let acts = x.map(|x| (&x.q.as_chunks::<BLOCK>().0[..n], &x.d.as_chunks::<2>().0[..n]));
+    let acts = small_acts(x, 2 * n);
     let values = load_u8x16_twice(&VALUES.map(|v| v as u8));
     let nibble = _mm256_set1_epi8(15);
     let (first, second) = (_mm256_setr_epi32(0, 0, 0, 0, 1, 1, 1, 1), _mm256_setr_epi32(2, 2, 2, 2, 3, 3, 3, 3));
@@ -176,8 +176,9 @@ fn group<const R: usize, const T: usize>(w: &[u8], stride: usize, x: &[ActRow<'_
     for i in 0..n {
         let (mut q, mut dx) = ([[_mm256_setzero_si256(); 2]; T], [_mm_setzero_ps(); T]);
         for t in 0..T {
-            let (halves, [a, b]) = (acts[t].0[i].as_chunks().0, acts[t].1[i]);
-            q[t] = [load_i8x32(&halves[0]), load_i8x32(&halves[1])];
+            let (halves, d, _) = acts[t];
+            q[t] = [load_i8x32(&halves[2 * i]), load_i8x32(&halves[2 * i + 1])];
+            let (a, b) = (d[2 * i], d[2 * i + 1]);
             dx[t] = _mm_mul_ps(_mm_setr_ps(a, a, b, b), _mm_set1_ps(128.0));
         }
         for r in 0..R {

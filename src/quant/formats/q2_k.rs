@@ -157,7 +157,10 @@ fn dot_lanes<const VNNI: bool, const T: usize>(
                 let g = 4 * h + j;
                 let codes = each(v, |v| _mm256_and_si256(_mm256_srl_epi16(v, _mm_cvtsi32_si128(2 * j as i32)), two));
                 let scales = spread_next::<VNNI>(scales[g / 2], g % 2);
-                add_group::<VNNI, T>(&mut dot, (x, g, false), codes, scales, &add);
+                for t in 0..T {
+                    let sums = add_four(_mm256_setzero_si256(), codes, &x[t].q[g], &add);
+                    dot[t] = _mm256_add_epi32(dot[t], times::<VNNI>(sums, scales));
+                }
             });
         });
         let [scale, scale_min] = f16_pairs(f16s_of_four(b, D));

@@ -196,7 +196,10 @@ fn dot_lanes<const VNNI: bool, const T: usize>(
                 let (a, b) = (code(v[0], thirds[0]), code(v[1], thirds[1]));
                 let codes = [a, b, code(v[2], thirds[2]), code(v[3], thirds[3])];
                 let scales = less_32::<VNNI>(spread_next::<VNNI>(scales[g / 2], g % 2));
-                add_group::<VNNI, T>(&mut dot, (x, g, true), codes, scales, &add);
+                for t in 0..T {
+                    let sums = add_four(load_u8x32(&x[t].start[g]), codes, &x[t].q[g], &add);
+                    dot[t] = _mm256_add_epi32(dot[t], times::<VNNI>(sums, scales));
+                }
             });
         });
         LaneSums { dot, scale: f16_pairs(d)[0], min: None }

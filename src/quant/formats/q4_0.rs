@@ -12,7 +12,7 @@ use crate::quant::panels::lanes::{Blocks16, Lanes};
 use crate::quant::panels::panel::{PanelHalf, PanelSpec, fill_panels};
 use crate::quant::rng::Rng;
 #[cfg(target_arch = "x86_64")]
-use crate::quant::rows::blocks::{blocks, by_four};
+use crate::quant::rows::blocks::{blocks, by_four, small_acts};
 use crate::quant::rows::blocks::{f16_at, put_f16, rows};
 use crate::quant::rows::small_cache::*;
 use crate::quant::types::{QuantType, kernels};
@@ -78,7 +78,7 @@ fn random(rng: &mut Rng, block: &mut [u8]) {
 #[cfg(target_arch = "x86_64")]
 #[target_feature(enable = "avx2,fma,f16c")]
 fn dot_avx2<const T: usize>(w: &[u8], stride: usize, x: [ActRow<'_>; T], out: [&mut [f32]; T]) {
-    by_four(w, stride, out, |w| group(w, stride, &x), |w| group(w, stride, &x));
+    by_four(w, stride, out, |w| group(w, stride, &x), |w| group(w, stride, &x), |w| group(w, stride, &x));
 }
 
 /// As ggml's `quantize_row_q4_0_ref`.
@@ -122,7 +122,7 @@ fn group<const R: usize, const T: usize>(w: &[u8], stride: usize, x: &[ActRow<'_
     use std::arch::x86_64::*;
     let n = x[0].n / BLOCK;
     let rows = blocks::<R, BYTES>(w, stride, n);
-    let acts = x.map(|x| (&x.q.as_chunks::<BLOCK>().0[..n], &x.d[..n]));
+    let acts = small_acts(x, n);
     let mut acc = [[_mm256_setzero_ps(); R]; T];
     for i in 0..n {
         let (mut q, mut offset) = ([_mm256_setzero_si256(); T], [_mm256_setzero_si256(); T]);

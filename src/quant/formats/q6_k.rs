@@ -140,6 +140,7 @@ fn dot_lanes<const VNNI: bool, const T: usize>(
     add: impl Fn(__m256i, __m256i, __m256i) -> __m256i,
 ) {
     use crate::quant::rows::super_avx2::*;
+    use crate::simd::x86::*;
     use std::arch::x86_64::*;
     let (low, two) = (_mm256_set1_epi8(15), _mm256_set1_epi8(0x30));
     // Sub-block `j` of a half takes bits 2j and 2j + 1 of every byte, moved to 4 and 5; bits that
@@ -165,7 +166,10 @@ fn dot_lanes<const VNNI: bool, const T: usize>(
                     let (a, b) = (code(v[0], high[0], j), code(v[1], high[1], j));
                     let codes = [a, b, code(v[2], high[2], j), code(v[3], high[3], j)];
                     let scales = spread_next_signed::<VNNI>(scales[g / 2], g % 2);
-                    add_group::<VNNI, T>(&mut dot, (x, g, true), codes, scales, &add);
+                    for t in 0..T {
+                        let sums = add_four(load_u8x32(&x[t].start[g]), codes, &x[t].q[g], &add);
+                        dot[t] = _mm256_add_epi32(dot[t], times::<VNNI>(sums, scales));
+                    }
                 }
             });
         });

@@ -11,7 +11,7 @@ use crate::quant::panels::lanes::{Blocks16, Lanes};
 use crate::quant::panels::panel::{PanelHalf, PanelSpec, fill_panels};
 use crate::quant::rng::Rng;
 #[cfg(target_arch = "x86_64")]
-use crate::quant::rows::blocks::{blocks, by_four};
+use crate::quant::rows::blocks::{blocks, by_four, small_acts};
 use crate::quant::rows::blocks::{f16_at, put_f16, rows};
 use crate::quant::types::{CacheFormat, QuantType, kernels};
 use crate::simd::Isa;
@@ -112,7 +112,7 @@ fn encode_avx2(x: &[f32], out: &mut [u8]) {
 #[cfg(target_arch = "x86_64")]
 #[target_feature(enable = "avx2,fma,f16c")]
 fn dot_avx2<const T: usize>(w: &[u8], stride: usize, x: [ActRow<'_>; T], out: [&mut [f32]; T]) {
-    by_four(w, stride, out, |w| group(w, stride, &x), |w| group(w, stride, &x));
+    by_four(w, stride, out, |w| group(w, stride, &x), |w| group(w, stride, &x), |w| group(w, stride, &x));
 }
 
 #[cfg(target_arch = "x86_64")]
@@ -155,7 +155,7 @@ fn group<const R: usize, const T: usize>(w: &[u8], stride: usize, x: &[ActRow<'_
     use std::arch::x86_64::*;
     let n = x[0].n / BLOCK;
     let rows = blocks::<R, BYTES>(w, stride, n);
-    let acts = x.map(|x| (&x.q.as_chunks::<BLOCK>().0[..n], &x.d[..n]));
+    let acts = small_acts(x, n);
     let mut acc = [[_mm256_setzero_ps(); R]; T];
     for i in 0..n {
         let mut q = [_mm256_setzero_si256(); T];

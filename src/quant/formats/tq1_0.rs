@@ -137,7 +137,7 @@ fn dot_avx2<const T: usize>(w: &[u8], stride: usize, x: [ActRow<'_>; T], mut out
         let row = &w[r * stride..][..x[0].n / N * BYTES];
         let mut acc = [_mm256_setzero_ps(); T];
         for (i, b) in row.as_chunks::<BYTES>().0.iter().enumerate() {
-            let x = x.map(|x| block_acts(x, i));
+            let x = block_acts(&x, i);
             let mut dot = [_mm256_setzero_si256(); T];
             // Adds the products with the 32 activations `g`.
             let mut add = |t, g: usize| {

@@ -106,7 +106,7 @@ fn dot_avx2<const T: usize>(w: &[u8], stride: usize, x: [ActRow<'_>; T], mut out
         let row = &w[r * stride..][..x[0].n / N * BYTES];
         let mut acc = [_mm256_setzero_ps(); T];
         for (i, b) in row.as_chunks::<BYTES>().0.iter().enumerate() {
-            let x = x.map(|x| block_acts(x, i));
+            let x = block_acts(&x, i);
             let mut dot = [_mm256_setzero_si256(); T];
             for (h, w) in b[..D].as_chunks::<32>().0.iter().enumerate() {
                 let w = load_u8x32(w);

@@ -1,6 +1,9 @@
 //! Access to rows of weights as blocks of bytes: f16 fields of a block, rows of a group, blocks of
 //! a row.
 
+#[cfg(target_arch = "x86_64")]
+use crate::quant::activations::{ActBlock, ActRow};
+
 /// Returns the f16 at byte `at` of a block as f32.
 #[inline]
 pub(crate) fn f16_at(block: &[u8], at: usize) -> f32 {
@@ -19,11 +22,10 @@ pub(crate) fn rows(w: &[u8], stride: usize, bytes: usize) -> impl Iterator<Item 
 }
 
 /// Calls a kernel with the rows of `w`, and stores what it returns for every token: four rows at a
-/// time, and the last three or fewer one at a time. Several tokens get one row at a time: they share
-/// its decoded blocks, and hide each other's latency.
+/// time for one token, two for two tokens, and one for more; the last rows one at a time.
 ///
-/// Four rows share the loads of the activations and hide each other's latency: from cache that is
-/// 1.4 to 2 times the speed of one. From memory they are four short streams, which hardware
+/// The rows share the loads of the activations and hide each other's latency: from cache four are
+/// 1.4 to 2 times as fast as one. From memory they are four short streams, which hardware
 /// prefetchers follow badly (Q4_0 on a Zen 4 core: 5 GB/s, one row at a time 10), so kernels
 /// prefetch the same place of the next group, which gives 10 GB/s and more.
 #[cfg(target_arch = "x86_64")]
@@ -32,20 +34,81 @@ pub(crate) fn by_four<const T: usize>(
     stride: usize,
     mut out: [&mut [f32]; T],
     four: impl Fn(&[u8]) -> [[f32; 4]; T],
+    two: impl Fn(&[u8]) -> [[f32; 2]; T],
     one: impl Fn(&[u8]) -> [[f32; 1]; T],
 ) {
     let rows = out[0].len();
-    let fours = if T == 1 { rows / 4 * 4 } else { 0 };
-    for r in (0..fours).step_by(4) {
-        for (out, sums) in out.iter_mut().zip(four(&w[r * stride..])) {
-            out[r..r + 4].copy_from_slice(&sums);
+    let mut r = 0;
+    while r < rows {
+        let (w, left) = (&w[r * stride..], rows - r);
+        r += match T {
+            1 if left >= 4 => store(&mut out, r, four(w)),
+            2 if left >= 2 => store(&mut out, r, two(w)),
+            _ => store(&mut out, r, one(w)),
+        };
+    }
+}
+
+/// Stores the sums of `R` rows, and returns how many they are.
+#[cfg(target_arch = "x86_64")]
+fn store<const R: usize, const T: usize>(out: &mut [&mut [f32]; T], r: usize, sums: [[f32; R]; T]) -> usize {
+    out.iter_mut().zip(sums).for_each(|(out, sums)| out[r..r + R].copy_from_slice(&sums));
+    R
+}
+
+/// Calls a kernel for two tokens with every row and each two of the tokens: for kernels that have no
+/// registers for the sums of more. The second two tokens find the row in the first-level cache.
+#[cfg(target_arch = "x86_64")]
+pub(crate) fn two_by_two<const T: usize>(
+    w: &[u8],
+    stride: usize,
+    x: [ActRow<'_>; T],
+    mut out: [&mut [f32]; T],
+    two: impl Fn(&[u8], usize, [ActRow<'_>; 2], [&mut [f32]; 2]),
+) {
+    for r in 0..out[0].len() {
+        for (x, [a, b]) in x.as_chunks::<2>().0.iter().zip(out.as_chunks_mut::<2>().0) {
+            two(&w[r * stride..], stride, *x, [&mut a[r..=r], &mut b[r..=r]]);
         }
     }
-    for r in fours..rows {
-        for (out, [sum]) in out.iter_mut().zip(one(&w[r * stride..])) {
-            out[r] = sum;
-        }
+}
+
+/// Returns what `of` returns for each of `T` rows. It stands for `x.map(of)`, which is not inlined
+/// for more than two rows; nor for any if `of` is a closure in a kernel, since that has the kernel's
+/// instruction set.
+#[cfg(target_arch = "x86_64")]
+#[inline(always)]
+pub(crate) fn of_each<'a, R: Copy, const T: usize>(x: &[ActRow<'a>; T], of: impl Fn(&ActRow<'a>) -> R) -> [R; T] {
+    let mut all = [of(&x[0]); T];
+    for t in 1..T {
+        all[t] = of(&x[t]);
     }
+    all
+}
+
+/// Returns block `i` of each of `T` rows of activations.
+#[cfg(target_arch = "x86_64")]
+#[inline(always)]
+pub(crate) fn act_blocks<'a, const T: usize>(x: &[ActRow<'a>; T], i: usize) -> [&'a ActBlock; T] {
+    of_each(x, |x| &x.act_blocks[i])
+}
+
+/// Returns the `i`-th `N` floats of each of `T` rows of activations.
+#[cfg(target_arch = "x86_64")]
+#[inline(always)]
+pub(crate) fn floats<'a, const N: usize, const T: usize>(x: &[ActRow<'a>; T], i: usize) -> [&'a [f32; N]; T] {
+    of_each(x, |x| &x.f.as_chunks().0[i])
+}
+
+/// Activations 32 at a time, the scale of each 32, and their sums over every 16.
+#[cfg(target_arch = "x86_64")]
+pub(crate) type SmallActs<'a> = (&'a [[i8; 32]], &'a [f32], &'a [[i16; 2]]);
+
+/// Returns the first `n` times 32 activations of each of `T` rows of the kind `Act::Q8`.
+#[cfg(target_arch = "x86_64")]
+#[inline(always)]
+pub(crate) fn small_acts<'a, const T: usize>(x: &[ActRow<'a>; T], n: usize) -> [SmallActs<'a>; T] {
+    of_each(x, |x| (&x.q.as_chunks().0[..n], &x.d[..n], &x.sums.as_chunks().0[..n]))
 }
 
 /// Returns the first `n` blocks of each of `R` rows, `stride` bytes apart.

@@ -13,7 +13,7 @@
 
 use std::arch::x86_64::*;
 
-use super::super_block::{N as BLOCK, block_acts};
+use super::super_block::{N as BLOCK, blocks_acts};
 use crate::quant::activations::ActRow;
 use crate::simd::x86::*;
 
@@ -60,21 +60,20 @@ pub(crate) fn dot_rows<const BYTES: usize, const T: usize, M: Fn(__m256i) -> __m
         let mut acc = [_mm256_setzero_ps(); T];
         for (i, blocks) in row.as_chunks::<BYTES>().0.chunks(AHEAD).enumerate() {
             blocks.iter().zip(&mut stages).for_each(|(b, s)| unpack(b, s));
+            let x = blocks_acts(&x, AHEAD * i, blocks.len());
             for (j, (b, s)) in blocks.iter().zip(&stages).enumerate() {
-                let x = x.map(|x| block_acts(x, AHEAD * i + j));
-                let q = x.map(|(q, ..)| q.as_chunks::<32>().0);
                 let mut dot = [_mm256_setzero_si256(); T];
                 for t in 0..T {
-                    dot[t] = start(s, x[t].2);
+                    dot[t] = start(s, &x[t].2[j]);
                 }
                 for g in (0..8).take(groups) {
                     let multiply = group(b, s, g);
                     for t in 0..T {
-                        dot[t] = _mm256_add_epi32(dot[t], multiply(load_i8x32(&q[t][g])));
+                        dot[t] = _mm256_add_epi32(dot[t], multiply(load_i8x32(&x[t].0[j].as_chunks().0[g])));
                     }
                 }
                 for t in 0..T {
-                    let scale = _mm256_set1_ps(s.d * x[t].1);
+                    let scale = _mm256_set1_ps(s.d * x[t].1[j]);
                     acc[t] = _mm256_fmadd_ps(scale, _mm256_cvtepi32_ps(dot[t]), acc[t]);
                 }
             }

@@ -2,6 +2,7 @@
 
 use std::arch::x86_64::*;
 
+use super::blocks::floats;
 use crate::quant::activations::ActRow;
 use crate::simd::x86::*;
 
@@ -37,11 +38,11 @@ pub(crate) fn dot<const BYTES: usize, const ONE: usize, const T: usize>(
         let (row128, row_rest) = row16.as_chunks::<8>();
         let mut sums = [[_mm512_setzero_ps(); 8]; T];
         for (k, w) in row128.iter().enumerate() {
-            let x = x.map(|x| &x.f.as_chunks::<16>().0.as_chunks::<8>().0[k]);
+            let x = floats::<128, T>(&x, k);
             for i in 0..8 {
                 let w = load(&w[i]);
                 for t in 0..T {
-                    sums[t][i] = _mm512_fmadd_ps(w, load_f32x16(&x[t][i]), sums[t][i]);
+                    sums[t][i] = _mm512_fmadd_ps(w, load_f32x16(&x[t].as_chunks().0[i]), sums[t][i]);
                 }
             }
         }

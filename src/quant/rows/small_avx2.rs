@@ -6,7 +6,7 @@
 
 use std::arch::x86_64::*;
 
-use super::blocks::{blocks, by_four};
+use super::blocks::{blocks, by_four, small_acts};
 use crate::quant::activations::ActRow;
 use crate::simd::x86::*;
 
@@ -31,7 +31,7 @@ pub(crate) fn dot_signed<const BYTES: usize, const T: usize>(
     ) -> [[f32; R]; T] {
         let n = x[0].n / 32;
         let rows = blocks::<R, BYTES>(w, stride, n);
-        let acts = x.map(|x| (&x.q.as_chunks::<32>().0[..n], &x.d[..n]));
+        let acts = small_acts(x, n);
         let mut acc = [[_mm256_setzero_ps(); R]; T];
         for i in 0..n {
             let (mut q, mut abs, mut dx) = ([_mm256_setzero_si256(); T], [_mm256_setzero_si256(); T], [0.0; T]);
@@ -52,14 +52,22 @@ pub(crate) fn dot_signed<const BYTES: usize, const T: usize>(
         }
         sum_all(acc)
     }
-    by_four(w, stride, out, |w| group(w, stride, &x, &unpack), |w| group(w, stride, &x, &unpack));
+    let (x, unpack) = (&x, &unpack);
+    let one = |w: &[u8]| group(w, stride, x, unpack);
+    by_four(w, stride, out, |w| group(w, stride, x, unpack), |w| group(w, stride, x, unpack), one);
 }
 
 /// Sums the lanes of each vector.
 #[inline]
 #[target_feature(enable = "avx2")]
 pub(crate) fn sum_all<const R: usize, const T: usize>(acc: [[__m256; R]; T]) -> [[f32; R]; T] {
-    acc.map(|rows| rows.map(|v| sum_f32x8(v)))
+    let mut sums = [[0.0; R]; T];
+    for t in 0..T {
+        for r in 0..R {
+            sums[t][r] = sum_f32x8(acc[t][r]);
+        }
+    }
+    sums
 }
 
 /// The row kernel for blocks of 32 unsigned codes with a minimum. `unpack` returns a block's codes,
@@ -84,29 +92,34 @@ pub(crate) fn dot_min<const BYTES: usize, const T: usize>(
     ) -> [[f32; R]; T] {
         let n = x[0].n / 32;
         let rows = blocks::<R, BYTES>(w, stride, n);
-        let acts = x.map(|x| (&x.q.as_chunks::<32>().0[..n], &x.d[..n], &x.sums.as_chunks::<2>().0[..n]));
+        let acts = small_acts(x, n);
         let mut acc = [[_mm256_setzero_ps(); R]; T];
         for i in 0..n {
-            let (mut q, mut dx, mut total) = ([_mm256_setzero_si256(); T], [0.0; T], [0.0; T]);
+            let (mut q, mut dx, mut total) =
+                ([_mm256_setzero_si256(); T], [_mm256_setzero_ps(); T], [_mm256_setzero_ps(); T]);
             for t in 0..T {
                 q[t] = load_i8x32(&acts[t].0[i]);
-                dx[t] = acts[t].1[i];
-                total[t] = (acts[t].2[i][0] + acts[t].2[i][1]) as f32 * 0.125 * dx[t];
+                dx[t] = _mm256_set1_ps(acts[t].1[i]);
+                let sums = _mm256_set1_epi32(bytemuck::cast(acts[t].2[i]));
+                let sum = _mm256_cvtepi32_ps(_mm256_madd_epi16(sums, _mm256_set1_epi16(1)));
+                total[t] = _mm256_mul_ps(_mm256_mul_ps(sum, _mm256_set1_ps(0.125)), dx[t]);
             }
             for r in 0..R {
                 let b = &rows[r][i];
                 prefetch_l2(b, R * stride);
                 let (codes, scale, min) = unpack(b);
                 for t in 0..T {
-                    acc[t][r] = _mm256_fmadd_ps(min, _mm256_set1_ps(total[t]), acc[t][r]);
+                    acc[t][r] = _mm256_fmadd_ps(min, total[t], acc[t][r]);
                     let dot = _mm256_cvtepi32_ps(dot_u8_i8(codes, q[t]));
-                    acc[t][r] = _mm256_fmadd_ps(_mm256_mul_ps(scale, _mm256_set1_ps(dx[t])), dot, acc[t][r]);
+                    acc[t][r] = _mm256_fmadd_ps(_mm256_mul_ps(scale, dx[t]), dot, acc[t][r]);
                 }
             }
         }
         sum_all(acc)
     }
-    by_four(w, stride, out, |w| group(w, stride, &x, &unpack), |w| group(w, stride, &x, &unpack));
+    let (x, unpack) = (&x, &unpack);
+    let one = |w: &[u8]| group(w, stride, x, unpack);
+    by_four(w, stride, out, |w| group(w, stride, x, unpack), |w| group(w, stride, x, unpack), one);
 }
 
 /// The row kernel for blocks of `BLOCK` weights in 16 bytes after an f16 scale. The codes are not
@@ -165,6 +178,8 @@ pub(crate) fn dot_planes<const BLOCK: usize, const K: usize, const T: usize>(
     }
     let (acts, fields) = (&acts, &fields);
     for (x, out) in x.into_iter().zip(out) {
-        by_four(w, stride, [out], |w| group(w, stride, x, acts, fields), |w| group(w, stride, x, acts, fields));
+        let one = |w: &[u8]| group(w, stride, x, acts, fields);
+        let two = |w: &[u8]| group(w, stride, x, acts, fields);
+        by_four(w, stride, [out], |w| group(w, stride, x, acts, fields), two, one);
     }
 }

@@ -25,6 +25,7 @@
 
 use std::arch::x86_64::*;
 
+use super::blocks::act_blocks;
 use crate::quant::activations::{ActBlock, ActRow};
 use crate::simd::x86::*;
 
@@ -75,7 +76,7 @@ pub(crate) fn dot_rows<const U: usize, const OFFSET: i16, const T: usize>(
     let bytes = n * U / UNIT;
     let none = ([_mm512_setzero_ps(); UNITS], _mm512_setzero_ps());
     if n < ActBlock::LEN {
-        let act_blocks = x.map(|x| &x.act_blocks[0]);
+        let act_blocks = act_blocks(&x, 0);
         for first in (0..rows).step_by(UNITS) {
             let count = (rows - first).min(UNITS);
             let row = |r: usize| &w[(first + r.min(count - 1)) * stride..][..bytes];
@@ -101,11 +102,11 @@ pub(crate) fn dot_rows<const U: usize, const OFFSET: i16, const T: usize>(
         let (fours, units) = row.as_chunks::<U>().0.as_chunks::<UNITS>();
         let mut to = [none; T];
         for (i, w) in fours.iter().enumerate() {
-            let x = x.map(|x| &x.act_blocks[i]);
+            let x = act_blocks(&x, i);
             add::<U, OFFSET, T>(&mut to, UNITS, w.each_ref(), x, None, &codes, &scales);
         }
         if !n.is_multiple_of(ActBlock::LEN) {
-            let x = x.map(|x| &x.act_blocks[fours.len()]);
+            let x = act_blocks(&x, fours.len());
             let last = row.last_chunk().unwrap();
             let unit = |u: usize| units.get(u).unwrap_or(last); // what is missing meets zeros
             let four = [unit(0), unit(1), unit(2), unit(3)];

@@ -264,7 +264,7 @@ pub(crate) fn turn_16<const BYTES: usize>([a, b, c, d]: [&[u8; BYTES]; 4], at: u
 /// Adds the products of four vectors of codes. `add` adds those of one.
 #[inline]
 #[target_feature(enable = "avx2")]
-fn add_four(
+pub(crate) fn add_four(
     start: __m256i,
     codes: [__m256i; 4],
     q: &[[i8; 32]; 4],
@@ -275,24 +275,6 @@ fn add_four(
         sums = add(sums, codes[k], load_i8x32(&q[k]));
     }
     sums
-}
-
-/// Adds the products of four vectors of codes with group `g` of every token's activations, scaled,
-/// to `dot`. `offset` says whether the sums begin with [`LaneActs::start`].
-#[inline]
-#[target_feature(enable = "avx2")]
-pub(crate) fn add_group<const VNNI: bool, const T: usize>(
-    dot: &mut [__m256i; T],
-    (x, g, offset): (&[LaneActs; T], usize, bool),
-    codes: [__m256i; 4],
-    scales: __m256i,
-    add: &impl Fn(__m256i, __m256i, __m256i) -> __m256i,
-) {
-    for t in 0..T {
-        let start = if offset { load_u8x32(&x[t].start[g]) } else { _mm256_setzero_si256() };
-        let sums = add_four(start, codes, &x[t].q[g], add);
-        dot[t] = _mm256_add_epi32(dot[t], times::<VNNI>(sums, scales));
-    }
 }
 
 /// Multiplies sums of [`add_four`] by scales of [`spread`].

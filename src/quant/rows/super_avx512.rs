@@ -121,45 +121,45 @@ pub(crate) fn dot_rows<L: SuperFormat, const BYTES: usize, const T: usize>(
 ) {
     let wanted = [load_i16x32(const { &L::ORDER.scales(0) }), load_i16x32(const { &L::ORDER.scales(1) })];
     let (bytes, rows) = (x[0].n / N * BYTES, out[0].len());
-    ORDERED.with_borrow_mut(|columns| {
-        set_ordered::<L, T>(&x, columns);
-        // Four rows at a time, because four sums over lanes cost little more than one.
-        for first in (0..rows).step_by(4) {
-            let count = (rows - first).min(4);
-            let mut sums = [[_mm512_setzero_ps(); 4]; T];
-            let mut less = [[_mm256_setzero_ps(); 4]; T];
-            for r in 0..count {
-                let row = &w[(first + r) * stride..][..bytes];
-                let (mut sum, mut sum_less) = ([_mm512_setzero_ps(); T], [_mm256_setzero_ps(); T]);
-                for (block, columns) in row.as_chunks::<BYTES>().0.iter().zip(columns.as_chunks::<T>().0) {
-                    for line in 0..BYTES.div_ceil(64) {
-                        prefetch_l2(block, AHEAD + 64 * line);
-                    }
-                    let (scales, mins) = scales(block);
-                    let codes = codes(block);
-                    let wide = _mm512_castsi256_si512(scales);
-                    let by = [_mm512_permutexvar_epi16(wanted[0], wide), _mm512_permutexvar_epi16(wanted[1], wide)];
-                    let f = _mm_cvtph_ps(_mm_cvtsi32_si128(factors(block) as i32));
-                    for (t, x) in columns.iter().enumerate() {
-                        let f = _mm_mul_ps(f, _mm_set1_ps(x.d));
-                        let dot = _mm512_cvtepi32_ps(dot::<L>(x, scales, by, codes));
-                        sum[t] = _mm512_fmadd_ps(dot, _mm512_broadcastss_ps(f), sum[t]);
-                        if let Some(mins) = mins {
-                            let min = _mm256_cvtepi32_ps(_mm256_madd_epi16(mins, load_i16x16(&x.sums)));
-                            let f = _mm256_broadcastss_ps(_mm_movehdup_ps(f));
-                            sum_less[t] = _mm256_fmadd_ps(min, f, sum_less[t]);
-                        }
-                    }
+    let mut columns = ORDERED.take();
+    set_ordered::<L, T>(&x, &mut columns);
+    // Four rows at a time, because four sums over lanes cost little more than one.
+    for first in (0..rows).step_by(4) {
+        let count = (rows - first).min(4);
+        let mut sums = [[_mm512_setzero_ps(); 4]; T];
+        let mut less = [[_mm256_setzero_ps(); 4]; T];
+        for r in 0..count {
+            let row = &w[(first + r) * stride..][..bytes];
+            let (mut sum, mut sum_less) = ([_mm512_setzero_ps(); T], [_mm256_setzero_ps(); T]);
+            for (block, columns) in row.as_chunks::<BYTES>().0.iter().zip(columns.as_chunks::<T>().0) {
+                for line in 0..BYTES.div_ceil(64) {
+                    prefetch_l2(block, AHEAD + 64 * line);
                 }
-                for t in 0..T {
-                    (sums[t][r], less[t][r]) = (sum[t], sum_less[t]);
+                let (scales, mins) = scales(block);
+                let codes = codes(block);
+                let wide = _mm512_castsi256_si512(scales);
+                let by = [_mm512_permutexvar_epi16(wanted[0], wide), _mm512_permutexvar_epi16(wanted[1], wide)];
+                let f = _mm_cvtph_ps(_mm_cvtsi32_si128(factors(block) as i32));
+                for (t, x) in columns.iter().enumerate() {
+                    let f = _mm_mul_ps(f, _mm_set1_ps(x.d));
+                    let dot = _mm512_cvtepi32_ps(dot::<L>(x, scales, by, codes));
+                    sum[t] = _mm512_fmadd_ps(dot, _mm512_broadcastss_ps(f), sum[t]);
+                    if let Some(mins) = mins {
+                        let min = _mm256_cvtepi32_ps(_mm256_madd_epi16(mins, load_i16x16(&x.sums)));
+                        let f = _mm256_broadcastss_ps(_mm_movehdup_ps(f));
+                        sum_less[t] = _mm256_fmadd_ps(min, f, sum_less[t]);
+                    }
                 }
             }
-            for (t, out) in out.iter_mut().enumerate() {
-                out[first..first + count].copy_from_slice(&sum_rows(sums[t], less[t])[..count]);
+            for t in 0..T {
+                (sums[t][r], less[t][r]) = (sum[t], sum_less[t]);
             }
         }
-    });
+        for (t, out) in out.iter_mut().enumerate() {
+            out[first..first + count].copy_from_slice(&sum_rows(sums[t], less[t])[..count]);
+        }
+    }
+    ORDERED.set(columns);
 }
 
 /// The product of a block's codes and a super-block of activations, in 16 parts. `scales` are those
@@ -192,7 +192,7 @@ fn set_ordered<L: SuperFormat, const T: usize>(x: &[ActRow<'_>; T], to: &mut Vec
     to.resize(x[0].n / N * T, OrderedActs { q: [[0; 64]; 4], sums: [0; 16], d: 0.0 });
     let offset = L::ORDER.offset;
     for (i, to) in to.iter_mut().enumerate() {
-        let (q, d, sums) = block_acts(x[i % T], i / T);
+        let [(q, d, sums)] = block_acts(&[x[i % T]], i / T);
         to.d = d;
         for v in 0..4 {
             for h in 0..2 {

@@ -1,6 +1,8 @@
 //! What the formats of 256 weights to a super-block share: pairing blocks with activations, and the
 //! 6-bit scales of Q4_K and Q5_K.
 
+#[cfg(target_arch = "x86_64")]
+use super::blocks::of_each;
 use crate::quant::activations::ActRow;
 
 /// Weights in a super-block.
@@ -14,11 +16,27 @@ pub(crate) fn acts(x: ActRow<'_>) -> impl Iterator<Item = (&[i8; N], f32, &[i16;
     blocks.map(|((q, &d), sums)| (q, d, sums))
 }
 
-/// Returns super-block `i` of an `Act::Q8K` row as [`acts`] does.
+/// A super-block of activations: 256 of them, their scale, and their sum over every 16.
 #[cfg(target_arch = "x86_64")]
-#[inline]
-pub(crate) fn block_acts(x: ActRow<'_>, i: usize) -> (&[i8; N], f32, &[i16; N / 16]) {
-    (&x.q.as_chunks().0[i], x.d[i], &x.sums.as_chunks().0[i])
+pub(crate) type BlockActs<'a> = (&'a [i8; N], f32, &'a [i16; N / 16]);
+
+/// Returns super-block `i` of each of `T` rows of the kind `Act::Q8K`.
+#[cfg(target_arch = "x86_64")]
+#[inline(always)]
+pub(crate) fn block_acts<'a, const T: usize>(x: &[ActRow<'a>; T], i: usize) -> [BlockActs<'a>; T] {
+    of_each(x, |x| (&x.q.as_chunks().0[i], x.d[i], &x.sums.as_chunks().0[i]))
+}
+
+/// Some super-blocks of activations.
+#[cfg(target_arch = "x86_64")]
+pub(crate) type BlocksActs<'a> = (&'a [[i8; N]], &'a [f32], &'a [[i16; N / 16]]);
+
+/// Returns `count` super-blocks, from `first` on, of each of `T` rows of the kind `Act::Q8K`.
+#[cfg(target_arch = "x86_64")]
+#[inline(always)]
+pub(crate) fn blocks_acts<'a, const T: usize>(x: &[ActRow<'a>; T], first: usize, count: usize) -> [BlocksActs<'a>; T] {
+    let part = first..first + count;
+    of_each(x, |x| (&x.q.as_chunks().0[part.clone()], &x.d[part.clone()], &x.sums.as_chunks().0[part.clone()]))
 }
 
 /// Unpacks the eight scales and the eight minimums of Q4_K and Q5_K from 6 bits each to the bytes
