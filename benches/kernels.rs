@@ -2,7 +2,9 @@
 //!
 //! The row kernel (decode): weights per nanosecond and GB/s from its own cache, then GB/s from memory and what share that
 //! is of a plain read of the same bytes, pass by pass in turn. Then products per nanosecond for 1 to 4, 32 and 128 tokens
-//! at once (prompts), from cache. On a CPU with matrix tiles a second line has how many times faster
+//! at once (prompts), from cache. A second line has what a pass of the row kernel over the weights
+//! takes with 1 to 4 tokens (drafts that are verified), from cache and from memory, the latter by all
+//! cores. On a CPU with matrix tiles a third line has how many times faster
 //! they are than AVX-512 for some numbers of tokens: tiles pay from the first with 1.00 or more on,
 //! which is what `WORTH` in src/quant/panels/tiles.rs should be. A machine that does other things
 //! disturbs the figures; compare within one run.
@@ -10,8 +12,9 @@
 use std::hint::black_box;
 use std::time::Instant;
 
+use tandem::cpu::{Group, Pool, dot_rows_by_many, grouped};
 use tandem::quant::panels::{PanelScratch, WeightRows};
-use tandem::quant::{self, ActRow, Acts, QuantType, Rng};
+use tandem::quant::{self, ActRow, Acts, MOST_TOKENS, QuantType, Rng};
 use tandem::simd::{self, Isa};
 
 /// PanelColumns and rows: a megabyte at most, in 32 rows' steps.
@@ -87,6 +90,45 @@ fn line(ty: &'static QuantType) {
     println!("{text}");
 }
 
+/// Prints the time of a pass over the weights by their 1 to 4 tokens: from a core's own cache, and
+/// from memory by all cores. A token that costs little is one that the weights are waited for anyway.
+fn tokens_line(ty: &'static QuantType, pool: &Pool) {
+    let mut rng = Rng(3);
+    let stride = ty.row_bytes(N);
+    let mut memory = vec![0; MUCH / (ROWS * stride) * ROWS * stride];
+    let (piece, rest) = memory.split_at_mut(ROWS * stride);
+    piece.chunks_exact_mut(ty.bytes).for_each(|b| (ty.random)(&mut rng, b));
+    rest.chunks_exact_mut(piece.len()).for_each(|to| to.copy_from_slice(piece));
+    let rows = memory.len() / stride;
+    let x: Vec<f32> = (0..MOST_TOKENS * N).map(|_| rng.normal()).collect();
+    let mut acts = Acts::default();
+    acts.rows_only = true;
+    acts.set(ty.act, N, &x);
+    let mut out = vec![0f32; MOST_TOKENS * rows];
+    let (mut cached, mut read) = (Vec::new(), Vec::new());
+    for count in 1..=MOST_TOKENS {
+        let row: Vec<ActRow<'_>> = (0..count).map(|t| acts.row(t, &x)).collect();
+        let mut to: Vec<&mut [f32]> = out.chunks_mut(ROWS).take(count).collect();
+        cached.push(best(|| dot_rows_by_many(ty, &memory, stride, &row, black_box(&mut to))) / (ROWS * N) as f64);
+    }
+    for count in 1..=MOST_TOKENS {
+        let pairs: Vec<(u32, u32)> = (0..count as u32).map(|t| (t, t)).collect();
+        let mut times: Vec<f64> = (0..7)
+            .map(|_| {
+                let group = Group { w: &memory, pairs: &pairs };
+                let (x, out) = (&x[..count * N], &mut out[..count * rows]);
+                let start = Instant::now();
+                grouped(pool, ty, (rows, N), &[group], &mut acts, x, black_box(out));
+                start.elapsed().as_nanos() as f64
+            })
+            .collect();
+        times.sort_by(f64::total_cmp);
+        read.push(times[3] / (rows * N) as f64);
+    }
+    let text = |times: &[f64]| times.iter().map(|ns| format!(" {:6.2}", 128.0 * ns)).collect::<String>();
+    println!("{:8} ns for 128 weights with 1 to 4 tokens: cache{}, memory{}", ty.name, text(&cached), text(&read));
+}
+
 /// Prints how many times faster than AVX-512 matrix tiles are, by tokens. Four panels are multiplied
 /// in turn, so that tokens are put in the order of tiles once for all of them; a thread has more
 /// where experts are wide.
@@ -128,9 +170,11 @@ fn main() {
         "{}: one row: weights/ns, GB/s, GB/s from memory and of a plain read; products/ns with 1, 2, 3, 4, 32, 128 tokens",
         simd::isa().name()
     );
+    let pool = Pool::new(0).expect("threads");
     for ty in quant::TYPES {
         if asked.is_empty() || asked.iter().any(|a| a.eq_ignore_ascii_case(ty.name)) {
             line(ty);
+            tokens_line(ty, &pool);
             if simd::isa() >= Isa::Amx && ty.multiplies_many() {
                 tiles_line(ty);
             }

@@ -60,7 +60,9 @@ impl PanelForm {
     /// three, the row kernel 29; F16 times f32 24 and 33, the row kernel 25; panels of codes 64
     /// with four tokens (Q4_K) and 60 (IQ2_XXS), their row kernels 54 and 34. With four tokens on
     /// AVX2: Q4_K 55, IQ4_XS 44, Q6_K 40, MXFP4 44, IQ2_XXS 30, their row kernels 50, 37, 32, 31 and
-    /// 20; Q2_K alone has 43 for 51, and 54 with eight.
+    /// 20; Q2_K alone has 43 for 51, and 54 with eight. That was when row kernels took one token; with
+    /// four in a pass they reach 75 (Q4_K) and 63 (IQ2_XXS) on AVX-512, but neither was compared with
+    /// panels again.
     pub fn worth(self) -> usize {
         match self {
             PanelForm::Bf16 | PanelForm::F32 => 3,

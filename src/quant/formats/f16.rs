@@ -83,7 +83,7 @@ fn decode_avx512(blocks: &[u8], out: &mut [f32]) {
 #[target_feature(enable = "avx512f,avx512bw,avx512dq,avx512vl,avx2")]
 fn dot_avx512<const T: usize>(w: &[u8], stride: usize, x: [ActRow<'_>; T], out: [&mut [f32]; T]) {
     if T == 4 {
-        return two_by_two(w, stride, x, out, |w, stride, x, out| dot_avx512::<2>(w, stride, x, out));
+        return two_by_two(x, out, |x, out| dot_avx512::<2>(w, stride, x, out));
     }
     crate::quant::rows::float_avx512::dot::<32, BYTES, T>(w, stride, x, out, |b| crate::simd::x86::load_f16x16(b), value);
 }
@@ -103,7 +103,7 @@ fn decode_avx2(blocks: &[u8], out: &mut [f32]) {
 #[target_feature(enable = "avx2,fma,f16c")]
 fn dot_avx2<const T: usize>(w: &[u8], stride: usize, x: [ActRow<'_>; T], out: [&mut [f32]; T]) {
     if T == 4 {
-        return two_by_two(w, stride, x, out, |w, stride, x, out| dot_avx2::<2>(w, stride, x, out));
+        return two_by_two(x, out, |x, out| dot_avx2::<2>(w, stride, x, out));
     }
     use crate::simd::x86::*;
     use std::arch::x86_64::*;

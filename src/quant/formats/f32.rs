@@ -63,7 +63,7 @@ pub(super) fn encode(x: &[f32], out: &mut [u8]) {
 #[target_feature(enable = "avx512f,avx512bw,avx512dq,avx512vl,avx2")]
 fn dot_avx512<const T: usize>(w: &[u8], stride: usize, x: [ActRow<'_>; T], out: [&mut [f32]; T]) {
     if T == 4 {
-        return two_by_two(w, stride, x, out, |w, stride, x, out| dot_avx512::<2>(w, stride, x, out));
+        return two_by_two(x, out, |x, out| dot_avx512::<2>(w, stride, x, out));
     }
     crate::quant::rows::float_avx512::dot::<64, 4, T>(
         w,
@@ -80,7 +80,7 @@ fn dot_avx512<const T: usize>(w: &[u8], stride: usize, x: [ActRow<'_>; T], out: 
 #[target_feature(enable = "avx2,fma")]
 fn dot_avx2<const T: usize>(w: &[u8], stride: usize, x: [ActRow<'_>; T], out: [&mut [f32]; T]) {
     if T == 4 {
-        return two_by_two(w, stride, x, out, |w, stride, x, out| dot_avx2::<2>(w, stride, x, out));
+        return two_by_two(x, out, |x, out| dot_avx2::<2>(w, stride, x, out));
     }
     use crate::simd::x86::*;
     use std::arch::x86_64::*;

@@ -9,6 +9,9 @@
 //!                 vectors of scales, so that sixteen scales are widened and multiplied with the
 //!                 activations' at once
 //! ```
+//! Every token has a sum for each of four units and one for minimums. Those of four tokens, 16 or 20,
+//! stay in registers in the loop over a row of 512 weights and more.
+//!
 //! Codes are unsigned, as `vpdpbusd` wants them; what was added to make them so is taken off again
 //! in integers: the sums begin at minus that much of the activations.
 //!
