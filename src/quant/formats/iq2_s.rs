@@ -124,9 +124,9 @@ fn dot_avx512<const T: usize>(w: &[u8], stride: usize, x: [ActRow<'_>; T], out: 
         eights(&IQ2S, look_up(&IQ2S.fields, index, [bit(0), bit(0x0101_0101_0101_0101), 0]))
     };
     dot_rows_by_two(w, stride, x, out, &EIGHTS, grids, |b, grid| {
-        let minus = minuses(&EIGHTS, dwords_to_qwords(b[34..66].as_array().unwrap()));
+        let signs = dwords_to_qwords(b[34..66].as_array().unwrap());
         let scales = scales_of_halves(bytes_to_qwords(b[74..].as_array().unwrap()));
-        (f16_first(b) / 8.0, move |q: &Turned| scale_halves(signed_dots(grid, minus, q), scales))
+        (f16_first(b) / 8.0, move |q: &Turned| scale_halves(signed_dots(&EIGHTS, grid, signs, q), scales))
     });
 }
 

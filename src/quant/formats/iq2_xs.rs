@@ -128,9 +128,8 @@ fn dot_avx512<const T: usize>(w: &[u8], stride: usize, x: [ActRow<'_>; T], out: 
     };
     dot_rows_by_two(w, stride, x, out, &EIGHTS, grids, |b, grid| {
         let signs = even_signs(bits_at(load_u8x64(b[2..66].as_array().unwrap()), 0x3929_1909));
-        let minus = minuses(&EIGHTS, signs);
         let scales = scales_of_halves(bytes_to_qwords(b[66..].as_array().unwrap()));
-        (f16_first(b) / 8.0, move |q: &Turned| scale_halves(signed_dots(grid, minus, q), scales))
+        (f16_first(b) / 8.0, move |q: &Turned| scale_halves(signed_dots(&EIGHTS, grid, signs, q), scales))
     });
 }
 

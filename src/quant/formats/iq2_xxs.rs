@@ -115,9 +115,9 @@ fn dot_avx512<const T: usize>(w: &[u8], stride: usize, x: [ActRow<'_>; T], out: 
     };
     dot_rows_by_two(w, stride, x, out, &EIGHTS, grids, |b, grid| {
         let block = load_u8x64(b[2..].as_array().unwrap());
-        let minus = minuses(&EIGHTS, even_signs(bits_at(block, 0x352e_2720)));
+        let signs = even_signs(bits_at(block, 0x352e_2720));
         let scale = scale_at(block, 60);
-        (f16_first(b) / 8.0, move |q: &Turned| _mm512_mullo_epi32(signed_dots::<1>(grid, minus, q)[0], scale))
+        (f16_first(b) / 8.0, move |q: &Turned| _mm512_mullo_epi32(signed_dots::<1>(&EIGHTS, grid, signs, q)[0], scale))
     });
 }
 

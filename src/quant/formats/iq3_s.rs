@@ -131,11 +131,11 @@ fn dot_avx512<const T: usize>(w: &[u8], stride: usize, x: [ActRow<'_>; T], out: 
         let index = load_u8x64(b[2..66].as_array().unwrap());
         let ninth = u64::from_le_bytes(*b[66..74].as_array().unwrap());
         let grid = fours(&IQ3S, look_up(&IQ3S.fields, index, [ninth, 0, 0]));
-        let minus = minuses(&FOURS, dwords_to_qwords(b[74..106].as_array().unwrap()));
+        let signs = dwords_to_qwords(b[74..106].as_array().unwrap());
         let scales = _mm512_set1_epi32(i32::from_le_bytes(*b[106..].as_array().unwrap()));
         let at = load_u8x64(SCALES.as_flattened().as_array().unwrap());
         let scales = odd(_mm512_multishift_epi64_epi8(at, scales), 15);
-        (f16_first(b), move |q: &Turned| _mm512_mullo_epi32(signed_dots::<1>(grid, minus, q)[0], scales))
+        (f16_first(b), move |q: &Turned| _mm512_mullo_epi32(signed_dots::<1>(&FOURS, grid, signs, q)[0], scales))
     });
 }
 

@@ -118,9 +118,9 @@ fn dot_avx512<const T: usize>(w: &[u8], stride: usize, x: [ActRow<'_>; T], out: 
         let index = load_u8x64(b[2..66].as_array().unwrap());
         let words = dwords_to_qwords(b[66..].as_array().unwrap());
         let grid = fours(&IQ3XXS, look_up(&IQ3XXS.fields, index, [0; 3]));
-        let minus = minuses(&FOURS, even_signs(bits_at(words, 0x150e_0700)));
+        let signs = even_signs(bits_at(words, 0x150e_0700));
         let scale = scale_at(words, 28);
-        (f16_first(b) / 4.0, move |q: &Turned| _mm512_mullo_epi32(signed_dots::<1>(grid, minus, q)[0], scale))
+        (f16_first(b) / 4.0, move |q: &Turned| _mm512_mullo_epi32(signed_dots::<1>(&FOURS, grid, signs, q)[0], scale))
     });
 }
 

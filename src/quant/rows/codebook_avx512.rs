@@ -12,7 +12,8 @@
 //! order       qword i of every vector belongs to group i (32 weights), so four vpdpbusd add into
 //!             the same 16 lanes and a scale is a multiply of the sum; the activations are laid out
 //!             so once per call
-//! tokens      a block is looked up once; its grid bytes, masks and scales multiply with each
+//! tokens      a block is looked up once; its grid bytes, signs and scales multiply with each. The
+//!             compiler makes the masks of signs once, too
 //! ```
 //! Two blocks of 32 indices are unpacked together. All is exact in integers up to the super-block's
 //! end.
@@ -242,32 +243,22 @@ pub(crate) fn fours<const N: usize>(grid: &CodebookGrid<u32, N>, fields: [__m512
     })
 }
 
-/// Returns which activations of each vector meet a minus. The signs of group `i` are the low 32 bits
-/// of qword `i`.
-#[inline]
-#[target_feature(enable = "avx512f,avx512bw,avx512dq,avx512vl,avx512vbmi,avx512vnni,avx512bitalg,avx2,fma,f16c")]
-pub(crate) fn minuses(order: &GridOrder, signs: __m512i) -> [__mmask64; 4] {
-    let mut minus = [0; 4];
-    for v in 0..4 {
-        minus[v] = _mm512_bitshuffle_epi64_mask(signs, load_u8x64(&order.bits[v]));
-    }
-    minus
-}
-
-/// Multiplies grid bytes with activations, of which the signs of `minus` are turned, and adds up as
-/// many parts as have their own scale: 1, or 2 (halves of groups).
+/// Multiplies grid bytes with activations and adds up as many parts as have their own scale: 1, or
+/// 2 (halves of groups). The signs of group `i` are the low 32 bits of qword `i`.
 #[inline]
 #[target_feature(enable = "avx512f,avx512bw,avx512dq,avx512vl,avx512vbmi,avx512vnni,avx512bitalg,avx2,fma,f16c")]
 pub(crate) fn signed_dots<const PARTS: usize>(
+    order: &GridOrder,
     grid: [__m512i; 4],
-    minus: [__mmask64; 4],
+    signs: __m512i,
     q: &Turned,
 ) -> [__m512i; PARTS] {
     let zero = _mm512_setzero_si512();
     let mut dots = [zero; PARTS];
     for v in 0..4 {
+        let minus = _mm512_bitshuffle_epi64_mask(signs, load_u8x64(&order.bits[v]));
         let q = load_u8x64(&q[v]);
-        let q = _mm512_mask_sub_epi8(q, minus[v], zero, q);
+        let q = _mm512_mask_sub_epi8(q, minus, zero, q);
         let dot = &mut dots[v * PARTS / 4];
         *dot = _mm512_dpbusd_epi32(*dot, grid[v], q);
     }
