@@ -14,6 +14,10 @@
 //! on what was in memory (`ops/experts.rs`). Slots are counted by layer, not for all layers together:
 //! with less memory than a token's experts of all layers take, the least recently used of all would
 //! always be the one that is needed next.
+//!
+//! When a model is opened, each slot asks for some expert, to be read while no step waits for anything. A
+//! step that finds such an expert still to be read has it read at once, and one that needs a slot takes
+//! one that is only to be filled before it gives one up.
 
 use std::collections::HashMap;
 use std::fs::File;
