@@ -25,6 +25,9 @@ const NEEDED: [&str; 6] = [
 /// Keys of other programs' files under this architecture's name, in which other things differ too.
 const FOREIGN: [&str; 4] = ["engram.head_dim", "engram.n_heads", "engram.pad_token_id", "engram.num_embeddings"];
 
+/// What makes compressed rows.
+const ROWS: &str = "attn_compressor_kv.weight";
+
 /// What layers read of the newest layer that has it, with the tokens of a row.
 #[derive(Debug)]
 struct Newest {
@@ -102,12 +105,15 @@ fn newest<T: Copy>(b: &Builder, of: Option<(T, usize)>, every: usize, tensor: &s
     match of {
         Some((value, of)) if of == every => Ok(value),
         Some((_, of)) => Err(b.bad_key(RATIOS, every, format!("{of} in layer {}, as where {tensor} is", b.layer()))),
-        None => Err(b.need(tensor).expect_err("the newest layer with it would be this one")),
+        None => {
+            b.need(tensor)?;
+            b.need(ROWS)?; // keys are made of them
+            Err(b.bad_key(RATIOS, every, format!("0 in layer {}, before any that has {tensor}", b.layer())))
+        }
     }
 }
 
 fn attention(b: &Builder, h: Slot, last: &mut Newest) -> Result<Slot> {
-    const ROWS: &str = "attn_compressor_kv.weight";
     const KEYS: &str = "indexer.attn_k.weight";
     const QUERIES: &str = "indexer.attn_q_b.weight";
     let (dim, every, eps) = (b.count("attention.key_length")?, ratio(b)?, b.eps()?);

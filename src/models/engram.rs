@@ -10,6 +10,7 @@ const LAYERS: &str = "engram.layer_ids";
 const LONGEST: &str = "engram.max_ngram_size";
 const PRIMES: &str = "engram.primes";
 const PAD: &str = "engram.pad_id";
+const MAP: &str = "engram.token_map";
 
 /// The list of whole numbers of a key that has to be there.
 fn list(b: &Builder, key: &str) -> Result<Vec<usize>> {
@@ -55,15 +56,19 @@ fn hash(b: &Builder) -> Result<Ngram> {
     if primes.contains(&0) {
         return Err(b.bad_key(PRIMES, 0, "numbers above 0"));
     }
-    let map = list(b, "engram.token_map")?;
+    let (map, pad) = (list(b, MAP)?, b.count_or_zero(PAD)?);
     if map.len() < b.n_tokens()? {
-        return Err(b.bad_key("engram.token_map", format!("{} numbers", map.len()), "a number for each token"));
+        return Err(b.bad_key(MAP, format!("{} numbers", map.len()), "a number for each token"));
+    }
+    let numbers = map.iter().map(|id| (MAP, id)).chain([(PAD, &pad)]);
+    if let Some((key, id)) = numbers.into_iter().find(|(_, id)| **id >= Ngram::NUMBERS) {
+        return Err(b.bad_key(key, id, format!("numbers below {}", Ngram::NUMBERS)));
     }
     Ok(Ngram {
         factors: factors.into_iter().map(|f| f as u64).collect(),
         heads: offsets.into_iter().zip(primes).collect(),
         map: map.into_iter().map(|id| id as u32).collect(),
-        pad: b.count_or_zero(PAD)? as u32,
+        pad: pad as u32,
         ends: false,
     })
 }

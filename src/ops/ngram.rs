@@ -24,9 +24,6 @@ use super::norm::rms;
 use crate::cuda::{Grid, Ptr, int, launch};
 use crate::tape::{Batch, Builder, CpuIo, GpuIo, Op, Slot, State, Weight, WeightId};
 
-/// Token numbers below this are exact as f32.
-const EXACT: usize = 1 << 24;
-
 /// How a hash chooses rows.
 #[derive(Clone, Debug)]
 pub struct Ngram {
@@ -46,6 +43,9 @@ pub struct Ngram {
 struct NgramOp(Ngram);
 
 impl Ngram {
+    /// The numbers of tokens are below this, so that they are exact as f32.
+    pub const NUMBERS: usize = 1 << 24;
+
     /// The number of a token.
     fn number(&self, token: u32) -> u32 {
         if self.map.is_empty() { token } else { self.map.get(token as usize).copied().unwrap_or(self.pad) }
@@ -210,15 +210,16 @@ impl Builder<'_> {
         if rows < want {
             bail!("{}: tensor {name} has {rows} rows, {want} or more expected from the metadata", self.file());
         }
-        if self.n_vocab()? > EXACT {
+        let most = Ngram::NUMBERS;
+        if self.n_vocab()? > most {
             bail!(
-                "{}: a vocabulary of {} tokens is more than the {EXACT} that can be hashed",
+                "{}: a vocabulary of {} tokens is more than the {most} that can be hashed",
                 self.file(),
                 self.n_vocab()?
             );
         }
-        if x.map.iter().chain([&x.pad]).any(|&id| id as usize >= EXACT) {
-            bail!("{}: a token has a number beyond the {EXACT} that can be hashed", self.file());
+        if x.map.iter().chain([&x.pad]).any(|&id| id as usize >= most) {
+            bail!("{}: a token has a number beyond the {most} that can be hashed", self.file());
         }
         let table = self.mapped(name, &[rows, dim])?;
         let state = self.last_rows("ngram.tokens", 1, n);
