@@ -294,10 +294,7 @@ extern "C" __global__ void __launch_bounds__(128)
     __shared__ __align__(16) u16 high[ROWS * STRIDE], low[ROWS * STRIDE];
     __shared__ float back[ROWS], sums[4][ROWS];
     int t = blockIdx.y, row0 = blockIdx.x * ROWS, seen = (pos[t] + 1) / every;
-    if (blocks) {
-        seen = candidate_rows(seen, n_blocks, size);
-        blocks += (u64)t * n_blocks;
-    }
+    if (blocks) seen = candidate_rows(seen, n_blocks, size);
     if (row0 >= seen) return;
     int id = threadIdx.x, lane = id & 31, warp = id >> 5, quad = lane & 3;
     bool exact = cache_type == CACHE_F16;
@@ -312,7 +309,8 @@ extern "C" __global__ void __launch_bounds__(128)
             int r = id >> 1, at = row0 + r, h = h0 + r;
             bool there = of_keys ? at < seen : h < heads, whole = of_keys && exact;
             CacheType type = of_keys ? cache_type : CACHE_F32;
-            if (blocks && of_keys && there) at = candidate_row(blocks, at, size);
+            // The pointer is made here, so that it takes no registers where products are made.
+            if (blocks && of_keys && there) at = candidate_row(blocks + (u64)t * n_blocks, at, size);
             const u8 *row = of_keys ? keys + seq[t] * seq_bytes + (u64)(at % capacity) * row_bytes
                                     : (const u8 *)(q + ((u64)t * heads + h) * dim);
             float largest = 0.f, up = 1.f, down = 1.f;
