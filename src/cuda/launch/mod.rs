@@ -1,6 +1,6 @@
 //! One function for every kernel, with the arguments of its prototype: a module for each source. kernels/ptx.sh makes
 //! these files (so does kernels/launch.py, without the CUDA compiler) from the sources, whose hash is
-//! 967c183e6ec6ed2e3a17e851ea8843ce7fd54e2d79f434dddc3814c5883f1907.
+//! 00e4012dc32cf7d69445eee1fda022bc686d582d43feb9662d9ee36f02e67a31.
 
 #![allow(clippy::too_many_arguments)] // the kernels' arguments, in their order
 
