@@ -368,6 +368,10 @@ fn doctor_says_what_the_machine_can_do_and_its_json_has_every_field() {
     ] {
         assert!(text.contains(head), "{head}: {text}");
     }
+    for (path, status, words) in [("no/such.gguf", 1, "cannot read no/such.gguf"), ("src", 2, "src: expected a file")] {
+        let o = run(&["doctor", path]);
+        assert!(o.status.code() == Some(status) && err(&o).contains(words) && o.stdout.is_empty(), "{}", err(&o));
+    }
     let o = run(&["doctor", "--json"]);
     let j: serde_json::Value = serde_json::from_slice(&o.stdout).unwrap();
     for (key, fields) in [

@@ -34,10 +34,11 @@ mod models;
 use std::io::Write;
 use std::path::Path;
 
-use anyhow::Result;
+use anyhow::{Context, Result};
 use serde_json::{Value, json};
 
 use super::args;
+use super::errors::usage;
 use super::human::{size, table, wrapped};
 use super::terminal::Stdout;
 use crate::cpu::{Host, default_threads};
@@ -49,6 +50,12 @@ use models::Machine;
 
 /// Runs the verb.
 pub(super) fn run(a: &args::DoctorArgs) -> Result<()> {
+    if let Some(file) = &a.file {
+        let about = std::fs::metadata(file).with_context(|| format!("cannot read {}", file.display()))?;
+        if !about.is_file() {
+            return usage(format!("{}: expected a file, to measure the drive that it is on", file.display()));
+        }
+    }
     let root = Path::new("/");
     let host = Host::read(root);
     let tested = Tested::measure(root, &host)?;
