@@ -42,7 +42,7 @@ pub use drive_rate::{DriveTrial, drive_rate};
 pub use expert_reads::ExpertReads;
 pub use lost::GpuLost;
 pub use profile::{Profile, SyntheticRun};
-pub use residency::{DriveStats, RamPool, pool_bytes, pooled_steps};
+pub use residency::{DriveStats, RamPool, pool_bytes, pooled_steps, slots_within};
 pub use weights::Weights;
 
 /// Weights that are read, or the sequences' states, need more memory than there is; the text says

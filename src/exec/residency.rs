@@ -144,6 +144,14 @@ pub fn pool_bytes(tape: &Tape, plan: &Plan, slots: usize) -> usize {
     pooled_steps(tape, plan).map(|(_, step)| slots.min(plan::experts_of(tape, step)) * slot(step)).sum()
 }
 
+/// Slots of each layer that `bytes` of memory hold, at most as many as a layer has experts; 0 if there is
+/// no room for one in each.
+pub fn slots_within(tape: &Tape, plan: &Plan, bytes: usize) -> usize {
+    let most = pooled_steps(tape, plan).map(|(_, step)| plan::experts_of(tape, step)).max().unwrap_or(0);
+    let counts: Vec<usize> = (1..=most).collect();
+    counts.partition_point(|n| pool_bytes(tape, plan, *n) <= bytes)
+}
+
 impl PooledLayer {
     /// The slot that is given up for another expert: an empty one, or that of the expert which is
     /// used least of those that are not needed now.

@@ -5,7 +5,7 @@ use anyhow::Result;
 
 use super::Options;
 use crate::cpu::Memory;
-use crate::exec::{NoMemory, RamPool, pool_bytes, pooled_steps};
+use crate::exec::{NoMemory, RamPool, pool_bytes, pooled_steps, slots_within};
 use crate::gguf::{Gguf, Load};
 use crate::plan::{self, Plan, Shape};
 use crate::tape::{Tape, WeightKind};
@@ -80,8 +80,8 @@ pub(super) fn settle(
     o: &Options,
 ) -> Result<Option<RamPool>> {
     let is_mapped = (0..gguf.shards().count()).all(|shard| gguf.is_mapped(shard));
-    let counts = || pooled_steps(tape, plan).map(|(_, step)| plan::experts_of(tape, step));
-    let Some(most) = counts().max().filter(|_| is_mapped && o.ram != RamLimit::Off && !o.load.mlock) else {
+    let counts = pooled_steps(tape, plan).map(|(_, step)| plan::experts_of(tape, step));
+    let Some(most) = counts.max().filter(|_| is_mapped && o.ram != RamLimit::Off && !o.load.mlock) else {
         return Ok(None);
     };
     let needs = Needs::of(gguf, tape, plan, shape);
@@ -101,7 +101,8 @@ pub(super) fn settle(
         }
         (RamLimit::Bytes(b), _) => b,
     };
-    if limit < needs.dense + one {
+    let slots = slots_within(tape, plan, limit.saturating_sub(needs.dense));
+    if slots == 0 {
         let text = format!(
             "what every token reads and one expert of each layer take {}, more than the {} for weights",
             gb(needs.dense + one),
@@ -113,8 +114,6 @@ pub(super) fn settle(
         tracing::warn!("the file stays mapped, though it is larger than the free memory: {text}");
         return Ok(None);
     }
-    let counts: Vec<usize> = (1..=most).collect();
-    let slots = counts.partition_point(|n| needs.dense + pool_bytes(tape, plan, *n) <= limit).max(1);
     let k = pooled_steps(tape, plan).map(|(_, step)| tape.width(step.ins[1])).max().unwrap_or(0);
     if slots * 5 < k * 6 {
         tracing::warn!(

@@ -92,7 +92,9 @@ impl DriveReport {
         match self {
             DriveReport::Unknown(why) => json!({ "file": null, "reads": [], "unknown": why }),
             DriveReport::Measured { file, rates } => {
-                let read = |(t, rate): &(DriveTrial, f64)| json!({ "bytes": t.bytes, "depth": t.depth, "in_order": t.in_order, "gbps": rate / 1e9 });
+                let read = |(t, rate): &(DriveTrial, f64)| -> Value {
+                    json!({ "bytes": t.bytes, "depth": t.depth, "in_order": t.in_order, "gbps": rate / 1e9 })
+                };
                 json!({ "file": file, "reads": rates.iter().map(read).collect::<Vec<_>>(), "unknown": null })
             }
         }

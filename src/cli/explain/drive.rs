@@ -6,7 +6,7 @@ use std::time::Duration;
 
 use super::facts::PlacedModel;
 use crate::cli::human::size;
-use crate::exec::{DriveTrial, drive_rate, pool_bytes, pooled_steps};
+use crate::exec::{DriveTrial, drive_rate, pooled_steps, slots_within};
 use crate::plan::{self, Place};
 use crate::tape::ExpertShare;
 
@@ -65,8 +65,8 @@ impl DriveTier {
         let of = steps().map(|(.., n)| n).max()?;
         let all: usize = steps().map(|(_, step, n)| n * plan::expert_bytes(tape, step)).sum();
         let dense = weights.saturating_sub(all);
-        let slots = (1..=of).take_while(|n| dense + pool_bytes(tape, plan, *n) <= room).last()?;
-        if slots == of {
+        let slots = slots_within(tape, plan, room.saturating_sub(dense));
+        if slots == 0 || slots == of {
             return None;
         }
         // Experts that a GPU caches are not asked for.
