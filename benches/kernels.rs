@@ -6,7 +6,7 @@
 //! takes with 1 to 4 tokens (drafts that are verified), from cache and from memory, the latter by all
 //! cores. On a CPU with matrix tiles a third line has how many times faster
 //! they are than AVX-512 for some numbers of tokens: tiles pay from the first with 1.00 or more on,
-//! which is what `WORTH` in src/quant/panels/tiles.rs should be. A machine that does other things
+//! which is what `PanelForm::TILES_FROM` should be. A machine that does other things
 //! disturbs the figures; compare within one run.
 
 use std::hint::black_box;
@@ -14,7 +14,7 @@ use std::time::Instant;
 
 use tandem::cpu::{Group, Pool, dot_rows_by_many, grouped};
 use tandem::quant::panels::{PanelScratch, WeightRows};
-use tandem::quant::{self, ActRow, Acts, MOST_TOKENS, QuantType, Rng};
+use tandem::quant::{self, ActRow, Acts, MOST_TOKENS, PanelForm, QuantType, Rng};
 use tandem::simd::{self, Isa};
 
 /// PanelColumns and rows: a megabyte at most, in 32 rows' steps.
@@ -74,13 +74,14 @@ fn line(ty: &'static QuantType) {
     let of_read = 100.0 * share;
     let mut text = format!("{:8} {:6.1} {:6.1} {rate:6.1} {of_read:4.0}%", ty.name, products / ns, w.len() as f64 / ns);
     if ty.multiplies_many() {
-        acts.set_panels(ty.act, simd::isa(), N, &x);
         let mut work = PanelScratch::default();
         for count in [1, 2, 3, 4, 32, 128] {
+            let form = ty.act.form(simd::isa(), count as usize);
+            acts.set_panels(ty.act, form, N, &x);
             let tokens: Vec<(u32, u32)> = (0..count).map(|t| (t, t)).collect();
             let source = WeightRows { w: &w, stride, rows: ROWS };
             let ns = best(|| {
-                work.multiply(ty, source, acts.panels(), &tokens, simd::isa(), |_, sums| {
+                work.multiply(ty, source, acts.panels(form), &tokens, simd::isa(), |_, sums| {
                     black_box(sums);
                 })
             });
@@ -129,36 +130,36 @@ fn tokens_line(ty: &'static QuantType, pool: &Pool) {
     println!("{:8} ns for 128 weights with 1 to 4 tokens: cache{}, memory{}", ty.name, text(&cached), text(&read));
 }
 
-/// Prints how many times faster than AVX-512 matrix tiles are, by tokens. Four panels are multiplied
-/// in turn, so that tokens are put in the order of tiles once for all of them; a thread has more
-/// where experts are wide.
+/// Prints how many times faster than AVX-512 matrix tiles are, by tokens, each by the shortest of many runs in turn. Eight
+/// panels are multiplied one after the other, so that tokens are put in the order of tiles once for all of them; a
+/// thread has more where experts are wide.
 fn tiles_line(ty: &'static QuantType) {
-    const PANELS: usize = 4;
+    const PANELS: usize = 8;
     let mut rng = Rng(2);
     let stride = ty.row_bytes(N);
     let mut w = vec![0; PANELS * ROWS * stride];
     w.chunks_exact_mut(ty.bytes).for_each(|b| (ty.random)(&mut rng, b));
-    let x: Vec<f32> = (0..256 * N).map(|_| rng.normal()).collect();
+    let x: Vec<f32> = (0..512 * N).map(|_| rng.normal()).collect();
     let mut acts = Acts::default();
     let mut text = format!("{:8} tiles:", ty.name);
-    for count in [2, 4, 6, 8, 10, 12, 16, 17, 18, 24, 32, 64, 128, 256] {
+    for count in [4, 8, 16, 24, 32, 40, 48, 64, 128, 512] {
         let tokens: Vec<(u32, u32)> = (0..count).map(|t| (t, t)).collect();
-        let mut times = [Isa::Avx512Bf16, Isa::Amx].map(|isa| {
-            let mut work = PanelScratch::default();
-            work.tiles_from = Some(1);
-            best(|| {
-                // New activations, as for each expert.
-                acts.set_panels(ty.act, isa, N, &x[..count as usize * N]);
-                for w in w.chunks(ROWS * stride) {
-                    let source = WeightRows { w, stride, rows: ROWS };
-                    work.multiply(ty, source, acts.panels(), &tokens, isa, |_, sums| {
-                        black_box(sums);
-                    });
-                }
-            })
-        });
-        let set = best(|| acts.set_panels(ty.act, Isa::Amx, N, &x[..count as usize * N]));
-        times.iter_mut().for_each(|t| *t -= set);
+        let mut times = [f64::MAX; 2];
+        for _ in 0..3 {
+            for (isa, time) in [Isa::Avx512Bf16, Isa::Amx].into_iter().zip(&mut times) {
+                let form = ty.act.form(isa, PanelForm::TILES_FROM);
+                acts.set_panels(ty.act, form, N, &x[..count as usize * N]);
+                let mut work = PanelScratch::default();
+                *time = time.min(best(|| {
+                    for w in w.chunks(ROWS * stride) {
+                        let source = WeightRows { w, stride, rows: ROWS };
+                        work.multiply(ty, source, acts.panels(form), &tokens, isa, |_, sums| {
+                            black_box(sums);
+                        });
+                    }
+                }));
+            }
+        }
         text += &format!(" {count}: {:.2}", times[0] / times[1]);
     }
     println!("{text}");

@@ -27,7 +27,7 @@ pub enum Isa {
     Avx512,
     /// [`Isa::Avx512`] with AVX512_BF16 (AMD since Zen 4, Intel since Sapphire Rapids).
     Avx512Bf16,
-    /// [`Isa::Avx512Bf16`] with matrix tiles for int8 and BF16 (Intel Xeons since Sapphire Rapids),
+    /// [`Isa::Avx512Bf16`] with matrix tiles for BF16 (Intel Xeons since Sapphire Rapids),
     /// see [`tiles`].
     Amx,
 }
@@ -484,6 +484,22 @@ pub mod x86 {
     pub fn store_u8x64(p: &mut [u8; 64], v: __m512i) {
         // SAFETY: the reference covers the 64 bytes written.
         unsafe { _mm512_storeu_si512(p.as_mut_ptr().cast(), v) }
+    }
+
+    /// Writes 16 words, any alignment.
+    #[inline]
+    #[target_feature(enable = "avx512f")]
+    pub fn store_u32x16(p: &mut [u32; 16], v: __m512i) {
+        // SAFETY: the reference covers the 64 bytes written.
+        unsafe { _mm512_storeu_si512(p.as_mut_ptr().cast(), v) }
+    }
+
+    /// 32 floats rounded to BF16, ties to even, the first 16 in the lower half. Subnormal results are zero.
+    #[inline]
+    #[target_feature(enable = "avx512f,avx512bf16")]
+    pub fn round_bf16x32(first: __m512, second: __m512) -> __m512i {
+        // SAFETY: both types are 64 bytes of any bits.
+        unsafe { std::mem::transmute::<__m512bh, __m512i>(_mm512_cvtne2ps_pbh(second, first)) }
     }
 
     /// Writes 32 integers, any alignment.

@@ -74,7 +74,7 @@ pub(super) fn run(a: &args::DoctorArgs) -> Result<()> {
 }
 
 /// Instructions that matter here, of those that the CPU has.
-const FLAGS: [&str; 12] = [
+const FLAGS: [&str; 11] = [
     "avx2",
     "fma",
     "f16c",
@@ -85,7 +85,6 @@ const FLAGS: [&str; 12] = [
     "avx512_vnni",
     "avx512_bf16",
     "avx_vnni",
-    "amx_int8",
     "amx_bf16",
 ];
 
@@ -98,8 +97,8 @@ fn flags(h: &Host) -> Vec<&'static str> {
 /// Whether matrix tiles multiply prompts, or why not.
 fn matrix_tiles(t: &Tested) -> String {
     match t.tiles {
-        Ok(()) if t.isa >= Isa::Amx => "AMX for int8 and bf16, in use where tokens share weights".into(),
-        Ok(()) => format!("AMX for int8 and bf16, not used: TANDEM_ISA={}", t.isa.name()),
+        Ok(()) if t.isa >= Isa::Amx => "AMX for bf16, in use where many tokens share weights".into(),
+        Ok(()) => format!("AMX for bf16, not used: TANDEM_ISA={}", t.isa.name()),
         Err(why) => why.into(),
     }
 }

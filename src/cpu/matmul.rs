@@ -11,7 +11,7 @@ use std::cell::RefCell;
 
 use super::Pool;
 use super::pool::SharedOut;
-use crate::quant::activations::{Acts, PanelPart, RowPart};
+use crate::quant::activations::{Acts, PanelForm, PanelPart, RowPart};
 use crate::quant::panels::{PanelScratch, ROWS, WeightRows};
 use crate::quant::{ActRow, MOST_TOKENS, QuantType};
 use crate::simd;
@@ -82,14 +82,17 @@ pub fn grouped(
             assert!(!std::mem::replace(&mut seen[o as usize], true), "an output row is written twice");
         }
     }
-    let worth = ty.act.form(simd::isa()).worth();
-    let rows_only = acts.rows_only;
-    let panels = |g: &Group<'_>| !rows_only && ty.multiplies_many() && g.pairs.len() >= worth;
-    if groups.iter().any(|g| !g.pairs.is_empty() && !panels(g)) {
+    let rows_only = acts.rows_only || !ty.multiplies_many();
+    // The layout for a group's tokens; None for row kernels.
+    let form = |g: &Group<'_>| {
+        let form = ty.act.form(simd::isa(), g.pairs.len());
+        (!rows_only && g.pairs.len() >= form.worth()).then_some(form)
+    };
+    if groups.iter().any(|g| !g.pairs.is_empty() && form(g).is_none()) {
         pool.each_of(acts.row_parts(ty.act, n_in, x), size_of_val(x), RowPart::fill);
     }
-    if groups.iter().any(panels) {
-        pool.each_of(acts.panel_parts(ty.act, simd::isa(), n_in, x), size_of_val(x), PanelPart::fill);
+    for layout in PanelForm::ALL.into_iter().filter(|layout| groups.iter().any(|g| form(g) == Some(*layout))) {
+        pool.each_of(acts.panel_parts(ty.act, layout, n_in, x), size_of_val(x), PanelPart::fill);
     }
     let acts = &*acts;
     let most = if rows_only { usize::MAX } else { PanelScratch::most_tokens(ty, n_in, simd::isa()) };
@@ -108,12 +111,12 @@ pub fn grouped(
         let w = &group.w[r0 * stride..];
         // SAFETY: row `o` belongs to its pair alone (checked above), columns r0..r0+n to this piece alone.
         let part = |o: u32, r: usize, n: usize| unsafe { shared.part(o as usize * n_out + r0 + r, n) };
-        if panels(group) {
+        if let Some(form) = form(group) {
             SCRATCH.with_borrow_mut(|work| {
                 for r in (0..n).step_by(ROWS) {
                     let rows = ROWS.min(n - r);
                     let source = WeightRows { w: &w[r * stride..], stride, rows };
-                    work.multiply(ty, source, acts.panels(), group.pairs, simd::isa(), |o, sums| {
+                    work.multiply(ty, source, acts.panels(form), group.pairs, simd::isa(), |o, sums| {
                         part(o, r, rows).copy_from_slice(sums)
                     });
                 }

@@ -27,7 +27,7 @@ mod rng;
 mod rows;
 mod types;
 
-pub use activations::{Act, ActRow, Acts};
+pub use activations::{Act, ActRow, Acts, PanelForm};
 pub use formats::{TYPES, by_id, by_name, cache_types, encoder, retired, written_types};
 pub use rng::Rng;
 pub use types::{CacheFormat, Decode, DotRows, Encode, EncodeRow, Floats, Kernel, MOST_TOKENS, QuantType};

@@ -9,7 +9,6 @@
 //! 4B  tileloadd (F2)   tileloaddt1 (66)   tilestored (F3)
 //!     row r is at base + displacement + r * (index << scale)
 //! 5C  tdpbf16ps (F3)
-//! 5E  tdpbssd (F2)   tdpbusd (66)   tdpbsud (F3)   tdpbuud (no prefix)
 //! tile products: C = ModRM.reg (rows x columns), A = ModRM.rm (rows x k), B = vvvv (k x columns)
 //! ```
 //! After Intel's manual (Software Developer's Manual, volume 2, "Intel AMX Instruction Set
@@ -152,7 +151,7 @@ impl Instruction {
             return None;
         }
         let opcode = byte();
-        if ![0x49, 0x4b, 0x5c, 0x5e].contains(&opcode) {
+        if ![0x49, 0x4b, 0x5c].contains(&opcode) {
             return None;
         }
         let modrm = byte();
@@ -208,10 +207,6 @@ impl Instruction {
                 }
             }
             (0x5c, 2, Operand::Register(a)) => t.product(self.reg, a, self.vvvv, dot_bf16),
-            (0x5e, 3, Operand::Register(a)) => t.product(self.reg, a, self.vvvv, |c, a, b| dot(c, a, b, true, true)),
-            (0x5e, 2, Operand::Register(a)) => t.product(self.reg, a, self.vvvv, |c, a, b| dot(c, a, b, true, false)),
-            (0x5e, 1, Operand::Register(a)) => t.product(self.reg, a, self.vvvv, |c, a, b| dot(c, a, b, false, true)),
-            (0x5e, 0, Operand::Register(a)) => t.product(self.reg, a, self.vvvv, |c, a, b| dot(c, a, b, false, false)),
             (opcode, prefix, _) => fail(&format!("no instruction with opcode {opcode:02x}, prefix {prefix}")),
         }
     }
@@ -272,13 +267,6 @@ impl Tiles {
     }
 }
 
-/// Bytes, signed or not, summed in 32 bits that wrap around.
-fn dot(c: u32, a: &[u32], b: &[u32], a_signed: bool, b_signed: bool) -> u32 {
-    let value = |byte: u8, signed: bool| if signed { byte as i8 as i32 } else { byte as i32 };
-    let pairs = a.iter().zip(b).flat_map(|(a, b)| a.to_le_bytes().into_iter().zip(b.to_le_bytes()));
-    pairs.fold(c as i32, |sum, (a, b)| sum.wrapping_add(value(a, a_signed) * value(b, b_signed))) as u32
-}
-
 /// BF16: the even and the odd elements are summed apart, then joined and added; subnormal numbers
 /// are zero.
 fn dot_bf16(c: u32, a: &[u32], b: &[u32]) -> u32 {
@@ -291,7 +279,7 @@ fn dot_bf16(c: u32, a: &[u32], b: &[u32]) -> u32 {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::simd::tiles::{self, CodeTiles, FloatTiles, TILE};
+    use crate::simd::tiles::{self, FloatTiles, PanelTiles, RowBlock, TILE, TokenBlock};
 
     /// Small numbers that look random.
     fn number(i: usize) -> i32 {
@@ -299,23 +287,27 @@ mod tests {
     }
 
     #[test]
-    fn tiles_multiply_what_the_formula_says_in_every_shape() {
+    fn tiles_multiply_panels_as_the_formula_says_for_every_number_of_tokens() {
         let Ok(which) = tiles::for_tests() else { return };
-        for (rows, columns) in (1..=TILE).flat_map(|rows| [16, 32, 64, 256].map(|c| (rows, c))) {
-            let q: [[i8; 256]; TILE] = std::array::from_fn(|t| std::array::from_fn(|k| number(t * 256 + k) as i8));
-            let codes: [[u8; 128]; 64] =
-                std::array::from_fn(|s| std::array::from_fn(|i| number(7 + s * 128 + i) as u8));
-            let tiles = CodeTiles::new(rows, columns);
-            for (i, at) in [0, (256 - columns) / 8 * 4, 256 - columns].into_iter().enumerate() {
-                let half = i % 2;
-                let mut got = [[1; TILE]; TILE];
-                tiles.multiply(&q, &codes, at / 4, half, i == 2, &mut got);
-                for (t, r) in (0..TILE).flat_map(|t| (0..TILE).map(move |r| (t, r))) {
-                    let code = |k: usize| codes[k / 4][64 * half + 4 * r + k % 4] as i8 as i32;
-                    let want: i32 = (at..at + columns).map(|k| q[t][k] as i32 * code(k)).sum();
-                    let want = if t < rows { want } else { 1 };
-                    assert_eq!(got[t][r], want, "{which}: token {t} of {rows}, row {r}, {columns} columns from {at}");
-                }
+        let short = |x: i32| (x as f32).to_bits() >> 16; // up to 128 in size: exact as BF16
+        let value = |bits: u32| f32::from_bits(bits << 16);
+        let pair = |at: usize| short(number(at)) | short(number(7 * at + 1)) << 16;
+        let of = |word: u32, k: usize| value(word >> (16 * (k % 2)) & 0xffff);
+        let w = RowBlock(std::array::from_fn(|k| std::array::from_fn(|r| pair(32 * k + r))));
+        let block = |b: usize| {
+            let word = |s: usize, t: usize, k: usize| pair(b + 256 * s + 16 * t + k);
+            TokenBlock(std::array::from_fn(|s| std::array::from_fn(|t| std::array::from_fn(|k| word(s, t, k)))))
+        };
+        let x = [block(5), block(99)];
+        for (tokens, steps) in (1..=TILE).map(|tokens| (tokens, 1 + tokens % 8)) {
+            let mut got = [[0.5f32; 2 * TILE]; 2 * TILE];
+            PanelTiles::new(tokens).multiply(&x, &w, steps, &mut got[..2 * tokens]);
+            for (i, r) in (0..2 * TILE).flat_map(|i| (0..2 * TILE).map(move |r| (i, r))) {
+                let act = |k: usize| of(x[i / tokens].0[k / 32][i % tokens][k % 32 / 2], k);
+                // Whole numbers: exact.
+                let sum = |n: usize| (0..n).map(|k| act(k) * of(w.0[k / 2][r], k)).sum::<f32>();
+                let want = if i < 2 * tokens { 0.5 + sum(32 * steps) } else { 0.5 };
+                assert_eq!(got[i][r], want, "{which}: row {r}, token {i} of twice {tokens}, {steps} steps");
             }
         }
         assert!(!seen().1, "tiles are released");
@@ -347,14 +339,5 @@ mod tests {
                 assert_eq!(sums[2 * (r / 16) + b][r % 16][t], want, "{which}: row {r} of {rows}, block {b}, token {t}");
             }
         }
-    }
-
-    #[test]
-    fn tiles_of_bytes_take_each_side_as_signed_or_not() {
-        let (a, b) = ([0x80ff_0102], [0x7f80_fe03]);
-        assert_eq!(dot(0, &a, &b, true, true) as i32, -128 * 127 + 128 - 2 + 2 * 3);
-        assert_eq!(dot(0, &a, &b, false, true) as i32, 128 * 127 - 255 * 128 - 2 + 6);
-        assert_eq!(dot(0, &a, &b, true, false) as i32, -128 * 127 - 128 + 254 + 6);
-        assert_eq!(dot(1, &a, &b, false, false) as i32, 1 + 128 * 127 + 255 * 128 + 254 + 6);
     }
 }

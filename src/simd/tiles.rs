@@ -3,19 +3,18 @@
 //!
 //! ```text
 //! tile     8 of them, each at most 16 rows of 64 bytes; `ldtilecfg` sets the shape of each
-//! codes    C (tokens x 16 rows, i32)   = sum over columns of
-//!             A (tokens x columns, i8) * B (columns / 4 x 16 rows x 4, i8)
+//! panels   C (tokens x 16 rows, f32)  += sum over columns of
+//!             A (tokens x 32 columns, BF16) * B (16 x 16 rows x 2, BF16)
 //! floats   C (16 rows x tokens, f32)  += sum over columns of
 //!             A (16 rows x 32 columns, BF16) * B (16 x tokens x 2, BF16)
 //! ```
-//! Codes lie in a panel as B wants them (quant/panels/codes.rs), so that the panel is loaded as it
-//! is. Weights of two bytes lie row after row, which is what A wants, so that there the tokens are
-//! turned instead.
+//! Codes are decoded to BF16 as B wants them (quant/panels/tiles.rs). Weights of two bytes lie row
+//! after row, which is what A wants, so that there the tokens are turned instead.
 //!
 //! Rust's intrinsics for tiles are not stable (1.95), so the instructions are `asm!`. Each block
 //! begins with tiles that it loads or zeroes and ends with a store: no tile holds anything from one
 //! block to the next, since the compiler knows nothing of what tiles hold. Only the shapes do, from
-//! the constructor of `CodeTiles` or `FloatTiles` to its end. A shape costs some 50 to 100 cycles
+//! the constructor of `PanelTiles` or `FloatTiles` to its end. A shape costs some 50 to 100 cycles
 //! to set and to release, a product with 12 tokens and more of 32 rows thousands; and it is
 //! released because a thread that keeps its tiles has 8 KB more to be saved whenever it leaves its
 //! core, and keeps the core from its deepest sleep.
@@ -96,12 +95,12 @@ pub(crate) fn for_tests() -> Result<&'static str, &'static str> {
 #[cfg(all(target_arch = "x86_64", target_os = "linux"))]
 fn ask() -> Result<(), String> {
     use std::arch::x86_64::{__cpuid, __cpuid_count, _xgetbv};
-    const TILES: u32 = 1 << 24 | 1 << 25 | 1 << 22; // AMX-TILE, AMX-INT8, AMX-BF16 in EDX of leaf 7
+    const TILES: u32 = 1 << 24 | 1 << 22; // AMX-TILE and AMX-BF16 in EDX of leaf 7
     const STATES: u64 = 1 << 17 | 1 << 18; // shapes and contents in XCR0
     const OSXSAVE: u32 = 1 << 27; // in ECX of leaf 1
     const REQUEST_PERMISSION: libc::c_long = 0x1023; // ARCH_REQ_XCOMP_PERM, asm/prctl.h
     if __cpuid(0).eax < 7 || __cpuid_count(7, 0).edx & TILES != TILES {
-        return Err("none; the CPU has no AMX (amx_tile, amx_int8, amx_bf16)".into());
+        return Err("none; the CPU has no AMX (amx_tile, amx_bf16)".into());
     }
     #[target_feature(enable = "xsave")]
     fn states() -> u64 {
@@ -127,26 +126,28 @@ fn ask() -> Result<(), String> {
     Err("none; they are used on x86-64 with Linux alone".into())
 }
 
-/// Whether a product of each kind is what it should be: once for each process, in microseconds. A
-/// hypervisor that offers tiles and does not keep them, or an error here on a CPU that tests never
-/// ran on, is then slow instead of wrong.
+/// Whether a product is what it should be: once for each process, in microseconds. A hypervisor that
+/// offers tiles and does not keep them, or an error here on a CPU that tests never ran on, is then
+/// slow instead of wrong.
 #[cfg(target_arch = "x86_64")]
 fn multiplies() -> bool {
-    let number = |i: usize| (i.wrapping_mul(0x9e37_79b9) >> 13 & 0xff) as u8 as i8;
-    let q: [[i8; COLUMNS]; TILE] = std::array::from_fn(|t| std::array::from_fn(|k| number(COLUMNS * t + k)));
-    let codes: [[u8; 128]; COLUMNS / 4] =
-        std::array::from_fn(|s| std::array::from_fn(|i| number(9 + 128 * s + i) as u8));
-    let by_codes = [(13, 32), (16, 16), (5, 256)].into_iter().all(|(rows, columns)| {
-        let tiles = CodeTiles::new(rows, columns);
-        [(0, false), (1, true)].into_iter().all(|(half, odd)| {
-            let (mut to, from) = ([[0; TILE]; TILE], (COLUMNS - columns) / 2);
-            tiles.multiply(&q, &codes, from / 4, half, odd, &mut to);
-            let code = |k: usize, r: usize| codes[k / 4][64 * half + 4 * r + k % 4] as i8 as i32;
-            let want = |t: usize, r: usize| (from..from + columns).map(|k| q[t][k] as i32 * code(k, r)).sum::<i32>();
-            (0..rows).all(|t| (0..TILE).all(|r| to[t][r] == want(t, r)))
-        })
-    });
     // Whole numbers up to 128 are exact as BF16, and so are their sums as f32.
+    let number = |i: usize| (i.wrapping_mul(0x9e37_79b9) >> 13 & 0xff) as u8 as i8;
+    let pair = |a: i8, b: i8| (a as f32).to_bits() >> 16 | (b as f32).to_bits() & 0xffff_0000;
+    let weight = |k: usize, r: usize| number(7 + 31 * k + 977 * r);
+    let act = |t: usize, k: usize| number(COLUMNS * t + k);
+    let pairs = |of: &dyn Fn(usize) -> i8, i: usize| pair(of(2 * i), of(2 * i + 1));
+    let w: [[u32; 2 * TILE]; COLUMNS / 2] =
+        std::array::from_fn(|i| std::array::from_fn(|r| pairs(&|k| weight(k, r), i)));
+    let (tokens, steps) = (13, 3);
+    let x = [0, tokens].map(|first| {
+        let row = |s: usize, t: usize| std::array::from_fn(|i| pairs(&|k| act(first + t, k), TILE * s + i));
+        TokenBlock(std::array::from_fn(|s| std::array::from_fn(|t| row(s, t))))
+    });
+    let mut sums = [[1f32; 2 * TILE]; 26];
+    PanelTiles::new(tokens).multiply(&x, &RowBlock(w), steps, &mut sums);
+    let want = |t: usize, r: usize| 1.0 + (0..32 * steps).map(|k| weight(k, r) as f32 * act(t, k) as f32).sum::<f32>();
+    let by_panels = (0..2 * tokens).all(|t| (0..2 * TILE).all(|r| sums[t][r] == want(t, r)));
     let bits = |x: i8| (x as f32).to_bits() >> 16;
     let w: Vec<u8> = (0..19 * 64).flat_map(|i| (bits(number(i)) as u16).to_le_bytes()).collect();
     let act = |b: usize, k: usize, t: usize| number(7 + 31 * b + 64 * k + t);
@@ -160,11 +161,11 @@ fn multiplies() -> bool {
         1.0 + (0..64).map(|k| number(64 * r + k) as f32 * act(b, k, t) as f32).sum::<f32>()
     };
     let right = |r: usize, b: usize, t: usize| sums[2 * (r / TILE) + b][r % TILE][t] == want(r, b, t);
-    by_codes && (0..19).all(|r| (0..2).all(|b| (0..7).all(|t| right(r, b, t))))
+    by_panels && (0..19).all(|r| (0..2).all(|b| (0..7).all(|t| right(r, b, t))))
 }
 
 #[cfg(target_arch = "x86_64")]
-pub(crate) use x86::{CodeTiles, FloatTiles};
+pub(crate) use x86::{FloatTiles, PanelTiles, RowBlock, TokenBlock, TurnedWords};
 
 #[cfg(target_arch = "x86_64")]
 mod x86 {
@@ -214,80 +215,74 @@ mod x86 {
         }
     }
 
-    /// Products of signed codes.
+    /// 256 columns of 16 tokens as BF16, two columns to a word: `[column / 32][token][column / 2 % 16]`.
+    #[derive(Clone, Debug)]
+    #[repr(align(64))]
+    pub(crate) struct TokenBlock(pub(crate) [[[u32; TILE]; TILE]; COLUMNS / 32]);
+
+    /// 256 columns of 32 rows of weights as BF16, two columns to a word: `[column / 2][row]`.
     #[derive(Debug)]
-    pub(crate) struct CodeTiles {
-        /// Runs of columns that a product sums; where there are several, each is of 64.
-        runs: usize,
-        /// The last step of 4 columns at which a product may begin.
-        last: usize,
+    #[repr(align(64))]
+    pub(crate) struct RowBlock(pub(crate) [[u32; 2 * TILE]; COLUMNS / 2]);
+
+    /// Products of BF16.
+    #[derive(Debug)]
+    pub(crate) struct PanelTiles {
+        tokens: usize,
         _shaped: Shaped,
     }
 
-    impl CodeTiles {
-        /// Sets tiles for `rows` tokens (1 to 16) and products over `columns` columns (16, 32, 64,
-        /// or a multiple of 64 up to 256).
-        pub(crate) fn new(rows: usize, columns: usize) -> CodeTiles {
-            let (each, runs) = (columns.min(64), columns.div_ceil(64));
-            assert!(each % 16 == 0 && columns == each * runs && columns <= COLUMNS);
-            let (a, b, c) = ((rows, each), (each / 4, 64), (rows, 64));
-            let last = (COLUMNS - columns) / 4;
-            CodeTiles { runs, last, _shaped: Shaped::new([c, a, b, c, a, b, c, c]) }
+    impl PanelTiles {
+        /// Sets tiles for blocks of `tokens` tokens (1 to 16).
+        pub(crate) fn new(tokens: usize) -> PanelTiles {
+            let (a, b, c) = ((tokens, 64), (TILE, 64), (tokens, 64));
+            PanelTiles { tokens, _shaped: Shaped::new([c, c, c, c, a, a, b, b]) }
         }
 
-        /// `to[t][r] = sum of q[t][k] * w[r][k]` over the columns from `4 * step` on. `codes` are a
-        /// panel's, of which 16 rows are multiplied: the first or the second `half`. Products in
-        /// turn use other tiles (`odd`), so that none waits for the one before.
+        /// `sums[i * tokens + t][r] += sum of x[i][t][k] * w[k][r]` over `32 * steps` columns.
         #[inline(always)]
-        pub(crate) fn multiply(
-            &self,
-            q: &[[i8; COLUMNS]; TILE],
-            codes: &[[u8; 128]; COLUMNS / 4],
-            step: usize,
-            half: usize,
-            odd: bool,
-            to: &mut [[i32; TILE]; TILE],
-        ) {
-            assert!(step <= self.last && half < 2);
-            let mut a = q.as_ptr().cast::<i8>().wrapping_add(4 * step);
-            let mut b = codes.as_ptr().cast::<u8>().wrapping_add(128 * step + 64 * half);
-            let mut n = self.runs;
-            macro_rules! product {
-                ($c:tt, $a:tt, $b:tt) => {
-                    // SAFETY: the tiles are shaped (`_shaped`): A has at most 16 rows, 256 bytes
-                    // apart, and B at most 16 of 64 bytes, 128 apart. From `step` on there are
-                    // columns for all runs (`last`), which are of 64 columns where there are
-                    // several, within the 256 of each token and the 64 steps of the codes. C is as
-                    // many rows of 64 bytes as A has, and `to` has 16.
-                    unsafe {
-                        asm!(
-                            concat!("tilezero ", $c),
-                            "2:",
-                            concat!("tileloadd ", $a, ", [{a} + {line}*4]"),
-                            concat!("tileloadd ", $b, ", [{b} + {line}*2]"),
-                            concat!("tdpbssd ", $c, ", ", $a, ", ", $b),
-                            "add {a}, 64",
-                            "add {b}, 2048",
-                            "dec {n}",
-                            "jnz 2b",
-                            concat!("tilestored [{c} + {line}], ", $c),
-                            a = inout(reg) a, b = inout(reg) b, n = inout(reg) n,
-                            line = in(reg) 64usize, c = in(reg) to.as_mut_ptr(),
-                            out($c) _, out($a) _, out($b) _,
-                            options(nostack),
-                        )
-                    }
-                };
+        pub(crate) fn multiply(&self, x: &[TokenBlock; 2], w: &RowBlock, steps: usize, sums: &mut [[f32; 2 * TILE]]) {
+            assert!(sums.len() == 2 * self.tokens && (1..=COLUMNS / 32).contains(&steps));
+            let (mut a0, mut a1, mut b, mut n) = (x[0].0.as_ptr(), x[1].0.as_ptr(), w.0.as_ptr(), steps);
+            let (c0, c1) = sums.split_at_mut(self.tokens);
+            // SAFETY: the tiles are shaped (`_shaped`): A has at most 16 rows of 64 bytes, 64 apart, of
+            // which `x` has 8 steps of 16; B 16 rows of 64 bytes, 128 apart, of which `w`
+            // has 8 steps of 2 times 16; C `tokens` rows of 64 bytes, 128 apart, twice in each half of
+            // `sums`, whose length was just checked.
+            unsafe {
+                asm!(
+                    "tileloadd tmm0, [{c0} + {line}*2]",
+                    "tileloadd tmm1, [{c0} + {line}*2 + 64]",
+                    "tileloadd tmm2, [{c1} + {line}*2]",
+                    "tileloadd tmm3, [{c1} + {line}*2 + 64]",
+                    "2:",
+                    "tileloadd tmm6, [{b} + {line}*2]",
+                    "tileloadd tmm4, [{a0} + {line}*1]",
+                    "tdpbf16ps tmm0, tmm4, tmm6",
+                    "tileloadd tmm7, [{b} + {line}*2 + 64]",
+                    "tdpbf16ps tmm1, tmm4, tmm7",
+                    "tileloadd tmm5, [{a1} + {line}*1]",
+                    "tdpbf16ps tmm2, tmm5, tmm6",
+                    "tdpbf16ps tmm3, tmm5, tmm7",
+                    "add {a0}, 1024",
+                    "add {a1}, 1024",
+                    "add {b}, 2048",
+                    "dec {n}",
+                    "jnz 2b",
+                    "tilestored [{c0} + {line}*2], tmm0",
+                    "tilestored [{c0} + {line}*2 + 64], tmm1",
+                    "tilestored [{c1} + {line}*2], tmm2",
+                    "tilestored [{c1} + {line}*2 + 64], tmm3",
+                    a0 = inout(reg) a0, a1 = inout(reg) a1, b = inout(reg) b, n = inout(reg) n,
+                    c0 = in(reg) c0.as_mut_ptr(), c1 = in(reg) c1.as_mut_ptr(), line = in(reg) 64usize,
+                    out("tmm0") _, out("tmm1") _, out("tmm2") _, out("tmm3") _, out("tmm4") _, out("tmm5") _,
+                    out("tmm6") _, out("tmm7") _,
+                    options(nostack),
+                )
             }
-            if odd {
-                product!("tmm3", "tmm4", "tmm5");
-            } else {
-                product!("tmm0", "tmm1", "tmm2");
-            }
-            let _ = (a, b, n);
+            let _ = (a0, a1, b, n);
         }
     }
-
     /// Tokens as BF16 for tiles: 32 columns of 16 tokens, two columns to a word: `[columns /
     /// 2][token]`.
     pub(crate) type TurnedWords = [[u32; TILE]; TILE];
@@ -373,5 +368,3 @@ mod x86 {
         }
     }
 }
-#[cfg(target_arch = "x86_64")]
-pub(crate) use x86::TurnedWords;

@@ -257,7 +257,6 @@ fn isa(h: &Host, t: &Tested, say: Say<'_>) {
         );
     }
     if let Err(why) = t.tiles
-        && has("amx_int8")
         && has("amx_bf16")
     {
         say(Severity::Slow, "instructions", format!("prompts are read without matrix tiles: {why}"));
@@ -387,7 +386,7 @@ mod tests {
             others: Some((0.01, 0.0)),
             isa: Isa::Avx2,
             detected: Isa::Avx2,
-            tiles: Err("none; the CPU has no AMX (amx_tile, amx_int8, amx_bf16)"),
+            tiles: Err("none; the CPU has no AMX (amx_tile, amx_bf16)"),
             gpu: GpuReport::None("no driver".into()),
             more_gpus: Vec::new(),
         };
@@ -457,7 +456,7 @@ mod tests {
             (&|_, t| t.isa = Isa::Scalar, "unset TANDEM_ISA"),
             (
                 &|h, t| {
-                    h.flags = vec!["amx_int8".into(), "amx_bf16".into()];
+                    h.flags = vec!["amx_bf16".into()];
                     t.tiles = Err("the system refuses it");
                 },
                 "without matrix tiles: the system refuses it",

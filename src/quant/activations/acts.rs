@@ -42,7 +42,6 @@ pub struct Acts {
     /// theirs alone.
     stamp: u64,
     rows: usize,
-    form: Option<PanelForm>,
     columns: Vec<PanelColumns>,
     words: Vec<PanelWords>,
 }
@@ -57,9 +56,9 @@ impl Acts {
         self.row_parts(act, n, x).for_each(RowPart::fill);
     }
 
-    /// Writes `x` in the layout for many tokens that kernels of this instruction set read.
-    pub fn set_panels(&mut self, act: Act, isa: Isa, n: usize, x: &[f32]) {
-        self.panel_parts(act, isa, n, x).for_each(PanelPart::fill);
+    /// Writes `x` in a layout for many tokens.
+    pub fn set_panels(&mut self, act: Act, form: PanelForm, n: usize, x: &[f32]) {
+        self.panel_parts(act, form, n, x).for_each(PanelPart::fill);
     }
 
     /// Splits the work of [`Acts::set`] into parts. The caller must fill every part.
@@ -83,37 +82,43 @@ impl Acts {
         })
     }
 
-    /// Splits the work of [`Acts::set_panels`] into parts. The caller must fill every part.
+    /// Splits the work of [`Acts::set_panels`] into parts. The caller must fill every part. Codes and
+    /// words of the same rows may be laid out both, one after the other.
     pub fn panel_parts<'a>(
         &'a mut self,
         act: Act,
-        isa: Isa,
+        form: PanelForm,
         n: usize,
         x: &'a [f32],
     ) -> impl Iterator<Item = PanelPart<'a>> {
         static STAMP: AtomicU64 = AtomicU64::new(1);
-        self.stamp = STAMP.fetch_add(1, Relaxed);
-        let (block, form, rows) = (act.block(), act.form(isa), x.len() / n.max(1));
-        (self.act, self.n, self.rows, self.form) = (Some(act), n, rows, Some(form));
+        let (block, rows) = (act.block(), x.len() / n.max(1));
+        (self.act, self.n, self.rows) = (Some(act), n, rows);
         let chunk = form.columns();
         let len = n.div_ceil(chunk) * rows;
         let (columns, words) = if form == PanelForm::Codes { (len, 0) } else { (0, len) };
-        self.columns.resize(columns, PanelColumns::ZERO);
-        self.words.resize(words, PanelWords::ZERO);
+        if form == PanelForm::Codes {
+            self.columns.resize(len, PanelColumns::ZERO);
+        } else {
+            self.stamp = STAMP.fetch_add(1, Relaxed);
+            self.words.resize(len, PanelWords::ZERO);
+        }
         let each = PART / chunk;
-        let columns = self.columns.chunks_mut(each).map(move |to| To::PanelColumns(block, to));
-        let words = self.words.chunks_mut(each).map(move |to| To::PanelWords(form, to));
+        let columns = self.columns[..columns].chunks_mut(each).map(move |to| To::PanelColumns(block, to));
+        let words = self.words[..words].chunks_mut(each).map(move |to| To::PanelWords(form, to));
         let part = move |(i, to)| PanelPart { x, n, rows, first: i * each, chunk, to };
         columns.chain(words).enumerate().map(part)
     }
 
-    /// Returns all rows in the layout for many tokens.
+    /// Returns all rows in a layout for many tokens, which was the last but for others of the same
+    /// rows that [`Acts::set_panels`] was called for.
     ///
     /// # Panics
-    /// If [`Acts::set_panels`] was not called before.
-    pub fn panels(&self) -> PanelActs<'_> {
-        let (block, form) = (self.act.map_or(1, Act::block), self.form.expect("activations laid out for panels"));
-        let (stamp, n, rows) = (self.stamp, self.n, self.rows);
+    /// If it was not called with this layout and as many rows.
+    pub fn panels(&self, form: PanelForm) -> PanelActs<'_> {
+        let (block, stamp, n, rows) = (self.act.map_or(1, Act::block), self.stamp, self.n, self.rows);
+        let laid_out = if form == PanelForm::Codes { self.columns.len() } else { self.words.len() };
+        assert!(laid_out == n.div_ceil(form.columns()) * rows, "activations laid out as {form:?}");
         PanelActs { stamp, n, block, rows, form, columns: &self.columns, words: &self.words }
     }
 
@@ -249,8 +254,8 @@ mod tests {
             let x = values(&mut rng, n * rows);
             let mut acts = Acts::default();
             acts.set(act, n, &x);
-            acts.set_panels(act, simd::isa(), n, &x);
-            let panels = acts.panels();
+            acts.set_panels(act, PanelForm::Codes, n, &x);
+            let panels = acts.panels(PanelForm::Codes);
             for (t, k) in (0..rows).flat_map(|t| (0..n).map(move |k| (t, k))) {
                 let (row, columns) = (acts.row(t, &x), &panels.columns[k / CHUNK * rows + t]);
                 let at = k % CHUNK;

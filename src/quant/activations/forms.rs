@@ -32,11 +32,12 @@ impl Act {
         }
     }
 
-    /// Returns the layout that kernels for many tokens read on this instruction set.
-    pub fn form(self, isa: Isa) -> PanelForm {
+    /// Returns the layout that kernels for so many tokens read on this instruction set.
+    pub fn form(self, isa: Isa, tokens: usize) -> PanelForm {
         match self {
             Act::Bf16 if isa >= Isa::Avx512Bf16 => PanelForm::Bf16,
             Act::F32 | Act::F16 | Act::Bf16 => PanelForm::F32,
+            Act::Q8 | Act::Q8K if isa >= Isa::Amx && tokens >= PanelForm::TILES_FROM => PanelForm::Bf16,
             Act::Q8 | Act::Q8K => PanelForm::Codes,
         }
     }
@@ -49,11 +50,21 @@ pub enum PanelForm {
     Codes,
     /// f32, one column per word ([`PanelWords`]).
     F32,
-    /// BF16, two columns per word ([`PanelWords`]).
+    /// BF16, two columns per word ([`PanelWords`]); for formats of codes, too, where matrix tiles
+    /// multiply.
     Bf16,
 }
 
 impl PanelForm {
+    /// All of them.
+    pub const ALL: [PanelForm; 3] = [PanelForm::Codes, PanelForm::F32, PanelForm::Bf16];
+
+    /// Tokens from which matrix tiles multiply formats of codes. Decoding rows to BF16 takes as long
+    /// as AVX-512 takes for some 15 tokens, and what it evicts from the first-level cache another 15
+    /// (Sapphire Rapids, the shortest of many runs, tiles against AVX-512): with 32 tokens 0.91 to
+    /// 0.97 times as fast in every format, with 40 1.01 to 1.10, with 64 1.30 to 1.46.
+    pub const TILES_FROM: usize = 40;
+
     /// Returns the number of tokens from which these kernels are faster than the row kernel.
     ///
     /// Measured from cache (Zen 4, products/ns): BF16 pairs reach 30 with two tokens and 42 with
@@ -177,7 +188,7 @@ impl PanelColumns {
 /// Activations for many tokens at once.
 #[derive(Clone, Copy, Debug)]
 pub struct PanelActs<'a> {
-    /// Tells these contents from all others that were laid out in this process.
+    /// Tells these words from all others that were laid out in this process.
     pub stamp: u64,
     /// Values in a row.
     pub n: usize,

@@ -325,18 +325,19 @@ pub(crate) fn panels(ty: &'static QuantType) {
             let x: Vec<f32> = (0..count).flat_map(|_| random_acts(&mut rng, n)).collect();
             let mut acts = Acts::default();
             acts.set(ty.act, n, &x);
-            acts.set_panels(ty.act, isa, n, &x);
+            let form = ty.act.form(isa, count);
+            acts.set_panels(ty.act, form, n, &x);
             // What BF16 is meant to be multiplied with; the rounding itself has a test in
             // activations/forms.rs. Products of BF16 are exact in f32, so that only the sum rounds,
             // as everywhere; no value here is subnormal, which the instruction would take for zero.
-            let rounded = |x: &f32| match ty.act.form(isa) {
+            let rounded = |x: &f32| match form {
                 PanelForm::Bf16 => half::bf16::from_f32(*x).to_f64(),
                 _ => *x as f64,
             };
             let tokens: Vec<(u32, u32)> = (0..count as u32).rev().map(|t| (t, t + 100)).collect();
             let mut decoded = vec![0f32; n];
             let mut seen = 0;
-            work.multiply(ty, WeightRows { w: &w, stride, rows }, acts.panels(), &tokens, isa, |o, sums| {
+            work.multiply(ty, WeightRows { w: &w, stride, rows }, acts.panels(form), &tokens, isa, |o, sums| {
                 seen += 1;
                 assert_eq!(sums.len(), rows);
                 let x = acts.row(o as usize - 100, &x);
@@ -364,7 +365,8 @@ pub(crate) fn panels(ty: &'static QuantType) {
 }
 
 /// A token's products of floats have the same bits alone and among a hundred tokens, on every
-/// instruction set.
+/// instruction set whose kernels take any number of them: matrix tiles do not take a single one of
+/// BF16, and sum in another order.
 pub(crate) fn alone(ty: &'static QuantType) {
     let mut rng = Rng(8);
     let (n, rows, count) = (3001, 7, 100);
@@ -373,12 +375,14 @@ pub(crate) fn alone(ty: &'static QuantType) {
     let mut w = vec![0; stride * rows];
     w.chunks_exact_mut(ty.bytes).for_each(|b| (ty.random)(&mut rng, b));
     let (mut acts, mut work) = (Acts::default(), PanelScratch::default());
-    for isa in Isa::ALL.into_iter().filter(|i| *i <= simd::detected()) {
-        acts.set_panels(ty.act, isa, n, &x);
+    let most = if ty.act == Act::Bf16 { Isa::Avx512Bf16 } else { Isa::Amx };
+    for isa in Isa::ALL.into_iter().filter(|i| *i <= simd::detected().min(most)) {
+        let form = ty.act.form(isa, 1);
+        acts.set_panels(ty.act, form, n, &x);
         let mut run = |tokens: &[(u32, u32)]| {
             let mut out = Vec::new();
             let add = |_: u32, sums: &[f32]| out.extend(sums.iter().map(|v| v.to_bits()));
-            work.multiply(ty, WeightRows { w: &w, stride, rows }, acts.panels(), tokens, isa, add);
+            work.multiply(ty, WeightRows { w: &w, stride, rows }, acts.panels(form), tokens, isa, add);
             out
         };
         let tokens: Vec<(u32, u32)> = (0..count as u32).map(|t| (t, t)).collect();

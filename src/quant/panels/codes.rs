@@ -33,7 +33,7 @@ use crate::quant::activations::PanelColumns;
 const TOKENS: usize = 6;
 
 /// Returns how many codes share a minimum in a format with groups of this size.
-const fn shares_min(group: usize) -> usize {
+pub(crate) const fn shares_min(group: usize) -> usize {
     if group > 32 { 16 } else { group }
 }
 

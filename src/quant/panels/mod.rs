@@ -25,5 +25,7 @@ mod tiles;
 #[cfg(target_arch = "x86_64")]
 pub(crate) mod wide;
 
+#[cfg(test)]
+pub(crate) use codes::shares_min;
 pub use multiply::PanelScratch;
 pub use panel::{Panel, PanelFill, PanelSpec, ROWS, WeightRows};

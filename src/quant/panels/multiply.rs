@@ -1,14 +1,16 @@
 //! The entry to products of weight rows with many tokens, for every format, and a thread's scratch
 //! memory for them.
 
+use std::ops::Range;
+
 use super::ahead::Ahead;
 use super::codes::PanelProduct;
 #[cfg(target_arch = "x86_64")]
 use super::codes::{offsets_avx2, offsets_avx512};
 use super::floats::FloatProduct;
-use super::panel::{Panel, ROWS, WeightRows};
+use super::panel::{Panel, PanelFill, PanelSpec, ROWS, WeightRows};
 #[cfg(target_arch = "x86_64")]
-use super::tiles::{self, CodeKind, TilePanel, TileScratch};
+use super::tiles::{self, TileScratch};
 use crate::quant::activations::{Act, CHUNK, PanelActs, PanelForm};
 use crate::quant::types::QuantType;
 use crate::simd::Isa;
@@ -16,33 +18,13 @@ use crate::simd::Isa;
 use crate::simd::vnni_is_vex;
 
 /// Scratch memory of one thread: a panel, and the sums of its tokens.
-#[derive(Debug)]
+#[derive(Debug, Default)]
 pub struct PanelScratch {
-    /// Tokens from which matrix tiles are used where the CPU has them; None for what is best. Tests
-    /// and benchmarks set it.
-    pub tiles_from: Option<usize>,
     panel: Box<Panel>,
-    sums: Vec<[f32; ROWS]>,
+    /// A line per token, filled up at the front so that lines of tiles do not cross those of the cache.
+    sums: Vec<f32>,
     #[cfg(target_arch = "x86_64")]
     tiles: TileScratch,
-}
-
-impl Default for PanelScratch {
-    fn default() -> PanelScratch {
-        let panel = Panel {
-            codes: [[0; 4 * ROWS]; CHUNK / 4],
-            scale: [[0.0; ROWS]; CHUNK / 16],
-            min: [[0.0; ROWS]; CHUNK / 16],
-            offset: [[0; ROWS]; CHUNK / 16],
-        };
-        PanelScratch {
-            tiles_from: None,
-            panel: Box::new(panel),
-            sums: Vec::new(),
-            #[cfg(target_arch = "x86_64")]
-            tiles: TileScratch::default(),
-        }
-    }
 }
 
 impl PanelScratch {
@@ -56,27 +38,42 @@ impl PanelScratch {
         isa: Isa,
         mut out: impl FnMut(u32, &[f32]),
     ) {
+        #[cfg(target_arch = "x86_64")]
+        let by_tiles = by_tiles(ty, x.form, tokens.len(), isa);
+        #[cfg(target_arch = "x86_64")]
+        let count = match by_tiles && ty.panel.is_some() {
+            true => self.tiles.gather(x, tokens),
+            false => tokens.len().next_multiple_of(2),
+        };
+        #[cfg(not(target_arch = "x86_64"))]
+        let count = tokens.len();
         self.sums.clear();
-        self.sums.resize(tokens.len().next_multiple_of(2), [0.0; ROWS]);
-        let form = ty.act.form(isa);
-        assert!(x.form == form, "activations laid out as {:?} are wanted as {form:?}", x.form);
-        match form {
-            PanelForm::Codes => self.panels(ty, w, x, tokens, isa),
+        self.sums.resize((count + 1) * ROWS, 0.0);
+        let first = self.sums.as_ptr().align_offset(64).min(ROWS);
+        let sums = &mut self.sums[first..].as_chunks_mut().0[..count];
+        match x.form {
             #[cfg(target_arch = "x86_64")]
-            PanelForm::Bf16 if self.by_tiles(ty, tokens.len(), isa) => {
+            PanelForm::Bf16 if by_tiles && ty.act == Act::Bf16 => {
                 #[allow(unsafe_code)]
                 // SAFETY: the instruction set was just compared with what the CPU has.
                 unsafe {
-                    self.tiles.gather(x, tokens, None);
-                    self.tiles.add_floats(w, x.n, &mut self.sums[..tokens.len()]);
-                }
+                    self.tiles.gather_words(x, tokens);
+                    self.tiles.add_floats(w, x.n, &mut sums[..tokens.len()]);
+                };
             }
+            #[cfg(target_arch = "x86_64")]
+            PanelForm::Bf16 if by_tiles => panels_by_tiles(&mut self.tiles, &mut self.panel, ty, w, x.n, isa, sums),
+            PanelForm::Codes => panels(&mut self.panel, ty, w, x, tokens, isa, sums),
             PanelForm::F32 | PanelForm::Bf16 => {
-                let sums = &mut self.sums[..tokens.len()];
-                FloatProduct { w, n: x.n, x: x.words, rows: x.rows, tokens }.add(ty.act, isa, sums);
+                assert!(x.form == ty.act.form(isa, 1), "{:?} for {}", x.form, ty.name);
+                FloatProduct { w, n: x.n, x: x.words, rows: x.rows, tokens }.add(
+                    ty.act,
+                    isa,
+                    &mut sums[..tokens.len()],
+                );
             }
         }
-        for (&(_, o), sums) in tokens.iter().zip(&self.sums) {
+        for (&(_, o), sums) in tokens.iter().zip(&*sums) {
             out(o, &sums[..w.rows]);
         }
     }
@@ -87,102 +84,122 @@ impl PanelScratch {
     /// multiplying.
     pub fn most_tokens(ty: &QuantType, n: usize, isa: Isa) -> usize {
         #[cfg(target_arch = "x86_64")]
-        if has_tiles(ty, isa) {
-            return tiles::most_tokens(ty.panel.map(|p| p.group), n);
+        if by_tiles(ty, PanelForm::Bf16, usize::MAX, isa) {
+            return tiles::most_tokens(n);
         }
         let _ = (ty, n, isa);
         usize::MAX
     }
+}
 
-    /// Whether tiles multiply this many tokens.
-    #[cfg(target_arch = "x86_64")]
-    fn by_tiles(&self, ty: &QuantType, tokens: usize, isa: Isa) -> bool {
-        has_tiles(ty, isa) && tokens >= self.tiles_from.unwrap_or_else(|| tiles::worth(ty.panel.map(|p| p.group)))
-    }
+/// Whether tiles multiply this many tokens of this layout: all formats but F16 and F32.
+#[cfg(target_arch = "x86_64")]
+fn by_tiles(ty: &QuantType, form: PanelForm, tokens: usize, isa: Isa) -> bool {
+    let from = if ty.act == Act::Bf16 { tiles::WORTH_FLOATS } else { 1 };
+    isa >= Isa::Amx && form == PanelForm::Bf16 && tokens >= from && (ty.panel.is_some() || ty.act == Act::Bf16)
+}
 
-    /// Adds the products of a format of codes to the sums, panel after panel.
-    fn panels(&mut self, ty: &QuantType, w: WeightRows<'_>, x: PanelActs<'_>, tokens: &[(u32, u32)], isa: Isa) {
-        let spec = ty.panel.as_ref().expect("a format that fills panels");
-        let (_, fill) = spec.fill.iter().find(|(i, _)| *i <= isa).expect("the last decoder is scalar");
-        #[cfg(target_arch = "x86_64")]
-        let code_tiles = self.by_tiles(ty, tokens.len(), isa).then(|| {
-            #[allow(unsafe_code)]
-            // SAFETY: the instruction set was just compared with what the CPU has.
-            unsafe {
-                self.tiles.gather(x, tokens, Some(CodeKind { group: spec.group, mins: spec.mins }))
-            };
-            self.tiles.code_tiles(spec.group)
-        });
-        for at in (0..x.n).step_by(CHUNK) {
-            let len = CHUNK.min(x.n - at);
-            let bytes = ty.row_bytes(at)..ty.row_bytes(at + len);
-            // The rows' next columns, or the first ones of the rows after them.
-            let next = if at + len < x.n { bytes.end } else { ROWS * w.stride };
-            let ahead = Ahead::new(w.w, next, w.stride, bytes.len(), ROWS, tokens.len());
-            #[allow(unsafe_code)]
-            // SAFETY: the instruction set was just compared with what the CPU has.
-            unsafe {
-                fill(&w, bytes, &mut self.panel)
-            };
-            debug_assert!(
-                self.panel.codes[..len / 4].as_flattened().iter().all(|c| (*c as i8).unsigned_abs() <= spec.most)
-            );
-            let by_256 = x.block == Act::Q8K.block();
-            #[cfg(target_arch = "x86_64")]
-            if let Some(code_tiles) = &code_tiles {
-                let (chunk, group, mins) = (at / CHUNK, spec.group, spec.mins);
-                let part = TilePanel { panel: &self.panel, chunk, len, group, mins, by_256 };
-                #[allow(unsafe_code)]
-                // SAFETY: as above.
-                unsafe {
-                    self.tiles.add_codes(code_tiles, &part, &mut self.sums, ahead)
-                };
-                continue;
-            }
-            #[cfg(target_arch = "x86_64")]
-            #[allow(unsafe_code)]
-            // SAFETY: as above.
-            unsafe {
-                match isa {
-                    Isa::Avx512 | Isa::Avx512Bf16 | Isa::Amx => offsets_avx512(&mut self.panel, spec.group, len),
-                    Isa::AvxVnni => offsets_avx2(&mut self.panel, spec.group, len),
-                    Isa::Avx2 if spec.most <= 64 => offsets_avx2(&mut self.panel, spec.group, len),
-                    _ => {} // these take activations as they are, not shifted
-                }
-            };
-            let columns = &x.columns[at / CHUNK * x.rows..][..x.rows];
-            let part = PanelProduct {
-                panel: &self.panel,
-                x: columns,
-                len,
-                group: spec.group,
-                most: spec.most,
-                mins: spec.mins,
-                by_256,
-            };
-            #[cfg(target_arch = "x86_64")]
-            if isa >= Isa::Avx2 {
-                #[allow(unsafe_code)]
-                // SAFETY: as above.
-                unsafe {
-                    match isa {
-                        Isa::Avx2 => part.multiply_avx2(tokens, &mut self.sums),
-                        Isa::AvxVnni if vnni_is_vex() => part.multiply_vnni(tokens, &mut self.sums),
-                        Isa::AvxVnni => part.multiply_vnni_evex(tokens, &mut self.sums),
-                        _ => part.multiply_avx512(tokens, &mut self.sums, ahead),
-                    }
-                };
-                continue;
-            }
-            for (&(t, _), sums) in tokens.iter().zip(&mut self.sums) {
-                part.multiply(t as usize, sums);
-            }
-        }
+/// Calls `each` with the pieces of rows that are decoded at a time: the bytes, the columns' start, and prefetches for the
+/// next.
+fn pieces(
+    ty: &QuantType,
+    w: WeightRows<'_>,
+    n: usize,
+    tokens: usize,
+    mut each: impl FnMut(Range<usize>, usize, usize, Ahead<'_>),
+) {
+    for at in (0..n).step_by(CHUNK) {
+        let len = CHUNK.min(n - at);
+        let bytes = ty.row_bytes(at)..ty.row_bytes(at + len);
+        // The rows' next columns, or the first ones of the rows after them.
+        let next = if at + len < n { bytes.end } else { ROWS * w.stride };
+        let ahead = Ahead::new(w.w, next, w.stride, bytes.len(), ROWS, tokens);
+        each(bytes, at, len, ahead);
     }
 }
 
-/// Whether tiles multiply the format: all but F16 and F32.
+/// The decoder of a format of codes for this instruction set.
+fn filler(spec: &PanelSpec, isa: Isa) -> PanelFill {
+    spec.fill.iter().find(|(i, _)| *i <= isa).expect("the last decoder is scalar").1
+}
+
+/// Adds the products of a format of codes to the sums by tiles, panel after panel.
 #[cfg(target_arch = "x86_64")]
-fn has_tiles(ty: &QuantType, isa: Isa) -> bool {
-    isa >= Isa::Amx && (ty.panel.is_some() || ty.act == Act::Bf16)
+fn panels_by_tiles(
+    scratch: &mut TileScratch,
+    panel: &mut Panel,
+    ty: &QuantType,
+    w: WeightRows<'_>,
+    n: usize,
+    isa: Isa,
+    sums: &mut [[f32; ROWS]],
+) {
+    let spec = ty.panel.as_ref().expect("a format that fills panels");
+    let (fill, tiles) = (filler(spec, isa), scratch.tiles());
+    pieces(ty, w, n, sums.len(), |bytes, at, len, ahead| {
+        #[allow(unsafe_code)]
+        // SAFETY: `isa`, which has tiles, is one that the CPU has.
+        unsafe {
+            fill(&w, bytes, panel);
+            scratch.add_codes(&tiles, (panel, spec), (at / CHUNK, len), sums, ahead);
+        }
+    });
+}
+
+/// Adds the products of a format of codes to the sums, panel after panel.
+fn panels(
+    panel: &mut Panel,
+    ty: &QuantType,
+    w: WeightRows<'_>,
+    x: PanelActs<'_>,
+    tokens: &[(u32, u32)],
+    isa: Isa,
+    sums: &mut [[f32; ROWS]],
+) {
+    let spec = ty.panel.as_ref().expect("a format that fills panels");
+    let fill = filler(spec, isa);
+    pieces(ty, w, x.n, tokens.len(), |bytes, at, len, ahead| {
+        #[allow(unsafe_code)]
+        // SAFETY: the instruction set was just compared with what the CPU has.
+        unsafe {
+            fill(&w, bytes, panel)
+        };
+        debug_assert!(panel.codes[..len / 4].as_flattened().iter().all(|c| (*c as i8).unsigned_abs() <= spec.most));
+        #[cfg(target_arch = "x86_64")]
+        #[allow(unsafe_code)]
+        // SAFETY: as above.
+        unsafe {
+            match isa {
+                Isa::Avx512 | Isa::Avx512Bf16 | Isa::Amx => offsets_avx512(panel, spec.group, len),
+                Isa::AvxVnni => offsets_avx2(panel, spec.group, len),
+                Isa::Avx2 if spec.most <= 64 => offsets_avx2(panel, spec.group, len),
+                _ => {} // these take activations as they are, not shifted
+            }
+        };
+        let part = PanelProduct {
+            panel,
+            x: &x.columns[at / CHUNK * x.rows..][..x.rows],
+            len,
+            group: spec.group,
+            most: spec.most,
+            mins: spec.mins,
+            by_256: x.block == Act::Q8K.block(),
+        };
+        #[cfg(target_arch = "x86_64")]
+        #[allow(unsafe_code)]
+        // SAFETY: as above.
+        unsafe {
+            match isa {
+                Isa::Scalar => {}
+                Isa::Avx2 => return part.multiply_avx2(tokens, sums),
+                Isa::AvxVnni if vnni_is_vex() => return part.multiply_vnni(tokens, sums),
+                Isa::AvxVnni => return part.multiply_vnni_evex(tokens, sums),
+                _ => return part.multiply_avx512(tokens, sums, ahead),
+            }
+        };
+        let _ = ahead;
+        for (&(t, _), sums) in tokens.iter().zip(&mut *sums) {
+            part.multiply(t as usize, sums);
+        }
+    });
 }

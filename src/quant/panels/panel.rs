@@ -18,6 +18,17 @@ pub struct Panel {
     pub(crate) offset: [[i32; ROWS]; CHUNK / 16],
 }
 
+impl Default for Panel {
+    fn default() -> Panel {
+        Panel {
+            codes: [[0; 4 * ROWS]; CHUNK / 4],
+            scale: [[0.0; ROWS]; CHUNK / 16],
+            min: [[0.0; ROWS]; CHUNK / 16],
+            offset: [[0; ROWS]; CHUNK / 16],
+        }
+    }
+}
+
 /// Sixteen of a panel's rows, which a decoder fills from one block of each row.
 #[derive(Debug)]
 pub(crate) struct PanelHalf<'a> {

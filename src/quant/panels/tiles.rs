@@ -1,219 +1,140 @@
-//! Products with many tokens by matrix tiles (AMX): panels of codes times int8 tiles, BF16 weights
-//! times BF16 tiles. The instructions are in simd/tiles.rs.
-//!
-//! **Codes.** A panel's codes lie as a tile wants them, so every format's decoder is used as it is.
-//! A tile sums what it multiplies in integers, so it may hold one group of codes at most: 16 or 32
-//! columns of its 64, all of them where 256 share a scale. Its 16 tokens x 16 rows of sums are
-//! stored, and AVX-512 scales them into 16 registers, one per token: the same operations in the
-//! same order as in codes.rs, so that a product has the same bits as without tiles.
+//! Products with many tokens by matrix tiles (AMX), for every format but F16 and F32: weights as
+//! BF16 times tokens as BF16. The instructions are in simd/tiles.rs.
 //!
 //! ```text
-//! cycles for 16 tokens x 16 rows x 32 columns on Sapphire Rapids, by unit (all work at one time):
-//!   tile products      16   one tdpbssd, however few of its columns are used
-//!   loads              20   16 rows of activations, 8 of codes, 16 of sums; 2 per cycle
-//!   stores             16   16 rows of sums; 1 per cycle
-//!   vector arithmetic  16   to f32 and a multiply-add for each row of sums, 2 per cycle;
-//!                           8 more for scales per 32 activations, 8 more for minimums
-//!   issue              17   6 instructions per cycle: 65 to 100 beside those of tiles (release build)
-//! AVX-512 alone        80   8 vpdpbusd and 2 for the scale, for each token;
-//!                           8 more for scales per 32 activations, 8 more for minimums
+//! codes   RowBlock     32 rows x 256 columns of weights, 16 KB, decoded from a panel (codes.rs) with
+//!                      their scales and minimums: in the first-level cache while all tokens are
+//!                      multiplied with it
+//!         TokenBlock   up to 16 tokens x 256 columns, 8 KB; two of them times two halves of the
+//!                      rows, so that 4 loads feed 4 products
+//! BF16    rows         as they are in memory; 2 x 16 of them
+//!         TurnedWords  16 tokens x 32 columns, turned once for all rows; sums stay in tiles for the
+//!                      whole length of a row
 //! ```
-//! So 20 to 32 cycles take the place of 80 to 96: 4.0 times less for IQ4_XS and IQ2_XXS, 3.7 for
-//! Q4_K, Q8_0 and MXFP4, 3.0 for Q4_1. Of formats with 16 columns to a scale a group takes the same
-//! cycles for half the products: 2.4 times less than AVX-512's 48. Of Q2_K, with 256, 4.5 times
-//! less. These are figures of the instruction tables and of the measured peak (3.7 T products a
-//! second), not of this code: it was written where no such CPU was. `cargo bench --bench kernels`
-//! measures it.
+//! Codes times scales are rounded to BF16 (8 bits of mantissa), and so are activations, which other
+//! kernels quantize to 8 bits with a scale for 32 or 256 of them. Both errors together are a third
+//! of that one's: a prompt's rows are closer to what the file says than by codes. They have other
+//! bits, which is why row kernels never take this way.
 //!
-//! **BF16.** Scales are no question, and sums stay in tiles for the whole length of a row: two
-//! tiles of 16 rows times two of 16 tokens, so that four loads (32 cycles, or 80 where all of them
-//! come from the second-level cache) feed four products (64 cycles; AVX-512 takes 1024). Weights
-//! are loaded from the model's memory as they are. The activations of each 16 tokens are turned
-//! once for all rows that a thread multiplies them with.
+//! Measured on one core of a Sapphire Rapids that others shared, the shortest of many runs, tiles
+//! against AVX-512 (panels and BF16 pairs), weights from the second-level cache:
 //!
-//! Considered, by the same counting, for 32 rows x 256 columns (a panel; 8 Ki products for each
-//! token):
-//! - Panels decoded to BF16, scales and minimums included: 256 cycles for 16 tokens where int8
-//!   takes 320 to 384, but decoding costs about 1100 more (5 operations for 16 weights), as much as
-//!   70 tokens save. An expert rarely sees 70. And codes rounded to 8 bits of mantissa would be one
-//!   more error; here there is none.
-//! - Integer scales of sub-blocks multiplied into the codes, in two bytes, high and low: two
-//!   products for 64 columns instead of two for twice 32, scaled once per 256. 256 cycles for 16
-//!   tokens, but 700 more to decode. For groups of 16 (Q6_K, Q3_K, IQ2_S) that is 256 cycles where
-//!   640 are taken now, and worth it from some 30 tokens on: the next thing to try. Q3_K's codes
-//!   times its scales fit one byte, negated.
-//! - Minimums as a BF16 product of their own (three terms of each minimum, two of each sum, exact):
-//!   32 cycles for 16 tokens and panel instead of 128 of vector arithmetic, which would then bind
-//!   no longer. Q4_K's 384 would be some 330.
-//! - F16 weights as two BF16 terms: possible (40 products where AVX-512 has 100), left out, since
-//!   models in F16 are rare.
+//! ```text
+//! tokens   16    24    32    40    48    64    128   512
+//! Q8_0     0.72  0.83  0.91  1.05  1.14  1.30  1.80  2.03
+//! Q4_K     0.68  0.82  0.94  1.05  1.21  1.46  2.02  2.22
+//! Q6_K     0.73  0.86  0.97  1.10  1.26  1.41  1.98  2.15
+//! IQ4_XS   0.67  0.80  0.92  1.01  1.12  1.34  1.83  1.97
+//! MXFP4    0.70  0.83  0.92  1.02  1.15  1.31  1.82  2.04
+//! IQ2_XXS  0.68  0.82  0.94  1.01  1.09  1.34  1.82  1.98
+//! BF16     5.06  5.96  7.44  6.48  7.13  7.66  10.4  8.94
 //!
-//! Tokens are cut into blocks of nearly equal size, 16 at most (33 tokens: three blocks of 11), so
-//! that one shape of tiles serves all and few rows are empty.
-
-use std::ops::Range;
+//! ns for 32 rows x 256 columns of Q4_K: filling the panel 210, decoding it to BF16 640, products
+//! with 32 tokens 330 (186 if nothing but the tiles' products took time), 250 to 550 more because
+//! one pushes the other's data out of the first-level cache; AVX-512 takes 53 for each token
+//!
+//! cycles for 16 tokens x 16 rows x 32 columns: a product 16; with two loads 16; with a store, too,
+//! 28; with sums that AVX-512 scales afterwards (to f32, multiply-add) 41
+//! ```
+//! Rejected:
+//! - **int8 tiles**, which were here first and gave the bits of codes.rs. A tile may then hold one
+//!   group of 16 or 32 codes, whose sums are stored and scaled outside; loads, stores and
+//!   scaling do not overlap with products. 0.9 to 1.35 times AVX-512 with 128 tokens (Q6_K 0.91, Q8_0
+//!   1.14, Q4_K 1.27, IQ2_XXS 1.34). By four products at a time in place of two 39 cycles for 41.
+//! - Blocks of 128 columns, which leave more of the first-level cache free: sums are loaded and
+//!   stored twice as often (Q4_K with 128 tokens 3210 ns for 2774).
+//! - Prefetching the next pair of tokens into the first-level cache: no gain, or a loss.
+//! - BF16 weights by RowBlocks, turned instead of the tokens: half as fast with 16 tokens.
+//!
+//! Not tried: integer scales multiplied into the codes, in two bytes, with one scale for 256
+//! columns: exact and as many products as here (two for 64 columns), but for super-blocks alone,
+//! and minimums come on top.
 
 use super::ahead::Ahead;
-use super::panel::{Panel, ROWS, WeightRows};
+use super::codes::shares_min;
+use super::panel::{Panel, PanelSpec, ROWS, WeightRows};
 use crate::quant::activations::{CHUNK, PanelActs};
-use crate::simd::tiles::{CodeTiles, FloatTiles, TILE, TurnedWords};
+use crate::simd::tiles::{FloatTiles, PanelTiles, RowBlock, TILE, TokenBlock, TurnedWords};
 use crate::simd::x86::*;
 use std::arch::x86_64::*;
 
-/// Tokens from which tiles multiply codes with 32 columns or more to a scale.
-///
-/// A panel costs AVX-512 80 to 96 cycles for each token (see the file's head). Tiles cost, for up
-/// to 16 tokens, 16 products in turn of some 20 cycles if they overlap as they should, 320: then
-/// they win from 4 tokens on. Of a product's latency (load 20, product 52, store and load again 30)
-/// at least half is hidden, since the next one is started before a product's sums are read: 50
-/// cycles each at worst, 800, which 10 tokens pay for. Tiles of fewer rows take no longer than full
-/// ones. So 12 is right however well they overlap. Lower it to where `cargo bench --bench kernels`
-/// shows tiles ahead.
-const WORTH: usize = 12;
-/// Tokens from which tiles multiply codes with 16 columns to a scale: 32 products in turn, of 50
-/// cycles at worst, and AVX-512's 96 cycles for each token.
-const WORTH_BY_16: usize = 18;
-/// Tokens from which tiles multiply BF16. AVX-512 takes 256 cycles for each token, 32 rows and 256
-/// columns; tiles take, where there is one block of tokens, two products of latency 52 in each of 8
-/// steps, and the loads of their operands from the second-level cache: 500 cycles at worst,
-/// whatever the tokens, and a tenth more to turn tokens and sums.
-const WORTH_FLOATS: usize = 4;
+/// Tokens from which tiles multiply BF16: nothing is decoded.
+pub(crate) const WORTH_FLOATS: usize = 4;
 
 /// Bytes of activations that a thread multiplies all rows of a piece with, and keeps in its
 /// second-level cache (2 MB on these CPUs) meanwhile.
 const CACHED: usize = 1 << 20;
 
-/// Returns the number of tokens from which tiles multiply a format with `group` codes to a scale;
-/// `None` for BF16.
-pub(crate) fn worth(group: Option<usize>) -> usize {
-    match group {
-        Some(16) => WORTH_BY_16,
-        Some(_) => WORTH,
-        None => WORTH_FLOATS,
-    }
-}
-
 /// Returns how many tokens of `n` values a product should take at once at most: whole blocks.
-pub(crate) fn most_tokens(group: Option<usize>, n: usize) -> usize {
-    let bytes = match group {
-        Some(_) => n.div_ceil(CHUNK) * size_of::<TokenCodes>(),
-        None => n.div_ceil(32) * size_of::<TurnedWords>(),
-    };
+pub(crate) fn most_tokens(n: usize) -> usize {
+    let bytes = n.div_ceil(CHUNK) * size_of::<TokenBlock>();
     (CACHED / bytes.max(1)).max(4) * TILE
 }
 
-/// 256 columns of 16 tokens as codes.
-#[derive(Clone, Debug)]
-#[repr(align(64))]
-struct TokenCodes {
-    q: [[i8; CHUNK]; TILE],
-    /// The scale of every 32 columns, by token.
-    d: [[f32; TILE]; CHUNK / 32],
-    /// The sum of the columns that share a minimum, by token.
-    sums: [[f32; TILE]; CHUNK / 16],
-}
-
-/// Sums of a tile, one row per token.
-#[derive(Clone, Debug)]
-#[repr(align(64))]
-struct Sums([[i32; TILE]; TILE]);
-
-/// What a thread keeps for tiles: the tokens of the last product in the order of tiles, so that the
-/// next rows of the same matrix find them there.
-#[derive(Debug, Default)]
+/// What a thread keeps for tiles: decoded rows, and the tokens of the last product in blocks, so
+/// that the next rows of the same matrix find them there.
+#[derive(Debug)]
 pub(crate) struct TileScratch {
-    /// Which activations `codes` or `words` are: the stamp, for which formats, and the tokens.
+    rows: Box<RowBlock>,
+    /// Which activations `blocks` or `words` are: the stamp, which belongs to one format's activations, and the tokens.
     stamp: u64,
-    kind: Option<CodeKind>,
     tokens: Vec<(u32, u32)>,
-    /// Tokens of a block.
+    /// Tokens of a block; the last block may have fewer.
     each: usize,
-    /// All blocks of the first 256 columns, then of the next.
-    codes: Vec<TokenCodes>,
-    /// A block's steps of 32 columns, then those of the next block.
+    /// For panels: all blocks of the first 256 columns, an even number, then of the next.
+    blocks: Vec<[TokenBlock; 2]>,
+    /// For weights of BF16: a block's steps of 32 columns, then those of the next block.
     words: Vec<TurnedWords>,
 }
 
-/// What a format of codes wants to know of activations.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(crate) struct CodeKind {
-    /// Codes that share a scale: 16, 32 or 256.
-    pub(crate) group: usize,
-    /// Whether groups have minimums; those of 16 have none.
-    pub(crate) mins: bool,
-}
-
-/// A panel, and what it is multiplied as.
-pub(crate) struct TilePanel<'a> {
-    pub(crate) panel: &'a Panel,
-    /// Number of the panel's columns among all, in runs of 256.
-    pub(crate) chunk: usize,
-    pub(crate) len: usize,
-    pub(crate) group: usize,
-    pub(crate) mins: bool,
-    pub(crate) by_256: bool,
+impl Default for TileScratch {
+    fn default() -> TileScratch {
+        let rows = Box::new(RowBlock([[0; ROWS]; CHUNK / 2]));
+        TileScratch { rows, stamp: 0, tokens: Vec::new(), each: 1, blocks: Vec::new(), words: Vec::new() }
+    }
 }
 
 impl TileScratch {
-    /// Puts the activations of these tokens in the order of tiles, unless they are there already.
-    /// For codes that costs a quarter (a scale per 256 activations) to two thirds (minimums, or a
-    /// scale per 32) of multiplying with one panel, and a thread usually has many panels for the
-    /// same tokens: all rows of an expert. Where many threads share one matrix it may have only
-    /// one or two; there, tokens that are put in order once for all threads would be better.
-    #[target_feature(enable = "avx512f,avx512bw,avx512dq,avx512vl,avx2")]
-    pub(crate) fn gather(&mut self, x: PanelActs<'_>, tokens: &[(u32, u32)], codes: Option<CodeKind>) {
-        if (self.stamp, self.kind, self.tokens.as_slice()) == (x.stamp, codes, tokens) {
-            return;
+    /// Whether other tokens are kept than these, which from now on are.
+    fn changes(&mut self, x: PanelActs<'_>, tokens: &[(u32, u32)], each: usize) -> bool {
+        if (self.stamp, self.tokens.as_slice()) == (x.stamp, tokens) {
+            return false;
         }
-        (self.stamp, self.kind) = (x.stamp, codes);
+        self.stamp = x.stamp;
         self.tokens.clear();
         self.tokens.extend_from_slice(tokens);
-        self.each = tokens.len().div_ceil(tokens.len().div_ceil(TILE));
-        match codes {
-            Some(kind) => self.gather_codes(x, kind),
-            None => self.gather_words(x),
-        }
+        self.each = each;
+        true
     }
 
-    #[target_feature(enable = "avx512f,avx512bw,avx512dq,avx512vl,avx2")]
-    fn gather_codes(&mut self, x: PanelActs<'_>, kind: CodeKind) {
-        let (blocks, by_256) = (self.tokens.len().div_ceil(self.each), x.block == CHUNK);
-        let empty = TokenCodes { q: [[0; CHUNK]; TILE], d: [[0.0; TILE]; 8], sums: [[0.0; TILE]; 16] };
-        self.codes.resize(x.n.div_ceil(CHUNK) * blocks, empty);
-        for (i, to) in self.codes.iter_mut().enumerate() {
-            let columns = &x.columns[i / blocks * x.rows..][..x.rows];
-            let tokens = self.tokens.chunks(self.each).nth(i % blocks).unwrap_or_default();
-            let mut rows = [[0f32; TILE]; TILE];
-            for (t, (token, _)) in tokens.iter().enumerate() {
-                let from = &columns[*token as usize];
-                to.q[t].iter_mut().zip(from.u).for_each(|(q, u)| *q = (u ^ 0x80) as i8);
-                to.d[0][t] = from.d[0];
-                let [scales, sums] = rows[t].as_chunks_mut::<8>().0 else { continue };
-                match kind {
-                    CodeKind { mins: true, group: 32 } => {
-                        *scales = from.d;
-                        let pairs = from.sums.as_chunks::<2>().0;
-                        sums.iter_mut().zip(pairs).for_each(|(to, [a, b])| *to = a + b);
+    /// Copies these tokens' activations into blocks of nearly equal size, two and two, unless they
+    /// are there already. Returns the number of sums that products write: some more than tokens.
+    pub(crate) fn gather(&mut self, x: PanelActs<'_>, tokens: &[(u32, u32)]) -> usize {
+        let pairs = tokens.len().div_ceil(2 * TILE);
+        if self.changes(x, tokens, tokens.len().div_ceil(2 * pairs)) {
+            let empty = TokenBlock([[[0; TILE]; TILE]; CHUNK / 32]);
+            self.blocks.resize(x.n.div_ceil(CHUNK) * pairs, [empty.clone(), empty]);
+            for (i, to) in self.blocks.as_flattened_mut().iter_mut().enumerate() {
+                let words = &x.words[i / (2 * pairs) * x.rows..][..x.rows];
+                let tokens = tokens.chunks(self.each).nth(i % (2 * pairs)).unwrap_or_default();
+                for (step, to) in to.0.iter_mut().enumerate() {
+                    for (to, (token, _)) in to.iter_mut().zip(tokens) {
+                        *to = words[*token as usize].0.as_chunks().0[step];
                     }
-                    CodeKind { mins: true, .. } => rows[t] = from.sums,
-                    _ => *scales = from.d,
-                }
-            }
-            to.q[tokens.len()..self.each].fill([0; CHUNK]); // the last block may have fewer
-            match kind {
-                CodeKind { mins: true, group: 33.. } => to.sums = turned(&rows), // all share a scale
-                _ if by_256 && !kind.mins => {}
-                _ => {
-                    let rows = turned(&rows);
-                    to.d.copy_from_slice(&rows[..8]);
-                    to.sums[..8].copy_from_slice(&rows[8..]);
+                    to[tokens.len()..self.each].fill([0; TILE]);
                 }
             }
         }
+        2 * pairs * self.each
     }
 
+    /// Turns these tokens' activations for weights of BF16, in blocks of nearly equal size, unless
+    /// they are there already.
     #[target_feature(enable = "avx512f,avx512bw,avx512dq,avx512vl,avx2")]
-    fn gather_words(&mut self, x: PanelActs<'_>) {
+    pub(crate) fn gather_words(&mut self, x: PanelActs<'_>, tokens: &[(u32, u32)]) {
+        if !self.changes(x, tokens, tokens.len().div_ceil(tokens.len().div_ceil(TILE))) {
+            return;
+        }
         let steps = x.n.div_ceil(32);
         let zeros = [[0f32; TILE]; TILE];
         self.words.resize(self.tokens.len().div_ceil(self.each) * steps, [[0; TILE]; TILE]);
@@ -230,33 +151,22 @@ impl TileScratch {
         }
     }
 
-    /// Adds the products of a panel with the gathered tokens to `sums`, one entry per token.
-    #[target_feature(enable = "avx512f,avx512bw,avx512dq,avx512vl,avx2")]
-    pub(crate) fn add_codes(&self, tiles: &CodeTiles, p: &TilePanel<'_>, sums: &mut [[f32; ROWS]], ahead: Ahead<'_>) {
-        let blocks = self.tokens.len().div_ceil(self.each);
-        let codes = &self.codes[p.chunk * blocks..][..blocks];
-        let sums = &mut sums[..self.tokens.len()];
-        macro_rules! tokens {
-            ($t:literal, $pairs:literal) => {
-                match (p.mins, p.by_256) {
-                    (false, false) => p.add::<$t, $pairs, false, false>(tiles, codes, self.each, sums, ahead),
-                    (false, true) => p.add::<$t, $pairs, false, true>(tiles, codes, self.each, sums, ahead),
-                    (true, false) => p.add::<$t, $pairs, true, false>(tiles, codes, self.each, sums, ahead),
-                    (true, true) => p.add::<$t, $pairs, true, true>(tiles, codes, self.each, sums, ahead),
-                }
-            };
+    /// Adds the products of a panel, columns `256 * chunk..256 * chunk + len`, with the gathered
+    /// tokens to `sums`.
+    #[target_feature(enable = "avx512f,avx512bw,avx512dq,avx512vl,avx512bf16")]
+    pub(crate) fn add_codes(
+        &mut self,
+        tiles: &PanelTiles,
+        (panel, spec): (&Panel, &PanelSpec),
+        (chunk, len): (usize, usize),
+        sums: &mut [[f32; ROWS]],
+        ahead: Ahead<'_>,
+    ) {
+        match spec.mins {
+            true => decode::<true>(panel, spec.group, len, &mut self.rows),
+            false => decode::<false>(panel, spec.group, len, &mut self.rows),
         }
-        match (self.each, p.len / p.group % 2) {
-            (..=8, 0) => tokens!(2, true),
-            (9..=12, 0) => tokens!(3, true),
-            (_, 0) => tokens!(4, true),
-            _ => tokens!(4, false),
-        }
-    }
-
-    /// Tiles for products of codes with the gathered tokens.
-    pub(crate) fn code_tiles(&self, group: usize) -> CodeTiles {
-        CodeTiles::new(self.each, group)
+        self.multiply(tiles, (chunk, len), sums, ahead);
     }
 
     /// Adds the products of rows of BF16 with the gathered tokens to `sums`, one entry per token.
@@ -290,6 +200,21 @@ impl TileScratch {
             }
         }
     }
+
+    /// Tiles for the gathered tokens.
+    pub(crate) fn tiles(&self) -> PanelTiles {
+        PanelTiles::new(self.each)
+    }
+
+    #[target_feature(enable = "avx2")]
+    fn multiply(&self, tiles: &PanelTiles, (chunk, len): (usize, usize), sums: &mut [[f32; ROWS]], ahead: Ahead<'_>) {
+        let pairs = sums.len() / (2 * self.each);
+        let blocks = &self.blocks[chunk * pairs..][..pairs];
+        for (i, (x, sums)) in blocks.iter().zip(sums.chunks_exact_mut(2 * self.each)).enumerate() {
+            ahead.ask(&(2 * i * self.each..2 * (i + 1) * self.each));
+            tiles.multiply(x, &self.rows, len.div_ceil(32), sums);
+        }
+    }
 }
 
 /// Numbers of 16 rows, turned: row `w` has number `w` of every row.
@@ -306,102 +231,47 @@ fn turned(rows: &[[f32; TILE]; TILE]) -> [[f32; TILE]; TILE] {
     to
 }
 
-impl TilePanel<'_> {
-    /// Adds the products of the panel with blocks of `each` tokens, at most `4 * F`, to `sums`. The
-    /// panel's groups are even in number (`PAIRS`) or any number. Minimums are subtracted (`MINS`);
-    /// 256 columns share an activation scale (`K`), or 32.
-    ///
-    /// A product's sums are scaled while the next product is under way. Four tokens together, so
-    /// that the compiler unrolls the loops and keeps what it sums in registers; two groups, so that
-    /// their places are constants.
-    #[target_feature(enable = "avx512f,avx512bw,avx512dq,avx512vl,avx2")]
-    fn add<const F: usize, const PAIRS: bool, const MINS: bool, const K: bool>(
-        &self,
-        tiles: &CodeTiles,
-        codes: &[TokenCodes],
-        each: usize,
-        sums: &mut [[f32; ROWS]],
-        ahead: Ahead<'_>,
-    ) {
-        let p = self.panel;
-        let groups = self.len / self.group;
-        let (mut even, mut odd) = (Sums([[0; TILE]; TILE]), Sums([[0; TILE]; TILE]));
-        let (mut now, mut then) = (&mut even, &mut odd);
-        self.start(tiles, &codes[0], (0, 0), false, now);
-        for (b, (block, sums)) in codes.iter().zip(sums.chunks_mut(each)).enumerate() {
-            ahead.ask(&(b * each..b * each + sums.len()));
-            for half in 0..2 {
-                let after = if half == 0 { Some(block) } else { codes.get(b + 1) };
-                let mut all = [[_mm512_setzero_ps(); 4]; F];
-                if !K {
-                    for (to, from) in all.as_flattened_mut().iter_mut().zip(&*sums) {
-                        *to = load_f32x16(&from.as_chunks().0[half]);
-                    }
-                }
-                // Indices are masked to save bounds checks.
-                macro_rules! scale {
-                    ($g:expr, $dots:expr) => {
-                        let (g, dots) = ($g, $dots.as_chunks::<4>().0);
-                        let scale = load_f32x16(&p.scale[g & 15].as_chunks().0[half]);
-                        let d = block.d[(g * self.group / 32) & 7].as_chunks::<4>().0;
-                        for f in 0..F {
-                            for t in 0..4 {
-                                let scale = if K { scale } else { _mm512_mul_ps(scale, _mm512_set1_ps(d[f][t])) };
-                                let dots = _mm512_cvtepi32_ps(load_i32x16(&dots[f][t]));
-                                all[f][t] = _mm512_fmadd_ps(dots, scale, all[f][t]);
-                            }
-                        }
-                        for m in if MINS { self.minimums(g) } else { 0..0 } {
-                            let min = load_f32x16(&p.min[m & 15].as_chunks().0[half]);
-                            let sums = block.sums[m & 15].as_chunks::<4>().0;
-                            for f in 0..F {
-                                for t in 0..4 {
-                                    all[f][t] = _mm512_fnmadd_ps(min, _mm512_set1_ps(sums[f][t]), all[f][t]);
-                                }
-                            }
-                        }
-                    };
-                }
-                for g in (0..groups).step_by(1 + PAIRS as usize) {
-                    let mut done = g;
-                    if PAIRS {
-                        self.start(tiles, block, (half, g + 1), true, then);
-                        scale!(g, now.0);
-                        done += 1;
-                    }
-                    let next = if done + 1 < groups { (Some(block), half, done + 1) } else { (after, 1 - half, 0) };
-                    if let (Some(block), half, g) = next {
-                        let odd = !PAIRS && (half + g) % 2 == 1;
-                        self.start(tiles, block, (half, g), odd, if PAIRS { &mut *now } else { &mut *then });
-                    }
-                    if PAIRS {
-                        scale!(done, then.0);
-                    } else {
-                        scale!(done, now.0);
-                        std::mem::swap(&mut now, &mut then);
-                    }
-                }
-                for (t, (sums, all)) in sums.iter_mut().zip(all.as_flattened()).enumerate() {
-                    let to = &mut sums.as_chunks_mut().0[half];
-                    let d = _mm512_set1_ps(block.d[0][t]);
-                    let all = if K { _mm512_fmadd_ps(*all, d, load_f32x16(to)) } else { *all };
-                    store_f32x16(to, all);
-                }
+/// Decodes a panel's first `len` columns: code times scale, less the minimum (`MINS`).
+#[target_feature(enable = "avx512f,avx512bw,avx512dq,avx512vl,avx512bf16")]
+fn decode<const MINS: bool>(panel: &Panel, group: usize, len: usize, to: &mut RowBlock) {
+    let even = _mm512_setr_epi32(0, 2, 4, 6, 8, 10, 12, 14, 16, 18, 20, 22, 24, 26, 28, 30);
+    let odd = _mm512_add_epi32(even, _mm512_set1_epi32(1));
+    let each_four_times = _mm512_setr_epi32(0, 0, 0, 0, 1, 1, 1, 1, 2, 2, 2, 2, 3, 3, 3, 3);
+    // 32 numbers, one for each row, as 8 vectors that have each of 4 rows' four times.
+    let spread = |numbers: &[f32; ROWS]| -> [__m512; 8] {
+        let mut to = [_mm512_setzero_ps(); 8];
+        for (half, numbers) in numbers.as_chunks().0.iter().enumerate() {
+            let numbers = load_f32x16(numbers);
+            for four in 0..4 {
+                let rows = _mm512_add_epi32(each_four_times, _mm512_set1_epi32(4 * four as i32));
+                to[4 * half + four] = _mm512_permutexvar_ps(rows, numbers);
             }
         }
-    }
-
-    /// Starts the product of a block of tokens with a group of half of the rows, `(half, group)`.
-    /// An `odd` one uses other tiles than one that is not.
-    #[inline(always)]
-    fn start(&self, tiles: &CodeTiles, block: &TokenCodes, (half, g): (usize, usize), odd: bool, to: &mut Sums) {
-        tiles.multiply(&block.q, &self.panel.codes, g * self.group / 4, half, odd, &mut to.0);
-    }
-
-    /// The numbers of group `g`'s minimums: one, or 16 where 256 columns are a group.
-    #[inline(always)]
-    fn minimums(&self, g: usize) -> Range<usize> {
-        let each = if self.group > 32 { self.group / 16 } else { 1 };
-        g * each..(g + 1) * each
+        to
+    };
+    // Columns that share both.
+    let columns = if MINS { shares_min(group) } else { group };
+    let words = to.0.as_chunks_mut::<2>().0.chunks_mut(columns / 4);
+    for (g, (codes, words)) in panel.codes[..len / 4].chunks(columns / 4).zip(words).enumerate() {
+        let scale = spread(&panel.scale[g * columns / group]);
+        let min = if MINS { spread(&panel.min[g]) } else { [_mm512_setzero_ps(); 8] };
+        for (codes, [first, second]) in codes.iter().zip(words) {
+            for half in 0..2 {
+                // 4 rows x 4 columns in a vector.
+                let mut rows = [_mm512_setzero_ps(); 4];
+                for (four, to) in rows.iter_mut().enumerate() {
+                    let i = 4 * half + four;
+                    let code = _mm512_cvtepi32_ps(_mm512_cvtepi8_epi32(load_u8x16(&codes.as_chunks().0[i])));
+                    *to = match MINS {
+                        true => _mm512_fmsub_ps(code, scale[i], min[i]),
+                        false => _mm512_mul_ps(code, scale[i]),
+                    };
+                }
+                // Words of two columns: the first and the second of each row in turn.
+                let [a, b] = [0, 2].map(|i| -> __m512i { round_bf16x32(rows[i], rows[i + 1]) });
+                store_u32x16(&mut first.as_chunks_mut().0[half], _mm512_permutex2var_epi32(a, even, b));
+                store_u32x16(&mut second.as_chunks_mut().0[half], _mm512_permutex2var_epi32(a, odd, b));
+            }
+        }
     }
 }
