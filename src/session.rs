@@ -8,7 +8,7 @@ mod ram;
 mod verify;
 
 use std::io::{Read, Write};
-use std::path::Path;
+use std::path::{Path, PathBuf};
 use std::sync::atomic::AtomicBool;
 use std::sync::{Arc, OnceLock};
 
@@ -84,6 +84,9 @@ pub struct Options {
     pub lock_ram: bool,
     /// What reads experts from the drive.
     pub read_at: ReadAt,
+    /// The folder of files that say which experts of a model earlier runs used most, for models whose experts are not
+    /// all in memory; None neither reads nor writes one.
+    pub expert_uses: Option<PathBuf>,
     /// A mapped file is read into memory if experts are copied from it to a GPU that cannot copy
     /// from a map by itself, and there is memory enough.
     pub read_to_pin: bool,
@@ -115,6 +118,7 @@ impl Default for Options {
             ram: RamLimit::Auto,
             lock_ram: false,
             read_at: exec::read_at,
+            expert_uses: None,
             read_to_pin: false,
             gpu_fallback: false,
             drafts: 0,

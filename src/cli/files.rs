@@ -40,12 +40,18 @@ pub(super) fn has_folder(flag: &str, file: &Path) -> Result<()> {
     }
 }
 
+/// Where this program's folder in `variable` or `in_home` is or would be; None if neither that variable nor
+/// HOME is set.
+pub(super) fn own_place(variable: &str, in_home: &str) -> Option<PathBuf> {
+    let set = |name: &str| std::env::var_os(name).filter(|v| !v.is_empty()).map(PathBuf::from);
+    let place = set(variable).or_else(|| Some(set("HOME")?.join(in_home)))?;
+    Some(place.join("tandem"))
+}
+
 /// This program's folder in `variable` or `in_home`, created if it does not exist; None if neither
 /// that variable nor HOME is set.
 pub(super) fn own_folder(variable: &str, in_home: &str) -> Result<Option<PathBuf>> {
-    let set = |name: &str| std::env::var_os(name).filter(|v| !v.is_empty()).map(PathBuf::from);
-    let Some(place) = set(variable).or_else(|| Some(set("HOME")?.join(in_home))) else { return Ok(None) };
-    let dir = place.join("tandem");
+    let Some(dir) = own_place(variable, in_home) else { return Ok(None) };
     std::fs::create_dir_all(&dir).with_context(|| format!("cannot create {}", dir.display()))?;
     Ok(Some(dir))
 }

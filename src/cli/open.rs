@@ -125,6 +125,7 @@ pub(super) fn options(a: &args::ModelArgs) -> Result<Options> {
         ram,
         lock_ram: a.mlock,
         read_at: exec::read_at,
+        expert_uses: None, // for verbs whose texts are the user's
         read_to_pin: !(a.no_mmap || a.keep_mmap || a.mlock),
         gpu_fallback: a.gpu_fallback,
         drafts: 0,

@@ -11,7 +11,7 @@ use serde_json::{Map, Value};
 use super::args::{self, Reasoning};
 use super::errors::{Failure, off, usage};
 use super::escapes::unescape;
-use super::files::read_text;
+use super::files::{own_place, read_text};
 use super::settings::Settings;
 use super::{open, signals, speculation};
 use crate::session::Session;
@@ -65,6 +65,7 @@ impl Opened {
         let mut o = open::for_sequences(open::options(model)?, n_seq, requests);
         o.drafts = limits.most;
         o.heads = speculation::uses_heads(drafts, limits);
+        o.expert_uses = if model.no_profile { None } else { own_place("XDG_CACHE_HOME", ".cache") };
         let gguf = open::header(model.model.as_deref(), &o.load, o.threads)?;
         let tokenizer = Tokenizer::new(&gguf).context(Failure::Model)?;
         settings.follow(&gguf.meta);

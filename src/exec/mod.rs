@@ -5,6 +5,7 @@ mod device;
 mod drive;
 mod drive_rate;
 mod expert_reads;
+mod expert_uses;
 mod halves;
 mod inputs;
 mod lost;

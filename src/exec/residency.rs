@@ -17,18 +17,20 @@
 //!
 //! When a model is opened, each slot asks for some expert, to be read while no step waits for anything. A
 //! step that finds such an expert still to be read has it read at once, and one that needs a slot takes
-//! one that is only to be filled before it gives one up.
+//! one that is only to be filled before it gives one up. Which experts these are, and in which order, a file
+//! says that earlier runs left (`expert_uses.rs`).
 
 use std::collections::HashMap;
 use std::fs::File;
-use std::path::Path;
+use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::time::Instant;
 
 use anyhow::{Context, Result};
 
 use super::drive::{BufferPlace, DriveReader, ReadAt, ReadBuffer, ReadDone, ReadRequest, forget, network};
-use super::scores::ExpertScores;
+use super::expert_uses::ExpertUses;
+use super::scores::{ExpertScores, HALF_LIFE};
 use crate::cpu::{Memory, MemoryPressure};
 use crate::gguf::{CutShort, Gguf};
 use crate::plan::{self, Plan};
@@ -41,9 +43,14 @@ const AT_ONCE: usize = 12;
 const GIVEN_BACK: usize = 8;
 /// Memory is short when programs wait for it and less than this part of it is free: one byte in so many.
 const FREE: usize = 16;
+/// Of what is known of earlier runs a choice counts half when this many tokens have followed it.
+const USES_HALF_LIFE: f32 = 4096.0;
+/// The score at the beginning of the expert of a layer that earlier runs chose most, as if it had been chosen
+/// so often just now; that of the others is less in proportion.
+const SCORE_BEFORE: f32 = 4.0;
 
 /// How a model's experts are kept in memory where the others stay on the drive.
-#[derive(Clone, Copy, Debug)]
+#[derive(Clone, Debug)]
 pub struct RamPool {
     /// Slots of each layer; a layer with fewer experts has as many as those.
     pub slots: usize,
@@ -51,6 +58,9 @@ pub struct RamPool {
     pub lock: bool,
     /// What reads.
     pub read: ReadAt,
+    /// The folder of the file that says which experts earlier runs used most; None begins without it, and
+    /// leaves none.
+    pub uses: Option<PathBuf>,
 }
 
 /// What was read from the drive so far, and waited for.
@@ -103,8 +113,13 @@ impl PoolSlot {
 struct PooledLayer {
     /// Its number among the layers.
     number: usize,
+    /// The name of its first tensor.
+    name: String,
     stacks: Vec<StackOnDrive>,
+    /// What slots are given up by.
     scores: ExpertScores,
+    /// What the next run begins with.
+    uses: ExpertScores,
     /// The slot of each expert that is in memory.
     slot_of: Vec<Option<usize>>,
     /// Whether an expert is being read into a slot, or is to be.
@@ -121,6 +136,8 @@ pub(super) struct Residency {
     reader: DriveReader,
     stats: DriveStats,
     pressure: MemoryPressure,
+    /// The file for the next run.
+    file: Option<ExpertUses>,
     /// Whether it was said that memory was short.
     has_warned: bool,
 }
@@ -276,6 +293,7 @@ impl Residency {
     pub(super) fn open(gguf: &Gguf, (tape, plan): (&Tape, &Plan), pool: &RamPool) -> Result<Residency> {
         let (mut layers, mut of_weight, mut shards) = (Vec::new(), HashMap::new(), Vec::new());
         let shards_of: Vec<&Path> = gguf.shards().collect();
+        let file = pool.uses.as_deref().map(|folder| ExpertUses::of(folder, gguf));
         for (_, step) in pooled_steps(tape, plan) {
             let mut stacks = Vec::new();
             for (weight, bytes) in plan::stacks(tape, step) {
@@ -294,10 +312,12 @@ impl Residency {
                 Ok(PoolSlot { expert: None, matrices, busy: false, failed: None })
             };
             let slots = (0..pool.slots.min(n)).map(slot).collect::<Result<_>>()?;
-            let number = layers.len();
-            of_weight.insert(step.weights[0], number);
-            let (scores, slot_of, coming) = (ExpertScores::new(n), vec![None; n], vec![false; n]);
-            layers.push(PooledLayer { number, stacks, scores, slot_of, coming, slots });
+            let (number, first) = (layers.len(), step.weights[0]);
+            of_weight.insert(first, number);
+            let name = gguf.tensors[tape.weights[first.0 as usize].tensor].name.clone();
+            let (slot_of, coming) = (vec![None; n], vec![false; n]);
+            let (scores, uses) = scores_before(file.as_ref().and_then(|f| f.layer(&name, n)), n);
+            layers.push(PooledLayer { number, name, stacks, scores, uses, slot_of, coming, slots });
         }
         let here = tape.steps.iter().enumerate().zip(&plan.places).filter(|(_, place)| !place.is_gpu());
         let of_step = here.filter_map(|((i, s), _)| Some((i, *of_weight.get(s.weights.first()?)?))).collect();
@@ -310,7 +330,7 @@ impl Residency {
         let reader = DriveReader::open(&files, layers.len(), pool.read)?;
         let pressure = MemoryPressure::of(Path::new("/"));
         let stats = DriveStats::default();
-        let mut residency = Residency { layers, of_step, reader, stats, pressure, has_warned: false };
+        let mut residency = Residency { layers, of_step, reader, stats, pressure, file, has_warned: false };
         if pool.lock {
             residency.lock();
         }
@@ -318,13 +338,24 @@ impl Residency {
         Ok(residency)
     }
 
-    /// Asks for some expert into every slot, to be read while the drive has nothing else to do: the first
-    /// tokens find some of theirs, and those of a chat all that fit.
+    /// Asks for some expert into every slot, those first that earlier runs used most, to be read while the
+    /// drive has nothing else to do: the first tokens find some of theirs, and those of a chat all that fit.
     fn fill(&mut self) {
         for layer in &mut self.layers {
-            for slot in 0..layer.slots.len() {
-                self.reader.request_idle(layer.reads(slot as u32, slot));
+            let order = layer.uses.order();
+            for (slot, expert) in (0..layer.slots.len()).zip(order) {
+                self.reader.request_idle(layer.reads(expert, slot));
             }
+        }
+    }
+
+    /// Leaves for the next run which experts were used most.
+    fn save_uses(&mut self) {
+        let Some(file) = self.file.take().filter(|_| self.stats.needed > 0) else { return };
+        let uses = |l: &PooledLayer| (l.name.clone(), l.uses.all().iter().map(|u| u.round() as u32).collect());
+        let path = file.path().to_owned();
+        if let Err(e) = file.save(self.layers.iter().map(uses)) {
+            tracing::debug!("{}: the experts used most are not kept for the next run: {e:#}", path.display());
         }
     }
 
@@ -415,11 +446,13 @@ impl Residency {
         let own = of_step[&step];
         let layer = &mut layers[own];
         layer.scores.fade(tokens);
+        layer.uses.fade(tokens);
         let mut needed = vec![false; layer.slot_of.len()];
         for e in ids.iter().filter(|id| **id >= 0.0).map(|id| *id as usize) {
             if on_gpu.get(e).is_none_or(|&slot| slot < 0) {
                 needed[e] = true;
                 layer.scores.choose(e as u32);
+                layer.uses.choose(e as u32);
             }
         }
         let chosen = (0..needed.len() as u32).filter(|&e| needed[e as usize]);
@@ -471,6 +504,21 @@ impl Residency {
     }
 }
 
+impl Drop for Residency {
+    fn drop(&mut self) {
+        self.save_uses();
+    }
+}
+
+/// The scores with which the `n` experts of a layer begin, to give slots up by and for the next run, from how often
+/// earlier runs chose them.
+fn scores_before(uses: Option<&[u32]>, n: usize) -> (ExpertScores, ExpertScores) {
+    let uses: Vec<f32> = uses.map_or(vec![0.0; n], |list| list.iter().map(|u| *u as f32).collect());
+    let most = uses.iter().fold(1.0, |most: f32, u| most.max(*u));
+    let scores = uses.iter().map(|u| u / most * SCORE_BEFORE).collect();
+    (ExpertScores::from(scores, HALF_LIFE), ExpertScores::from(uses, USES_HALF_LIFE))
+}
+
 /// Where copies to a GPU find the CPU's experts: in slots, or in the file's memory.
 #[derive(Clone, Copy)]
 pub(super) struct ExpertSource<'a> {
@@ -513,8 +561,10 @@ mod tests {
         let slots = vec![slot(Some(4)), slot(Some(1)), slot(None)];
         PooledLayer {
             number: 0,
+            name: String::new(),
             stacks: Vec::new(),
             scores: ExpertScores::new(6),
+            uses: ExpertScores::new(6),
             slot_of,
             coming: vec![false; 6],
             slots,

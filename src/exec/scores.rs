@@ -6,43 +6,56 @@ pub(super) const HALF_LIFE: f32 = 200.0;
 
 /// A score per expert of a layer: how often it was chosen, old choices fading with every token.
 #[derive(Clone, Debug)]
-pub(super) struct ExpertScores(Vec<f32>);
+pub(super) struct ExpertScores {
+    scores: Vec<f32>,
+    half_life: f32,
+}
 
 impl ExpertScores {
     /// `n` experts that were never chosen.
     pub(super) fn new(n: usize) -> ExpertScores {
-        ExpertScores(vec![0.0; n])
+        ExpertScores::from(vec![0.0; n], HALF_LIFE)
+    }
+
+    /// Experts with scores from before, which count half after `half_life` tokens.
+    pub(super) fn from(scores: Vec<f32>, half_life: f32) -> ExpertScores {
+        ExpertScores { scores, half_life }
     }
 
     /// Experts.
     pub(super) fn len(&self) -> usize {
-        self.0.len()
+        self.scores.len()
     }
 
     /// Old choices fade, since `tokens` more are read.
     pub(super) fn fade(&mut self, tokens: usize) {
-        let by = 0.5f32.powf(tokens as f32 / HALF_LIFE);
-        self.0.iter_mut().for_each(|s| *s *= by);
+        let by = 0.5f32.powf(tokens as f32 / self.half_life);
+        self.scores.iter_mut().for_each(|s| *s *= by);
     }
 
     /// Counts a choice.
     pub(super) fn choose(&mut self, expert: u32) {
-        self.0[expert as usize] += 1.0;
+        self.scores[expert as usize] += 1.0;
     }
 
     /// The score of an expert.
     pub(super) fn of(&self, expert: u32) -> f32 {
-        self.0[expert as usize]
+        self.scores[expert as usize]
+    }
+
+    /// All scores, by expert.
+    pub(super) fn all(&self) -> &[f32] {
+        &self.scores
     }
 
     /// The sum of all scores.
     pub(super) fn total(&self) -> f32 {
-        self.0.iter().sum()
+        self.scores.iter().sum()
     }
 
     /// Experts by falling score.
     pub(super) fn order(&self) -> Vec<u32> {
-        let mut order: Vec<u32> = (0..self.0.len() as u32).collect();
+        let mut order: Vec<u32> = (0..self.scores.len() as u32).collect();
         order.sort_by(|a, b| self.of(*b).total_cmp(&self.of(*a)).then(a.cmp(b)));
         order
     }

@@ -128,5 +128,5 @@ pub(super) fn settle(
         gb(needs.dense + needs.experts),
         gb(needs.dense + pool_bytes(tape, plan, slots))
     );
-    Ok(Some(RamPool { slots, lock: o.lock_ram, read: o.read_at }))
+    Ok(Some(RamPool { slots, lock: o.lock_ram, read: o.read_at, uses: o.expert_uses.clone() }))
 }

@@ -54,6 +54,10 @@ pub struct ModelArgs {
     /// with this much
     #[arg(long, value_name = "SIZE|auto|off", default_value = "auto")]
     pub ram: String,
+    /// Do not begin with the experts that earlier runs used most, nor keep for later ones which those are:
+    /// run, chat and batch do that in the cache folder where experts are read from the drive
+    #[arg(long, hide_short_help = true)]
+    pub no_profile: bool,
     /// Layers on the GPU, the output head counted as one; 0 uses the CPU only [default: what fits]
     /// [also: -ngl]
     #[arg(long, value_name = "N|all|auto")]
