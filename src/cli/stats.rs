@@ -68,9 +68,9 @@ fn from_drive(session: &Session) {
     );
 }
 
-/// The decode rate, measured and predicted.
+/// The decode rate, measured and, where the drive has no part in it, predicted.
 fn speed(session: &Session) {
-    let (engine, single) = (session.engine(), session.decode_stats());
+    let single = session.decode_stats();
     if single.together > 0 {
         tracing::info!(
             "{} tokens were decoded several at a time; the prediction is for one at a time",
@@ -81,24 +81,36 @@ fn speed(session: &Session) {
         return;
     }
     let rate = single.tokens as f64 / single.seconds.max(1e-9);
-    let depth = session.tokens(0).len().saturating_sub(single.tokens / 2);
+    match session.ram() {
+        // A prediction would leave the drive out, and measuring for it takes memory that experts have.
+        Some(_) => tracing::info!(
+            "decode: {} tokens, {rate:.1} tokens/s; tandem explain predicts it with the drive's rate",
+            single.tokens
+        ),
+        None => predicted(session, rate),
+    }
+    if let Some(n) = major_faults(Path::new("/")).filter(|n| *n > FAULTS) {
+        tracing::info!(
+            "{n} major page faults: parts of the model were read from disk; the next run is faster if the model fits into memory"
+        );
+    }
+}
+
+/// The decode rate beside what is predicted for it, and what limits that.
+fn predicted(session: &Session, rate: f64) {
+    let (engine, tokens) = (session.engine(), session.decode_stats().tokens);
+    let depth = session.tokens(0).len().saturating_sub(tokens / 2);
     let rates = Bandwidths::of_gpu(engine.devices().first().map(Device::gpu));
     match predict::measure(&engine.tape, &engine.plan, &engine.pool, depth) {
         Ok(m) => {
             let p = Prediction::new(&engine.tape, &engine.plan, depth, rates, Some(&m));
             let expected = p.decode().unwrap_or(0.0);
             tracing::info!(
-                "decode: {} tokens, {rate:.1} tokens/s measured, {expected:.1} predicted, ceiling {:.1}",
-                single.tokens,
+                "decode: {tokens} tokens, {rate:.1} tokens/s measured, {expected:.1} predicted, ceiling {:.1}",
                 p.ceiling
             );
             tracing::info!("limited by {}", p.limit_words(engine.tape.model().len(), Some(&m)));
         }
-        Err(why) => tracing::info!("decode: {} tokens, {rate:.1} tokens/s; not predicted: {why}", single.tokens),
-    }
-    if let Some(n) = major_faults(Path::new("/")).filter(|n| *n > FAULTS) {
-        tracing::info!(
-            "{n} major page faults: parts of the model were read from disk; the next run is faster if the model fits into memory"
-        );
+        Err(why) => tracing::info!("decode: {tokens} tokens, {rate:.1} tokens/s; not predicted: {why}"),
     }
 }

@@ -5,7 +5,8 @@
 //! cgroup-v2.rst in Linux's sources):
 //! ```text
 //! version 2   cpu.max                        150000 100000 (microseconds in a period; or max)
-//!             memory.max, memory.current     bytes (or max); memory.stat has what of it are files' pages
+//!             memory.max, memory.current     bytes (or max); memory.stat has what of it are files' pages, and what of
+//!                                            these are in memory alone (tmpfs, shared memory)
 //! version 1   cpu.cfs_quota_us / cpu.cfs_period_us     -1 for no limit
 //!             memory.limit_in_bytes, memory.usage_in_bytes
 //! ```
@@ -35,13 +36,15 @@ impl Limits {
                     limits.cpus = Some(limits.cpus.map_or(cpus, |c| c.min(cpus)));
                 }
                 let names = [
-                    ("memory.max", "memory.current", "file "),
-                    ("memory.limit_in_bytes", "memory.usage_in_bytes", "total_cache "),
+                    ("memory.max", "memory.current", "file ", "shmem "),
+                    ("memory.limit_in_bytes", "memory.usage_in_bytes", "total_cache ", "total_shmem "),
                 ];
-                for (limit, used, files) in names {
+                for (limit, used, files, shared) in names {
                     let Some(limit) = number(limit) else { continue };
                     let stat = read("memory.stat").unwrap_or_default();
-                    let of_files = stat.lines().find_map(|l| l.strip_prefix(files)?.trim().parse().ok()).unwrap_or(0);
+                    let part =
+                        |name: &str| stat.lines().find_map(|l| l.strip_prefix(name)?.trim().parse::<usize>().ok());
+                    let of_files = part(files).unwrap_or(0).saturating_sub(part(shared).unwrap_or(0));
                     let used = number(used).unwrap_or(0).saturating_sub(of_files);
                     let (all, left) = limits.memory.unwrap_or((usize::MAX, usize::MAX));
                     limits.memory = Some((all.min(limit), left.min(limit.saturating_sub(used))));
@@ -120,7 +123,7 @@ mod tests {
             ("sys/fs/cgroup/user.slice/app.scope/cpu.max", "max 100000\n"),
             ("sys/fs/cgroup/user.slice/memory.max", "8000\n"),
             ("sys/fs/cgroup/user.slice/memory.current", "5000\n"),
-            ("sys/fs/cgroup/user.slice/memory.stat", "anon 2000\nfile 3000\nfile_mapped 1\n"),
+            ("sys/fs/cgroup/user.slice/memory.stat", "anon 2000\nfile 3500\nfile_mapped 1\nshmem 500\n"),
             ("sys/fs/cgroup/user.slice/app.scope/memory.max", "max\n"),
         ]);
         assert_eq!(Limits::read(root.path()), Limits { cpus: Some(2.5), memory: Some((8000, 6000)) });
@@ -137,7 +140,7 @@ mod tests {
             ("sys/fs/cgroup/cpu,cpuacct/cpu.cfs_period_us", "100000\n"),
             ("sys/fs/cgroup/memory/box/memory.limit_in_bytes", "9000\n"),
             ("sys/fs/cgroup/memory/box/memory.usage_in_bytes", "1000\n"),
-            ("sys/fs/cgroup/memory/box/memory.stat", "cache 1\ntotal_cache 400\n"),
+            ("sys/fs/cgroup/memory/box/memory.stat", "cache 1\nshmem 9\ntotal_cache 410\ntotal_shmem 10\n"),
         ]);
         assert_eq!(Limits::read(root.path()), Limits { cpus: Some(1.5), memory: Some((9000, 8400)) });
     }

@@ -231,7 +231,10 @@ impl Engine {
     /// half-written as above. [`GpuLost`] if the GPU fails; the states are then lost.
     pub fn walk(&mut self, batch: &Batch, stop: &AtomicBool, watch: Watch<'_>) -> Result<bool> {
         self.check_files()?;
-        self.residency.iter_mut().for_each(Residency::give_way);
+        if let Some(residency) = &mut self.residency {
+            residency.make_room((&self.tape, &self.plan), batch.rows.len());
+            residency.give_way();
+        }
         let done = self.walk_stages(batch, stop, watch).map_err(|e| self.failed(e))?;
         self.check_files()?; // what it computed with zeros is dropped
         Ok(done)

@@ -33,7 +33,7 @@ use super::expert_uses::ExpertUses;
 use super::scores::{ExpertScores, HALF_LIFE};
 use crate::cpu::{Memory, MemoryPressure};
 use crate::gguf::{CutShort, Gguf};
-use crate::plan::{self, Plan};
+use crate::plan::{self, Plan, Shape};
 use crate::tape::{ExpertPass, Step, Tape};
 
 /// Experts of a layer that are read at once, at most: as many reads as keep a drive busy, and few
@@ -54,6 +54,9 @@ const SCORE_BEFORE: f32 = 4.0;
 pub struct RamPool {
     /// Slots of each layer; a layer with fewer experts has as many as those.
     pub slots: usize,
+    /// The largest batch that there is working memory for besides the slots; where a larger one comes, slots
+    /// are given back for it. None: slots are never given back for that.
+    pub batch: Option<Shape>,
     /// Whether to lock the slots in RAM, where the system allows it.
     pub lock: bool,
     /// What reads.
@@ -136,6 +139,8 @@ pub(super) struct Residency {
     reader: DriveReader,
     stats: DriveStats,
     pressure: MemoryPressure,
+    /// The largest batch that there is memory for.
+    batch: Option<Shape>,
     /// The file for the next run.
     file: Option<ExpertUses>,
     /// Whether it was said that memory was short.
@@ -263,9 +268,7 @@ impl PooledLayer {
     /// Gives the memory of `count` slots back to the system, but not that of the last one: slots
     /// whose experts are used least, of those that nothing reads.
     fn give_back(&mut self, count: usize) {
-        if self.coming.contains(&true) {
-            return; // reads know their slots by number
-        }
+        assert!(!self.coming.contains(&true), "reads know their slots by number");
         for _ in 0..count.min(self.slots.len().saturating_sub(1)) {
             let Some(at) = self.victim() else { return };
             let gone = self.slots.swap_remove(at);
@@ -330,7 +333,8 @@ impl Residency {
         let reader = DriveReader::open(&files, layers.len(), pool.read)?;
         let pressure = MemoryPressure::of(Path::new("/"));
         let stats = DriveStats::default();
-        let mut residency = Residency { layers, of_step, reader, stats, pressure, file, has_warned: false };
+        let mut residency =
+            Residency { layers, of_step, reader, stats, pressure, batch: pool.batch, file, has_warned: false };
         if pool.lock {
             residency.lock();
         }
@@ -362,10 +366,14 @@ impl Residency {
     /// Takes what was read meanwhile.
     fn take_arrived(&mut self) {
         while let Some(done) = self.reader.next_done() {
-            self.stats.bytes += done.buffer.matrix().len();
-            // What nothing waits for is read again when something does, and fails then.
-            let _ = self.layers[done.to.layer].arrived(done);
+            self.take(done);
         }
+    }
+
+    /// Takes what was read and nothing waits for. If that failed, it is read again when something does, and fails then.
+    fn take(&mut self, done: ReadDone) {
+        self.stats.bytes += done.buffer.matrix().len();
+        let _ = self.layers[done.to.layer].arrived(done);
     }
 
     /// Locks all slots in RAM, or says why not.
@@ -386,19 +394,43 @@ impl Residency {
         if !self.pressure.is_high(Instant::now()) || !Memory::of_this_machine().is_none_or(is_short) {
             return;
         }
-        self.take_arrived();
-        for layer in &mut self.layers {
-            while let Some(list) = self.reader.take_back(layer.number, |_| true) {
-                layer.put_back(list);
-            }
-            layer.give_back(layer.slots.len().div_ceil(GIVEN_BACK));
-        }
+        let most = self.layers.iter().map(|l| l.slots.len().div_ceil(GIVEN_BACK)).max().unwrap_or(0);
+        self.give_back(most);
         if !std::mem::replace(&mut self.has_warned, true) {
             tracing::warn!(
                 "programs wait for memory: fewer experts are kept there from now on, {} of each layer at present",
                 self.slots()
             );
         }
+    }
+
+    /// Gives back slots for the working memory of a batch of `rows` tokens, where it is the largest so far. Called
+    /// between walks.
+    pub(super) fn make_room(&mut self, (tape, plan): (&Tape, &Plan), rows: usize) {
+        let Some(had) = self.batch.filter(|had| had.n_batch < rows) else { return };
+        let needed = Shape { n_batch: rows, ..had };
+        let more = plan::host_bytes(tape, plan, &needed).saturating_sub(plan::host_bytes(tape, plan, &had));
+        let slots = self.slots();
+        let all = pool_bytes(tape, plan, slots);
+        let fewer = (0..slots).find(|n| all - pool_bytes(tape, plan, slots - n) >= more).unwrap_or(slots);
+        self.give_back(fewer);
+        self.batch = Some(needed);
+        tracing::debug!("a batch of {rows} tokens: {} experts of each layer in memory from now on", self.slots());
+    }
+
+    /// Gives some slots of each layer back to the system, when what is being read into them has come.
+    fn give_back(&mut self, count: usize) {
+        for layer in &mut self.layers {
+            while let Some(list) = self.reader.take_back(layer.number, |_| true) {
+                layer.put_back(list);
+            }
+        }
+        self.take_arrived();
+        while self.layers.iter().any(|l| l.coming.contains(&true)) {
+            let done = self.reader.next_when_done();
+            self.take(done);
+        }
+        self.layers.iter_mut().for_each(|layer| layer.give_back(count));
     }
 
     /// Slots of each layer; a layer with fewer experts has as many as those.
@@ -552,6 +584,8 @@ impl ExpertSource<'_> {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::plan::Place;
+    use crate::tape::Settings;
 
     /// A layer of 6 experts with 3 slots, of which the first two hold experts 4 and 1.
     fn layer() -> PooledLayer {
@@ -606,6 +640,30 @@ mod tests {
         assert_eq!(l.slots[0].expert, Some(1));
         l.give_back(5);
         assert_eq!(l.slots.len(), 1, "the last one stays");
+    }
+
+    #[test]
+    fn a_batch_that_has_no_memory_yet_takes_it_from_no_more_slots_than_it_needs() {
+        let gguf = Gguf::open(&Path::new(env!("CARGO_MANIFEST_DIR")).join("demo/demo.gguf")).unwrap();
+        let f16 = crate::quant::by_name("f16").unwrap();
+        let settings = Settings { n_ctx: 512, type_k: f16, type_v: f16, heads: false };
+        let tape = crate::models::build(&gguf, settings).unwrap();
+        let plan = Plan::new(&tape, &|_, _| Place::Cpu);
+        let few = Shape { n_seq: 1, n_ctx: 512, n_batch: 8, n_output_rows: 1 };
+        let read = crate::exec::read_at;
+        let pool = RamPool { slots: 14, batch: Some(few), lock: false, read, uses: None };
+        let mut r = Residency::open(&gguf, (&tape, &plan), &pool).unwrap();
+        let mut left = |rows: usize| {
+            r.make_room((&tape, &plan), rows);
+            r.slots()
+        };
+        assert_eq!(left(8), 14, "there is memory for that");
+        let now = left(40);
+        let bytes = |rows: usize| plan::host_bytes(&tape, &plan, &Shape { n_batch: rows, ..few });
+        let freed = |slots: usize| pool_bytes(&tape, &plan, 14) - pool_bytes(&tape, &plan, slots);
+        let more = bytes(40) - bytes(8);
+        assert!(1 < now && now < 14 && freed(now) >= more && freed(now + 1) < more, "{now} slots for {more} bytes");
+        assert_eq!((left(1), left(40)), (now, now), "it has it by now");
     }
 
     #[test]

@@ -25,10 +25,17 @@ pub enum RamLimit {
     Slots(usize),
 }
 
-/// Of the memory that is free, the part that is left to others: one in this many bytes, and at least
-/// [`LEAST_LEFT`].
-const LEFT: usize = 16;
-const LEAST_LEFT: usize = 64 << 20;
+/// Of the memory that is free, the part that is left to others and to what is not counted here (page tables, texts,
+/// what the page cache has of lookup tables): one in this many bytes, but no less and no more than [`LEFT_WITHIN`].
+const LEFT: usize = 32;
+const LEFT_WITHIN: (usize, usize) = (96 << 20, 1 << 30);
+/// Tokens of a batch that there is always memory for. Where a larger one comes, some slots give theirs.
+const FEW: usize = 64;
+
+/// Of so much free memory, what is not given to weights.
+fn left(free: usize) -> usize {
+    (free / LEFT).clamp(LEFT_WITHIN.0, LEFT_WITHIN.1)
+}
 
 /// What a model's weights and its context take of the CPU's memory.
 struct Needs {
@@ -36,8 +43,9 @@ struct Needs {
     dense: usize,
     /// All experts.
     experts: usize,
-    /// The context, and the working memory of the largest batch.
+    /// The context, and the working memory of the largest batch; and the same with that of a batch of [`FEW`] tokens.
     others: usize,
+    others_few: usize,
     /// The tensors (places in [`Gguf::tensors`]) that stay in the file: experts, those that only a
     /// GPU reads, and those that nothing reads again.
     stays: Vec<usize>,
@@ -57,11 +65,13 @@ impl Needs {
         }
         let bytes = |list: &mut dyn Iterator<Item = usize>| list.map(|i| gguf.tensors[i].bytes).sum::<usize>();
         let states = tape.states.iter().zip(&plan.state_places).filter(|(_, place)| !place.is_gpu());
-        let states: usize = states.map(|(s, _)| s.bytes(shape.n_ctx, shape.n_batch)).sum();
+        let states = shape.n_seq * states.map(|(s, _)| s.bytes(shape.n_ctx, shape.n_batch)).sum::<usize>();
+        let few = Shape { n_batch: shape.n_batch.min(FEW), ..shape };
         Needs {
             dense: bytes(&mut (0..dense.len()).filter(|i| dense[*i])),
             experts: bytes(&mut pooled.into_iter()),
-            others: states * shape.n_seq + plan::host_bytes(tape, plan, &shape),
+            others: states + plan::host_bytes(tape, plan, &shape),
+            others_few: states + plan::host_bytes(tape, plan, &few),
             stays: (0..dense.len()).filter(|i| !dense[*i]).collect(),
         }
     }
@@ -93,7 +103,7 @@ pub(super) fn settle(
         (RamLimit::Slots(n), _) => needs.dense + pool_bytes(tape, plan, n),
         (RamLimit::Bytes(b), _) if needs.dense + needs.experts <= b => return Ok(None),
         (RamLimit::Auto, Some(m)) if needs.dense + needs.experts + needs.others <= m.free => return Ok(None),
-        (RamLimit::Auto, Some(m)) => m.free.saturating_sub(needs.others + (m.free / LEFT).max(LEAST_LEFT)),
+        (RamLimit::Auto, Some(m)) => m.free.saturating_sub(needs.others_few + left(m.free)),
         (RamLimit::Bytes(b), Some(m)) if b > m.total => {
             return Err(
                 NoMemory(format!("--ram {}: expected at most the {} of this machine", gb(b), gb(m.total))).into()
@@ -128,5 +138,7 @@ pub(super) fn settle(
         gb(needs.dense + needs.experts),
         gb(needs.dense + pool_bytes(tape, plan, slots))
     );
-    Ok(Some(RamPool { slots, lock: o.lock_ram, read: o.read_at, uses: o.expert_uses.clone() }))
+    // A limit that was asked for is one for weights alone.
+    let shape = (o.ram == RamLimit::Auto).then_some(Shape { n_batch: shape.n_batch.min(FEW), ..shape });
+    Ok(Some(RamPool { slots, batch: shape, lock: o.lock_ram, read: o.read_at, uses: o.expert_uses.clone() }))
 }
