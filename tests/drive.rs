@@ -2,14 +2,20 @@
 //! of whatever a drive does.
 
 mod common;
+#[path = "drive/fuse.rs"]
+mod fuse;
+#[path = "drive/group.rs"]
+mod group;
 
+use std::collections::BTreeSet;
 use std::fs::File;
-use std::io;
+use std::io::{self, BufRead, BufReader, Read, Write};
 use std::path::{Path, PathBuf};
-use std::sync::Arc;
+use std::process::{Command, Stdio};
 use std::sync::atomic::{AtomicU64, AtomicUsize, Ordering::SeqCst};
 use std::sync::mpsc;
-use std::time::Duration;
+use std::sync::{Arc, Mutex};
+use std::time::{Duration, Instant};
 
 use common::{Reference, emu, exact, nmse, program, reference};
 use tandem::cuda::Gpu;
@@ -368,4 +374,168 @@ fn the_program_answers_as_with_all_in_memory_says_so_once_and_refuses_by_exit_st
         assert!(o.status.code() == Some(status) && text(&o).contains(part), "{more:?}: {}", text(&o));
     }
     [plain, pooled].iter().for_each(|file| std::fs::remove_file(file).unwrap());
+}
+
+/// Where [`noting`] was asked to read.
+static PLACES: Mutex<Vec<u64>> = Mutex::new(Vec::new());
+
+/// A drive whose reads are noted.
+fn noting(file: &File, to: &mut [u8], at: u64) -> io::Result<usize> {
+    PLACES.lock().unwrap().push(at);
+    read_at(file, to, at)
+}
+
+#[test]
+fn a_second_run_reads_those_experts_first_that_the_first_one_used_most() {
+    let r = reference("qwen3moe").unwrap();
+    let dir = tempfile::tempdir().unwrap();
+    let gguf = Gguf::open(&r.gguf).unwrap();
+    let o = Options { ram: RamLimit::Slots(1), read_at: noting, expert_uses: Some(dir.path().into()), ..exact() };
+    let mut s = Session::open(&r.gguf, &o).unwrap();
+    let (n, _) = experts(&s.engine().tape);
+    let want = logits(&mut s, beginning(&r));
+    drop(s);
+    let files: Vec<_> = std::fs::read_dir(dir.path()).unwrap().map(|f| f.unwrap().path()).collect();
+    let [file] = &files[..] else { panic!("{files:?}") };
+    let uses = &common::json(file)["uses"];
+    PLACES.lock().unwrap().clear();
+    let slots = n / 2;
+    let mut s = Session::open(&r.gguf, &Options { ram: RamLimit::Slots(slots), ..o }).unwrap();
+    let layers: Vec<_> = gguf.tensors.iter().filter(|t| uses[&t.name].is_array()).collect();
+    assert!(layers.len() > 1);
+    // What is read of a layer's first tensor while nothing asks for anything, in order.
+    let read = |tensor: &&tandem::gguf::Tensor| -> Vec<usize> {
+        let bytes = tensor.bytes / n;
+        let begins = |at: &u64| (0..n).find(|e| (tensor.offset + (e * bytes) as u64) / 4096 * 4096 == *at);
+        let mut all: Vec<usize> = PLACES.lock().unwrap().iter().filter_map(begins).collect();
+        all.dedup();
+        all
+    };
+    let start = Instant::now();
+    while layers.iter().any(|l| read(l).len() < slots) {
+        assert!(start.elapsed() < Duration::from_secs(60), "{:?}", layers.iter().map(read).collect::<Vec<_>>());
+        std::thread::sleep(Duration::from_millis(5));
+    }
+    for layer in &layers {
+        let uses: Vec<u64> = uses[&layer.name].as_array().unwrap().iter().map(|u| u.as_u64().unwrap()).collect();
+        let mut order: Vec<usize> = (0..n).collect();
+        order.sort_by_key(|e| (std::cmp::Reverse(uses[*e]), *e));
+        let set = |list: &[usize]| list.iter().copied().collect::<BTreeSet<usize>>();
+        assert_eq!(set(&read(layer)), set(&order[..slots]), "{}: {uses:?}", layer.name);
+        assert!(order[..3].contains(&read(layer)[0]), "two threads read: {:?} of {order:?}", read(layer));
+    }
+    assert!(logits(&mut s, beginning(&r)) == want);
+}
+
+/// The demo model with `--ram` for some of its experts: the verb, further arguments, and a cache folder of its own.
+fn small_demo(verb: &str, more: &[&str], cache: &Path) -> Vec<String> {
+    let demo = common::demo();
+    let ram = format!("{}K", std::fs::metadata(&demo).unwrap().len() * 7 / 10 / 1024);
+    let program = env!("CARGO_BIN_EXE_tandem");
+    let cache = format!("XDG_CACHE_HOME={}", cache.display());
+    let all = ["CUDA_VISIBLE_DEVICES=", &cache, program, verb, "-m", demo.to_str().unwrap(), "--ram", &ram];
+    all.iter().chain(more).map(|a| a.to_string()).collect()
+}
+
+#[test]
+fn the_experts_used_most_are_kept_for_the_next_run_also_after_ctrl_c_unless_no_profile_is_given() {
+    let dir = tempfile::tempdir().unwrap();
+    let kept = || std::fs::read_dir(dir.path().join("tandem")).map_or(Vec::new(), |d| d.flatten().collect::<Vec<_>>());
+    let run = |more: &[&str]| {
+        let args = small_demo("run", &[&["-p", "ROMEO:", "--raw"], more].concat(), dir.path());
+        let mut c = Command::new("env");
+        c.args(args).stdin(Stdio::null()).stdout(Stdio::piped()).stderr(Stdio::piped());
+        c
+    };
+    let said = |more: &[&str]| {
+        let o = run(more).output().unwrap();
+        let text = String::from_utf8_lossy(&o.stderr).into_owned();
+        assert!(o.status.success(), "{text}");
+        text
+    };
+    let ignored = "ignored, and replaced at the end";
+    said(&["-n", "4", "--no-profile"]);
+    assert!(kept().is_empty());
+    let mut child = run(&["-n", "100000", "--ignore-eos", "-c", "8192"]).spawn().unwrap();
+    child.stdout.as_mut().unwrap().read_exact(&mut [0; 8]).unwrap();
+    Command::new("kill").args(["-INT", &child.id().to_string()]).status().unwrap();
+    let o = child.wait_with_output().unwrap();
+    assert_eq!(o.status.code(), Some(130), "{}", String::from_utf8_lossy(&o.stderr));
+    let [file] = &kept()[..] else { panic!("{:?}", kept()) };
+    let text = said(&["-n", "4", "-v"]);
+    assert!(
+        text.contains("the experts that earlier runs used most are read first") && !text.contains(ignored),
+        "{text}"
+    );
+    std::fs::write(file.path(), "{").unwrap();
+    let text = said(&["-n", "4", "-v"]);
+    assert!(text.contains(ignored), "{text}");
+    assert!(!said(&["-n", "4", "-v"]).contains(ignored), "it was replaced");
+}
+
+#[test]
+fn a_model_on_a_network_file_system_is_read_from_there_and_a_notice_says_so() {
+    let dir = tempfile::tempdir().unwrap();
+    let r = reference("qwen3moe").unwrap();
+    let Some(_served) = fuse::Served::mount(&r.gguf, "model.gguf", &dir.path().join("far")) else { return };
+    let ram = format!("{}K", std::fs::metadata(&r.gguf).unwrap().len() * 7 / 10 / 1024);
+    let tokens = r.prompt[..20].iter().map(u32::to_string).collect::<Vec<_>>().join(",");
+    let run = |file: &Path, name: &str| {
+        let out = dir.path().join(name);
+        let (file, to) = (file.to_str().unwrap(), out.to_str().unwrap());
+        let o = program(&["logits", "-m", file, "--tokens", &tokens, "--out", to, "--ram", &ram], b"");
+        let text = String::from_utf8_lossy(&o.stderr).into_owned();
+        assert!(o.status.success(), "{text}");
+        (std::fs::read(out).unwrap(), text)
+    };
+    let (near, far) = (run(&r.gguf, "near.f32"), run(&dir.path().join("far/model.gguf"), "far.f32"));
+    assert!(near.0 == far.0);
+    let notice = "model.gguf: on FUSE, so experts that are not in memory come from there";
+    assert!(far.1.matches(notice).count() == 1 && !near.1.contains("so experts that are not in memory"), "{}", far.1);
+}
+
+#[test]
+fn a_process_whose_control_group_runs_short_of_memory_gives_slots_back_and_goes_on() {
+    const LIMIT: usize = 512 << 20;
+    /// Less than the part of the limit from which on memory is short.
+    const REST: usize = LIMIT / 64 * 3;
+    let Some(group) = group::MemoryGroup::new(LIMIT) else { return };
+    let dir = tempfile::tempdir().unwrap();
+    let args = small_demo("batch", &["--raw"], dir.path());
+    let mut c = group.command("env", &args.iter().map(String::as_str).collect::<Vec<_>>());
+    let errors = dir.path().join("stderr");
+    let mut child =
+        c.stdin(Stdio::piped()).stdout(Stdio::piped()).stderr(File::create(&errors).unwrap()).spawn().unwrap();
+    let (mut to, mut from) = (child.stdin.take().unwrap(), BufReader::new(child.stdout.take().unwrap()));
+    let mut ask = || {
+        writeln!(to, r#"{{"prompt": "ROMEO:", "temperature": 0, "n_predict": 20}}"#).unwrap();
+        let mut line = String::new();
+        from.read_line(&mut line).unwrap();
+        assert!(line.contains("\"text\""), "{line}: {}", std::fs::read_to_string(&errors).unwrap());
+        let answer: serde_json::Value = serde_json::from_str(&line).unwrap();
+        answer["text"].clone()
+    };
+    let gives_way = || std::fs::read_to_string(&errors).unwrap().matches("fewer experts are kept there").count();
+    let first = ask();
+    (0..20).for_each(|_| assert!(ask() == first));
+    assert_eq!(gives_way(), 0, "nothing is short so far");
+    // One holds nearly all of the rest, others read a file through what is left, again and again.
+    let file = dir.path().join("file");
+    std::fs::write(&file, vec![7; LIMIT / 4]).unwrap();
+    File::open(&file).unwrap().sync_all().unwrap();
+    rustix::fs::fadvise(File::open(&file).unwrap(), 0, None, rustix::fs::Advice::DontNeed).unwrap();
+    let held = format!("bs={}", LIMIT - REST - group.taken());
+    let _holds = group.command("dd", &["if=/dev/zero", "of=/dev/null", &held, "count=1000000"]).spawn().unwrap();
+    let again = "while :; do cat \"$0\" > /dev/null; done";
+    let reads = || group.command("sh", &["-c", again, file.to_str().unwrap()]).spawn().unwrap();
+    let _read = [reads(), reads(), reads()];
+    let start = Instant::now();
+    while gives_way() == 0 {
+        assert!(ask() == first);
+        assert!(start.elapsed() < Duration::from_secs(120), "{}", std::fs::read_to_string(&errors).unwrap());
+    }
+    (0..5).for_each(|_| assert!(ask() == first));
+    assert_eq!(gives_way(), 1, "it is said once");
+    drop(to);
+    assert!(child.wait().unwrap().success());
 }
