@@ -20,13 +20,13 @@ impl Served {
     /// Mounts `file` as NAME in `dir`. None, with the reason said, where this is not allowed.
     pub fn mount(file: &Path, name: &'static str, dir: &Path) -> Option<Served> {
         let open = File::options().read(true).write(true).open("/dev/fuse");
-        let Ok(device) = open.map_err(|e| say!("skipped: /dev/fuse: {e}")) else { return None };
+        let Ok(device) = open.map_err(|e| eprintln!("skipped: /dev/fuse: {e}")) else { return None };
         std::fs::create_dir_all(dir).unwrap();
         let mut mount = Command::new("mount");
         mount.args(["-i", "-t", "fuse", "-o", "ro,fd=0,rootmode=40000,user_id=0,group_id=0", "tandem-test"]);
         let o = mount.arg(dir).stdin(Stdio::from(device.try_clone().unwrap())).output().unwrap();
         if !o.status.success() {
-            say!("skipped: no FUSE can be mounted: {}", String::from_utf8_lossy(&o.stderr).trim());
+            eprintln!("skipped: no FUSE can be mounted: {}", String::from_utf8_lossy(&o.stderr).trim());
             return None;
         }
         let file = File::open(file).unwrap();

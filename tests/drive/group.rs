@@ -16,7 +16,7 @@ impl MemoryGroup {
     /// count waits for memory.
     pub fn new(limit: usize) -> Option<MemoryGroup> {
         if let Err(e) = std::fs::read_to_string("/proc/pressure/memory") {
-            say!("skipped: /proc/pressure/memory: {e}");
+            eprintln!("skipped: /proc/pressure/memory: {e}");
             return None;
         }
         let root = Path::new("/sys/fs/cgroup");
@@ -33,7 +33,7 @@ impl MemoryGroup {
         };
         if let Err(e) = make() {
             let _ = std::fs::remove_dir(&dir);
-            say!("skipped: no memory control group can be made: {}: {e}", dir.display());
+            eprintln!("skipped: no memory control group can be made: {}: {e}", dir.display());
             return None;
         }
         Some(MemoryGroup { dir, is_v2 })

@@ -10,7 +10,7 @@ macro_rules! say {
     }};
 }
 
-use crate::quant::activations::{ActRow, Acts, CHUNK, PanelForm, odd_values};
+use crate::quant::activations::{Act, ActRow, Acts, CHUNK, PanelForm, odd_values};
 use crate::quant::panels::{PanelScratch, ROWS, WeightRows};
 use crate::quant::rng::Rng;
 use crate::quant::rows::blocks::put_f16;
