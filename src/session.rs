@@ -4,6 +4,7 @@
 mod forward;
 mod gpu;
 mod heads;
+mod likely;
 mod ram;
 mod verify;
 
@@ -26,6 +27,8 @@ use crate::tape::{Settings, State, StateKind, Tape};
 pub use forward::{DecodeStats, Output, Progress, Want};
 pub use gpu::{budget, margin};
 use heads::HeadProgress;
+pub use heads::LAG as HEADS_LAG;
+pub use likely::DraftLogits;
 pub use ram::RamLimit;
 pub use verify::Draft;
 
@@ -201,6 +204,9 @@ pub struct Session {
     n_vocab: usize,
     stop: Arc<AtomicBool>,
     decode_stats: DecodeStats,
+    draft_logits: DraftLogits,
+    /// Whether it drafts for another model.
+    draft_only: bool,
     /// How it was opened.
     options: Options,
     /// How experts are kept in memory, where the others stay on the drive.
@@ -352,6 +358,8 @@ impl Session {
             n_vocab,
             stop: Arc::default(),
             decode_stats: DecodeStats::default(),
+            draft_logits: DraftLogits::default(),
+            draft_only: false,
             options: o.clone(),
             ram,
             lost: None,
@@ -447,7 +455,7 @@ impl Session {
         if n == 0 || known || !self.is_overwritten() {
             return Ok(());
         }
-        self.heads_follow(seq, Some(1))?;
+        self.heads_follow(seq)?;
         let new = self.overwritten(seq)?;
         self.keep_checkpoint(seq, new);
         Ok(())
@@ -645,7 +653,7 @@ impl Session {
     }
 
     fn copy_once(&mut self, from: usize, to: usize, n: usize) -> Result<usize> {
-        self.heads_follow(from, Some(1))?;
+        self.heads_follow(from)?;
         if self.is_overwritten() {
             // What it was at `n` may be gone: the nearest checkpoint comes along, and the rest is read again.
             self.restore(to, &self.snapshot(from)?)?;

@@ -314,3 +314,31 @@ fn a_block_for_multi_token_prediction_is_right_as_often_as_asked_for() {
         }
     }
 }
+
+#[test]
+fn drafts_among_likely_tokens_are_those_among_all_where_the_part_holds_them() {
+    let dir = Folder::new("likely");
+    let large = Synth { vocab: Some(40_000), ..synth("Q4_K_M", Holes::None) };
+    let own = OwnText { skew: true, mtp: Some(1.0) };
+    let path = large.write_with(own, "tiny-mtp", None, &dir.0.join("own.gguf")).unwrap()[0].0.clone();
+    let mut s = Session::open(&path, &Options { n_ctx: Some(512), heads: true, ..Options::default() }).unwrap();
+    let mut output = s.feed(0, &[300, 301], Want::Last).unwrap();
+    let (mut same, mut drafted) = (0, 0);
+    for i in 0..150 {
+        let token = tandem::sample::argmax(&output.into_logits());
+        if i >= 100 {
+            let before = s.draft_logits();
+            let mut look = |_: usize, logits: &[f32]| assert!(logits.iter().all(|l| l.is_finite()));
+            let all = s.draft_observed(0, token, 2, 0.0, &mut look).unwrap();
+            assert_eq!(s.draft_logits(), before, "a draft among all tokens leaves none out");
+            let few = s.draft(0, token, 2, 0.0).unwrap();
+            let held = all.iter().take_while(|t| **t < 5000).count(); // an eighth; one block more may hold others
+            assert_eq!(few[..held], all[..held], "after token {i}");
+            (same, drafted) = (same + held, drafted + all.len());
+        }
+        output = s.feed(0, &[token], Want::Last).unwrap();
+    }
+    assert!(same * 10 > drafted * 7, "{same} of {drafted} drafts are in the part");
+    let share = s.draft_logits().share().unwrap();
+    assert!((0.12..0.6).contains(&share), "drafts look at {share:.2} of the vocabulary");
+}

@@ -42,6 +42,12 @@ const QUIET: u32 = 4;
 const BYTES: usize = 256;
 const CONTROL: usize = 3;
 
+/// Ids rise with rarity, as in real vocabularies: of English and code in Qwen3.5's, 82 tokens of 100 are of the first
+/// sixteenth of it, 7 of the second, 6 of the second eighth, 5 of what follows. So a text has all tokens of the first
+/// sixteenth, or the first so many, and these shares of the tokens of the second, the second eighth, and the rest.
+const COMMON: usize = 1024;
+const RARE: [f32; 3] = [0.087, 0.037, 0.0055];
+
 /// The order in which tokens follow each other, round and round.
 pub(crate) struct Chain {
     seed: u64,
@@ -83,7 +89,15 @@ pub(crate) fn first_half(n: usize) -> WriteBytes {
 impl Chain {
     pub(crate) fn new(seed: u64, n_vocab: usize) -> Chain {
         let mut rng = Rng(seed ^ 0x5eed);
-        let mut order: Vec<u32> = (BYTES as u32..(n_vocab - CONTROL).max(BYTES + 1) as u32).collect();
+        let all = BYTES..(n_vocab - CONTROL).max(BYTES + 1);
+        let common = (all.len() / 16).max(COMMON);
+        let mut order: Vec<u32> = all.map(|t| t as u32).collect();
+        order.retain(|t| match *t as usize - BYTES {
+            at if at < common => true,
+            at if at < 2 * common => rng.unit() < RARE[0],
+            at if at < 4 * common => rng.unit() < RARE[1],
+            _ => rng.unit() < RARE[2],
+        });
         for i in (1..order.len()).rev() {
             order.swap(i, rng.below(i + 1));
         }

@@ -7,7 +7,7 @@ use anyhow::{Result, bail};
 
 use crate::cpu::{Group, grouped};
 use crate::cuda::{Grid, Ptr, int, launch};
-use crate::tape::{Builder, CpuIo, GpuIo, GpuValue, GpuWeight, MatrixRows, Op, Role, Slot, Weight, WeightId};
+use crate::tape::{Builder, CpuIo, GpuIo, GpuValue, GpuWeight, Likely, MatrixRows, Op, Role, Slot, Weight, WeightId};
 
 #[derive(Debug)]
 struct Linear {
@@ -17,6 +17,8 @@ struct Linear {
     first: usize,
     bias: bool,
     scale: bool,
+    /// Whether it gives the logits, of which the batch may want only the first.
+    logits: bool,
 }
 
 impl Op for Linear {
@@ -25,16 +27,19 @@ impl Op for Linear {
     }
 
     fn cpu(&self, io: &mut CpuIo<'_>) {
-        let w = io.weights[0];
-        let n_out = w.shape[1];
-        let pairs: Vec<Vec<(u32, u32)>> = (0..self.heads)
-            .map(|h| (0..io.rows).map(|t| (t * self.heads + h) as u32).map(|r| (r, r)).collect())
-            .collect();
-        let groups: Vec<Group> =
-            pairs.iter().enumerate().map(|(h, pairs)| Group { w: w.matrix(self.first + h), pairs }).collect();
-        let out = &mut io.outs[0];
-        grouped(io.pool, w.format(), (n_out, w.shape[2]), &groups, &mut io.work.acts, io.ins[0], out);
-        let mut rest = io.weights[1..].iter();
+        if let Some(likely) = io.batch.likely.filter(|_| self.logits) {
+            logits_of(io, likely);
+        } else {
+            let w = io.weights[0];
+            let pairs: Vec<Vec<(u32, u32)>> = (0..self.heads)
+                .map(|h| (0..io.rows).map(|t| (t * self.heads + h) as u32).map(|r| (r, r)).collect())
+                .collect();
+            let groups: Vec<Group> =
+                pairs.iter().enumerate().map(|(h, pairs)| Group { w: w.matrix(self.first + h), pairs }).collect();
+            let sizes = (w.shape[1], w.shape[2]);
+            grouped(io.pool, w.format(), sizes, &groups, &mut io.work.acts, io.ins[0], &mut io.outs[0]);
+        }
+        let (out, mut rest) = (&mut io.outs[0], io.weights[1..].iter());
         if self.scale {
             let s = rest.next().expect("a scale").values[0];
             out.iter_mut().for_each(|o| *o *= s);
@@ -67,6 +72,26 @@ impl Op for Linear {
         let matrices = weights[0].bytes / weights[0].shape[0] * self.heads;
         matrices + weights[1..].iter().map(|w| w.bytes).sum::<usize>()
     }
+}
+
+/// The logits of some tokens; the others are minus infinity.
+fn logits_of(io: &mut CpuIo<'_>, likely: Likely) {
+    let w = io.weights[0];
+    let pairs: Vec<(u32, u32)> = (0..io.rows as u32).map(|r| (r, r)).collect();
+    io.outs[0].fill(f32::NEG_INFINITY);
+    let mut part = std::mem::take(&mut io.work.buffers[0]);
+    for ids in likely.ranges() {
+        part.resize(io.rows * ids.len(), 0.0);
+        let group = Group { w: &w.matrix(0)[ids.start * w.row_bytes()..], pairs: &pairs };
+        if !ids.is_empty() {
+            let sizes = (ids.len(), w.shape[2]);
+            grouped(io.pool, w.format(), sizes, &[group], &mut io.work.acts, io.ins[0], &mut part);
+        }
+        for (from, to) in part.chunks(ids.len().max(1)).zip(io.outs[0].chunks_exact_mut(w.shape[1])) {
+            to[ids.clone()].copy_from_slice(from);
+        }
+    }
+    io.work.buffers[0] = part;
 }
 
 /// One matrix times each of several parts of every row.
@@ -117,7 +142,7 @@ impl Builder<'_> {
     /// # Errors
     /// If the file does not have it in this shape.
     pub fn linear(&self, x: Slot, name: &str, n_out: usize) -> Result<Slot> {
-        self.stack(x, name, name, 1, n_out)
+        self.stack(x, (name, name), 1, n_out, false)
     }
 
     /// `q`, `k` and `v` of these widths: from `attn_q`, `attn_k` and `attn_v`, or from `attn_qkv`, where a converter has
@@ -141,7 +166,7 @@ impl Builder<'_> {
     pub fn head(&self, x: Slot) -> Result<Slot> {
         let b = &self.root().role(Role::Head);
         let name = if b.has("output.weight") { "output" } else { "token_embd" };
-        b.stack(x, name, "output", 1, b.n_vocab()?)
+        b.stack(x, (name, "output"), 1, b.n_vocab()?, true)
     }
 
     /// The logits of a draft head, in its builder: its own `NAME.weight` where the block has it, else as
@@ -153,7 +178,7 @@ impl Builder<'_> {
         if !self.has(&format!("{name}.weight")) {
             return self.head(x);
         }
-        self.role(Role::Head).stack(x, name, name, 1, self.n_vocab()?)
+        self.role(Role::Head).stack(x, (name, name), 1, self.n_vocab()?, true)
     }
 
     /// Each of `parts` equal parts of `x` times `NAME.weight` (n_out, width of a part): (T, parts * n_out).
@@ -175,7 +200,7 @@ impl Builder<'_> {
         if !width.is_multiple_of(heads) {
             bail!("{}: tensor {name}.weight: {width} columns cannot be shared by {heads} heads", self.file());
         }
-        self.stack(x, name, name, heads, n_out)
+        self.stack(x, (name, name), heads, n_out, false)
     }
 
     /// A convolution along the sequence of each head of `x`, the oldest tap first: `NAME.weight`
@@ -197,7 +222,7 @@ impl Builder<'_> {
         let tap = |i: usize, bias: Option<WeightId>| {
             let back = taps - 1 - i;
             let row = if back == 0 { x } else { self.shift(x, name, back, start) };
-            let op = Linear { heads, first: i * heads, bias: bias.is_some(), scale: false };
+            let op = Linear { heads, first: i * heads, bias: bias.is_some(), scale: false, logits: false };
             let weights: Vec<WeightId> = [Some(w), bias].into_iter().flatten().collect();
             self.push_named(name, op, &[row], &[heads * n_out], &weights, &[])[0]
         };
@@ -205,7 +230,7 @@ impl Builder<'_> {
         Ok((1..taps).fold(first, |sum, i| self.add(sum, tap(i, None))))
     }
 
-    fn stack(&self, x: Slot, name: &str, label: &str, heads: usize, n_out: usize) -> Result<Slot> {
+    fn stack(&self, x: Slot, (name, label): (&str, &str), heads: usize, n_out: usize, logits: bool) -> Result<Slot> {
         let n_in = self.width(x);
         let w = self.matrix(&format!("{name}.weight"), &[heads, n_out, n_in / heads])?;
         let scale_name = format!("{name}.scale");
@@ -216,7 +241,7 @@ impl Builder<'_> {
             false => (x, self.opt_vector(&scale_name, &[1])?),
         };
         let bias = self.opt_vector(&format!("{name}.bias"), &[heads * n_out])?;
-        let op = Linear { heads, first: 0, bias: bias.is_some(), scale: scale.is_some() };
+        let op = Linear { heads, first: 0, bias: bias.is_some(), scale: scale.is_some(), logits };
         let weights: Vec<WeightId> = [Some(w), scale, bias].into_iter().flatten().collect();
         Ok(self.push_named(label, op, &[x], &[heads * n_out], &weights, &[])[0])
     }

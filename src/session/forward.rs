@@ -275,6 +275,7 @@ impl Session {
         deterministic_rows: bool,
         observer: Option<Observer<'_>>,
     ) -> Result<Vec<Output>> {
+        let likely = self.likely_of(&rows.iter().map(|row| row.0).collect::<Vec<_>>());
         let is_wanted = |want: Want| !matches!(want, Want::None | Want::From(1..));
         let output_rows: Vec<u32> = (0..rows.len() as u32).filter(|&i| is_wanted(rows[i as usize].2)).collect();
         let argmax_only = !output_rows.is_empty() && output_rows.iter().all(|&i| rows[i as usize].2 == Want::Argmax);
@@ -290,8 +291,8 @@ impl Session {
             deterministic_rows,
             alone: self.options.deterministic,
             verifies,
-            part: 0,
-            follow: None,
+            likely,
+            ..Batch::default()
         };
         let start = Instant::now();
         if let Err(e) = self.engine.walk(&batch, &AtomicBool::new(false), Watch { observer, progress: None }) {
@@ -314,9 +315,7 @@ impl Session {
             },
             _ => Output::Logits(results.next().expect("a result for each row that wants one").to_vec()),
         };
-        let outputs = rows.iter().map(|r| r.2).map(output).collect();
-        rows.iter().try_for_each(|row| self.heads_follow(row.0, None))?;
-        Ok(outputs)
+        Ok(rows.iter().map(|r| r.2).map(output).collect())
     }
 
     /// Reads several tokens into a sequence, batch after batch, with checkpoints before and after them.
@@ -339,18 +338,20 @@ impl Session {
             };
             let end = first + chunk.len();
             let left = if end / WHOLE > first / WHOLE { 0 } else { tokens.len() - end };
+            let likely = if output_rows.is_empty() { None } else { self.likely_of(&[seq]) };
             let batch = Batch {
                 rows: chunk.iter().zip(pos..).map(row).collect(),
                 output_rows,
                 argmax_only: want == Want::Argmax,
                 follow: self.engine.tape.spares_rows.then_some(left),
+                likely,
                 ..Batch::default()
             };
             self.read_batch((seq, chunk), &batch, (first, tokens.len()), looking)?;
             if !batch.output_rows.is_empty() {
                 results.extend_from_slice(self.engine.result(&batch));
             }
-            self.heads_follow(seq, Some(1))?;
+            self.heads_follow(seq)?;
         }
         self.checkpoint(seq)?;
         match want {

@@ -104,7 +104,7 @@ impl Session {
     /// [`Options::gpu_fallback`] asks for that.
     pub fn settle(&mut self) -> Result<()> {
         let had = self.lengths();
-        let heads = (0..self.seqs.len()).try_for_each(|seq| self.heads_follow(seq, Some(1)));
+        let heads = (0..self.seqs.len()).try_for_each(|seq| self.heads_follow(seq));
         match heads.and_then(|()| self.engine.settle()) {
             Err(e) if self.lost.is_none() && e.is::<GpuLost>() => self.after_loss(&had, e),
             _ => Ok(()),

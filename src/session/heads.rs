@@ -7,8 +7,9 @@
 //! ```
 //! H holds the rows that the model hands on (`ops/hand.rs`). A head has keys and values of its own for every token, made
 //! from the model's rows: what it read while it drafted is read again from those, in the walk that begins the next draft.
-//! Where nothing is drafted for a while a head falls behind, and catches up before H forgets. What the heads say never
-//! decides what the model says, so a head without some rows drafts worse and does no other harm.
+//! Where nothing is drafted for a while a head falls behind. Before the next prompt it reads what it missed, as far as H
+//! remembers; before a draft only the last of it, so that trying one costs little. What the heads say never decides what the
+//! model says, so a head without some rows drafts worse and does no other harm.
 
 use std::sync::atomic::AtomicBool;
 
@@ -17,17 +18,25 @@ use anyhow::{Result, bail};
 use super::Session;
 use crate::exec::{GpuLost, Watch};
 use crate::sample::argmax;
-use crate::tape::{Batch, Row};
+use crate::tape::{Batch, Likely, Row};
 
-/// Tokens that a head may fall behind the model before it catches up: a walk of so many rows costs little more than one
-/// of few, and H keeps more.
-const LAG: usize = 64;
+/// Tokens that a head reads before a draft, at most, of those that it missed.
+pub const LAG: usize = 64;
 
 /// Tokens of one draft, at most: less than what every ring can go back by.
 const MOST: usize = 64;
 
 /// Rows of a walk that come out as if each were alone.
 const FEW: usize = 8;
+
+/// What is wanted of a step of a draft.
+#[derive(Clone, Copy, Debug, Default)]
+struct Wanted {
+    /// The argmax and its logit, and nothing else.
+    argmax_only: bool,
+    /// The tokens whose logits are wanted; None is all.
+    likely: Option<Likely>,
+}
 
 /// How far a head has read a sequence.
 #[derive(Clone, Copy, Debug, Default)]
@@ -69,11 +78,11 @@ impl Session {
     /// [`Session::forward`] for a file that was cut short and for a GPU that fails; with
     /// [`Options::gpu_fallback`](super::Options::gpu_fallback) the draft is then empty.
     pub fn draft(&mut self, seq: usize, next_token: u32, most: usize, p_min: f32) -> Result<Vec<u32>> {
-        self.draft_observed(seq, next_token, most, p_min, &mut |_, _| ())
+        self.draft_with((seq, next_token), (most, p_min), true, &mut |_, _| ())
     }
 
-    /// [`Session::draft`] that shows `look` the logits of every step: the step's number and (n_vocab) values, or the
-    /// argmax and its logit where a GPU is used and `p_min` is 0.
+    /// [`Session::draft`] among all tokens of the vocabulary, not only likely ones, that shows `look` the logits of every
+    /// step: the step's number and (n_vocab) values, or the argmax and its logit where a GPU is used and `p_min` is 0.
     ///
     /// # Errors
     /// As [`Session::draft`].
@@ -83,6 +92,17 @@ impl Session {
         next_token: u32,
         most: usize,
         p_min: f32,
+        look: &mut dyn FnMut(usize, &[f32]),
+    ) -> Result<Vec<u32>> {
+        self.draft_with((seq, next_token), (most, p_min), false, look)
+    }
+
+    /// A draft, among likely tokens or all.
+    fn draft_with(
+        &mut self,
+        (seq, next_token): (usize, u32),
+        (most, p_min): (usize, f32),
+        likely: bool,
         look: &mut dyn FnMut(usize, &[f32]),
     ) -> Result<Vec<u32>> {
         let n = self.seqs[seq].tokens.len();
@@ -98,9 +118,11 @@ impl Session {
         let argmax_only = p_min <= 0.0 && self.engine.plan.on_gpu();
         let mut prefix = vec![next_token];
         for i in 0..most {
+            let likely = if likely { self.likely_after(seq) } else { None };
+            let wanted = Wanted { argmax_only, likely };
             let step = match self.engine.tape.is_drafter {
-                true => self.drafter_step(seq, i.min(1), prefix[i], argmax_only),
-                false => self.head_step(seq, if heads > 1 { i } else { 0 }, &prefix, argmax_only),
+                true => self.drafter_step(seq, i.min(1), prefix[i], wanted),
+                false => self.head_step(seq, if heads > 1 { i } else { 0 }, &prefix, wanted),
             };
             let logits = match step {
                 Err(e) if e.is::<GpuLost>() && self.lost.is_none() => {
@@ -131,27 +153,28 @@ impl Session {
         }
         self.check(self.seqs[seq].tokens.len(), &[next_token])?;
         if self.engine.tape.is_drafter {
-            return self.drafter_step(seq, 0, next_token, false);
+            return self.drafter_step(seq, 0, next_token, Wanted::default());
         }
-        self.walk_head(seq, head, (self.seqs[seq].tokens.len(), &[next_token]), Some(false))
+        self.walk_head(seq, head, (self.seqs[seq].tokens.len(), &[next_token]), Some(Wanted::default()))
     }
 
     /// The step of a draft that reads the last token of `prefix`, which follows the sequence's tokens: its logits, or the
     /// argmax and its logit where nothing else is needed.
-    fn head_step(&mut self, seq: usize, head: usize, prefix: &[u32], argmax_only: bool) -> Result<Vec<f32>> {
+    fn head_step(&mut self, seq: usize, head: usize, prefix: &[u32], wanted: Wanted) -> Result<Vec<f32>> {
         let n = self.seqs[seq].tokens.len();
         // A single head has read the tokens before the last one in this draft; each of several begins with the first.
         let from = if self.n_heads() > 1 { 0 } else { prefix.len() - 1 };
-        self.walk_head(seq, head, (n + from, &prefix[from..]), Some(argmax_only))
+        self.walk_head(seq, head, (n + from, &prefix[from..]), Some(wanted))
     }
 
     /// A step of a drafter of its own: the first, or a later one. All are at the position of the first drafted token.
-    fn drafter_step(&mut self, seq: usize, later: usize, token: u32, argmax_only: bool) -> Result<Vec<f32>> {
+    fn drafter_step(&mut self, seq: usize, later: usize, token: u32, wanted: Wanted) -> Result<Vec<f32>> {
         let pos = self.seqs[seq].tokens.len() as u32;
         let batch = Batch {
             rows: vec![Row { token, seq: seq as u32, pos }],
             output_rows: vec![0],
-            argmax_only,
+            argmax_only: wanted.argmax_only,
+            likely: wanted.likely,
             deterministic_rows: true,
             part: 1 + later,
             ..Batch::default()
@@ -160,17 +183,16 @@ impl Session {
         Ok(self.engine.result(&batch).to_vec())
     }
 
-    /// Lets all heads of a sequence read what they have not read yet, once that is at least `lag` tokens; None is as many
-    /// as a head may fall behind.
+    /// Lets all heads of a sequence read what they have not read yet.
     ///
     /// # Errors
     /// As [`Session::forward`].
-    pub(super) fn heads_follow(&mut self, seq: usize, lag: Option<usize>) -> Result<()> {
+    pub(super) fn heads_follow(&mut self, seq: usize) -> Result<()> {
         let heads = if self.engine.tape.is_drafter { 0 } else { self.n_heads() };
         for head in 0..heads {
             let (progress, tokens) = (self.progress(seq, head), &self.seqs[seq].tokens);
             let n = tokens.len();
-            if n - progress.from(tokens) >= lag.unwrap_or(LAG).max(1) {
+            if n > progress.from(tokens) {
                 self.walk_head(seq, head, (n, &[]), None)?;
             }
         }
@@ -182,34 +204,36 @@ impl Session {
     }
 
     /// Walks a head over `drafted` tokens from position `at` on, and before them over what it has not read yet of the
-    /// sequence, if they begin at its end. Returns what is wanted of the last token: Some(true) is the argmax alone.
+    /// sequence, if they begin at its end. Returns what is wanted of the last token, if anything is.
     fn walk_head(
         &mut self,
         seq: usize,
         head: usize,
         (at, drafted): (usize, &[u32]),
-        want_argmax: Option<bool>,
+        wanted: Option<Wanted>,
     ) -> Result<Vec<f32>> {
         let n = self.seqs[seq].tokens.len();
         let (n_batch, tokens) = (self.shape.n_batch, &self.seqs[seq].tokens);
         // H keeps at least a batch of rows.
-        let mut from = self.progress(seq, head).from(tokens).max(n.saturating_sub(n_batch));
+        let most = if wanted.is_some() { LAG.min(n_batch) } else { n_batch };
+        let mut from = self.progress(seq, head).from(tokens).max(n.saturating_sub(most));
         let mut rest: Vec<u32> = Vec::new();
         match at == n {
             true => rest.extend_from_slice(&tokens[from..]),
             false => from = at,
         }
         rest.extend_from_slice(drafted);
-        let wanted = rest.len() - want_argmax.is_some() as usize; // the row whose logits are wanted
+        let last = rest.len() - wanted.is_some() as usize; // the row whose logits are wanted
         let mut result = Vec::new();
         for (i, chunk) in rest.chunks(n_batch).enumerate() {
             let (first, pos) = (i * n_batch, from + i * n_batch);
             let row = |(token, pos): (&u32, usize)| Row { token: *token, seq: seq as u32, pos: pos as u32 };
-            let is_here = (first..first + chunk.len()).contains(&wanted);
+            let is_here = (first..first + chunk.len()).contains(&last);
             let batch = Batch {
                 rows: chunk.iter().zip(pos..).map(row).collect(),
-                output_rows: Vec::from_iter(is_here.then(|| (wanted - first) as u32)),
-                argmax_only: want_argmax == Some(true),
+                output_rows: Vec::from_iter(is_here.then(|| (last - first) as u32)),
+                argmax_only: wanted.is_some_and(|w| w.argmax_only),
+                likely: wanted.and_then(|w| w.likely),
                 deterministic_rows: self.options.deterministic || chunk.len() <= FEW,
                 part: 1 + head,
                 ..Batch::default()

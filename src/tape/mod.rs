@@ -380,6 +380,25 @@ pub struct Batch {
     /// Of a part of one sequence's prompt: how many of its tokens will follow before anything else happens to the sequence.
     /// Rows may then be left out; None where all are needed.
     pub follow: Option<usize>,
+    /// Of each output row only the logits of these tokens are wanted: on the CPU the others are minus infinity, and not
+    /// computed. None: all of them.
+    pub likely: Option<Likely>,
+}
+
+/// A part of the vocabulary: the first ids, and some further on.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Likely {
+    /// As many of the first.
+    pub first: usize,
+    /// The first of some more, which come after those, and how many.
+    pub more: (usize, usize),
+}
+
+impl Likely {
+    /// The two ranges of ids.
+    pub fn ranges(self) -> [Range<usize>; 2] {
+        [0..self.first, self.more.0..self.more.0 + self.more.1]
+    }
 }
 
 impl Batch {
