@@ -197,13 +197,19 @@ pub(super) fn stats(speculation: &Speculation, session: &Session, a: &args::Mode
         return;
     }
     let all = speculation.stats();
-    for (name, s) in speculation.sources() {
+    for ((name, s), share) in speculation.sources().zip(speculation.shares(session)) {
+        let looks = match s.looks {
+            (0, _) => String::new(),
+            (n, right) => format!("; {right} of {n} that were only compared were right"),
+        };
+        let looked = share.map_or(String::new(), |s| format!("; among {:.0}% of the vocabulary", 100.0 * s));
         if s.rounds == 0 {
-            tracing::info!("speculation ({name}): nothing was drafted in {} steps", all.plain + all.drafted);
+            let steps = all.plain + all.drafted;
+            tracing::info!("speculation ({name}): nothing was drafted in {steps} steps{looks}{looked}");
             continue;
         }
         tracing::info!(
-            "speculation ({name}): {} drafts of {} tokens, {} accepted ({:.0}%); by position {}%",
+            "speculation ({name}): {} drafts of {} tokens, {} accepted ({:.0}%); by position {}%{looks}{looked}",
             s.rounds,
             s.drafted,
             s.accepted,

@@ -6,9 +6,9 @@ use std::time::Instant;
 use anyhow::Result;
 
 use super::drafter::Drafter;
-use super::pace::{Budget, MOST, Pace, RowCosts};
+use super::pace::{Budget, MOST, Move, Pace, RowCosts};
 use super::stats::{RoundStats, SourceStats};
-use crate::session::{Output, Session, Want};
+use crate::session::{DraftLogits, Output, Session, Want};
 
 /// How much may be drafted.
 #[derive(Clone, Copy, Debug, PartialEq)]
@@ -44,10 +44,11 @@ struct Sequence {
     ahead: VecDeque<(u32, Output)>,
     /// The round that read them.
     round: Option<Round>,
-    /// The source that drafted in the last round.
-    last: Option<usize>,
-    /// By source.
+    /// By source: how often it is right, a token that it drafted and that is only compared with the one that comes, and the
+    /// tokens that came since it drafted.
     paces: Vec<Pace>,
+    looks: Vec<Option<u32>>,
+    missed: Vec<usize>,
 }
 
 /// A round with drafts that were not all judged yet.
@@ -58,6 +59,16 @@ struct Round {
     right: usize,
     /// Seconds of this sequence's share, in plain steps.
     steps: f64,
+}
+
+impl Sequence {
+    /// The token that was read came without drafts.
+    fn one_more(&mut self) {
+        self.paces.iter_mut().for_each(|pace| pace.pass(1));
+        for (missed, look) in self.missed.iter_mut().zip(&self.looks) {
+            *missed += usize::from(look.is_none()); // what looked has read it
+        }
+    }
 }
 
 /// Speculation over the sequences of a session: what drafts, what is drafted, what became of it.
@@ -87,7 +98,7 @@ impl Speculation {
             sources: drafters.into_iter().map(|d| (d, SourceStats::default())).collect(),
             limits,
             seqs: Vec::new(),
-            costs: RowCosts::default(),
+            costs: RowCosts::new(limits.deterministic),
             budget: Budget::default(),
             stats: RoundStats::default(),
         }
@@ -108,6 +119,11 @@ impl Speculation {
         self.sources.iter().map(|(drafter, stats)| (drafter.name(), stats))
     }
 
+    /// The share of the vocabulary that the drafts of each source looked at; None for those that compute no logits.
+    pub fn shares(&self, session: &Session) -> Vec<Option<f64>> {
+        self.sources.iter().map(|(drafter, _)| drafter.logits(session).and_then(DraftLogits::share)).collect()
+    }
+
     /// What all rounds were.
     pub fn stats(&self) -> RoundStats {
         self.stats
@@ -121,19 +137,24 @@ impl Speculation {
     /// Forgets everything that was measured, as if nothing had been read yet; for sequences without drafts under way.
     pub fn forget(&mut self) {
         self.sources.iter_mut().for_each(|source| source.1 = SourceStats::default());
-        (self.costs, self.budget, self.stats) = Default::default();
+        (self.costs, self.budget, self.stats) =
+            (RowCosts::new(self.limits.deterministic), Budget::default(), RoundStats::default());
         self.seqs.clear();
     }
 
     /// A text begins, or is gone on with, in a sequence of which nothing is drafted.
     pub fn begin(&mut self, seq: usize) {
-        self.of(seq).paces.iter_mut().for_each(Pace::begin);
+        let s = self.of(seq);
+        s.paces.iter_mut().for_each(Pace::begin);
+        s.looks.fill(None);
+        s.missed.fill(0); // what drafts has read the prompt, or reads it without being charged for it
     }
 
     fn of(&mut self, seq: usize) -> &mut Sequence {
         while self.seqs.len() <= seq {
-            let paces = self.sources.iter().map(|(drafter, _)| Pace::new(drafter.guess())).collect();
-            self.seqs.push(Sequence { ahead: VecDeque::new(), round: None, last: None, paces });
+            let paces: Vec<Pace> = self.sources.iter().map(|(drafter, _)| Pace::new(drafter.guess())).collect();
+            let (looks, missed) = (vec![None; paces.len()], vec![0; paces.len()]);
+            self.seqs.push(Sequence { ahead: VecDeque::new(), round: None, paces, looks, missed });
         }
         &mut self.seqs[seq]
     }
@@ -175,12 +196,15 @@ impl Speculation {
         let rejected = !s.ahead.is_empty();
         s.ahead.clear();
         if let Some(Round { source, drafted, right, steps }) = s.round.take() {
-            s.paces[source].note(drafted, right, steps, &mut self.budget);
+            s.paces[source].note(drafted, right);
+            s.paces.iter_mut().for_each(|pace| pace.pass(1 + right));
+            s.missed.iter_mut().enumerate().filter(|(i, _)| *i != source).for_each(|(_, n)| *n += 1 + right);
             self.budget.note(1 + right, steps);
             let (drafter, stats) = &mut self.sources[source];
             stats.note(drafted, right);
             if drafter.may_be_useless() && stats.is_useless() {
-                let (name, SourceStats { drafted, accepted, .. }) = (drafter.name(), stats);
+                let (name, drafted) = (drafter.name(), stats.drafted + stats.looks.0);
+                let accepted = stats.accepted + stats.looks.1;
                 tracing::warn!(
                     "speculation ({name}): off, since {accepted} of {drafted} drafts were right; what drafts may have been \
                      made for another model"
@@ -226,8 +250,8 @@ impl Speculation {
             // A prompt of one token is like any other.
             self.note_walk(nexts.len(), start.elapsed().as_secs_f64());
             self.stats.plain += 1;
-            self.budget.note(nexts.len(), nexts.len() as f64);
-            nexts.iter().for_each(|n| self.of(n.seq).last = None);
+            self.budget.note(nexts.len(), nexts.len() as f64 * (1.0 + drafting / self.costs.of(nexts.len())));
+            nexts.iter().for_each(|n| self.of(n.seq).one_more());
             return Ok(outputs);
         }
         self.verify(session, nexts, drafted, drafting)
@@ -263,11 +287,11 @@ impl Speculation {
         let plain = drafted.iter().filter(|d| d.is_none()).count();
         let steps = (walk / one - plain as f64) / (nexts.len() - plain) as f64;
         self.budget.note(plain, plain as f64);
+        nexts.iter().zip(&drafted).filter(|(_, d)| d.is_none()).for_each(|(n, _)| self.of(n.seq).one_more());
         let mut first = Vec::with_capacity(nexts.len());
         for ((next, drafted), outputs) in nexts.iter().zip(drafted).zip(outputs) {
             let mut outputs = outputs.into_iter();
             first.push(outputs.next().expect("an output for every row"));
-            self.seqs[next.seq].last = drafted.as_ref().map(|d| d.0);
             if let Some((source, drafts)) = drafted {
                 let s = &mut self.seqs[next.seq];
                 s.round = Some(Round { source, drafted: drafts.len(), right: 0, steps });
@@ -301,42 +325,63 @@ impl Speculation {
 
     /// Drafts for one sequence, while `others` read a token in the same walk, and the seconds that they took.
     fn draft(&mut self, session: &mut Session, next: &Next, most: usize, others: usize) -> Result<(Drafted, f64)> {
-        self.of(next.seq);
-        let scripted = self.sources.iter().any(|s| matches!(s.0, Drafter::Script(_)));
-        let forced = self.limits.least > 0;
-        // The cost of a single step comes first: nothing can be weighed without it.
-        let unknown = !scripted && !self.limits.deterministic && !self.costs.is_known(others + 1);
+        self.judge_looks(next);
+        // The cost of a single step comes first.
+        let unknown = self.limits.least > 0 && !self.costs.is_known(others + 1);
         if most == 0 || most < self.limits.least || unknown {
             return Ok((None, 0.0));
         }
         let Some((source, text)) = self.source(session, next, most, others) else { return Ok((None, 0.0)) };
         let Speculation { sources, seqs, costs, budget, limits, .. } = self;
         let s = &mut seqs[next.seq];
-        let (pace, went_on) = (&mut s.paces[source], s.last == Some(source));
+        let (pace, missed) = (&mut s.paces[source], sources[source].0.reads(s.missed[source]));
         let reach = text.as_ref().map_or(most, Vec::len); // what was found may be short
         let wanted = match &sources[source].0 {
-            Drafter::Script(_) => most,
-            _ if forced => pace.best(most, others, costs).drafts.max(limits.least),
-            _ => pace.choose(reach, others, costs, budget),
+            Drafter::Script(_) => Move::Draft(most),
+            _ if limits.least > 0 => Move::Draft(pace.best(most, others, costs).drafts.max(limits.least)),
+            _ => pace.choose((reach, others, missed), costs, budget),
         };
-        if wanted == 0 {
-            return Ok((None, 0.0));
-        }
+        let n = match wanted {
+            Move::Plain => return Ok((None, 0.0)),
+            Move::Look => 1,
+            Move::Draft(n) => n,
+        };
+        let mut start = Instant::now();
         sources[source].0.follow(session, next.seq)?;
-        let start = Instant::now();
+        if missed == 0 {
+            start = Instant::now(); // a prompt is read once
+        }
         let drafts = match text {
             Some(mut drafts) => {
-                drafts.truncate(wanted);
+                drafts.truncate(n);
                 drafts
             }
-            None => sources[source].0.draft(session, (next.seq, next.token), wanted, limits.p_min)?,
+            None => sources[source].0.draft(session, (next.seq, next.token), n, limits.p_min)?,
         };
-        let seconds = start.elapsed().as_secs_f64();
-        // After plain steps a head or a draft model reads those first, which drafting on and on does not cost.
-        if !limits.deterministic && went_on {
-            pace.note_draft(drafts.len(), seconds);
+        let seconds = match limits.deterministic {
+            true => pace.draft_cost(costs) * drafts.len() as f64,
+            false => start.elapsed().as_secs_f64(),
+        };
+        pace.note_draft(drafts.len(), missed, seconds);
+        s.missed[source] = 0;
+        if wanted == Move::Look {
+            s.looks[source] = drafts.first().copied();
+            return Ok((None, seconds));
         }
+        s.looks.fill(None);
         Ok(((drafts.len() >= limits.least.max(1)).then_some((source, drafts)), seconds))
+    }
+
+    /// Compares the tokens of looks with the one that came.
+    fn judge_looks(&mut self, next: &Next) {
+        self.of(next.seq);
+        let s = &mut self.seqs[next.seq];
+        for ((look, pace), source) in s.looks.iter_mut().zip(&mut s.paces).zip(&mut self.sources) {
+            if let Some(token) = look.take() {
+                pace.note(1, usize::from(token == next.token));
+                source.1.note_look(token == next.token);
+            }
+        }
     }
 
     /// The source that seems best in this round; with its drafts where they cost nothing, so that they are made anyway.
@@ -347,7 +392,8 @@ impl Speculation {
         most: usize,
         others: usize,
     ) -> Option<(usize, Option<Vec<u32>>)> {
-        let mut best: Option<(f64, usize, Option<Vec<u32>>)> = None;
+        let mut best: Option<([f64; 2], usize, Option<Vec<u32>>)> = None;
+        let s = &mut self.seqs[next.seq];
         for (i, (drafter, stats)) in self.sources.iter_mut().enumerate() {
             if drafter.may_be_useless() && stats.is_useless() {
                 continue;
@@ -360,9 +406,10 @@ impl Speculation {
             if reach == 0 {
                 continue;
             }
-            let gain = self.seqs[next.seq].paces[i].best(reach, others, &self.costs).gain;
-            // Of sources that do not seem to pay the later is tried, which drafts rarely.
-            if best.as_ref().is_none_or(|b| gain >= b.0) {
+            s.looks[i] = found.as_ref().map(|tokens| tokens[0]); // which costs nothing
+            // Of sources that do not seem to pay the one is tried of which least is known.
+            let gain = [s.paces[i].best(reach, others, &self.costs).gain, -s.paces[i].known()];
+            if best.as_ref().is_none_or(|b| gain > b.0) {
                 best = Some((gain, i, found));
             }
         }

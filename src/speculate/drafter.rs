@@ -6,7 +6,7 @@ use anyhow::Result;
 
 use super::lookup::look_up;
 use super::model::DraftModel;
-use crate::session::Session;
+use crate::session::{DraftLogits, HEADS_LAG, Session};
 
 /// Drafts with a model's heads: the session, the sequence, the token that was just chosen, how many tokens at most, and the
 /// probability below which a token ends the draft.
@@ -54,12 +54,30 @@ impl Drafter {
         }
     }
 
+    /// The logits that its drafts for this session computed.
+    pub(super) fn logits(&self, session: &Session) -> Option<DraftLogits> {
+        match self {
+            Drafter::Heads(_) => Some(session.draft_logits()),
+            Drafter::Model(model) => Some(model.session().draft_logits()),
+            Drafter::Lookup | Drafter::Script(_) => None,
+        }
+    }
+
     /// Whether it may be one that was made for another model.
     pub(super) fn may_be_useless(&self) -> bool {
         matches!(self, Drafter::Heads(_) | Drafter::Model(_))
     }
 
-    /// Reads what is new of a sequence where that is much, as a prompt is: what a draft costs does not count it.
+    /// Of tokens that came since it drafted, how many it reads before it drafts again.
+    pub(super) fn reads(&self, missed: usize) -> usize {
+        match self {
+            Drafter::Heads(_) => missed.min(HEADS_LAG),
+            Drafter::Model(_) => missed,
+            Drafter::Lookup | Drafter::Script(_) => 0,
+        }
+    }
+
+    /// Reads what is new of a sequence where that is much, as a prompt is.
     pub(super) fn follow(&mut self, session: &Session, seq: usize) -> Result<()> {
         match self {
             Drafter::Model(model) => model.follow(seq, session.tokens(seq)),

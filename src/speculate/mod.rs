@@ -21,5 +21,5 @@ pub use ahead::{Limits, Next, Speculation};
 pub use drafter::{Drafter, HeadDraft, Script};
 pub use lookup::look_up;
 pub use model::{DraftModel, check_vocabulary};
-pub use pace::{Budget, Choice, MOST, Pace, RowCosts};
+pub use pace::{Budget, Choice, MOST, Move, Pace, RowCosts};
 pub use stats::{RoundStats, SourceStats};

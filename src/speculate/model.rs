@@ -51,7 +51,8 @@ pub fn check_vocabulary(model: &Tokenizer, draft: &Tokenizer) -> Result<()> {
 impl DraftModel {
     /// A model that drafts for one with `n_vocab` tokens, as many sequences as its `session` has. Drafts end with the tokens
     /// in `ends`.
-    pub fn new(session: Session, ends: Vec<u32>, n_vocab: usize) -> DraftModel {
+    pub fn new(mut session: Session, ends: Vec<u32>, n_vocab: usize) -> DraftModel {
+        session.draft_only();
         let needs_checkpoint = session.has_recurrent_blocks();
         DraftModel { session, ends, n_vocab, needs_checkpoint }
     }

@@ -11,6 +11,8 @@ pub struct SourceStats {
     pub drafted: usize,
     /// Tokens of these that were chosen.
     pub accepted: usize,
+    /// Tokens that were drafted to see whether they come and were not verified, and how many of them came.
+    pub looks: (usize, usize),
     /// Of each position: how often a draft was judged there, since those before it were right, and how often it was right.
     pub by_position: [(usize, usize); MOST],
 }
@@ -27,11 +29,18 @@ impl SourceStats {
         }
     }
 
+    /// A token that was drafted to see whether it comes has come, or another one.
+    pub(super) fn note_look(&mut self, right: bool) {
+        self.looks.0 += 1;
+        self.looks.1 += usize::from(right);
+    }
+
     /// Adds what the same source drafted at another time.
     pub fn add(&mut self, other: &SourceStats) {
         self.rounds += other.rounds;
         self.drafted += other.drafted;
         self.accepted += other.accepted;
+        self.looks = (self.looks.0 + other.looks.0, self.looks.1 + other.looks.1);
         for (sum, n) in self.by_position.iter_mut().zip(other.by_position) {
             *sum = (sum.0 + n.0, sum.1 + n.1);
         }
@@ -39,7 +48,8 @@ impl SourceStats {
 
     /// Whether nearly nothing was right after many drafts, as from heads that were made for another model.
     pub fn is_useless(&self) -> bool {
-        self.drafted >= 200 && self.accepted * 20 < self.drafted
+        let (drafted, right) = (self.drafted + self.looks.0, self.accepted + self.looks.1);
+        drafted >= 200 && right * 20 < drafted
     }
 
     /// The shares that were right by position, in percent: `83 70 52`.

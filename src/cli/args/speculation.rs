@@ -27,7 +27,8 @@ pub struct SpeculationArgs {
     /// times are measured
     #[arg(long, value_name = "N", default_value_t = 0)]
     pub draft_min: usize,
-    /// End a draft before a token that the draft model or head gives a probability below P
+    /// End a draft before a token that the draft model or head gives a probability below P among
+    /// those that it looks at: the likely ones of the vocabulary
     #[arg(long, value_name = "P", default_value_t = 0.0)]
     pub draft_p_min: f32,
 }

@@ -31,6 +31,8 @@ struct Pairs {
     n: usize,
     /// By the name of the source.
     sources: Vec<(&'static str, SourceStats)>,
+    /// The share of the vocabulary that each one's drafts looked at, so far.
+    looked: Vec<Option<f64>>,
     /// Whether the texts with drafts were those without.
     same: bool,
     hash: u64,
@@ -115,6 +117,7 @@ fn pairs(s: &mut Session, drafts: &mut Speculation, prompt: &[u32], n: usize, a:
         seconds: Vec::new(),
         n,
         sources: drafts.sources().map(|(name, _)| (name, SourceStats::default())).collect(),
+        looked: Vec::new(),
         same: true,
         hash: 0,
         reads: ExpertReads::default(),
@@ -148,6 +151,7 @@ fn pairs(s: &mut Session, drafts: &mut Speculation, prompt: &[u32], n: usize, a:
             pairs.seconds.push(took);
         }
     }
+    pairs.looked = drafts.shares(s);
     let bytes: Vec<u8> = text.iter().flat_map(|t| t.to_le_bytes()).collect();
     pairs.hash = hash_of(&bytes);
     pairs.reads = s.engine().expert_reads.clone().unwrap_or_default().since(&before);
@@ -250,7 +254,7 @@ fn print(form: TableFormat, all: &[Pairs], name: &str, threads: usize) -> Result
         "on t/s",
         "ratio",
         "min-max",
-        "drafts",
+        "drafts; looks",
         "accepted",
         "by position",
     ];
@@ -266,7 +270,7 @@ fn print(form: TableFormat, all: &[Pairs], name: &str, threads: usize) -> Result
             format!("{:.2}", p.rate(1)),
             format!("{:.3}", median(&ratios)),
             format!("{low:.3}-{high:.3}"),
-            format!("{} of {}", drafted.rounds, drafted.drafted),
+            format!("{} of {}; {}", drafted.rounds, drafted.drafted, drafted.looks.0),
             format!("{:.0}%", 100.0 * drafted.accepted as f64 / drafted.drafted.max(1) as f64),
             drafted.shares(),
         ]
@@ -286,9 +290,14 @@ fn print(form: TableFormat, all: &[Pairs], name: &str, threads: usize) -> Result
     if form == TableFormat::Md {
         writeln!(
             out,
-            "\nms: of a step with so many rows; experts: different ones that a layer reads in it. Predicted from 1 and 2 rows: \
+            "\nlooks: tokens drafted to see whether they come, and not verified; ms: of a step with so many rows; experts: different ones that a layer reads in it. Predicted from 1 and 2 rows: \
              in a line, and by the experts."
         )?;
+        for p in all {
+            for ((source, _), share) in p.sources.iter().zip(&p.looked).filter_map(|(s, share)| Some((s, (*share)?))) {
+                writeln!(out, "{}: {source} looked at {:.0}% of the vocabulary.", p.test, 100.0 * share)?;
+            }
+        }
         for (p, further) in all.iter().filter_map(|p| Some((p, p.reads.per_further_row()?))) {
             let one = p.reads.per_layer(1).unwrap_or(0.0);
             writeln!(
@@ -302,10 +311,11 @@ fn print(form: TableFormat, all: &[Pairs], name: &str, threads: usize) -> Result
 }
 
 fn as_json(p: &Pairs, name: &str, threads: usize) -> Value {
-    let sources = p.sources.iter().map(|(source, stats)| {
+    let sources = p.sources.iter().zip(&p.looked).map(|((source, stats), looked)| {
         json!({
             "source": source, "drafts": stats.rounds, "drafted": stats.drafted, "accepted": stats.accepted,
-            "by_position": by_position(stats),
+            "by_position": by_position(stats), "looks": stats.looks.0, "looks_right": stats.looks.1,
+            "share_of_vocabulary": looked,
         })
     });
     let steps = p.steps.iter().map(|c| {
