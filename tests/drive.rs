@@ -526,10 +526,10 @@ fn a_process_whose_control_group_runs_short_of_memory_gives_slots_back_and_goes_
     File::open(&file).unwrap().sync_all().unwrap();
     rustix::fs::fadvise(File::open(&file).unwrap(), 0, None, rustix::fs::Advice::DontNeed).unwrap();
     let held = format!("bs={}", LIMIT - REST - group.taken());
-    let _holds = group.command("dd", &["if=/dev/zero", "of=/dev/null", &held, "count=1000000"]).spawn().unwrap();
+    let holds = group.command("dd", &["if=/dev/zero", "of=/dev/null", &held, "count=1000000"]).spawn().unwrap();
     let again = "while :; do cat \"$0\" > /dev/null; done";
     let reads = || group.command("sh", &["-c", again, file.to_str().unwrap()]).spawn().unwrap();
-    let _read = [reads(), reads(), reads()];
+    let others = [holds, reads(), reads(), reads()];
     let start = Instant::now();
     while gives_way() == 0 {
         assert!(ask() == first);
@@ -537,6 +537,10 @@ fn a_process_whose_control_group_runs_short_of_memory_gives_slots_back_and_goes_
     }
     (0..5).for_each(|_| assert!(ask() == first));
     assert_eq!(gives_way(), 1, "it is said once");
+    for mut other in others {
+        other.kill().unwrap();
+        other.wait().unwrap();
+    }
     drop(to);
     assert!(child.wait().unwrap().success());
 }

@@ -12,13 +12,13 @@ const NO_SUCH_FILE: i32 = -2;
 const NOT_IMPLEMENTED: i32 = -38;
 
 /// The folder, for as long as this lives.
-pub struct Served {
+pub(crate) struct Served {
     dir: PathBuf,
 }
 
 impl Served {
     /// Mounts `file` as NAME in `dir`. None, with the reason said, where this is not allowed.
-    pub fn mount(file: &Path, name: &'static str, dir: &Path) -> Option<Served> {
+    pub(crate) fn mount(file: &Path, name: &'static str, dir: &Path) -> Option<Served> {
         let open = File::options().read(true).write(true).open("/dev/fuse");
         let Ok(device) = open.map_err(|e| eprintln!("skipped: /dev/fuse: {e}")) else { return None };
         std::fs::create_dir_all(dir).unwrap();

@@ -6,7 +6,7 @@ use std::process::{Command, Stdio};
 use std::time::{Duration, Instant};
 
 /// The group, for as long as this lives; what is in it then is killed.
-pub struct MemoryGroup {
+pub(crate) struct MemoryGroup {
     dir: PathBuf,
     is_v2: bool,
 }
@@ -14,7 +14,7 @@ pub struct MemoryGroup {
 impl MemoryGroup {
     /// A group of `limit` bytes. None, with the reason said, where none can be made, or where the kernel does not
     /// count waits for memory.
-    pub fn new(limit: usize) -> Option<MemoryGroup> {
+    pub(crate) fn new(limit: usize) -> Option<MemoryGroup> {
         if let Err(e) = std::fs::read_to_string("/proc/pressure/memory") {
             eprintln!("skipped: /proc/pressure/memory: {e}");
             return None;
@@ -40,7 +40,7 @@ impl MemoryGroup {
     }
 
     /// A program that starts in the group.
-    pub fn command(&self, program: &str, args: &[&str]) -> Command {
+    pub(crate) fn command(&self, program: &str, args: &[&str]) -> Command {
         let mut c = Command::new("sh");
         let procs = self.dir.join("cgroup.procs");
         c.args(["-c", "echo $$ > \"$0\" && exec \"$@\""]).arg(procs).arg(program).args(args).stderr(Stdio::null());
@@ -48,7 +48,7 @@ impl MemoryGroup {
     }
 
     /// Bytes that are taken and cannot be had back.
-    pub fn taken(&self) -> usize {
+    pub(crate) fn taken(&self) -> usize {
         let read = |file: &str| std::fs::read_to_string(self.dir.join(file)).unwrap();
         let (file, cache) =
             if self.is_v2 { ("memory.current", "file ") } else { ("memory.usage_in_bytes", "total_cache ") };
