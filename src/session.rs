@@ -5,6 +5,7 @@ mod forward;
 mod gpu;
 mod heads;
 mod likely;
+mod numa;
 mod ram;
 mod verify;
 
@@ -15,7 +16,7 @@ use std::sync::{Arc, OnceLock};
 
 use anyhow::{Result, bail};
 
-use crate::cpu::{Memory, Pool};
+use crate::cpu::{Memory, NumaNodes, Pool};
 use crate::cuda::Gpu;
 use crate::exec::{self, Device, Engine, GpuLost, RamPool, ReadAt, Weights};
 use crate::gguf::{Gguf, Load};
@@ -29,6 +30,8 @@ pub use gpu::{budget, margin};
 use heads::HeadProgress;
 pub use heads::LAG as HEADS_LAG;
 pub use likely::DraftLogits;
+use numa::Divided;
+pub use numa::{Numa, NumaOutcome, NumaPlan};
 pub use ram::RamLimit;
 pub use verify::Draft;
 
@@ -83,6 +86,8 @@ pub struct Options {
     pub load: Load,
     /// How much memory a mapped file's weights may take.
     pub ram: RamLimit,
+    /// Whether weights are divided over the memory of NUMA nodes.
+    pub numa: Numa,
     /// Whether the memory for experts is locked, where they are not all there.
     pub lock_ram: bool,
     /// What reads experts from the drive.
@@ -119,12 +124,24 @@ impl Default for Options {
             stats: false,
             load: Load::default(),
             ram: RamLimit::Auto,
+            numa: Numa::Auto,
             lock_ram: false,
             read_at: exec::read_at,
             expert_uses: None,
             read_to_pin: false,
             gpu_fallback: false,
             drafts: 0,
+        }
+    }
+}
+
+impl Options {
+    /// How a model's files are opened at first: mapped, where the weights may be divided over NUMA nodes, which is decided
+    /// when the session is made; it then does what `load` says if they are not.
+    pub fn first_load(&self) -> Load {
+        match self.numa {
+            Numa::Auto | Numa::Distribute if NumaNodes::of_this_machine().is_ok() => Load::default(),
+            _ => self.load,
         }
     }
 }
@@ -211,6 +228,8 @@ pub struct Session {
     options: Options,
     /// How experts are kept in memory, where the others stay on the drive.
     ram: Option<RamPool>,
+    /// What became of NUMA nodes.
+    numa: NumaOutcome,
     /// Why nothing more is computed.
     lost: Option<GpuLost>,
     fingerprint: OnceLock<String>,
@@ -286,6 +305,13 @@ pub fn shape(gguf: &Gguf, o: &Options) -> Result<Shape> {
     Ok(Shape { n_seq: o.n_seq, n_ctx, n_batch, n_output_rows })
 }
 
+/// Brings a model's weights to where they are to be: experts in slots, rows on NUMA nodes, or as the file's map.
+fn settle(gguf: &mut Gguf, placed: (&Tape, &Plan, Shape), o: &Options) -> Result<(Option<RamPool>, Divided)> {
+    let ram = ram::settle(gguf, placed, o)?;
+    let numa = numa::settle(gguf, placed, ram.as_ref(), o)?;
+    Ok((ram, numa))
+}
+
 impl Session {
     /// Opens the model at `path` (any shard of it).
     ///
@@ -293,7 +319,7 @@ impl Session {
     /// As [`Session::new`], and if the file cannot be read or is no GGUF file.
     pub fn open(path: &Path, o: &Options) -> Result<Session> {
         let _threads = Pool::new(o.threads)?; // as many read the file if it is not mapped
-        Session::new(open_files(path, &o.load)?, o)
+        Session::new(open_files(path, &o.first_load())?, o)
     }
 
     /// Opens a model whose header is read already, on the CPU; rules may put steps elsewhere on it.
@@ -314,7 +340,7 @@ impl Session {
     /// As [`Session::new`], and if the GPU fails or has no memory for its part.
     pub fn planned(mut gguf: Gguf, tape: Tape, plan: Plan, o: &Options, gpus: &[Arc<Gpu>]) -> Result<Session> {
         let shape = shape(&gguf, o)?;
-        let ram = ram::settle(&mut gguf, (&tape, &plan, shape), o)?;
+        let (ram, numa) = settle(&mut gguf, (&tape, &plan, shape), o)?;
         let weights = Weights::load(&gguf, &tape, &plan)?;
         let mut devices = Vec::new();
         for (gpu, n) in gpus.iter().filter(|_| plan.on_gpu()).zip(0..) {
@@ -323,14 +349,14 @@ impl Session {
             devices.push(Device::open((gpu.clone(), place), &gguf, &tape, &plan, &weights, shape)?);
         }
         devices.iter_mut().for_each(|device: &mut Device| device.pin(&gguf, ram.is_none()));
-        Session::with(gguf, (tape, plan, shape), o, (weights, ram), devices)
+        Session::with(gguf, (tape, plan, shape), o, (weights, ram, numa), devices)
     }
 
     fn with(
         gguf: Gguf,
         (tape, mut plan, shape): (Tape, Plan, Shape),
         o: &Options,
-        (weights, ram): (Weights, Option<RamPool>),
+        (weights, ram, numa): (Weights, Option<RamPool>, Divided),
         mut devices: Vec<Device>,
     ) -> Result<Session> {
         for (n, device) in devices.iter_mut().enumerate() {
@@ -362,6 +388,7 @@ impl Session {
             draft_only: false,
             options: o.clone(),
             ram,
+            numa: numa.outcome,
             lost: None,
             fingerprint: OnceLock::new(),
         })
@@ -404,6 +431,11 @@ impl Session {
     /// system maps them.
     pub fn ram(&self) -> Option<&RamPool> {
         self.ram.as_ref()
+    }
+
+    /// Whether the weights are divided over NUMA nodes.
+    pub fn numa(&self) -> &NumaOutcome {
+        &self.numa
     }
 
     /// Size of the vocabulary.

@@ -114,6 +114,7 @@ fn unsafe_code_stands_only_in_its_named_files_and_says_what_it_leans_on() {
         "src/gguf/faults.rs",
         "src/cli/closed.rs",
         "src/cpu/matmul.rs",
+        "src/cpu/mempolicy.rs",
         "src/cpu/pool.rs",
         "src/quant/activations/acts.rs",
         "src/quant/panels/floats.rs",

@@ -25,7 +25,7 @@ const MIRRORED: &[&str] = &[
     "Err(other) => now = other,",
     // PoolState::take
     "while let Some(i) = self.runs[me].take(true) {",
-    "for other in (me + 1..threads).chain(0..me) {",
+    "for other in (me + 1..node.end).chain(node.start..me).chain(node.end..threads).chain(0..node.start) {",
     "while let Some(i) = self.runs[other].take(false) {",
     // PoolState::work
     "if self.presence[me].load(SeqCst) != HERE {",
@@ -57,14 +57,14 @@ const MIRRORED: &[&str] = &[
     // Workers::share
     "s.panicked.store(false, SeqCst);",
     "s.threads.store(threads, SeqCst);",
-    "run.set(n * me / threads, n * (me + 1) / threads);",
+    "run.set(items.start + n * me / all, items.start + n * (me + 1) / all);",
     "s.body.store(",
     "s.open.store(true, SeqCst);",
     "s.epoch.fetch_add(1, SeqCst);",
     "self.wake(threads - 1);",
     "self.0.open.store(false, SeqCst);",
     "while self.0.inside.load(SeqCst) != 0 {",
-    "s.take(0, threads, &body);",
+    "s.take(0, threads, body);",
     "drop(close);",
     "s.panicked.swap(false, SeqCst)",
     // Workers::wake
@@ -99,6 +99,9 @@ struct Model {
     borrows: bool,
     /// Whether the second loop is for one thread less.
     narrow: bool,
+    /// Whether the caller is on a NUMA node of its own, and the workers on another. (Numbers of threads that are not in
+    /// their order are another naming of the runs, and make no other states.)
+    nodes: bool,
     /// What is done wrong, to show that the model finds it.
     fault: Option<Fault>,
 }
@@ -273,7 +276,14 @@ impl Model {
             true => Some(Take::Load { at: at + 1 }),
             false => Some(Take::Swap { at, now }),
         };
-        let run = |at: u8| usize::from((me + at) % threads);
+        let node = match (self.nodes, me) {
+            (false, _) => 0..threads,
+            (true, 0) => 0..1,
+            (true, _) => 1..threads,
+        };
+        let others = (me + 1..node.end).chain(node.start..me).chain(node.end..threads).chain(0..node.start);
+        let order: Vec<u8> = std::iter::once(me).chain(others).collect();
+        let run = |at: u8| usize::from(order[at as usize]);
         match step {
             Take::Load { at } => Ok(look(at, s.runs[run(at)])),
             Take::Swap { at, now } => {
@@ -612,7 +622,16 @@ impl Model {
 
 impl Default for Model {
     fn default() -> Model {
-        Model { threads: 2, loops: 2, items: 3, panics_at: None, borrows: false, narrow: false, fault: None }
+        Model {
+            threads: 2,
+            loops: 2,
+            items: 3,
+            panics_at: None,
+            borrows: false,
+            narrow: false,
+            nodes: false,
+            fault: None,
+        }
     }
 }
 
@@ -623,6 +642,14 @@ fn no_interleaving_loses_an_index_a_wake_up_or_the_end() {
         let states = model.explore().unwrap_or_else(|e| panic!("{threads} threads, {loops} loops: {e}"));
         println!("{threads} threads, {loops} loops of {items}: {states} states");
         assert!(states > 1000, "the threads were interleaved");
+    }
+}
+
+#[test]
+fn threads_that_steal_from_their_own_node_first_lose_no_index_in_any_interleaving() {
+    for (items, loops) in [(3, 1), (2, 2)] {
+        let model = Model { threads: 3, loops, items, nodes: true, ..Model::default() };
+        println!("{} states", model.explore().unwrap());
     }
 }
 

@@ -30,16 +30,14 @@ pub(super) fn hold(flags: &OverrideArgs) -> Result<()> {
     if cpus.is_empty() { Ok(()) } else { run_on(&cpus) }
 }
 
-#[cfg(target_os = "linux")]
+/// Keeps the process on these CPUs.
 fn run_on(cpus: &[usize]) -> Result<()> {
-    let mut set = rustix::thread::CpuSet::new();
-    cpus.iter().for_each(|cpu| set.set(*cpu));
-    rustix::thread::sched_setaffinity(None, &set).context("cannot run on the CPUs of --cpu-mask and --cpu-range")
-}
-
-#[cfg(not(target_os = "linux"))]
-fn run_on(_: &[usize]) -> Result<()> {
-    super::errors::off("--cpu-mask", "this system has no such call")
+    match crate::cpu::run_on(cpus) {
+        Err(e) if e.kind() == std::io::ErrorKind::Unsupported => {
+            super::errors::off("--cpu-mask", "this system has no such call")
+        }
+        done => done.context("cannot run on the CPUs of --cpu-mask and --cpu-range"),
+    }
 }
 
 /// The CPUs of a mask: the last digit has CPUs 0 to 3.

@@ -54,7 +54,7 @@ pub(super) fn run(a: &args::BenchArgs) -> Result<()> {
     let most = |list: &[usize]| list.iter().copied().max().unwrap_or(0);
     let need = most(&a.n_depth) + most(&a.n_prompt).max(most(&a.n_gen));
     make_room(&mut o, need)?;
-    let gguf = open::header(a.model.model.as_deref(), &o.load, o.threads)?;
+    let gguf = open::header(a.model.model.as_deref(), &o.first_load(), o.threads)?;
     let name = gguf.meta.opt_str("general.name")?.unwrap_or("unnamed").to_string();
     let tokenizer = Tokenizer::new(&gguf).context(Failure::Model)?;
     let mut s = open::session(gguf, &a.model, &o)?;
@@ -67,7 +67,7 @@ pub(super) fn run(a: &args::BenchArgs) -> Result<()> {
     let rates = s.engine().devices().first().map(|d| d.rates()).transpose()?;
     let launch = s.engine().devices().first().map(|d| d.gpu().launch_seconds()).transpose()?;
     let threads = s.engine().pool.threads();
-    let bandwidth = a.n_gen.iter().any(|n| *n > 0).then(|| predict::roof(bytes));
+    let bandwidth = a.n_gen.iter().any(|n| *n > 0).then(|| predict::roof(bytes, &s.engine().pool));
     let roof_bytes = bandwidth.as_ref().map(Bandwidth::bytes);
 
     let bench = Bench { text, read: Reads::new(&s), rates, bandwidth, repetitions: a.repetitions };

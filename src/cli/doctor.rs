@@ -9,6 +9,7 @@
 //! memory        {total_bytes, free_bytes, swap_bytes, swap_free_bytes, huge_pages, huge_reserved_bytes,
 //!                sticks: [{place, bytes, rated_mts, runs_mts, gbps}], sticks_unknown}
 //! nodes         [{node, cpus, total_bytes, free_bytes}]
+//! numa          {divides, why}                            whether weights can be divided over them (--numa), or why not
 //! governors     [{driver, governor, preference, cpus}]
 //! others        {busy, stolen, load}                      shares of all CPUs' time while nothing ran here
 //! virtual_machine
@@ -304,6 +305,10 @@ fn object(h: &Host, t: &Tested, drive: &DriveReport, remarks: &[Remark]) -> Valu
         "nodes": h.nodes.iter().map(|n| {
             json!({ "node": n.id, "cpus": n.cpus, "total_bytes": n.total, "free_bytes": n.free })
         }).collect::<Vec<_>>(),
+        "numa": {
+            "divides": h.numa.as_ref().is_some_and(Result::is_ok),
+            "why": h.numa.as_ref().and_then(|n| n.as_ref().err()),
+        },
         "governors": h.governors.iter().map(|g| {
             json!({ "driver": g.driver, "governor": g.name, "preference": g.preference, "cpus": g.cpus })
         }).collect::<Vec<_>>(),

@@ -13,7 +13,7 @@ use clap::parser::ValueSource;
 use clap::{Arg, ArgAction, ArgMatches, Args, Command, CommandFactory};
 
 use super::args::{self, Cli, Verb};
-use super::errors::{Failure, usage};
+use super::errors::{Failure, off, usage};
 use super::settings::Settings;
 use super::terminal::Stdout;
 use super::{gpus, open, speculation};
@@ -21,7 +21,7 @@ use crate::cpu::Pool;
 use crate::gguf::{Gguf, Load};
 use crate::plan;
 use crate::sample::Params;
-use crate::session::{self, Options};
+use crate::session::{self, Numa, NumaPlan, Options};
 use crate::tape::Tape;
 
 /// Arguments that are never printed, and why not.
@@ -133,6 +133,14 @@ fn placed(model: &args::ModelArgs, o: &Options, gguf: &Gguf, tape: Tape) -> Resu
     let (shape, placement) = (fit.shape, fit.flags(&o.ask));
     // A -b below the batch would be the smaller of the two.
     let most = model.batch_size.unwrap_or(0).max(shape.n_batch);
+    let numa = match NumaPlan::new(gguf, (&fit.tape, &fit.plan, fit.shape), false, o) {
+        Ok(_) => "distribute",
+        Err(why) if o.numa == Numa::Distribute => {
+            off("--numa distribute", &why)?;
+            "distribute"
+        }
+        Err(_) => "off",
+    };
     let threads = Pool::new(o.threads)?.threads();
     let batch_threads = o.threads_batch.filter(|n| *n > 0).unwrap_or(threads);
     let words = [
@@ -144,6 +152,7 @@ fn placed(model: &args::ModelArgs, o: &Options, gguf: &Gguf, tape: Tape) -> Resu
         ("cache_type_k", format!("-ctk {}", o.type_k.name.to_lowercase())),
         ("cache_type_v", format!("-ctv {}", o.type_v.name.to_lowercase())),
         ("gpu_layers", placement),
+        ("numa", format!("--numa {numa}")),
     ];
     let mut resolved: Resolved = words.into_iter().map(|(id, word)| (id.into(), vec![word])).collect();
     resolved.insert("override_tensor".into(), Vec::new()); // in the placement
@@ -277,9 +286,10 @@ mod tests {
         let line = "-p -x -n 5 --strict -vv --temp 0 -t 1 --stop a --stop b --json --logprobs 2 --stats --override-tensor x=CPU";
         let text = printed(&line.split(' ').collect::<Vec<_>>()).unwrap();
         let mut words: Vec<&str> = text.split(' ').collect();
-        for word in "--json --logprobs=2 --n-predict=5 --prompt=-x --stats --stop=a --stop=b --strict --verbose -t -ot \
-                     --temperature"
-            .split_whitespace()
+        for word in
+            "--json --logprobs=2 --n-predict=5 --numa --prompt=-x --stats --stop=a --stop=b --strict --verbose -t \
+                     -ot --temperature"
+                .split_whitespace()
         {
             let at = words.iter().position(|w| *w == word).unwrap_or_else(|| panic!("{word}: {text}"));
             words.remove(at);
@@ -307,6 +317,7 @@ mod tests {
             "a.b=int:1",
             "yarn",
             "0-1",
+            "distribute",
         ];
         let usual = printed(&[]).unwrap();
         let mut seen = 0;

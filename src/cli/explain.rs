@@ -6,6 +6,7 @@ mod facts;
 mod file;
 mod formats;
 mod json;
+mod numa;
 mod refused;
 mod report;
 mod speed;
@@ -16,16 +17,17 @@ use std::io::Write;
 
 use anyhow::{Context, Result};
 
-use super::errors::{Failure, usage};
+use super::errors::{Failure, off, usage};
 use super::human::{parse_size, write_sizes_in};
 use super::predict::{Bandwidths, Card};
 use super::terminal::Stdout;
 use super::{args, gpus, open};
-use crate::cpu::{Memory, Pool};
+use crate::cpu::{Memory, NumaNodes, Pool};
 use crate::gguf::Load;
 use crate::plan;
-use crate::session;
+use crate::session::{self, Numa, NumaPlan, RamLimit};
 use facts::{ModelFacts, PlacedModel};
+use numa::NumaFacts;
 use speed::{GpuRates, Speed};
 use verdict::MemoryFit;
 
@@ -84,7 +86,8 @@ pub(super) fn run(a: &args::ExplainArgs) -> Result<()> {
     let facts = ModelFacts::new(&model)?;
     let fit = MemoryFit::new(&model, &facts, memory, a.drive_gbps);
     let speed = Speed::new(a, (&placed, shape), &Pool::new(options.threads)?, rates, gpu_from);
-    print(a, &model, &facts, &fit, &speed)
+    let numa = numa_facts(&model, &speed)?;
+    print(a, &model, (&facts, &fit, &speed, &numa))
 }
 
 /// Refuses rates that are no rates.
@@ -141,23 +144,36 @@ fn rates(a: &args::ExplainArgs, of_gpu: Option<Bandwidths>, card: Card) -> (Band
     (rates, from)
 }
 
+/// How this machine's NUMA nodes would share the weights.
+fn numa_facts(m: &PlacedModel<'_>, speed: &Speed) -> Result<NumaFacts> {
+    let plan = match m.options.ram {
+        RamLimit::Bytes(_) => Err("--ram is for a machine whose nodes are not known".into()),
+        _ => NumaPlan::new(m.gguf, (&m.placed.tape, &m.placed.plan, m.shape), false, m.options),
+    };
+    if let (Err(why), Numa::Distribute) = (&plan, m.options.numa) {
+        off("--numa distribute", why)?;
+    }
+    let p = &speed.prediction;
+    let measured = (speed.rates.ram.is_none() && p.ram.is_finite()).then_some((p.ceiling, p.cpu_bytes, p.ram));
+    Ok(NumaFacts::new(plan, NumaNodes::of_this_machine().is_ok(), measured))
+}
+
 fn print(
     a: &args::ExplainArgs,
     model: &PlacedModel<'_>,
-    facts: &ModelFacts,
-    fit: &MemoryFit,
-    speed: &Speed,
+    (facts, fit, speed, numa): (&ModelFacts, &MemoryFit, &Speed, &NumaFacts),
 ) -> Result<()> {
     let mut out = Stdout::of_reports();
     if a.json {
         let mut object = json::object(facts, fit, speed);
+        object["numa"] = json::numa(numa);
         if a.steps {
             object["steps"] = facts::steps(model).iter().filter_map(json::step).collect();
         }
         serde_json::to_writer_pretty(&mut out, &object).map_err(std::io::Error::from)?;
         writeln!(out)?;
     } else {
-        out.write_all(report::report(facts, fit, speed).as_bytes())?;
+        out.write_all(report::report(facts, fit, speed, &numa.words()).as_bytes())?;
         if a.steps {
             out.write_all(report::steps(&facts::steps(model)).as_bytes())?;
         }

@@ -19,7 +19,7 @@ pub(super) fn run(a: &args::LogitsArgs) -> Result<()> {
     has_folder("--out", &a.out)?;
     apart("--out", &a.out, &[("the model", a.model.model.as_deref()), ("the tokens", Some(Path::new(&a.tokens)))])?;
     let o = open::for_all_logits(open::options(&a.model)?);
-    let mut session = open::session(open::header(a.model.model.as_deref(), &o.load, o.threads)?, &a.model, &o)?;
+    let mut session = open::session(open::header(a.model.model.as_deref(), &o.first_load(), o.threads)?, &a.model, &o)?;
     let n_vocab = session.n_vocab();
     let logits = session.feed(0, &tokens, Want::All)?.into_logits();
     let mut out = BufWriter::new(AnswerFile::open(Some(&a.out))?); // not before there is something to write

@@ -17,7 +17,7 @@ use crate::gguf::{Gguf, Load};
 use crate::plan::{Ask, CacheSize, Fit, LARGEST_BATCH, Rules};
 use crate::quant;
 use crate::schedule::PIECE;
-use crate::session::{self, MAX_CONTEXT, Options, RamLimit, Session};
+use crate::session::{self, MAX_CONTEXT, Numa, NumaOutcome, Options, RamLimit, Session};
 
 /// The built-in model: 16 experts trained on Shakespeare's plays by demo/train.py.
 static DEMO: &[u8] = include_bytes!("../../demo/demo.gguf");
@@ -123,6 +123,7 @@ pub(super) fn options(a: &args::ModelArgs) -> Result<Options> {
         stats: a.stats,
         load: Load { mmap: !a.no_mmap, mlock: a.mlock && !matches!(ram, RamLimit::Bytes(_)) },
         ram,
+        numa: numa(a)?,
         lock_ram: a.mlock,
         read_at: exec::read_at,
         expert_uses: None, // for verbs whose texts are the user's
@@ -145,6 +146,35 @@ fn ram(a: &args::ModelArgs) -> Result<RamLimit> {
             None => Ok(RamLimit::Bytes(bytes)),
         },
         (text, None) => usage(format!("--ram {text}: expected a size like 48G or 900M, auto or off")),
+    }
+}
+
+/// `--numa`, with llama.cpp's other two words for it.
+fn numa(a: &args::ModelArgs) -> Result<Numa> {
+    const MAPPED: &str = "with --keep-mmap the file's pages stay where they are";
+    match a.numa.as_str() {
+        "auto" if a.keep_mmap => Ok(Numa::Off(MAPPED)),
+        "distribute" if a.keep_mmap => usage(format!(
+            "--numa distribute: found with --keep-mmap, which leaves the file's pages where they are; expected one of the two"
+        )),
+        "auto" => Ok(Numa::Auto),
+        "distribute" => Ok(Numa::Distribute),
+        "off" => Ok(Numa::Off("--numa off")),
+        // A verb may read the flags more than once.
+        "numactl" => {
+            static SAID: Once = Once::new();
+            SAID.call_once(|| {
+                tracing::info!("--numa numactl: the CPUs that numactl allows are kept to anyway; taken as --numa auto");
+            });
+            Ok(Numa::Auto)
+        }
+        "isolate" => {
+            static SAID: Once = Once::new();
+            let (mut told, why) = (Ok(()), "numactl --cpunodebind=0 --membind=0 tandem .. keeps a program on node 0");
+            SAID.call_once(|| told = off("--numa isolate", why));
+            told.map(|()| Numa::Off("--numa isolate is not here"))
+        }
+        other => usage(format!("--numa {other}: expected auto, distribute or off")),
     }
 }
 
@@ -209,6 +239,7 @@ pub(super) fn session(gguf: Gguf, a: &args::ModelArgs, o: &Options) -> Result<Se
     let _threads = (Pool::new(o.threads)?, o.threads_batch.map(Pool::new).transpose()?);
     let session = on_device(gguf, a, o)?;
     report_ram(&session, a, o)?;
+    report_numa(&session, o)?;
     super::unknown::unknown_keys(session.engine().gguf(), &session.engine().tape)?;
     overrides::report_idle(session.engine().gguf(), &session.engine().tape)?;
     let values = session.engine().tape.states.iter().any(|s| s.label.ends_with("attn.v"));
@@ -243,6 +274,17 @@ fn report_ram(session: &Session, a: &args::ModelArgs, o: &Options) -> Result<()>
         off(&format!("--ram {}", a.ram), "all weights fit into it, or no experts are read by the CPU from a file")?;
     }
     Ok(())
+}
+
+/// Tells the user that `--numa distribute` changes nothing, and what was not locked of a file that was read for it.
+fn report_numa(session: &Session, o: &Options) -> Result<()> {
+    if o.first_load() != o.load {
+        session.engine().gguf().unlocked.iter().try_for_each(|why| off("--mlock", why))?;
+    }
+    match session.numa() {
+        NumaOutcome::Off(why) if o.numa == Numa::Distribute => off("--numa distribute", why),
+        _ => Ok(()),
+    }
 }
 
 /// Opens a model on the GPUs, if there are any, and the CPU.

@@ -66,7 +66,7 @@ impl Opened {
         o.drafts = limits.most;
         o.heads = speculation::uses_heads(drafts, limits);
         o.expert_uses = if model.no_profile { None } else { own_place("XDG_CACHE_HOME", ".cache") };
-        let gguf = open::header(model.model.as_deref(), &o.load, o.threads)?;
+        let gguf = open::header(model.model.as_deref(), &o.first_load(), o.threads)?;
         let tokenizer = Tokenizer::new(&gguf).context(Failure::Model)?;
         settings.follow(&gguf.meta);
         if !requests {

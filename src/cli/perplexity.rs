@@ -41,7 +41,7 @@ fn measure(a: &args::PerplexityArgs, base: Option<&Path>, limit: usize) -> Resul
     };
     let text = read_text(file)?;
     let o = open::for_all_logits(open::options(&a.model)?);
-    let gguf = open::header(a.model.model.as_deref(), &o.load, o.threads)?;
+    let gguf = open::header(a.model.model.as_deref(), &o.first_load(), o.threads)?;
     let n_ctx = context(&gguf, Some(a.model.ctx_size.unwrap_or(DEFAULT_CHUNK)))?;
     let tokenizer = Tokenizer::new(&gguf).context(Failure::Model)?;
     let mut tokens = encode(&tokenizer, &text)?;
@@ -83,7 +83,7 @@ fn measure(a: &args::PerplexityArgs, base: Option<&Path>, limit: usize) -> Resul
 fn compare(a: &args::PerplexityArgs, base: &Path, limit: usize) -> Result<()> {
     let mut base = BaseReader::open(base)?;
     let o = open::for_all_logits(open::options(&a.model)?);
-    let gguf = open::header(a.model.model.as_deref(), &o.load, o.threads)?;
+    let gguf = open::header(a.model.model.as_deref(), &o.first_load(), o.threads)?;
     if let Some(n) = a.model.ctx_size {
         base.check_context(context(&gguf, Some(n))?)?;
     }

@@ -132,9 +132,9 @@ fn room(free: usize) -> usize {
 
 /// A buffer whose rate is the roof over decoding weights of this many bytes: as large as they are, so
 /// that weights which the caches hold are compared with reading from these.
-pub(super) fn roof(weights: usize) -> Bandwidth {
+pub(super) fn roof(weights: usize, pool: &Pool) -> Bandwidth {
     let free = Memory::of_this_machine().map_or(usize::MAX, |m| m.free);
-    Bandwidth::of(weights.min(room(free)))
+    Bandwidth::of(weights.min(room(free)), pool)
 }
 
 /// Bytes for random weights, if the states of `depth` tokens fit as well; else why not.
@@ -167,7 +167,7 @@ pub(super) fn measure(tape: &Tape, plan: &Plan, pool: &Pool, depth: usize) -> Re
     let room = room_for(tape, depth, 1)?;
     let rehearsal = SyntheticRun::new(tape, &plan.places, pool, depth, room);
     let buffer = rehearsal.bytes().min(room);
-    let bandwidth = Bandwidth::of(buffer);
+    let bandwidth = Bandwidth::of(buffer, pool);
     let before = bandwidth.measure(pool);
     let walked = rehearsal.walk(WALK);
     let names = tape.weights.iter().filter(|w| w.kind == WeightKind::Matrix).map(|w| w.format());

@@ -66,7 +66,7 @@ pub(super) fn with_draft_file(
     let wanted = o.drafts > 0 && matches!(a.spec, Spec::Auto | Spec::Draft | Spec::Mtp);
     let Some(path) = a.model_draft.as_deref().filter(|_| wanted) else { return Ok((gguf, None)) };
     let opened = || -> Result<(Gguf, Option<Gguf>)> {
-        let draft = session::open_files(path, &o.load)?;
+        let draft = session::open_files(path, &o.first_load())?;
         if written {
             draft.check_written()?;
         }

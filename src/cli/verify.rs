@@ -248,7 +248,7 @@ fn model(a: &args::VerifyArgs, places: &[Where], gpu: Option<&Arc<Gpu>>, best: I
     let base = open::for_all_logits(open::options(&a.model)?);
     let open_at = |place: Where| -> Result<Session> {
         let mut o = Options { n_ctx: Some(base.n_ctx.unwrap_or(512).max(a.tokens)), ..base.clone() };
-        let file = open::header(a.model.model.as_deref(), &o.load, o.threads)?;
+        let file = open::header(a.model.model.as_deref(), &o.first_load(), o.threads)?;
         let opened = match place {
             Where::Cpu(isa) => {
                 simd::set(isa);

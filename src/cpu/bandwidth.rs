@@ -21,14 +21,20 @@ pub struct Bandwidth {
 
 impl Default for Bandwidth {
     fn default() -> Bandwidth {
-        Bandwidth::of(BYTES)
+        Bandwidth { memory: vec![1; BYTES / 8] } // ones: zeros might all be the same page
     }
 }
 
 impl Bandwidth {
-    /// A buffer of this many bytes: a small one is read from the caches that hold it, as a small model is.
-    pub fn of(bytes: usize) -> Bandwidth {
-        Bandwidth { memory: vec![1; (bytes / 8).max(1)] } // ones: zeros might all be the same page
+    /// A buffer of this many bytes: a small one is read from the caches that hold it, as a small model is. Where the pool's
+    /// threads are divided over NUMA nodes, each writes what it will read first, so that this is in its node's memory.
+    pub fn of(bytes: usize, pool: &Pool) -> Bandwidth {
+        let mut memory = vec![0; (bytes / 8).max(1)];
+        match pool.split() {
+            None => memory.fill(1),
+            Some(_) => pool.each_of(memory.chunks_mut(piece(bytes, pool) / 8), bytes, |part| part.fill(1)),
+        }
+        Bandwidth { memory }
     }
 
     /// Bytes of the buffer.
@@ -40,9 +46,7 @@ impl Bandwidth {
     /// measured right before what it is compared with, since other programs change it from moment to moment.
     pub fn measure(&self, pool: &Pool) -> f64 {
         let bytes = self.bytes();
-        // So many that threads which are late can be helped, as in the matrix driver.
-        let piece = (bytes / pool.threads() / 4).clamp(16 << 10, PIECE);
-        let pieces: Vec<&[u64]> = self.memory.chunks(piece / 8).collect();
+        let pieces: Vec<&[u64]> = self.memory.chunks(piece(bytes, pool) / 8).collect();
         let total = AtomicU64::new(0);
         let (mut best, mut rounds, all) = (0f64, 0, Instant::now());
         while rounds < 2 || all.elapsed() < LEAST {
@@ -56,4 +60,9 @@ impl Bandwidth {
         black_box(total.into_inner());
         best
     }
+}
+
+/// Bytes that a thread reads at a time: so few that threads which are late can be helped, as in the matrix driver.
+fn piece(bytes: usize, pool: &Pool) -> usize {
+    (bytes / pool.threads() / 4).clamp(16 << 10, PIECE) / 8 * 8
 }

@@ -5,8 +5,8 @@
 use std::path::Path;
 
 use super::memory::field;
-use super::topology::parse_list;
-use super::{Limits, Memory, Stick, Topology, sticks};
+use super::topology::{numbered, parse_list};
+use super::{Limits, Memory, NumaNodes, Stick, Topology, sticks};
 
 /// A NUMA node.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -88,6 +88,8 @@ pub struct Host {
     pub lockable: Option<usize>,
     /// NUMA nodes.
     pub nodes: Vec<NumaNode>,
+    /// Those of them that weights can be divided over, or why they cannot.
+    pub numa: Option<Result<NumaNodes, String>>,
     /// Governors of the clock, a line for each kind.
     pub governors: Vec<Governor>,
     /// Runnable tasks on average over the last minute.
@@ -131,6 +133,7 @@ impl Host {
             huge_reserved: reserved.zip(field(&meminfo, "Hugepagesize")),
             lockable: lockable(&text("proc/self/limits"), &text("proc/self/status")),
             nodes: nodes(root),
+            numa: Some(NumaNodes::read(root)),
             governors: governors(root),
             load: text("proc/loadavg").split(' ').next().and_then(|t| t.parse().ok()),
             sticks: Some(sticks(root)),
@@ -181,15 +184,6 @@ fn lockable(limits: &str, status: &str) -> Option<usize> {
         "unlimited" => Some(usize::MAX),
         n => n.parse().ok(),
     }
-}
-
-/// Folders below `dir` whose names are `prefix` and a number, in its order.
-fn numbered(dir: &Path, prefix: &str) -> Vec<(usize, std::path::PathBuf)> {
-    let entries = std::fs::read_dir(dir).into_iter().flatten().flatten();
-    let number = |name: &str| name.strip_prefix(prefix)?.parse().ok();
-    let mut list: Vec<_> = entries.filter_map(|e| Some((number(e.file_name().to_str()?)?, e.path()))).collect();
-    list.sort();
-    list
 }
 
 fn nodes(root: &Path) -> Vec<NumaNode> {

@@ -3,13 +3,23 @@
 //! All matrix work is a *grouped* product: matrices (experts, heads, or just one), and for each the list of activation
 //! rows it multiplies and the output rows it fills. The work is cut by bytes of weights, not by matrix, so that two
 //! threads share one expert as readily as two.
+//!
+//! Where weights are divided over NUMA nodes, the first rows of every matrix are in the memory of node 0, and so on.
+//! The pieces of a product are then in the order of the nodes, so that each node's threads begin with their own:
+//! ```text
+//! one node      expert 3: all its pieces,  expert 9: all its pieces
+//! two nodes     expert 3: first pieces, expert 9: first pieces  |  expert 3: last pieces, expert 9: last pieces
+//! ```
 
 #![allow(unsafe_code)] // the kernel call, and output rows written from several threads
 
 use std::array::from_fn;
 use std::cell::RefCell;
+use std::ops::Range;
+use std::slice::from_ref;
 
 use super::Pool;
+use super::numa::{LoopPart, NodeSplit};
 use super::pool::SharedOut;
 use crate::quant::activations::{Acts, PanelForm, PanelPart, RowPart};
 use crate::quant::panels::{PanelScratch, ROWS, WeightRows};
@@ -101,13 +111,21 @@ pub fn grouped(
     // Whole panels, so that a piece can be used either way.
     let piece_rows = (PIECE / stride / ROWS * ROWS).max(ROWS);
     let pieces = n_out.div_ceil(piece_rows);
+    let one_share = RowShare { rows: 0..n_out, pieces, first: 0 };
+    let one_part = LoopPart { threads: 0..pool.threads(), items: 0..groups.len() * pieces };
+    let by_node = pool.split().map(|split| by_node(split, n_out, piece_rows, groups.len()));
+    let (shares, parts) = match &by_node {
+        None => (from_ref(&one_share), from_ref(&one_part)),
+        Some((shares, parts)) => (&shares[..], &parts[..]),
+    };
     let shared = SharedOut(out.as_mut_ptr());
     let bytes = groups.iter().map(|g| n_out * stride * g.pairs.len().clamp(1, 4)).sum();
     let shared = &shared;
-    pool.each(groups.len() * pieces, bytes, move |i| {
-        let (group, piece) = (&groups[i / pieces], i % pieces);
-        let r0 = piece * piece_rows;
-        let n = piece_rows.min(n_out - r0);
+    pool.each_part(parts, bytes, move |i| {
+        let share = shares.iter().rfind(|share| share.first <= i).expect("the first begins at 0");
+        let (group, piece) = (&groups[(i - share.first) / share.pieces], (i - share.first) % share.pieces);
+        let r0 = share.rows.start + piece * piece_rows;
+        let n = piece_rows.min(share.rows.end - r0);
         let w = &group.w[r0 * stride..];
         // SAFETY: row `o` belongs to its pair alone (checked above), columns r0..r0+n to this piece alone.
         let part = |o: u32, r: usize, n: usize| unsafe { shared.part(o as usize * n_out + r0 + r, n) };
@@ -131,6 +149,29 @@ pub fn grouped(
             dot_rows_by_many(ty, w, stride, &rows[..pairs.len()], &mut out[..pairs.len()]);
         }
     });
+}
+
+/// A node's share of every matrix of a product.
+#[derive(Debug)]
+struct RowShare {
+    rows: Range<usize>,
+    /// Pieces of these rows of one matrix.
+    pieces: usize,
+    /// The index of the first of them.
+    first: usize,
+}
+
+/// The nodes' shares of `groups` matrices, and the loop that they make.
+fn by_node(split: &NodeSplit, n_out: usize, piece_rows: usize, groups: usize) -> (Vec<RowShare>, Vec<LoopPart>) {
+    let mut first = 0;
+    let share = |node| {
+        let rows = split.rows_of(node, n_out);
+        let pieces = rows.len().div_ceil(piece_rows);
+        let items = first..first + groups * pieces;
+        first = items.end;
+        (RowShare { rows, pieces, first: items.start }, LoopPart { threads: split.numbers_of(node), items })
+    };
+    (0..split.nodes()).map(share).unzip()
 }
 
 /// The length of the parts, at most `most`, that `len` items are cut into: as few as can be, and of
@@ -157,7 +198,10 @@ thread_local! {
 
 #[cfg(test)]
 mod tests {
+    use std::sync::Arc;
+
     use super::*;
+    use crate::cpu::{NumaNodes, WeightNode};
     use crate::quant;
 
     #[test]
@@ -187,6 +231,65 @@ mod tests {
                     let same = out.iter().zip(&alone[t * n_out..]).all(|(a, b)| a.to_bits() == b.to_bits());
                     assert!(same, "{}: token {t} of {count}", ty.name);
                 }
+            }
+        }
+    }
+
+    /// A split of `threads` threads over nodes of so many cores.
+    fn split(cores: &[usize], threads: usize) -> NodeSplit {
+        let node = |(id, n): (usize, &usize)| WeightNode { id, cpus: vec![0; *n], cores: *n };
+        NodeSplit::new(&NumaNodes { list: cores.iter().enumerate().map(node).collect() }, threads)
+    }
+
+    #[test]
+    fn a_loop_over_nodes_has_every_piece_of_every_matrix_once_and_rows_on_their_own_node() {
+        for (cores, threads) in [(&[4, 4][..], 8), (&[4, 4], 5), (&[2, 6], 3), (&[1, 1, 1, 1], 4), (&[4, 4, 4], 2)] {
+            let split = split(cores, threads);
+            for (n_out, piece_rows, groups) in [(768, 32, 8), (2048, 96, 3), (4, 32, 2), (100, 32, 1), (151_936, 64, 1)]
+            {
+                let (shares, parts) = by_node(&split, n_out, piece_rows, groups);
+                let mut seen = vec![0; groups * n_out];
+                for (node, (share, part)) in shares.iter().zip(&parts).enumerate() {
+                    assert_eq!((part.items.start, part.items.len()), (share.first, groups * share.pieces));
+                    assert!(part.items.is_empty() || !part.threads.is_empty(), "a part that no thread begins");
+                    assert_eq!(share.rows, split.rows_of(node, n_out));
+                    for i in part.items.clone().map(|i| i - share.first) {
+                        let r0 = share.rows.start + i % share.pieces * piece_rows;
+                        let to = share.rows.end.min(r0 + piece_rows);
+                        seen[i / share.pieces * n_out..][r0..to].iter_mut().for_each(|n| *n += 1);
+                    }
+                }
+                assert!(seen.iter().all(|n| *n == 1), "{cores:?}, {threads} threads, {n_out} rows");
+            }
+        }
+    }
+
+    #[test]
+    fn products_have_the_same_bits_however_they_are_divided_over_nodes() {
+        let node = |(id, n): (usize, &usize)| WeightNode { id: 0, cpus: vec![id % 2; *n], cores: *n };
+        let nodes = |cores: &[usize]| Arc::new(NumaNodes { list: cores.iter().enumerate().map(node).collect() });
+        for name in ["q4_k", "q8_0", "f16", "f32"] {
+            let ty = quant::by_name(name).unwrap();
+            let (n, n_out, tokens) = (1024, 200, 40);
+            let mut rng = quant::Rng(5);
+            let stride = ty.row_bytes(n);
+            let mut w = vec![0; 3 * n_out * stride];
+            w.chunks_exact_mut(ty.bytes).for_each(|block| (ty.random)(&mut rng, block));
+            let x: Vec<f32> = (0..tokens * n).map(|_| rng.normal()).collect();
+            // Two experts with a token each, by row kernels, and one with many, by panels.
+            let pairs: Vec<(u32, u32)> = (0..tokens as u32).map(|t| (t, t)).collect();
+            let lists = [&pairs[..1], &pairs[1..2], &pairs[2..]];
+            let product = |pool: &Pool| {
+                let matrices = w.chunks(n_out * stride).zip(lists);
+                let groups: Vec<Group<'_>> = matrices.map(|(w, pairs)| Group { w, pairs }).collect();
+                let mut out = vec![f32::NAN; tokens * n_out];
+                grouped(pool, ty, (n_out, n), &groups, &mut Acts::default(), &x, &mut out);
+                out.into_iter().map(f32::to_bits).collect::<Vec<_>>()
+            };
+            let want = product(&Pool::new(1).unwrap());
+            for (cores, threads) in [(&[1, 1][..], 2), (&[2, 1], 3), (&[1, 1, 1, 1], 4), (&[4, 4], 3)] {
+                let pool = Pool::over_nodes(threads, &nodes(cores)).unwrap();
+                assert!(product(&pool) == want, "{name}: {threads} threads over {cores:?}");
             }
         }
     }

@@ -7,6 +7,10 @@
 //! asleep, or off its core because the machine is busy, holds nobody up. Between loops workers spin
 //! for some tens of microseconds, which covers the small steps of a token, and then park.
 //!
+//! Where weights are divided over NUMA nodes ([`Pool::over_nodes`]), every worker is pinned to a CPU, a loop's first
+//! indices are those of node 0's threads (`numa.rs`), and a thread steals from its own node first. The caller is held
+//! on its node's CPUs alone, not on one of them: threads that it starts later have the same.
+//!
 //! ```text
 //! AWAY     the thread is rayon's; a loop that wants it calls it with `spawn_broadcast`
 //! HERE     it is in `work`, where it spins or computes, or it has been called
@@ -26,16 +30,19 @@
 
 #![allow(unsafe_code)] // the loop's body is borrowed from the caller for as long as the loop is open
 
+use std::cell::Cell;
+use std::ops::Range;
 use std::panic::{AssertUnwindSafe, catch_unwind, resume_unwind};
 use std::path::Path;
 use std::sync::atomic::{AtomicBool, AtomicPtr, AtomicU8, AtomicU64, AtomicUsize, Ordering::SeqCst};
-use std::sync::{Arc, Mutex, MutexGuard, PoisonError, TryLockError};
+use std::sync::{Arc, Mutex, MutexGuard, OnceLock, PoisonError, TryLockError};
 use std::thread::Thread;
 use std::time::{Duration, Instant};
 
 use anyhow::{Result, anyhow, ensure};
 use rayon::{ThreadPool, ThreadPoolBuilder};
 
+use super::numa::{LoopPart, NodeSplit, NumaNodes, run_on};
 use super::{Limits, Topology};
 
 /// Work below this many bytes touched is done by the calling thread: even a spinning worker takes a
@@ -52,6 +59,19 @@ const SPIN_WITH_GPU: Duration = Duration::from_micros(400);
 /// any more.
 struct Body<'a> {
     f: &'a (dyn Fn(usize) + Sync),
+    /// The runs of each node's threads and the indices that they begin with; of one node where there are not several.
+    parts: &'a [LoopPart],
+    /// The run of each thread, the caller's first; None where it is the thread's own number.
+    numbers: Option<&'a [usize]>,
+}
+
+impl Body<'_> {
+    /// The run of a thread, and those of the threads of its node.
+    fn place(&self, thread: usize) -> (usize, Range<usize>) {
+        let me = self.numbers.map_or(thread, |numbers| numbers[thread]);
+        let own = self.parts.iter().find(|part| part.threads.contains(&me));
+        (me, own.map_or(me..me + 1, |part| part.threads.clone()))
+    }
 }
 
 /// Whether a GPU works between loops, so that workers spin for longer; from then on for the whole
@@ -128,13 +148,14 @@ impl PoolState {
         }
     }
 
-    /// Takes indices until none are left: thread `me`'s own from the front, then the others' from
-    /// the back.
-    fn take(&self, me: usize, threads: usize, body: &Body<'_>) {
+    /// Takes indices until none are left: the thread's own from the front, then the others' from
+    /// the back, those of its node first.
+    fn take(&self, thread: usize, threads: usize, body: &Body<'_>) {
+        let (me, node) = body.place(thread);
         while let Some(i) = self.runs[me].take(true) {
             (body.f)(i);
         }
-        for other in (me + 1..threads).chain(0..me) {
+        for other in (me + 1..node.end).chain(node.start..me).chain(node.end..threads).chain(0..node.start) {
             while let Some(i) = self.runs[other].take(false) {
                 (body.f)(i);
             }
@@ -222,29 +243,47 @@ struct Workers {
 }
 
 impl Workers {
-    fn start(threads: usize) -> Result<Workers> {
+    /// Starts so many threads, each on a CPU of its own where there are nodes.
+    fn start(threads: usize, nodes: Option<&NumaNodes>) -> Result<Workers> {
         let builder = ThreadPoolBuilder::new().num_threads(threads).thread_name(|i| format!("tandem-{}", i + 1));
+        let cpus = nodes.map(|nodes| nodes.cpus(threads)).unwrap_or_default();
+        let failed = Arc::new(AtomicUsize::new(0));
+        let (of_threads, counted) = (cpus.clone(), failed.clone());
+        let builder = builder.start_handler(move |i| {
+            // Thread `i` is worker `i + 1` of a loop; the last one is none, and has the caller's CPU.
+            let cpu = of_threads.get((i + 1) % threads);
+            counted.fetch_add(cpu.is_some_and(|cpu| run_on(&[*cpu]).is_err()).into(), SeqCst);
+        });
         let rayon = builder.build().map_err(|e| {
             anyhow!("cannot start {threads} threads ({e}): raise the limit (`ulimit -u` shows it), or use fewer (-t)")
         })?;
         let handles = rayon.broadcast(|_| std::thread::current());
+        match failed.load(SeqCst) {
+            0 => {}
+            n => {
+                tracing::warn!("{n} of {threads} threads could not be pinned to the CPUs of their NUMA nodes {cpus:?}")
+            }
+        }
         Ok(Workers { rayon, handles, state: Arc::new(PoolState::new(threads)) })
     }
 
-    /// Calls `f` for 0..n on `threads` threads.
-    fn share(&self, threads: usize, n: usize, f: &(dyn Fn(usize) + Sync)) {
+    /// Calls the body for the indices of all its parts on `threads` threads.
+    fn share(&self, threads: usize, body: &Body<'_>) {
         let s = &*self.state;
-        let body = Body { f };
-        assert!(n < 1 << 32, "indices have 32 bits; a longer loop would hand some out twice");
+        let end = body.parts.last().map_or(0, |part| part.items.end);
+        assert!(end < 1 << 32, "indices have 32 bits; a longer loop would hand some out twice");
         s.panicked.store(false, SeqCst); // by a loop whose caller panicked too
         // Workers spin on the memory around it: a store would take it from them.
         if s.threads.load(SeqCst) != threads {
             s.threads.store(threads, SeqCst);
         }
-        for (me, run) in s.runs[..threads].iter().enumerate() {
-            run.set(n * me / threads, n * (me + 1) / threads);
+        for LoopPart { threads, items } in body.parts {
+            let (n, all) = (items.len(), threads.len());
+            for (me, run) in s.runs[threads.clone()].iter().enumerate() {
+                run.set(items.start + n * me / all, items.start + n * (me + 1) / all);
+            }
         }
-        s.body.store((&raw const body).cast_mut().cast(), SeqCst);
+        s.body.store(std::ptr::from_ref(body).cast_mut().cast(), SeqCst);
         s.open.store(true, SeqCst);
         s.epoch.fetch_add(1, SeqCst);
         self.wake(threads - 1);
@@ -264,7 +303,7 @@ impl Workers {
             }
         }
         let close = Close(s);
-        s.take(0, threads, &body);
+        s.take(0, threads, body);
         drop(close);
         assert!(!s.panicked.swap(false, SeqCst), "a worker thread panicked");
     }
@@ -312,7 +351,7 @@ impl Drop for Workers {
 }
 
 /// The threads of this process. Whoever holds the lock may share out a loop.
-static THREADS: Mutex<Threads> = Mutex::new(Threads { workers: None, pools: 0 });
+static THREADS: Mutex<Threads> = Mutex::new(Threads { workers: None, pools: 0, nodes: None });
 
 #[derive(Debug)]
 struct Threads {
@@ -320,6 +359,8 @@ struct Threads {
     workers: Option<Workers>,
     /// The [`Pool`]s that live.
     pools: usize,
+    /// The nodes that the threads are divided over, while a pool lives.
+    nodes: Option<Arc<NumaNodes>>,
 }
 
 impl Threads {
@@ -348,7 +389,7 @@ pub(crate) fn in_parallel<T: Send>(f: impl FnOnce() -> T + Send) -> Result<T> {
     }
     match &Threads::lock().workers {
         Some(workers) => Ok(workers.lend(f)),
-        None => Ok(Workers::start(default_threads())?.lend(f)),
+        None => Ok(Workers::start(default_threads(), None)?.lend(f)),
     }
 }
 
@@ -358,6 +399,13 @@ pub(crate) fn in_parallel<T: Send>(f: impl FnOnce() -> T + Send) -> Result<T> {
 #[derive(Debug)]
 pub struct Pool {
     n: usize,
+    /// How its loops are divided over nodes, where they are.
+    split: Option<NodeSplit>,
+}
+
+thread_local! {
+    /// Whether this thread is held on its node.
+    static HELD: Cell<bool> = const { Cell::new(false) };
 }
 
 impl Pool {
@@ -369,14 +417,35 @@ impl Pool {
     /// # Errors
     /// If `n` is above [`Pool::MOST`], or the system starts no more threads.
     pub fn new(n: usize) -> Result<Pool> {
+        Pool::open(n, None)
+    }
+
+    /// A pool of `n` threads; from now on, until the last pool is gone, this process's threads are divided over these
+    /// nodes, and so are the loops of pools that are made from now on.
+    ///
+    /// # Errors
+    /// As [`Pool::new`].
+    pub fn over_nodes(n: usize, nodes: &Arc<NumaNodes>) -> Result<Pool> {
+        Pool::open(n, Some(nodes))
+    }
+
+    fn open(n: usize, nodes: Option<&Arc<NumaNodes>>) -> Result<Pool> {
         let n = if n == 0 { default_threads() } else { n };
         ensure!(n <= Self::MOST, "{n} threads (-t) are more than the {} that can be; one per core is best", Self::MOST);
         let mut threads = Threads::lock();
-        if threads.workers.as_ref().is_none_or(|w| w.handles.len() < n) {
-            threads.workers = Some(Workers::start(n)?);
+        let had = threads.workers.as_ref().map_or(0, |w| w.handles.len());
+        let nodes = nodes.or(threads.nodes.as_ref()).cloned();
+        if had < n || nodes != threads.nodes {
+            threads.workers = Some(Workers::start(n.max(had), nodes.as_deref())?);
+            threads.nodes = nodes;
         }
         threads.pools += 1;
-        Ok(Pool { n })
+        Ok(Pool { n, split: threads.nodes.as_ref().map(|nodes| NodeSplit::new(nodes, n)) })
+    }
+
+    /// How loops are divided over NUMA nodes; None where they are not.
+    pub fn split(&self) -> Option<&NodeSplit> {
+        self.split.as_ref()
     }
 
     /// Has the threads wait longer for the next loop, because a GPU works between loops.
@@ -391,12 +460,34 @@ impl Pool {
 
     /// Calls `f` for 0..n, in parallel when `bytes` (touched in all) is worth it.
     pub fn each(&self, n: usize, bytes: usize, f: impl Fn(usize) + Sync + Send) {
-        if self.n == 1 || n <= 1 || bytes < SMALL {
+        match &self.split {
+            Some(split) if !self.is_alone(n, bytes) => self.each_part(&split.parts(n), bytes, f),
+            _ => self.each_part(&[LoopPart { threads: 0..self.n, items: 0..n }], bytes, f),
+        }
+    }
+
+    /// Whether a loop of `n` indices that touches so many bytes is done by its caller.
+    fn is_alone(&self, n: usize, bytes: usize) -> bool {
+        self.n == 1 || n <= 1 || bytes < SMALL
+    }
+
+    /// Calls `f` for the indices of all parts, which follow each other from 0 on and have the pool's threads in order,
+    /// in parallel when `bytes` (touched in all) is worth it.
+    pub(super) fn each_part(&self, parts: &[LoopPart], bytes: usize, f: impl Fn(usize) + Sync + Send) {
+        let n = parts.last().map_or(0, |part| part.items.end);
+        if self.is_alone(n, bytes) {
             return (0..n).for_each(f);
         }
         // A loop inside a loop, or from a second thread, runs on the thread that started it.
         let Some(threads) = Threads::try_lock() else { return (0..n).for_each(f) };
-        threads.workers.as_ref().expect("there are workers while a pool lives").share(self.n, n, &f);
+        if let Some(split) = &self.split
+            && !HELD.replace(true)
+        {
+            let _ = run_on(split.home()); // where the system refuses, it was told when the workers started
+        }
+        let numbers = self.split.as_ref().map(NodeSplit::numbers);
+        let workers = threads.workers.as_ref().expect("there are workers while a pool lives");
+        workers.share(self.n, &Body { f: &f, parts, numbers });
     }
 
     /// Calls `f` with every item, in parallel when `bytes` is worth it.
@@ -449,6 +540,12 @@ impl Drop for Pool {
         threads.pools -= 1;
         if threads.pools == 0 {
             threads.workers = None;
+            if let Some(nodes) = threads.nodes.take()
+                && HELD.replace(false)
+            {
+                // Threads that this one starts from now on would be on its node alone.
+                let _ = run_on(&nodes.list.iter().flat_map(|node| node.cpus.clone()).collect::<Vec<_>>());
+            }
         }
     }
 }
@@ -476,11 +573,15 @@ pub fn default_threads() -> usize {
     limit.filter(|n| *n > 0).unwrap_or_else(best_threads)
 }
 
-/// Threads that compute best on this machine (see [`Topology::threads`]).
+/// Threads that compute best on this machine (see [`Topology::threads`]), as it was when it was first asked for: a
+/// thread that is held on a NUMA node sees that node's CPUs alone.
 pub fn best_threads() -> usize {
-    let root = Path::new("/");
-    let known = Topology::read(root).threads(Limits::read(root).cpus);
-    known.unwrap_or_else(|| std::thread::available_parallelism().map_or(1, |n| n.get()))
+    static BEST: OnceLock<usize> = OnceLock::new();
+    *BEST.get_or_init(|| {
+        let root = Path::new("/");
+        let known = Topology::read(root).threads(Limits::read(root).cpus);
+        known.unwrap_or_else(|| std::thread::available_parallelism().map_or(1, |n| n.get()))
+    })
 }
 
 #[cfg(test)]

@@ -12,7 +12,7 @@
 //! ```
 
 use std::collections::BTreeSet;
-use std::path::Path;
+use std::path::{Path, PathBuf};
 
 /// A logical CPU that is online.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -106,6 +106,15 @@ pub(super) fn parse_list(text: &str) -> Vec<usize> {
         Some(from..=to.min(from.saturating_add(1 << 16))) // a bound on what a strange file can ask for
     };
     text.trim().split(',').filter_map(range).flatten().collect()
+}
+
+/// Folders below `dir` whose names are `prefix` and a number, in its order.
+pub(super) fn numbered(dir: &Path, prefix: &str) -> Vec<(usize, PathBuf)> {
+    let entries = std::fs::read_dir(dir).into_iter().flatten().flatten();
+    let number = |name: &str| name.strip_prefix(prefix)?.parse().ok();
+    let mut list: Vec<_> = entries.filter_map(|e| Some((number(e.file_name().to_str()?)?, e.path()))).collect();
+    list.sort();
+    list
 }
 
 /// `32768K` or `32M` in bytes.

@@ -33,7 +33,7 @@ impl Default for Load {
 const MOST_HOLES: usize = 10_000;
 
 /// Bytes per read when a file is not mapped: large enough for full disk speed, small enough to share among threads.
-const READ: usize = 32 << 20;
+pub(super) const READ: usize = 32 << 20;
 
 /// A file's bytes, which stay where they are for as long as anyone holds them.
 pub type SharedBytes = Arc<dyn AsRef<[u8]> + Send + Sync>;
@@ -196,16 +196,28 @@ impl FileBytes {
         let map = unsafe { Mmap::map(&file) };
         let store = match map {
             Ok(map) => Backing::Map(GuardedMap::new(map, path)),
-            Err(_) if !load.mmap => Backing::Read(read(path, &file, len, &[])?),
+            Err(_) if !load.mmap => {
+                let whole = usize::try_from(len).map_err(|_| io::Error::from(io::ErrorKind::OutOfMemory).into());
+                Backing::Read(whole.and_then(|len| read(&file, len, &[])).with_context(|| unread(path, len))?)
+            }
             Err(e) => return Err(e).context(format!("cannot map {shown} ({len} bytes): --no-mmap reads it instead")),
         };
         Ok(FileBytes { store: Arc::new(store), file: Some(file), mapped: None })
     }
 
-    /// Reads the weights if they are not to stay mapped, all but those at the places in `keep`, which are in order.
-    pub(super) fn settle(&mut self, path: &Path, load: &Load, keep: Vec<Range<usize>>) -> Result<()> {
+    /// Reads the weights with `read` (of a file of so many bytes) if they are not to stay mapped, all but those at the
+    /// places in `keep`, which are in order.
+    pub(super) fn settle(
+        &mut self,
+        path: &Path,
+        load: &Load,
+        keep: Vec<Range<usize>>,
+        read: impl FnOnce(&File, usize, &[Range<usize>]) -> Result<MmapMut>,
+    ) -> Result<()> {
         if let (false, Backing::Map(map), Some(file)) = (load.mmap, &*self.store, &self.file) {
-            let pages = Arc::new(Backing::Read(read(path, file, map.map.len() as u64, &keep)?));
+            let len = map.map.len();
+            let pages = read(file, len, &keep).with_context(|| unread(path, len as u64))?;
+            let pages = Arc::new(Backing::Read(pages));
             let map = std::mem::replace(&mut self.store, pages);
             self.mapped = Some((map, keep)).filter(|(_, keep)| !keep.is_empty());
         }
@@ -316,28 +328,30 @@ impl FileBytes {
     }
 }
 
-/// Reads a file into fresh pages, several parts at once; the places in `keep` stay untouched pages, which take no memory.
-fn read(path: &Path, file: &File, len: u64, keep: &[Range<usize>]) -> Result<MmapMut> {
-    let fill = || -> Result<MmapMut> {
-        let len = usize::try_from(len).map_err(|_| io::Error::from(io::ErrorKind::OutOfMemory))?;
-        // What stays in the file must not count as memory that is promised: it may be more than there is.
-        let mut options = MmapOptions::new();
-        if !keep.is_empty() {
-            options.no_reserve_swap();
-        }
-        let mut pages = options.len(len).map_anon()?;
-        let (mut rest, mut at) = (&mut pages[..], 0);
-        let whole = (len, len); // where the last part ends
-        for (from, to) in keep.iter().map(|r| (r.start, r.end)).chain([whole]) {
-            let (part, after) = std::mem::take(&mut rest).split_at_mut(from - at);
-            let parts = part.par_chunks_mut(READ).enumerate();
-            in_parallel(|| parts.try_for_each(|(i, part)| read_at(file, part, (at + i * READ) as u64)))??;
-            rest = &mut after[to - from..];
-            at = to;
-        }
-        Ok(pages)
-    };
-    fill().with_context(|| format!("cannot read {} ({len} bytes) into memory", path.display()))
+/// What could not be done with a file of `len` bytes.
+fn unread(path: &Path, len: u64) -> String {
+    format!("cannot read {} ({len} bytes) into memory", path.display())
+}
+
+/// Reads a file of `len` bytes into fresh pages, several parts at once; the places in `keep` stay untouched pages, which
+/// take no memory.
+pub(super) fn read(file: &File, len: usize, keep: &[Range<usize>]) -> Result<MmapMut> {
+    // What stays in the file must not count as memory that is promised: it may be more than there is.
+    let mut options = MmapOptions::new();
+    if !keep.is_empty() {
+        options.no_reserve_swap();
+    }
+    let mut pages = options.len(len).map_anon()?;
+    let (mut rest, mut at) = (&mut pages[..], 0);
+    let whole = (len, len); // where the last part ends
+    for (from, to) in keep.iter().map(|r| (r.start, r.end)).chain([whole]) {
+        let (part, after) = std::mem::take(&mut rest).split_at_mut(from - at);
+        let parts = part.par_chunks_mut(READ).enumerate();
+        in_parallel(|| parts.try_for_each(|(i, part)| read_at(file, part, (at + i * READ) as u64)))??;
+        rest = &mut after[to - from..];
+        at = to;
+    }
+    Ok(pages)
 }
 
 /// What [`next`] looks for.
@@ -406,7 +420,7 @@ mod tests {
                 "{said}"
             );
             if !load.mmap {
-                let said = format!("{:#}", bytes.settle(&path, &load, Vec::new()).unwrap_err());
+                let said = format!("{:#}", bytes.settle(&path, &load, Vec::new(), read).unwrap_err());
                 assert!(said.contains("cannot read") && said.contains("changing.gguf (5000 bytes)"), "{said}");
             }
         }
@@ -455,13 +469,13 @@ mod tests {
             (&file).seek(SeekFrom::Start(at as u64)).unwrap();
             (&file).write_all(&[byte]).unwrap();
         }
-        let pages = read(&path, &file, READ as u64 * 2 + 5, &[]).unwrap();
+        let pages = read(&file, READ * 2 + 5, &[]).unwrap();
         assert_eq!([pages[0], pages[READ - 1], pages[READ], pages[READ * 2 + 4]], [1, 2, 3, 4]);
         assert_eq!(pages.iter().map(|&b| usize::from(b)).sum::<usize>(), 10);
         // What is to stay in the file is not among what was read, and is found where it is.
         let mut bytes = FileBytes::open(&path, &Load { mmap: false, mlock: false }).unwrap();
         let (table, last) = (READ - 1..READ * 2, READ * 2..READ * 2 + 5);
-        bytes.settle(&path, &Load { mmap: false, mlock: false }, vec![table.clone()]).unwrap();
+        bytes.settle(&path, &Load { mmap: false, mlock: false }, vec![table.clone()], read).unwrap();
         assert!(bytes.as_slice()[table.clone()].iter().all(|&b| b == 0));
         assert_eq!((&bytes.at(table)[..2], bytes.at(last)[4], bytes.as_slice()[0]), (&[2, 3][..], 4, 1));
         fs::remove_file(path).unwrap();

@@ -16,6 +16,7 @@
 mod faults;
 mod map;
 mod meta;
+mod nodes;
 mod parse;
 mod split;
 mod unwritten;
@@ -25,6 +26,8 @@ pub(crate) use faults::any_lost;
 pub(crate) use map::read_at;
 pub use map::{CutShort, Load, MappedFile, SharedBytes};
 pub use meta::{Array, FromValue, Meta, Scalar, Value};
+pub use nodes::OnNodes;
+pub(crate) use nodes::OverNodes;
 pub use parse::{Header, parse, parse_beginning};
 pub use split::{shard_name, shard_of};
 pub use write::Writer;
@@ -241,12 +244,34 @@ impl Gguf {
     /// # Errors
     /// If a file cannot be read or held in memory.
     pub fn settle(&mut self, load: &Load, mapped: &[usize]) -> Result<()> {
+        self.settle_with(load, mapped, None).map(drop)
+    }
+
+    /// Reads the weights into memory, the rows of every matrix divided over NUMA nodes, and locks them if `mlock` says so;
+    /// the tensors in `mapped` stay in the file. The pool of [`OverNodes`] must live.
+    ///
+    /// # Errors
+    /// As [`Gguf::settle`].
+    pub(crate) fn settle_over(&mut self, over: OverNodes<'_>, mlock: bool, mapped: &[usize]) -> Result<OnNodes> {
+        self.settle_with(&Load { mmap: false, mlock }, mapped, Some(over))
+    }
+
+    fn settle_with(&mut self, load: &Load, mapped: &[usize], over: Option<OverNodes<'_>>) -> Result<OnNodes> {
+        let mut found = OnNodes::default();
         for (shard, Shard { path, bytes }) in self.files.iter_mut().enumerate() {
             let tensors = mapped.iter().map(|&i| &self.tensors[i]).filter(|t| t.shard == shard);
             let mut keep: Vec<Range<usize>> = tensors.map(Tensor::range).collect();
             keep.sort_by_key(|r| r.start);
             let stays = !keep.is_empty();
-            bytes.settle(path, load, keep)?;
+            match over {
+                None => bytes.settle(path, load, keep, map::read)?,
+                Some(over) => {
+                    let read = self.tensors.iter().enumerate().filter(|(i, t)| t.shard == shard && !mapped.contains(i));
+                    let ranges = nodes::ranges(read.map(|(_, t)| t), over.split);
+                    bytes.settle(path, load, keep, |file, len, keep| nodes::read(file, len, keep, (over, &ranges)))?;
+                    nodes::look(bytes.as_slice(), &ranges, over.split, &mut found);
+                }
+            }
             if load.mlock && stays {
                 let path = path.display();
                 self.unlocked.push(format!("{path} holds a table that stays on disk, and cannot be locked without it"));
@@ -256,7 +281,7 @@ impl Gguf {
                 self.unlocked.push(e.to_string());
             }
         }
-        Ok(())
+        Ok(found)
     }
 
     /// Opens one whole file from memory: for tests and tools. Errors call the file `name`.

@@ -9,7 +9,8 @@ use std::sync::Arc;
 
 use anyhow::{Context, Result};
 
-use super::{Options, Sequence, Session, Want, ram, shape, tape};
+use super::numa::Divided;
+use super::{Options, Sequence, Session, Want, settle, shape, tape};
 use crate::cpu::{Memory, Pool};
 use crate::cuda::{self, Gpu, HostMemory, OutOfMemory};
 use crate::exec::{Device, Engine, GpuLost, RamPool, Weights};
@@ -57,17 +58,17 @@ impl Session {
         gpus: &[Arc<Gpu>],
         mut placed: impl FnMut(&Fit, Option<&OutOfMemory>) -> Result<()>,
     ) -> Result<Session> {
-        let (fit, weights, devices, ram) = match on_gpus(&mut gguf, o, gpus, &mut placed) {
+        let (fit, weights, devices, (ram, numa)) = match on_gpus(&mut gguf, o, gpus, &mut placed) {
             Err(e) if o.gpu_fallback && cuda::is_failure(&e) => {
                 tracing::warn!("{e:#}; the CPU takes its place (--gpu-fallback)");
                 let fit = on_cpu(&gguf, o)?;
-                let ram = ram::settle(&mut gguf, (&fit.tape, &fit.plan, fit.shape), o)?;
+                let settled = settle(&mut gguf, (&fit.tape, &fit.plan, fit.shape), o)?;
                 let weights = Weights::load(&gguf, &fit.tape, &fit.plan)?;
-                (fit, weights, Vec::new(), ram)
+                (fit, weights, Vec::new(), settled)
             }
             opened => opened?,
         };
-        Session::with(gguf, (fit.tape, fit.plan, fit.shape), o, (weights, ram), devices)
+        Session::with(gguf, (fit.tape, fit.plan, fit.shape), o, (weights, ram, numa), devices)
     }
 
     /// The error of a GPU that was lost, if one was: the sequences are then empty, and nothing more
@@ -150,8 +151,9 @@ fn on_cpu(gguf: &Gguf, o: &Options) -> Result<Fit> {
     plan::fit(tape(gguf, o)?, &o.ask, &[], shape(gguf, o)?)
 }
 
-/// A placement with what it has on the GPUs, and the experts that are kept in memory where not all are.
-type OnGpus = (Fit, Weights, Vec<Device>, Option<RamPool>);
+/// A placement with what it has on the GPUs, the experts that are kept in memory where not all are, and what became of NUMA
+/// nodes.
+type OnGpus = (Fit, Weights, Vec<Device>, (Option<RamPool>, Divided));
 
 /// Places a model on GPUs, as much as fits, and brings it over; without a device where nothing fits.
 fn on_gpus(gguf: &mut Gguf, o: &Options, gpus: &[Arc<Gpu>], placed: Placed<'_>) -> Result<OnGpus> {
@@ -159,7 +161,7 @@ fn on_gpus(gguf: &mut Gguf, o: &Options, gpus: &[Arc<Gpu>], placed: Placed<'_>) 
     let mut most = gpus.iter().map(|gpu| budget(gpu)).collect::<Result<Vec<usize>>>()?;
     let mut lack: Option<OutOfMemory> = None;
     let mut last = usize::MAX;
-    let mut ram = None;
+    let mut settled: Option<(Option<RamPool>, Divided)> = None;
     loop {
         let fit = plan::fit(tape(gguf, o)?, &o.ask, &most, shape)?;
         if is_tight(gpus, &fit, &mut most)? {
@@ -172,15 +174,17 @@ fn on_gpus(gguf: &mut Gguf, o: &Options, gpus: &[Arc<Gpu>], placed: Placed<'_>) 
         }
         last = fit.footprint.total();
         placed(&fit, lack.as_ref())?;
-        if ram.is_none() {
-            ram = ram::settle(gguf, (&fit.tape, &fit.plan, fit.shape), o)?;
-        }
+        // A smaller placement leaves more to the CPU, which may then be more than memory holds.
+        let (ram, numa) = match settled.take() {
+            Some((ram, numa)) if ram.is_some() || numa.is_on() => (ram, numa),
+            _ => settle(gguf, (&fit.tape, &fit.plan, fit.shape), o)?,
+        };
         if fit.plan.on_gpu() && o.read_to_pin && ram.is_none() {
             read_to_pin(gguf, &fit.tape, gpus)?;
         }
         let weights = Weights::load(gguf, &fit.tape, &fit.plan)?;
         if !fit.plan.on_gpu() {
-            return Ok((fit, weights, Vec::new(), ram));
+            return Ok((fit, weights, Vec::new(), (ram, numa)));
         }
         let mut devices = Vec::with_capacity(gpus.len());
         for (n, gpu) in gpus.iter().enumerate() {
@@ -196,8 +200,9 @@ fn on_gpus(gguf: &mut Gguf, o: &Options, gpus: &[Arc<Gpu>], placed: Placed<'_>) 
         }
         if devices.len() == gpus.len() {
             devices.iter_mut().for_each(|device| device.pin(gguf, ram.is_none()));
-            return Ok((fit, weights, devices, ram));
+            return Ok((fit, weights, devices, (ram, numa)));
         }
+        settled = Some((ram, numa));
     }
 }
 

@@ -38,13 +38,13 @@ fn left(free: usize) -> usize {
 }
 
 /// What a model's weights and its context take of the CPU's memory.
-struct Needs {
+pub(super) struct Needs {
     /// Weights that every token reads, in bytes.
-    dense: usize,
+    pub(super) dense: usize,
     /// All experts.
-    experts: usize,
+    pub(super) experts: usize,
     /// The context, and the working memory of the largest batch; and the same with that of a batch of [`FEW`] tokens.
-    others: usize,
+    pub(super) others: usize,
     others_few: usize,
     /// The tensors (places in [`Gguf::tensors`]) that stay in the file: experts, those that only a
     /// GPU reads, and those that nothing reads again.
@@ -52,7 +52,7 @@ struct Needs {
 }
 
 impl Needs {
-    fn of(gguf: &Gguf, tape: &Tape, plan: &Plan, shape: Shape) -> Needs {
+    pub(super) fn of(gguf: &Gguf, tape: &Tape, plan: &Plan, shape: Shape) -> Needs {
         let pooled: Vec<usize> = pooled_steps(tape, plan)
             .flat_map(|(_, s)| plan::stacks(tape, s))
             .map(|(w, _)| tape.weights[w].tensor)
@@ -91,7 +91,8 @@ pub(super) fn settle(
 ) -> Result<Option<RamPool>> {
     let is_mapped = (0..gguf.shards().count()).all(|shard| gguf.is_mapped(shard));
     let counts = pooled_steps(tape, plan).map(|(_, step)| plan::experts_of(tape, step));
-    let Some(most) = counts.max().filter(|_| is_mapped && o.ram != RamLimit::Off && !o.load.mlock) else {
+    let may = is_mapped && o.load.mmap && !o.load.mlock && o.ram != RamLimit::Off;
+    let Some(most) = counts.max().filter(|_| may) else {
         return Ok(None);
     };
     let needs = Needs::of(gguf, tape, plan, shape);

@@ -58,6 +58,10 @@ pub struct ModelArgs {
     /// run, chat and batch do that in the cache folder where experts are read from the drive
     #[arg(long, hide_short_help = true)]
     pub no_profile: bool,
+    /// On machines of several NUMA nodes, read the weights so that each node's threads find their rows in
+    /// its own memory: distribute does, auto where that pays and fits, off leaves the file mapped
+    #[arg(long, value_name = "auto|distribute|off", default_value = "auto")]
+    pub numa: String,
     /// Layers on the GPU, the output head counted as one; 0 uses the CPU only [default: what fits]
     /// [also: -ngl]
     #[arg(long, value_name = "N|all|auto")]

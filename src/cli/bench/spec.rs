@@ -86,7 +86,7 @@ pub(super) fn run(a: &BenchArgs) -> Result<()> {
     let steps = (1 + limits.most) * (2 + limits.most) / 2; // of a round over all numbers of rows
     let need = most(&a.n_prompt).max(1) + most(&a.n_gen).max(steps) + limits.most;
     super::make_room(&mut o, need)?;
-    let gguf = open::header(a.model.model.as_deref(), &o.load, o.threads)?;
+    let gguf = open::header(a.model.model.as_deref(), &o.first_load(), o.threads)?;
     let name = gguf.meta.opt_str("general.name")?.unwrap_or("unnamed").to_string();
     let tokenizer = Tokenizer::new(&gguf).context(Failure::Model)?;
     let (gguf, draft) = speculation::draft_model(&a.speculation, &a.model, (gguf, &tokenizer), &o)?;

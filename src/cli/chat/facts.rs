@@ -70,7 +70,7 @@ pub(super) fn placement(tape: &Tape, plan: &Plan) -> String {
 pub(super) fn limits(session: &Session) -> String {
     let engine = session.engine();
     let here: usize = engine.tape.weights.iter().map(|w| w.bytes).sum();
-    let ram = Bandwidth::of(here.min(MEASURED)).measure(&engine.pool) * 1e9;
+    let ram = Bandwidth::of(here.min(MEASURED), &engine.pool).measure(&engine.pool) * 1e9;
     let rates = Bandwidths::of_gpu(engine.devices().first().map(Device::gpu));
     let ceiling = Prediction::new(&engine.tape, &engine.plan, 0, Bandwidths { ram: Some(ram), ..rates }, None).ceiling;
     describe(session.n_ctx(), ceiling)

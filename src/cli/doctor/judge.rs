@@ -315,20 +315,37 @@ fn system(h: &Host, say: Say<'_>) {
             format!("{} are set aside as {n} huge pages, which no model can use", gb(n.saturating_mul(bytes))),
         );
     }
-    let nodes: Vec<_> = h.nodes.iter().filter(|n| n.total > 0).collect();
-    if nodes.len() > 1 {
-        let most = nodes.iter().map(|n| n.total).max().unwrap_or(0);
-        say(
+    nodes(h, say);
+}
+
+/// What becomes of several NUMA nodes.
+fn nodes(h: &Host, say: Say<'_>) {
+    let n = h.nodes.len();
+    match &h.numa {
+        _ if n < 2 => {}
+        Some(Ok(nodes)) => {
+            let ids: Vec<String> = nodes.list.iter().map(|node| node.id.to_string()).collect();
+            say(
+                Severity::Note,
+                "nodes",
+                format!(
+                    "{n} NUMA nodes: the weights of a model of several GB are read into the memory of nodes {}, and each \
+                     node's threads read their own rows (--numa auto; --numa distribute does it for every model, -v tells \
+                     what was done). The rates above are those of memory on one node. A model whose weights are not divided \
+                     is fastest on one node: numactl --cpunodebind=0 --membind=0 tandem",
+                    ids.join(" and ")
+                ),
+            );
+        }
+        Some(Err(why)) => say(
             Severity::Slow,
             "nodes",
             format!(
-                "{} NUMA nodes: a model's pages stay on the node that read them first, and are slow to read from the others. \
-                 For a model of less than {}: numactl --cpunodebind=0 --membind=0 tandem; for a larger one: numactl \
-                 --interleave=all, with the file not yet in the page cache",
-                nodes.len(),
-                gb(most)
+                "{n} NUMA nodes, over which weights cannot be divided (--numa): {why}; pages stay on the node that read them \
+                 first, and are slow to read from the others"
             ),
-        );
+        ),
+        None => say(Severity::Unknown, "nodes", format!("{n} NUMA nodes, of which the system does not tell more")),
     }
 }
 
@@ -360,7 +377,7 @@ fn gpu(h: &Host, t: &Tested, say: Say<'_>) {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::cpu::{Cpu, Governor, Limits, Link, Memory, NumaNode, Topology};
+    use crate::cpu::{Cpu, Governor, Limits, Link, Memory, NumaNode, NumaNodes, Topology, WeightNode};
 
     /// A machine without a remark: 4 cores, 2 sticks in 2 channels.
     fn good() -> (Host, Tested) {
@@ -438,6 +455,7 @@ mod tests {
     fn everything_else_that_costs_speed_is_named_too() {
         let governor = |name: &str| Governor { driver: "acpi".into(), name: name.into(), preference: None, cpus: 4 };
         let node = |id| NumaNode { id, cpus: 2, total: 16 << 30, free: 1 << 30 };
+        let weights = |id| WeightNode { id, cpus: vec![id], cores: 1 };
         for (change, words) in [
             (
                 &(|h: &mut Host, _: &mut Tested| h.limits = Limits { cpus: Some(1.5), memory: None })
@@ -467,7 +485,20 @@ mod tests {
             (&|h, _| h.huge_pages = Some("never".into()), "huge pages are off"),
             (&|h, _| h.huge_pages = None, "whether there are huge pages"),
             (&|h, _| h.huge_reserved = Some((100, 2 << 20)), "set aside as 100"),
-            (&|h, _| h.nodes = vec![node(0), node(1)], "2 NUMA nodes"),
+            (
+                &|h, _| {
+                    h.nodes = vec![node(0), node(1)];
+                    h.numa = Some(Ok(NumaNodes { list: [0, 1].map(weights).into() }));
+                },
+                "note nodes: 2 NUMA nodes: the weights of a model of several GB are read into the memory of nodes 0 and 1",
+            ),
+            (
+                &|h, _| {
+                    h.nodes = vec![node(0), node(1)];
+                    h.numa = Some(Err("only node 0 has both".into()));
+                },
+                "slow nodes: 2 NUMA nodes, over which weights cannot be divided (--numa): only node 0 has both",
+            ),
             (&|h, _| h.links = vec![Link { address: "01:00".into(), lanes: (4, 16) }], "4 of its 16 lanes"),
             (
                 &|_, t| {

@@ -56,6 +56,9 @@
 //!                                                         experts are those of a layer, misses and bytes those of a
 //!                                                         token that chooses among all alike; of a file that cannot run also cache_bytes, about
 //!                                                         what a KV cache of its sizes would take, or null
+//! numa              {divided, why, nodes: [{node, threads, weight_bytes}], gbps, ceiling_tokens_per_s}
+//!                                                         why: the reason where weights are not divided over the nodes, and
+//!                                                         the rest is null; gbps: what all nodes read together at most
 //! missing           [text]                                why this version cannot run the model; empty where it can
 //! steps             [{label, op, shape, formats, bytes, bytes_per_token, place}]   with --steps only
 //! ```
@@ -64,6 +67,7 @@ use serde_json::{Value, json};
 
 use super::facts::{ModelFacts, StepFacts};
 use super::file::FileFacts;
+use super::numa::NumaFacts;
 use super::speed::{GpuRates, Speed};
 use super::summary;
 use super::verdict::MemoryFit;
@@ -169,6 +173,24 @@ pub(super) fn object(f: &ModelFacts, fit: &MemoryFit, speed: &Speed) -> Value {
     });
     object["prediction"] = prediction(speed);
     object
+}
+
+/// What is said of NUMA nodes.
+pub(super) fn numa(n: &NumaFacts) -> Value {
+    let plan = n.plan.as_ref().ok();
+    let nodes = plan.map(|plan| {
+        let node = |(i, node): (usize, &crate::cpu::WeightNode)| {
+            json!({ "node": node.id, "threads": plan.split.threads_of(i), "weight_bytes": plan.bytes_of(i) })
+        };
+        plan.nodes.list.iter().enumerate().map(node).collect::<Vec<_>>()
+    });
+    json!({
+        "divided": plan.is_some(),
+        "why": n.plan.as_ref().err(),
+        "nodes": nodes,
+        "gbps": n.at_most.map(|m| m.0 / 1e9),
+        "ceiling_tokens_per_s": n.at_most.map(|m| m.1),
+    })
 }
 
 fn prediction(s: &Speed) -> Value {

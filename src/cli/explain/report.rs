@@ -94,8 +94,8 @@ pub(super) fn verdict(lines: &[String; 3]) -> String {
     lines.join("\n") + "\n\n"
 }
 
-/// The whole report of a model that can run.
-pub(super) fn report(f: &ModelFacts, fit: &MemoryFit, speed: &Speed) -> String {
+/// The whole report of a model that can run; `numa`: the section on NUMA nodes.
+pub(super) fn report(f: &ModelFacts, fit: &MemoryFit, speed: &Speed, numa: &str) -> String {
     let mut out = verdict(&summary::lines(fit, &f.placement.line, speed));
     out += &about(&f.file, Some(f.n_ctx));
     out += &formats(&f.file);
@@ -128,7 +128,7 @@ pub(super) fn report(f: &ModelFacts, fit: &MemoryFit, speed: &Speed) -> String {
     if f.placement.vram.is_some() {
         out += &placement(&f.placement);
     }
-    out + &predicted(f, fit, speed)
+    out + numa + &predicted(f, fit, speed)
 }
 
 /// What takes memory, by place, and whether it fits.

@@ -89,6 +89,7 @@ pub(super) const TABLE: &[Flag] = &[
     row("-ts --tensor-split", One, Works("--tensor-split")),
     row("--mlock", Nothing, Works("--mlock")),
     row("--no-mmap", Nothing, Works("--no-mmap")),
+    row("--numa", One, Works("--numa")),
     row("-mmp --mmap", Switch, Becomes(values::mmap)),
     row("-lm --load-mode", One, Becomes(values::load_mode)),
     row("-sys --system-prompt", One, Works("--system-prompt")),
@@ -235,7 +236,6 @@ pub(super) const TABLE: &[Flag] = &[
     row("--attention", One, Already(Is(&["causal"]), "attention is causal")),
 
     // Speed alone: they are not followed, which is told.
-    row("--numa", One, Idle("the system places threads and memory; numactl starts a program on chosen nodes")),
     row("-smf16 --split-mode-f16 -smf32 --split-mode-f32 -smgs --split-mode-graph-scheduling", Nothing,
         Idle(WHOLE_LAYERS)),
     row("-grt --graph-reduce-type -gap --graph-attn-precision -op --offload-policy", One, Idle(WHOLE_LAYERS)),
