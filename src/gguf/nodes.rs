@@ -230,7 +230,7 @@ mod tests {
         assert!(pages[keep[0].clone()].iter().all(|b| *b == 0), "what stays in the file is not read");
         let mut found = OnNodes::default();
         look(&pages, &ranges, &split, &mut found);
-        assert_eq!(found.bytes.iter().sum::<usize>(), tensors.iter().map(|t| t.bytes).sum());
+        assert_eq!(found.bytes.iter().sum::<usize>(), tensors.iter().map(|t| t.bytes).sum::<usize>());
         // All of a machine with one node is node 0's; a system may not tell.
         assert!(found.seen == 0 || found.seen > 400 && found.right <= found.seen, "{found:?}");
         // A file that ends too early is an error, not a page of zeros.
