@@ -154,9 +154,10 @@ fn numa(a: &args::ModelArgs) -> Result<Numa> {
     const MAPPED: &str = "with --keep-mmap the file's pages stay where they are";
     match a.numa.as_str() {
         "auto" if a.keep_mmap => Ok(Numa::Off(MAPPED)),
-        "distribute" if a.keep_mmap => usage(format!(
+        "distribute" if a.keep_mmap => usage(
             "--numa distribute: found with --keep-mmap, which leaves the file's pages where they are; expected one of the two"
-        )),
+                .into(),
+        ),
         "auto" => Ok(Numa::Auto),
         "distribute" => Ok(Numa::Distribute),
         "off" => Ok(Numa::Off("--numa off")),

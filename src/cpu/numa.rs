@@ -403,7 +403,10 @@ mod tests {
                     let mut at = 0;
                     for node in 0..split.nodes() {
                         let of = split.share_of(node, rows, unit);
-                        assert!(of.start == at && (of.end == rows || of.end % unit == 0), "{cores:?}, {threads}");
+                        assert!(
+                            of.start == at && (of.end == rows || of.end.is_multiple_of(unit)),
+                            "{cores:?}, {threads}"
+                        );
                         assert!(of.is_empty() || split.threads_of(node) > 0, "rows that no thread of the node takes");
                         at = of.end;
                     }
