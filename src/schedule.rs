@@ -11,6 +11,11 @@
 //! alone (and on what of it was known), never on what else is running: with kernels for many rows the last bits of its
 //! logits depend on the cuts, and an answer must not depend on its neighbours.
 //!
+//! Where a model's prompts leave rows out, each piece leaves out what the prompt's end does not look at, so that pieces cost no
+//! more than the whole. Then a sequence can go back to few places in it: to where it was whole. So a prompt that begins as
+//! another did, of which too little is kept, is made whole where they part, and those that begin alike go on from there.
+//! Rejected: longer pieces where nothing is being generated, which leave out less, and would make cuts depend on neighbours.
+//!
 //! Where tokens are drafted, an answer's next tokens may be read already: they are chosen at the beginning of a step, so that
 //! all answers need a new walk at the same time.
 
@@ -68,6 +73,8 @@ struct ActiveRequest<'t> {
     /// The answer's newest token, which is not read yet; None while the prompt is being read.
     token: Option<u32>,
     known: usize,
+    /// Where its prompt parts from one that was read before, if that is not known: the sequence is whole there.
+    parts: usize,
     added: Instant,
 }
 
@@ -169,9 +176,11 @@ impl<'t> Scheduler<'t> {
     fn read_prompts(&mut self, pieces: &[usize]) -> Result<()> {
         let (mut at, mut parts) = (Vec::new(), Vec::new());
         for (i, &piece) in pieces.iter().enumerate().filter(|(_, piece)| **piece > 0) {
-            let Request { prompt, writer, .. } = &self.slots[i].as_ref().expect("a slot that reads").request;
+            let slot = self.slots[i].as_ref().expect("a slot that reads");
+            let Request { prompt, writer, .. } = &slot.request;
             let read = self.session.tokens(i).len();
-            let want = if read + piece == prompt.len() { writer.want() } else { Want::None };
+            let end = read + piece;
+            let want = if end == prompt.len() { writer.want() } else { Want::More(slot.stretch_end(read) - end) };
             parts.push((i, &prompt[read..read + piece], want));
             at.push(i);
         }
@@ -220,7 +229,7 @@ impl<'t> Scheduler<'t> {
         let why = format!("{why:#}");
         let mut answers = self.release_all(|| Err(anyhow!("{why}")));
         let waiting = std::mem::take(&mut self.waiting).into_iter();
-        let slot = |(request, added)| ActiveRequest { request, token: None, known: 0, added };
+        let slot = |(request, added)| ActiveRequest { request, token: None, known: 0, parts: 0, added };
         answers.extend(waiting.map(slot).map(|slot| slot.end(Err(anyhow!("{why}")))));
         answers
     }
@@ -231,35 +240,39 @@ impl<'t> Scheduler<'t> {
         // At most one prompt is half read: others begin only where their first piece fits into the step, too.
         for (i, piece) in pieces.iter_mut().enumerate() {
             if let Some(slot) = self.slots[i].as_ref().filter(|slot| slot.token.is_none()) {
-                *piece = (slot.request.prompt.len() - self.session.tokens(i).len()).min(PIECE);
+                let read = self.session.tokens(i).len();
+                *piece = (slot.stretch_end(read) - read).min(PIECE);
             }
         }
         while let Some((request, _)) = self.waiting.front()
             && self.slots.iter().any(Option::is_none)
         {
             let source = self.choose(&request.prompt);
-            let piece = (request.prompt.len() - source.n).min(PIECE);
+            let piece = (stretch_end(&request.prompt, source.parts, source.n) - source.n).min(PIECE);
             let used: usize = pieces.iter().sum();
             if self.is_being_read(&request.prompt, source.n) || (used > 0 && used + piece > PIECE) {
                 break;
             }
             let again = self.prepare(&source)?;
             let (request, added) = self.waiting.pop_front().expect("it was looked at");
-            self.slots[source.slot] = Some(ActiveRequest { request, token: None, known: source.n - again, added });
-            pieces[source.slot] = piece;
+            let Source { slot, n, parts, .. } = source;
+            self.slots[slot] = Some(ActiveRequest { request, token: None, known: n - again, parts, added });
+            pieces[slot] = piece;
         }
         Ok(pieces)
     }
 
-    /// The free slot for a prompt, and the sequence that has read most of it.
+    /// The free slot for a prompt, and the sequence that has most of it.
     fn choose(&self, prompt: &[u32]) -> Source {
         let prompt = &prompt[..prompt.len() - 1]; // logits follow a token: one at least is read
-        let known = |i: &usize| shared(self.session.tokens(*i), prompt);
+        let alike = |i: usize| shared(self.session.tokens(i), prompt);
+        let known = |i: &usize| self.session.kept(*i, alike(*i));
         let free = (0..self.slots.len()).filter(|i| self.slots[*i].is_none());
         let slot = free.max_by_key(|i| (known(i), usize::MAX - i)).expect("a slot is free");
-        let from = (0..self.slots.len()).max_by_key(known).expect("there are slots");
-        let from = if known(&from) >= known(&slot) + WORTH { from } else { slot };
-        Source { slot, from, n: known(&from) }
+        let whole = (0..self.slots.len()).filter(|i| self.session.is_whole(*i));
+        let from = whole.max_by_key(known).filter(|from| known(from) >= known(&slot) + WORTH).unwrap_or(slot);
+        let (n, longest) = (known(&from), (0..self.slots.len()).map(alike).max().unwrap_or(0));
+        Source { slot, from, n, parts: if longest >= n + WORTH { longest } else { n } }
     }
 
     /// Whether a slot that is reading its prompt will soon have more of this one than the `known` tokens that there are.
@@ -270,7 +283,7 @@ impl<'t> Scheduler<'t> {
     }
 
     /// Makes a slot's sequence what was chosen for it. Returns how many tokens had to be read again for that.
-    fn prepare(&mut self, &Source { slot, from, n }: &Source) -> Result<usize> {
+    fn prepare(&mut self, &Source { slot, from, n, .. }: &Source) -> Result<usize> {
         if from == slot { self.session.rewind(slot, n) } else { self.session.copy(from, slot, n) }
     }
 
@@ -284,6 +297,11 @@ impl<'t> Scheduler<'t> {
     }
 }
 
+/// Where the stretch of a prompt ends, made whole at `parts`, that is read once `read` tokens are.
+fn stretch_end(prompt: &[u32], parts: usize, read: usize) -> usize {
+    if read < parts { parts } else { prompt.len() }
+}
+
 /// Where a slot takes what is known of a prompt from.
 #[derive(Debug)]
 struct Source {
@@ -291,9 +309,16 @@ struct Source {
     /// The sequence that has read its first `n` tokens; the slot's own, or another's that is copied.
     from: usize,
     n: usize,
+    /// The tokens that it shares with a sequence, be they kept or not.
+    parts: usize,
 }
 
 impl ActiveRequest<'_> {
+    /// Where the stretch of the prompt ends that is being read once `read` tokens are.
+    fn stretch_end(&self, read: usize) -> usize {
+        stretch_end(&self.request.prompt, self.parts, read)
+    }
+
     fn end(self, end: Result<End>) -> Answer {
         let ActiveRequest { request: Request { number, prompt, mut writer }, known, added, .. } = self;
         if matches!(end, Ok(End::Context | End::Interrupted)) {

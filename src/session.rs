@@ -25,7 +25,7 @@ use crate::plan::{self, Ask, Place, Plan, Shape};
 use crate::quant::{self, QuantType};
 use crate::tape::{Settings, State, StateKind, Tape};
 
-pub use forward::{DecodeStats, Output, Progress, Want};
+pub use forward::{DecodeStats, Output, Progress, SparedRows, Want};
 pub use gpu::{budget, margin};
 use heads::HeadProgress;
 pub use heads::LAG as HEADS_LAG;
@@ -224,6 +224,7 @@ pub struct Session {
     draft_logits: DraftLogits,
     /// Whether it drafts for another model.
     draft_only: bool,
+    spared_rows: SparedRows,
     /// How it was opened.
     options: Options,
     /// How experts are kept in memory, where the others stay on the drive.
@@ -386,6 +387,7 @@ impl Session {
             decode_stats: DecodeStats::default(),
             draft_logits: DraftLogits::default(),
             draft_only: false,
+            spared_rows: SparedRows::default(),
             options: o.clone(),
             ram,
             numa: numa.outcome,
@@ -477,6 +479,23 @@ impl Session {
         self.engine.tape.states.iter().any(|s| s.kind == StateKind::Fixed)
     }
 
+    /// Whether a sequence can be gone on with in any way, saved and copied: it is not where a prompt is still to be read on
+    /// ([`Want::More`]).
+    pub fn is_whole(&self, seq: usize) -> bool {
+        self.can_rewind(seq, self.seqs[seq].tokens.len())
+    }
+
+    /// Whether what is stored reaches back to the first `n` tokens of a sequence.
+    fn can_rewind(&self, seq: usize, n: usize) -> bool {
+        self.model_states().iter().all(|s| s.can_rewind(seq as u32, n))
+    }
+
+    /// How many of a sequence's first `n` tokens need not be read again where it is to become these, or a part of them.
+    pub fn kept(&self, seq: usize, n: usize) -> usize {
+        let checkpoint = || self.seqs[seq].checkpoints.iter().rfind(|c| c.n <= n);
+        if self.can_rewind(seq, n) { n } else { checkpoint().map_or(0, |c| c.n) }
+    }
+
     /// Remembers what the sequence's next tokens will overwrite, so that a rewind need not read from the start.
     ///
     /// # Errors
@@ -484,7 +503,7 @@ impl Session {
     pub fn checkpoint(&mut self, seq: usize) -> Result<()> {
         let n = self.seqs[seq].tokens.len();
         let known = self.seqs[seq].checkpoints.last().is_some_and(|c| c.n >= n);
-        if n == 0 || known || !self.is_overwritten() {
+        if n == 0 || known || !self.is_overwritten() || !self.is_whole(seq) {
             return Ok(());
         }
         self.heads_follow(seq)?;
@@ -529,7 +548,7 @@ impl Session {
             return Ok(0); // it is empty
         }
         self.seqs[seq].checkpoints.retain(|c| c.n <= n);
-        if self.model_states().iter().all(|s| s.can_rewind(seq as u32, n)) {
+        if self.can_rewind(seq, n) {
             self.engine.go_back(seq as u32, n)?;
             self.seqs[seq].tokens.truncate(n);
             return self.heads_rewind(seq, n).map(|()| 0);
@@ -571,7 +590,7 @@ impl Session {
     /// walk has overwritten that, what it was at its last checkpoint. Nothing can be read again.
     fn undo_walk(&mut self, seq: usize) -> Result<()> {
         let n = self.seqs[seq].tokens.len();
-        if !self.model_states().iter().all(|s| s.can_rewind(seq as u32, n)) {
+        if !self.can_rewind(seq, n) {
             self.go_to_checkpoint(seq)?;
         }
         Ok(())
@@ -594,12 +613,17 @@ impl Session {
     /// the size of the context or of a batch, on threads, or on where steps run.
     ///
     /// # Errors
-    /// If it cannot be written, or the GPU fails.
+    /// If it cannot be written, the GPU fails, or the sequence is not whole ([`Session::is_whole`]).
     pub fn save(&self, seq: usize, out: &mut dyn Write) -> Result<()> {
         if self.lost.is_some() {
             // What is left is a sequence that has read nothing; recurrent blocks begin as zeros.
             std::io::copy(&mut std::io::repeat(0).take(self.state_bytes(seq) as u64), out)?;
             return Ok(());
+        }
+        if !self.is_whole(seq) {
+            bail!(
+                "sequence {seq} is in the middle of a prompt, of which rows were left out; expected it to be read to its end"
+            );
         }
         self.engine.save(seq as u32, self.seqs[seq].tokens.len(), true, out)?;
         for c in self.carried(seq) {

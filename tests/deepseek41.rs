@@ -5,8 +5,13 @@ mod common;
 use common::source::Source;
 use common::{exact, find, json, nmse};
 use tandem::gguf::{Gguf, Value};
+use tandem::sample::{Params, Sampler};
+use tandem::schedule::{Answer, Request, Scheduler};
 use tandem::session::{self, Options, Session, Want};
+use tandem::speculate::Speculation;
+use tandem::talk::{GenParams, Writer};
 use tandem::tape::Tape;
+use tandem::text::{Reader, Tokenizer};
 
 /// The reference model, if it is here.
 fn source() -> Option<Source> {
@@ -361,5 +366,113 @@ fn what_is_left_out_changes_neither_logits_nor_states() {
             let error = nmse(&last, &again);
             assert!(error < 1e-11, "batches of {n_batch}, back to {to}: {error:e}");
         }
+    }
+}
+
+/// Layers 5 to 7 compute 70, 47 and 24 rows for a prompt's end; the last layer has the row whose logits are wanted.
+#[test]
+fn a_prompt_in_pieces_leaves_out_what_it_leaves_out_as_a_whole() {
+    let Some(s) = source() else { return };
+    let (prompt, n) = (&prompt()[..370], 370);
+    let open = || Session::new(gguf(&s), &exact()).unwrap();
+    let (mut whole, mut pieces) = (open(), open());
+    let want = whole.feed(0, prompt, Want::Last).unwrap().into_logits();
+    let mut got = Vec::new();
+    for (i, piece) in prompt.chunks(37).enumerate() {
+        let rest = n - 37 * i - piece.len();
+        let want = if rest > 0 { Want::More(rest) } else { Want::Last };
+        got = pieces.feed(0, piece, want).unwrap().into_logits();
+        assert!(i == 0 || pieces.is_whole(0) == (rest == 0), "after piece {i}");
+    }
+    let error = nmse(&want, &got);
+    assert!(error < 1e-11, "{error:e}");
+    for s in [&whole, &pieces] {
+        let rows = s.spared_rows();
+        assert_eq!((rows.all, rows.computed), (3 * 370, 70 + 47 + 24));
+    }
+    let next = [&mut whole, &mut pieces].map(|s| s.feed(0, &[7], Want::Last).unwrap().into_logits());
+    assert!(nmse(&next[0], &next[1]) < 1e-11, "the states are the same");
+}
+
+#[test]
+fn in_the_middle_of_a_prompt_a_sequence_is_not_saved_but_goes_back() {
+    let Some(s) = source() else { return };
+    let prompt = prompt();
+    let all = logits(&s, &prompt[..120], &exact());
+    let mut session = Session::new(gguf(&s), &Options { n_seq: 2, ..exact() }).unwrap();
+    session.feed(0, &prompt[..50], Want::None).unwrap();
+    session.feed(0, &prompt[50..100], Want::More(270)).unwrap();
+    let said = session.save(0, &mut Vec::new()).unwrap_err().to_string();
+    assert!(said.contains("middle of a prompt"), "{said}");
+    assert!(session.copy(0, 1, 100).is_err() && session.snapshot(0).is_err());
+    assert_eq!([100, 80, 49].map(|n| session.kept(0, n)), [50, 50, 49], "what was whole is kept");
+    assert_eq!(session.rewind(0, 80).unwrap(), 30, "the rest is read again");
+    assert!(session.is_whole(0));
+    let n_vocab = session.n_vocab();
+    let got = session.feed(0, &prompt[80..120], Want::Last).unwrap().into_logits();
+    let error = nmse(&all[119 * n_vocab..], &got);
+    assert!(error < 1e-11, "{error:e}");
+}
+
+/// The second prompt that begins like another is made whole where they part, and the third goes on from there.
+#[test]
+fn prompts_that_begin_alike_are_read_again_once_and_then_known() {
+    let Some(s) = source() else { return };
+    let (p, open) = (prompt(), |n_seq| Session::new(gguf(&s), &Options { n_seq, ..exact() }).unwrap());
+    let prompts = [p[..300].to_vec(), [&p[..250], &p[10..60]].concat(), [&p[..250], &p[100..150]].concat()];
+    let tokenizer = Tokenizer::new(open(1).engine().gguf()).unwrap();
+    let answers = |n_seq: usize, numbers: &[usize]| -> Vec<Answer> {
+        let mut scheduler = Scheduler::new(open(n_seq), Speculation::off());
+        let mut all = Vec::new();
+        for (i, &number) in numbers.iter().enumerate() {
+            let sampler = Sampler::new(Params { temperature: 0.0, ..Params::default() }, 1, Vec::new());
+            let params = GenParams { limit: Some(3), ignore_eos: true, ..GenParams::default() };
+            let prompt = prompts[number].clone();
+            let writer = Writer::new(&tokenizer, sampler, None, Reader::plain(), params, &prompt);
+            scheduler.add(Request { number, prompt, writer }).unwrap();
+            while !scheduler.is_idle() && (i + 1 == numbers.len() || !scheduler.has_room()) {
+                all.extend(scheduler.step().unwrap());
+            }
+        }
+        all.sort_by_key(|a| a.number);
+        all
+    };
+    let alone: Vec<_> = (0..3).map(|i| answers(1, &[i]).remove(0).generated.tokens).collect();
+    for n_seq in [1, 3] {
+        let got = answers(n_seq, &[0, 1, 2]);
+        assert_eq!(got.iter().map(|a| a.known_tokens).collect::<Vec<_>>(), [0, 0, 250], "{n_seq} at once");
+        for (a, alone) in got.iter().zip(&alone) {
+            assert_eq!(&a.generated.tokens, alone, "request {} of {n_seq} at once", a.number);
+        }
+    }
+}
+
+/// Every 16384 tokens of a prompt. What that takes are 94 rows of layer 5, more than a batch has here.
+#[test]
+fn where_a_long_prompt_is_made_whole_on_the_way_it_can_be_gone_back_to() {
+    let Some(s) = source() else { return };
+    let (short, n, to) = (prompt(), 16384 + 100, 16384 + 6);
+    let prompt: Vec<u32> = (0..n).map(|i| short[(i * 7 + i / 400) % short.len()]).collect();
+    let o = Options { n_ctx: Some(n), n_batch: 64, ..exact() };
+    let mut whole = Session::new(gguf(&s), &o).unwrap();
+    let want = whole.feed(0, &prompt[..to + 1], Want::From(to - 1)).unwrap().into_logits();
+    let mut session = Session::new(gguf(&s), &o).unwrap();
+    session.feed(0, &prompt, Want::Last).unwrap();
+    assert_eq!(session.rewind(0, to).unwrap(), 6, "from the place where it was whole");
+    let got = session.feed(0, &prompt[to..to + 1], Want::Last).unwrap().into_logits();
+    let error = nmse(&want[session.n_vocab()..], &got);
+    assert!(error < 1e-11, "{error:e}");
+}
+
+#[test]
+fn logits_from_a_token_on_are_those_of_all_whatever_the_batches() {
+    let Some(s) = source() else { return };
+    let prompt = prompt();
+    let all = logits(&s, &prompt, &exact());
+    for (n_batch, from) in [(512, 200), (64, 200), (32, 390), (16, 33), (37, 399)] {
+        let mut session = Session::new(gguf(&s), &Options { n_batch, ..exact() }).unwrap();
+        let got = session.feed(0, &prompt, Want::From(from)).unwrap().into_logits();
+        let error = nmse(&all[from * session.n_vocab()..], &got);
+        assert!(error < 1e-11, "batches of {n_batch}, from {from} on: {error:e}");
     }
 }

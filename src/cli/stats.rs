@@ -21,6 +21,7 @@ pub(super) fn stats(session: &Session, a: &args::ModelArgs) -> Result<()> {
         return Ok(());
     }
     speed(session);
+    spared(session);
     let devices = session.engine().devices();
     for (device, n) in devices.iter().zip(0..) {
         let Some(w) = device.waits().filter(|w| w.walks > 0) else { continue };
@@ -53,6 +54,17 @@ pub(super) fn stats(session: &Session, a: &args::ModelArgs) -> Result<()> {
     );
     tracing::info!("{memory}");
     Ok(())
+}
+
+/// What prompts left out, of a model whose last layers need only their end.
+fn spared(session: &Session) {
+    let rows = session.spared_rows();
+    if rows.all > 0 {
+        tracing::info!(
+            "prompts: the layers that need only a prompt's end computed {:.1}% of its rows",
+            100.0 * rows.computed as f64 / rows.all as f64
+        );
+    }
 }
 
 /// What was read from the drive, where experts are not all in memory.

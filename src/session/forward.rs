@@ -34,6 +34,11 @@ const WHOLE: usize = 16384;
 pub enum Want {
     /// None.
     None,
+    /// None: these are tokens of a prompt, of which so many more will be read next, before anything else happens to the
+    /// sequence. A model whose prompts leave rows out ([`Tape::spares_rows`](crate::tape::Tape::spares_rows)) then computes
+    /// of these tokens what the prompt's end needs. Until it is read the sequence can be cleared and rewound, nothing else
+    /// ([`Session::is_whole`]).
+    More(usize),
     /// Those after the last token.
     Last,
     /// Those after every token.
@@ -75,6 +80,15 @@ impl Output {
         let best = logits.iter().position(|v| v.is_nan()).unwrap_or_else(|| argmax(logits) as usize);
         Output::Argmax { token: best as u32, logit: logits[best] }
     }
+}
+
+/// Rows of prompts in the layers that need not compute all of them.
+#[derive(Clone, Copy, Debug, Default)]
+pub struct SparedRows {
+    /// Rows of the batches, summed over these layers.
+    pub all: usize,
+    /// Those of them that were computed.
+    pub computed: usize,
 }
 
 /// The progress of reading a prompt.
@@ -190,6 +204,11 @@ impl Session {
         self.decode_stats
     }
 
+    /// What prompts left out so far; all zeros for a model whose prompts leave nothing out.
+    pub fn spared_rows(&self) -> SparedRows {
+        self.spared_rows
+    }
+
     /// Fails if a sequence that has `used` tokens cannot have these too.
     ///
     /// # Errors
@@ -243,10 +262,11 @@ impl Session {
     fn forward_once(&mut self, parts: &[(usize, &[u32], Want)], looking: &mut Looking<'_>) -> Result<Vec<Output>> {
         self.check_parts(parts)?;
         let mut outputs: Vec<Output> = parts.iter().map(|_| Output::Logits(Vec::new())).collect();
-        for (output, &part) in outputs.iter_mut().zip(parts).filter(|(_, p)| p.1.len() > 1) {
+        let is_single = |p: &(usize, &[u32], Want)| p.1.len() == 1 && !matches!(p.2, Want::More(_));
+        for (output, &part) in outputs.iter_mut().zip(parts).filter(|(_, p)| !p.1.is_empty() && !is_single(p)) {
             *output = self.read_prompt(part, looking)?;
         }
-        let singles: Vec<usize> = (0..parts.len()).filter(|&i| parts[i].1.len() == 1).collect();
+        let singles: Vec<usize> = (0..parts.len()).filter(|&i| is_single(&parts[i])).collect();
         let deterministic_rows = self.options.deterministic || singles.len() <= FEW;
         let start = Instant::now();
         for group in singles.chunks(self.shape.n_batch.min(self.shape.n_output_rows)) {
@@ -276,7 +296,7 @@ impl Session {
         observer: Option<Observer<'_>>,
     ) -> Result<Vec<Output>> {
         let likely = self.likely_of(&rows.iter().map(|row| row.0).collect::<Vec<_>>());
-        let is_wanted = |want: Want| !matches!(want, Want::None | Want::From(1..));
+        let is_wanted = |want: Want| !matches!(want, Want::None | Want::More(_) | Want::From(1..));
         let output_rows: Vec<u32> = (0..rows.len() as u32).filter(|&i| is_wanted(rows[i as usize].2)).collect();
         let argmax_only = !output_rows.is_empty() && output_rows.iter().all(|&i| rows[i as usize].2 == Want::Argmax);
         let row = |(i, &(seq, token, _)): (usize, &(usize, u32, Want))| {
@@ -324,6 +344,10 @@ impl Session {
             Want::All | Want::From(_) => self.shape.n_batch.min(self.shape.n_output_rows),
             _ => self.shape.n_batch,
         };
+        let more = if let Want::More(n) = want { n } else { 0 };
+        // What the rows whose logits are wanted look at is not left out before them.
+        let wanted = if let Want::From(n) = want { n + 1 } else { usize::MAX };
+        let stop = self.seqs[seq].tokens.len() + wanted.min(tokens.len() + more);
         self.checkpoint(seq)?;
         let mut results = Vec::new();
         for (i, chunk) in tokens.chunks(n_batch).enumerate() {
@@ -336,8 +360,9 @@ impl Session {
                 Want::Last | Want::Argmax if first + chunk.len() == tokens.len() => vec![n - 1],
                 _ => Vec::new(),
             };
-            let end = first + chunk.len();
-            let left = if end / WHOLE > first / WHOLE { 0 } else { tokens.len() - end };
+            // To where the states are to be whole next: what that takes begins in the batches before.
+            let whole = (pos as usize / WHOLE + 1) * WHOLE;
+            let left = whole.min(stop).saturating_sub(pos as usize + chunk.len());
             let likely = if output_rows.is_empty() { None } else { self.likely_of(&[seq]) };
             let batch = Batch {
                 rows: chunk.iter().zip(pos..).map(row).collect(),
@@ -371,7 +396,7 @@ impl Session {
     ) -> Result<()> {
         let from = self.seqs[seq].tokens.len();
         // Going back from a half-read batch must not mean reading all batches before it again.
-        let is_whole = self.model_states().iter().all(|s| s.can_rewind(seq as u32, from));
+        let is_whole = self.is_whole(seq);
         let before = (first > 0 && self.is_overwritten() && is_whole).then(|| self.overwritten(seq)).transpose()?;
         let n_steps = self.engine.tape.model().len();
         let observer = reborrow(&mut looking.observer);
@@ -396,6 +421,11 @@ impl Session {
                 false => drop(self.go_to_checkpoint(seq)?), // reading it again would take as long
             }
             return Err(Interrupted.into());
+        }
+        let spared = self.engine.tape.model().iter().filter(|s| s.op.name() == "experts").filter_map(|s| s.last);
+        for reach in spared {
+            self.spared_rows.all += chunk.len();
+            self.spared_rows.computed += chunk.len() - batch.first(reach);
         }
         let (n, seconds) = (chunk.len(), start.elapsed().as_secs_f64().max(1e-9));
         tracing::trace!(
