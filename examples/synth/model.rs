@@ -9,7 +9,7 @@ mod vocab;
 use std::path::{Path, PathBuf};
 
 use anyhow::{Context, Result, bail};
-use tandem::gguf::{TensorType, Value, Writer};
+use tandem::gguf::{HOLES, TensorType, Value, Writer};
 use tandem::quant;
 
 use chain::Chain;
@@ -39,7 +39,7 @@ pub(crate) enum Kind {
     /// A router over a chain's embedding, whose rows have blocks of this many numbers: each part that changes slowly has
     /// this RMS in its outputs, what is the token's own 1.
     Router { slow: f32, block: usize },
-    /// A table in Q8_0 that is larger than a drive may be: always a hole.
+    /// A table in Q8_0 that is larger than a drive may be: always a hole, and the file says so.
     Hole,
     /// A matrix (n, 2 n) that takes the first half of its inputs as it is, in Q8_0.
     FirstHalf,
@@ -150,6 +150,11 @@ impl Synth {
         w.set("general.name", format!("{} shape, random weights", shape.name));
         for (key, value) in &model.meta {
             w.set(&format!("{}.{key}", model.arch), value.clone());
+        }
+        let meant = |t: &&Spec| matches!(t.kind, Kind::Hole);
+        let meant: Vec<String> = model.tensors.iter().filter(meant).map(|t| t.name.clone()).collect();
+        if !meant.is_empty() {
+            w.set(HOLES, meant);
         }
         w.set("general.file_type", self.mix.file_type()).set("general.quantization_version", 2u32);
         vocab::write(&mut w, n_vocab)?;

@@ -67,6 +67,8 @@ pub(crate) static SHAPES: &[Shape] = &[
     Shape { name: "deepseek-v4-pro", layers: 61, n_vocab: 129_280, build: |l, v| deepseek::V4_PRO.model(l, v) },
     Shape { name: "deepseek-v4.1-flash", layers: 40, n_vocab: 129_280, build: |l, v| deepseek41::FLASH.model(l, v) },
     Shape { name: "tiny-v4.1", layers: 40, n_vocab: 4096, build: |l, v| deepseek41::NARROW.model(l, v) },
+    Shape { name: "tiny-v4.1-4gb", layers: 40, n_vocab: 4096, build: |l, v| deepseek41::TABLES.model(l, v) },
+    Shape { name: "tiny-v4.1-20gb", layers: 40, n_vocab: 4096, build: |l, v| deepseek41::HOLES.model(l, v) },
     Shape { name: "gemma4-26b-a4b", layers: 30, n_vocab: 262_144, build: |l, v| gemma::A4B.model(l, v) },
     Shape { name: "gemma4-31b", layers: 60, n_vocab: 262_144, build: |l, v| gemma::DENSE_31B.model(l, v) },
     Shape { name: "gemma4-e4b", layers: 42, n_vocab: 262_144, build: |l, v| gemma::E4B.model(l, v) },

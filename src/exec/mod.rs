@@ -35,6 +35,7 @@ use crate::tape::{
 
 use halves::Lane;
 use residency::{ExpertSource, Residency};
+use tables::Tables;
 
 pub use cache::CacheStats;
 pub use device::{Device, Waits};
@@ -97,6 +98,8 @@ pub struct Engine {
     devices: Vec<Device>,
     /// The experts in memory, where others stay on the drive.
     residency: Option<Residency>,
+    /// The tables that stay in the file, if it has large ones.
+    tables: Option<Tables>,
 }
 
 /// The CPU's memory of a batch on its way through the plan.
@@ -129,7 +132,7 @@ impl Engine {
     /// that was opened for it.
     ///
     /// # Errors
-    /// [`NoMemory`] if the sequences' states need more memory than the machine has.
+    /// [`NoMemory`] if the sequences' states need more memory than the machine has; if a thread cannot be started.
     pub fn new(
         gguf: Arc<Gguf>,
         (tape, plan): (Tape, Plan),
@@ -156,7 +159,7 @@ impl Engine {
             pool.beside_gpu();
             pool_batch.iter().for_each(Pool::beside_gpu);
         }
-        tables::announce(&gguf, &tape);
+        let tables = Tables::open(&gguf, &tape)?;
         let lanes = [LaneMemory::new(&tape, &plan), LaneMemory::new(&tape, &plan)];
         Ok(Engine {
             gguf,
@@ -170,6 +173,7 @@ impl Engine {
             lanes,
             devices,
             residency: None,
+            tables,
         })
     }
 
@@ -241,7 +245,9 @@ impl Engine {
     }
 
     fn walk_stages(&mut self, batch: &Batch, stop: &AtomicBool, mut watch: Watch<'_>) -> Result<bool> {
-        tables::ask_for_rows(&self.gguf, &self.tape, &self.states, batch);
+        if let Some(tables) = &mut self.tables {
+            tables.ask_for_rows(&self.tape, &self.states, batch);
+        }
         // With several GPUs the CPU's time is one's alone anyway.
         let halves = match (&watch.observer, &self.devices[..]) {
             (None, [device]) if batch.part == 0 => device.halves(&self.plan, batch),
@@ -449,8 +455,9 @@ impl Engine {
         (i, rows): (usize, usize),
         outs: &mut [Vec<f32>],
     ) -> Result<()> {
-        let Engine { gguf, tape, plan, pool, pool_batch, states, expert_reads, weights, lanes, devices, residency } =
-            self;
+        let Engine {
+            gguf, tape, plan, pool, pool_batch, states, expert_reads, weights, lanes, devices, residency, ..
+        } = self;
         let batch = lane.batch;
         let pool = pool_batch.as_ref().filter(|_| batch.rows.len() > 1).unwrap_or(pool);
         let (step, PlaceMemory { buffers, work }) = (&tape.steps[i], &mut lanes[lane.number].places[place.index()]);

@@ -129,6 +129,17 @@ pub(super) struct FileBytes {
     mapped: Option<(Arc<Backing>, Vec<Range<usize>>)>,
 }
 
+/// How a part of a map is used.
+#[derive(Clone, Copy, Debug)]
+pub(super) enum Use {
+    /// It is read here and there.
+    Scattered,
+    /// It is read soon.
+    Soon,
+    /// It is not read for now: its pages may leave the program's memory.
+    Done,
+}
+
 #[derive(Debug)]
 enum Backing {
     Map(GuardedMap),
@@ -243,12 +254,22 @@ impl FileBytes {
     }
 
     /// Tells the system how a part of a tensor will be read, where it is in the file's map: a wish that it may not grant.
-    #[cfg(unix)]
-    pub(super) fn advise(&self, tensor: Range<usize>, part: Range<usize>, how: memmap2::Advice) {
+    pub(super) fn advise(&self, tensor: Range<usize>, part: Range<usize>, use_of: Use) {
         let map = self.mapped.as_ref().filter(|_| self.stays(&tensor)).map_or(&self.store, |(map, _)| map);
-        if let Backing::Map(GuardedMap { map, .. }) = &**map {
-            let _ = map.advise_range(how, part.start, part.len());
-        }
+        let Backing::Map(GuardedMap { map, .. }) = &**map else { return };
+        #[cfg(unix)]
+        let _ = match use_of {
+            Use::Scattered => map.advise_range(memmap2::Advice::Random, part.start, part.len()),
+            Use::Soon => map.advise_range(memmap2::Advice::WillNeed, part.start, part.len()),
+            // SAFETY: nothing ever writes to a map of a model's file, so whoever reads these pages again, now or later, gets
+            // what they held: the file's bytes.
+            #[allow(unsafe_code)]
+            Use::Done => unsafe {
+                map.unchecked_advise_range(memmap2::UncheckedAdvice::DontNeed, part.start, part.len())
+            },
+        };
+        #[cfg(not(unix))]
+        let _ = (map, part, use_of);
     }
 
     /// Whether the bytes are in the file's map.

@@ -30,11 +30,12 @@ pub use nodes::OnNodes;
 pub(crate) use nodes::OverNodes;
 pub use parse::{Header, parse, parse_beginning};
 pub use split::{shard_name, shard_of};
+pub use unwritten::HOLES;
 pub use write::Writer;
 
 use crate::quant::{self, QuantType};
 use anyhow::{Result, bail};
-use map::FileBytes;
+use map::{FileBytes, Use};
 use std::collections::HashMap;
 use std::fmt;
 use std::fs::File;
@@ -383,11 +384,12 @@ impl Gguf {
 
     /// Tells the system that rows of a table are read here and there: it then reads no more than it is asked for.
     pub fn reads_scattered(&self, table: &Tensor) {
-        self.files[table.shard].bytes.advise(table.range(), table.range(), memmap2::Advice::Random);
+        self.files[table.shard].bytes.advise(table.range(), table.range(), Use::Scattered);
     }
 
     /// Tells the system that these rows of a table, of `row` bytes each, will be read soon, so that it begins with what it
-    /// does not have in memory. Returns at once.
+    /// does not have in memory. It need not have read them when this returns, but may take as long as the drive takes to
+    /// accept the requests.
     pub fn will_read(&self, table: &Tensor, row: usize, rows: &[usize]) {
         const PAGE: usize = 4096;
         let start = table.range().start;
@@ -400,8 +402,14 @@ impl Gguf {
                 run.end = run.end.max(next.end);
             }
             let bytes = (run.start * PAGE).max(start)..(run.end * PAGE).min(table.range().end);
-            self.files[table.shard].bytes.advise(table.range(), bytes, memmap2::Advice::WillNeed);
+            self.files[table.shard].bytes.advise(table.range(), bytes, Use::Soon);
         }
+    }
+
+    /// Tells the system that what was read of a table need not stay in the program's memory: pages that it keeps in its own
+    /// are found there again.
+    pub fn was_read(&self, table: &Tensor) {
+        self.files[table.shard].bytes.advise(table.range(), table.range(), Use::Done);
     }
 
     /// Whether a tensor was left in its file when [`Gguf::settle`] read the others into memory.

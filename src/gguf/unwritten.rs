@@ -9,12 +9,18 @@
 //! of them when they copy. So a matrix of which an eighth is missing refuses the file, and less is
 //! told. Vectors are left out, since a bias may well be zero. In a whole file this takes a few system
 //! calls and reads one page.
+//!
+//! A file may name tensors that are meant to be holes ([`HOLES`]): a synthetic model's tables, which would fill a drive. No
+//! published model has that key, so a download that stopped within a table is found as one within any other tensor.
 
 use std::ops::Range;
 
 use anyhow::{Result, bail};
 
 use super::{Gguf, Tensor};
+
+/// Metadata key: the names of tensors that are meant to be holes.
+pub const HOLES: &str = "tandem.holes";
 
 /// Parts of a tensor that are looked at, and the bytes that are read of each.
 const PARTS: usize = 8;
@@ -26,16 +32,18 @@ impl Gguf {
     /// Looks for data that was never written. Returns, in words, what may be missing.
     ///
     /// # Errors
-    /// If a matrix lacks so much that it cannot be meant; the message names the file and the tensors.
+    /// If a matrix lacks so much that it cannot be meant; the message names the file and the tensors. If the file's list of
+    /// holes is no list of names.
     pub fn check_written(&self) -> Result<Vec<String>> {
         let mut notices = Vec::new();
+        let meant = self.meta.opt::<&[String]>(HOLES)?.unwrap_or_default();
         for (shard, file) in self.files.iter().enumerate() {
             let holes = file.bytes.holes();
             let mut tensors: Vec<&Tensor> = self.tensors.iter().filter(|t| t.shard == shard).collect();
             tensors.sort_by_key(|t| t.offset);
             let mut missing: Vec<(&Tensor, usize)> = Vec::new();
             let mut at_end = file.bytes.is_file();
-            for t in tensors.into_iter().rev().filter(|t| is_matrix(t)) {
+            for t in tensors.into_iter().rev().filter(|t| is_matrix(t) && !meant.contains(&t.name)) {
                 let holed = in_holes(&holes, &t.range());
                 // A hole is not read: each of its pages would be made first.
                 let zeros = match (at_end, holed == t.bytes) {

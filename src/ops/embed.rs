@@ -3,7 +3,7 @@
 use anyhow::Result;
 
 use crate::cuda::{Grid, int, launch};
-use crate::tape::{Builder, CpuIo, GpuIo, Op, Role, Slot, Weight};
+use crate::tape::{Batch, Builder, CpuIo, GpuIo, Op, Role, Slot, State, Weight};
 
 #[derive(Debug)]
 struct Embed {
@@ -33,6 +33,10 @@ impl Op for Embed {
 
     fn gpu_refuses(&self) -> Option<String> {
         self.mapped.then(|| "a table that stays in the file".into())
+    }
+
+    fn rows_ahead(&self, batch: &Batch, _: &[&State]) -> Vec<usize> {
+        batch.rows.iter().map(|row| row.token as usize).collect()
     }
 
     fn by_row(&self) -> bool {

@@ -3,7 +3,7 @@
 use crate::{data, folder, must_say, sample};
 use std::fs;
 use std::io;
-use tandem::gguf::{Gguf, TensorType, Writer};
+use tandem::gguf::{Gguf, HOLES, TensorType, Writer};
 
 #[test]
 fn a_file_on_disk_and_one_in_memory_are_the_same_bytes() {
@@ -117,4 +117,24 @@ fn a_file_of_another_writer_is_copied_byte_for_byte() {
     let path = data("models/qwen3moe.gguf");
     let m = Gguf::open(&path).unwrap();
     assert!(copy(&m).to_bytes().unwrap() == fs::read(&path).unwrap());
+}
+
+#[test]
+#[cfg(target_os = "linux")] // elsewhere file systems may write holes as zeros
+fn holes_that_a_file_says_are_meant_are_no_unfinished_download_and_others_are() {
+    let path = folder("meant").join("m.gguf");
+    let check = |meant: &[&str]| {
+        let mut w = Writer::new();
+        w.set(HOLES, meant.iter().map(|name| name.to_string()).collect::<Vec<_>>());
+        w.add_tensor("a", &[64, 4096], TensorType::I8, |out| out.write_all(&[7; 64 << 12])).unwrap();
+        w.add_hole("table", &[64, 4096], TensorType::I8).unwrap();
+        w.add_hole("torn", &[64, 4096], TensorType::I8).unwrap();
+        w.write(&path).unwrap();
+        Gguf::open(&path).unwrap().check_written()
+    };
+    assert!(check(&["table", "torn"]).unwrap().is_empty());
+    let said = check(&["table"]).unwrap_err().to_string();
+    assert!(said.contains("\"torn\"") && !said.contains("\"table\""), "{said}");
+    let said = check(&[]).unwrap_err().to_string();
+    assert!(said.contains("\"torn\"") && said.contains("\"table\""), "{said}");
 }

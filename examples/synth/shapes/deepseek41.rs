@@ -21,6 +21,9 @@ pub(super) const FLASH: V41 =
 /// All layers with few and small experts, for what depends on the layers.
 pub(super) const NARROW: V41 =
     V41 { n_embd: 512, heads: 8, dim: 128, q_rank: 256, o_rank: 128, n_expert: 16, n_ff: 256, part: 1000 };
+/// That with tables of 4.5 GB each, and with tables of 20 GB, which are holes: for what happens to tables alone.
+pub(super) const TABLES: V41 = V41 { part: 690_000, ..NARROW };
+pub(super) const HOLES: V41 = V41 { part: 3_100_000, ..NARROW };
 
 impl V41 {
     pub(super) const LAYERS: usize = 40;
