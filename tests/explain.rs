@@ -609,6 +609,25 @@ fn published_parameter_counts_are_those_of_full_size_headers() {
     assert!(off.is_empty(), "more than 1% off: {off:?}");
 }
 
+#[test]
+fn of_layers_that_share_rows_or_leave_prompts_out_it_is_said_which_and_what_is_not_used_takes_a_line() {
+    let dir = Path::new(env!("CARGO_TARGET_TMPDIR")).join("v41");
+    std::fs::create_dir_all(&dir).unwrap();
+    let mix = "MXFP4,attn=Q8_0".parse().unwrap();
+    let synth = model::Synth { layers: None, mix, seed: 1, vocab: None, holes: model::Holes::All };
+    let path = synth.write("deepseek-v4.1-flash", None, &dir.join("header.gguf")).unwrap()[0].0.clone();
+    let args = [path.to_str().unwrap(), "--vram", "24GB", "--ram", "256GB", "--drive-gbps", "3"];
+    let text = explain(&args).split_whitespace().collect::<Vec<_>>().join(" ");
+    assert_eq!(text.matches("Not used:").count(), 1, "{text}");
+    for words in [
+        "Not used: 40 tensors blk.N.exp_probs_b_vl.bias",
+        "rather than a copy of the rows: 2 to 7; 8 to 13; 14 to 19; 20 to 39.",
+        "7.9 billion of the parameters: all of the layers before 20, and what layer 20 keeps of every token.",
+    ] {
+        assert!(text.contains(words), "{words} is not in {text}");
+    }
+}
+
 /// What is said of any file, with the exit status.
 fn explain_any(args: &[&str]) -> (Option<i32>, String) {
     let o = common::program(&[&["explain", "--ram-gbps", "50"], args].concat(), b"");

@@ -1,7 +1,7 @@
 //! What a tape and a plan tell beyond the header: the parts of the model, what a token reads, what
 //! is where.
 
-use std::collections::HashSet;
+use std::collections::{BTreeMap, BTreeSet, HashSet};
 
 use anyhow::Result;
 
@@ -63,6 +63,8 @@ pub(super) struct PlacementFacts {
     pub(super) words: String,
     pub(super) refused: Vec<Refused>,
     pub(super) less: Option<String>,
+    /// Groups of layers that share rows, and so are at one place.
+    pub(super) together: Vec<String>,
     /// GPU memory that is free and that is needed; None without a GPU.
     pub(super) vram: Option<usize>,
     pub(super) needed: usize,
@@ -85,6 +87,7 @@ impl PlacementFacts {
             },
             refused: p.refused.clone(),
             less: p.less.clone(),
+            together: sharing_layers(&p.tape),
             vram: m.vram,
             needed: p.footprint.total(),
         }
@@ -153,8 +156,9 @@ pub(super) struct ModelFacts {
     pub(super) unused_keys: Vec<UnusedKey>,
     /// What is taken as known where the file does not say.
     pub(super) notes: Vec<String>,
-    /// Parameters that one token of a long prompt is multiplied with, where the last layers leave most of it out.
-    pub(super) prompt_active: Option<usize>,
+    /// The first layer that leaves out most of a long prompt, where one does, and the parameters that a token is multiplied
+    /// with which is left out there.
+    pub(super) prompt_active: Option<(usize, usize)>,
     pub(super) parts: Vec<PartFacts>,
     pub(super) tied: bool,
     pub(super) bytes_per_token: usize,
@@ -197,7 +201,7 @@ impl ModelFacts {
             unused: unused(gguf, tape),
             unused_keys: tape.unused_keys.clone(),
             notes: tape.notes.clone(),
-            prompt_active: tape.spares_rows.then(|| prompt_active(tape)),
+            prompt_active: prompt_active(tape),
             parts,
             tied,
             bytes_per_token: tape.bytes_per_token(),
@@ -211,15 +215,18 @@ impl ModelFacts {
     }
 }
 
-/// Parameters that a token in the middle of a long prompt is multiplied with.
-fn prompt_active(tape: &Tape) -> usize {
+/// The first layer with steps that leave rows of a long prompt out, and the parameters of the steps that leave none out, as
+/// far as a token is multiplied with them. The head is for the last token alone.
+fn prompt_active(tape: &Tape) -> Option<(usize, usize)> {
+    let first = tape.model().iter().find(|s| s.last.is_some())?.layer?;
     let of_all = |s: &&Step| s.last.is_none() && s.outs.iter().all(|x| tape.slots[x.0 as usize].rows == RowSet::All);
     let active = |s: &Step| {
         let list = weights(tape, s);
         let (bytes, all): (usize, usize) = (list.iter().map(|w| w.bytes).sum(), list.iter().map(|w| w.count()).sum());
         all as f64 * s.op.bytes_per_token(&list) as f64 / bytes.max(1) as f64
     };
-    tape.model().iter().filter(of_all).filter(|s| s.share != ExpertShare::OnGpu).map(active).sum::<f64>() as usize
+    let all = tape.model().iter().filter(of_all).filter(|s| s.share != ExpertShare::OnGpu);
+    Some((first, all.map(active).sum::<f64>() as usize))
 }
 
 /// The parts of a model in the order of reports, and whether the head reads the embedding again.
@@ -282,16 +289,53 @@ fn places(m: &PlacedModel<'_>, n_ctx: usize) -> Vec<PlaceFacts> {
     places
 }
 
-/// The tensors that the family leaves alone, by prefix.
+/// The tensors that the family leaves alone, by prefix: those of one name in several layers together, as `blk.N.name`.
 fn unused(gguf: &Gguf, tape: &Tape) -> Vec<UnusedFacts> {
-    tape.ignored
-        .iter()
-        .map(|(prefix, why)| {
-            let hit = || gguf.tensors.iter().filter(|t| t.name.starts_with(prefix));
-            UnusedFacts { prefix: prefix.clone(), why, tensors: hit().count(), bytes: hit().map(|t| t.bytes).sum() }
-        })
-        .filter(|u| u.tensors > 0)
-        .collect()
+    let of_layers = |prefix: &str| {
+        let (layer, name) = prefix.strip_prefix("blk.")?.split_once('.')?;
+        (layer == "N" || layer.parse::<usize>().is_ok()).then(|| format!("blk.N.{name}"))
+    };
+    let mut all: Vec<UnusedFacts> = Vec::new();
+    for (prefix, why) in &tape.ignored {
+        let hit = || gguf.tensors.iter().filter(|t| t.name.starts_with(prefix));
+        let (tensors, bytes) = (hit().count(), hit().map(|t| t.bytes).sum());
+        let shared = of_layers(prefix);
+        let same = |u: &&mut UnusedFacts| u.why == *why && shared.is_some() && of_layers(&u.prefix) == shared;
+        match (all.iter_mut().find(same), &shared) {
+            _ if tensors == 0 => {}
+            (Some(u), Some(name)) => {
+                (u.tensors, u.bytes) = (u.tensors + tensors, u.bytes + bytes);
+                u.prefix.clone_from(name);
+            }
+            _ => all.push(UnusedFacts { prefix: prefix.clone(), why, tensors, bytes }),
+        }
+    }
+    all
+}
+
+/// Layers of which some read rows that another keeps, in words: `2 to 7`.
+fn sharing_layers(tape: &Tape) -> Vec<String> {
+    let groups = plan::shared_states(tape);
+    let mut layers: BTreeMap<usize, BTreeSet<usize>> = BTreeMap::new();
+    for (step, group) in tape.model().iter().zip(groups) {
+        if let (Some(layer), Some(group)) = (step.layer, group) {
+            layers.entry(group).or_default().insert(layer);
+        }
+    }
+    layers.into_values().filter(|of| of.len() > 1).map(ranges).collect()
+}
+
+/// Rising numbers in words, those that follow each other as a range.
+fn ranges(numbers: BTreeSet<usize>) -> String {
+    let mut runs: Vec<(usize, usize)> = Vec::new();
+    for n in numbers {
+        match runs.last_mut() {
+            Some((_, last)) if *last + 1 == n => *last = n,
+            _ => runs.push((n, n)),
+        }
+    }
+    let run = |(from, to): (usize, usize)| if from == to { from.to_string() } else { format!("{from} to {to}") };
+    runs.into_iter().map(run).collect::<Vec<_>>().join(", ")
 }
 
 /// A line of the table of steps.

@@ -153,7 +153,7 @@ pub(super) fn object(f: &ModelFacts, fit: &MemoryFit, speed: &Speed) -> Value {
     object["weights"]["unused"] = unused.collect();
     object["unused_metadata"] = keys.collect();
     object["notes"] = json!(f.notes);
-    object["prompt_active_parameters"] = json!(f.prompt_active);
+    object["prompt_active_parameters"] = json!(f.prompt_active.map(|(_, n)| n));
     object["parts"] = parts.collect();
     object["bytes_per_token"] = f.bytes_per_token.into();
     object["state"] = json!({

@@ -105,8 +105,13 @@ pub(super) fn report(f: &ModelFacts, fit: &MemoryFit, speed: &Speed, numa: &str)
     }
     out += &unused_keys(f);
     out += &f.notes.iter().map(|note| wrapped(&format!("Taken as known: {note}."))).collect::<String>();
-    if let Some(n) = f.prompt_active {
-        out += &wrapped(&format!("Of a long prompt each token is multiplied with {} of the parameters.", count(n)));
+    if let Some((layer, n)) = f.prompt_active {
+        let before = if layer > 0 { format!("all of the layers before {layer}, and ") } else { String::new() };
+        out += &wrapped(&format!(
+            "Of a long prompt each token but those at its end is multiplied with {} of the parameters: {before}what layer \
+             {layer} keeps of every token.",
+            count(n)
+        ));
     }
 
     out += "\nWeights, and what one decoded token reads of them\n";
@@ -273,6 +278,12 @@ fn placement(p: &PlacementFacts) -> String {
     };
     if let Some(n) = p.batch {
         out += &wrapped(&format!("Prompts are read in batches of {n} tokens, chosen for this placement (-ub N)."));
+    }
+    if !p.together.is_empty() && p.needed > 0 {
+        out += &wrapped(&format!(
+            "Layers that read the same cached rows have their attention at one place, rather than a copy of the rows: {}.",
+            p.together.join("; ")
+        ));
     }
     if let Some(less) = &p.less {
         out += &wrapped(&format!("Less than requested: {less}."));

@@ -11,7 +11,7 @@ macro_rules! say {
 }
 
 use crate::quant::activations::{Act, ActRow, Acts, CHUNK, PanelForm, odd_values};
-use crate::quant::panels::{PanelScratch, ROWS, WeightRows};
+use crate::quant::panels::{Panel, PanelScratch, PanelSpec, ROWS, WeightRows};
 use crate::quant::rng::Rng;
 use crate::quant::rows::blocks::put_f16;
 use crate::quant::types::{Kernel, MOST_TOKENS, QuantType};
@@ -362,6 +362,14 @@ pub(crate) fn panels(ty: &'static QuantType) {
         }
         say!("{:8} {:7} panels: worst error {worst:.1e} of the magnitudes (limit 2e-6)", ty.name, isa.name());
     }
+}
+
+/// Decodes these bytes of a row into the first row of a panel, by the scalar decoder.
+pub(crate) fn filled_by_scalar(spec: &PanelSpec, row: &[u8], bytes: std::ops::Range<usize>, panel: &mut Panel) {
+    let (isa, fill) = spec.fill.last().expect("a scalar decoder");
+    assert_eq!(*isa, Isa::Scalar);
+    // SAFETY: every CPU has the scalar instruction set.
+    unsafe { fill(&WeightRows { w: row, stride: row.len(), rows: 1 }, bytes, panel) }
 }
 
 /// A token's products of floats have the same bits alone and among a hundred tokens, on every

@@ -2,7 +2,7 @@
 //! emulated ones. Which of the two is printed.
 
 use super::TYPES;
-use super::check::{extreme, random_acts, random_rows};
+use super::check::{extreme, filled_by_scalar, random_acts, random_rows};
 use crate::quant::activations::{Acts, CHUNK, PanelForm};
 use crate::quant::panels::{Panel, PanelScratch, ROWS, WeightRows, shares_min};
 use crate::quant::rng::Rng;
@@ -54,12 +54,7 @@ fn rounded(ty: &QuantType, row: &[u8], n: usize) -> Vec<f64> {
     for at in (0..n).step_by(CHUNK) {
         let len = CHUNK.min(n - at);
         let bytes = ty.row_bytes(at)..ty.row_bytes(at + len);
-        let (_, fill) = spec.fill.last().expect("a scalar decoder");
-        #[allow(unsafe_code)]
-        // SAFETY: every CPU has the scalar instruction set.
-        unsafe {
-            fill(&WeightRows { w: row, stride: row.len(), rows: 1 }, bytes, &mut panel)
-        };
+        filled_by_scalar(spec, row, bytes, &mut panel);
         values.extend((0..len).map(|k| {
             let code = panel.codes[k / 4][k % 4] as i8 as f32;
             let min = if spec.mins { panel.min[k / shares_min(spec.group)][0] } else { 0.0 };
