@@ -368,8 +368,11 @@ pub(crate) fn panels(ty: &'static QuantType) {
 pub(crate) fn filled_by_scalar(spec: &PanelSpec, row: &[u8], bytes: std::ops::Range<usize>, panel: &mut Panel) {
     let (isa, fill) = spec.fill.last().expect("a scalar decoder");
     assert_eq!(*isa, Isa::Scalar);
+    #[allow(unsafe_code)]
     // SAFETY: every CPU has the scalar instruction set.
-    unsafe { fill(&WeightRows { w: row, stride: row.len(), rows: 1 }, bytes, panel) }
+    unsafe {
+        fill(&WeightRows { w: row, stride: row.len(), rows: 1 }, bytes, panel)
+    }
 }
 
 /// A token's products of floats have the same bits alone and among a hundred tokens, on every
