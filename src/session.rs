@@ -16,7 +16,7 @@ use std::sync::{Arc, OnceLock};
 
 use anyhow::{Result, bail};
 
-use crate::cpu::{Memory, NumaNodes, Pool};
+use crate::cpu::{Memory, Pool};
 use crate::cuda::Gpu;
 use crate::exec::{self, Device, Engine, GpuLost, RamPool, ReadAt, Weights};
 use crate::gguf::{Gguf, Load};
@@ -131,17 +131,6 @@ impl Default for Options {
             read_to_pin: false,
             gpu_fallback: false,
             drafts: 0,
-        }
-    }
-}
-
-impl Options {
-    /// How a model's files are opened at first: mapped, where the weights may be divided over NUMA nodes, which is decided
-    /// when the session is made; it then does what `load` says if they are not.
-    pub fn first_load(&self) -> Load {
-        match self.numa {
-            Numa::Auto | Numa::Distribute if NumaNodes::of_this_machine().is_ok() => Load::default(),
-            _ => self.load,
         }
     }
 }

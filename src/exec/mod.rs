@@ -245,9 +245,7 @@ impl Engine {
     }
 
     fn walk_stages(&mut self, batch: &Batch, stop: &AtomicBool, mut watch: Watch<'_>) -> Result<bool> {
-        if let Some(tables) = &mut self.tables {
-            tables.ask_for_rows(&self.tape, &self.states, batch);
-        }
+        self.tables.iter_mut().for_each(|tables| tables.ask_for_rows(&self.tape, &self.states, batch));
         // With several GPUs the CPU's time is one's alone anyway.
         let halves = match (&watch.observer, &self.devices[..]) {
             (None, [device]) if batch.part == 0 => device.halves(&self.plan, batch),

@@ -12,7 +12,7 @@ use super::ram::Needs;
 use super::{Options, RamPool};
 use crate::cpu::{Memory, NodeSplit, NumaNodes, Pool, WeightNode, default_threads, is_governed};
 use crate::exec;
-use crate::gguf::{Gguf, OnNodes, OverNodes};
+use crate::gguf::{Gguf, Load, OnNodes, OverNodes};
 use crate::plan::{Plan, Shape};
 use crate::tape::Tape;
 
@@ -243,6 +243,17 @@ fn lies(found: &OnNodes) -> String {
         0 => "where pages are cannot be told here".into(),
         n => {
             format!("{:.1}% of {n} pages that were looked at are on their node", found.right as f64 * 100.0 / n as f64)
+        }
+    }
+}
+
+impl Options {
+    /// How a model's files are opened at first: mapped, where the weights may be divided over NUMA nodes, which is decided
+    /// when the session is made; it then does what `load` says if they are not.
+    pub fn first_load(&self) -> Load {
+        match self.numa {
+            Numa::Auto | Numa::Distribute if NumaNodes::of_this_machine().is_ok() => Load::default(),
+            _ => self.load,
         }
     }
 }
