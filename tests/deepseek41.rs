@@ -405,7 +405,11 @@ fn in_the_middle_of_a_prompt_a_sequence_is_not_saved_but_goes_back() {
     let said = session.save(0, &mut Vec::new()).unwrap_err().to_string();
     assert!(said.contains("middle of a prompt"), "{said}");
     assert!(session.copy(0, 1, 100).is_err() && session.snapshot(0).is_err());
-    assert_eq!([100, 80, 49].map(|n| session.kept(0, n)), [50, 50, 0], "as rewinding does: from the last whole point before it");
+    assert_eq!(
+        [100, 80, 49].map(|n| session.kept(0, n)),
+        [50, 50, 0],
+        "as rewinding does: from the last whole point before it"
+    );
     assert_eq!(session.rewind(0, 80).unwrap(), 30, "the rest is read again");
     assert!(session.is_whole(0));
     let n_vocab = session.n_vocab();
