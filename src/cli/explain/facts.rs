@@ -322,7 +322,10 @@ fn sharing_layers(tape: &Tape) -> Vec<String> {
             layers.entry(group).or_default().insert(layer);
         }
     }
-    layers.into_values().filter(|of| of.len() > 1).map(ranges).collect()
+    let all: BTreeSet<BTreeSet<usize>> = layers.into_values().filter(|of| of.len() > 1).collect();
+    // What lies within another group, as layers that share choices do, is said with that.
+    let within = |of: &BTreeSet<usize>| all.iter().any(|other| other.len() > of.len() && of.is_subset(other));
+    all.iter().filter(|of| !within(of)).cloned().map(ranges).collect()
 }
 
 /// Rising numbers in words, those that follow each other as a range.
