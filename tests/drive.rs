@@ -92,7 +92,9 @@ fn logits_are_bit_equal_whatever_number_of_experts_is_in_memory() {
                 let before = stats(&s);
                 s.clear(0);
                 assert!(logits(&mut s, prompt) == want);
-                assert_eq!(stats(&s).bytes, before.bytes, "{}: what is in memory is not read again", r.name);
+                // Not the bytes: experts that no token has chosen yet may be read meanwhile.
+                let DriveStats { needed, hits, .. } = stats(&s);
+                assert_eq!(hits - before.hits, needed - before.needed, "{}: all is in memory by now", r.name);
             }
         }
     }
