@@ -462,6 +462,21 @@ pub mod x86 {
         ]
     }
 
+    /// Numbers of 16 rows, turned: row `w` has number `w` of every row.
+    #[inline]
+    #[target_feature(enable = "avx512f")]
+    pub fn turned_16(rows: &[[f32; 16]; 16]) -> [[f32; 16]; 16] {
+        let mut to = [[0.0; 16]; 16];
+        for (quarter, to) in to.as_chunks_mut::<4>().0.iter_mut().enumerate() {
+            let bytes: [&[u8; 16]; 16] =
+                std::array::from_fn(|r| bytemuck::cast_ref::<[f32; 4], [u8; 16]>(&rows[r].as_chunks::<4>().0[quarter]));
+            for (to, v) in to.iter_mut().zip(turn_words_16(bytes)) {
+                store_f32x16(to, _mm512_castsi512_ps(v));
+            }
+        }
+        to
+    }
+
     /// 16 half-precision floats (their bits, little-endian bytes) widened to f32.
     #[inline]
     #[target_feature(enable = "avx512f")]

@@ -531,11 +531,16 @@ fn a_process_whose_control_group_runs_short_of_memory_gives_slots_back_and_goes_
     let holds = group.command("dd", &["if=/dev/zero", "of=/dev/null", &held, "count=1000000"]).spawn().unwrap();
     let again = "while :; do cat \"$0\" > /dev/null; done";
     let reads = || group.command("sh", &["-c", again, file.to_str().unwrap()]).spawn().unwrap();
-    let others = [holds, reads(), reads(), reads()];
+    let mut others = vec![holds, reads(), reads(), reads()];
     let start = Instant::now();
     while gives_way() == 0 {
         assert!(ask() == first);
-        assert!(start.elapsed() < Duration::from_secs(120), "{}", std::fs::read_to_string(&errors).unwrap());
+        let waited = start.elapsed().as_secs();
+        assert!(waited < 240, "{}", std::fs::read_to_string(&errors).unwrap());
+        // A machine that is busy with something else lets them read less.
+        if waited > 20 * (others.len() as u64 - 3) {
+            others.push(reads());
+        }
     }
     (0..5).for_each(|_| assert!(ask() == first));
     assert_eq!(gives_way(), 1, "it is said once");

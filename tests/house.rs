@@ -103,6 +103,7 @@ fn unsafe_code_stands_only_in_its_named_files_and_says_what_it_leans_on() {
         "src/quant/rows/super_avx2.rs",
         "src/quant/activations/quantize.rs",
         "src/cpu/dense.rs",
+        "src/cpu/attention_tiles.rs",
         "src/cuda/mod.rs",
         "src/cuda/memory.rs",
         "src/cuda/open.rs",

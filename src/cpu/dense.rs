@@ -37,9 +37,21 @@ pub struct Rows<'a> {
 
 impl Rows<'_> {
     /// Values in a row.
-    fn width(&self) -> usize {
+    pub(super) fn width(&self) -> usize {
         let bytes = self.rows.first().map_or(0, |r| r.len());
         bytes / self.floats.bytes()
+    }
+
+    /// Values `16 i` to `16 i + 15` of a row.
+    #[cfg(target_arch = "x86_64")]
+    #[inline]
+    #[target_feature(enable = "avx512f")]
+    pub(super) fn load(&self, row: &[u8], i: usize) -> std::arch::x86_64::__m512 {
+        match self.floats {
+            Floats::Single => simd::x86::load_f32x16_bytes(&row.as_chunks().0[i]),
+            Floats::Half => simd::x86::load_f16x16(&row.as_chunks().0[i]),
+            Floats::Brain => simd::x86::load_bf16x16(&row.as_chunks().0[i]),
+        }
     }
 
     /// Value `i` of row `j`.

@@ -1,5 +1,8 @@
 //! The CPU's threads, the drivers of the weight kernels, and what this machine has.
 
+pub mod attention;
+#[cfg(target_arch = "x86_64")]
+mod attention_tiles;
 mod bandwidth;
 mod cgroup;
 pub mod dense;

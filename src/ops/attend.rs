@@ -16,9 +16,10 @@ use anyhow::Result;
 
 use super::cache::Kv;
 use crate::cpu;
-use crate::cpu::dense::{self, BLOCK, COLS, Queries};
+use crate::cpu::attention::{self, ProductBuffers, Products, Soft};
+use crate::cpu::dense::{self, BLOCK, COLS};
 use crate::cuda::{CacheArg, Grid, Ptr, int, launch};
-use crate::quant::Floats;
+use crate::quant::{Floats, PanelForm};
 use crate::simd::exp;
 use crate::tape::{Batch, Builder, CpuIo, GpuIo, Op, Role, Slot, State, StateId, StateUse, Table, WeightId};
 
@@ -158,8 +159,13 @@ struct AttendOp {
 const CHUNK: usize = 512;
 /// Query rows (heads of a group, times tokens) that share a block's decoded keys, about.
 const TILE: usize = 64;
-/// Below every score.
-const LOWEST: f32 = -1e30;
+/// The same where matrix tiles multiply them, which takes longer to prepare keys. 256 rows would take another seventh off,
+/// and leave half as many pieces of work for many threads.
+const TILE_ROWS: usize = 128;
+/// Query rows of a tile, and rows of the batch, from which matrix tiles are used (`cpu/attention_tiles.rs` has the times):
+/// the second as for products with weights, so that steps of few tokens have the same bits on every CPU with AVX-512. Caches
+/// of f32, which hold more than tiles multiply, never go that way.
+const TILE_FROM: (usize, usize) = (16, PanelForm::TILES_FROM);
 
 /// Tokens of one sequence, neighbours in the batch.
 #[derive(Clone, Copy)]
@@ -200,6 +206,8 @@ struct AttendCall<'a> {
     select: Option<&'a [f32]>,
     /// Blocks of the first cache for each token.
     blocks: Option<BlockLists<'a>>,
+    /// Whether rows are multiplied by matrix tiles, where there are enough of them.
+    tiled: bool,
 }
 
 /// See [`Selected`].
@@ -213,50 +221,14 @@ struct BlockLists<'a> {
 /// A thread's memory.
 #[derive(Default)]
 struct ThreadBuffers {
-    q: Queries,
+    products: ProductBuffers,
     decoded: Vec<f32>,
-    scores: Vec<[f32; BLOCK]>,
     chunk: Vec<f32>,
+    limits: Vec<[usize; 2]>,
 }
 
 thread_local! {
     static SCRATCH: RefCell<ThreadBuffers> = RefCell::default();
-}
-
-/// The softmax of some keys for some query rows: the largest score, the sum of the others' ratios to it, and the sum of
-/// the values in those proportions, a row after the other.
-struct Soft<'a> {
-    most: &'a mut [f32],
-    sum: &'a mut [f32],
-    out: &'a mut [f32],
-    width: usize,
-}
-
-impl<'a> Soft<'a> {
-    /// `rows` rows of `width` columns, in a buffer of `rows * (width + 2)` values.
-    fn new(rows: usize, width: usize, buffer: &'a mut [f32]) -> Soft<'a> {
-        let (most, rest) = buffer.split_at_mut(rows);
-        let (sum, rest) = rest.split_at_mut(rows);
-        Soft { most, sum, out: &mut rest[..rows * width], width }
-    }
-
-    fn clear(&mut self) {
-        self.most.fill(LOWEST);
-        self.sum.fill(0.0);
-        self.out.fill(0.0);
-    }
-
-    /// Adds another's keys.
-    fn join(&mut self, other: &Soft<'_>) {
-        for r in 0..self.most.len() {
-            let most = self.most[r].max(other.most[r]);
-            let (x, y) = (exp(self.most[r] - most), exp(other.most[r] - most));
-            let at = r * self.width..(r + 1) * self.width;
-            dense::blend(&mut self.out[at.clone()], x, &other.out[at], y);
-            self.sum[r] = self.sum[r] * x + other.sum[r] * y;
-            self.most[r] = most;
-        }
-    }
 }
 
 impl AttendCall<'_> {
@@ -308,7 +280,8 @@ impl AttendCall<'_> {
     /// The batch as tiles.
     fn tiles(&self) -> Vec<Tile> {
         let alone = self.select.is_some() || self.blocks.is_some();
-        let most = if alone { 1 } else { (TILE / self.per_kv()).max(1) };
+        let rows = if self.tiled { TILE_ROWS } else { TILE };
+        let most = if alone { 1 } else { (rows / self.per_kv()).max(1) };
         let mut tiles: Vec<Tile> = Vec::new();
         for (t, row) in self.rows.iter().enumerate() {
             let (start, end) = self.visible_to_any(t);
@@ -333,12 +306,13 @@ impl AttendCall<'_> {
             let head = (tile.from + i / per_kv) * a.heads + part.kv_head * per_kv + i % per_kv;
             &self.q[head * a.k_dim..][..a.k_dim]
         });
-        s.q.set(a.k_dim, a.scale, rows);
+        let ThreadBuffers { products, decoded, chunk: buffer, limits } = s;
+        let tiled = self.tiled && rows.len() >= TILE_FROM.0;
+        let mut products = Products::new(products, tiled, (a.k_dim, a.scale), rows);
         soft.clear();
-        let mut buffer = std::mem::take(&mut s.chunk);
-        buffer.resize(tile.n * per_kv * (soft.width + 2), 0.0);
+        buffer.resize(products.rows() * (soft.width + 2), 0.0);
         for c in part.chunks.clone() {
-            let mut chunk = Soft::new(tile.n * per_kv, soft.width, &mut buffer);
+            let mut chunk = Soft::new(products.rows(), soft.width, buffer);
             chunk.clear();
             let n_own = tile.own.1 - tile.own.0;
             let (first, own) = if c < n_own { (tile.own.0 + c, true) } else { (c - n_own, false) };
@@ -351,13 +325,13 @@ impl AttendCall<'_> {
             let mut at = first * CHUNK;
             while at < most.1.min((first + 1) * CHUNK) {
                 if at + BLOCK > most.0 {
-                    self.block(part, own, (at, (at + BLOCK).min(most.1)), s, &mut chunk);
+                    let keys = (at, (at + BLOCK).min(most.1));
+                    self.block(part, own, keys, (&mut products, decoded, limits), &mut chunk);
                 }
                 at += BLOCK;
             }
             soft.join(&chunk);
         }
-        s.chunk = buffer;
     }
 
     /// Adds the keys `from..to`, a block or its beginning, to a chunk's softmax.
@@ -366,10 +340,10 @@ impl AttendCall<'_> {
         part: &KeyChunks,
         own: bool,
         (from, to): (usize, usize),
-        s: &mut ThreadBuffers,
+        (products, decoded, limits): (&mut Products<'_>, &mut Vec<f32>, &mut Vec<[usize; 2]>),
         chunk: &mut Soft<'_>,
     ) {
-        let (a, tile, per_kv) = (self.a, part.tile, self.per_kv());
+        let (a, tile) = (self.a, part.tile);
         let (keys, values) = match (own, self.extra) {
             (false, Some((rows, _))) => (rows, rows),
             _ => (self.keys, self.values),
@@ -378,34 +352,20 @@ impl AttendCall<'_> {
         let cached = |cache, from, dim| self.cached(cache, part, own, from, dim);
         let (k, v) = (cached(keys, from, a.k_dim), cached(values, from, a.v_dim));
         let (mut decoded_k, mut decoded_v) = ([&[][..]; BLOCK], [&[][..]; BLOCK]);
-        s.scores.resize(tile.n * per_kv, [0.0; BLOCK]);
         // While keys are multiplied their values are asked for, and during those the next keys.
-        let k = floats(keys, &k[..n], a.k_dim, &mut s.decoded, &mut decoded_k, &v[..n]);
-        dense::scores(&s.q, k, &mut s.scores);
-        for i in 0..tile.n {
+        products.scores(floats(keys, &k[..n], a.k_dim, decoded, &mut decoded_k, &v[..n]));
+        limits.clear();
+        for token in tile.from..tile.from + tile.n {
             let (start, end) = match own {
-                true => self.visible(tile.from + i, part.kv_head),
-                false => (0, self.visible_extra(tile.from + i)),
+                true => self.visible(token, part.kv_head),
+                false => (0, self.visible_extra(token)),
             };
-            let (low, high) = (start.clamp(from, to) - from, end.clamp(from, to) - from);
-            for r in i * per_kv..(i + 1) * per_kv {
-                let scores = &mut s.scores[r];
-                scores[..low].fill(0.0);
-                scores[high..].fill(0.0);
-                let seen = &mut scores[low..high];
-                let most = dense::largest(seen, a.soft_cap).max(chunk.most[r]);
-                let sum = dense::exponentials(seen, most);
-                let less = exp(chunk.most[r] - most);
-                if less != 1.0 {
-                    chunk.out[r * chunk.width..][..chunk.width].iter_mut().for_each(|o| *o *= less);
-                }
-                chunk.sum[r] = chunk.sum[r] * less + sum;
-                chunk.most[r] = most;
-            }
+            let seen = [start, end].map(|at| at.clamp(from, to) - from);
+            limits.extend(std::iter::repeat_n(seen, self.per_kv()));
         }
+        products.softmax(n, limits, a.soft_cap, chunk);
         let after = if own { cached(keys, from + BLOCK, a.k_dim) } else { [&[][..]; BLOCK] };
-        let v = floats(values, &v[..n], a.v_dim, &mut s.decoded, &mut decoded_v, &after);
-        dense::mix(&s.scores, v, chunk.out);
+        products.mix(floats(values, &v[..n], a.v_dim, decoded, &mut decoded_v, &after), chunk);
     }
 
     /// The first `dim` columns of the part's head of the rows from `from` on; nothing for those that are not there.
@@ -466,6 +426,11 @@ fn floats<'a>(
     dense::Rows { rows: &rows[..cached.len()], floats: Floats::Single, next }
 }
 
+/// Whether a cache holds f32.
+fn is_single(cache: &State) -> bool {
+    cache.ty().kv.as_ref().is_some_and(|kv| kv.floats == Some(Floats::Single))
+}
+
 impl Op for AttendOp {
     fn name(&self) -> &'static str {
         "attend"
@@ -486,6 +451,10 @@ impl Op for AttendOp {
                 _ => None,
             },
             blocks: self.blocks.map(|(size, lists)| BlockLists { list: io.ins[1], size, lists }),
+            tiled: attention::has_tiles()
+                && io.states.iter().all(|s| !is_single(s))
+                && !io.batch.deterministic_rows
+                && io.batch.rows.len() >= TILE_FROM.1,
         };
         let mut tiles = work.tiles();
         // Chunks by themselves only where there is too little else to share out: each needs room for its results.

@@ -1,4 +1,4 @@
-//! The matrix tiles of Intel's CPUs (AMX): whether this process may use them, and the two products
+//! The matrix tiles of Intel's CPUs (AMX): whether this process may use them, and the three products
 //! that are made of their instructions. This is the one file that has these instructions.
 //!
 //! ```text
@@ -7,6 +7,8 @@
 //!             A (tokens x 32 columns, BF16) * B (16 x 16 rows x 2, BF16)
 //! floats   C (16 rows x tokens, f32)  += sum over columns of
 //!             A (16 rows x 32 columns, BF16) * B (16 x tokens x 2, BF16)
+//! split    C (32 x 32, f32)           += sum over pairs of
+//!             A (32 x 32, two parts of BF16) * B (32 x 32, two parts of BF16)
 //! ```
 //! Codes are decoded to BF16 as B wants them (quant/panels/tiles.rs). Weights of two bytes lie row
 //! after row, which is what A wants, so that there the tokens are turned instead.
@@ -14,7 +16,7 @@
 //! Rust's intrinsics for tiles are not stable (1.95), so the instructions are `asm!`. Each block
 //! begins with tiles that it loads or zeroes and ends with a store: no tile holds anything from one
 //! block to the next, since the compiler knows nothing of what tiles hold. Only the shapes do, from
-//! the constructor of `PanelTiles` or `FloatTiles` to its end. A shape costs some 50 to 100 cycles
+//! the constructor of `PanelTiles`, `FloatTiles` or `SplitTiles` to its end. A shape costs some 50 to 100 cycles
 //! to set and to release, a product with 12 tokens and more of 32 rows thousands; and it is
 //! released because a thread that keeps its tiles has 8 KB more to be saved whenever it leaves its
 //! core, and keeps the core from its deepest sleep.
@@ -81,6 +83,9 @@ fn emulate() -> Result<(), String> {
 /// Says why there are neither.
 #[cfg(test)]
 pub(crate) fn for_tests() -> Result<&'static str, &'static str> {
+    if super::detected() < super::Isa::Avx512Bf16 {
+        return Err("the CPU has no AVX-512 with BF16, which every CPU with tiles has");
+    }
     if usable().is_ok() && !emulated() {
         return Ok("the CPU's own");
     }
@@ -165,7 +170,7 @@ fn multiplies() -> bool {
 }
 
 #[cfg(target_arch = "x86_64")]
-pub(crate) use x86::{FloatTiles, PanelTiles, RowBlock, TokenBlock, TurnedWords};
+pub(crate) use x86::{FloatTiles, PanelTiles, RowBlock, SplitBlock, SplitTiles, TokenBlock, TurnedWords};
 
 #[cfg(target_arch = "x86_64")]
 mod x86 {
@@ -365,6 +370,102 @@ mod x86 {
                 (false, false) => product!(["tmm0" "0" "tmm4" "tmm6"], ,),
             }
             let _ = (a, a1, b0, b1, n);
+        }
+    }
+
+    /// 16 rows or columns of 32 numbers, each as the sum of two numbers of BF16, which make up 16 bits of its mantissa:
+    /// `[0][..]` the numbers' upper halves, `[1][..]` those of what they leave. Two numbers to a word.
+    #[derive(Clone, Copy, Debug)]
+    #[repr(align(64))]
+    pub(crate) struct SplitBlock(pub(crate) [[[u32; TILE]; TILE]; 2]);
+
+    impl SplitBlock {
+        pub(crate) const ZERO: SplitBlock = SplitBlock([[[0; TILE]; TILE]; 2]);
+    }
+
+    /// Products of numbers in two parts.
+    #[derive(Debug)]
+    pub(crate) struct SplitTiles {
+        _shaped: Shaped,
+    }
+
+    impl SplitTiles {
+        /// Sets tiles of 16 rows and 64 bytes.
+        pub(crate) fn new() -> SplitTiles {
+            SplitTiles { _shaped: Shaped::new([(TILE, 64); 8]) }
+        }
+
+        /// `sums[(16 i + r) * stride + 16 j + c] += sum of a[i][r][k] * b[j][k][c]`, `k` over 32 numbers for each block; in `a`
+        /// a row of words is a row, in `b` a column of words a column. Of the four products of parts the smallest, lower
+        /// times lower, is left out. If not `ADD`, what was in `sums` is replaced.
+        #[inline(always)]
+        pub(crate) fn multiply<const ADD: bool>(
+            &self,
+            a: [&[SplitBlock]; 2],
+            b: [&[SplitBlock]; 2],
+            sums: &mut [f32],
+            stride: usize,
+        ) {
+            let steps = a[0].len();
+            assert!(steps > 0 && a[1].len() == steps && b.iter().all(|b| b.len() == steps));
+            assert!(stride >= 2 * TILE && sums.len() >= (2 * TILE - 1) * stride + 2 * TILE);
+            let ([mut a0, mut a1], [mut b0, mut b1], mut n) = (a.map(<[_]>::as_ptr), b.map(<[_]>::as_ptr), steps);
+            let c0 = sums.as_mut_ptr();
+            let c1 = c0.wrapping_add(TILE * stride);
+            macro_rules! product {
+                ($($begin:literal)*) => {
+                    // SAFETY: the tiles are shaped (`_shaped`), 16 rows of 64 bytes each. A and B are the two halves of blocks, 16 rows
+                    // of 64 bytes each, of which all four slices have `steps`; C are 16 rows each at `stride`, 128 bytes of
+                    // them, of which `sums` has 32, as was just checked.
+                    unsafe {
+                        asm!(
+                            $($begin,)*
+                            "2:",
+                            "tileloadd tmm4, [{a0} + {line}*1]",
+                            "tileloadd tmm6, [{b0} + {line}*1 + 1024]",
+                            "tdpbf16ps tmm0, tmm4, tmm6",
+                            "tileloadd tmm7, [{b1} + {line}*1 + 1024]",
+                            "tdpbf16ps tmm1, tmm4, tmm7",
+                            "tileloadd tmm5, [{a1} + {line}*1]",
+                            "tdpbf16ps tmm2, tmm5, tmm6",
+                            "tdpbf16ps tmm3, tmm5, tmm7",
+                            "tileloadd tmm6, [{b0} + {line}*1]",
+                            "tdpbf16ps tmm0, tmm4, tmm6",
+                            "tileloadd tmm7, [{b1} + {line}*1]",
+                            "tdpbf16ps tmm1, tmm4, tmm7",
+                            "tdpbf16ps tmm2, tmm5, tmm6",
+                            "tdpbf16ps tmm3, tmm5, tmm7",
+                            "tileloadd tmm4, [{a0} + {line}*1 + 1024]",
+                            "tdpbf16ps tmm0, tmm4, tmm6",
+                            "tdpbf16ps tmm1, tmm4, tmm7",
+                            "tileloadd tmm5, [{a1} + {line}*1 + 1024]",
+                            "tdpbf16ps tmm2, tmm5, tmm6",
+                            "tdpbf16ps tmm3, tmm5, tmm7",
+                            "add {a0}, 2048",
+                            "add {a1}, 2048",
+                            "add {b0}, 2048",
+                            "add {b1}, 2048",
+                            "dec {n}",
+                            "jnz 2b",
+                            "tilestored [{c0} + {stride}*1], tmm0",
+                            "tilestored [{c0} + {stride}*1 + 64], tmm1",
+                            "tilestored [{c1} + {stride}*1], tmm2",
+                            "tilestored [{c1} + {stride}*1 + 64], tmm3",
+                            a0 = inout(reg) a0, a1 = inout(reg) a1, b0 = inout(reg) b0, b1 = inout(reg) b1, n = inout(reg) n,
+                            c0 = in(reg) c0, c1 = in(reg) c1, stride = in(reg) 4 * stride, line = in(reg) 64usize,
+                            out("tmm0") _, out("tmm1") _, out("tmm2") _, out("tmm3") _, out("tmm4") _, out("tmm5") _,
+                            out("tmm6") _, out("tmm7") _,
+                            options(nostack),
+                        )
+                    }
+                };
+            }
+            match ADD {
+                true => product!("tileloadd tmm0, [{c0} + {stride}*1]" "tileloadd tmm1, [{c0} + {stride}*1 + 64]"
+                    "tileloadd tmm2, [{c1} + {stride}*1]" "tileloadd tmm3, [{c1} + {stride}*1 + 64]"),
+                false => product!("tilezero tmm0" "tilezero tmm1" "tilezero tmm2" "tilezero tmm3"),
+            }
+            let _ = (a0, a1, b0, b1, n);
         }
     }
 }

@@ -146,7 +146,7 @@ impl TileScratch {
                     let words = words[*token as usize].0.as_chunks::<TILE>().0[step % 8];
                     *row = bytemuck::cast(words);
                 }
-                *to = bytemuck::cast(turned(&rows));
+                *to = bytemuck::cast(turned_16(&rows));
             }
         }
     }
@@ -192,7 +192,7 @@ impl TileScratch {
             tiles.multiply(&rest, 64, [&pair[0][whole..], second.get(whole..).unwrap_or_default()], &mut products);
             for (i, sums) in sums.chunks_mut(self.each).enumerate() {
                 for half in 0..w.rows.div_ceil(TILE) {
-                    let by_token = turned(&products[2 * half + i]);
+                    let by_token = turned_16(&products[2 * half + i]);
                     for (sums, product) in sums.iter_mut().zip(&by_token) {
                         sums.as_chunks_mut::<TILE>().0[half].iter_mut().zip(product).for_each(|(to, v)| *to += v);
                     }
@@ -215,20 +215,6 @@ impl TileScratch {
             tiles.multiply(x, &self.rows, len.div_ceil(32), sums);
         }
     }
-}
-
-/// Numbers of 16 rows, turned: row `w` has number `w` of every row.
-#[target_feature(enable = "avx512f")]
-fn turned(rows: &[[f32; TILE]; TILE]) -> [[f32; TILE]; TILE] {
-    let mut to = [[0.0; TILE]; TILE];
-    for (quarter, to) in to.as_chunks_mut::<4>().0.iter_mut().enumerate() {
-        let bytes: [&[u8; 16]; TILE] =
-            std::array::from_fn(|r| bytemuck::cast_ref::<[f32; 4], [u8; 16]>(&rows[r].as_chunks::<4>().0[quarter]));
-        for (to, v) in to.iter_mut().zip(turn_words_16(bytes)) {
-            store_f32x16(to, _mm512_castsi512_ps(v));
-        }
-    }
-    to
 }
 
 /// Decodes a panel's first `len` columns: code times scale, less the minimum (`MINS`).
