@@ -3,9 +3,9 @@
 //! # Map
 //! The modules are floors: each imports only those above it in this list (ARCHITECTURE.md says why).
 //! - [`simd`], [`quant`], [`sample`]: the CPU's instruction sets, the weight formats, logits to a token.
-//!   `printable` makes text from files safe for a terminal.
+//!   `printable` makes text from files safe for a terminal; `whole_file` replaces files as a whole.
 //! - [`gguf`], [`cpu`], [`cuda`]: model files, threads and matrix products, the GPU's driver.
-//! - [`hub`]: models from a hub, and the cache of them.
+//! - [`hub`]: models from a hub, and the cache of them. `model_file`: what a run leaves for the next one.
 //! - [`text`], [`tape`], [`eval`]: tokenizer, chat templates and grammars; a model as a list of steps; perplexity.
 //! - [`ops`], [`models`], [`plan`]: one file per operation, one per model family, and what runs where.
 //! - [`convert`]: published checkpoints to model files.
@@ -55,6 +55,7 @@ pub mod eval;
 pub mod exec;
 pub mod gguf;
 pub mod hub;
+mod model_file;
 pub mod models;
 pub mod ops;
 pub mod plan;
@@ -69,3 +70,4 @@ pub mod store;
 pub mod talk;
 pub mod tape;
 pub mod text;
+mod whole_file;

@@ -12,21 +12,21 @@
 //! (its fingerprint) and how states are kept (the cache types). The states of draft heads need not: where there are others,
 //! or none, the sequence is the same, and heads begin without rows.
 //!
-//! A file is replaced as a whole: written to the same folder under a temporary name, synced, renamed. It is read once, into
-//! memory that becomes the sequence's when the last sum was right.
+//! A file is replaced as a whole (`whole_file.rs`). It is read once, into memory that becomes the sequence's when the
+//! last sum was right.
 
 use std::fs::{self, File};
 use std::io::{self, Read, Write};
-use std::path::{Path, PathBuf};
+use std::path::Path;
 
 use anyhow::{Context, Result, bail, ensure};
 use serde_json::{Value, json};
-use tempfile::NamedTempFile;
 use xxhash_rust::xxh3::Xxh3Default;
 
 use crate::gguf::{Gguf, Writer};
 use crate::session::Session;
 use crate::tape::{StateKind, StateSpec};
+use crate::whole_file;
 
 const MAGIC: [u8; 8] = *b"tandem\x1a\n";
 
@@ -45,11 +45,6 @@ const PIECE: usize = 256 << 10;
 
 /// Bytes of each tensor that the fingerprint takes in: a page, which costs a disk no more than one byte of it.
 const PAGE: usize = 4096;
-
-/// Names of files that are being written begin and end so, with random letters between.
-const BEGINS: &str = ".tandem-";
-const LETTERS: usize = 6;
-const ENDS: &str = ".part";
 
 /// The header of a saved sequence, without its states.
 #[derive(Clone, Debug, PartialEq)]
@@ -332,80 +327,20 @@ fn fingerprint(gguf: &Gguf) -> Result<String> {
     Ok(format!("{:032x}", hash.digest128()))
 }
 
-/// Makes what `write` writes the file at `path`, all of it or nothing.
+/// Makes what `write` writes the file at `path`, all of it or nothing, unless another kind of file is there.
 fn replace(path: &Path, write: impl FnOnce(&mut File) -> Result<()>) -> Result<()> {
-    let path = target(path)?;
-    let old = match fs::metadata(&path) {
-        Ok(about) => Some(about),
-        Err(e) if e.kind() == io::ErrorKind::NotFound => None,
-        Err(e) => return Err(e.into()),
-    };
-    if let Some(old) = &old {
-        ensure!(old.is_file(), "it is a folder or a device: give the name of a file");
-        ensure!(
-            old.len() == 0 || is_session(&path),
-            "there is another file of that name, which is not a saved session and would be lost: give another name"
-        );
-        ensure!(!old.permissions().readonly(), "it is write-protected: make it writable, or give another name");
-    }
-    let folder = path.parent().filter(|p| !p.as_os_str().is_empty()).unwrap_or(Path::new("."));
-    let mut temp = begin(folder).context("the folder must exist and be writable")?;
-    write(temp.as_file_mut())?;
-    if let Some(old) = old {
-        temp.as_file().set_permissions(old.permissions())?;
-    }
-    temp.as_file().sync_all()?;
-    temp.persist(&path).map_err(|e| e.error)?;
-    let _ = File::open(folder).and_then(|f| f.sync_all()); // the new name, too, where the file system can do that
-    Ok(())
+    let other = fs::metadata(path).is_ok_and(|old| old.is_file() && old.len() > 0) && !is_session(path);
+    ensure!(
+        !other,
+        "there is another file of that name, which is not a saved session and would be lost: give another name"
+    );
+    whole_file::replace(path, &MAGIC, write)
 }
 
 /// Whether a file begins as sessions do.
 fn is_session(path: &Path) -> bool {
     let mut begin = [0; MAGIC.len()];
     File::open(path).and_then(|mut f| f.read_exact(&mut begin)).is_ok() && begin == MAGIC
-}
-
-/// Whether a file is the beginning of a session, as far as it goes: nothing may have been written yet.
-fn begins_as_session(path: &Path) -> bool {
-    let mut begin = Vec::new();
-    let read = File::open(path).and_then(|f| f.take(MAGIC.len() as u64).read_to_end(&mut begin));
-    read.is_ok() && MAGIC.starts_with(&begin)
-}
-
-/// The file that a path leads to, which need not be there.
-fn target(path: &Path) -> Result<PathBuf> {
-    let mut path = path.to_owned();
-    for _ in 0..40 {
-        match fs::read_link(&path) {
-            Ok(to) => path = path.parent().unwrap_or(Path::new("")).join(to),
-            Err(_) => return Ok(path),
-        }
-    }
-    bail!("it is a link that leads back to itself");
-}
-
-/// A new file in a folder, for its owner alone. It is locked as long as it is open, so that one whose process was killed
-/// is known by that it is not, and can be removed. Where a file system has no locks, such files stay. A file with
-/// anything else in it was not made here, whatever it is called.
-fn begin(folder: &Path) -> io::Result<NamedTempFile> {
-    for entry in fs::read_dir(folder).into_iter().flatten().flatten() {
-        let name = entry.file_name();
-        let letters = name.to_str().and_then(|n| n.strip_prefix(BEGINS)?.strip_suffix(ENDS));
-        let ours = letters.is_some_and(|l| l.len() == LETTERS && l.bytes().all(|b| b.is_ascii_alphanumeric()));
-        let is_file = entry.file_type().is_ok_and(|t| t.is_file());
-        let begun = || begins_as_session(&entry.path());
-        if ours && is_file && begun() && File::open(entry.path()).is_ok_and(|f| f.try_lock().is_ok()) {
-            let _ = fs::remove_file(entry.path()); // another may have been quicker
-        }
-    }
-    loop {
-        let temp = tempfile::Builder::new().prefix(BEGINS).rand_bytes(LETTERS).suffix(ENDS).tempfile_in(folder)?;
-        let _ = temp.as_file().lock();
-        if temp.path().exists() {
-            return Ok(temp);
-        } // else another process saw it before it was locked
-    }
 }
 
 /// A file and the sum of what went through it.

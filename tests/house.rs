@@ -18,10 +18,12 @@ fn floors() -> BTreeMap<&'static str, u32> {
     BTreeMap::from([
         ("simd", 0),
         ("printable", 0),
+        ("whole_file", 0),
         ("quant", 0),
         ("sample", 0),
         ("gguf", 1),
         ("hub", 2),
+        ("model_file", 2),
         ("cpu", 1),
         ("cuda", 1),
         ("text", 2),
