@@ -8,7 +8,7 @@ mod fuse;
 mod group;
 
 use std::collections::BTreeSet;
-use std::fs::File;
+use std::fs::{DirEntry, File};
 use std::io::{self, BufRead, BufReader, Read, Write};
 use std::path::{Path, PathBuf};
 use std::process::{Command, Stdio};
@@ -443,7 +443,9 @@ fn small_demo(verb: &str, more: &[&str], cache: &Path) -> Vec<String> {
 #[test]
 fn the_experts_used_most_are_kept_for_the_next_run_also_after_ctrl_c_unless_no_profile_is_given() {
     let dir = tempfile::tempdir().unwrap();
-    let kept = || std::fs::read_dir(dir.path().join("tandem")).map_or(Vec::new(), |d| d.flatten().collect::<Vec<_>>());
+    let is_experts = |file: &DirEntry| file.file_name().to_string_lossy().starts_with("experts-");
+    let all = || std::fs::read_dir(dir.path().join("tandem")).into_iter().flatten().flatten();
+    let kept = || all().filter(is_experts).collect::<Vec<_>>();
     let run = |more: &[&str]| {
         let args = small_demo("run", &[&["-p", "ROMEO:", "--raw"], more].concat(), dir.path());
         let mut c = Command::new("env");
@@ -458,7 +460,7 @@ fn the_experts_used_most_are_kept_for_the_next_run_also_after_ctrl_c_unless_no_p
     };
     let ignored = "ignored, and replaced at the end";
     said(&["-n", "4", "--no-profile"]);
-    assert!(kept().is_empty());
+    assert_eq!(all().count(), 0);
     let mut child = run(&["-n", "100000", "--ignore-eos", "-c", "8192"]).spawn().unwrap();
     child.stdout.as_mut().unwrap().read_exact(&mut [0; 8]).unwrap();
     Command::new("kill").args(["-INT", &child.id().to_string()]).status().unwrap();
@@ -538,7 +540,7 @@ fn a_process_whose_control_group_runs_short_of_memory_gives_slots_back_and_goes_
         let waited = start.elapsed().as_secs();
         assert!(waited < 240, "{}", std::fs::read_to_string(&errors).unwrap());
         // A machine that is busy with something else lets them read less.
-        if waited > 20 * (others.len() as u64 - 3) {
+        if waited > 5 * (others.len() as u64 - 3) && others.len() < 16 {
             others.push(reads());
         }
     }
