@@ -33,8 +33,7 @@
 
 #![allow(unsafe_code)] // calls of functions compiled for an instruction set, after the system gave its state
 
-use super::attention::Soft;
-use super::dense::{BLOCK, COLS, Rows};
+use super::dense::{BLOCK, COLS, Rows, Soft};
 use crate::simd::tiles::{SplitBlock, SplitTiles, TILE};
 use crate::simd::x86::*;
 use crate::simd::{self, Isa};

@@ -111,6 +111,51 @@ fn lot_of(rows: usize, r: usize) -> (usize, usize) {
     }
 }
 
+/// Below every score.
+const LOWEST: f32 = -1e30;
+
+/// The softmax of some keys for some query rows: the largest score, the sum of the others' ratios to it, and the sum of
+/// the values in those proportions, a row after the other.
+#[derive(Debug)]
+pub struct Soft<'a> {
+    /// Each row's largest score: (rows).
+    pub most: &'a mut [f32],
+    /// Each row's sum of `e^(score - most)`: (rows).
+    pub sum: &'a mut [f32],
+    /// Each row's sum of values, times those: (rows, width).
+    pub out: &'a mut [f32],
+    /// Columns of a value.
+    pub width: usize,
+}
+
+impl<'a> Soft<'a> {
+    /// `rows` rows of `width` columns, in a buffer of `rows * (width + 2)` values.
+    pub fn new(rows: usize, width: usize, buffer: &'a mut [f32]) -> Soft<'a> {
+        let (most, rest) = buffer.split_at_mut(rows);
+        let (sum, rest) = rest.split_at_mut(rows);
+        Soft { most, sum, out: &mut rest[..rows * width], width }
+    }
+
+    /// No keys.
+    pub fn clear(&mut self) {
+        self.most.fill(LOWEST);
+        self.sum.fill(0.0);
+        self.out.fill(0.0);
+    }
+
+    /// Adds another's keys. It may have more rows, which are left out.
+    pub fn join(&mut self, other: &Soft<'_>) {
+        for r in 0..self.most.len() {
+            let most = self.most[r].max(other.most[r]);
+            let (x, y) = (simd::exp(self.most[r] - most), simd::exp(other.most[r] - most));
+            let at = r * self.width..(r + 1) * self.width;
+            blend(&mut self.out[at.clone()], x, &other.out[at], y);
+            self.sum[r] = self.sum[r] * x + other.sum[r] * y;
+            self.most[r] = most;
+        }
+    }
+}
+
 /// `s[r][j] = q[r] . k[j]`.
 pub fn scores(q: &Queries, k: Rows<'_>, s: &mut [[f32; BLOCK]]) {
     if k.rows.is_empty() {

@@ -16,8 +16,8 @@ use anyhow::Result;
 
 use super::cache::Kv;
 use crate::cpu;
-use crate::cpu::attention::{self, ProductBuffers, Products, Soft};
-use crate::cpu::dense::{self, BLOCK, COLS};
+use crate::cpu::attention::{self, ProductBuffers, Products};
+use crate::cpu::dense::{self, BLOCK, COLS, Soft};
 use crate::cuda::{CacheArg, Grid, Ptr, int, launch};
 use crate::quant::{Floats, PanelForm};
 use crate::simd::exp;
