@@ -136,8 +136,7 @@ fn pairs(s: &mut Session, drafts: &mut Speculation, prompt: &[u32], n: usize, a:
         let mut took = [0.0; 2];
         for with in [round % 2, 1 - round % 2] {
             let speculation = if with == 1 { &mut *drafts } else { &mut plain };
-            // Each answer is a process's first, and those before it were earlier runs.
-            speculation.restart(!a.model.no_profile);
+            speculation.forget(); // each answer is a process's first
             s.rewind(0, prompt.len())?;
             let start = Instant::now();
             let made = answer(s, speculation, first, n)?;
