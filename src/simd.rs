@@ -337,6 +337,23 @@ pub mod x86 {
         unsafe { _mm_prefetch::<_MM_HINT_T1>(p.as_ptr().wrapping_add(ahead).cast()) }
     }
 
+    /// Bytes from what a row kernel multiplies to what it prefetches into the second-level cache, in formats whose
+    /// stream a Zen 4 follows better by itself: none there, 6 KB on Intel's CPUs. Without and with, of a plain read of
+    /// the same memory on two cores of a Sapphire Rapids: Q8_0 69 and 98%, MXFP4 62 and 73%, Q4_0 63 and 76%, IQ3_XXS
+    /// 41 and 47%, F16 75 and 92%; 4 to 12 KB are alike, 1 KB gains nothing.
+    pub fn ahead_where_wanted() -> Option<usize> {
+        static AHEAD: std::sync::OnceLock<Option<usize>> = std::sync::OnceLock::new();
+        *AHEAD.get_or_init(|| is_intel().then_some(6144))
+    }
+
+    /// Whether the CPU says that it is Intel's.
+    #[allow(unused_unsafe)] // the intrinsic was declared unsafe before it was declared safe
+    fn is_intel() -> bool {
+        // SAFETY: every CPU of 64 bits has the instruction.
+        let id = unsafe { __cpuid(0) };
+        [id.ebx, id.edx, id.ecx].map(u32::to_le_bytes).as_flattened() == b"GenuineIntel"
+    }
+
     /// 16 signed bytes in the lower lane, 16 others in the upper, any alignment.
     #[inline]
     #[target_feature(enable = "avx2")]

@@ -28,6 +28,10 @@ use crate::simd;
 
 /// Bytes of weights in one piece of work: small enough to stay in a core's own cache while several tokens use it.
 const PIECE: usize = 48 * 1024;
+/// Where a piece is read once, it has up to so many times as much, if each thread still gets this many pieces: what is
+/// prefetched at a piece's end is another thread's, and a piece's beginning was not prefetched.
+const LONG: usize = 4;
+const PIECES: usize = 8;
 
 /// One matrix of a grouped product.
 #[derive(Debug)]
@@ -108,8 +112,11 @@ pub fn grouped(
     let most = if rows_only { usize::MAX } else { PanelScratch::most_tokens(ty, n_in, simd::isa()) };
     let cut = cut(groups, most);
     let groups = cut.as_deref().unwrap_or(groups);
+    let once = groups.iter().all(|g| g.pairs.len() <= MOST_TOKENS);
+    let share = n_out * stride * groups.len() / (PIECES * pool.threads());
+    let piece = if once { share.clamp(PIECE, LONG * PIECE) } else { PIECE };
     // Whole panels, so that a piece can be used either way.
-    let piece_rows = (PIECE / stride / ROWS * ROWS).max(ROWS);
+    let piece_rows = (piece / stride / ROWS * ROWS).max(ROWS);
     let pieces = n_out.div_ceil(piece_rows);
     let one_share = RowShare { rows: 0..n_out, pieces, first: 0 };
     let one_part = LoopPart { threads: 0..pool.threads(), items: 0..groups.len() * pieces };

@@ -145,10 +145,11 @@ pub(crate) fn dot_rows<const BYTES: usize, const T: usize, M: Fn(&Turned) -> __m
     order: &GridOrder,
     unpack: impl Fn(&[u8; BYTES]) -> (f32, M),
 ) {
+    let ahead = ahead_where_wanted();
     dot_strips(w, stride, x, out, order, |row, strip| {
         let mut acc = [_mm512_setzero_ps(); T];
         for (i, b) in row.iter().enumerate() {
-            prefetch(b, AHEAD);
+            ask_for(b, ahead);
             add(&mut acc, strip, i, unpack(b));
         }
         acc
@@ -168,6 +169,7 @@ pub(crate) fn dot_rows_by_two<const BYTES: usize, const T: usize, M: Fn(&Turned)
     grids: impl Fn([&[u8; BYTES]; 2]) -> [[__m512i; 4]; 2],
     unpack: impl Fn(&[u8; BYTES], [__m512i; 4]) -> (f32, M),
 ) {
+    let ahead = ahead_where_wanted();
     dot_strips(w, stride, x, out, order, |row, strip| {
         let mut acc = [_mm512_setzero_ps(); T];
         for i in (0..row.len()).step_by(2) {
@@ -175,7 +177,7 @@ pub(crate) fn dot_rows_by_two<const BYTES: usize, const T: usize, M: Fn(&Turned)
             let grids = grids(two);
             for j in 0..2 {
                 if i + j < row.len() {
-                    prefetch(two[j], AHEAD);
+                    ask_for(two[j], ahead);
                     add(&mut acc, strip, i + j, unpack(two[j], grids[j]));
                 }
             }
@@ -200,7 +202,17 @@ fn add<const T: usize>(
     }
 }
 
-/// Bytes from a block to what is prefetched while it is multiplied.
+/// Prefetches what is to be multiplied after a block.
+#[inline]
+#[target_feature(enable = "avx2")]
+fn ask_for<const BYTES: usize>(block: &[u8; BYTES], ahead: Option<usize>) {
+    let Some(ahead) = ahead else { return prefetch(block, AHEAD) };
+    for line in 0..BYTES.div_ceil(64) {
+        prefetch_l2(block, ahead + 64 * line);
+    }
+}
+
+/// Bytes from a block to what is prefetched, into the first-level cache, while it is multiplied.
 const AHEAD: usize = 768;
 
 /// Puts the activations of a super-block into `order`.

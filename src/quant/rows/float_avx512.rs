@@ -23,8 +23,8 @@ pub(crate) fn sum_of_eight(mut sums: [__m512; 8]) -> f32 {
 /// of its share.
 ///
 /// One row after the other, as one long stream of memory; eight sums hide the latency of the fused
-/// multiply-add. With several tokens the CPU's own prefetching does not see that stream among those
-/// of the activations (F16: two tokens slower than twice one), so lines are prefetched.
+/// multiply-add. With several tokens no CPU's own prefetching sees that stream among those of the
+/// activations (F16: two tokens slower than twice one), so lines are prefetched.
 #[inline]
 #[target_feature(enable = "avx512f,avx512bw,avx512dq,avx512vl,avx2")]
 pub(crate) fn dot<const BYTES: usize, const ONE: usize, const T: usize>(
@@ -35,6 +35,7 @@ pub(crate) fn dot<const BYTES: usize, const ONE: usize, const T: usize>(
     load: impl Fn(&[u8; BYTES]) -> __m512,
     value: impl Fn(&[u8; ONE]) -> f32,
 ) {
+    let is_wanted = ahead_where_wanted().is_some();
     for r in 0..out[0].len() {
         let (row16, row_tail) = w[r * stride..][..x[0].n * ONE].as_chunks::<BYTES>();
         let (row128, row_rest) = row16.as_chunks::<8>();
@@ -42,7 +43,7 @@ pub(crate) fn dot<const BYTES: usize, const ONE: usize, const T: usize>(
         for (k, w) in row128.iter().enumerate() {
             let x = floats::<128, T>(&x, k);
             for i in 0..8 {
-                if T > 1 {
+                if T > 1 || is_wanted {
                     prefetch_l2(&w[i], AHEAD);
                 }
                 let w = load(&w[i]);

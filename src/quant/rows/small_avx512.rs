@@ -18,8 +18,8 @@
 //! Rejected: four rows at a time, which share the loads of the activations. From cache that is a
 //! third faster, but memory sees four short streams, which prefetchers follow badly (Q8_0 on a Zen
 //! 4 core: 10 to 13 GB/s, one row at a time 23). Two rows at a time, far apart, so that each is a
-//! long stream: no faster from cache, 10 to 40% slower from memory. Prefetching: the CPU does it
-//! better by itself (Q8_0 24% slower with 1.5 KB ahead into the first level, 10 to 20% with 3 to 12
+//! long stream: no faster from cache, 10 to 40% slower from memory. Prefetching on Zen 4: the CPU does
+//! it better by itself (Q8_0 24% slower with 1.5 KB ahead into the first level, 10 to 20% with 3 to 12
 //! KB into the second). Over a long range of memory, 6 KB ahead makes Q4_0, IQ4_NL and MXFP4 15 to
 //! 20% faster (`cargo bench --bench kernels`), but decoding with them 4% slower, pair by pair: an
 //! expert is too short a range. Q4_0's 16 bytes of each block by 128-bit inserts instead of one
@@ -99,13 +99,18 @@ pub(crate) fn dot_rows<const U: usize, const OFFSET: i16, const T: usize>(
         }
         return;
     }
-    let left = n.div_ceil(UNIT) % UNITS;
+    let (left, ahead) = (n.div_ceil(UNIT) % UNITS, ahead_where_wanted());
     for r in 0..rows {
         let row = &w[r * stride..][..bytes];
         let (fours, units) = row.as_chunks::<U>().0.as_chunks::<UNITS>();
         let mut to = [none; T];
         for (i, w) in fours.iter().enumerate() {
             let x = act_blocks(&x, i);
+            if let Some(ahead) = ahead {
+                for line in 0..(UNITS * U).div_ceil(64) {
+                    prefetch_l2(&w[0], ahead + 64 * line);
+                }
+            }
             add::<U, OFFSET, T>(&mut to, UNITS, w.each_ref(), x, None, &codes, &scales);
         }
         if !n.is_multiple_of(ActBlock::LEN) {
