@@ -33,7 +33,7 @@ pub(crate) struct ModelFile {
 impl ModelFile {
     /// The file of a model in a folder, which need not be there either.
     pub(crate) fn new(folder: &Path, kind: &str, version: u64, gguf: &Gguf) -> ModelFile {
-        let model = identity(gguf);
+        let model = identity(gguf, false);
         ModelFile { path: folder.join(format!("{kind}-{model}.json")), model, version }
     }
 
@@ -79,11 +79,13 @@ impl ModelFile {
     }
 }
 
-/// What a model is known by without a look at its weights.
-fn identity(gguf: &Gguf) -> String {
+/// What a model is known by without a look at its weights; or the drafter that its file took in.
+pub(crate) fn identity(gguf: &Gguf, drafter: bool) -> String {
     let mut hash = Xxh3Default::new();
-    hash.update(gguf.shards().next().and_then(Path::file_name).unwrap_or_default().as_encoded_bytes());
-    for t in gguf.tensors.iter().filter(|t| gguf.is_own(t)) {
+    let tensors = || gguf.tensors.iter().filter(|t| gguf.is_own(t) != drafter);
+    let first = if drafter { tensors().map(|t| t.shard).min().unwrap_or(0) } else { 0 };
+    hash.update(gguf.shards().nth(first).and_then(Path::file_name).unwrap_or_default().as_encoded_bytes());
+    for t in tensors() {
         hash.update(format!("{} {:?} {:?} {} {}\n", t.name, t.shape, t.ty, t.shard, t.offset).as_bytes());
     }
     format!("{:032x}", hash.digest128())

@@ -3,6 +3,9 @@
 mod common;
 
 use std::hash::{DefaultHasher, Hash, Hasher};
+use std::io::Read;
+use std::path::{Path, PathBuf};
+use std::process::{Command, Stdio};
 use std::sync::Arc;
 use std::sync::atomic::AtomicBool;
 
@@ -498,6 +501,60 @@ fn the_program_writes_the_same_text_with_drafts_and_says_what_it_drafted() {
         let (code, _, notices) = run(more);
         assert!(code == Some(status) && notices.contains(word), "{more:?}: {code:?}, {notices}");
     }
+}
+
+/// The files of a folder, if it is there.
+fn files(folder: &Path) -> Vec<PathBuf> {
+    std::fs::read_dir(folder).map_or(Vec::new(), |all| all.map(|f| f.unwrap().path()).collect())
+}
+
+#[test]
+fn the_next_run_begins_with_what_this_one_measured_also_after_ctrl_c_unless_no_profile_is_given() {
+    let (dir, demo) = (tempfile::tempdir().unwrap(), common::demo());
+    let kept = || files(&dir.path().join("tandem"));
+    let run = |more: &[&str]| {
+        let mut c = Command::new(env!("CARGO_BIN_EXE_tandem"));
+        c.args(["run", "-m", demo.to_str().unwrap(), "-p", "ROMEO:", "--raw", "--seed", "5", "--no-stdin"]).args(more);
+        c.env("CUDA_VISIBLE_DEVICES", "").env("XDG_CACHE_HOME", dir.path());
+        c.stdin(Stdio::null()).stdout(Stdio::piped()).stderr(Stdio::piped());
+        c
+    };
+    let said = |more: &[&str]| {
+        let o = run(&[&["-n", "40"], more].concat()).output().unwrap();
+        let (text, notices) = (String::from_utf8(o.stdout).unwrap(), String::from_utf8(o.stderr).unwrap());
+        assert!(o.status.success(), "{more:?}: {notices}");
+        (text, notices)
+    };
+    let (plain, _) = said(&["--spec", "off"]);
+    said(&["--no-profile"]);
+    said(&["--deterministic"]);
+    assert_eq!(kept(), Vec::<PathBuf>::new(), "nothing was drafted, or it is not to be kept");
+    let began = "began with what earlier runs measured";
+    let (text, notices) = said(&["--stats"]);
+    assert!(text == plain && !notices.contains(began), "{notices}");
+    let [file] = &kept()[..] else { panic!("{:?}", kept()) };
+    let run_of = |file: &Path| common::json(file)["runs"][0].clone();
+    let first = run_of(file);
+    assert_eq!(first["rows"][0], 1.0, "{first}");
+    assert!(first["sources"]["ngram"]["judged"].is_array(), "{first}");
+    let (text, notices) = said(&["--stats"]);
+    assert!(text == plain && notices.contains(began), "{notices}");
+    let (text, notices) = said(&["--stats", "--no-profile"]);
+    assert!(text == plain && !notices.contains(began), "{notices}");
+    // Another number of threads is another kind of run.
+    let (_, notices) = said(&["--stats", "-t", "3"]);
+    assert!(!notices.contains(began), "{notices}");
+    assert_eq!(common::json(file)["runs"].as_array().unwrap().len(), 2);
+    // Ctrl-C ends an answer, not what is kept of it.
+    std::fs::write(file, "{").unwrap();
+    let mut child = run(&["-n", "100000", "--ignore-eos", "-c", "8192", "-v"]).spawn().unwrap();
+    child.stdout.as_mut().unwrap().read_exact(&mut [0; 40]).unwrap();
+    Command::new("kill").args(["-INT", &child.id().to_string()]).status().unwrap();
+    let o = child.wait_with_output().unwrap();
+    let notices = String::from_utf8_lossy(&o.stderr);
+    assert_eq!(o.status.code(), Some(130), "{notices}");
+    assert!(notices.contains("ignored, and replaced at the end"), "{notices}");
+    assert_eq!(run_of(file)["where"], first["where"]);
 }
 
 /// Models with every kind of state that a GPU holds: windows, latent rows, compressed rows, the delta rule, both scans, short

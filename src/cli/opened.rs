@@ -65,7 +65,10 @@ impl Opened {
         let mut o = open::for_sequences(open::options(model)?, n_seq, requests);
         o.drafts = limits.most;
         o.heads = speculation::uses_heads(drafts, limits);
-        o.expert_uses = if model.no_profile { None } else { own_place("XDG_CACHE_HOME", ".cache") };
+        // The built-in model leaves nothing on a disk.
+        let keeps = model.model.is_some() && !model.no_profile;
+        let cache = if keeps { own_place("XDG_CACHE_HOME", ".cache") } else { None };
+        o.expert_uses = cache.clone();
         let gguf = open::header(model.model.as_deref(), &o.first_load(), o.threads)?;
         let tokenizer = Tokenizer::new(&gguf).context(Failure::Model)?;
         settings.follow(&gguf.meta);
@@ -89,7 +92,10 @@ impl Opened {
         let (gguf, draft) = speculation::draft_model(drafts, model, (gguf, &tokenizer), &o)?;
         let session = open::session(gguf, model, &o)?;
         tracing::debug!("the model was ready after {:.2} s", start.elapsed().as_secs_f64());
-        let speculation = speculation::speculation(drafts, limits, &session, draft)?;
+        let mut speculation = speculation::speculation(drafts, limits, &session, draft)?;
+        if let Some(cache) = cache {
+            speculation = speculation.remembering(&cache, &session);
+        }
         let interrupted = signals::listen(&session, leaves)?;
         Ok(Opened { session, tokenizer, turns, settings, speculation, interrupted })
     }

@@ -197,6 +197,9 @@ pub(super) fn stats(speculation: &Speculation, session: &Session, a: &args::Mode
         return;
     }
     let all = speculation.stats();
+    if speculation.has_memory() {
+        tracing::info!("speculation: began with what earlier runs measured (--no-profile begins without)");
+    }
     for ((name, s), share) in speculation.sources().zip(speculation.shares(session)) {
         let looks = match s.looks {
             (0, _) => String::new(),

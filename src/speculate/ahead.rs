@@ -1,12 +1,15 @@
 //! The rounds: sequences read drafted tokens ahead of those that are chosen.
 
 use std::collections::VecDeque;
+use std::path::Path;
 use std::time::Instant;
 
 use anyhow::Result;
 
+use super::costs::{MOST, RowCosts};
 use super::drafter::Drafter;
-use super::pace::{Budget, MOST, Move, Pace, RowCosts};
+use super::memory::{MemoryFile, RunMemory};
+use super::pace::{Budget, Guess, Move, Pace};
 use super::stats::{RoundStats, SourceStats};
 use crate::session::{DraftLogits, Output, Session, Want};
 
@@ -80,6 +83,10 @@ pub struct Speculation {
     costs: RowCosts,
     budget: Budget,
     stats: RoundStats,
+    /// What earlier runs measured.
+    memory: RunMemory,
+    /// The file that has it, with the names that sources have there.
+    file: Option<(MemoryFile, Vec<String>)>,
 }
 
 /// A round's drafts for a sequence: the source, and the tokens.
@@ -101,6 +108,46 @@ impl Speculation {
             costs: RowCosts::new(limits.deterministic),
             budget: Budget::default(),
             stats: RoundStats::default(),
+            memory: RunMemory::default(),
+            file: None,
+        }
+    }
+
+    /// Begins with what earlier runs with this model left in a folder, and leaves there for the next one what was
+    /// measured when this is dropped; not where measured times decide nothing.
+    pub fn remembering(mut self, folder: &Path, session: &Session) -> Speculation {
+        if self.is_off() || self.limits.deterministic {
+            return self;
+        }
+        let file = MemoryFile::of(folder, session);
+        if let Some(memory) = file.read() {
+            tracing::debug!("{}: drafts begin with what earlier runs measured", file.path().display());
+            self.start(memory);
+        }
+        self.file = Some((file, self.sources.iter().map(|(drafter, _)| drafter.identity(session)).collect()));
+        self
+    }
+
+    /// Whether this begins with what earlier runs measured.
+    pub fn has_memory(&self) -> bool {
+        self.memory != RunMemory::default()
+    }
+
+    /// What the next run is to begin with.
+    fn learned(&self) -> RunMemory {
+        let mut memory = RunMemory { rows: self.costs.multiples(), ..self.memory.clone() };
+        for (i, (_, stats)) in self.sources.iter().enumerate() {
+            let paces = self.seqs.iter().map(|s| &s.paces[i]);
+            memory.sources.entry(self.key(i)).or_default().add(stats, paces, &self.costs);
+        }
+        memory
+    }
+
+    /// What a source is remembered by.
+    fn key(&self, source: usize) -> String {
+        match &self.file {
+            Some((_, names)) => names[source].clone(),
+            None => self.sources[source].0.name().into(),
         }
     }
 
@@ -134,12 +181,19 @@ impl Speculation {
         &self.costs
     }
 
-    /// Forgets everything that was measured, as if nothing had been read yet; for sequences without drafts under way.
-    pub fn forget(&mut self) {
+    /// Begins again as another process does: with what this one leaves for it, if it `remembers`, else with nothing.
+    /// For sequences without drafts under way.
+    pub fn restart(&mut self, remembers: bool) {
+        let memory = if remembers && !self.limits.deterministic { self.learned() } else { RunMemory::default() };
+        self.start(memory);
+    }
+
+    fn start(&mut self, memory: RunMemory) {
         self.sources.iter_mut().for_each(|source| source.1 = SourceStats::default());
-        (self.costs, self.budget, self.stats) =
-            (RowCosts::new(self.limits.deterministic), Budget::default(), RoundStats::default());
+        self.costs = if self.limits.deterministic { RowCosts::new(true) } else { RowCosts::after(memory.rows) };
+        (self.budget, self.stats) = (Budget::default(), RoundStats::default());
         self.seqs.clear();
+        self.memory = memory;
     }
 
     /// A text begins, or is gone on with, in a sequence of which nothing is drafted.
@@ -152,7 +206,11 @@ impl Speculation {
 
     fn of(&mut self, seq: usize) -> &mut Sequence {
         while self.seqs.len() <= seq {
-            let paces: Vec<Pace> = self.sources.iter().map(|(drafter, _)| Pace::new(drafter.guess())).collect();
+            let guess = |i: usize| {
+                let first = self.sources[i].0.guess();
+                self.memory.sources.get(&self.key(i)).map_or(Guess::new(first), |memory| memory.guess(first))
+            };
+            let paces: Vec<Pace> = (0..self.sources.len()).map(|i| Pace::new(guess(i))).collect();
             let (looks, missed) = (vec![None; paces.len()], vec![0; paces.len()]);
             self.seqs.push(Sequence { ahead: VecDeque::new(), round: None, paces, looks, missed });
         }
@@ -414,5 +472,15 @@ impl Speculation {
             }
         }
         best.map(|(_, source, found)| (source, found))
+    }
+}
+
+impl Drop for Speculation {
+    fn drop(&mut self) {
+        let Some((file, _)) = self.file.as_ref().filter(|_| self.costs.measured(1).is_some()) else { return };
+        if let Err(e) = file.write(&self.learned()) {
+            let path = file.path().display();
+            tracing::debug!("{path}: what was measured of speculation is not kept for the next run: {e:#}");
+        }
     }
 }

@@ -6,6 +6,7 @@ use anyhow::Result;
 
 use super::lookup::look_up;
 use super::model::DraftModel;
+use crate::model_file::identity;
 use crate::session::{DraftLogits, HEADS_LAG, Session};
 
 /// Drafts with a model's heads: the session, the sequence, the token that was just chosen, how many tokens at most, and the
@@ -42,6 +43,16 @@ impl Drafter {
             Drafter::Model(_) => "draft",
             Drafter::Lookup => "ngram",
             Drafter::Script(_) => "script",
+        }
+    }
+
+    /// What a file that remembers it calls it: the models that draft are told apart.
+    pub(super) fn identity(&self, session: &Session) -> String {
+        let gguf = session.engine().gguf();
+        match self {
+            Drafter::Model(model) => format!("draft {}", identity(model.session().engine().gguf(), false)),
+            Drafter::Heads(_) if gguf.drafter().is_some() => format!("mtp {}", identity(gguf, true)),
+            _ => self.name().into(),
         }
     }
 

@@ -8,18 +8,24 @@
 //! ```
 //! So nothing depends on the drafts but the time: every token is chosen by the same sampler, with the same draws, from the
 //! same logits, one by one, and whatever ends a text ends it in the same place. `ahead` does the rounds, `drafter` and its
-//! files the drafts, and `pace` decides how many there are, zero included; without drafts a round is the plain step.
+//! files the drafts, and `pace` decides how many there are, zero included, by what this run and earlier ones measured
+//! (`costs`, `memory`); without drafts a round is the plain step.
 
 mod ahead;
+mod costs;
 mod drafter;
 mod lookup;
+mod memory;
 mod model;
 mod pace;
+#[cfg(test)]
+mod simulated;
 mod stats;
 
 pub use ahead::{Limits, Next, Speculation};
+pub use costs::{MOST, Multiples, RowCosts};
 pub use drafter::{Drafter, HeadDraft, Script};
 pub use lookup::look_up;
 pub use model::{DraftModel, check_vocabulary};
-pub use pace::{Budget, Choice, MOST, Move, Pace, RowCosts};
+pub use pace::{Budget, Choice, Guess, Move, Pace};
 pub use stats::{RoundStats, SourceStats};

@@ -1,6 +1,6 @@
 //! What speculation did, for reports.
 
-use super::pace::MOST;
+use super::costs::MOST;
 
 /// What one source drafted.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
@@ -33,6 +33,13 @@ impl SourceStats {
     pub(super) fn note_look(&mut self, right: bool) {
         self.looks.0 += 1;
         self.looks.1 += usize::from(right);
+    }
+
+    /// By position, how often a draft was judged, and how often it was right, looks included.
+    pub(super) fn judged(&self) -> [(usize, usize); MOST] {
+        let mut all = self.by_position;
+        all[0] = (all[0].0 + self.looks.0, all[0].1 + self.looks.1);
+        all
     }
 
     /// Adds what the same source drafted at another time.

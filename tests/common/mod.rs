@@ -208,10 +208,10 @@ pub fn signal(name: &str, process: u32) {
     assert!(Command::new("kill").args(["-s", name, &process.to_string()]).status().unwrap().success());
 }
 
-/// What the program does with these arguments and this on stdin, on the CPU whatever is here.
+/// What the program does with these arguments and this on stdin, on the CPU whatever is here, without the user's cache.
 pub fn program(args: &[&str], stdin: &[u8]) -> Output {
     let mut c = Command::new(env!("CARGO_BIN_EXE_tandem"));
-    c.args(args).env("CUDA_VISIBLE_DEVICES", "");
+    c.args(args).env("CUDA_VISIBLE_DEVICES", "").env("XDG_CACHE_HOME", env!("CARGO_TARGET_TMPDIR"));
     let mut child = c.stdin(Stdio::piped()).stdout(Stdio::piped()).stderr(Stdio::piped()).spawn().unwrap();
     let (mut to, bytes) = (child.stdin.take().unwrap(), stdin.to_vec());
     // Beside the reading of what it writes; a program that was given its text otherwise need not read this.

@@ -54,8 +54,9 @@ pub struct ModelArgs {
     /// with this much
     #[arg(long, value_name = "SIZE|auto|off", default_value = "auto")]
     pub ram: String,
-    /// Do not begin with the experts that earlier runs used most, nor keep for later ones which those are:
-    /// run, chat and batch do that in the cache folder where experts are read from the drive
+    /// Do not begin with what earlier runs measured of the model, nor keep it for later ones: what drafts cost
+    /// and how often they are right, and which experts are used most where these are read from the drive.
+    /// run, chat and batch keep that in the cache folder, bench --spec from answer to answer
     #[arg(long, hide_short_help = true)]
     pub no_profile: bool,
     /// On machines of several NUMA nodes, read the weights so that each node's threads find their rows in

@@ -136,7 +136,8 @@ fn pairs(s: &mut Session, drafts: &mut Speculation, prompt: &[u32], n: usize, a:
         let mut took = [0.0; 2];
         for with in [round % 2, 1 - round % 2] {
             let speculation = if with == 1 { &mut *drafts } else { &mut plain };
-            speculation.forget(); // each answer is a process's first
+            // Each answer is a process's first, and those before it were earlier runs.
+            speculation.restart(!a.model.no_profile);
             s.rewind(0, prompt.len())?;
             let start = Instant::now();
             let made = answer(s, speculation, first, n)?;
