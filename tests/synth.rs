@@ -168,6 +168,44 @@ fn the_first_layers_of_full_size_shapes_load_and_run() {
     }
 }
 
+/// Of the maps of a file that the system was told are read here and there: all bytes, and those in memory.
+#[cfg(target_os = "linux")]
+fn scattered(path: &Path) -> (usize, usize) {
+    let (maps, name) = (std::fs::read_to_string("/proc/self/smaps").unwrap(), path.to_str().unwrap());
+    let (mut all, mut one, mut of_it) = ((0, 0), (0, 0), false);
+    for line in maps.lines() {
+        let mut words = line.split_whitespace();
+        let number = |words: &mut std::str::SplitWhitespace<'_>| words.next().unwrap().parse::<usize>().unwrap() << 10;
+        match words.next() {
+            Some("Size:") => one.0 = number(&mut words),
+            Some("Rss:") => one.1 = number(&mut words),
+            Some("VmFlags:") if of_it && words.any(|flag| flag == "rr") => all = (all.0 + one.0, all.1 + one.1),
+            Some(first) if !first.ends_with(':') => of_it = line.ends_with(name),
+            _ => {}
+        }
+    }
+    all
+}
+
+#[test]
+#[cfg(target_os = "linux")]
+fn of_a_table_of_20_gb_only_the_rows_that_are_read_come_into_memory() {
+    let dir = Folder::new("table");
+    let s = Synth { layers: Some(6), ..synth("Q8_0", Holes::Experts) };
+    let path = one(&s, "tiny-v4.1-20gb", &dir.0);
+    let mut s = Session::open(&path, &Options { n_ctx: Some(256), ..Options::default() }).unwrap();
+    let tokens: Vec<u32> = (0..100u32).map(|i| i * 7919 % s.n_vocab() as u32).collect();
+    s.feed(0, &tokens, Want::Argmax).unwrap();
+    for token in tokens {
+        s.feed(0, &[token], Want::Argmax).unwrap();
+    }
+    let (bytes, in_memory) = scattered(&path);
+    println!("{bytes} bytes of tables are read here and there, {in_memory} of them are in memory");
+    assert!(bytes > 19 << 30, "the system was told so of {bytes} bytes");
+    // 24 rows of a token, each of a page or two, and what lies in the same request as they.
+    assert!((1..64 << 20).contains(&in_memory), "{in_memory} bytes are in memory");
+}
+
 #[test]
 fn the_blocks_of_every_format_can_be_made_small() {
     let dir = Folder::new("formats");
