@@ -213,6 +213,8 @@ pub struct Session {
     draft_logits: DraftLogits,
     /// Whether it drafts for another model.
     draft_only: bool,
+    /// Of the weights that a draft reads, the share that the product of the vocabulary does.
+    vocabulary_share: OnceLock<f64>,
     spared_rows: SparedRows,
     /// How it was opened.
     options: Options,
@@ -376,6 +378,7 @@ impl Session {
             decode_stats: DecodeStats::default(),
             draft_logits: DraftLogits::default(),
             draft_only: false,
+            vocabulary_share: OnceLock::new(),
             spared_rows: SparedRows::default(),
             options: o.clone(),
             ram,

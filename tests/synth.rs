@@ -379,6 +379,7 @@ fn drafts_among_likely_tokens_are_those_among_all_where_the_part_holds_them() {
     let path = large.write_with(own, "tiny-mtp", None, &dir.0.join("own.gguf")).unwrap()[0].0.clone();
     let mut s = Session::open(&path, &Options { n_ctx: Some(512), heads: true, ..Options::default() }).unwrap();
     let mut output = s.feed(0, &[300, 301], Want::Last).unwrap();
+    assert_eq!(s.draft_work(s.tokens(0)), None, "the text has only begun");
     let (mut same, mut drafted) = (0, 0);
     for i in 0..150 {
         let token = tandem::sample::argmax(&output.into_logits());
@@ -397,4 +398,7 @@ fn drafts_among_likely_tokens_are_those_among_all_where_the_part_holds_them() {
     assert!(same * 10 > drafted * 7, "{same} of {drafted} drafts are in the part");
     let share = s.draft_logits().share().unwrap();
     assert!((0.12..0.6).contains(&share), "drafts look at {share:.2} of the vocabulary");
+    // The vocabulary is most of what this small head reads.
+    let work = s.draft_work(s.tokens(0)).unwrap();
+    assert!((0.12..0.8).contains(&work), "a draft takes {work:.2} of one among the whole vocabulary");
 }

@@ -23,6 +23,9 @@ const ENOUGH: usize = 95;
 /// Blocks of the vocabulary, of which one is taken besides the first ids.
 const BLOCKS: usize = 32;
 
+/// What the first ids may be: an eighth of all, and so on.
+const PARTS: [usize; 3] = [8, 4, 2];
+
 /// Rows of a product that take no time worth saving.
 const FEW_ROWS: usize = 4096;
 
@@ -41,7 +44,7 @@ fn likely(tokens: &[u32], n_vocab: usize) -> Option<Likely> {
         let n = if blocks[best] > 0 { ((best + 1) * size).min(n_vocab) - from } else { 0 };
         (100 * (held + blocks[best]) >= ENOUGH * last.len()).then_some(Likely { first, more: (from, n) })
     };
-    let parts = [8, 4, 2].map(|of| n_vocab.div_ceil(of)).into_iter().filter(|n| *n >= FEW_ROWS);
+    let parts = PARTS.map(|of| n_vocab.div_ceil(of)).into_iter().filter(|n| *n >= FEW_ROWS);
     parts.into_iter().find_map(part).filter(|_| last.len() >= LEAST)
 }
 
@@ -70,11 +73,45 @@ impl Session {
         self.draft_logits
     }
 
-    /// The tokens that a draft after what a sequence has read looks at; None is all of them, as on a GPU, where the product
-    /// of the vocabulary takes little time.
+    /// What a draft after `tokens` takes, of what it takes where it looks at the whole vocabulary; by the weights that both
+    /// read. None where it looks at all of it since the text has only begun.
+    pub fn draft_work(&self, tokens: &[u32]) -> Option<f64> {
+        let has_parts = !self.engine.plan.on_gpu() && self.n_vocab.div_ceil(PARTS[2]) >= FEW_ROWS;
+        if has_parts && tokens.len() < LEAST {
+            return None;
+        }
+        let looks_at = self.logits_of(self.likely_in(tokens)) as f64 / self.n_vocab as f64;
+        Some(1.0 - self.vocabulary_share.get_or_init(|| self.vocabulary_share()) * (1.0 - looks_at))
+    }
+
+    /// Of the weights that a draft reads, the share that the product of the vocabulary does.
+    fn vocabulary_share(&self) -> f64 {
+        let tape = &self.engine.tape;
+        let part = usize::from(!self.draft_only && tape.parts() > 1);
+        let (mut all, mut vocabulary) = (0, 0);
+        for step in &tape.steps[tape.part_steps(part)] {
+            let bytes = tape.step_bytes(step);
+            let is_vocabulary = step.weights.iter().any(|w| tape.weights[w.0 as usize].shape[1] == self.n_vocab);
+            all += bytes;
+            vocabulary += if is_vocabulary { bytes } else { 0 };
+        }
+        vocabulary as f64 / (all as f64).max(1.0)
+    }
+
+    /// The tokens that a draft after `tokens` looks at; None is all of them, as on a GPU, where the product of the vocabulary
+    /// takes little time.
+    fn likely_in(&self, tokens: &[u32]) -> Option<Likely> {
+        if self.engine.plan.on_gpu() { None } else { likely(tokens, self.n_vocab) }
+    }
+
+    fn logits_of(&self, part: Option<Likely>) -> usize {
+        part.map_or(self.n_vocab, |p| p.first + p.more.1)
+    }
+
+    /// The tokens that a draft after what a sequence has read looks at, which is made now.
     pub(super) fn likely_after(&mut self, seq: usize) -> Option<Likely> {
-        let part = if self.engine.plan.on_gpu() { None } else { likely(&self.seqs[seq].tokens, self.n_vocab) };
-        self.draft_logits.computed += part.map_or(self.n_vocab, |p| p.first + p.more.1) as u64;
+        let part = self.likely_in(&self.seqs[seq].tokens);
+        self.draft_logits.computed += self.logits_of(part) as u64;
         self.draft_logits.all += self.n_vocab as u64;
         part
     }

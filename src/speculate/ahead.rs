@@ -464,6 +464,7 @@ impl Speculation {
             if reach == 0 {
                 continue;
             }
+            s.paces[i].set_work(drafter.work(session, next.seq));
             s.looks[i] = found.as_ref().map(|tokens| tokens[0]); // which costs nothing
             // Of sources that do not seem to pay the one is tried of which least is known.
             let gain = [s.paces[i].best(reach, others, &self.costs).gain, -s.paces[i].known()];

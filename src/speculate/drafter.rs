@@ -74,6 +74,16 @@ impl Drafter {
         }
     }
 
+    /// What a token that it drafts now takes, of what one takes that is chosen among the whole vocabulary; None where that
+    /// may be less soon.
+    pub(super) fn work(&self, session: &Session, seq: usize) -> Option<f64> {
+        match self {
+            Drafter::Heads(_) => session.draft_work(session.tokens(seq)),
+            Drafter::Model(model) => model.session().draft_work(session.tokens(seq)), // it reads the text when it drafts
+            Drafter::Lookup | Drafter::Script(_) => Some(1.0),
+        }
+    }
+
     /// Whether it may be one that was made for another model.
     pub(super) fn may_be_useless(&self) -> bool {
         matches!(self, Drafter::Heads(_) | Drafter::Model(_))

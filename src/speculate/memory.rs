@@ -6,9 +6,9 @@
 //! speculation-<hash>.json   {.., "runs": [{"where": "avx512, 2 threads, ..", "rows": [1.0, 1.36, null, ..],
 //!     "sources": {"mtp": {"judged": [..], "right": [..], "draft": 0.05, "missed": 0.002}, ..}}, ..]}
 //! ```
-//! `rows`: what walks of 1, 2, .. rows take; like `draft` and `missed` in plain steps. Costs differ from machine to
-//! machine, so that each kind of run (`where`) has an entry, the newest first. How often drafts are right is kept by
-//! position.
+//! `rows`: what walks of 1, 2, .. rows take; like `draft` (a token chosen among the whole vocabulary) and `missed` in
+//! plain steps. Costs differ from machine to machine, so that each kind of run (`where`) has an entry, the newest
+//! first. How often drafts are right is kept by position.
 
 use std::collections::BTreeMap;
 use std::path::Path;

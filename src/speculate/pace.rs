@@ -7,17 +7,18 @@
 //! ```
 //! `aj` fade over some rounds, so that they follow the text. T(n) is measured while running; what was not measured yet
 //! is taken to be what earlier runs measured (`memory.rs`), else to rise in a straight line, which is more than it
-//! costs where rows share experts.
+//! costs where rows share experts. What drafts took is counted as if they had looked at the whole vocabulary, and what
+//! they will take by the part that they look at now (`session/likely.rs`).
 //!
 //! What is not known must be tried, and a trial may lose. So there is a **budget** in plain steps: a round is begun
-//! only if all rounds so far, gains included, are then not behind by more than a share of the tokens made, were it lost
-//! as often as drafts are wrong; and not by more than a larger share, were every draft wrong and, where this run has not
-//! measured it yet, were it to take twice as long as is thought. How often drafts are wrong is found out by **looks**:
-//! one token is drafted and compared with the one that comes, without a row for it in a walk. They are what a text
-//! begins with, unless earlier runs say how often drafts are right; where nothing seems to pay there are as many as a
-//! smaller share allows, and now and then a round with a draft, which shows T. A depth that pays is exceeded by one
-//! after 4, 8, and then every 16 rounds or more, and a plain step is taken every 64 or more, so that T of no draft stays
-//! true.
+//! only if all rounds so far, gains included, are then not behind by more than a share of the tokens made, were it
+//! lost as often as drafts are wrong; and not by more than a larger share, were every draft wrong and, where this run
+//! has not measured it yet, were it to take twice as long as is thought. How often drafts are wrong is found out by
+//! **looks**: one token is drafted and compared with the one that comes, without a row for it in a walk. They are
+//! what a text begins with, unless earlier runs say how often drafts are right; where nothing seems to pay there are
+//! as many as a smaller share allows, and now and then a round with a draft, which shows T. None is made while drafts
+//! look at the whole vocabulary since the text has only begun. A depth that pays is exceeded by one after 4, 8, and
+//! then every 16 rounds or more, and a plain step is taken every 64 or more, so that T of no draft stays true.
 //!
 //! Rejected: to wait for two plain steps where there is a memory (2% of an answer of 96 tokens that is drafted three
 //! times as fast), to take the first one for true (what it takes too long counts as a gain of every round), and
@@ -122,7 +123,7 @@ pub struct Guess {
     later: [Option<f64>; MOST - 1],
     /// Judgements that these count as.
     counts: f64,
-    /// Plain steps that a drafted token takes.
+    /// Plain steps that a drafted token takes which is chosen among the whole vocabulary.
     draft: f64,
     /// Plain steps that a token takes which is read before a draft; None: a share of those of a draft.
     missed: Option<f64>,
@@ -148,9 +149,12 @@ pub struct Pace {
     seen: [f64; MOST],
     right: [f64; MOST],
     guess: Guess,
-    /// Seconds for a drafted token, and for a token that is read before a look.
+    /// Seconds for a drafted token that is chosen among the whole vocabulary, and for a token that is read before a look.
     draft: Average,
     missed: Average,
+    /// What a drafted token takes now, of one that is chosen among the whole vocabulary; and whether it may take less soon.
+    work: f64,
+    is_early: bool,
     /// Rounds with drafts since the last deeper trial, how many there must be, and rounds since the last plain step.
     since_deeper: usize,
     deeper_every: usize,
@@ -186,6 +190,8 @@ impl Pace {
             guess,
             draft: Average::default(),
             missed: Average::default(),
+            work: 1.0,
+            is_early: false,
             since_deeper: 0,
             deeper_every: DEEPER_EVERY.0,
             since_plain: 0,
@@ -240,13 +246,22 @@ impl Pace {
     pub fn note_draft(&mut self, drafted: usize, missed: usize, seconds: f64) {
         match (drafted, missed, self.draft.get()) {
             (0, ..) => {}
-            (_, 0, _) => self.draft.add(seconds / drafted as f64),
-            (_, _, Some(draft)) => self.missed.add((seconds - draft * drafted as f64).max(0.0) / missed as f64),
+            (_, 0, _) => self.draft.add(seconds / (drafted as f64 * self.work)),
+            (_, _, Some(draft)) => {
+                self.missed.add((seconds - draft * self.work * drafted as f64).max(0.0) / missed as f64)
+            }
             _ => {}
         }
     }
 
-    /// The seconds of a drafted token, and of one that is read before a draft, where they were measured.
+    /// From now on a drafted token takes this much of what one takes that is chosen among the whole vocabulary. None: as
+    /// much, until more of the text is known; looks wait for that.
+    pub fn set_work(&mut self, work: Option<f64>) {
+        (self.work, self.is_early) = (work.unwrap_or(1.0), work.is_none());
+    }
+
+    /// The seconds of a drafted token that is chosen among the whole vocabulary, and of one that is read before a draft,
+    /// where they were measured.
     pub fn draft_seconds(&self) -> (Option<f64>, Option<f64>) {
         (self.draft.get(), self.missed.get())
     }
@@ -266,9 +281,9 @@ impl Pace {
         expected
     }
 
-    /// Seconds for a drafted token.
+    /// Seconds for a drafted token now.
     pub fn draft_cost(&self, costs: &RowCosts) -> f64 {
-        self.draft.get().unwrap_or_else(|| self.guess.draft * costs.of(1))
+        self.work * self.draft.get().unwrap_or_else(|| self.guess.draft * costs.of(1))
     }
 
     /// Seconds for a token that is read before a draft.
@@ -311,7 +326,7 @@ impl Pace {
         let need = look + if missed > 0 { draft / one } else { 0.0 };
         let seen = self.seen[0] + self.guess.counts - GUESS_COUNTS;
         if !costs.is_known(others + 1) || seen < SURE {
-            return Pace::look(look, need, budget);
+            return self.look(look, need, budget);
         }
         let mut best = self.best(most, others, costs).drafts;
         while best > 0 && !budget.allows(self.loss((best, others, behind), costs)) {
@@ -327,7 +342,7 @@ impl Pace {
         if hoped && budget.spend(Loss { expected: lost.max(LEAST_LOST), ..loss }, 0.0) {
             return Move::Draft(1);
         }
-        Pace::look(look, need, budget)
+        self.look(look, need, budget)
     }
 
     /// What a round with so many drafts is to lose, before which tokens are read for `behind` seconds.
@@ -343,8 +358,9 @@ impl Pace {
     }
 
     /// A look, if the budget allows it.
-    fn look(cost: f64, need: f64, budget: &mut Budget) -> Move {
-        if budget.spend(Loss { expected: cost, worst: cost }, need) { Move::Look } else { Move::Plain }
+    fn look(&self, cost: f64, need: f64, budget: &mut Budget) -> Move {
+        let allowed = !self.is_early && budget.spend(Loss { expected: cost, worst: cost }, need);
+        if allowed { Move::Look } else { Move::Plain }
     }
 
     /// The best number of drafts; or one more, or none, where that was not tried for long.

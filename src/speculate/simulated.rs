@@ -6,13 +6,26 @@ use super::pace::{Budget, Move, Pace};
 use super::stats::SourceStats;
 use crate::quant::Rng;
 
-/// A model: seconds of a walk by its rows, of a drafted token, and of each token that a head missed before; and how
-/// many times as long the first walk of so many rows takes, which is not counted as the text's.
+/// A model: seconds of a walk by its rows, of a token drafted among the whole vocabulary, and of each token that a head
+/// missed before; how many times as long the first walk of so many rows takes, which is not counted as the text's; and
+/// the vocabulary's share of a draft, of which a third is left after the text's first tokens.
 struct Machine {
     walk: fn(usize) -> f64,
     draft: f64,
     missed: f64,
     first: f64,
+    vocabulary: f64,
+}
+
+impl Machine {
+    /// What a draft takes after so many tokens, of one among the whole vocabulary; None where it will take less.
+    fn known_work(&self, at: usize) -> Option<f64> {
+        (at >= 16 || self.vocabulary == 0.0).then_some(1.0 - self.vocabulary * 2.0 / 3.0)
+    }
+
+    fn work(&self, at: usize) -> f64 {
+        self.known_work(at).unwrap_or(1.0)
+    }
 }
 
 /// Experts that stream from memory: each row brings new ones. 8 of 128, an eighth of the time shared.
@@ -26,16 +39,22 @@ fn measured(n: usize) -> f64 {
     [1.0, 1.37, 1.77, 2.23, 2.85, 3.35, 3.85, 4.35][n - 1]
 }
 
-/// The last two are models whose head costs a sixth of a step, as with a quarter of the layers, and a twelfth.
+/// The last two are models whose head costs a sixth of a step at last, as with a quarter of the layers, and a twelfth.
 const MACHINES: [Machine; 8] = [
-    Machine { walk: |n| 1.0 + 0.05 * (n - 1) as f64, draft: 0.04, missed: 0.0, first: 1.0 },
-    Machine { walk: |n| 1.0 + 0.35 * (n - 1) as f64, draft: 0.05, missed: 0.0, first: 1.0 },
-    Machine { walk: experts, draft: 0.05, missed: 0.0, first: 1.0 },
-    Machine { walk: |n| n as f64, draft: 0.1, missed: 0.0, first: 1.0 },
-    Machine { walk: |n| if n < 5 { 1.0 + 0.1 * n as f64 } else { 3.0 }, draft: 0.0, missed: 0.0, first: 1.0 },
-    Machine { walk: |n| 1.0 + 0.7 * (n - 1) as f64, draft: 0.3, missed: 0.03, first: 1.0 },
-    Machine { walk: measured, draft: 0.17, missed: 0.01, first: 1.2 },
-    Machine { walk: measured, draft: 0.08, missed: 0.005, first: 1.1 },
+    Machine { walk: |n| 1.0 + 0.05 * (n - 1) as f64, draft: 0.04, missed: 0.0, first: 1.0, vocabulary: 0.0 },
+    Machine { walk: |n| 1.0 + 0.35 * (n - 1) as f64, draft: 0.05, missed: 0.0, first: 1.0, vocabulary: 0.0 },
+    Machine { walk: experts, draft: 0.05, missed: 0.0, first: 1.0, vocabulary: 0.0 },
+    Machine { walk: |n| n as f64, draft: 0.1, missed: 0.0, first: 1.0, vocabulary: 0.0 },
+    Machine {
+        walk: |n| if n < 5 { 1.0 + 0.1 * n as f64 } else { 3.0 },
+        draft: 0.0,
+        missed: 0.0,
+        first: 1.0,
+        vocabulary: 0.0,
+    },
+    Machine { walk: |n| 1.0 + 0.7 * (n - 1) as f64, draft: 0.3, missed: 0.03, first: 1.0, vocabulary: 0.0 },
+    Machine { walk: measured, draft: 0.34, missed: 0.01, first: 1.2, vocabulary: 0.75 },
+    Machine { walk: measured, draft: 0.16, missed: 0.005, first: 1.1, vocabulary: 0.75 },
 ];
 
 /// Whether draft `j` of the token at `at` is right.
@@ -49,7 +68,7 @@ fn right(at: usize, k: usize, rng: &mut Rng, is_right: Right<'_>) -> usize {
 fn fixed(m: &Machine, tokens: usize, k: usize, is_right: Right<'_>) -> f64 {
     let (mut rng, mut at, mut seconds) = (Rng(3), 0, 0.0);
     while at < tokens {
-        seconds += (m.walk)(1 + k) + m.draft * k as f64;
+        seconds += (m.walk)(1 + k) + m.draft * m.work(at) * k as f64;
         at += 1 + right(at, k, &mut rng, is_right);
     }
     seconds / at as f64
@@ -75,7 +94,8 @@ fn run(m: &Machine, (from, tokens): (usize, usize), seed: u64, before: &Before, 
             pace.note(1, usize::from(is_right));
             stats.note_look(is_right);
         }
-        let missed = behind.min(64);
+        let (missed, work) = (behind.min(64), m.work(at));
+        pace.set_work(m.known_work(at));
         let next = pace.choose((4, 0, missed), &costs, &mut budget);
         let (k, drafted) = match next {
             Move::Plain => (0, 0),
@@ -85,7 +105,7 @@ fn run(m: &Machine, (from, tokens): (usize, usize), seed: u64, before: &Before, 
         let mut scatter = |t: f64| t * (0.97 + 0.06 * f64::from(noise.unit()));
         let read = if drafted > 0 { m.missed * missed as f64 } else { 0.0 };
         let once = std::mem::replace(&mut first[1 + k], 1.0);
-        let (walk, draft) = (scatter((m.walk)(1 + k) * once), scatter(m.draft * drafted as f64 + read));
+        let (walk, draft) = (scatter((m.walk)(1 + k) * once), scatter(m.draft * work * drafted as f64 + read));
         let good = right(at, k, &mut rng, is_right);
         if next == Move::Look {
             look = Some(is_right(at, 0, &mut rng));
@@ -100,7 +120,7 @@ fn run(m: &Machine, (from, tokens): (usize, usize), seed: u64, before: &Before, 
         budget.note(1 + good, (walk + draft) / costs.of(1));
         behind = if drafted > 0 { 0 } else { behind + 1 };
         if at >= from {
-            seconds += (m.walk)(1 + k) + m.draft * drafted as f64 + read;
+            seconds += (m.walk)(1 + k) + m.draft * work * drafted as f64 + read;
             made += 1 + good;
         }
         at += 1 + good;
@@ -200,13 +220,15 @@ fn after_a_first_run_answers_of_96_tokens_are_nearly_as_fast_as_with_the_best_fi
                 continue; // the best depth gains a tenth, but half of the texts have lost the budget before: 0.90
             }
             let best = best(m, p);
+            // The best depth is that of later tokens, whose drafts cost less than those of the first sixteen.
+            let least = if m.vocabulary > 0.0 { 0.95 } else { 0.97 };
             let ratio = |seed: u64| {
                 let (_, before) = run(m, (0, 96), 1 + 7919 * seed, &Before::default(), &chance(p));
                 best / run(m, (0, 96), 5 + 104_729 * seed, &before, &chance(p)).0
             };
             let mut ratios: Vec<f64> = (0..200).map(ratio).collect();
             ratios.sort_by(f64::total_cmp);
-            assert!(ratios[100] > 0.97, "machine {i}, {p}: {:.3} of the best fixed depth", ratios[100]);
+            assert!(ratios[100] > least, "machine {i}, {p}: {:.3} of the best fixed depth", ratios[100]);
         }
     }
 }
