@@ -337,6 +337,15 @@ pub mod x86 {
         unsafe { _mm_prefetch::<_MM_HINT_T1>(p.as_ptr().wrapping_add(ahead).cast()) }
     }
 
+    /// As [`prefetch_l2`], as many lines as `p` has.
+    #[inline]
+    #[target_feature(enable = "avx2")]
+    pub fn prefetch_lines_l2(p: &[u8], ahead: usize) {
+        for line in 0..p.len().div_ceil(64) {
+            prefetch_l2(p, ahead + 64 * line);
+        }
+    }
+
     /// Bytes from what a row kernel multiplies to what it prefetches into the second-level cache, in formats whose
     /// stream a Zen 4 follows better by itself: none there, 6 KB on Intel's CPUs. Without and with, of a plain read of
     /// the same memory on two cores of a Sapphire Rapids: Q8_0 69 and 98%, MXFP4 62 and 73%, Q4_0 63 and 76%, IQ3_XXS

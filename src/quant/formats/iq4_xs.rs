@@ -216,9 +216,7 @@ fn dot_avx512<const T: usize>(w: &[u8], stride: usize, x: [ActRow<'_>; T], mut o
         for (g, w) in blocks.chunks(2).enumerate() {
             let acts = act_blocks(&x, g);
             for (i, b) in w.iter().enumerate() {
-                for k in 0..BYTES.div_ceil(64) {
-                    prefetch_l2(b, AHEAD + 64 * k);
-                }
+                prefetch_lines_l2(b, AHEAD);
                 let (low_bits, high_bits) = scale_bits(b);
                 let low_bits = _mm256_srlv_epi32(_mm256_set1_epi32(low_bits as i32), nibbles);
                 let high_bits = _mm256_srlv_epi32(_mm256_set1_epi32((high_bits << 4) as i32), pairs_of_bits);

@@ -206,9 +206,9 @@ fn add<const T: usize>(
 #[inline]
 #[target_feature(enable = "avx2")]
 fn ask_for<const BYTES: usize>(block: &[u8; BYTES], ahead: Option<usize>) {
-    let Some(ahead) = ahead else { return prefetch(block, AHEAD) };
-    for line in 0..BYTES.div_ceil(64) {
-        prefetch_l2(block, ahead + 64 * line);
+    match ahead {
+        Some(ahead) => prefetch_lines_l2(block, ahead),
+        None => prefetch(block, AHEAD),
     }
 }
 

@@ -107,9 +107,7 @@ pub(crate) fn dot_rows<const U: usize, const OFFSET: i16, const T: usize>(
         for (i, w) in fours.iter().enumerate() {
             let x = act_blocks(&x, i);
             if let Some(ahead) = ahead {
-                for line in 0..(UNITS * U).div_ceil(64) {
-                    prefetch_l2(&w[0], ahead + 64 * line);
-                }
+                prefetch_lines_l2(w.as_flattened(), ahead);
             }
             add::<U, OFFSET, T>(&mut to, UNITS, w.each_ref(), x, None, &codes, &scales);
         }

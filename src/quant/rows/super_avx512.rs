@@ -132,9 +132,7 @@ pub(crate) fn dot_rows<L: SuperFormat, const BYTES: usize, const T: usize>(
             let row = &w[(first + r) * stride..][..bytes];
             let (mut sum, mut sum_less) = ([_mm512_setzero_ps(); T], [_mm256_setzero_ps(); T]);
             for (block, columns) in row.as_chunks::<BYTES>().0.iter().zip(columns.as_chunks::<T>().0) {
-                for line in 0..BYTES.div_ceil(64) {
-                    prefetch_l2(block, AHEAD + 64 * line);
-                }
+                prefetch_lines_l2(block, AHEAD);
                 let (scales, mins) = scales(block);
                 let codes = codes(block);
                 let wide = _mm512_castsi256_si512(scales);
