@@ -47,6 +47,15 @@ impl MemoryGroup {
         c
     }
 
+    /// Whether the kernel counts that programs have waited for memory for more than a tenth of the last ten seconds: of
+    /// all programs or of the group, as the engine looks at it.
+    pub(crate) fn waits(&self) -> bool {
+        let files = [PathBuf::from("/proc/pressure/memory"), self.dir.join("memory.pressure")];
+        let some = files.iter().filter_map(|f| std::fs::read_to_string(f).ok());
+        let average = |text: String| text.split("avg10=").nth(1)?.split(' ').next()?.parse::<f64>().ok();
+        some.filter_map(average).any(|percent| percent > 10.0)
+    }
+
     /// Bytes that are taken and cannot be had back.
     pub(crate) fn taken(&self) -> usize {
         let read = |file: &str| std::fs::read_to_string(self.dir.join(file)).unwrap();
