@@ -18,6 +18,9 @@
 #include <cstring>
 #include <type_traits>
 #include <utility>
+#ifdef __F16C__
+#include <immintrin.h>
+#endif
 
 typedef uint8_t u8;
 typedef int8_t i8;
@@ -237,6 +240,9 @@ template <class T> T atomicMax(T *p, std::common_type_t<T> v) {
 
 // Halves, as bits.
 inline float h2f(u16 h) {
+#ifdef __F16C__
+    return _cvtsh_ss(h);
+#endif
     u32 sign = (u32)(h & 0x8000) << 16, e = h >> 10 & 31, m = h & 1023;
     if (e == 31) return __uint_as_float(sign | 0x7f800000u | m << 13);
     if (e == 0) return __uint_as_float(sign | __float_as_uint((float)m * 0x1p-24f));
@@ -318,11 +324,15 @@ EMU_RT void mma_16x8(D (&d)[4], const u32 (&a)[2 * H], const u32 (&b)[H], const 
 inline void unknown_zeros(int (&v)[4]) { v[0] = v[1] = v[2] = v[3] = 0; }
 inline int thread_again() { return (int)threadIdx.x; }
 inline void shared_two(const float *from, float &a, float &b) { a = from[0], b = from[1]; }
-inline float dot_h(float c, u32 x, u32 y) { return c + h2f((u16)x) * h2f((u16)y) + h2f(x >> 16) * h2f(y >> 16); }
-inline void mma_f16(float (&d)[4], const u32 (&a)[4], const u32 (&b)[2]) { mma_16x8<2>(d, a, b, "mma.f16", dot_h); }
-inline float dot_b(float c, u32 x, u32 y) { return c + b2f((u16)x) * b2f((u16)y) + b2f(x >> 16) * b2f(y >> 16); }
-inline void mma_bf16(float (&d)[4], const u32 (&a)[4], const u32 (&b)[2]) { mma_16x8<2>(d, a, b, "mma.bf16", dot_b); }
-inline int dot_i(int c, u32 x, u32 y) { return __dp4a((int)x, (int)y, c); }
+inline void mma_f16(float (&d)[4], const u32 (&a)[4], const u32 (&b)[2]) {
+    auto dot = [](float c, u32 x, u32 y) { return c + h2f((u16)x) * h2f((u16)y) + h2f(x >> 16) * h2f(y >> 16); };
+    mma_16x8<2>(d, a, b, "mma.f16", dot);
+}
+inline void mma_bf16(float (&d)[4], const u32 (&a)[4], const u32 (&b)[2]) {
+    auto dot = [](float c, u32 x, u32 y) { return c + b2f((u16)x) * b2f((u16)y) + b2f(x >> 16) * b2f(y >> 16); };
+    mma_16x8<2>(d, a, b, "mma.bf16", dot);
+}
+constexpr auto dot_i = [](int c, u32 x, u32 y) { return __dp4a((int)x, (int)y, c); };
 inline void mma_s8(int (&d)[4], const u32 (&a)[4], const u32 (&b)[2], const int (&start)[4]) {
     memcpy(d, start, sizeof d);
     mma_16x8<2>(d, a, b, "mma.s8", dot_i);

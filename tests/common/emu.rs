@@ -98,7 +98,7 @@ fn build(cxx: Option<&str>) -> PathBuf {
     let extra: Vec<String> =
         std::env::var("TANDEM_EMU_FLAGS").unwrap_or_default().split_whitespace().map(String::from).collect();
     let mut hash = DefaultHasher::new();
-    (cxx, &extra).hash(&mut hash);
+    (cxx, FLAGS, &extra).hash(&mut hash);
     for s in driver.iter().chain(&kernels) {
         (s, std::fs::read(s).unwrap()).hash(&mut hash);
     }
@@ -135,10 +135,13 @@ fn build_driver(kernels: &Path) -> PathBuf {
     target.join("release/libcuda.so")
 }
 
+/// The compiler's flags. This machine has one instruction for converting a half, and one for multiplying and adding.
+const FLAGS: [&str; 8] = ["-std=c++17", "-O2", "-g1", "-fPIC", "-ffp-contract=fast", "-march=native", "-Wall", "-DEMU"];
+
 /// Compiles the kernels and the emulator into `work`/libkernels.so.
 fn build_kernels(cxx: &str, extra: &[String], root: &Path, sources: &[PathBuf], work: &Path) {
     let flags = |c: &mut Command| {
-        c.args(["-std=c++17", "-O2", "-g1", "-fPIC", "-ffp-contract=fast", "-Wall", "-DEMU"]).args(extra);
+        c.args(FLAGS).args(extra);
         c.arg("-I").arg(root);
     };
     let compile = |source: &Path, object: &Path| {
