@@ -10,6 +10,7 @@ mod halves;
 mod inputs;
 mod lost;
 mod pinned;
+mod place_memory;
 mod profile;
 mod residency;
 mod scores;
@@ -34,6 +35,7 @@ use crate::tape::{
 };
 
 use halves::Lane;
+use place_memory::{PlaceMemory, with_room};
 use residency::{ExpertSource, Residency};
 use tables::Tables;
 
@@ -118,13 +120,6 @@ impl LaneMemory {
             in_flight: vec![[None; Place::ALL.len()]; tape.slots.len()],
         }
     }
-}
-
-/// The buffers of one place.
-#[derive(Debug, Default)]
-struct PlaceMemory {
-    buffers: Vec<Vec<f32>>,
-    work: Work,
 }
 
 impl Engine {
@@ -407,13 +402,12 @@ impl Engine {
     /// Runs one step on the CPU: takes its output buffers, computes, and gives them back.
     fn run_step(&mut self, lane: &Lane<'_>, place: Place, i: usize, observer: &mut Option<Observer<'_>>) -> Result<()> {
         let (batch, own) = (lane.batch, lane.number);
-        let mut outs: Vec<Vec<f32>> = Vec::with_capacity(self.tape.steps[i].outs.len());
+        let mut outs: Vec<(Vec<f32>, usize)> = Vec::with_capacity(self.tape.steps[i].outs.len());
         for &slot in &self.tape.steps[i].outs {
             let n = self.count(batch, slot);
             let buffer = self.plan.buffer(slot, place) as usize;
-            let mut out = std::mem::take(&mut self.lanes[own].places[place.index()].buffers[buffer]);
-            out.resize(n, 0.0);
-            outs.push(out);
+            let values = std::mem::take(&mut self.lanes[own].places[place.index()].buffers[buffer]);
+            outs.push((with_room(values, n), n));
         }
         let rows_of = |slot: &Slot| batch.count(self.tape.slots[slot.0 as usize].rows);
         let rows = match self.tape.steps[i].last {
@@ -425,11 +419,11 @@ impl Engine {
             self.compute(lane, place, (i, rows), &mut outs)?;
         }
         let step = &self.tape.steps[i];
-        for (&slot, mut out) in step.outs.iter().zip(outs) {
+        for (&slot, (mut values, n)) in step.outs.iter().zip(outs) {
             if let Some(f) = observer {
-                f(&step.label, &mut out, self.tape.width(slot));
+                f(&step.label, &mut values[..n], self.tape.width(slot));
             }
-            self.lanes[own].places[place.index()].buffers[self.plan.buffer(slot, place) as usize] = out;
+            self.lanes[own].places[place.index()].buffers[self.plan.buffer(slot, place) as usize] = values;
         }
         Ok(())
     }
@@ -445,13 +439,14 @@ impl Engine {
         }
     }
 
-    /// Calls the CPU body of step `i`, whose inputs have `rows` rows.
+    /// Calls the CPU body of step `i`, whose inputs have `rows` rows; of each output there are a buffer and the number of
+    /// values.
     fn compute(
         &mut self,
         lane: &Lane<'_>,
         place: Place,
         (i, rows): (usize, usize),
-        outs: &mut [Vec<f32>],
+        outs: &mut [(Vec<f32>, usize)],
     ) -> Result<()> {
         let Engine {
             gguf, tape, plan, pool, pool_batch, states, expert_reads, weights, lanes, devices, residency, ..
@@ -490,6 +485,7 @@ impl Engine {
                 .map(|r| |pass: &mut ExpertPass<'_>| read = r.passes(i, rows, (ins[1], &on_gpu), pass));
             let passes = through.as_mut().map(|f| ExpertPasses(f));
             let (weights, states) = (&views[..], &mut own[..]);
+            let outs = outs.iter_mut().map(|(values, n)| &mut values[..*n]).collect();
             step.op.cpu(&mut CpuIo { batch, rows, ins: &ins, outs, weights, passes, states, work, pool });
             seconds = start.elapsed().as_secs_f64();
         };
@@ -702,7 +698,8 @@ impl Engine {
     /// and its logit, (output rows, 2). A walk of another part of the tape overwrites them.
     pub fn result(&self, batch: &Batch) -> &[f32] {
         let slot = self.tape.results(batch.part)[batch.argmax_only as usize];
-        &self.lanes[0].places[Place::Cpu.index()].buffers[self.plan.buffer(slot, Place::Cpu) as usize]
+        let buffer = self.plan.buffer(slot, Place::Cpu) as usize;
+        &self.lanes[0].places[Place::Cpu.index()].buffers[buffer][..batch.output_rows.len() * self.tape.width(slot)]
     }
 }
 

@@ -294,7 +294,7 @@ impl SyntheticRun<'_> {
             batch,
             rows,
             ins,
-            outs,
+            outs: outs.iter_mut().map(|out| &mut out[..]).collect(),
             weights,
             passes: None,
             states: &mut own,

@@ -5,6 +5,9 @@ use anyhow::Result;
 use crate::cuda::{Grid, launch};
 use crate::tape::{Builder, CpuIo, GpuIo, Op, Slot};
 
+/// Values that a thread adds at a time.
+const PIECE: usize = 4096;
+
 /// The op; also what joins the halves of a step.
 #[derive(Debug)]
 pub(crate) struct Add;
@@ -16,9 +19,11 @@ impl Op for Add {
 
     fn cpu(&self, io: &mut CpuIo<'_>) {
         let (x, y) = (io.ins[0], io.ins[1]);
-        for ((o, x), y) in io.outs[0].iter_mut().zip(x).zip(y) {
-            *o = x + y;
-        }
+        io.pool.pieces(io.outs[0], PIECE, 12 * x.len(), |i, out| {
+            for ((o, x), y) in out.iter_mut().zip(&x[i * PIECE..]).zip(&y[i * PIECE..]) {
+                *o = x + y;
+            }
+        });
     }
 
     fn gpu(&self, io: &GpuIo<'_>) -> Result<()> {

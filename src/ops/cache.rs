@@ -38,10 +38,7 @@ impl Op for Store {
 
     fn cpu(&self, io: &mut CpuIo<'_>) {
         for (x, state) in io.ins.iter().zip(io.states.iter_mut()) {
-            let width = state.width();
-            for (row, values) in io.batch.rows.iter().zip(x.chunks_exact(width)) {
-                state.write(row.seq, row.pos as usize, values);
-            }
+            state.write_rows(&io.batch.rows, x, io.pool);
         }
     }
 

@@ -25,7 +25,7 @@ impl Op for HeadsMean {
     fn cpu(&self, io: &mut CpuIo<'_>) {
         let (q, k) = (io.ins[0], io.ins[1]);
         let group = q.len() / k.len() * self.dim; // columns of the query heads that share a key head
-        let [to_q, to_k] = io.outs else { unreachable!("the builder gives two outputs") };
+        let [to_q, to_k] = &mut io.outs[..] else { unreachable!("the builder gives two outputs") };
         let heads = k.chunks_exact(self.dim).zip(q.chunks_exact(group));
         let outs = to_k.chunks_exact_mut(self.dim).zip(to_q.chunks_exact_mut(group));
         for ((k, q), (to_k, to_q)) in heads.zip(outs) {

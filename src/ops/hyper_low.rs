@@ -32,8 +32,7 @@ pub struct HyperLow {
 struct HyperLowOp(HyperLow);
 
 /// Every row of `x` times a matrix.
-fn product(pool: &Pool, w: &WeightView<'_>, rows: usize, acts: &mut Acts, x: &[f32], out: &mut Vec<f32>) {
-    out.resize(rows * w.shape[1], 0.0);
+fn product(pool: &Pool, w: &WeightView<'_>, rows: usize, acts: &mut Acts, x: &[f32], out: &mut [f32]) {
     let pairs: Vec<(u32, u32)> = (0..rows as u32).map(|t| (t, t)).collect();
     let group = Group { w: w.matrix(0), pairs: &pairs };
     grouped(pool, w.format(), (w.shape[1], w.shape[2]), &[group], acts, x, out);
@@ -54,8 +53,10 @@ impl Op for HyperLowOp {
             let gamma = &gamma[i % n * width..][..width];
             rms(&x[i * width..(i + 1) * width], Some(gamma), self.0.eps, 1.0, out)
         });
+        low.resize(rows * io.weights[1].shape[1], 0.0);
         product(io.pool, &io.weights[1], rows, acts, normed, low);
         low.iter_mut().for_each(|v| *v = silu(*v / n as f32));
+        gate.resize(rows * io.weights[2].shape[1], 0.0);
         product(io.pool, &io.weights[2], rows, acts, low, gate);
         let (values, gates) = (&*normed, &*gate);
         io.pool.pieces(&mut io.outs[0], width, x.len() * 16, |t, out| {

@@ -166,7 +166,7 @@ impl Op for StreamGate {
             });
         }
         let norm_out = io.weights[2].values;
-        let [gated, normed] = io.outs else { unreachable!("the builder takes two outputs") };
+        let [gated, normed] = &mut io.outs[..] else { unreachable!("the builder takes two outputs") };
         io.pool.pieces2((gated, width), (normed, width), bytes, |i, gated, normed| {
             let gate = gate(i, gated, normed);
             gated.iter_mut().zip(&value[i / n * width..]).for_each(|(o, v)| *o = gate * v);

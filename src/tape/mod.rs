@@ -535,7 +535,7 @@ pub struct CpuIo<'a> {
     /// The inputs, (rows, width) each.
     pub ins: &'a [&'a [f32]],
     /// The outputs, (rows, width) each; old contents are garbage and must be overwritten whole.
-    pub outs: &'a mut [Vec<f32>],
+    pub outs: Vec<&'a mut [f32]>,
     /// The weights, in the step's order.
     pub weights: &'a [WeightView<'a>],
     /// How a step gets its experts where they are not all in memory; the others have them in `weights`.

@@ -15,8 +15,8 @@ use std::ops::{Deref, DerefMut, Range};
 
 use memmap2::MmapMut;
 
-use super::Batch;
-use crate::cpu;
+use super::{Batch, Row};
+use crate::cpu::{self, Pool};
 use crate::quant::{self, QuantType};
 
 /// Rows that a windowed ring keeps beyond what attention needs, so that short rewinds cost nothing.
@@ -258,6 +258,25 @@ impl State {
         part.low = part.low.max((index + 1).saturating_sub(self.capacity));
     }
 
+    /// Stores a row of `values` for each of a batch's rows, by its position; of a long prompt the threads of `pool` do.
+    pub fn write_rows(&mut self, mut rows: &[Row], mut values: &[f32], pool: &Pool) {
+        const EACH: usize = 16;
+        let (ty, width, bytes) = (self.spec.ty, self.spec.width, self.row_bytes);
+        while let Some(first) = rows.first() {
+            // Rows that lie one after the other in the ring.
+            let start = first.pos as usize % self.capacity;
+            let follows = |(i, row): &(usize, &Row)| row.seq == first.seq && row.pos as usize == first.pos as usize + i;
+            let n = rows.iter().enumerate().take(self.capacity - start).take_while(follows).count();
+            let part = &mut self.seqs[first.seq as usize];
+            let to = part.bytes[start * bytes..(start + n) * bytes].chunks_mut(EACH * bytes);
+            pool.each_of(to.zip(values.chunks(EACH * width)), 4 * n * width, |(to, values)| {
+                to.chunks_exact_mut(bytes).zip(values.chunks_exact(width)).for_each(|(to, x)| cpu::encode(ty, x, to));
+            });
+            part.low = part.low.max((first.pos as usize + n).saturating_sub(self.capacity));
+            (rows, values) = (&rows[n..], &values[n * width..]);
+        }
+    }
+
     /// The rows `from..to` of a sequence as one or two runs of adjacent rows: `(first index, bytes)`.
     pub fn runs(&self, seq: u32, from: usize, to: usize) -> impl Iterator<Item = (usize, &[u8])> {
         debug_assert!(to - from <= self.capacity);
@@ -374,6 +393,32 @@ mod tests {
             saved = rest;
         }
         s.replaced(0, tokens, false);
+    }
+
+    #[test]
+    fn rows_of_a_batch_are_stored_by_many_threads_as_one_by_one() {
+        let pool = Pool::new(2).unwrap();
+        let (width, mut rng) = (512, Rng(7));
+        for ty in ["f16", "q8_0"] {
+            // A ring that a batch's rows go round in, and one that holds all.
+            for window in [Some(40), None] {
+                let spec = StateSpec { ty: quant::by_name(ty).unwrap(), width, ..rows(window, 1) };
+                let [mut many, mut one] = [0; 2].map(|_| State::new(&spec, 2, 1000, 100));
+                for from in [0, 100, 207] {
+                    let row = |seq| move |pos| Row { token: 0, seq, pos };
+                    let batch: Vec<Row> = (from..from + 90).map(row(0)).chain((3..6).map(row(1))).collect();
+                    let values: Vec<f32> = (0..batch.len() * width).map(|_| rng.unit()).collect();
+                    many.write_rows(&batch, &values, &pool);
+                    for (row, values) in batch.iter().zip(values.chunks(width)) {
+                        one.write(row.seq, row.pos as usize, values);
+                    }
+                    for seq in 0..2 {
+                        let (many, one) = (many.of(seq), one.of(seq));
+                        assert!(many.bytes[..] == one.bytes[..] && many.low == one.low, "{ty}, {window:?}, {from}");
+                    }
+                }
+            }
+        }
     }
 
     /// Feeds, rewinds, saves and loads at random; `can_rewind` may only promise rows that are really there.

@@ -44,6 +44,8 @@ pub struct Acts {
     rows: usize,
     columns: Vec<PanelColumns>,
     words: Vec<PanelWords>,
+    /// How many of both there are; the others are left from longer rows.
+    laid_out: (usize, usize),
 }
 
 /// Values in a part: enough work to be worth handing to a thread.
@@ -97,11 +99,14 @@ impl Acts {
         let chunk = form.columns();
         let len = n.div_ceil(chunk) * rows;
         let (columns, words) = if form == PanelForm::Codes { (len, 0) } else { (0, len) };
+        // What is there is kept: every entry is written again, by all threads, and zeros would be written by one.
         if form == PanelForm::Codes {
-            self.columns.resize(len, PanelColumns::ZERO);
+            self.columns.resize(self.columns.len().max(len), PanelColumns::ZERO);
+            self.laid_out.0 = len;
         } else {
             self.stamp = STAMP.fetch_add(1, Relaxed);
-            self.words.resize(len, PanelWords::ZERO);
+            self.words.resize(self.words.len().max(len), PanelWords::ZERO);
+            self.laid_out.1 = len;
         }
         let each = PART / chunk;
         let columns = self.columns[..columns].chunks_mut(each).map(move |to| To::PanelColumns(block, to));
@@ -117,9 +122,10 @@ impl Acts {
     /// If it was not called with this layout and as many rows.
     pub fn panels(&self, form: PanelForm) -> PanelActs<'_> {
         let (block, stamp, n, rows) = (self.act.map_or(1, Act::block), self.stamp, self.n, self.rows);
-        let laid_out = if form == PanelForm::Codes { self.columns.len() } else { self.words.len() };
+        let (columns, words) = self.laid_out;
+        let laid_out = if form == PanelForm::Codes { columns } else { words };
         assert!(laid_out == n.div_ceil(form.columns()) * rows, "activations laid out as {form:?}");
-        PanelActs { stamp, n, block, rows, form, columns: &self.columns, words: &self.words }
+        PanelActs { stamp, n, block, rows, form, columns: &self.columns[..columns], words: &self.words[..words] }
     }
 
     /// Returns row `t` for row kernels; `x` must be the slice that [`Acts::set`] was given.
