@@ -496,7 +496,7 @@ impl Op for AttendOp {
             }
         }
         let done = &buffer;
-        io.pool.pieces(&mut io.outs[0], a.heads * a.v_dim, io.rows * a.heads * a.v_dim * 8, |t, out| {
+        io.pool.pieces(io.outs[0], a.heads * a.v_dim, io.rows * a.heads * a.v_dim * 8, |t, out| {
             let tile = &tiles[tile_of[t]];
             for (h, out) in out.chunks_exact_mut(a.v_dim).enumerate() {
                 let part = &done[(tile.part + h / per_kv) * size..][..size];

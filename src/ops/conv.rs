@@ -28,7 +28,7 @@ impl Op for Conv {
         let x = io.ins[0];
         let n = x.len() / io.rows;
         let (past, w, bias) = (&io.states[0], io.weights[0].values, io.weights.get(1).map(|b| b.values));
-        io.pool.pieces(&mut io.outs[0], n, x.len() * self.taps * 8, |t, out| {
+        io.pool.pieces(io.outs[0], n, x.len() * self.taps * 8, |t, out| {
             out.fill(0.0);
             for j in 0..self.taps {
                 let back = (self.taps - 1 - j) * self.step;

@@ -219,7 +219,7 @@ impl Op for ExpertsOp {
         self.finish(io.weights, self.extras.len() - 1, ids, &mut buffers[3]);
         let (down, weights, weight_first) = (&buffers[3], io.ins[2], self.e.weight_first);
         let first = |t: usize| places.partition_point(|&p| (p as usize) < t * self.k);
-        io.pool.pieces(&mut io.outs[0], n_embd, ids.len() * n_embd * 4, |t, out| {
+        io.pool.pieces(io.outs[0], n_embd, ids.len() * n_embd * 4, |t, out| {
             out.fill(0.0);
             for p in first(t)..first(t + 1) {
                 let weight = if weight_first { 1.0 } else { weights[places[p] as usize] };

@@ -202,7 +202,7 @@ impl Op for GluOp {
         let (g, u) = (io.ins[0], io.ins[io.ins.len() - 1]);
         let run = u.len() / g.len(); // values of u that share a gate
         let piece = run * (4096 / run).max(1);
-        io.pool.pieces(&mut io.outs[0], piece, u.len() * 32, |i, out| {
+        io.pool.pieces(io.outs[0], piece, u.len() * 32, |i, out| {
             let at = i * piece;
             if run == 1 {
                 return self.0.apply(&g[at..at + out.len()], &u[at..at + out.len()], out);

@@ -219,7 +219,7 @@ impl Op for Post {
     fn cpu(&self, io: &mut CpuIo<'_>) {
         let (n, width, n_back) = (self.n, self.width, self.n + if self.mixed { self.n * self.n } else { 0 });
         let [x, streams, back] = io.ins else { unreachable!("the builder gives three inputs") };
-        io.pool.pieces(&mut io.outs[0], width, streams.len() * 16, |i, out| {
+        io.pool.pieces(io.outs[0], width, streams.len() * 16, |i, out| {
             let (t, to) = (i / n, i % n);
             let back = &back[t * n_back..(t + 1) * n_back];
             for (o, x) in out.iter_mut().zip(&x[t * width..]) {
@@ -272,7 +272,7 @@ impl Op for Collapse {
     fn cpu(&self, io: &mut CpuIo<'_>) {
         let [streams, pre] = io.ins else { unreachable!("the builder gives two inputs") };
         let (n, all) = (pre.len() / io.rows, streams.len() / io.rows);
-        io.pool.pieces(&mut io.outs[0], all / n, streams.len() * 8, |t, out| {
+        io.pool.pieces(io.outs[0], all / n, streams.len() * 8, |t, out| {
             collapse(&pre[t * n..(t + 1) * n], &streams[t * all..(t + 1) * all], out);
         });
     }

@@ -59,7 +59,7 @@ impl Op for HyperLowOp {
         gate.resize(rows * io.weights[2].shape[1], 0.0);
         product(io.pool, &io.weights[2], rows, acts, low, gate);
         let (values, gates) = (&*normed, &*gate);
-        io.pool.pieces(&mut io.outs[0], width, x.len() * 16, |t, out| {
+        io.pool.pieces(io.outs[0], width, x.len() * 16, |t, out| {
             out.fill(0.0);
             let own = t * n * width..(t + 1) * n * width;
             for (x, gate) in values[own.clone()].chunks_exact(width).zip(gates[own].chunks_exact(width)) {

@@ -201,7 +201,7 @@ impl Op for IndexOp {
                 let (k, n) = (top.len() / io.rows, blocks.len() / io.rows);
                 io.pool.pieces2((top, k), (blocks, n), bytes, |t, top, to| self.choose(&scored, t, top, to));
             }
-            outs => io.pool.pieces(&mut outs[0], x.width(), bytes, |t, top| self.choose(&scored, t, top, &mut [])),
+            outs => io.pool.pieces(outs[0], x.width(), bytes, |t, top| self.choose(&scored, t, top, &mut [])),
         }
         io.work.acts = acts;
     }

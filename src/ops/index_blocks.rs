@@ -41,7 +41,7 @@ impl Op for BlockIndexOp {
         let mut acts = std::mem::take(&mut io.work.acts);
         acts.set(keys.ty().act, x.dim, q);
         let depth = io.batch.rows.iter().map(|r| r.pos as usize + 1).max().unwrap_or(0);
-        io.pool.pieces(&mut io.outs[0], x.k, io.rows * depth * x.heads * x.dim, |i, out| {
+        io.pool.pieces(io.outs[0], x.k, io.rows * depth * x.heads * x.dim, |i, out| {
             let row = io.batch.rows[i / x.heads];
             let seen = row.pos as usize + 1;
             let mut score = vec![0f32; if seen > x.k * x.size { seen } else { 0 }];

@@ -37,7 +37,7 @@ impl Op for Linear {
             let groups: Vec<Group> =
                 pairs.iter().enumerate().map(|(h, pairs)| Group { w: w.matrix(self.first + h), pairs }).collect();
             let sizes = (w.shape[1], w.shape[2]);
-            grouped(io.pool, w.format(), sizes, &groups, &mut io.work.acts, io.ins[0], &mut io.outs[0]);
+            grouped(io.pool, w.format(), sizes, &groups, &mut io.work.acts, io.ins[0], io.outs[0]);
         }
         let (out, mut rest) = (&mut io.outs[0], io.weights[1..].iter());
         if self.scale {

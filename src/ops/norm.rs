@@ -73,7 +73,7 @@ impl Op for Norm {
         let weight = io.weights.first().map(|w| w.values);
         let bias = io.weights.get(1).map(|w| w.values);
         let x = io.ins[0];
-        io.pool.pieces(&mut io.outs[0], self.head, x.len() * 8, |i, out| {
+        io.pool.pieces(io.outs[0], self.head, x.len() * 8, |i, out| {
             let weight = weight.map(|w| &w[i % self.groups * self.head..][..self.head]);
             let x = &x[i * self.head..(i + 1) * self.head];
             bounded_rms(x, weight, (self.eps, self.least), self.scale, out);
@@ -106,7 +106,7 @@ impl Op for LayerNorm {
     fn cpu(&self, io: &mut CpuIo<'_>) {
         let (weight, bias) = (io.weights[0].values, io.weights.get(1).map(|w| w.values));
         let (x, n) = (io.ins[0], weight.len());
-        io.pool.pieces(&mut io.outs[0], n, x.len() * 12, |i, out| {
+        io.pool.pieces(io.outs[0], n, x.len() * 12, |i, out| {
             let x = &x[i * n..(i + 1) * n];
             let mean = x.iter().map(|&v| v as f64).sum::<f64>() / n as f64;
             let var = x.iter().map(|&v| (v as f64 - mean).powi(2)).sum::<f64>() / n as f64;

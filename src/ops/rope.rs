@@ -195,7 +195,7 @@ impl Op for RopeOp {
         let table = &*table;
         let x = io.ins[0];
         let width = x.len() / io.rows;
-        io.pool.pieces(&mut io.outs[0], width, x.len() * 8, |t, out| {
+        io.pool.pieces(io.outs[0], width, x.len() * 8, |t, out| {
             out.copy_from_slice(&x[t * width..(t + 1) * width]);
             for head in out.chunks_exact_mut(self.head) {
                 rope.rotate(&table[t * rope.n_rot..][..rope.n_rot], head);

@@ -42,7 +42,7 @@ impl Op for Rotate {
     fn cpu(&self, io: &mut CpuIo<'_>) {
         let x = io.ins[0];
         let width = x.len() / io.rows;
-        io.pool.pieces(&mut io.outs[0], width, size_of_val(x) * self.run.ilog2() as usize, |t, out| {
+        io.pool.pieces(io.outs[0], width, size_of_val(x) * self.run.ilog2() as usize, |t, out| {
             out.copy_from_slice(&x[t * width..][..width]);
             dense::hadamard(out, self.run);
         });

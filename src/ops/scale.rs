@@ -60,7 +60,7 @@ impl Op for Scale {
             }
             Scale::By(_) | Scale::SoftCap(_) => {}
         }
-        io.pool.pieces(&mut io.outs[0], PIECE, x.len() * 8, |i, out| {
+        io.pool.pieces(io.outs[0], PIECE, x.len() * 8, |i, out| {
             let x = &x[i * PIECE..][..out.len()];
             match *self {
                 Scale::SoftCap(c) => out.iter_mut().zip(x).for_each(|(o, x)| *o = c * (x / c).tanh()),
@@ -118,7 +118,7 @@ impl Op for TemperatureOp {
     fn cpu(&self, io: &mut CpuIo<'_>) {
         let (x, rows) = (io.ins[0], &io.batch.rows);
         let width = x.len() / io.rows;
-        io.pool.pieces(&mut io.outs[0], width, x.len() * 8, |t, out| {
+        io.pool.pieces(io.outs[0], width, x.len() * 8, |t, out| {
             let factor = self.0.at(rows[t].pos);
             out.iter_mut().zip(&x[t * width..]).for_each(|(o, x)| *o = factor * x);
         });

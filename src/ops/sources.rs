@@ -35,7 +35,7 @@ impl Op for MixSources {
     fn cpu(&self, io: &mut CpuIo<'_>) {
         let (stack, last, weight) = (io.ins[0], io.ins[1], io.weights[0].values);
         let (n, parts) = (weight.len(), self.parts);
-        io.pool.pieces(&mut io.outs[0], n, (stack.len() + last.len()) * 8, |t, out| {
+        io.pool.pieces(io.outs[0], n, (stack.len() + last.len()) * 8, |t, out| {
             let kept = stack[t * parts * n..(t + 1) * parts * n].chunks_exact(n);
             let sources: Vec<&[f32]> = kept.chain([&last[t * n..(t + 1) * n]]).collect();
             let mut shares: Vec<f32> = sources.iter().map(|x| score(x, weight, self.eps)).collect();
